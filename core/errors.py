@@ -1,0 +1,23 @@
+"""Errors that are sentences.
+
+Anything a user can cause (a typo, a missing file, a full disk, a refused endpoint) is raised as `UserError` with one sentence that says
+what is wrong, where, and what to do. The command line prints that sentence and exits with 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One clear sentence for the user: what, where (file, row, field), and what to do."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint to append to a sentence about an unknown name: "; did you mean 'x'?", or the valid names when none is close."""
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid names are {', '.join(names)}" if names else ""

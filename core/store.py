@@ -1,0 +1,177 @@
+"""Results: immutable directories named by what determines their content.
+
+A result lives in `ROOT/results/STAGE/KEY/`. Work happens in `KEY.partial/`, which survives a kill so that the next run continues it;
+publishing is fsync, rename, and `manifest.json` last. What has no manifest is unfinished.
+
+The key is a digest of whatever the caller says determines the content (config, digests of inputs, VERSION of the code). The manifest
+also holds the digest of what was actually written, which children put into their own keys: a rebuilt parent with other bytes leaves
+its children behind as stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from core.errors import UserError
+
+Counts = dict[str, Any]
+"""What a stage reports: numbers by name (rows, tokens, seconds, failures by reason); written into the manifest, never part of a key."""
+
+MANIFEST = "manifest.json"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; pydantic models, paths, tuples and sets are converted. Equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"no canonical form for {type(value).__name__}")
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical form of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def tree_digest(folder: Path) -> str:
+    """Digest of every file below `folder` by relative name and content, leaving out the manifest itself."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees all of it or none: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data.encode() if isinstance(data, str) else data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished result: its folder and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content that was written (not of the key)."""
+        return str(self.manifest["digest"])
+
+
+@dataclass
+class Build:
+    """A result being made: write into `path`, put what is worth knowing into `counts` and `facts`."""
+
+    path: Path
+    counts: Counts = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """All results and columns of one root folder (the recipe's `store:`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: str, key: str) -> Path:
+        """Where the result of `stage` under `key` lives (it may not exist yet)."""
+        return self.root / "results" / stage / key[:16]
+
+    def find(self, stage: str, key: str) -> Result | None:
+        """The finished result under this key, or None."""
+        path = self.folder(stage, key)
+        try:
+            return Result(path, json.loads((path / MANIFEST).read_text()))
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path / MANIFEST} is not valid JSON ({error}); remove the folder {path} and run again.") from error
+
+    @contextmanager
+    def build(self, stage: str, key: str, spec: Mapping[str, Any]) -> Iterator[Build]:
+        """Make the result of `stage` under `key`.
+
+        Yields a `Build` whose folder keeps what an earlier, killed attempt had left. On a clean exit the folder is published; on an
+        exception it stays as `.partial`. `spec` is what determined the key, kept in the manifest so that a later plan can say which
+        field changed. Raises UserError when another process is making the same result.
+        """
+        final = self.folder(stage, key)
+        partial = final.with_name(final.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(final) + ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another run is making {stage} {key[:16]} in {self.root} right now; wait for it, or stop it first."
+            ) from error
+        try:
+            started = time.time()
+            build = Build(partial)
+            yield build
+            content = tree_digest(partial)
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    _fsync_file(path)
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "spec": json.loads(canonical(dict(spec))),
+                "digest": content,
+                "counts": build.counts,
+                "started": started,
+                "seconds": time.time() - started,
+                **build.facts,
+            }
+            if final.exists():  # an unfinished folder without a manifest: a kill between rename and manifest
+                shutil.rmtree(final)
+            partial.rename(final)
+            fsync_folder(final.parent)
+            write_atomic(final / MANIFEST, json.dumps(manifest, indent=2, default=_plain))
+        finally:
+            lock.release()
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
