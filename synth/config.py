@@ -1,0 +1,225 @@
+"""Synthesis, as a recipe states it, and the columns a filter may name. Imports pydantic only; what a column needs loads when it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+QUALITY = ("very poor", "poor", "average", "good", "excellent")
+DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
+CATEGORY = (
+    "Information seeking", "Reasoning", "Planning", "Editing", "Coding & Debugging", "Math",
+    "Role playing", "Data analysis", "Creative writing", "Advice seeking", "Brainstorming", "Others",
+)  # fmt: skip
+FINISH = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class Field_:
+    """One column a filter may name: `kind` is number, bool, text, label (unordered) or ordered; labels in rising order."""
+
+    kind: Literal["number", "bool", "text", "label", "ordered"]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that is measured at once and fills one or more columns.
+
+    `cost` orders the schedule (cheapest first); `reads` says what a cell depends on: the row's instruction, its response, or the
+    whole pool; `function` is the dotted name of what computes it ("" for what is derived from texts and costs nothing).
+    """
+
+    cost: int
+    reads: Literal["instruction", "response", "pool"]
+    function: str
+    columns: dict[str, Field_]
+
+
+NUMBER, TEXT, BOOL = Field_("number"), Field_("text"), Field_("bool")
+
+MEASURES: dict[str, Measure] = {
+    "text": Measure(0, "instruction", "", {
+        "instruction": TEXT, "instruction_length": NUMBER, "instruction_tokens": NUMBER, "instruction_finish_reason": Field_("label", FINISH),
+        "incomplete": BOOL, "exact_duplicate": BOOL, "repetition": NUMBER, "template_leak": BOOL, "temperature": NUMBER, "top_p": NUMBER,
+    }),
+    "language": Measure(1, "instruction", "synth.language.language", {"language": TEXT}),
+    "neighbors": Measure(2, "pool", "synth.neighbors.neighbors", {"min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT}),
+    "quality": Measure(3, "instruction", "synth.tags.quality", {
+        "input_quality": Field_("ordered", QUALITY), "input_quality_rank": NUMBER, "quality_explanation": TEXT}),
+    "difficulty": Measure(3, "instruction", "synth.tags.difficulty", {
+        "difficulty": Field_("ordered", DIFFICULTY), "difficulty_rank": NUMBER, "intent": TEXT, "knowledge": TEXT}),
+    "category": Measure(3, "instruction", "synth.tags.category", {"task_category": Field_("label", CATEGORY)}),
+    "response": Measure(5, "response", "synth.generate.responses", {
+        "response": TEXT, "response_length": NUMBER, "response_tokens": NUMBER, "response_finish_reason": Field_("label", FINISH),
+        "response_repetition": NUMBER, "refusal": BOOL, "response_template_leak": BOOL,
+    }),
+    "reward": Measure(6, "response", "synth.tags.reward", {"instruct_reward": NUMBER}),
+    # In no tagger of ours yet: read from published sets only.
+    "reward_difference": Measure(7, "response", "", {"base_reward": NUMBER, "reward_difference": NUMBER}),
+    "safety": Measure(7, "response", "", {"llama_guard_2": TEXT}),
+}  # fmt: skip
+"""Everything that can be measured of a row, cheapest first (ties: the order here)."""
+
+COLUMNS: dict[str, tuple[str, Field_]] = {name: (measure, field) for measure, m in MEASURES.items() for name, field in m.columns.items()}
+"""Column name -> (the measure that fills it, its declaration)."""
+
+
+class ModelConfig(BaseModel):
+    """A model behind an OpenAI-compatible server."""
+
+    model_config = STRICT
+    model: str
+    """Hub id, local folder, or `embedded/NAME` for a model that pip delivered."""
+    revision: str | None = None
+    """Hub commit, branch or tag."""
+    urls: tuple[str, ...] = ()
+    """Use these servers (base URL up to but without /v1) and start none."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key for `urls`."""
+    replicas: int = 1
+    """Servers to start, each with `tensor_parallel_size` GPUs."""
+    max_in_flight: int = 128
+    """Requests in flight over all replicas."""
+    timeout: float = 600
+    """Seconds one request may take."""
+    server: dict[str, Any] = Field(default_factory=dict)
+    """vLLM engine arguments, verbatim (max_model_len, tensor_parallel_size, dtype, ...)."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment of the server we start."""
+
+
+class ImportConfig(BaseModel):
+    """Rows that exist already."""
+
+    model_config = STRICT
+    import_: str = Field(alias="import")
+    """A published Magpie set or a ShareGPT/messages file: hub id, file or folder (Parquet or JSONL)."""
+    limit: int | None = None
+    """Take the first rows only."""
+
+
+class TagConfig(BaseModel):
+    """How one LLM tag is measured."""
+
+    model_config = STRICT
+    model: ModelConfig | None = None
+    """The tagger; default: the teacher."""
+    mode: Literal["label", "explain"] = "label"
+    """`label`: log-probabilities of one-token codes in one request of one token; `explain`: schema-constrained JSON with the explanation first."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """SamplingParams, verbatim; default greedy."""
+    prompt: str | None = None
+    """A prompt file (jinja) in place of the shipped one."""
+
+
+class NeighborsConfig(BaseModel):
+    """Embedding and nearest neighbours over all generated rows."""
+
+    model_config = STRICT
+    model: str = "embedded/all-MiniLM-L6-v2"
+    """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2)."""
+    threshold: float = 0.05
+    """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the original)."""
+
+
+class TagsConfig(BaseModel):
+    """Settings of the measures; a measure that no arm's filter names is never computed."""
+
+    model_config = STRICT
+    quality: TagConfig = TagConfig()
+    """input_quality, input_quality_rank (1 to 5), quality_explanation."""
+    difficulty: TagConfig = TagConfig()
+    """difficulty, difficulty_rank (1 to 5), intent, knowledge."""
+    category: TagConfig = TagConfig()
+    """task_category."""
+    neighbors: NeighborsConfig = NeighborsConfig()
+    """min_neighbor_distance, repeat_count, min_similar_id."""
+    reward: ModelConfig | None = None
+    """A sequence-classification reward model for instruct_reward."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes that the language detector may answer; empty: all of lingua's."""
+
+
+class SynthConfig(BaseModel):
+    """From a teacher's name to rows with tags."""
+
+    model_config = STRICT
+    teacher: ModelConfig
+    """The aligned model that writes instructions (and responses, unless `responder` is given)."""
+    responder: ModelConfig | None = None
+    """Another model for the responses."""
+    rows: int | ImportConfig = 1000
+    """How many instructions to draw, or `{import: ...}` for rows that exist."""
+    seed: int = 0
+    """Seed of the pool: with the model, template and sampling it fixes every row's id and its own sampling seed."""
+    system_prompt: str | None = None
+    """None: without where the template allows it; `default`: what the chat template itself puts; else this text."""
+    pre_query_template: str | None = None
+    """Overrides the pre-query template derived from the tokenizer's chat template."""
+    instruction: dict[str, Any] = Field(default_factory=lambda: {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2048})
+    """SamplingParams of the instructions, verbatim."""
+    response: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
+    """SamplingParams of the responses, verbatim; greedy by default as in the paper."""
+    tags: TagsConfig = TagsConfig()
+    """How each tag is measured, where a filter asks for it."""
+    heldout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows kept out of every arm, by hash of id; they are answered and used for held-out loss."""
+
+    @model_validator(mode="after")
+    def _rows_positive(self) -> SynthConfig:
+        if isinstance(self.rows, int) and self.rows < 1:
+            raise ValueError("rows must be at least 1")
+        return self
+
+
+class Budget(BaseModel):
+    """How much an arm selects, in absolute terms, so that no arm depends on another."""
+
+    model_config = STRICT
+    rows: int | None = Field(default=None, ge=1)
+    """Rows."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Non-pad tokens after the student's chat template."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if (self.rows is None) == (self.tokens is None):
+            raise ValueError("a budget is either {rows: N} or {tokens: N}")
+        return self
+
+
+class ArmConfig(BaseModel):
+    """One arm: a filter over the pool, someone else's data, or a finished model."""
+
+    model_config = STRICT
+    strategy: str | None = None
+    """A named strategy (`magpie filters` lists them); `where`, `choose` and `budget` given beside it replace its own."""
+    params: dict[str, float | str] = Field(default_factory=dict)
+    """Thresholds of the named strategy."""
+    where: str | None = None
+    """SQL predicate over columns, decided row by row; absent: every row may be chosen."""
+    choose: str | None = None
+    """longest, top(COLUMN), hash_order, difficulty_mix or all."""
+    budget: Budget | None = None
+    """How much to choose; required unless `choose: all`."""
+    allow_short: bool = False
+    """Train on fewer rows when the budget cannot be filled, instead of stopping."""
+    data: str | None = None
+    """Someone else's data in place of the pool: hub id, file or folder in a published, ShareGPT or messages form."""
+    model: str | None = None
+    """A finished model in place of training (`untuned` in the demo is the base model itself)."""
+    revision: str | None = None
+    """Hub revision of `model` or `data`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ArmConfig:
+        if self.model and (self.data or self.where or self.choose or self.strategy or self.budget):
+            raise ValueError("an arm that is a finished model takes nothing but `model` and `revision`")
+        if self.data and (self.where or self.strategy):
+            raise ValueError("an arm with `data` takes no `where` or `strategy`: its rows are not in the pool")
+        return self

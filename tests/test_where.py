@@ -1,0 +1,113 @@
+"""`where`: what is accepted, what is refused by name, and three-valued logic."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from core.errors import UserError
+from synth.config import COLUMNS, QUALITY
+from synth.where import parse
+
+FIELDS = {name: field for name, (_, field) in COLUMNS.items()}
+
+
+def frame() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "input_quality": pl.Series(["very poor", "good", None, "excellent"], dtype=pl.Enum(list(QUALITY))),
+            "min_neighbor_distance": [0.0, 0.4, 0.2, None],
+            "instruct_reward": [-12.5, -11.0, None, 3.0],
+            "instruction": ["a:", "b", "write a list", "C"],
+            "language": ["EN", "EN", "DE", None],
+            "incomplete": [True, False, False, None],
+        }
+    )
+
+
+def values(text: str) -> list[bool | None]:
+    return frame().select(parse(text, FIELDS).root.expr.alias("x"))["x"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("input_quality >= 'good'", [False, True, None, True]),
+        ("input_quality IN ('good', 'very poor')", [True, True, None, False]),
+        ("input_quality NOT IN ('good')", [True, False, None, True]),
+        ("instruct_reward > -12", [False, True, None, True]),
+        ("instruct_reward > -12.25", [False, True, None, True]),
+        ("-12 < instruct_reward", [False, True, None, True]),
+        ("instruct_reward IN (-11, 3)", [False, True, None, True]),
+        ("instruct_reward BETWEEN -12 AND 0", [False, True, None, False]),
+        ("instruct_reward NOT BETWEEN -12 AND 0", [True, False, None, True]),
+        ("NOT input_quality = 'good'", [True, False, None, True]),
+        ("NOT incomplete", [False, True, True, None]),
+        ("incomplete = TRUE", [True, False, False, None]),
+        ("instruction NOT LIKE '%:'", [False, True, True, True]),
+        ("LENGTH(instruction) > 2", [False, False, True, False]),
+        ("LOWER(instruction) = 'c'", [False, False, False, True]),
+        ("language = 'EN'", [True, True, False, None]),
+        ("min_neighbor_distance > 0 AND input_quality >= 'good'", [False, True, None, None]),
+        ("min_neighbor_distance > 0.3 OR input_quality >= 'good'", [False, True, None, True]),
+        ("input_quality >= 'good' AND FALSE", [False, False, False, False]),
+    ],
+)
+def test_three_valued_result(text: str, expected: list[bool | None]) -> None:
+    assert values(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("input_quality = 'goood'", "'goood' is not a label of `input_quality`; did you mean 'good'?"),
+        ("input_quality IN ('good', 'excelent')", "did you mean 'excellent'?"),
+        ("input_quality >= 'Good'", "'Good' is not a label"),
+        ("input_qualty >= 'good'", "unknown column `input_qualty`; did you mean 'input_quality'?"),
+        ("COALESCE(instruct_reward, 0) > 1", "COALESCE is not allowed"),
+        ("instruct_reward IS NULL", "IS NULL is not allowed"),
+        ("instruct_reward IS NOT NULL", "IS NOT NULL is not allowed"),
+        ("CASE WHEN instruct_reward > 1 THEN TRUE ELSE FALSE END", "CASE / IF is not allowed"),
+        ("GREATEST(instruct_reward, base_reward) > 1", "GREATEST is not allowed"),
+        ("AVG(instruct_reward) > 1", "AVG is not allowed"),
+        ("RANK() OVER (ORDER BY instruct_reward) < 3", "is not allowed"),
+        ("SUM(instruct_reward) OVER () > 1", "is not allowed"),
+        ("instruct_reward <=> base_reward", "is not allowed"),
+        ("instruct_reward + 1 > 2", "+ is not allowed"),
+        ("CAST(instruct_reward AS INT) > 1", "CAST is not allowed"),
+        ("instruct_reward > NULL", "NULL is never true"),
+        ("instruct_reward IN (1, NULL)", "compared with NULL is never true"),
+        ("instruct_reward > 'NaN'", "is a number"),
+        ("instruct_reward", "alone is not true or false"),
+        ("LENGTH(instruction)", "is not allowed"),
+        ("TRUE", "names no column"),
+        ("1 < 2", "two constants"),
+        ("instruction > 'abc'", "would compare alphabetically"),
+        ("task_category > 'Math'", "have no order"),
+        ("input_quality LIKE 'good%'", "use = or IN with its labels"),
+        ("input_quality = difficulty", "cannot be compared"),
+        ("instruct_reward > (SELECT 1)", "a subquery is not allowed"),
+        ("instruct_reward >", "cannot read"),
+        ("frobnicate(instruct_reward) > 1", "unsupported function 'frobnicate'"),
+    ],
+)
+def test_refused_with_a_sentence(text: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(text, FIELDS, at="arms.magpie.where")
+    assert says in str(error.value)
+    assert str(error.value).startswith("arms.magpie.where: ")
+
+
+def test_only_the_null_leaf_that_can_still_decide_is_needed() -> None:
+    where = parse("(input_quality >= 'good' AND min_neighbor_distance > 0.3) OR instruct_reward > 0", FIELDS)
+    needs_quality = frame().select(where.root.needs(frozenset({"input_quality"})).alias("x"))["x"].to_list()
+    needs_distance = frame().select(where.root.needs(frozenset({"min_neighbor_distance"})).alias("x"))["x"].to_list()
+    # row 2: distance already refuses the left side, so quality cannot matter; only the reward is asked for
+    assert needs_quality == [False, False, False, False]
+    assert needs_distance == [False, False, False, False]
+    assert frame().select(where.root.needs(frozenset({"instruct_reward"})).alias("x"))["x"].to_list() == [False, False, True, False]
+
+
+def test_predicates_are_the_top_level_terms_in_order() -> None:
+    where = parse("input_quality >= 'good' AND (language = 'EN' OR incomplete) AND instruct_reward > -12", FIELDS)
+    assert [p.text for p in where.predicates()] == ["input_quality >= 'good'", "language = 'EN' OR incomplete", "instruct_reward > -12"]
