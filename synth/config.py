@@ -48,7 +48,8 @@ MEASURES: dict[str, Measure] = {
         "incomplete": BOOL, "exact_duplicate": BOOL, "repetition": NUMBER, "template_leak": BOOL, "temperature": NUMBER, "top_p": NUMBER,
     }),
     "language": Measure(1, "instruction", "synth.language.language", {"language": TEXT}),
-    "neighbors": Measure(2, "pool", "synth.neighbors.neighbors", {"min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT}),
+    "neighbors": Measure(2, "pool", "synth.neighbors.neighbors", {
+        "min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT, "near_duplicate": BOOL}),
     "quality": Measure(3, "instruction", "synth.tags.quality", {
         "input_quality": Field_("ordered", QUALITY), "input_quality_rank": NUMBER, "quality_explanation": TEXT}),
     "difficulty": Measure(3, "instruction", "synth.tags.difficulty", {

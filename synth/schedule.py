@@ -1,0 +1,149 @@
+"""Which column to measure next, for which rows: never pay for a row that no arm can keep.
+
+A cell is wanted when it can still decide some arm's `where`, when some arm's `choose` ranks by it, or when it is the response of a row
+that some arm is about to take. Wants are united over arms and seeds, and the cheapest measure is bought first; then everything is
+looked at again. Answers were 97 % of the paper's GPU-hours (section 3.4), so a row that every arm refuses is never answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from core.errors import UserError
+from synth.config import COLUMNS, MEASURES
+from synth.filters import ALLOWED, FAILED, REFUSED, RESERVED, UNANSWERED, UNDECIDED, Filter, measures_of, needs, order, prefix, verdicts
+
+TokenCounter = Callable[[pl.DataFrame], pl.Series]
+"""Counts the student's non-pad tokens of rows [id, messages]; handed over by the graph, because only the student's template knows."""
+
+
+def wanted(frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], tokens: TokenCounter | None = None) -> dict[str, list[str]]:
+    """Cells to measure now: measure -> ids, cheapest measure first; empty when every arm can choose.
+
+    `frame` is `Pool.frame()`; each rule comes with the seeds it is drawn for. Rows that are held out want their response as well.
+    """
+    rows: dict[str, set[int]] = {}
+    reserved = frame.with_row_index("row").filter(pl.col("reserved") & pl.col("heldout") & pl.col("status:response").is_null())
+    rows.setdefault("response", set()).update(reserved["row"].to_list())
+    for rule, seeds in rules:
+        verdict = verdicts(frame, rule)
+        for seed in seeds if rule.seeded else seeds[:1]:
+            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens):
+                rows.setdefault(measure, set()).update(found)
+    ids = frame["id"].to_list()
+    ordered = sorted(MEASURES, key=lambda m: MEASURES[m].cost)
+    return {m: [ids[r] for r in sorted(rows[m])] for m in ordered if rows.get(m)}
+
+
+def _wanted_by(
+    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, tokens: TokenCounter | None
+) -> Iterable[tuple[str, list[int]]]:
+    """What one rule wants: (measure, row numbers)."""
+    ranked = order(frame, rule, verdict, seed)
+    if ranked is None:  # some ranking column is unmeasured: every row not refused is decided, and ranked, first
+        candidates = verdict.is_in([ALLOWED, UNDECIDED])
+    else:
+        taken = prefix(ranked, rule.budget, _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None)
+        candidates = pl.Series(range(len(frame)), dtype=pl.UInt32).is_in(taken.implode())
+    numbered = frame.with_row_index("row").with_columns(candidates.alias("candidate"), verdict.alias("verdict")).filter("candidate")
+    if rule.where is not None:
+        open_rows = numbered.filter(pl.col("verdict") == UNDECIDED)
+        for measure in measures_of(rule.where.columns):
+            yield from _with_response(measure, open_rows.filter(needs(rule.where, measure)))
+    allowed = numbered.filter(pl.col("verdict") == ALLOWED)
+    ranks = [COLUMNS[c][0] for c in rule.ranks] if ranked is None else []
+    for measure in ranks:
+        yield from _with_response(measure, allowed.filter(pl.col(f"status:{measure}").is_null()))
+    if ranked is not None:
+        yield "response", allowed.filter(pl.col("status:response").is_null())["row"].to_list()
+
+
+def _with_response(measure: str, rows: pl.DataFrame) -> Iterable[tuple[str, list[int]]]:
+    """A measure that reads the response wants the response first, and itself only where there is one."""
+    if MEASURES[measure].reads == "response" and measure != "response":
+        yield "response", rows.filter(pl.col("status:response").is_null())["row"].to_list()
+        rows = rows.filter(pl.col("status:response") == "ok")
+    yield measure, rows["row"].to_list()
+
+
+def _token_estimates(frame: pl.DataFrame, tokens: TokenCounter | None) -> pl.Series:
+    """Student tokens per row: counted where there is a response, else the mean of those counted (256 before the first answer)."""
+    if tokens is None:
+        raise UserError("a budget in tokens needs the student's tokenizer and chat template; give the budget in rows instead.")
+    counted = tokens(frame)
+    mean = counted.mean()
+    return counted.fill_null(round(mean) if isinstance(mean, (int, float)) else 256).cast(pl.Int64)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one arm chose: ids in order, the funnel, and why every other row was not chosen."""
+
+    ids: list[str]
+    funnel: dict[str, object]
+    dropped: pl.DataFrame
+
+
+def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | None = None) -> Selection:
+    """Choose, once nothing is wanted any more.
+
+    The funnel attributes a refused row to the first predicate (in the order written) that is false for it. Raises UserError when the
+    budget cannot be filled and the arm does not say `allow_short`.
+    """
+    verdict = verdicts(frame, rule)
+    ranked = order(frame, rule, verdict, seed)
+    assert ranked is not None, "select() before measuring was done"
+    counted = _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None
+    taken = prefix(ranked, rule.budget, counted)
+    reasons, steps = _reasons(frame, rule, verdict)
+    allowed = int((verdict == ALLOWED).sum())
+    sums = int(counted.gather(taken).sum()) if counted is not None else None
+    funnel: dict[str, object] = {
+        "pool": len(frame),
+        "heldout": int(frame["heldout"].sum()),
+        "reserved_duplicates": int((frame["reserved"] & ~frame["heldout"]).sum()),
+        "steps": steps,
+        "failed": {reason: n for reason, n in reasons.filter(reasons.str.contains("failed")).value_counts().iter_rows()},
+        "allowed": allowed,
+        "chosen": len(taken),
+        "chosen_tokens": sums,
+        "choose": rule.choose,
+        "budget": rule.budget.model_dump(exclude_none=True) if rule.budget else None,
+    }
+    budget = rule.budget
+    short = budget is not None and len(taken) == len(ranked) and (len(taken) < budget.rows if budget.rows else (sums or 0) < (budget.tokens or 0))
+    if short and budget and not rule.allow_short:
+        stopped = ", ".join(f"{s['stopped']} by {s['predicate']}" for s in steps if s["stopped"])
+        raise UserError(
+            f"arms.{rule.name}: the budget asks for {f'{budget.rows} rows' if budget.rows else f'{budget.tokens} tokens'} but only {len(taken)} rows "
+            f"of {len(frame)} can be chosen (stopped: {stopped or 'none'}; held out: {funnel['heldout']}); draw more rows, loosen `where`, "
+            "lower the budget, or say `allow_short: true`."
+        )
+    chosen = frame["id"].gather(taken).to_list()
+    kept = set(chosen)
+    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(~pl.col("id").is_in(list(kept)))
+    return Selection(chosen, funnel, dropped)
+
+
+def _reasons(frame: pl.DataFrame, rule: Filter, verdict: pl.Series) -> tuple[pl.Series, list[dict[str, object]]]:
+    """Why each row is out (rows that could be chosen read "not chosen"), and how many rows each predicate stopped."""
+    reserved = pl.when("heldout").then(pl.lit("held out")).otherwise(pl.lit("equals a held-out instruction"))
+    reason = (
+        pl.when(pl.col("verdict") == RESERVED).then(reserved)
+        .when(pl.col("verdict") == UNANSWERED).then(pl.lit(UNANSWERED))
+        .when(pl.col("verdict") == FAILED).then(pl.lit("tag failed"))
+    )  # fmt: skip
+    predicates = rule.where.predicates() if rule.where else []
+    for predicate in predicates:
+        reason = reason.when((pl.col("verdict") == REFUSED) & predicate.expr.not_()).then(pl.lit(predicate.text))
+    reasons = frame.with_columns(verdict.alias("verdict")).select(reason.otherwise(pl.lit("not chosen")).alias("reason"))["reason"]
+    left = len(frame) - int(frame["reserved"].sum())
+    steps: list[dict[str, object]] = []
+    for predicate in predicates:
+        stopped = int((reasons == predicate.text).sum())
+        left -= stopped
+        steps.append({"predicate": predicate.text, "stopped": stopped, "left": left})
+    return reasons, steps
