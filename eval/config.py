@@ -1,0 +1,239 @@
+"""Evaluation, as a recipe states it. Imports pydantic only: prompt sets, judges and lm-eval load when they are used."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+Benchmark = Literal["alpaca", "arena", "heldout", "tasks"]
+
+
+def _server(block: dict[str, Any]) -> dict[str, Any]:
+    """Check a `server:` block where it is written, by the class that it ends up in."""
+    from core.endpoint import ServerSpec
+
+    ServerSpec(model="model", **{k: v for k, v in block.items() if k != "model"})
+    if "model" in block:
+        raise ValueError("a `server:` block names no model; write `model:` beside it")
+    return block
+
+
+class AnswersConfig(BaseModel):
+    """How a checkpoint answers a prompt set."""
+
+    model_config = STRICT
+
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1024}
+    """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature, max_tokens, repetition_penalty, seed …)."""
+    system: str | None = None
+    """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may bring one of its own."""
+    server: dict[str, Any] = {}
+    """The checkpoint's server, as core.endpoint.ServerSpec has it: replicas, max_in_flight, timeout, args (vLLM's, verbatim), env."""
+
+    _check_server = field_validator("server")(_server)
+
+
+class Prices(BaseModel):
+    """What a judge costs, in one currency of the user's choice."""
+
+    model_config = STRICT
+
+    input: float = Field(ge=0)
+    """Price of a million prompt tokens."""
+    output: float = Field(ge=0)
+    """Price of a million generated tokens."""
+
+
+class JudgeConfig(BaseModel):
+    """Who judges: a model of ours behind vLLM, or any OpenAI-compatible endpoint."""
+
+    model_config = STRICT
+
+    model: str
+    """Folder, `embedded/NAME`, hub id, or with `server.urls` the name that the endpoint knows."""
+    revision: str | None = None
+    """Hub branch, tag or commit; for a hosted judge any note of yours that should count as part of its identity."""
+    server: dict[str, Any] = {}
+    """As core.endpoint.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args` are vLLM's, verbatim."""
+    api: Literal["completions", "chat"] | None = None
+    """How to ask. `completions` sends token ids, so that no control token of an answer survives; `chat` sends messages, as hosted judges want
+    it. Default: chat when `server.urls` is given, else completions."""
+    max_answer_characters: int = Field(default=100_000, ge=100)
+    """An answer longer than this is cut before it is judged, with a note in its place, and counted. Characters, not tokens."""
+    prices: Prices | None = None
+    """With prices, the money spent is counted and `budget` can stop it."""
+    budget: float | None = Field(default=None, gt=0)
+    """The most that the judgments of one result may cost in all (those already in the store count as what they cost), in the currency of
+    `prices`. When it is reached the run stops with a sentence; everything bought is kept."""
+
+    _check_server = field_validator("server")(_server)
+
+    @property
+    def asks_by(self) -> Literal["completions", "chat"]:
+        """The API in use."""
+        return self.api or ("chat" if self.server.get("urls") else "completions")
+
+    @model_validator(mode="after")
+    def _budget_needs_prices(self) -> JudgeConfig:
+        if self.budget is not None and self.prices is None:
+            raise ValueError("`budget` needs `prices`: without them no money is counted")
+        return self
+
+
+class Protocol(BaseModel):
+    """What the two pairwise benchmarks share: whose answers are compared on which prompts, and how the judge is asked."""
+
+    model_config = STRICT
+
+    prompts: str | None = None
+    """Prompt set of this benchmark; none means `eval.prompts`."""
+    answers: AnswersConfig | None = None
+    """How checkpoints answer in this benchmark; none means `eval.answers`."""
+    baseline: str | dict[str, str] | None = None
+    """Answers that every arm is compared with: an arm's name, a file of answers, or `hub`; for prompts whose categories have baselines of
+    their own, a mapping from category to file. None means the baseline arm of the recipe."""
+    judge: JudgeConfig | None = None
+    """The judge of this benchmark; none means `eval.judge`."""
+
+
+class AlpacaConfig(Protocol):
+    """AlpacaEval-style: one verdict between two unordered outputs, read from the log-probabilities of a one-token code."""
+
+    kind: Literal["alpaca"] = "alpaca"
+    """Which protocol this is; never needs writing."""
+    mode: Literal["logprob", "text"] = "logprob"
+    """`logprob` reads P(first output is better) from the first token's log-probabilities; `text` takes the code that the judge writes, for
+    judges that give no log-probabilities."""
+    order: Literal["random", "both"] = "random"
+    """`random` fixes one order an instruction, by the official rule, alike for every model; `both` asks twice and averages."""
+    order_seed: str = "0"
+    """Seed in the official rule for the order (the published judgments have 0)."""
+    prompt: str = "alpaca"
+    """`alpaca` (ours), or the path of a template: .jinja with {{ instruction }}, {{ output_1 }}, {{ output_2 }}, or the official text with
+    {instruction}, {output_1}, {output_2}."""
+    codes: tuple[str, str] = ("m", "M")
+    """What the template calls the first and the second output; each must be one token of the judge."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1}
+    """Sampling of the judge, verbatim in the request; in text mode allow more tokens when the judge thinks first."""
+
+    @model_validator(mode="after")
+    def _codes_differ(self) -> AlpacaConfig:
+        if self.codes[0] == self.codes[1] or not all(self.codes):
+            raise ValueError(f"`codes` must be two different, non-empty texts, not {list(self.codes)}")
+        return self
+
+
+class ArenaConfig(Protocol):
+    """Arena-Hard-style: two games with swapped positions, each ending in one of five verdict labels."""
+
+    kind: Literal["arena"] = "arena"
+    """Which protocol this is; never needs writing."""
+    version: Literal["v0.1", "v2.0"] = "v0.1"
+    """Whose rules read the verdict: v0.1 wants exactly one distinct [[label]] and asks once more when there is none; v2.0 takes the last."""
+    prompt: str | dict[str, str] = "arena"
+    """`arena` (ours: the judge answers the prompt itself first), `arena-direct` (ours, without that step), or the path of a template as in
+    `alpaca`. A mapping from category to one of these asks each category in its own way (v2.0 judges creative writing directly)."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 4096}
+    """Sampling of the judge, verbatim in the request."""
+    constrain: bool = False
+    """When a judge's text ends without a verdict, ask for the bare label by constrained decoding (vLLM structured outputs; not with `chat`).
+    Such verdicts are counted as constrained. It replaces the retry of v0.1."""
+
+
+class HeldoutConfig(BaseModel):
+    """Loss on the conversations kept out of training."""
+
+    model_config = STRICT
+
+    server: dict[str, Any] | None = None
+    """The checkpoint's server; none means the one of `eval.answers`."""
+
+    @field_validator("server")
+    @classmethod
+    def _check_server(cls, block: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if block is None else _server(block)
+
+
+class TasksConfig(BaseModel):
+    """lm-eval."""
+
+    model_config = STRICT
+
+    tasks: tuple[str, ...] = ("everyday-science",)
+    """Names of lm-eval tasks or groups, paths of task YAML files, or `everyday-science`, the small set shipped here."""
+    backend: str = "hf"
+    """lm-eval's model type: hf, local-completions, vllm …"""
+    model_args: dict[str, Any] = {}
+    """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
+    evaluate: dict[str, Any] = {}
+    """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size, apply_chat_template, gen_kwargs …"""
+
+    @field_validator("evaluate")
+    @classmethod
+    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"model", "model_args", "tasks", "log_samples", "task_manager"} & set(value))
+        if taken:
+            raise ValueError(f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} set by the harness and cannot be in `evaluate`")
+        return value
+
+
+class EvalConfig(BaseModel):
+    """What is measured on every checkpoint. A benchmark that is not named is not run."""
+
+    model_config = STRICT
+
+    prompts: str = "magpie-48"
+    """`magpie-48` (48 prompts written here, 4 in each of 12 categories), `alpaca_eval`, `arena-hard-v0.1`, `arena-hard-v2.0` (from the hub),
+    or the path of a file in our form or in either benchmark's."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only so many prompts, spread evenly over the set; none means all."""
+    answers: AnswersConfig = AnswersConfig()
+    """How checkpoints answer."""
+    judge: JudgeConfig | None = None
+    """The judge of every pairwise benchmark that names none of its own."""
+    alpaca: AlpacaConfig | None = None
+    """AlpacaEval-style pairwise preference."""
+    arena: ArenaConfig | None = None
+    """Arena-Hard-style games."""
+    heldout: HeldoutConfig | None = None
+    """Loss on held-out conversations."""
+    tasks: TasksConfig | None = None
+    """lm-eval tasks."""
+    primary: Benchmark | None = None
+    """The one benchmark that decides, declared beforehand; all others are exploratory. None means the first that is named, in the order
+    alpaca, arena, heldout, tasks."""
+
+    @property
+    def benchmarks(self) -> tuple[Benchmark, ...]:
+        """The benchmarks that this recipe runs, in a fixed order."""
+        present: dict[Benchmark, Any] = {"alpaca": self.alpaca, "arena": self.arena, "heldout": self.heldout, "tasks": self.tasks}
+        return tuple(name for name, block in present.items() if block is not None)
+
+    @property
+    def deciding(self) -> Benchmark | None:
+        """The primary benchmark."""
+        return self.primary or next(iter(self.benchmarks), None)
+
+    def protocol(self, benchmark: Literal["alpaca", "arena"]) -> AlpacaConfig | ArenaConfig:
+        """The block of a pairwise benchmark with every default from above filled in: prompts, answers and judge are never None."""
+        block = self.alpaca if benchmark == "alpaca" else self.arena
+        assert block is not None, f"{benchmark} is not part of this recipe"
+        return block.model_copy(
+            update={"prompts": block.prompts or self.prompts, "answers": block.answers or self.answers, "judge": block.judge or self.judge}
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalConfig:
+        for name, block in (("alpaca", self.alpaca), ("arena", self.arena)):
+            if block is not None and (block.judge or self.judge) is None:
+                raise ValueError(f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`")
+        if self.primary is not None and self.primary not in self.benchmarks:
+            raise ValueError(f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})")
+        if self.arena is not None and self.arena.constrain:
+            judge = self.arena.judge or self.judge
+            if judge is not None and judge.asks_by == "chat":
+                raise ValueError("`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)")
+        return self
