@@ -64,7 +64,7 @@ def template(name: str, codes: tuple[str, str] = ("A", "B")) -> Template:
         filled = re.sub(r"\{(instruction|output_1|output_2)\}", lambda m: marks[m[1]], text)
     absent = [slot for slot in SLOTS if marks[slot] not in filled]
     if absent:
-        raise UserError(f"judge prompt {path} does not show {', '.join(absent)}; write {'{{ %s }}' % absent[0]} where it belongs.")
+        raise UserError(f"judge prompt {path} does not show {', '.join(absent)}; name each slot where its text belongs.")
     sections = _SECTION.findall(filled)
     return Template(text, tuple(sections) if sections else (("user", filled.strip()),))
 
