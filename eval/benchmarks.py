@@ -63,7 +63,7 @@ def prompts(source: str, limit: int | None = None) -> list[Prompt]:
     path = _path(source)
     found: list[Prompt] = []
     seen: dict[str, int] = {}
-    for number, record in _records(path):
+    for number, record in records(path):
         prompt = _prompt(record)
         if prompt is None:
             raise UserError(f"{path}, record {number}: no prompt; a record needs id and prompt (or uid and prompt, or instruction).")
@@ -96,7 +96,7 @@ def baseline(source: str | Mapping[str, str], wanted: Sequence[Prompt], out: Pat
     if source == "hub":
         if prompt_set not in HUB_BASELINES:
             raise UserError(f"the prompt set '{prompt_set}' has no published baseline{nearest(prompt_set, HUB_BASELINES)}")
-        by_category = {category: _download(*where) for category, where in HUB_BASELINES[prompt_set].items()}
+        by_category = {category: download(*where) for category, where in HUB_BASELINES[prompt_set].items()}
     else:
         by_category = {"*": source} if isinstance(source, str) else dict(source)
     answers = {category: _answers(Path(path)) for category, path in by_category.items()}
@@ -157,7 +157,7 @@ def _answers(path: Path) -> dict[str, str]:
             raise UserError(f"{path / 'answers.parquet'} cannot be read as answers ({error}).") from error
         return dict(zip(frame["id"], frame["answer"], strict=True))
     table: dict[str, str] = {}
-    for number, record in _records(path):
+    for number, record in records(path):
         answer = _answer(record)
         if answer is None:
             raise UserError(f"{path}, record {number}: no answer; a record needs id and answer (or instruction and output, or Arena-Hard's form).")
@@ -171,14 +171,15 @@ def _path(source: str) -> Path:
     if source in SHIPPED:
         return SHIPPED[source]
     if source in HUB:
-        return _download(*HUB[source])
+        return download(*HUB[source])
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"prompt set '{source}' is neither a known name nor a file{nearest(source, [*SHIPPED, *HUB])}")
     return path
 
 
-def _download(repo: str, name: str) -> Path:
+def download(repo: str, name: str) -> Path:
+    """A file of a dataset repository on the hub, from its cache where it is there. Raises UserError when it cannot be fetched."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -188,7 +189,7 @@ def _download(repo: str, name: str) -> Path:
         raise UserError(f"{name} of the hub's {repo} cannot be fetched ({reason}); download it elsewhere and give its path.") from error
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, record) from a .jsonl file (number = line) or from a .json file that holds one list (number = place in it, from 1)."""
     try:
         data = path.read_bytes()
