@@ -1,0 +1,80 @@
+"""Free columns: what the text of an instruction or a response shows by itself. Pure polars; all lengths are in characters.
+
+Regular expressions run in polars' linear-time engine, so a hostile text cannot stall them.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+SLICE = 20_000  # texts whose words are in memory at once
+
+# An instruction that stops before it says what it is about: "Fix this code:", an opened bracket, a trailing "and the".
+_CUT_END = r"(?i)([:,;(\[{]|\.\.\.|…|-|\b(and|or|but|the|a|an|of|to|with|for|in|is|are|that|which|because))\s*$"
+
+_REFUSAL = (
+    r"(?i)^\W*(i'?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|i (can'?t|cannot|can not|won'?t|will not|am unable|am not able)\b"
+    r"|i'?m (unable|not able)\b|as an? (ai|artificial intelligence|language model|large language model)\b|unfortunately,? i (can'?t|cannot|am|'m))"
+)
+
+# Chat markup of the common families, so that a leak is seen without the tokenizer at hand.
+_MARKUP = (
+    r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|</?think>"
+    r"|(?m)^(### (Instruction|Response):|(USER|ASSISTANT|Human|Assistant|User): )"
+)
+
+
+def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
+    """Free columns of instructions.
+
+    `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id, instruction_length (characters), incomplete,
+    repetition (0 to 1), template_leak, exact_duplicate (false for the first row with that text)].
+    """
+    text = pl.col("instruction").fill_null("")
+    return rows.with_columns(_repetition(rows["instruction"])).select(
+        "id",
+        text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
+        (_cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)).alias("incomplete"),
+        "repetition",
+        text.str.contains(_MARKUP).alias("template_leak"),
+        (~text.is_first_distinct()).alias("exact_duplicate"),
+    )
+
+
+def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
+    """Free columns of responses.
+
+    `rows`: id, response, and optionally finish_reason. Returns, in the same order, [id, response_length (characters), response_incomplete
+    (cut off at max_tokens, or an odd code fence), response_repetition (0 to 1), refusal, response_template_leak]; a null response gives nulls.
+    """
+    text = pl.col("response")
+    return rows.with_columns(_repetition(rows["response"]).alias("response_repetition")).select(
+        "id",
+        text.str.len_chars().cast(pl.Int64).alias("response_length"),
+        (_cut_off(rows) | (text.str.count_matches("```") % 2 == 1)).alias("response_incomplete"),
+        pl.when(text.is_not_null()).then("response_repetition"),
+        text.str.contains(_REFUSAL).alias("refusal"),
+        text.str.contains(_MARKUP).alias("response_template_leak"),
+    )
+
+
+def _cut_off(rows: pl.DataFrame) -> pl.Expr:
+    return (pl.col("finish_reason") == "length").fill_null(False) if "finish_reason" in rows.columns else pl.lit(False)
+
+
+def _repetition(texts: pl.Series) -> pl.Series:
+    """Share of a text's word 4-grams that occurred in it before (0: all new); texts of fewer than four words have 0.
+
+    A text without spaces (Chinese, Japanese) is read by characters.
+    """
+    return pl.concat([_repeated(texts.slice(at, SLICE)) for at in range(0, max(len(texts), 1), SLICE)]).alias("repetition")
+
+
+def _repeated(texts: pl.Series) -> pl.Series:
+    lower = texts.fill_null("").str.to_lowercase()
+    words = pl.when(pl.col("t").str.contains(r"\s")).then(pl.col("t").str.extract_all(r"\S+")).otherwise(pl.col("t").str.extract_all(r"\S"))
+    numbered = lower.alias("t").to_frame().select(words.alias("w")).with_row_index("row")
+    flat = numbered.explode("w").with_columns([pl.col("w").shift(-k).over("row").alias(f"w{k}") for k in (1, 2, 3)]).drop_nulls("w3")
+    grams = flat.group_by("row").agg(pl.len().alias("n"), pl.struct("w", "w1", "w2", "w3").n_unique().alias("u"))
+    share = numbered.select("row").join(grams, on="row", how="left", maintain_order="left").select((1 - pl.col("u") / pl.col("n")).fill_null(0.0))
+    return share.to_series()
