@@ -1,0 +1,87 @@
+"""Logistic regression on soft labels with an L1 penalty, for three features and many problems at once.
+
+Small on purpose: length control refits it thousands of times (cross-validation, bootstrap), where a general library spends its time on set-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eval.stats import Floats
+
+Features = tuple[Floats, Floats, Floats]
+
+
+def fit(x: Features, y: Floats, weight: Floats, c: Floats | float, start: Floats | None = None) -> Floats:
+    """Minimise |w|_1 + C * sum(weight * log loss) for B problems at once by proximal Newton; returns w (B, 3). No intercept.
+
+    `x`: three features, `y`: soft labels in [0, 1], `weight`: each (N,) or (B, N); `c`: a number or (B,); `start`: (3,), worth giving when
+    the answer is nearly known. The problem is convex and the step is halved wherever the objective would rise: the start decides the time only.
+    """
+    scale = np.atleast_1d(np.asarray(c, dtype=np.float64))
+    batch = max(len(scale), *(np.atleast_2d(a).shape[0] for a in (*x, weight)))
+    scale = np.broadcast_to(scale, (batch,))
+    columns = [np.atleast_2d(a) for a in x]
+    w = np.zeros((batch, 3)) if start is None else np.tile(start, (batch, 1))
+    y, weight = np.atleast_2d(y), np.atleast_2d(weight)
+    value, slope, curve = _objective(w, columns, y, weight, scale)
+    for _ in range(100):
+        step = _step(w, slope, curve)
+        size = np.ones(batch)
+        for _ in range(30):
+            trial = w + size[:, None] * step
+            now, new_slope, new_curve = _objective(trial, columns, y, weight, scale)
+            worse = now > value + 1e-12 * abs(value)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        w, value, slope, curve = trial, now, new_slope, new_curve
+        if abs(step).max() < 1e-7:  # Newton's steps shrink quadratically: the next would be below 1e-12
+            break
+    return w
+
+
+def _objective(w: Floats, x: list[Floats], y: Floats, weight: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
+    """Penalised objective (B,), gradient (B, 3) and Hessian (B, 3, 3) of its smooth part."""
+    eta = w[:, :1] * x[0] + w[:, 1:2] * x[1] + w[:, 2:] * x[2]
+    small = np.exp(-abs(eta))
+    p = np.where(eta >= 0, 1.0, small) / (1 + small)
+    loss = np.maximum(eta, 0) + np.log1p(small) - y * eta
+    value = abs(w).sum(axis=1) + c * (weight * loss).sum(axis=1)
+    residual = weight * (p - y)
+    information = weight * p * (1 - p)
+    slope = np.stack([(residual * column).sum(axis=1) for column in x], axis=1) * c[:, None]
+    curve = np.empty((len(w), 3, 3))
+    for i in range(3):
+        part = information * x[i]
+        for j in range(i, 3):
+            curve[:, i, j] = curve[:, j, i] = (part * x[j]).sum(axis=1) * c
+    return value, slope, curve
+
+
+def _step(w: Floats, slope: Floats, curve: Floats) -> Floats:
+    """The step (B, 3) to the minimum of |w|_1 + the quadratic model.
+
+    Where the signs after a plain Newton step are also those of the penalised solution, that solution is the minimum; the few other problems
+    go through coordinate descent.
+    """
+    ridge = curve + 1e-10 * np.eye(3)  # a feature that is zero everywhere keeps its coefficient at 0
+    sign = np.sign(w - np.linalg.solve(ridge, slope[..., None])[..., 0])
+    step = -np.linalg.solve(ridge, (slope + sign)[..., None])[..., 0]
+    rest = (np.sign(w + step) != sign).any(axis=1) | (sign == 0).any(axis=1)
+    if rest.any():
+        step[rest] = _coordinate_descent(w[rest], slope[rest], ridge[rest])
+    return step
+
+
+def _coordinate_descent(w: Floats, slope: Floats, curve: Floats) -> Floats:
+    step = np.zeros_like(w)
+    for _ in range(1000):
+        before = step.copy()
+        for j in range(3):
+            second = curve[:, j, j]
+            target = w[:, j] + step[:, j] - (slope[:, j] + (curve[:, j] * step).sum(axis=1)) / second
+            step[:, j] = np.sign(target) * np.maximum(abs(target) - 1 / second, 0) - w[:, j]
+        if abs(step - before).max() < 1e-12:
+            break
+    return step
