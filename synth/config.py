@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -78,20 +78,19 @@ class ModelConfig(BaseModel):
     """Hub id, local folder, or `embedded/NAME` for a model that pip delivered."""
     revision: str | None = None
     """Hub commit, branch or tag."""
-    urls: tuple[str, ...] = ()
-    """Use these servers (base URL up to but without /v1) and start none."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key for `urls`."""
-    replicas: int = 1
-    """Servers to start, each with `tensor_parallel_size` GPUs."""
-    max_in_flight: int = 128
-    """Requests in flight over all replicas."""
-    timeout: float = 600
-    """Seconds one request may take."""
     server: dict[str, Any] = Field(default_factory=dict)
-    """vLLM engine arguments, verbatim (max_model_len, tensor_parallel_size, dtype, ...)."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """Environment of the server we start."""
+    """Its server, as core.endpoint.ServerSpec has it: `args` (vLLM's, verbatim), env, replicas, max_in_flight, timeout; or `urls` (and
+    `api_key_env`) of servers that run already."""
+
+    @field_validator("server")
+    @classmethod
+    def _check_server(cls, block: dict[str, Any]) -> dict[str, Any]:
+        from core.endpoint import ServerSpec
+
+        if "model" in block:
+            raise ValueError("a `server:` block names no model; write `model:` beside it")
+        ServerSpec(model="model", **block)
+        return block
 
 
 class ImportConfig(BaseModel):

@@ -27,11 +27,10 @@ from synth.schedule import TokenCounter, wanted
 def spec_of(config: ModelConfig) -> tuple[Model, ServerSpec]:
     """The resolved model and the server that it is to be asked through."""
     model = resolve(config.model, config.revision)
-    args = {"revision": config.revision, **config.server} if config.revision else dict(config.server)
-    return model, ServerSpec(
-        model=model.path, urls=config.urls, api_key_env=config.api_key_env, replicas=config.replicas,
-        max_in_flight=config.max_in_flight, timeout=config.timeout, args=args, env=config.env,
-    )  # fmt: skip
+    block = dict(config.server)
+    if config.revision:
+        block["args"] = {"revision": config.revision, **block.get("args", {})}
+    return model, ServerSpec(model=model.path, **block)
 
 
 def draw(pool: Pool, servers: Servers, log: Log) -> Counts:
@@ -103,7 +102,8 @@ def measure(
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
         started, done = time.monotonic(), 0
         entry = counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}})
-        of = dict(zip(rows["id"].to_list(), (_pair_digests(rows) if _reads_pair(name) else digest_texts(rows["instruction"].to_list())).to_list(), strict=True))
+        texts = _pair_digests(rows) if _reads_pair(name) else digest_texts(rows["instruction"].to_list())
+        of = dict(zip(rows["id"].to_list(), texts.to_list(), strict=True))
         for part in _compute(pool, name, rows, servers):
             fresh = part if name == "neighbors" else part.with_columns(pl.Series("of", [of[i] for i in part["id"].to_list()], dtype=pl.String))
             column.append(fresh)
@@ -168,9 +168,10 @@ def cost(pool: Pool, rules: Sequence[tuple[Filter, Iterable[str]]], frame: pl.Da
     an estimate; the tokens spent are counted.
     """
     drawn = pool.drawn()
-    columns = [{"name": "instruction", "cells": len(drawn), "tokens": int(drawn["tokens"].sum() or 0), "prompt_tokens": 0}]
+    drawn_tokens = int(drawn["tokens"].sum() or 0)
+    columns: list[dict[str, Any]] = [{"name": "instruction", "cells": len(drawn), "tokens": drawn_tokens, "prompt_tokens": 0}]
     ids = frame["id"].to_list()
-    naive = columns[0]["tokens"]
+    naive = drawn_tokens
     spent_by: dict[str, dict[str, int]] = {}
     for name, column in pool.columns.items():
         cells = _with_tokens(column, ids)

@@ -92,11 +92,12 @@ class Pool:
         tag: TagConfig | None = getattr(self.config.tags, measure, None) if measure in ("quality", "difficulty", "category") else None
         if tag is not None:
             model = self._revision(tag.model or self.config.teacher, resolve)
-            prompt = file_digest(tags.prompt_file(measure, {"prompt": tag.prompt}))[:16]
+            prompt = digest(tags.prompt_text(measure, tag.mode, tag.prompt))[:16]
             return {"tagger": model, "mode": tag.mode, "prompt": prompt, "sampling": tag.sampling, "VERSION": tags.VERSION}
         if measure == "response":
             responder = self.config.responder or self.config.teacher
-            return {"responder": self._revision(responder, resolve), "sampling": self.config.response, "VERSION": [generate.VERSION, templates.VERSION]}
+            version = [generate.VERSION, templates.VERSION]
+            return {"responder": self._revision(responder, resolve), "sampling": self.config.response, "VERSION": version}
         if measure == "language":
             return {"languages": self.config.tags.languages, "VERSION": language.VERSION}
         if measure == "neighbors":
@@ -173,7 +174,8 @@ class Pool:
             frames = [c.read(ids) for c in sources]
             cells = pl.concat(frames) if frames else Column(self.root, {"of": pl.String, **FIELDS_OF[measure]}).schema.to_frame()
         kept = [n for n in cells.columns if n in fields or (measure == "response" and n in _TOKENS)]
-        cells = cells.unique("id", keep="first", maintain_order=True).select("id", pl.col("of").alias("cell_of"), pl.col("status").alias("state"), *kept)
+        cells = cells.unique("id", keep="first", maintain_order=True)
+        cells = cells.select("id", pl.col("of").alias("cell_of"), pl.col("status").alias("state"), *kept)
         rows = rows.join(cells, on="id", how="left", maintain_order="left")
         text = "of_pair" if MEASURES[measure].reads == "response" and measure != "response" else "of"
         valid = pl.col("state").is_not_null() & (pl.col("cell_of").is_null() | (pl.col("cell_of") == pl.col(text)))
@@ -191,7 +193,7 @@ def text_columns(rows: pl.DataFrame) -> pl.DataFrame:
     from synth import text
 
     found = text.instruction_columns(rows.select("id", "instruction", pl.col("instruction_finish_reason").alias("finish_reason")))
-    return rows.join(found.select("id", *[c for c in found.columns if c in COLUMNS and c not in rows.columns]), on="id", how="left", maintain_order="left")
+    return _add(rows, found)
 
 
 def _derived(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
@@ -204,4 +206,9 @@ def _derived(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
 
     rows = rows.rename({"finish_reason": "response_finish_reason", "tokens": "response_tokens", "prompt_tokens": "response_prompt_tokens"})
     found = text.response_columns(rows.select("id", "response", pl.col("response_finish_reason").alias("finish_reason")))
-    return rows.join(found.select("id", *[c for c in found.columns if c in COLUMNS and c not in rows.columns]), on="id", how="left", maintain_order="left")
+    return _add(rows, found)
+
+
+def _add(rows: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    new = [c for c in found.columns if c in COLUMNS and c not in rows.columns]
+    return rows.join(found.select("id", *new), on="id", how="left", maintain_order="left")

@@ -1,0 +1,170 @@
+"""`magpie`: one verb, one function. Everything heavy is imported inside the verb that needs it.
+
+Exit codes: 0 done, 1 a run failed, 2 the request was wrong (one sentence says what, where and what to do).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Which data makes the better model, and how sure are you? Magpie synthesis, filters, SFT and evaluation from one recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage: instructions, measure, select, train, answers, judge, score.")] = None,
+) -> None:
+    """Make everything that the recipe asks for and is not made yet, then print the comparison."""
+    from core.errors import UserError, nearest
+    from recipes import graph, results, schema
+
+    if until is not None and until not in graph.STAGES:
+        raise UserError(f"--until {until}: no such stage{nearest(until, graph.STAGES)}.")
+    loaded = schema.load(recipe, overrides or [])
+    outcome = graph.run(loaded, until)
+    if not outcome.stopped:
+        results.show(loaded, outcome)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show for every stage whether it is reused or must run, the cells still missing, and the field that caused it."""
+    from recipes import graph, results, schema
+
+    loaded = schema.load(recipe, overrides or [])
+    results.show_plan(loaded, graph.plan(loaded), as_json=as_json)
+
+
+@app.command()
+def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the path of the recipe's report."""
+    from core.errors import UserError
+    from recipes import schema
+
+    loaded = schema.load(recipe, overrides or [])
+    path = Path(loaded.recipe.store) / "recipes" / loaded.recipe.name / "report.html"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist yet; make it with `magpie run {recipe}`.")
+    print(path)
+
+
+@app.command()
+def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the comparison of a finished recipe again."""
+    from core.errors import UserError
+    from recipes import graph, results, schema
+
+    loaded = schema.load(recipe, overrides or [])
+    outcome = graph.plan(loaded)
+    if "compare" not in outcome.results:
+        raise UserError(f"recipe {loaded.recipe.name} has no finished comparison; `magpie plan {recipe}` shows what is missing.")
+    if as_json:
+        print((outcome.results["compare"].path / "comparison.json").read_text())
+    else:
+        results.show(loaded, outcome)
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    from recipes.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the named filter strategies with rule and source."""
+    from dataclasses import asdict
+
+    from synth.filters import STRATEGIES
+
+    if as_json:
+        print(json.dumps({name: asdict(s) for name, s in STRATEGIES.items()}, indent=2, default=dict))
+        return
+    from recipes.results import table
+
+    table(["strategy", "where", "choose", "rows", "source"], [
+        [name, (s.where or "").format(**s.params), s.choose, f"{s.rows:,}" if s.rows else "", s.source] for name, s in STRATEGIES.items()
+    ])  # fmt: skip
+
+
+@app.command()
+def template(model: str, system_prompt: Annotated[str | None, typer.Option(help="default, or a text; absent: none.")] = None) -> None:
+    """Print a model's pre-query template: text, token ids, stop ids, and what was derived from the chat template."""
+    from core.models import resolve, tokenizer
+    from synth.templates import pre_query
+
+    found = pre_query(tokenizer(resolve(model).path), system_prompt)
+    shown = {"text": found.text, "token_ids": found.token_ids, "stop_token_ids": found.stop_token_ids, **found.derived}
+    print(json.dumps(shown, indent=2, default=str))
+
+
+@app.command()
+def doctor(recipe: Annotated[str | None, typer.Argument(help="Also check what this recipe needs.")] = None, overrides: Overrides = None) -> None:
+    """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with what to do."""
+    from recipes import doctor as checks
+
+    raise typer.Exit(checks.main(recipe, overrides or []))
+
+
+@app.command()
+def launch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the exact commands; start nothing.")] = False,
+    arm: Annotated[str | None, typer.Option(help="The arm whose training is launched; default: the first.")] = None,
+) -> None:
+    """Print the resolved recipe and the exact training command of every machine, or train on this machine."""
+    from recipes import launching
+
+    launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm)
+
+
+def main() -> None:
+    """Entry point: errors are sentences, `--debug` shows tracebacks."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("magpie: stopped; the same command continues where it was.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from core.errors import UserError
+
+        if debug:
+            raise
+        if isinstance(error, UserError):
+            print(f"magpie: {error}", file=sys.stderr)
+            sys.exit(2)
+        print(f"magpie: {type(error).__name__}: {error} (a defect: --debug shows the traceback)", file=sys.stderr)
+        sys.exit(1)
+
+
+
+if __name__ == "__main__":
+    main()

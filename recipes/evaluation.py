@@ -1,0 +1,258 @@
+"""The evaluation half of the graph: lm-eval, answers and held-out loss of every checkpoint, judgments, scores, the comparison, the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from core.errors import UserError
+from core.store import Build, Result, digest, file_digest, tree_digest
+from core.tracking import Log
+from recipes.session import WAITS
+from recipes.versions import content_of_files
+
+if TYPE_CHECKING:
+    from recipes.graph import Stages
+
+Pairwise = Literal["alpaca", "arena"]
+Results = dict[str, Result | None]
+
+
+def stages(graph: Stages, checkpoints: Results, selections: dict[tuple[str, int], Result | None]) -> None:
+    """Everything after training. `checkpoints` maps "ARM/SEED" (or "ARM" for a finished model) to its result."""
+    config = graph.recipe.eval
+    assert config is not None
+    # Finished models last: the judge or the next recipe may be the same model, and then its server stays up.
+    runs = sorted(checkpoints, key=lambda name: "/" not in name)
+    parts: dict[str, Results] = {run: {} for run in runs}
+    if config.tasks is not None:
+        for run in runs:
+            parts[run]["tasks"] = _tasks(graph, run, checkpoints[run])
+    pairwise: list[Pairwise] = [b for b in ("alpaca", "arena") if getattr(config, b) is not None]
+    prompts = {b: _prompts(graph, b) for b in pairwise}
+    answers: dict[tuple[str, str], Result | None] = {}
+    names: dict[tuple[str, str], str] = {}
+    for run in runs:
+        for benchmark in pairwise:
+            answers[(run, benchmark)] = _answers(graph, run, benchmark, checkpoints[run], prompts[benchmark], names)
+        if config.heldout is not None:
+            parts[run]["heldout"] = _heldout(graph, run, checkpoints[run], selections.get(("heldout", 0)))
+    graph.session.done("heldout")
+    graph.session.done("answers")
+    for benchmark in pairwise:
+        for run in runs:
+            made = _judge(graph, run, benchmark, answers, prompts[benchmark])
+            if made != "baseline":
+                parts[run][f"judgments-{benchmark}"] = made
+    graph.session.done("judge")
+    scores = {run: _score(graph, run, parts[run], prompts) for run in runs if parts[run]}
+    graph.session.done("score")
+    comparison = _compare(graph, scores)
+    graph.session.done("compare")
+    _report(graph, comparison)
+    graph.session.done("report")
+
+
+def _tasks(graph: Stages, run: str, checkpoint: Result | None) -> Result | None:
+    from eval import tasks
+
+    config = graph.recipe.eval
+    assert config is not None and config.tasks is not None
+    settings = config.tasks
+
+    def make(build: Build, log: Log) -> None:
+        graph.session.servers.release()
+        assert checkpoint is not None
+        build.counts.update(tasks.run(settings, {}, build.path, model=graph.model_path(checkpoint), log=log))
+
+    files = {name: content_of_files(name) for name in settings.tasks}
+    spec = {"tasks": settings, "files": files, "VERSION": tasks.VERSION}
+    return graph.session.stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make)
+
+
+def _prompts(graph: Stages, benchmark: Pairwise) -> Result | None:
+    """The prompt set of a benchmark as a file of ours, known by its content."""
+    from eval import benchmarks
+
+    config = graph.recipe.eval
+    assert config is not None
+    source = str(config.protocol(benchmark).prompts)
+    name = f"prompts/{benchmark}"
+    try:
+        wanted = benchmarks.prompts(source, config.limit)
+    except UserError as error:
+        if graph.session.planning:
+            graph.session.note(name, WAITS, f"the prompt set cannot be read now ({error})")
+            return None
+        raise
+    content = digest([asdict(p) for p in wanted])
+
+    def make(build: Build, log: Log) -> None:
+        benchmarks.write_prompts(wanted, build.path / "prompts.jsonl")
+        build.counts["rows"] = len(wanted)
+
+    made = graph.session.stage(name, {"prompts": content}, {}, make, content=lambda _: content)
+    return made or Result(Path(), {"digest": content})
+
+
+def _answers(
+    graph: Stages, run: str, benchmark: Pairwise, checkpoint: Result | None, prompts: Result | None, names: dict[tuple[str, str], str]
+) -> Result | None:
+    from eval import answers
+
+    config = graph.recipe.eval
+    assert config is not None
+    settings = config.protocol(benchmark).answers
+    assert settings is not None
+    group = (run, digest([settings, prompts.digest if prompts else None]))
+    if group in names:  # both benchmarks ask the same prompts in the same way
+        return graph.session.results.get(names[group])
+    names[group] = f"answers/{run}" if not any(r == run for r, _ in names) else f"answers/{run}/{benchmark}"
+
+    def make(build: Build, log: Log) -> None:
+        assert checkpoint is not None and prompts is not None
+        inputs = {"prompts": prompts.path / "prompts.jsonl"}
+        build.counts.update(answers.run(settings, inputs, build.path, model=graph.model_path(checkpoint), servers=graph.session.servers, log=log))
+
+    spec = {"answers": settings.model_dump(mode="json", exclude={"server"}), "args": settings.server.get("args"), "VERSION": answers.VERSION}
+    parents = {"checkpoint": checkpoint, "prompts": prompts}
+    return graph.session.stage(names[group], spec, parents, make, content=lambda out: file_digest(out / "answers.parquet"))
+
+
+def _heldout(graph: Stages, run: str, checkpoint: Result | None, rows: Result | None) -> Result | None:
+    from eval import heldout
+
+    config = graph.recipe.eval
+    assert config is not None and config.heldout is not None
+    settings = config.heldout
+
+    def make(build: Build, log: Log) -> None:
+        assert checkpoint is not None and rows is not None
+        inputs = {"heldout": rows.path / "heldout.parquet"}
+        model, servers = graph.model_path(checkpoint), graph.session.servers
+        build.counts.update(heldout.run(settings, inputs, build.path, model=model, servers=servers, log=log, answers=config.answers))
+
+    parents = {"checkpoint": checkpoint, "heldout": rows}
+    return graph.session.stage(f"heldout/{run}", {"VERSION": heldout.VERSION}, parents, make)
+
+
+def _baseline(graph: Stages, run: str, benchmark: Pairwise, answers: dict[tuple[str, str], Result | None], prompts: Result | None) -> Any:
+    """The answers that `run` is judged against: another run's, or a published file's; "self" when that is the run itself."""
+    from eval import benchmarks
+    from recipes.graph import baseline_of
+
+    config = graph.recipe.eval
+    assert config is not None
+    protocol = config.protocol(benchmark)
+    source = protocol.baseline or baseline_of(graph.recipe, graph.arms)
+    if isinstance(source, str) and source in graph.arms:
+        arm, _, seed = run.partition("/")
+        other = source if (source, benchmark) in answers else f"{source}/{seed or graph.seeds[0]}"
+        return "self" if arm == source else answers[(other, benchmark)]
+    name = f"baseline/{benchmark}"
+    if name in graph.session.results:
+        return graph.session.results[name]
+    if prompts is None:
+        return None
+
+    def make(build: Build, log: Log) -> None:
+        wanted = benchmarks.prompts(str(prompts.path / "prompts.jsonl"))
+        build.counts.update(benchmarks.baseline(source, wanted, build.path, prompt_set=str(protocol.prompts)))
+
+    files = {k: content_of_files(v) for k, v in (source.items() if isinstance(source, dict) else [("*", source)])}
+    return graph.session.stage(name, {"baseline": files}, {"prompts": prompts}, make)
+
+
+def _judge(
+    graph: Stages, run: str, benchmark: Pairwise, answers: dict[tuple[str, str], Result | None], prompts: Result | None
+) -> Result | Literal["baseline"] | None:
+    from eval import judges
+
+    config = graph.recipe.eval
+    assert config is not None
+    protocol = config.protocol(benchmark)
+    baseline = _baseline(graph, run, benchmark, answers, prompts)
+    if baseline == "self":
+        return "baseline"
+    assert protocol.judge is not None
+
+    def make(build: Build, log: Log) -> None:
+        own = answers[(run, benchmark)]
+        assert own is not None and baseline is not None and prompts is not None
+        inputs = {"prompts": prompts.path / "prompts.jsonl", "answers": own.path, "baseline": baseline.path}
+        store = graph.session.store.root
+        build.counts.update(judges.run(protocol, inputs, store, build.path, servers=graph.session.servers, log=log))
+        _judgment_table(build.path, log)
+
+    order = protocol.model_dump(mode="json", include={"order", "order_seed"})
+    spec = {"cell": judges.determines(protocol.judge, protocol), **order}
+    parents = {"answers": answers[(run, benchmark)], "baseline": baseline, "prompts": prompts}
+    return graph.session.stage(f"judge/{benchmark}/{run}", spec, parents, make, content=lambda out: file_digest(out / "judgments.parquet"))
+
+
+def _judgment_table(folder: Path, log: Log) -> None:
+    import polars as pl
+
+    log.table("judgments", pl.read_parquet(folder / "judgments.parquet"))
+
+
+def _score(graph: Stages, run: str, parts: Results, prompts: dict[Any, Result | None]) -> Result | None:
+    from eval import scores
+
+    def make(build: Build, log: Log) -> None:
+        inputs = {name: part.path for name, part in parts.items() if part is not None}
+        build.counts.update(scores.run(inputs, build.path))
+        summary = json.loads((build.path / "summary.json").read_text())
+        flat = {f"{b}/{m}": v["value"] for b, metrics in summary.items() for m, v in metrics.items() if v.get("value") is not None}
+        log.metrics(flat)
+
+    return graph.session.stage(f"score/{run}", {"VERSION": scores.VERSION}, parts, make)
+
+
+def _compare(graph: Stages, scores: Results) -> Result | None:
+    from eval import compare
+    from recipes.graph import baseline_of
+
+    config = graph.recipe.eval
+    assert config is not None
+    baseline = baseline_of(graph.recipe, graph.arms)
+    spec = {"baseline": baseline, "primary": config.deciding, "VERSION": compare.VERSION}
+
+    def make(build: Build, log: Log) -> None:
+        inputs = {run: result.path for run, result in scores.items() if result is not None}
+        known = baseline in {run.partition("/")[0] for run in inputs}
+        build.counts.update(compare.run(inputs, build.path, baseline=baseline if known else None, primary=str(config.deciding)))
+
+    return graph.session.stage("compare", spec, scores, make)
+
+
+def _report(graph: Stages, comparison: Result | None) -> None:
+    """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
+    from recipes.report import page
+
+    session = graph.session
+    folder = session.store.root / "recipes" / graph.recipe.name
+    inputs: dict[str, Path] = {"measure": folder / "measure"} if (folder / "measure").is_dir() else {}
+    heads = {"train": "train", "answers": "answers", "judge": "judge", "score": "scores", "compare": "comparison"}
+    for name, result in session.results.items():
+        head, _, rest = name.partition("/")
+        if head in heads:
+            inputs[f"{heads[head]}/{rest}" if rest else heads[head]] = result.path
+        elif head == "prompts":
+            inputs[name] = result.path / "prompts.jsonl"
+    for arm in graph.filters:
+        for path in (folder / "select" / arm, folder / "select" / arm / str(graph.seeds[0])):
+            if (path / "funnel.json").is_file():
+                inputs[f"select/{arm}"] = path
+    shown = graph.recipe.model_dump(mode="json")
+
+    def make(build: Build, log: Log) -> None:
+        build.counts.update(page.build(inputs, build.path, shown))
+
+    snapshot = {n: tree_digest(p) for n, p in inputs.items() if n == "measure" or n.startswith("select/")}
+    spec = {"page": page.VERSION, "snapshot": snapshot, "name": graph.recipe.name}
+    made = session.stage("report", spec, {"compare": comparison}, make)
+    if made is not None and not session.planning:
+        (folder / "report.html").write_bytes((made.path / "report.html").read_bytes())

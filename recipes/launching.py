@@ -1,0 +1,40 @@
+"""`magpie launch`: the resolved recipe and the exact training command of every machine. Nothing is scheduled here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from core.errors import UserError, nearest
+from recipes.schema import load, with_random
+
+
+def main(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | None) -> None:
+    """Print (with `dry_run`) or run the training of one arm.
+
+    For several machines the dry run prints one command a machine: write train.json with machine 0's run, share the store, start them all.
+    """
+    from train.launch import command
+
+    loaded = load(recipe_file, overrides)
+    recipe = loaded.recipe
+    if recipe.train is None:
+        raise UserError(f"{recipe_file} has no `train:` block, so there is nothing to launch.")
+    trained = [n for n, a in with_random(recipe).items() if a.model is None]
+    if arm is not None and arm not in trained:
+        raise UserError(f"--arm {arm}: no arm of that name is trained{nearest(arm, trained)}.")
+    if not dry_run and recipe.train.num_machines > 1:
+        raise UserError("several machines are started by your scheduler: `magpie launch RECIPE --dry-run` prints the command of each machine.")
+    if not dry_run:
+        from recipes import graph
+
+        graph.run(loaded, until="train")
+        return
+    print("# resolved recipe")
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
+    out = Path(recipe.store) / "results" / "train" / f"KEY-OF-{arm or trained[0]}-SEED-{recipe.train.seeds[0]}.partial"
+    for rank in range(recipe.train.num_machines):
+        print(f"\n# machine {rank} of {recipe.train.num_machines}")
+        print(shlex.join(command(recipe.train, out, machine_rank=rank)))

@@ -1,0 +1,225 @@
+"""The synthesis half of the graph: instructions, measure, one selection an arm, and the held-out conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from core.columns import OK
+from core.errors import UserError
+from core.store import Build, Result, digest
+from core.tracking import Log
+from recipes.session import RUN, WAITS
+from synth import measure as measuring
+from synth import published
+from synth.filters import Filter, hash_rank
+from synth.pool import Pool
+from synth.schedule import Selection, TokenCounter, select, wanted
+from train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from recipes.graph import Stages
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+
+def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
+    """Draw, measure and select: a selection for every (arm, seed) that trains, and ("heldout", 0) where rows are held out."""
+    session, recipe = graph.session, graph.recipe
+    needs_pool = bool(graph.filters) or recipe.synth.heldout > 0
+    chosen: dict[tuple[str, int], Result | None] = {}
+    frame: pl.DataFrame | None = None
+    if needs_pool:
+        pool = Pool(session.store.root, recipe.synth, graph.resolve)
+        frame = _measured(graph, pool)
+        chosen |= _select(graph, pool, frame)
+    for arm, config in graph.arms.items():
+        if config.data is not None:
+            for seed in graph.seeds:
+                chosen[(arm, seed)] = _select_data(graph, arm, seed)
+    session.done("select")
+    return chosen
+
+
+def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
+    """The pool with everything the arms want, or None in a plan when cells are missing."""
+    session = graph.session
+    rules = [(rule, graph.seeds) for rule in graph.filters.values()]
+    tokens = token_counter(graph)
+    missing = 0 if pool.imported else len(pool.missing_instructions())
+    empty = pool.imported and pool.drawn().is_empty()
+    if missing or empty:
+        total = graph.recipe.synth.rows
+        session.note("instructions", RUN, f"{missing} of {total} rows missing" if missing else "nothing imported yet")
+        if session.planning:
+            session.note("measure", WAITS, "depends on instructions")
+            return None
+    else:
+        session.note("instructions", "reuse", f"{len(pool.drawn())} rows", pool.instruction.folder)
+    if not session.planning and (missing or empty):
+        with session.tracker.stage("instructions", "instructions", digest(pool.cells["instruction"]), {"cell": pool.cells["instruction"]}) as log:
+            counts = measuring.draw(pool, session.servers, log)
+            log.finish({"counts": counts, "output": digest(pool.drawn()["instruction"].to_list())})
+            if counts["failed"]:
+                log.say(f"instructions: {sum(counts['failed'].values())} failed ({counts['failed']})")
+    session.done("instructions")
+    frame = pool.frame()
+    if frame.is_empty():
+        raise UserError(f"synth.rows: no usable instruction in the pool ({pool.instruction.folder}); see the reasons in its parts.")
+    wants = wanted(frame, rules, tokens)
+    if not wants:
+        session.note("measure", "reuse", "")
+    else:
+        cells = ", ".join(f"{len(ids)} of {len(frame)} {name}" for name, ids in wants.items())
+        session.note("measure", RUN, f"missing now: {cells}; more may follow from them")
+        if session.planning:
+            return None
+        key = digest([pool.cells, [r.name for r, _ in rules]])
+        with session.tracker.stage("measure", "measure", key, {"cells": pool.cells}) as log:
+            counts = measuring.measure(pool, rules, session.servers, log, tokens)
+            log.finish({"counts": counts, "output": digest(sorted(pool.frame()["id"].to_list()))})
+        frame = pool.frame()
+    session.done("measure")
+    return frame
+
+
+def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple[str, int], Result | None]:
+    session = graph.session
+    found: dict[tuple[str, int], Result | None] = {}
+    picked: list[tuple[Filter, Selection]] = []
+    for arm, rule in graph.filters.items():
+        for seed in graph.seeds:
+            shared = found.get((arm, graph.seeds[0])) if not rule.seeded and seed != graph.seeds[0] else None
+            name = f"select/{arm}/{seed}" if rule.seeded else f"select/{arm}"
+            if frame is None:
+                if shared is None and (rule.seeded or seed == graph.seeds[0]):
+                    session.note(name, WAITS, "depends on measure")
+                found[(arm, seed)] = None
+            elif shared is not None:
+                found[(arm, seed)] = shared
+            else:
+                picked.append((rule, select(frame, rule, seed, token_counter(graph))))
+                found[(arm, seed)] = _write(graph, name, conversations(frame, picked[-1][1].ids), picked[-1][1])
+    if frame is not None:
+        if graph.recipe.synth.heldout:
+            ids = frame.filter(pl.col("heldout") & (pl.col("status:response") == OK))
+            ranked = ids.with_columns(hash_rank(ids["id"], "heldout").alias("h")).sort("h")["id"].to_list()
+            if not ranked:
+                raise UserError("synth.heldout: no row of the pool is held out; draw more rows or raise the share.")
+            found[("heldout", 0)] = _write(graph, "select/heldout", conversations(frame, ranked), None, file="heldout.parquet")
+        _measure_result(graph, pool, frame, picked)
+    elif graph.recipe.synth.heldout:
+        session.note("select/heldout", WAITS, "depends on measure")
+        found[("heldout", 0)] = None
+    return found
+
+
+def conversations(frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
+    """Rows [id, messages] in the given order."""
+    texts = frame.select("id", "instruction", "response")
+    rows = pl.DataFrame({"id": ids}, schema={"id": pl.String}).join(texts, on="id", how="left", maintain_order="left")
+    turns = [
+        [{"role": "user", "content": i}, {"role": "assistant", "content": r}] for i, r in zip(rows["instruction"], rows["response"], strict=True)
+    ]
+    return pl.DataFrame({"id": rows["id"], "messages": pl.Series(turns, dtype=MESSAGES)})
+
+
+def _write(graph: Stages, name: str, rows: pl.DataFrame, chosen: Selection | None, file: str = "selection.parquet") -> Result | None:
+    """A selection is keyed by its ordered (id, content) list: two filters that choose the same rows are one selection."""
+    from recipes.graph import rows_digest
+
+    content = rows_digest(rows)
+
+    def make(build: Build, log: Log) -> None:
+        rows.write_parquet(build.path / file)
+        build.counts["rows"] = len(rows)
+        log.metrics({"rows": float(len(rows))})
+
+    result = graph.session.stage(name, {"rows": content, "file": file}, {}, make, content=lambda _: content)
+    if chosen is not None and result is not None and not graph.session.planning:
+        _keep_funnel(graph, name, chosen, result.path / file)
+    return result or (Result(Path(), {"digest": content}) if graph.session.planning else None)
+
+
+def _keep_funnel(graph: Stages, name: str, chosen: Selection, selection: Path) -> None:
+    """Beside the recipe: how this arm came to its rows, and why every other row is out (a selection itself may be shared by two filters)."""
+    folder = graph.session.store.root / "recipes" / graph.recipe.name / name
+    folder.mkdir(parents=True, exist_ok=True)
+    funnel = json.dumps(chosen.funnel, indent=1)
+    known = folder / "funnel.json"
+    if known.is_file() and known.read_text() == funnel and (folder / selection.name).is_file() and (folder / selection.name).samefile(selection):
+        return
+    known.write_text(funnel)
+    chosen.dropped.write_parquet(folder / "dropped.parquet")
+    (folder / selection.name).unlink(missing_ok=True)
+    (folder / selection.name).hardlink_to(selection)
+    with graph.session.tracker.stage(f"funnel {name}", "select", digest([name, funnel]), {"funnel": chosen.funnel}) as log:
+        log.table("dropped", chosen.dropped)
+        text = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n---\n")
+        log.table("kept", pl.read_parquet(selection).select("id", text.alias("text")))
+
+
+def _measure_result(graph: Stages, pool: Pool, frame: pl.DataFrame, picked: list[tuple[Filter, Selection]]) -> None:
+    """A snapshot of the pool and its cost for the report, and the line that says what was not paid for."""
+    session = graph.session
+    if session.planning:
+        return
+    folder = session.store.root / "recipes" / graph.recipe.name / "measure"
+    folder.mkdir(parents=True, exist_ok=True)
+    cost = measuring.cost(pool, [(rule, chosen.ids) for rule, chosen in picked], frame)
+    (folder / "cost.json").write_text(json.dumps(cost, indent=1))
+    frame.write_parquet(folder / "pool.parquet")
+    session.log.say(
+        f"tokens spent: {cost['tokens_spent']:,} generated; answering and tagging every row first would have cost about {cost['naive_tokens']:,} "
+        f"(avoided: {cost['tokens_avoided']:,}); {cost['rows_answered']} of {cost['rows_pool']} rows answered; "
+        f"{cost['cost_per_kept_row']} tokens a kept row"
+    )
+
+
+def _select_data(graph: Stages, arm: str, seed: int) -> Result | None:
+    """An arm that is someone else's data: its rows in hash order up to the budget."""
+    config = graph.arms[arm]
+    assert config.data is not None
+    rows = pl.concat([f.select("id", "instruction", "response") for f in published.read(config.data)]).filter(
+        pl.col("instruction").is_not_null() & pl.col("response").is_not_null()
+    )
+    rows = rows.with_columns(hash_rank(rows["id"], seed).alias("h")).sort("h")
+    if config.budget is not None and config.budget.tokens is not None:
+        raise UserError(f"arms.{arm}.budget: an arm with `data` takes a budget in rows.")
+    if config.budget is not None and config.budget.rows is not None:
+        if len(rows) < config.budget.rows and not config.allow_short:
+            budget = config.budget.rows
+            raise UserError(f"arms.{arm}.data: {config.data} has {len(rows)} usable rows of {budget}; say `allow_short: true`.")
+        rows = rows.head(config.budget.rows)
+    return _write(graph, f"select/{arm}/{seed}", conversations(rows, rows["id"].to_list()), None)
+
+
+def token_counter(graph: Stages) -> TokenCounter | None:
+    """Student tokens per row of a pool frame (null where there is no response), counted with the student's chat template."""
+    config = graph.recipe.train
+    if config is None or not any(rule.budget and rule.budget.tokens for rule in graph.filters.values()):
+        return None
+    known: dict[str, int] = {}
+
+    def count(frame: pl.DataFrame) -> pl.Series:
+        fresh = frame.filter(pl.col("response").is_not_null() & ~pl.col("id").is_in(list(known)))
+        if len(fresh):
+            known.update(_count_tokens(config, graph.resolve(config.base, config.revision).path, conversations(fresh, fresh["id"].to_list())))
+        return pl.Series([known.get(i) for i in frame["id"]], dtype=pl.Int64)
+
+    return count
+
+
+def _count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:
+    from core.models import tokenizer
+    from train import chat, data
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "selection.parquet"
+        rows.write_parquet(path)
+        counted = data.token_counts(path, base, chat.choose(config, tokenizer(base)).training)
+    return dict(counted.select("id", "tokens").iter_rows())
