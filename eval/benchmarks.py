@@ -105,7 +105,7 @@ def baseline(source: str | Mapping[str, str], wanted: Sequence[Prompt], out: Pat
         table = answers.get(prompt.category, answers.get("*"))
         if table is None:
             raise UserError(f"the baseline names no file for category '{prompt.category}' (prompt {prompt.id}){nearest(prompt.category, answers)}")
-        answer = table.get(prompt.id, table.get(_text_id(prompt.prompt)))
+        answer = table.get(prompt.id, table.get(text_id(prompt.prompt)))
         rows.append({
             "id": prompt.id, "prompt": prompt.prompt, "answer": answer, "finish_reason": None, "tokens": None,
             "status": "failed" if answer is None else "ok", "reason": "the baseline has no answer to this prompt" if answer is None else None,
@@ -119,14 +119,15 @@ def baseline(source: str | Mapping[str, str], wanted: Sequence[Prompt], out: Pat
     return {"rows": frame.height, "failed": failed}
 
 
-def _text_id(text: str) -> str:
+def text_id(text: str) -> str:
+    """The id of a prompt that a benchmark names by its text alone (AlpacaEval)."""
     return digest(text)[:16]
 
 
 def _prompt(record: Mapping[str, Any]) -> Prompt | None:
     match record:
         case {"instruction": str(text)}:
-            return Prompt(_text_id(text), text, str(record.get("dataset", "")))
+            return Prompt(text_id(text), text, str(record.get("dataset", "")))
         case {"id": str(name) | int(name), "prompt": str(text)} | {"uid": str(name), "prompt": str(text)}:
             return Prompt(str(name), text, str(record.get("category") or ""))
         case {"question_id": str(name) | int(name), "turns": [{"content": str(text)}, *_]}:
@@ -138,7 +139,7 @@ def _answer(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """(id, answer) of a record in any of the known forms."""
     match record:
         case {"instruction": str(text), "output": str(answer)}:
-            return _text_id(text), answer
+            return text_id(text), answer
         case {"id": str(name) | int(name), "answer": str(answer)}:
             return str(name), answer
         case {"question_id": str(name) | int(name), "choices": [{"turns": [*_, {"content": str(answer)}]}, *_]}:

@@ -6,6 +6,7 @@ judged and how, so that it is never bought twice, whichever recipe, arm or seed 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from core import models
 from core.columns import Column
 from core.endpoint import Servers, ServerSpec
 from core.errors import UserError
-from core.store import Counts, digest
+from core.store import Counts, digest, write_atomic
 from core.tracking import Log
 from eval import judge_prompts
 from eval.asking import FIELDS, Asker, Journal, Purse, Question, most_tokens
@@ -53,7 +54,8 @@ class Game:
 
 
 def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: Path, out: Path, *, servers: Servers, log: Log) -> Counts:
-    """Judge `inputs["answers"]` against `inputs["baseline"]` (answers folders) on `inputs["prompts"]`; write `out`/judgments.parquet.
+    """Judge `inputs["answers"]` against `inputs["baseline"]` (answers folders) on `inputs["prompts"]`; write `out`/judgments.parquet,
+    and `out`/protocol.json (`determines`).
 
     `protocol` is `EvalConfig.protocol(benchmark)`, whose judge is set. `root` is the store's root, where judgments are kept for good.
     AlpacaEval-style: one game an item in an order fixed by the instruction, or both. Arena-style: game 1 shows the baseline first, game 2 the
@@ -98,6 +100,7 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     journal.close()
     frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
     frame.write_parquet(out / "judgments.parquet")
+    write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
     (out / "journal.jsonl").unlink()  # all of it is in the column by now
     counts = _counts(frame) | {"cut": cut, "asked": len(missing), "from_store": len(known), "money": round(purse.spent, 6)}
     for name in ("models", "fingerprints"):
@@ -114,6 +117,8 @@ def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict
         found = models.resolve(judge.model, judge.revision)
         who = {"revision": found.revision} if Path(found.path).is_dir() else {"model": found.name, "revision": found.revision}
     own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "prompt", "order", "order_seed"})
+    named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
+    own["prompt"] = {category: digest(judge_prompts.template(name).text) for category, name in named.items()}
     return {"version": VERSION, "judge": who, "api": judge.asks_by, "max_answer_characters": judge.max_answer_characters, **own}
 
 
@@ -211,26 +216,33 @@ def _table(games: list[Game], stored: pl.DataFrame, reasons: Mapping[str, str], 
     return pl.DataFrame(rows, schema=JUDGMENTS)
 
 
-def _counts(frame: pl.DataFrame) -> Counts:
-    judged = frame.filter(pl.col("status") == "ok")
-    asked = judged.filter(pl.col("judgment").is_not_null())
+def judging(frame: pl.DataFrame) -> dict[str, Any]:
+    """What to know about a judge beside its score, from judgments.parquet: constrained (verdicts), mass (mean probability on the codes),
+    first_preferred (mean preference for what was shown first: 0.5 is no bias), position_consistency (share of items judged in both orders
+    that have the same winner, or a tie, in both) and position_pairs (how many those are)."""
+    asked = frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_not_null())
     shown_first = pl.when(pl.col("order") == "model").then(pl.col("preference")).otherwise(1 - pl.col("preference"))
     sides = asked.group_by("item").agg(pl.len(), (pl.col("preference") - 0.5).sign().n_unique().alias("sides")).filter(pl.col("len") == 2)
-    unjudged = frame.filter(pl.col("status") != "ok")
-    why = unjudged["reason"].value_counts().sort("reason")
-    # A judgment that two items share was bought once.
-    bought = frame.filter(pl.col("judgment").is_not_null()).unique("judgment")
     return {
-        "rows": frame.height,
-        "judged": judged.height,
-        "unjudged": unjudged.height,
-        "unjudged_reasons": dict(zip(why["reason"], why["count"], strict=True)),
-        "identical": judged.height - asked.height,
         "constrained": int(asked["constrained"].sum() or 0),
-        "mass": bought["mass"].mean(),
+        "mass": frame["mass"].mean(),
         "first_preferred": asked.select(shown_first.mean()).item(),
         "position_consistency": (sides["sides"] == 1).mean(),
         "position_pairs": sides.height,
+    }
+
+
+def _counts(frame: pl.DataFrame) -> Counts:
+    unjudged = frame.filter(pl.col("status") != "ok")
+    why = unjudged["reason"].value_counts().sort("reason")
+    bought = frame.filter(pl.col("judgment").is_not_null()).unique("judgment")  # what two items share was bought once
+    return {
+        "rows": frame.height,
+        "judged": frame.height - unjudged.height,
+        "unjudged": unjudged.height,
+        "unjudged_reasons": dict(zip(why["reason"], why["count"], strict=True)),
+        "identical": frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_null()).height,
+        **judging(frame),
         "prompt_tokens": int(bought["prompt_tokens"].sum() or 0),
         "tokens": int(bought["tokens"].sum() or 0),
         "models": bought["model"].drop_nulls().unique().sort().to_list(),

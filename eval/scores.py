@@ -1,0 +1,177 @@
+"""From judgments, losses and task outcomes of one checkpoint to its scores: one value an item, and one figure a metric.
+
+`scores.parquet` keeps every item, also those without a value, so that a comparison pairs arms item by item; `summary.json` has the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from core.errors import UserError
+from core.store import Counts, write_atomic
+from eval import alpaca, arena, length_control, stats
+from eval.benchmarks import text_id
+from eval.judges import judging
+
+VERSION = 1
+
+SCORES = {
+    "benchmark": pl.String, "metric": pl.String, "item": pl.String, "cluster": pl.String, "value": pl.Float64, "status": pl.String,
+    "reason": pl.String,
+}  # fmt: skip
+"""Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the loss, as lm-eval gives it for tasks."""
+
+CREATIVE = "creative_writing"
+"""The category that Arena-Hard v2.0 scores apart, against a baseline of its own."""
+
+Rows = list[dict[str, Any]]
+Figures = dict[str, dict[str, Any]]
+"""Metric -> {"value", "standard_error", "lower", "upper", "n", "unjudged", …}."""
+
+
+def run(inputs: Mapping[str, Path], out: Path) -> Counts:
+    """Write `out`/scores.parquet and `out`/summary.json for one checkpoint from whichever of these folders are given:
+
+    `judgments-alpaca`, `judgments-arena` (eval.judges), `heldout` (eval.heldout), `tasks` (eval.tasks), and `alpaca-data`, AlpacaEval's
+    published difficulties and gamed rows for the length-controlled win rate (see eval/length_control.py; without it, or for other prompts,
+    the figure is the minimal form and is called so). Counts: items, unjudged, and each benchmark's main figure. Raises UserError when a
+    folder does not hold what it should.
+    """
+    rows: Rows = []
+    summary: dict[str, Figures] = {}
+    score: dict[str, Callable[[Path], Iterable[tuple[str, Rows, Figures]]]] = {
+        "judgments-alpaca": lambda folder: _alpaca(folder, inputs.get("alpaca-data")),
+        "judgments-arena": _arena,
+        "heldout": _heldout,
+        "tasks": _tasks,
+    }
+    for name, scored in score.items():
+        if name in inputs:
+            for benchmark, items, figures in scored(inputs[name]):
+                rows += [{"benchmark": benchmark} | item for item in items]
+                summary[benchmark] = figures
+    if not rows:
+        raise UserError(f"there is nothing to score: give at least one of {', '.join(score)}.")
+    out.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame(rows, schema=SCORES)
+    frame.write_parquet(out / "scores.parquet")
+    write_atomic(out / "summary.json", json.dumps(_finite(summary), indent=2, allow_nan=False))
+    main = {f"{benchmark}/{metric}": _finite(facts["value"]) for benchmark, figures in summary.items() for metric, facts in figures.items()}
+    return {"items": frame.height, "unjudged": frame["value"].null_count(), **main}
+
+
+def _read(folder: Path, name: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(folder / name)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{folder / name} cannot be read ({error}); run that evaluation first.") from error
+
+
+def _alpaca(folder: Path, data: Path | None) -> Iterable[tuple[str, Rows, Figures]]:
+    """One value an item: the preference in percent, averaged over both orders where both were asked (then both must be judged)."""
+    games = _read(folder, "judgments.parquet")
+    items = games.group_by("item", maintain_order=True).agg(
+        pl.col("preference").mean(),
+        pl.col("preference").is_null().any().alias("missing"),
+        pl.col("reason").drop_nulls().first(),
+        pl.col("model_characters", "baseline_characters").first(),
+    )
+    items = items.with_columns(preference=pl.when("missing").then(None).otherwise("preference"))
+    rows = [_row("win_rate", i, None if p is None else 100 * p, r) for i, p, r in items.select("item", "preference", "reason").iter_rows()]
+    judged = alpaca.Judged(
+        "model",
+        alpaca.BASELINE if data is not None else "baseline",
+        items["item"].to_list(),
+        (items["preference"] + 1).cast(pl.Float64).fill_null(math.nan).to_numpy(),
+        *(items[c].cast(pl.Float64).fill_null(math.nan).to_numpy() for c in ("model_characters", "baseline_characters")),
+    )
+    whole = alpaca.win_rate(judged)
+    figures: Figures = {"win_rate": _figure(rows) | judging(games) | {k: v for k, v in whole.items() if k not in ("win_rate", "standard_error")}}
+    valid = np.flatnonzero(~np.isnan(judged.preference) & ~np.isnan(judged.length) & ~np.isnan(judged.baseline_length))
+    if len(valid) >= stats.MINIMUM_CLUSTERS:  # a regression on fewer says nothing
+        own = length_control.design(judged, _by_id(length_control.load_reference(data)) if data is not None else None)
+        metric = "length_controlled_minimal" if own.minimal else "length_controlled_winrate"
+        values = dict(zip(valid.tolist(), length_control.items(own).tolist(), strict=True))
+        controlled = [_row(metric, name, values.get(i), rows[i]["reason"]) for i, name in enumerate(judged.instructions)]
+        figures[metric] = _figure(controlled)
+        rows += controlled
+    yield "alpaca", rows, figures
+
+
+def _by_id(reference: length_control.Reference) -> length_control.Reference:
+    """The difficulties by prompt id instead of by instruction: judgments name prompts by id."""
+    known = {text_id(text): value for text, value in reference.difficulty.items()}
+    return length_control.Reference(reference.positions, known, reference.length, reference.gamed_difficulty, reference.preference)
+
+
+def _arena(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+    """One value a question, whose mean is the Bradley-Terry score. Creative writing of v2.0 is a benchmark of its own, "arena-creative_writing"."""
+    everything = _read(folder, "judgments.parquet")
+    version = json.loads((folder / "protocol.json").read_text()).get("version")
+    creative = pl.col("category") == CREATIVE
+    parts = {"arena": everything.filter(~creative), f"arena-{CREATIVE}": everything.filter(creative)} if version == "v2.0" else {"arena": everything}
+    for name, games in parts.items():
+        if games.is_empty():
+            continue
+        usable = games.filter(pl.col("status") == "ok")
+        if version == "v2.0":  # the official rule: a question counts with both games or not at all
+            usable = usable.filter(pl.len().over("item") == 2)
+        outcomes = [arena.outcome(label, model_first=order == "model") for label, order in usable.select("label", "order").iter_rows()]
+        won, weight = zip(*outcomes, strict=True) if outcomes else ((), ())
+        battles = arena.Games(
+            "model", "baseline", "", (), usable["item"].to_list(), np.array(won), np.array(weight, dtype=np.float64), games.height - usable.height
+        )
+        values = arena.items(battles) if outcomes else {}
+        questions = games.group_by("item", maintain_order=True).agg(pl.col("reason").drop_nulls().first())
+        rows = [_row("arena_score", item, values.get(item), reason) for item, reason in questions.iter_rows()]
+        interval = arena.interval(battles)
+        bounds = {"standard_error": interval.standard_error, "lower": interval.lower, "upper": interval.upper}
+        yield name, rows, {"arena_score": _figure(rows) | bounds | judging(games) | {"unjudged_games": battles.unjudged}}
+
+
+def _heldout(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+    frame = _read(folder, "losses.parquet")
+    rows = [_row("loss", item, loss, reason) for item, loss, reason in frame.select("id", "loss", "reason").iter_rows()]
+    yield "heldout", rows, {"loss": _figure(rows) | {"tokens": int(frame["tokens"].sum() or 0)}}
+
+
+def _tasks(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+    """One metric for each task and metric of lm-eval, named "TASK METRIC"."""
+    rows: Rows = []
+    figures: Figures = {}
+    for (task, metric), frame in _read(folder, "outcomes.parquet").group_by("task", "metric", maintain_order=True):
+        name = f"{task} {metric}"
+        own = [_row(name, item, value, "no number") for item, value in frame.select("item", pl.col("value").fill_nan(None)).iter_rows()]
+        figures[name] = _figure(own)
+        rows += own
+    yield "tasks", rows, figures
+
+
+def _row(metric: str, item: str, value: float | None, reason: str | None) -> dict[str, Any]:
+    judged = value is not None
+    reason = None if judged else reason or "no value"
+    return {"metric": metric, "item": item, "cluster": item, "value": value, "status": "ok" if judged else "unjudged", "reason": reason}
+
+
+def _figure(rows: Rows) -> dict[str, Any]:
+    """Mean, standard error and t interval over the items that have a value; the others are counted."""
+    values = [row["value"] for row in rows if row["value"] is not None]
+    found = stats.mean_interval(values) if values else None
+    bounds: dict[str, float | None] = {"standard_error": None, "lower": None, "upper": None}
+    if found is not None:
+        bounds = {"standard_error": found.standard_error, "lower": found.lower, "upper": found.upper}
+    return {"value": found.value if found else None, **bounds, "n": len(values), "unjudged": len(rows) - len(values)}
+
+
+def _finite(value: Any) -> Any:
+    """For JSON: nan and infinities as null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
