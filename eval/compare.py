@@ -41,6 +41,10 @@ class Arm:
     unjudged: int  # cells (item under a seed) without a value
 
 
+VERSION = 1
+"""Part of the key of a comparison; raised when the same scores would give another one."""
+
+
 def run(inputs: dict[str, Path], out: Path, *, baseline: str | None, primary: str, seed: int = 0, resamples: int = 10_000) -> Counts:
     """Compare scores folders and write `comparison.json` and `comparison.parquet` into `out`.
 
