@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -42,7 +43,13 @@ def slow(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
     return magpie(path, body)
 
 
-BEHAVIOURS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | Fault]] = {"magpie": magpie, "slow": slow}
+def deadly(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    """A request that ends the server, as a seeded one ends vLLM's CPU engine when its prompt is prefilled in chunks."""
+    print("RuntimeError: CPU Generator does not use offset", flush=True)
+    os._exit(1)
+
+
+BEHAVIOURS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | Fault]] = {"magpie": magpie, "slow": slow, "deadly": deadly}
 
 
 def _dice(*parts: Any) -> random.Random:
@@ -119,6 +126,8 @@ def _say(
         top = sorted(((option, math.log(weight / total)) for option, weight in weights), key=lambda pair: -pair[1])
         picked = top[0][0] if body.get("temperature") == 0 else dice.choice(shape["choice"])
         kept = [pair for pair in top[: max(int(logprobs or 0), 1)] if pair[0] != picked] + [pair for pair in top if pair[0] == picked]
+        # vLLM fills up with tokens that the grammar forbids, at -9999.
+        kept += [(f"<forbidden_{rank}>", -9999.0) for rank in range(int(logprobs or 0) - len(kept))]
         return picked, "stop", [(picked, kept)] if logprobs is not None else []
     if "json" in shape:
         schema = json.loads(shape["json"]) if isinstance(shape["json"], str) else shape["json"]

@@ -1,0 +1,62 @@
+"""What several test files share: a store, the data folder, the embedded teacher, and one real vLLM server for the whole session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.endpoint import Endpoint, Servers, ServerSpec
+from core.models import Model, resolve
+from core.store import Store
+from core.tracking import Log
+
+TEACHER = "embedded/SmolLM2-135M-Instruct"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the shared vLLM server run last and together: its threads spin, which costs everything beside it several-fold."""
+    items.sort(key=lambda item: "vllm" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    """The servers of a run of its own; ended after the test."""
+    with Servers(Log(), tmp_path / "logs") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data folder (MAGPIE_SHARED, else `../shared`); its files are read where they lie and never copied into the project."""
+    folder = Path(os.environ.get("MAGPIE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the shared data is not at {folder}; set MAGPIE_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Model:
+    """The embedded teacher, SmolLM2-135M-Instruct, converted on first use."""
+    return resolve(TEACHER)
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """`Servers` of the whole session, for `stack` tests on a real vLLM: ask it for `vllm.serve(spec)`, and for equal specs to share a server."""
+    with Servers(Log(), tmp_path_factory.mktemp("vllm")) as made:
+        yield made
+
+
+@pytest.fixture
+def teacher_endpoint(vllm: Servers, teacher: Model) -> Endpoint:
+    """The teacher on the session's vLLM server (2,048 tokens)."""
+    return vllm.serve(ServerSpec(model=teacher.path, args={"max_model_len": 2048}))
