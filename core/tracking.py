@@ -169,7 +169,7 @@ class StageLog(Log):
         if self._bar is not None:
             self._bar.stop()
         if self._run is not None:
-            self._run.finish(exit_code=int(failed), quiet=True)
+            self._run.finish(exit_code=int(failed))
 
     def _folder(self) -> Path:
         self.tracker.folder.mkdir(parents=True, exist_ok=True)

