@@ -23,8 +23,11 @@ from eval import stats
 LOWER_IS_BETTER = {"loss", "heldout_loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity"}
 """Metrics whose smaller value is the better one; every other metric is better when larger."""
 
-AGAINST_BASELINE = {"win_rate": 50.0, "discrete_win_rate": 50.0, "length_controlled_winrate": 50.0, "arena_score": 50.0, "reward": 0.0}
-"""What the benchmark's own baseline scores by definition (percent; WB-Reward is centred on 0), so that it needs no judgments of itself."""
+AGAINST_BASELINE = {"win_rate": 50.0, "length_controlled_winrate": 50.0, "length_controlled_minimal": 50.0, "arena_score": 50.0}
+"""What the baseline that others are judged against scores by definition (percent), so that it needs no judgments of itself."""
+
+DECIDES = ("length_controlled_winrate",)
+"""Metrics that decide for their benchmark when it is the primary one and has them; otherwise its first metric does."""
 
 COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
 
@@ -50,8 +53,8 @@ def run(inputs: dict[str, Path], out: Path, *, baseline: str | None, primary: st
 
     `inputs`: folder of scores by "ARM/SEED", or by "ARM" alone for a finished model that no seed varies. `baseline`: the arm that others are
     compared with first, and that scores by definition where a benchmark judges against it. `primary`: the benchmark declared beforehand (or
-    "benchmark/metric"); all others are exploratory. `seed` is that of the bootstrap. Raises UserError for a missing or malformed scores folder, an
-    unknown baseline or primary.
+    "benchmark/metric"); one metric of it decides, all others are exploratory. `seed` is that of the bootstrap. Raises UserError for a missing
+    or malformed scores folder, an unknown baseline or primary.
     """
     arms: dict[str, list[str]] = {}
     for key in inputs:
@@ -61,36 +64,48 @@ def run(inputs: dict[str, Path], out: Path, *, baseline: str | None, primary: st
         raise UserError(f"baseline arm '{baseline}' is not among the compared arms{nearest(baseline, arms)}.")
     table = pl.concat([_read(key, folder) for key, folder in inputs.items()])
     families = table.select("benchmark", "metric").unique(maintain_order=True).rows()
-    names = {b for b, _ in families} | {f"{b}/{m}" for b, m in families}
-    if primary not in names:
-        raise UserError(f"primary benchmark '{primary}' has no scores{nearest(primary, names)}.")
+    deciding = _deciding(primary, families)
     scores: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     for benchmark, metric in families:
         rows = table.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
         members = [arm for name in arms if (arm := _arm(name, metric, rows, name == baseline)) is not None]
         tag = {"benchmark": benchmark, "metric": metric}
-        is_primary = primary in (benchmark, f"{benchmark}/{metric}")
+        is_primary = (benchmark, metric) == deciding
         variance = _seeds(members)
         scores += [tag | _score(arm, variance) | {"primary": is_primary} for arm in members]
         members.sort(key=lambda arm: arm.name == baseline)  # so that the baseline is always the second of a pair
         differences += [tag | d for d in _differences(members, metric, variance, is_primary, seed, resamples)]
-    if baseline is not None:
-        differences.sort(key=lambda d: (d["benchmark"], d["metric"], d["b"] != baseline))
-    scores += _only_in_summaries(inputs, {(s["arm"], s["benchmark"], s["metric"]) for s in scores}, primary)
+    order = sorted(families, key=lambda family: family != deciding)
+    differences.sort(key=lambda d: (order.index((d["benchmark"], d["metric"])), d["b"] != baseline))
+    scores += _only_in_summaries(inputs, {(s["arm"], s["benchmark"], s["metric"]) for s in scores})
     comparison = {
         "baseline": baseline,
         "primary": primary,
-        "arms": [{"name": name, "seeds": seeds} for name, seeds in arms.items()],
+        "arms": [{"name": name, "seeds": [s for s in seeds if s]} for name, seeds in arms.items()],
         "scores": scores,
         "differences": differences,
-        "notes": _notes(arms, scores, differences, primary),
+        "notes": _notes(arms, scores, differences, deciding),
     }
     out.mkdir(parents=True, exist_ok=True)
     table.select("benchmark", "metric", "arm", "seed", "item", "value").write_parquet(out / "comparison.parquet")
     write_atomic(out / "comparison.json", json.dumps(_plain(comparison), indent=2, allow_nan=False, ensure_ascii=False))
     verdicts = [d["verdict"] for d in differences]
     return {"arms": len(arms), "scores": len(scores), "differences": len(verdicts), "cannot_tell": verdicts.count("cannot tell")}
+
+
+def _deciding(primary: str, families: list[tuple[str, str]]) -> tuple[str, str]:
+    """The one (benchmark, metric) that was declared beforehand."""
+    own = [(b, m) for b, m in families if primary in (b, f"{b}/{m}")]
+    if not own:
+        names = {b for b, _ in families} | {f"{b}/{m}" for b, m in families}
+        raise UserError(f"primary benchmark '{primary}' has no scores{nearest(primary, names)}.")
+    return next((family for family in own if family[1] in DECIDES), own[0])
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's smaller value is the better one; lm-eval's names ("TASK METRIC,FILTER") count by their metric."""
+    return metric.split(" ")[-1].split(",")[0] in LOWER_IS_BETTER
 
 
 def _read(key: str, folder: Path) -> pl.DataFrame:
@@ -198,7 +213,7 @@ def _differences(members: list[Arm], metric: str, seeds: tuple[float, float], pr
         })  # fmt: skip
     for row, adjusted in zip(rows, stats.holm([r["p"] for r in rows]), strict=True):
         row["p_holm"] = adjusted
-        row["verdict"] = _verdict(row, metric in LOWER_IS_BETTER)
+        row["verdict"] = _verdict(row, lower_is_better(metric))
     return rows
 
 
@@ -221,7 +236,7 @@ def _verdict(row: dict[str, Any], lower_is_better: bool) -> str:
     return f"{row['a'] if (row['difference'] > 0) != lower_is_better else row['b']} is better"
 
 
-def _only_in_summaries(inputs: dict[str, Path], known: set[tuple[str, str, str]], primary: str) -> list[dict[str, Any]]:
+def _only_in_summaries(inputs: dict[str, Path], known: set[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """Scores that exist only as a figure (no per-item values, so no pairing): the mean over seeds, without an interval of ours."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for key, folder in inputs.items():
@@ -236,15 +251,15 @@ def _only_in_summaries(inputs: dict[str, Path], known: set[tuple[str, str, str]]
             "benchmark": benchmark, "metric": metric, "arm": arm, "value": float(np.mean([f["value"] for f in facts])),
             "standard_error": facts[0].get("standard_error") if len(facts) == 1 else None, "lower": None, "upper": None,
             "n": facts[0].get("n"), "unjudged": sum(f.get("unjudged") or 0 for f in facts),
-            "primary": primary in (benchmark, f"{benchmark}/{metric}"),
+            "primary": False,
         }
         for (arm, benchmark, metric), facts in found.items()
     ]  # fmt: skip
 
 
-def _notes(arms: dict[str, list[str]], scores: list[dict[str, Any]], differences: list[dict[str, Any]], primary: str) -> list[str]:
+def _notes(arms: dict[str, list[str]], scores: list[dict[str, Any]], differences: list[dict[str, Any]], deciding: tuple[str, str]) -> list[str]:
     """What a reader must know beside the figures, as sentences."""
-    notes = [f"{primary} is the primary benchmark, declared beforehand; every other benchmark is exploratory."]
+    notes = [f"{deciding[0]} is the primary benchmark, declared beforehand, and its {deciding[1]} decides; every other figure is exploratory."]
     if any(d["scope"].startswith("these two checkpoints") for d in differences):
         notes.append(
             "Arms with one training seed are compared as checkpoints: their intervals cover other prompts, not another training run, "

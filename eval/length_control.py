@@ -98,7 +98,7 @@ def _one(folder: Path, pattern: str) -> Path:
 
 def _is_outputs(path: Path) -> bool:
     _, first = next(records(path), (0, {}))
-    return {"instruction", "output", "generator"} <= first.keys() and first["generator"] == BASELINE
+    return {"instruction", "output"} <= first.keys() and first.get("generator", BASELINE) == BASELINE
 
 
 def design(model: Judged, reference: Reference | None) -> Design:

@@ -153,7 +153,7 @@ def test_benchmarks_other_than_the_primary_are_called_exploratory(tmp_path: Path
         inputs[f"{arm}/0"] = scores(tmp_path / arm, draws(i + 5), benchmark="other")
     result = run(inputs, tmp_path / "x")
     assert [("exploratory" in d["scope"]) for d in result["differences"]] == [False, True]
-    assert any("bench is the primary benchmark" in note for note in result["notes"])
+    assert any("bench is the primary benchmark, declared beforehand, and its win_rate decides" in note for note in result["notes"])
 
 
 def test_identical_arms_and_single_items_cannot_be_told_apart(tmp_path: Path) -> None:
