@@ -197,6 +197,12 @@ def items(own: Design, c: float = DEFAULT_C) -> stats.Floats:
     pull = np.zeros(3)
     pull[active] = np.linalg.solve(curve[np.ix_(active, active)], gradient[active])
     change = (predicted - predicted.mean()) / n + c * (rows[:n] @ pull) * (y[:n] - p[:n])
+    # A row also moves the sd that scales every length term: d(score)/d(log sd) times d(log sd)/d(weight of the row).
+    stretch = -np.arctanh(np.clip(rows[:n, 0], -1 + 1e-15, 1 - 1e-15)) * (1 - rows[:n, 0] ** 2)
+    by_sd = -c * stretch @ (pull[0] * (p[:n] - y[:n]) + w[0, 0] * p[:n] * (1 - p[:n]) * (rows[:n] @ pull))
+    centred = (own.delta - own.delta.mean()) ** 2
+    if centred.sum() > 0:
+        change += by_sd * (n * centred / centred.sum() - 1) / (2 * n)
     return np.asarray(100 * (predicted.mean() + n * (change - change.mean())))
 
 
