@@ -114,9 +114,8 @@ def _content_files(folder: Path) -> Iterator[Path]:
 def _hub_commit(repo: str, revision: str | None) -> str:
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    import httpx
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -125,8 +124,8 @@ def _hub_commit(repo: str, revision: str | None) -> str:
             raise UserError(f"model {repo} has no revision '{revision}' on the hub; name a branch, tag or commit that it has.") from error
         except RepositoryNotFoundError as error:
             raise UserError(f"the hub knows no model {repo}, or it is private: check the name, and set HF_TOKEN if it is yours.") from error
-        except (HfHubHTTPError, httpx.HTTPError, OSError):
-            pass  # not reachable: what an earlier download left is the next best source
+        except Exception:  # no network, a proxy, a broken hub: huggingface_hub changed its HTTP library, and with it these types, twice
+            pass  # what an earlier download left is the next best source
     cached = try_to_load_from_cache(repo, "config.json", revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else UNRESOLVED
 

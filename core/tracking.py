@@ -101,11 +101,13 @@ class StageLog(Log):
         self._bar: Any = None
         self._task: Any = None
         self._said = 0.0
+        self._done = 0
         self._began: tuple[float, int] | None = None
 
     def progress(self, done: int, total: int | None, unit: str = "rows") -> None:
-        if self._began is None:
+        if self._began is None or done < self._done:  # a stage may count several things, one after the other
             self._began = (time.monotonic(), done)
+        self._done = done
         if sys.stderr.isatty():
             self._draw(done, total, unit)
         elif time.monotonic() - self._said > 10 or done == total:

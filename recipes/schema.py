@@ -7,6 +7,7 @@ Paths in a recipe are relative to the folder where `magpie` runs.
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,23 +70,23 @@ def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
     if not recipe.random_arm:
         return arms
 
-    def budget(arm: ArmConfig) -> Any:
+    def budget(arm: ArmConfig) -> dict[str, int] | None:
         rows = STRATEGIES[arm.strategy].rows if arm.strategy in STRATEGIES else None
-        return arm.budget or ({"rows": rows} if rows else None)
+        return arm.budget.model_dump(exclude_none=True) if arm.budget else {"rows": rows} if rows else None
 
     def plain(arm: ArmConfig) -> bool:
         return arm.where is None and arm.data is None and (arm.choose == "hash_order" or arm.strategy == "random")
 
-    sizes: list[Any] = []
+    sizes: list[dict[str, int]] = []
     for arm in recipe.arms.values():
         size = budget(arm)
         if arm.model is None and size is not None and size not in sizes:
             sizes.append(size)
     missing = [s for s in sizes if not any(plain(a) and budget(a) == s for a in arms.values())]
     for size in missing:
-        n = size if isinstance(size, dict) else size.model_dump(exclude_none=True)
-        name = "random" if len(missing) == 1 and "random" not in arms else "random-" + "".join(f"{v}-{k}" for k, v in n.items())
-        arms[name] = ArmConfig.model_validate({"choose": "hash_order", "budget": n, "allow_short": any(a.allow_short for a in recipe.arms.values())})
+        name = "random" if len(missing) == 1 and "random" not in arms else "random-" + "".join(f"{v}-{k}" for k, v in size.items())
+        short = any(a.allow_short for a in recipe.arms.values())
+        arms[name] = ArmConfig.model_validate({"choose": "hash_order", "budget": size, "allow_short": short})
     return arms
 
 
@@ -235,30 +236,29 @@ def _explain(error: ValidationError, source: Source) -> str:
 
 def _valid_keys(loc: Sequence[Any]) -> list[str]:
     """The keys allowed at a place of the recipe, following the models' annotations."""
-    models: list[Any] = [Recipe]
+    places: list[Any] = [Recipe]
     for key in loc:
-        found: list[Any] = []
-        for model in models:
-            if isinstance(model, type) and issubclass(model, BaseModel) and str(key) in _names(model):
-                found += _unpack(_names(model)[str(key)])
-            elif not (isinstance(model, type) and issubclass(model, BaseModel)):
-                found += _unpack(model)
-        models = found
-    return [name for model in models if isinstance(model, type) and issubclass(model, BaseModel) for name in _names(model)]
+        inner: list[Any] = []
+        for place in places:
+            if _is_model(place):
+                inner += _alternatives(_names(place).get(str(key)))
+            elif typing.get_origin(place) is dict:
+                inner += _alternatives(typing.get_args(place)[1])
+        places = inner
+    return [name for place in places if _is_model(place) for name in _names(place)]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _names(model: type[BaseModel]) -> dict[str, Any]:
     return {info.alias or name: info.annotation for name, info in model.model_fields.items()}
 
 
-def _unpack(annotation: Any) -> list[Any]:
-    """The models inside an annotation: X | None -> X; dict[str, X] -> X."""
-    arguments = typing.get_args(annotation)
-    if not arguments:
-        return [annotation]
-    if typing.get_origin(annotation) is dict:
-        return _unpack(arguments[1])
-    return [m for a in arguments for m in _unpack(a)]
+def _alternatives(annotation: Any) -> list[Any]:
+    """X | Y | None -> [X, Y, None]; anything else is its own only alternative."""
+    return list(typing.get_args(annotation)) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else [annotation]
 
 
 def json_schema() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -153,7 +153,7 @@ class SynthConfig(BaseModel):
     """The aligned model that writes instructions (and responses, unless `responder` is given)."""
     responder: ModelConfig | None = None
     """Another model for the responses."""
-    rows: int | ImportConfig = 1000
+    rows: Annotated[int, Field(ge=1)] | ImportConfig = 1000
     """How many instructions to draw, or `{import: ...}` for rows that exist."""
     seed: int = 0
     """Seed of the pool: with the model, template and sampling it fixes every row's id and its own sampling seed."""
@@ -169,12 +169,6 @@ class SynthConfig(BaseModel):
     """How each tag is measured, where a filter asks for it."""
     heldout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the rows kept out of every arm, by hash of id; they are answered and used for held-out loss."""
-
-    @model_validator(mode="after")
-    def _rows_positive(self) -> SynthConfig:
-        if isinstance(self.rows, int) and self.rows < 1:
-            raise ValueError("rows must be at least 1")
-        return self
 
 
 class Budget(BaseModel):
