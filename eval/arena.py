@@ -57,7 +57,7 @@ def read(paths: Iterable[Path]) -> list[Games]:
     """Battles (question_id, model_a, model_b, winner; weights already expanded) and judgments (question_id or uid, model, games) of many files.
 
     Several judges' judgments of one question are pooled. Raises UserError, naming file and record, for what is neither form, an unknown
-    winner or label, and a question judged twice by one judge.
+    winner, and a question judged twice by one judge.
     """
     battles: list[tuple[str, Mapping[str, Any]]] = []
     judgments: dict[tuple[str, str], list[tuple[str, str, float, int]]] = {}
@@ -113,11 +113,10 @@ def _label(game: Any, version: str, where: str) -> str | None:
     if game is None:
         return None
     label = game["score"] if "score" in game else verdicts.PARSE[version](str(game.get("judgment", "")))
-    if label is None or label in _OUTCOMES or label in _MIRRORED:
-        return label
-    if version == "v2.0":
-        return None  # such as [[A]], which the official regex takes and the official table then fails on
-    raise UserError(f"{where}: the verdict {label!r} is none of {', '.join(_OUTCOMES)}.")
+    if label is not None and not isinstance(label, str):
+        raise UserError(f"{where}: the verdict {label!r} is no label; it is one of {', '.join(_OUTCOMES)}, or null.")
+    # A judge that writes [[A]] matches both official patterns: v0.1 then gives the game no weight, v2.0 fails with a KeyError.
+    return label if label in _OUTCOMES or label in _MIRRORED else None
 
 
 def _games(model: str, category: str, rows: list[tuple[str, str, float, int]], facts: Mapping[str, Any]) -> Games:
