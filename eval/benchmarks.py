@@ -53,14 +53,15 @@ class Prompt:
     category: str = ""
 
 
-def prompts(source: str, limit: int | None = None) -> list[Prompt]:
+def prompts(source: str, limit: int | None = None, *, fetch: bool = True) -> list[Prompt]:
     """The prompt set `source`: a shipped name, a hub name, or the path of a .jsonl or .json file (.gz too).
 
     Understood forms of a record: ours (id, prompt, category), Arena-Hard's (uid, prompt, category; or question_id, turns) and
-    AlpacaEval's (instruction, dataset; its id is a digest of the instruction). `limit` takes so many, spread evenly over the set.
+    AlpacaEval's (instruction, dataset; its id is a digest of the instruction). `limit` takes so many, spread evenly over the set;
+    `fetch` false asks only the local cache for a hub set.
     Raises UserError, naming file and line, for a broken record, an empty prompt or an id that occurs twice.
     """
-    path = _path(source)
+    path = _path(source, fetch)
     found: list[Prompt] = []
     seen: dict[str, int] = {}
     for number, record in records(path):
@@ -168,23 +169,26 @@ def _answers(path: Path) -> dict[str, str]:
     return table
 
 
-def _path(source: str) -> Path:
+def _path(source: str, fetch: bool = True) -> Path:
     if source in SHIPPED:
         return SHIPPED[source]
     if source in HUB:
-        return download(*HUB[source])
+        return download(*HUB[source], fetch=fetch)
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"prompt set '{source}' is neither a known name nor a file{nearest(source, [*SHIPPED, *HUB])}")
     return path
 
 
-def download(repo: str, name: str) -> Path:
-    """A file of a dataset repository on the hub, from its cache where it is there. Raises UserError when it cannot be fetched."""
+def download(repo: str, name: str, *, fetch: bool = True) -> Path:
+    """A file of a dataset repository on the hub, from its cache where it is there (with `fetch` false: only from there).
+
+    Raises UserError when it cannot be had.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, name, repo_type="dataset"))
+        return Path(hf_hub_download(repo, name, repo_type="dataset", local_files_only=not fetch))
     except Exception as error:  # the hub client raises a dozen kinds: offline, gated, renamed, proxy
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} of the hub's {repo} cannot be fetched ({reason}); download it elsewhere and give its path.") from error

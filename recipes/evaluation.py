@@ -81,10 +81,10 @@ def _prompts(graph: Stages, benchmark: Pairwise) -> Result | None:
     source = str(config.protocol(benchmark).prompts)
     name = f"prompts/{benchmark}"
     try:
-        wanted = benchmarks.prompts(source, config.limit)
-    except UserError as error:
-        if graph.session.planning:
-            graph.session.note(name, WAITS, f"the prompt set cannot be read now ({error})")
+        wanted = benchmarks.prompts(source, config.limit, fetch=not graph.session.planning)
+    except UserError:
+        if graph.session.planning and source in benchmarks.HUB:
+            graph.session.note(name, WAITS, f"depends on the hub's {source}, which is not downloaded yet")
             return None
         raise
     content = digest([asdict(p) for p in wanted])
