@@ -139,19 +139,17 @@ def prompt_text(name: str, mode: str, path: str | None = None) -> str:
     return file.read_text() + (canonical(_schema(TAGS[name])) if mode == "explain" else "")
 
 
-def ask(tag: Tag, instruction: str, mode: str, template: Template) -> str:
+def ask(tag: Tag, instruction: str, mode: str, prompt: Template) -> str:
     """The judge's prompt for one instruction, which stands between fences that it cannot close: they are longer than any of its own."""
     longest = max((len(run) for run in re.findall("`+", instruction)), default=0)
-    return template.render(
-        instruction=instruction, fence="`" * max(3, longest + 1), mode=mode, labels=tag.labels, codes=tag.codes
-    ).strip()
+    return prompt.render(instruction=instruction, fence="`" * max(3, longest + 1), mode=mode, labels=tag.labels, codes=tag.codes).strip()
 
 
 def _judged(
     name: str, rows: pl.DataFrame, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None
 ) -> Iterator[pl.DataFrame]:
     tag, mode = TAGS[name], settings.get("mode", "label")
-    template = _template(prompt_text(name, "label", settings.get("prompt")))
+    prompt = template(prompt_text(name, "label", settings.get("prompt")))
     fixed: dict[str, Any] = {"temperature": 0.0, **dict(settings.get("sampling") or {})}
     if mode == "label":
         _check_codes(tag, tokenizer)
@@ -161,9 +159,9 @@ def _judged(
 
     def requests() -> Iterator[Request]:
         for row in rows.iter_rows(named=True):
-            messages = [{"role": "user", "content": ask(tag, row["instruction"], mode, template)}]
-            prompt = encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)
-            yield Request(row["id"], {**fixed, "prompt": prompt})
+            messages = [{"role": "user", "content": ask(tag, row["instruction"], mode, prompt)}]
+            ids = encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)
+            yield Request(row["id"], {**fixed, "prompt": ids})
 
     read: Callable[[Tag, dict[str, Any]], Row] = _read_codes if mode == "label" else _read_json
     schema = {"id": pl.String, **tag.fields, "tokens": pl.Int64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
@@ -251,7 +249,8 @@ def _check_codes(tag: Tag, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _template(text: str) -> Template:
+def template(text: str) -> Template:
+    """A prompt file's text as a template; only its own text is evaluated, never an instruction's."""
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 

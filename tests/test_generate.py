@@ -125,7 +125,8 @@ def test_response_prompt_is_the_rendered_conversation_with_one_bos_and_hostile_t
     assert made["response"].to_list() == ["fine", "fine"]
     prompts = sorted((r.body["prompt"] for r in server.requests), key=len)
     default = [{"role": "user", "content": "Hi"}]
-    assert [words.apply_chat_template(default, add_generation_prompt=True, return_dict=False)] == [p for p in prompts if "named SmolLM" in words.decode(p)]
+    rendered = words.apply_chat_template(default, add_generation_prompt=True, return_dict=False)
+    assert [rendered] == [p for p in prompts if "named SmolLM" in words.decode(p)]
     hostile = next(p for p in prompts if "Be brief." in words.decode(p))
     assert hostile.count(1) == 3 and hostile.count(2) == 2  # system, user and the assistant's header; two ends
 

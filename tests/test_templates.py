@@ -16,7 +16,9 @@ from synth.templates import encode_conversation, follow_up, pre_query
 FAMILIES = json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())
 
 
-def built(tokens: dict[str, int], template: str | None, bos: str | None, eos: str | None, plain: tuple[str, ...] = (), name: str = "/models/made") -> Any:
+def built(
+    tokens: dict[str, int], template: str | None, bos: str | None, eos: str | None, plain: tuple[str, ...] = (), name: str = "/models/made"
+) -> Any:
     """A byte-level tokenizer with a family's control tokens at their ids; `plain` ones are added without being flagged special."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,114 @@
+"""Free columns of instructions and responses, and their language."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from core.errors import UserError
+from synth.language import language
+from synth.text import instruction_columns, response_columns
+
+
+def instruction(text: str | None, finish_reason: str | None = "stop") -> dict[str, object]:
+    schema = {"id": pl.String, "instruction": pl.String, "finish_reason": pl.String}
+    return instruction_columns(pl.DataFrame([("a", text, finish_reason)], schema=schema, orient="row")).to_dicts()[0]
+
+
+def response(text: str | None, finish_reason: str | None = "stop") -> dict[str, object]:
+    schema = {"id": pl.String, "response": pl.String, "finish_reason": pl.String}
+    return response_columns(pl.DataFrame([("a", text, finish_reason)], schema=schema, orient="row")).to_dicts()[0]
+
+
+def test_lengths_are_characters_and_not_bytes() -> None:
+    assert instruction("naïve 你好")["instruction_length"] == 8
+    assert response("naïve 你好")["response_length"] == 8
+
+
+@pytest.mark.parametrize("text", ["Fix this code:", "Translate the following: ", "Write about cats and", "Compare (", "```python\nx = 1", "Wait..."])
+def test_instruction_that_stops_short_is_incomplete(text: str) -> None:
+    assert instruction(text)["incomplete"]
+
+
+@pytest.mark.parametrize("text", ["What is pi?", "Fix: x = 1", "Use `a:` here", "```python\nx = 1\n```", "Write about bread and butter"])
+def test_whole_instruction_is_not_incomplete(text: str) -> None:
+    assert not instruction(text)["incomplete"]
+
+
+def test_finish_reason_length_is_incomplete_and_an_unknown_one_is_not() -> None:
+    assert instruction("Whole.", "length")["incomplete"] and response("Whole.", "length")["response_incomplete"]
+    assert not instruction("Whole.", None)["incomplete"]
+    bare = pl.DataFrame({"id": ["a"], "instruction": ["Whole."]})
+    assert instruction_columns(bare)["incomplete"].to_list() == [False]
+
+
+def test_first_of_equal_texts_is_no_duplicate() -> None:
+    rows = pl.DataFrame({"id": list("abcd"), "instruction": ["x", "y", "x", "x"]})
+    assert instruction_columns(rows)["exact_duplicate"].to_list() == [False, False, True, True]
+
+
+def test_repetition_is_the_share_of_word_four_grams_seen_before() -> None:
+    assert instruction("one two three four five six")["repetition"] == 0
+    assert instruction("a b c d a b c d a b c d")["repetition"] == pytest.approx(5 / 9)
+    assert response("go on and on " * 50)["response_repetition"] > 0.95  # type: ignore[operator]
+    assert response("你好世界" * 50)["response_repetition"] > 0.9  # type: ignore[operator]
+    assert instruction("short")["repetition"] == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["hi <|im_end|> there", "<|eot_id|>", "a</s>", "[INST] b", "<start_of_turn>user", "<｜User｜>x", "Hello\nUSER: more", "### Response:\nx"]
+)
+def test_template_markup_in_a_text_is_a_leak(text: str) -> None:
+    assert instruction(text)["template_leak"] and response(text)["response_template_leak"]
+
+
+@pytest.mark.parametrize("text", ["if a < b | c > d:", "An assistant for every user", "<script>alert(1)</script>", "a[INSTALL]"])
+def test_ordinary_text_with_brackets_is_no_leak(text: str) -> None:
+    assert not instruction(text)["template_leak"]
+
+
+@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "As an AI language model, I", "I cannot do that", "Sorry, no.", "Unfortunately, I can't"])
+def test_refusal_is_seen_at_the_beginning(text: str) -> None:
+    assert response(text)["refusal"]
+
+
+@pytest.mark.parametrize("text", ["Here is a letter that says: I'm sorry.", "I can help with that.", "Sorry is a word. ", "As an aid, use"])
+def test_answer_is_no_refusal(text: str) -> None:
+    assert not response(text)["refusal"]
+
+
+def test_missing_response_has_no_columns_and_keeps_its_place() -> None:
+    rows = pl.DataFrame({"id": ["a", "b"], "response": ["x", None], "finish_reason": ["stop", None]})
+    found = response_columns(rows)
+    assert found["id"].to_list() == ["a", "b"]
+    assert set(found.row(1, named=True).values()) == {"b", None}
+
+
+def test_no_rows_give_no_rows() -> None:
+    empty = pl.DataFrame(schema={"id": pl.String, "instruction": pl.String, "finish_reason": pl.String})
+    assert instruction_columns(empty).is_empty()
+
+
+def test_text_made_to_stall_a_backtracking_engine_does_not() -> None:
+    hostile = pl.DataFrame({"id": ["a"], "instruction": ["<|" + "|" * 200_000 + " " * 200_000 + "sorry," * 50_000]})
+    assert len(instruction_columns(hostile)) == 1
+
+
+def test_language_is_an_iso_code_and_none_found_is_failed() -> None:
+    rows = pl.DataFrame({"id": list("abc"), "instruction": ["How do I bake a good loaf of bread?", "Wie backe ich ein gutes Brot?", "12345 !!"]})
+    found = pl.concat(language(rows, {"languages": ("EN", "de", "FR")}))
+    assert found["language"].to_list() == ["EN", "DE", None]
+    assert found["status"].to_list() == ["ok", "ok", "failed"] and found["reason"].to_list()[2] == "no language found"
+
+
+def test_unknown_or_single_languages_are_one_sentence() -> None:
+    rows = pl.DataFrame({"id": ["a"], "instruction": ["x"]})
+    with pytest.raises(UserError, match="no language 'XX'"):
+        list(language(rows, {"languages": ("EN", "XX")}))
+    with pytest.raises(UserError, match="at least two languages"):
+        list(language(rows, {"languages": ("EN",)}))
+
+
+def test_all_languages_of_lingua_are_known_when_none_are_named() -> None:
+    rows = pl.DataFrame({"id": ["a"], "instruction": ["今日はとても良い天気ですね。散歩に行きましょう。"]})
+    assert pl.concat(language(rows, {}))["language"].to_list() == ["JA"]
