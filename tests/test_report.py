@@ -42,7 +42,7 @@ def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, 
                     content.write_parquet(path)
                 else:
                     path.write_text(content if isinstance(content, str) else json.dumps(content))
-            build.counts["rows"] = len(files)
+            build.counts |= {"rows": 48, "judged": 46, "unjudged": 2, "position_consistency": 0.6818, "position_pairs": 22, "mass": 0.93}
             build.facts["versions"] = {"torch": "2.13.0+cpu"}
         inputs[name] = store.folder(stage, key)
 
@@ -99,7 +99,7 @@ def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, 
     names = [f"p{i:02d}" for i in range(prompts)]
     prompt_file = root / "prompts.jsonl"
     prompt_file.write_text("".join(json.dumps({"id": n, "prompt": "", "category": CATEGORY[i % 12]}) + "\n" for i, n in enumerate(names)))
-    inputs["prompts/magpie-48"] = prompt_file
+    inputs["prompts/alpaca"] = prompt_file
     compared: dict[str, Path] = {}
     for arm in ARMS:
         for seed in ("0",) if arm == "untuned" else seeds:
@@ -218,6 +218,24 @@ def test_prompts_beyond_the_size_limit_are_left_out_and_counted(tmp_path: Path) 
     assert [p["id"] for p in some["prompts"]] == sorted(p["id"] for p in some["prompts"])
 
 
+def test_a_benchmark_with_answers_of_its_own_keeps_them_apart(tmp_path: Path) -> None:
+    def folder(name: str, file: str, rows: dict[str, Any]) -> Path:
+        (tmp_path / name).mkdir()
+        pl.DataFrame(rows).write_parquet(tmp_path / name / file)
+        return tmp_path / name
+
+    inputs = {
+        "answers/untuned": folder("a", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["shared"]}),
+        "answers/untuned/arena": folder("b", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["arena's"]}),
+        "judge/alpaca/untuned": folder("c", "judgments.parquet", {"item": ["1"], "label": ["m"], "category": ["Math"]}),
+        "judge/arena/untuned": folder("d", "judgments.parquet", {"item": ["1"], "label": ["A>B"], "category": ["Hard"]}),
+    }
+    data, _ = browser.gather(inputs, {})
+    assert [r["name"] for r in data["runs"]] == ["untuned"]
+    shown = [(p["category"], p["answers"][0]["text"], [g["label"] for g in p["answers"][0]["games"]]) for p in data["prompts"]]
+    assert shown == [("Math", "shared", ["m"]), ("Hard", "arena's", ["A>B"])]
+
+
 def difference(a: str, b: str, verdict: str, **more: Any) -> dict[str, Any]:
     value = 8.0 if "better" in verdict else 3.0
     return {
@@ -290,7 +308,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict
         pytest.skip("no chromium on PATH (apt-get install -y chromium)")
     sync_api = pytest.importorskip("playwright.sync_api")
     root = tmp_path_factory.mktemp("report")
-    page.build(fabricate(root), root, {"name": "demo", "note": HOSTILE})
+    page.build(fabricate(root), root, {"name": "demo", "note": HOSTILE}, notes=["A small judge says little."])
     seen: dict[str, list[str]] = {"errors": [], "requests": []}
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:
@@ -318,7 +336,9 @@ def test_the_page_shows_headline_scores_funnel_and_ledger(opened: tuple[Any, dic
     assert re.fullmatch(r"\d\d\.\d \d\d\.\d to \d\d\.\d n 23 · 1 unjudged", magpie)
     funnel = cells(tab, ".funnel >> nth=0 >> tr")
     assert any(re.fullmatch(r"input_quality >= 'good' \d+ \d+", row) for row in funnel) and "chosen hash_order (budget 64 rows) 64" in funnel
-    assert "8,216 27 % of the 30,533 that answering every row would take" in cells(tab, ".tiles dd")
+    assert cells(tab, "#judges tbody tr:first-child td")[:2] == ["46 of 48 (2 unjudged)", "68 % of 22 pairs"]
+    assert cells(tab, "#notes li")[-1] == "A small judge says little."
+    assert "8,216 27 % of the 30,533 that tagging and answering every row first would take" in cells(tab, ".tiles dd")
     assert cells(tab, "#ledger tbody tr:first-child td")[3:] == ["64", "24,011", "17,202", "311", "2"]
     assert cells(tab, "#tags figcaption")[3] == "input_quality measured on " + cells(tab, "#tags figcaption")[3].split("measured on ")[1]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipes.report.sources import judgments, read_log, read_table, runs
+from recipes.report.sources import answers, judgments, read_log, read_table, runs
 
 BROWSER_CHARACTERS = 8_000_000
 """Characters of model text embedded in the page; prompts beyond are left out (by hash of their id, a fair sample) and counted."""
@@ -35,24 +35,24 @@ def embed(value: Any) -> Markup:
 def gather(inputs: Mapping[str, Path], colours: Mapping[str, str], limit: int = BROWSER_CHARACTERS) -> tuple[dict[str, Any], int]:
     """The browser's data and how many prompts were left out to stay under `limit` characters.
 
-    Data: {"runs": [{"arm", "seed", "name", "css"}], "prompts": [{"id", "prompt", "category", "answers": [one a run, or null]}]}; an answer is
+    Data: {"runs": [{"arm", "seed", "name", "css"}], "prompts": [{"id", "prompt", "benchmark", "category", "answers": [one a run, or null]}]}; an
+    entry's benchmark is "" where benchmarks share the answers. An answer is
     {"text", "finish", "tokens", "status", "reason", "games": [...], "scores": [[benchmark, metric, value, status], ...]}.
     Categories come from "prompts/NAME" inputs (the prompt set's jsonl), else from the judgments.
     """
-    answered = runs(inputs, "answers")
-    order = list(answered)
-    prompts: dict[tuple[str, str], dict[str, Any]] = {}
-    categories = _categories(inputs)
-    for place, folder in enumerate(answered.values()):
+    answered = answers(inputs)
+    order = list(dict.fromkeys(run for run, _ in answered))
+    places = {run: place for place, run in enumerate(order)}
+    own = {benchmark for _, benchmark in answered}  # benchmarks that asked the checkpoints once more, with prompts or settings of their own
+    prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    categories = _categories(inputs, own)
+    for (run, benchmark), folder in answered.items():
         for row in _rows(folder / "answers.parquet"):
-            identity = (str(row["id"]), str(row["prompt"]))
-            entry = prompts.setdefault(identity, {
-                "id": identity[0],
-                "prompt": identity[1],
-                "category": "",
-                "answers": [None] * len(order),
-            })  # fmt: skip
-            entry["answers"][place] = {
+            name, text = str(row["id"]), str(row["prompt"])
+            blank = {"id": name, "prompt": text, "benchmark": benchmark, "category": "", "answers": [None] * len(order)}
+            entry = prompts.setdefault((benchmark, name, text), blank)
+            answer: dict[str, Any] = {
                 "text": row.get("answer"),
                 "finish": row.get("finish_reason"),
                 "tokens": row.get("tokens"),
@@ -61,23 +61,21 @@ def gather(inputs: Mapping[str, Path], colours: Mapping[str, str], limit: int = 
                 "games": [],
                 "scores": [],
             }
-    by_id: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for entry in prompts.values():
-        for place, answer in enumerate(entry["answers"]):
-            if answer is not None:
-                by_id.setdefault((entry["id"], place), []).append(answer)
-    places = {run: place for place, run in enumerate(order)}
+            entry["answers"][places[run]] = answer
+            found.setdefault((benchmark, name, places[run]), []).append(answer)
     for (benchmark, run), folder in judgments(inputs).items():
+        group = benchmark if benchmark in own else ""
         for row in _rows(folder / "judgments.parquet"):
-            for answer in by_id.get((str(row["item"]), places.get(run, -1)), []):
+            for answer in found.get((group, str(row["item"]), places.get(run, -1)), []):
                 answer["games"].append(_game(benchmark, row))
-            categories.setdefault(str(row["item"]), str(row.get("category") or ""))
+            categories.setdefault((group, str(row["item"])), str(row.get("category") or ""))
     for run, folder in runs(inputs, "scores").items():
         for row in _rows(folder / "scores.parquet"):
-            for answer in by_id.get((str(row["item"]), places.get(run, -1)), []):
+            group = row["benchmark"] if row["benchmark"] in own else ""
+            for answer in found.get((group, str(row["item"]), places.get(run, -1)), []):
                 answer["scores"].append([row["benchmark"], row["metric"], _finite(row["value"]), row.get("status")])
     for entry in prompts.values():
-        entry["category"] = categories.get(entry["id"], "")
+        entry["category"] = categories.get((entry["benchmark"], entry["id"]), "")
     kept = _within(list(prompts.values()), limit)
     data = {"runs": [{"arm": r.arm, "seed": r.seed, "name": r.name, "css": colours.get(r.arm, "")} for r in order], "prompts": kept}
     return data, len(prompts) - len(kept)
@@ -98,13 +96,14 @@ def _game(benchmark: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"benchmark": benchmark} | {name: _finite(row.get(name)) for name in names}
 
 
-def _categories(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Prompt id -> category, from every "prompts/NAME" input: a jsonl file, one object a line, or a folder with `prompts.jsonl`."""
-    found: dict[str, str] = {}
+def _categories(inputs: Mapping[str, Path], own: set[str]) -> dict[tuple[str, str], str]:
+    """(benchmark with answers of its own or "", prompt id) -> category, from the "prompts/BENCHMARK" inputs: jsonl files, one object a line."""
+    found: dict[tuple[str, str], str] = {}
     for key, path in inputs.items():
-        if key.split("/")[0] == "prompts":
-            rows = read_log(path / "prompts.jsonl" if path.is_dir() else path)
-            found.update({str(row["id"]): str(row["category"]) for row in rows if row.get("category") and "id" in row})
+        head, _, benchmark = key.partition("/")
+        if head == "prompts":
+            group = benchmark if benchmark in own else ""
+            found.update({(group, str(row["id"])): str(row["category"]) for row in read_log(path) if row.get("category") and "id" in row})
     return found
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from core.store import Counts, canonical, write_atomic
+from core.store import MANIFEST, Counts, canonical, write_atomic
 from recipes.report import browser, figures, outcome, sources, tags
 
 FOLDER = Path(__file__).parent
@@ -28,12 +28,13 @@ VERSION = 1
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
-def build(inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any]) -> Counts:
+def build(inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any], notes: Sequence[str] = ()) -> Counts:
     """Write `out/report.html` from the folders of finished stages; returns how much is on the page.
 
-    inputs: "comparison", "measure", "select/ARM", "train/ARM/SEED", "answers/ARM/SEED", "judge/BENCHMARK/ARM/SEED", "scores/ARM/SEED" -> a result
-    folder, and "prompts/NAME" -> a prompt set's jsonl file (for categories). Any may be absent: the page says what is missing.
-    recipe: the resolved recipe as plain data; its `name` is the title. Raises UserError when a file that is there cannot be read.
+    inputs: "comparison", "measure", "select/ARM", "train/RUN", "answers/RUN" (or "answers/RUN/BENCHMARK"), "judge/BENCHMARK/RUN", "scores/RUN" ->
+    a result folder, and "prompts/BENCHMARK" -> a prompt set's jsonl file (for categories), where RUN is ARM/SEED, or ARM alone for a finished
+    model. Any may be absent: the page says what is missing. recipe: the resolved recipe as plain data; its `name` is the title. notes:
+    sentences to stand beside the comparison's own. Raises UserError when a file that is there cannot be read.
     """
     comparison = sources.read_object(inputs["comparison"] / "comparison.json") if "comparison" in inputs else {}
     arms = sources.arms(inputs, comparison)
@@ -52,6 +53,8 @@ def build(inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any]) -> C
         comparison=comparison,
         headline=outcome.headline(comparison),
         arms=[{"name": arm, "css": colours[arm]} for arm in arms],
+        notes=[*comparison.get("notes", []), *notes],
+        judges=_judges(inputs),
         scores=outcome.scores(comparison, colours),
         matrices=outcome.matrices(comparison, arms),
         measure="measure" in inputs,
@@ -120,6 +123,16 @@ def _funnels(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> list[dic
             "name": run.name, "arm": run.arm, "css": colours[run.arm], "funnel": funnel, "steps": steps, "reasons": reasons,
             "bar": figures.share_bar([("chosen", colours[run.arm], chosen)], pool, f"{run.name}: rows chosen of the pool"),
         })  # fmt: skip
+    return found
+
+
+def _judges(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """What each judging counted, from its manifest: games judged, agreement of the two orders, preference for what was shown first."""
+    found = []
+    for (benchmark, run), folder in sources.judgments(inputs).items():
+        counts = sources.read_object(folder / MANIFEST).get("counts") or {}
+        if "rows" in counts:
+            found.append({"benchmark": benchmark, "name": run.name, **counts})
     return found
 
 

@@ -17,9 +17,6 @@ import polars as pl
 from core.errors import UserError
 from core.store import MANIFEST, file_digest
 
-STAGES = {"comparison": 0, "measure": 0, "select": 1, "train": 2, "answers": 2, "judge": 3, "scores": 2}
-"""Input name -> how many parts follow it ("select/ARM", "train/ARM/SEED", "judge/BENCHMARK/ARM/SEED")."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -46,6 +43,19 @@ def runs(inputs: Mapping[str, Path], stage: str) -> dict[Run, Path]:
         head, *rest = key.split("/")
         if head == stage and rest:
             found[Run(rest[0], "/".join(rest[1:]))] = folder
+    return found
+
+
+def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
+    """Folders of answers by (run, benchmark): "answers/RUN" are those that benchmarks share (benchmark ""), "answers/RUN/BENCHMARK" are its own.
+
+    RUN is ARM/SEED, or ARM alone for a finished model. A benchmark is known by its "prompts/BENCHMARK" or "judge/BENCHMARK/..." inputs.
+    """
+    benchmarks = {key.split("/")[1] for key in inputs if key.startswith(("prompts/", "judge/"))}
+    found: dict[tuple[Run, str], Path] = {}
+    for run, folder in runs(inputs, "answers").items():
+        seed, _, last = run.seed.rpartition("/")
+        found[(Run(run.arm, seed), last) if last in benchmarks else (run, "")] = folder
     return found
 
 
