@@ -1,0 +1,58 @@
+"""A whole recipe small enough for tests: a tiny Llama as teacher, student and judge, a scripted server in place of vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests import tiny
+from train.chat import read
+
+
+def model(folder: Path) -> Path:
+    """A tiny Llama that has a chat template."""
+    made = tiny.llama(folder)
+    (made / "chat_template.jinja").write_text(read("chatml", training=False))
+    return made
+
+
+def recipe(folder: Path, llama: Path, url: str, *, train: bool = False, **changes: Any) -> Path:
+    """Write `folder`/recipe.yaml: three arms over 100 rows; with `train`, also SFT and the evaluation. `changes` are dotted with `__`."""
+    where = {"model": str(llama), "server": {"urls": [url], "max_in_flight": 16}}
+    data: dict[str, Any] = {
+        "name": "small",
+        "store": str(folder / "store"),
+        "track": "none",
+        "synth": {
+            "teacher": where, "rows": 100, "instruction": {"temperature": 1.0, "max_tokens": 40}, "response": {"temperature": 0.0, "max_tokens": 40},
+            "heldout": 0.1,
+        },
+        "arms": {
+            "good": {"where": "input_quality >= 'good'", "choose": "longest", "budget": {"rows": 10}},
+            "random": {"choose": "hash_order", "budget": {"rows": 10}},
+        },
+    }  # fmt: skip
+    if train:
+        data["arms"]["same"] = {"where": "input_quality IN ('good', 'excellent')", "choose": "longest", "budget": {"rows": 10}}
+        data["arms"]["untuned"] = {"model": str(llama)}
+        data["train"] = {
+            "base": str(llama), "chat_template_path": "chatml", "seeds": [0], "zero_stage": 0, "num_processes": 1, "max_truncated_share": 1.0,
+            "trainer": {"max_length": 256, "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
+        }  # fmt: skip
+        judge = {"model": str(llama), "server": {"urls": [url], "max_in_flight": 16}, "api": "completions"}
+        data["eval"] = {
+            "limit": 6, "answers": {"sampling": {"temperature": 0, "max_tokens": 30}, "server": {"urls": [url], "max_in_flight": 16}}, "judge": judge,
+            "alpaca": {"order": "both", "codes": ["1", "2"]}, "arena": {"sampling": {"max_tokens": 30}}, "heldout": {},
+        }  # fmt: skip
+    for dotted, value in changes.items():
+        here = data
+        *parents, last = dotted.split("__")
+        for key in parents:
+            here = here.setdefault(key, {})
+        here[last] = value
+    path = folder / "recipe.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
