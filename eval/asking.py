@@ -132,6 +132,8 @@ class Asker:
     journal: Journal
     purse: Purse
     log: Log
+    name: str | None = None
+    """Recorded as the judge's name instead of what the server calls it (our own servers name a model by its path on this machine)."""
 
     def __post_init__(self) -> None:
         self._codes: dict[str, str] = {}
@@ -226,7 +228,7 @@ class Asker:
             self.journal.write({"id": reply.key, "draft": vars(outcome)})
             return outcome
         cell = {
-            "id": reply.key, "prompt_tokens": total[0], "tokens": total[1], "model": body.get("model"),
+            "id": reply.key, "prompt_tokens": total[0], "tokens": total[1], "model": self.name or body.get("model"),
             "fingerprint": body.get("system_fingerprint"), **outcome,
         }  # fmt: skip
         self.journal.write(cell)

@@ -119,12 +119,13 @@ def run(
 def spans_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], stops: Sequence[int]) -> Scored:
     """Token ids of a conversation up to its last assistant turn, and where the assistant's turns lie in them.
 
-    A turn begins where the template, asked for a generation prompt, hands over to the assistant, and ends with its last stop token; white
-    space that a template writes after that is not counted. Raises ValueError when there is no assistant turn, or when the template renders
-    a conversation's beginning otherwise than the whole (then nothing says which tokens are the assistant's).
+    A turn begins where the template, asked for a generation prompt, hands over to the assistant, and ends with its last stop or control
+    token; white space that a template writes after that is not counted. Raises ValueError when there is no assistant turn, or when the
+    template renders a conversation's beginning otherwise than the whole (then nothing says which tokens are the assistant's).
     """
     spans: list[tuple[int, int]] = []
     whole: list[int] = []
+    controls = {*stops, *(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)}
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -132,7 +133,7 @@ def spans_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, st
         until = models.render(tokenizer, messages[: number + 1], add_generation_prompt=False)
         if until[: len(before)] != before or before[: len(whole)] != whole:
             raise ValueError("the chat template renders the conversation's beginning otherwise than the whole")
-        ends = [i for i in range(len(before), len(until)) if until[i] in stops]
+        ends = [i for i in range(len(before), len(until)) if until[i] in controls]
         end = ends[-1] + 1 if ends else len(until)
         spans.append((len(before), end))
         whole = until[:end]

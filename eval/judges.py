@@ -83,9 +83,11 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     reasons: dict[str, str] = {}
     if missing:
         log.say(_announcement(judge, protocol, missing, len(known), purse))
-        path = judge.model if judge.asks_by == "chat" and judge.server.get("urls") else models.resolve(judge.model, judge.revision).path
+        hosted = bool(judge.server.get("urls"))
+        path = judge.model if hosted and judge.asks_by == "chat" else models.resolve(judge.model, judge.revision).path
         tokenizer = models.tokenizer(path) if judge.asks_by == "completions" else None
-        asker = Asker(judge, protocol, tokenizer, column, journal, purse, log)
+        name = None if hosted else Path(judge.model).name if Path(judge.model).is_dir() else judge.model
+        asker = Asker(judge, protocol, tokenizer, column, journal, purse, log, name)
         endpoint = servers.serve(ServerSpec(model=path, **judge.server))
         reasons = asker.ask(endpoint, missing, len(known), len(questions))
         stored = column.read(list(questions))

@@ -1,0 +1,66 @@
+"""lm-eval on a local task file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core.errors import UserError
+from core.tracking import Log
+from eval import scores, tasks
+from eval.config import TasksConfig
+from tests import tiny
+
+
+def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = tasks._task(str(tasks.SHIPPED["everyday-science"]))
+    assert isinstance(task, dict)
+    data = Path(task["dataset_kwargs"]["data_files"]["test"])
+    assert data.is_absolute() and len(data.read_text().splitlines()) == 32
+
+
+def test_the_shipped_questions_have_four_different_choices_and_an_answer_among_them() -> None:
+    lines = [json.loads(line) for line in (Path(tasks.__file__).parent / "data" / "everyday-science.jsonl").read_text().splitlines()]
+    assert all(len(set(q["choices"])) == 4 and q["answer"] in range(4) for q in lines)
+    assert len({q["question"] for q in lines}) == len(lines)
+
+
+def test_a_task_file_with_functions_goes_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: mine\nprocess_docs: !function utils.process\n")
+    assert tasks._task(str(path)) == "mine"
+    assert tasks._task("arc_challenge") == "arc_challenge"
+
+
+def test_outcomes_keep_every_scalar_metric_of_an_item() -> None:
+    sample = {"doc_id": 3, "filter": "strict", "metrics": ["acc", "f1", "list"], "acc": True, "f1": 0.5, "list": [1]}
+    assert tasks._outcomes("t", sample) == [
+        {"task": "t", "metric": "acc,strict", "item": "3", "value": 1.0},
+        {"task": "t", "metric": "f1,strict", "item": "3", "value": 0.5},
+    ]
+
+
+def test_a_missing_task_file_and_a_setting_of_ours_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.yaml does not exist"):
+        tasks.run(TasksConfig(tasks=(str(tmp_path / "nowhere.yaml"),)), {}, tmp_path / "out", model="x", log=Log())
+    with pytest.raises(ValueError, match="log_samples is set by the harness"):
+        TasksConfig(evaluate={"log_samples": False})
+
+
+@pytest.mark.stack
+def test_lm_eval_scores_a_checkpoint_and_keeps_each_items_outcome(tmp_path: Path) -> None:
+    model = tiny.llama(tmp_path / "model")
+    counts = tasks.run(TasksConfig(evaluate={"limit": 6, "batch_size": 2}), {}, tmp_path / "out", model=str(model), log=Log())
+    frame = pl.read_parquet(tmp_path / "out" / "outcomes.parquet")
+    assert sorted((tmp_path / "out").iterdir()) == [tmp_path / "out" / "outcomes.parquet", tmp_path / "out" / "results.json"]
+    assert frame["metric"].value_counts().sort("metric").rows() == [("acc", 6), ("acc_norm", 6)]
+    assert counts["results"]["everyday-science"]["acc,none"] == pytest.approx(frame.filter(pl.col("metric") == "acc")["value"].mean())
+    scores.run({"tasks": tmp_path / "out"}, tmp_path / "scores")
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert summary["tasks"]["everyday-science acc"]["n"] == 6
+    with pytest.raises(UserError, match=r"lm-eval failed on no_such_task"):
+        tasks.run(TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log())
