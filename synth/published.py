@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -90,24 +92,21 @@ def write(rows: pl.DataFrame | Iterable[pl.DataFrame], path: Path, form: Form) -
 
     if path.suffix not in (".parquet", ".jsonl"):
         raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl.")
-    count, writer = 0, None
+    count, schema = 0, _arrow(form)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as handle:
-        for frame in [rows] if isinstance(rows, pl.DataFrame) else rows:
-            kept = frame.filter(pl.col("status") != FAILED) if "status" in frame.columns else frame
-            made = [_published(row, form) for row in kept.iter_rows(named=True)]
-            count += len(made)
-            if path.suffix == ".jsonl":
-                handle.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made)
-                continue
-            table = pa.Table.from_pylist(made, schema=_arrow(form))
-            writer = writer or pq.ParquetWriter(handle, table.schema)
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
-        elif path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist([], schema=_arrow(form)), handle)
+        with pq.ParquetWriter(handle, schema) if path.suffix == ".parquet" else nullcontext() as writer:
+            for frame in [rows] if isinstance(rows, pl.DataFrame) else rows:
+                kept = frame.filter(pl.col("status") != FAILED) if "status" in frame.columns else frame
+                made = [_published(row, schema.names, form) for row in kept.iter_rows(named=True)]
+                count += len(made)
+                if writer is None:
+                    handle.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made)
+                else:
+                    writer.write_table(pa.Table.from_pylist(made, schema=schema))
+        handle.flush()
+        os.fsync(handle.fileno())
     temporary.replace(path)
     fsync_folder(path.parent)
     return count
@@ -155,7 +154,7 @@ def _messages(turns: Any) -> list[dict[str, str]]:
     return read
 
 
-def _published(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
+def _published(row: Mapping[str, Any], names: Sequence[str], form: Form) -> dict[str, Any]:
     """One of our rows in a published form."""
     messages = row.get("messages") or [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
     if form == "messages":
@@ -172,7 +171,7 @@ def _published(row: Mapping[str, Any], form: Form) -> dict[str, Any]:
         "input_length": lengths[0], "output_length": lengths[1], "instruction_length": lengths[0], "response_length": lengths[1],
         "gen_input_configs": {k: config.get(k) for k in _CONFIG},
     }  # fmt: skip
-    return {name: special.get(name, row.get(name)) for name in _arrow(form).names}
+    return {name: special.get(name, row.get(name)) for name in names}
 
 
 _CONFIG = ("temperature", "top_p", "input_generator", "seed", "pre_query_template", "extract_input")

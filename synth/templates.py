@@ -204,8 +204,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
 
 def _shield(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Messages with every spelled control token replaced by a placeholder word, and what each placeholder stands for."""
-    control = sorted(control_tokens(tokenizer), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, control))) if control else None
+    pattern = _spelled(tokenizer)
     hidden: dict[str, str] = {}
     nonce = ""
 
@@ -216,7 +215,13 @@ def _shield(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str
         hidden[placeholder] = match.group()
         return placeholder
 
-    return [{**m, "content": pattern.sub(hide, m["content"]) if pattern else m["content"]} for m in messages], hidden
+    return [{**m, "content": pattern.sub(hide, m["content"])} for m in messages], hidden
+
+
+@functools.lru_cache(maxsize=8)
+def _spelled(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds control tokens that are spelled in a text, the longest first; of a tokenizer without any, nothing."""
+    return re.compile("|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True))) or r"(?!)")
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]) -> list[int]:

@@ -96,7 +96,8 @@ def test_vectors_that_are_not_unit_length_or_not_finite_are_one_sentence() -> No
 
 
 def test_real_embeddings_of_equal_texts_are_bitwise_equal_and_close_for_paraphrases() -> None:
-    texts = ["How do I boil an egg?", "Prove that 2 is prime.", "How do I boil an egg?", "How do I boil eggs?"] + [f"Filler {i} " * i for i in range(1, 40)]
+    texts = ["How do I boil an egg?", "Prove that 2 is prime.", "How do I boil an egg?", "How do I boil eggs?"]
+    texts += [f"Filler {i} " * i for i in range(1, 40)]
     made = embed(texts, resolve("embedded/all-MiniLM-L6-v2").path)
     assert made.dtype == np.float32 and made.shape == (len(texts), 384)
     assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)

@@ -67,7 +67,7 @@ def test_ordinary_text_with_brackets_is_no_leak(text: str) -> None:
     assert not instruction(text)["template_leak"]
 
 
-@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "As an AI language model, I", "I cannot do that", "Sorry, no.", "Unfortunately, I can't"])
+@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"])
 def test_refusal_is_seen_at_the_beginning(text: str) -> None:
     assert response(text)["refusal"]
 
