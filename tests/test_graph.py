@@ -13,7 +13,7 @@ import pytest
 
 from recipes import graph, schema
 from recipes.graph import Outcome
-from tests import small_recipe
+from tests import small_recipe, wandb_file
 from tests.scripted_model import magpie
 from tests.scripted_server import ScriptedServer
 
@@ -216,3 +216,16 @@ def test_a_manifest_records_where_and_how_but_not_in_the_key(finished: Path) -> 
     manifest = json.loads(next((finished.parent / "store" / "results" / "train").glob("*/manifest.json")).read_text())
     assert manifest["environment"]["versions"]["trl"] and manifest["seconds"] > 0 and manifest["counts"] and manifest["wandb"].startswith("train-")
     assert "environment" not in json.dumps(manifest["spec"])
+
+
+@pytest.mark.stack
+def test_the_wandb_files_of_a_run_hold_group_job_types_metrics_and_digests(finished: Path) -> None:
+    runs = wandb_file.read(finished.parent / "store")
+    assert len({run.group for run in runs.values()}) == 1, "one group a recipe run"
+    jobs = {run.job_type for run in runs.values()}
+    assert {"instructions", "measure", "select", "train", "answers", "heldout", "judge", "score", "compare", "report"} <= jobs
+    judges = [run for run in runs.values() if run.job_type == "judge"]
+    assert all(run.config["inputs"]["answers"] and run.config["output"] for run in judges)
+    assert any("judgments/nrows" in row for run in judges for row in run.history), "the judgments are a table"
+    assert any("train/loss" in row for run in runs.values() if run.job_type == "train" for row in run.history), "the trainer's own metrics"
+    assert any("dropped/nrows" in row for run in runs.values() if run.job_type == "select" for row in run.history)

@@ -1,0 +1,75 @@
+"""Reads W&B's offline run files: LevelDB-framed records of `wandb_internal_pb2.Record` (wandb 0.31 ships no reader any more)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BLOCK = 32768
+FILE_HEADER = 7
+RECORD_HEADER = struct.Struct("<IHB")  # checksum, length, type (1 full, 2 first, 3 middle, 4 last)
+
+
+@dataclass
+class Run:
+    """What one run's files hold."""
+
+    id: str = ""
+    group: str = ""
+    job_type: str = ""
+    project: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The framed records of one .wandb file, in order."""
+    data = path.read_bytes()
+    at, pending = FILE_HEADER, b""
+    while at + RECORD_HEADER.size <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < RECORD_HEADER.size:
+            at += left
+            continue
+        _, length, kind = RECORD_HEADER.unpack_from(data, at)
+        if kind == 0:
+            return
+        pending += data[at + RECORD_HEADER.size : at + RECORD_HEADER.size + length]
+        at += RECORD_HEADER.size + length
+        if kind in (1, 4):
+            yield pending
+            pending = b""
+
+
+def read(folder: Path) -> dict[str, Run]:
+    """Every run below `folder` by its id; the files of a resumed run are read as one."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    runs: dict[str, Run] = {}
+    for path in sorted(folder.rglob("*.wandb")):
+        current = Run()
+        for data in records(path):
+            record = Record()
+            record.ParseFromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                current = runs.setdefault(record.run.run_id, Run())
+                current.id, current.group, current.job_type, current.project = (
+                    record.run.run_id, record.run.run_group, record.run.job_type, record.run.project)  # fmt: skip
+                current.config |= _items(record.run.config.update)
+            elif kind == "config":
+                current.config |= _items(record.config.update)
+            elif kind == "summary":
+                current.summary |= _items(record.summary.update)
+            elif kind == "history":
+                current.history.append(_items(record.history.item))
+    return runs
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
