@@ -74,7 +74,7 @@ def test_a_pool_that_shrinks_reads_only_its_own_rows(tmp_path: Path, llama: Path
     run(path)
     outcome = run(path, "synth.rows=60")
     pool = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "measure" / "pool.parquet")
-    assert len(pool) == 60 and not outcome.results == {}
+    assert len(pool) == 60 and "select/good" in outcome.results
 
 
 def test_another_arm_draws_nothing_and_pays_for_its_own_cells_only(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
