@@ -84,6 +84,20 @@ def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[
 
 
 @app.command()
+def why(
+    recipe: RecipeFile,
+    what: Annotated[str, typer.Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
+    overrides: Overrides = None,
+) -> None:
+    """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row to the arms that took it."""
+    from recipes import schema
+    from recipes.why import explain
+
+    for line in explain(schema.load(recipe, overrides or []), what):
+        print(line)
+
+
+@app.command()
 def schema() -> None:
     """Print the recipe's JSON schema, for editors."""
     from recipes.schema import json_schema

@@ -11,10 +11,10 @@ from tests import tiny
 from train.chat import read
 
 
-def model(folder: Path) -> Path:
-    """A tiny Llama that has a chat template."""
-    made = tiny.llama(folder)
-    (made / "chat_template.jinja").write_text(read("chatml", training=False))
+def model(folder: Path, family: str = "chatml") -> Path:
+    """A tiny Llama that has a chat template (chatml or llama3)."""
+    made = tiny.llama(folder, family)
+    (made / "chat_template.jinja").write_text(read(family, training=False))
     return made
 
 
