@@ -167,7 +167,8 @@ def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_ke
     harness_script = tmp_path / "harness.py"
     harness_script.write_text(textwrap.dedent(HARNESS))
     argv = [sys.executable, str(harness_script), str(tmp_path), str(polite), str(tmp_path / "said")]
-    harness = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    # TMPDIR: nobody will be left to remove the scratch folder.
+    harness = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
     until((tmp_path / "said.up").exists, "the server did not come up")
     supervisor = psutil.Process(int((tmp_path / "supervisor").read_text()))
     (server,) = supervisor.children()
