@@ -97,6 +97,60 @@ def why(
         print(line)
 
 
+score_app = typer.Typer(help="Score annotation, battle and judgment files that exist already.", no_args_is_help=True)
+app.add_typer(score_app, name="score")
+Files = Annotated[list[Path], typer.Argument(help="Annotation, battle or judgment files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a list with one object a model.")]
+Data = Annotated[Path | None, typer.Option(help="Folder with the benchmark's reference files (difficulty, gamed rows, baseline outputs, answers).")]
+Compat = Annotated[str | None, typer.Option(help="`official`: the published rules, defects included.")]
+
+
+@score_app.command("alpaca-eval")
+def score_alpaca_eval(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
+    """Win rate, length-controlled win rate and their errors of AlpacaEval annotation files."""
+    from eval.score import score_alpaca
+    from recipes.results import show_scores
+
+    show_scores(score_alpaca(files, data, compat), as_json=as_json)
+
+
+@score_app.command("arena-hard")
+def score_arena_hard(
+    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None,
+    control: Annotated[list[str] | None, typer.Option(help="Style control: length, markdown (repeatable); needs --data.")] = None,
+) -> None:  # fmt: skip
+    """Scores of Arena-Hard battle or judgment files."""
+    from eval.score import score_arena
+    from recipes.results import show_scores
+
+    show_scores(score_arena(files, data, compat, control or ()), as_json=as_json)
+
+
+@score_app.command("wildbench")
+def score_wildbench(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
+    """WB-Score or WB-Reward of WildBench judgment files."""
+    from eval.score import score_wildbench as scored
+    from recipes.results import show_scores
+
+    show_scores(scored(files, data, compat), as_json=as_json)
+
+
+@app.command()
+def agreement(
+    judge: Annotated[str, typer.Argument(help="A recipe (its judge is asked as in its benchmark) or a judge's model.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe, or of the judge (server.args.max_model_len=4096).")] = None,
+    on: Annotated[str, typer.Option(help="pandalm, llmbar-natural, mt-bench, faireval, ... or a file of labelled pairs.")] = "pandalm",
+    data: Annotated[Path, typer.Option(help="Folder that holds the human labels.")] = Path(),
+    benchmark: Annotated[str, typer.Option(help="Which of the recipe's benchmarks: alpaca or arena.")] = "alpaca",
+    limit: Annotated[int | None, typer.Option(help="Only so many pairs, spread evenly.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed beside its scores."""
+    from recipes import agreeing
+
+    agreeing.main(judge, overrides or [], on=on, data=data, benchmark=benchmark, limit=limit, as_json=as_json)
+
+
 @app.command()
 def schema() -> None:
     """Print the recipe's JSON schema, for editors."""

@@ -98,8 +98,23 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
         print(f"report: {report}")
 
 
+def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Rows of `magpie score`: JSON as it is, or a table with the notes below it."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    columns = [c for c in dict.fromkeys(k for row in rows for k in row) if c != "notes"]
+    shown = [c for c in columns if any(row.get(c) is not None for row in rows)]
+    table(shown, [[f"{v:.4g}" if isinstance(v := row.get(c), float) else v for c in shown] for row in rows])
+    for row in rows:
+        for note in row.get("notes", []):
+            print(f"- {row.get('model')}: {note}")
+
+
 def judge_lines(loaded: Loaded, outcome: Outcome) -> list[str]:
     """What is known of the judges: position consistency and verdict mass of this run, and that a small judge's word means little."""
+    from eval import calibrate
+
     config = loaded.recipe.eval
     lines = []
     for name, result in outcome.results.items():
@@ -113,6 +128,12 @@ def judge_lines(loaded: Loaded, outcome: Outcome) -> list[str]:
             if counts.get("mass") is not None:
                 said.append(f"{100 * counts['mass']:.0f} % of the probability is on the verdict codes")
             lines.append(f"{name}: " + ", ".join(said))
+    for benchmark in ("alpaca", "arena"):
+        if config is not None and getattr(config, benchmark) is not None and any(n.startswith(f"judge/{benchmark}/") for n in outcome.results):
+            known = calibrate.find(config.protocol(benchmark), Path(loaded.recipe.store))
+            lines += [f"the judge of {benchmark} {calibrate.sentence(k)}" for k in known]
+            if not known:
+                lines.append(f"the judge of {benchmark} was never compared with people: `magpie agreement {loaded.source.path} --data FOLDER` does")
     if config is not None and config.judge is not None and "SmolLM2-135M" in config.judge.model:
         lines.append(
             "a 135M judge agrees with people no better than chance (measured 0.52 on PandaLM pairs), so the win rates show the machinery, "

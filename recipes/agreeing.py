@@ -1,0 +1,54 @@
+"""`magpie agreement`: a judge against people, asked exactly as a benchmark asks it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from core.endpoint import Servers
+from core.errors import UserError
+from core.tracking import Log
+from eval import calibrate
+from eval.config import AlpacaConfig, JudgeConfig
+from recipes import schema
+from recipes.results import table
+
+
+def main(judge: str, overrides: list[str], *, on: str, data: Path, benchmark: str, limit: int | None, as_json: bool) -> None:
+    """Print the agreement of a recipe's judge, or of the judge model `judge`, with the people who labelled `on`."""
+    protocol, root = _protocol(judge, overrides, benchmark)
+    log = Log()
+    with Servers(log, root / "logs") as servers:
+        found = calibrate.run(protocol, on, data, root, limit=limit, servers=servers, log=log)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table(["figure", "value"], [[k, f"{v:.4f}" if isinstance(v, float) else v] for k, v in found.items() if not isinstance(v, dict)])
+    print(f"the judge {calibrate.sentence(found)}")
+
+
+def _protocol(judge: str, overrides: list[str], benchmark: str) -> tuple[calibrate.Protocol, Path]:
+    if judge.endswith((".yaml", ".yml")) or judge in {p.stem for p in schema.shipped()}:
+        recipe = schema.load(judge, overrides).recipe
+        if benchmark not in ("alpaca", "arena") or recipe.eval is None or getattr(recipe.eval, benchmark) is None:
+            raise UserError(f"--benchmark {benchmark}: the recipe {recipe.name} has no such judged benchmark; give alpaca or arena.")
+        return recipe.eval.protocol("alpaca" if benchmark == "alpaca" else "arena"), Path(recipe.store)
+    settings: dict[str, Any] = {"model": judge}
+    for text in overrides:
+        dotted, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"override '{text}' has no form key.path=value (for example server.args.max_model_len=4096).")
+        here = settings
+        *parents, last = dotted.split(".")
+        for key in parents:
+            here = here.setdefault(key, {})
+        here[last] = yaml.safe_load(value)
+    try:
+        return AlpacaConfig(judge=JudgeConfig.model_validate(settings), order="both"), Path("runs")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"judge {judge}: `{'.'.join(str(k) for k in first['loc'])}`: {first['msg']}.") from error
