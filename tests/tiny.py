@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-WORDS = "the a river stone tree bird writes counts red blue seven nine small great answer question why how makes and of in to is it".split()
+WORDS = ["the", "a", "river", "stone", "tree", "bird", "writes", "counts", "red", "blue", "seven", "small", "great", "why", "makes", "of", "is"]
 SPECIAL = {
     "chatml": ["<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"],
     "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
@@ -43,7 +43,7 @@ def llama(folder: Path, family: str = "chatml", seed: int = 0) -> Path:
     words = tokenizer(family)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         max_position_embeddings=512, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -6,6 +6,8 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,9 @@ def check(config: TrainConfig) -> None:
             f"train.model_init.attn_implementation '{attention}' is not known to keep packed documents apart; use one of "
             f"{', '.join(KEEPS_DOCUMENTS_APART)}, or set trainer.packing: false."
         )
+    ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
+    if config.offload and not (ninja and shutil.which("g++")):
+        raise UserError("train.offload: DeepSpeed compiles its CPU optimizer on first use, which needs g++ and ninja; install both, or offload: false.")
     zero = json.loads(deepspeed_json(config)).get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(

@@ -104,7 +104,7 @@ class TrainConfig(BaseModel):
             raise ValueError("tokens_per_step determines trainer.gradient_accumulation_steps; give one of the two")
         if self.offload and self.zero_stage < 2:
             raise ValueError(f"offload moves partitioned state, which zero_stage {self.zero_stage} does not have here; use zero_stage 2 or 3")
-        if self.deepspeed is not None and {"zero_stage", "offload"} & self.model_fields_set:
+        if self.deepspeed is not None and (self.zero_stage, self.offload) != (2, False):  # not their defaults
             raise ValueError("deepspeed is a whole configuration of its own; remove zero_stage and offload beside it")
         if self.num_machines > 1 and self.main_process_ip is None:
             raise ValueError(f"num_machines is {self.num_machines}, so main_process_ip (the address of machine 0) is needed")

@@ -204,7 +204,7 @@ def _ends_turn(row: str, ids: list[int], mask: list[int], end: int, words: PreTr
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Rows as an Arrow stream, which every process on a machine maps instead of loading; whole or absent."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema([("id", pa.string()), ("messages", pa.list_(message)), ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])

@@ -5,21 +5,20 @@ Nothing is scheduled here. On one machine `run` starts the command itself; for s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from core.errors import UserError
 from core.store import Counts, write_atomic
+from core.supervisor import Supervised
 from core.tracking import Log
 from train import data
 from train.arguments import gpus, processes
@@ -79,7 +78,7 @@ def run(config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, s
             f"{ledger['tokens_per_step']:,} a step; {ledger['truncated_rows']} rows truncated, {ledger['split_rows']} split, "
             f"{ledger['dropped_rows']} dropped"
         )
-        _train(command(config, out), out, log)
+        _train(config, out, log)
     shutil.rmtree(out / "scratch", ignore_errors=True)  # optimizer state; the verified export is what stays
     lines = read_log(out / "log.jsonl")
     counts: Counts = {k: v for k, v in data.read_ledger(out).items() if k != "key"}
@@ -95,24 +94,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
 
 
-def _train(arguments: list[str], out: Path, log: Log) -> None:
+def _train(config: TrainConfig, out: Path, log: Log) -> None:
+    """Run the command to its end under a supervisor, which ends every rank when this process is gone, SIGKILL included."""
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
-    seen = len(read_log(out / "log.jsonl"))
-    with (out / "trainer.log").open("ab") as text:
-        text.write(f"$ {shlex.join(arguments)}\n".encode())
-        text.flush()
-        beginning = text.tell()
-        child = _spawn(arguments, text, {**os.environ, **environment(int(arguments[arguments.index("--num_processes") + 1])), **log.trainer_env()})
-        try:
-            while child.poll() is None:
-                seen = _report(out, seen, log)
-                time.sleep(POLL)
-            _report(out, seen, log)
-        finally:
-            _end(child)
-    if child.returncode != 0 or not (out / "checkpoint").is_dir():
-        raise UserError(f"training failed: {_reason(out, beginning, child.returncode)} The whole log is {out / 'trainer.log'}.")
+    text, arguments = out / "trainer.log", command(config, out)
+    with text.open("ab") as handle:
+        handle.write(f"$ {shlex.join(arguments)}\n".encode())
+        beginning = handle.tell()
+    # A folder named train/ in the user's working directory would shadow this package, so the command runs in its own root.
+    env = {**os.environ, **environment(processes(config)), **log.trainer_env()}
+    child, seen = Supervised(["env", "-C", str(ROOT), *arguments], env, text), len(read_log(out / "log.jsonl"))
+    try:
+        while not child.wait(POLL):
+            seen = _report(out, seen, log)
+        _report(out, seen, log)
+    finally:
+        child.stop()
+    if child.exit_code != 0 or not (out / "checkpoint").is_dir():
+        raise UserError(f"training failed: {_reason(out, beginning, child.exit_code)} The whole log is {text}.")
 
 
 def environment(count: int) -> dict[str, str]:
@@ -122,17 +122,6 @@ def environment(count: int) -> dict[str, str]:
     if gpus():
         return shared
     return {**shared, **MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-
-
-def _spawn(arguments: list[str], text: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, stdout=text, stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child's whole group, ranks included."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _report(out: Path, seen: int, log: Log) -> int:
@@ -153,7 +142,7 @@ def _reason(out: Path, beginning: int, code: int | None) -> str:
     if noted:
         return noted[0].read_text().strip().splitlines()[0].rstrip(".") + "."
     text = (out / "trainer.log").read_bytes()[beginning:].decode(errors="replace")
-    if re.search(r"exitcode\s*:\s*-9", text) or code == -signal.SIGKILL:
+    if re.search(r"exitcode\s*:\s*-9", text) or code == 128 + signal.SIGKILL:
         return "a training process was killed (signal 9), most likely for memory: use a higher zero_stage, offload, or a smaller batch."
     found = [m.group(1) for line in text.splitlines() if (m := _ERROR.match(line)) and "ChildFailedError" not in line]
     return f"{found[0]}." if found else f"exit code {code} without an error line."

@@ -40,6 +40,8 @@ def main(out: Path) -> None:
     job = Job.model_validate_json((out / "train.json").read_text())
     scratch = out / "scratch"
 
+    # DeepSpeed would compile its shared-memory all-reduce on the CPU first (about a minute, g++ and ninja needed), which serves inference only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Before SFTConfig: it reads the world size, and fills "auto" values of the DeepSpeed JSON with it.
     if GPU:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,193 @@
+"""Training without a trainer: configuration, commands, checkpoints, arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from core.errors import UserError
+from train import arguments, checkpoints, throughput
+from train.config import Job, TrainConfig
+from train.launch import command
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"base": "some/base", "chat_template_path": "chatml", **changes})
+
+
+# --- configuration ---
+
+
+def test_tokens_per_step_and_gradient_accumulation_together_are_an_error() -> None:
+    with pytest.raises(ValidationError, match=r"give one of the two"):
+        config(tokens_per_step=1024, trainer={"gradient_accumulation_steps": 2})
+
+
+def test_several_machines_need_the_address_of_the_first() -> None:
+    with pytest.raises(ValidationError, match=r"main_process_ip"):
+        config(num_machines=2)
+
+
+def test_a_configuration_survives_its_own_json() -> None:
+    given = config(deepspeed={"zero_optimization": {"stage": 1}}, trainer={"max_length": 64}, lora={"r": 4})
+    assert TrainConfig.model_validate_json(given.model_dump_json()) == given
+
+
+def test_an_unknown_trainer_key_names_the_nearest_argument() -> None:
+    with pytest.raises(UserError, match=r"no argument 'learning_rat'; did you mean 'learning_rate'"):
+        arguments.check(config(trainer={"learning_rat": 1e-5}))
+
+
+def test_an_unknown_lora_key_names_the_nearest_argument() -> None:
+    with pytest.raises(UserError, match=r"no argument 'lora_alph'; did you mean 'lora_alpha'"):
+        arguments.check(config(lora={"r": 8, "lora_alph": 16}))
+
+
+def test_a_value_that_sftconfig_refuses_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"refused by SFTConfig: .*notascheduler"):
+        arguments.check(config(trainer={"lr_scheduler_type": "notascheduler"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainer": {"seed": 3}}, "use train.seeds"),
+        ({"trainer": {"eval_strategy": "steps"}}, "eval stage"),
+        ({"trainer": {"max_length": None}}, "packing needs a length"),
+        ({"model_init": {"attn_implementation": "flex_attention"}}, "packed documents apart"),
+        ({"chat_template_path": "chatlm"}, "did you mean 'chatml'"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "stage3_gather_16bit_weights_on_model_save"),
+        ({"deepspeed": "/nowhere.json"}, "cannot be read"),
+    ],
+)
+def test_a_setting_that_would_fail_in_training_is_refused_before(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        arguments.check(config(**changes))
+
+
+def test_the_shipped_settings_pass_the_check() -> None:
+    for stage in (0, 1, 2, 3):
+        arguments.check(config(zero_stage=stage, lora={"r": 4} if stage == 3 else None))
+
+
+def test_trainer_settings_reach_sftconfig_verbatim(tmp_path: Path) -> None:
+    given = {"learning_rate": 3e-4, "report_to": ["tensorboard"], "packing_strategy": "bfd", "save_total_limit": 7, "optim": "adafactor"}
+    made = arguments.sft_arguments(Job(config=config(trainer=given), base="b", selection="s", seed=5), tmp_path, 4, gpu=True)
+    assert given.items() <= made.items()
+    assert (made["seed"], made["gradient_accumulation_steps"], "bf16" in made) == (5, 4, False)
+
+
+def test_the_users_deepspeed_file_passes_through_byte_for_byte(tmp_path: Path) -> None:
+    text = '{ "zero_optimization": {"stage": 1},\n\n  "train_batch_size": "auto" }\n'
+    (tmp_path / "mine.json").write_text(text)
+    assert arguments.deepspeed_json(config(deepspeed=str(tmp_path / "mine.json"))) == text
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)])
+def test_every_stage_has_a_deepspeed_configuration(stage: Any, offload: bool) -> None:
+    zero = json.loads(arguments.deepspeed_json(config(zero_stage=stage, offload=offload)))["zero_optimization"]
+    assert zero["stage"] == stage
+    assert ("offload_optimizer" in zero) == offload
+    assert ("offload_param" in zero) == (offload and stage == 3)
+
+
+# --- the command ---
+
+
+def test_one_machine_runs_one_command_on_a_free_port(tmp_path: Path) -> None:
+    made = command(config(num_processes=2), tmp_path)
+    assert made[1:4] == ["-m", "accelerate.commands.launch", "--use_deepspeed"]
+    assert made[-3:] == ["-m", "train.sft", str(tmp_path)]
+    assert made[made.index("--num_processes") + 1] == "2"
+    assert made[made.index("--main_process_port") + 1] == "0"
+    assert "--machine_rank" not in made
+
+
+def test_two_machines_run_commands_that_differ_in_the_rank_alone(tmp_path: Path) -> None:
+    several = config(num_processes=16, num_machines=2, main_process_ip="10.0.0.1")
+    first, second = (command(several, tmp_path, machine_rank=rank) for rank in (0, 1))
+    assert [(a, b) for a, b in zip(first, second, strict=True) if a != b] == [("0", "1")]
+    assert first[first.index("--machine_rank") + 1] == "0"
+    for flag, value in {"--num_machines": "2", "--num_processes": "16", "--main_process_ip": "10.0.0.1", "--main_process_port": "29500"}.items():
+        assert first[first.index(flag) + 1] == value
+    assert first[first.index("--deepspeed_multinode_launcher") + 1] == "standard"  # never DeepSpeed's own ssh launcher
+
+
+def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
+    assert arguments.processes(config(num_machines=2, main_process_ip="a")) == 6
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert arguments.processes(config()) == 1
+
+
+# --- checkpoints ---
+
+
+def checkpoint(folder: Path, step: int, processes: int = 2) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "global_step").mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(b"12345")
+    (path / "global_step" / "rank0.pt").write_bytes(b"123")
+    checkpoints.mark(path, processes)
+    return path
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 5)
+    newest = checkpoint(tmp_path, 10)
+    assert checkpoints.resumable(tmp_path, 2, print) == newest
+
+
+@pytest.mark.parametrize("harm", ["unmarked", "missing", "short"])
+def test_an_incomplete_checkpoint_is_skipped_and_said_so(tmp_path: Path, harm: str) -> None:
+    older, newer = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
+    if harm == "unmarked":
+        (newer / checkpoints.MARK).unlink()
+    elif harm == "missing":
+        (newer / "global_step" / "rank0.pt").unlink()
+    else:
+        (newer / "model.safetensors").write_bytes(b"123")
+    said: list[str] = []
+    assert checkpoints.resumable(tmp_path, 2, said.append) == older
+    assert len(said) == 1 and "step 10 is incomplete" in said[0]
+
+
+def test_a_checkpoint_of_another_world_size_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 5, processes=4)
+    with pytest.raises(UserError, match=r"train.num_processes=4"):
+        checkpoints.resumable(tmp_path, 2, print)
+
+
+# --- arithmetic ---
+
+
+def test_flops_of_llama3_8b_agree_with_the_published_arithmetic() -> None:
+    # 8.03 B weights, 0.525 B of them the input embedding; 4,096 tokens of one document: a token attends to 2,048 on average.
+    llama = {"num_attention_heads": 32, "hidden_size": 4096, "num_hidden_layers": 32}
+    flops = throughput.flops_per_token(8_030_000_000 - 525_000_000, llama, 2048)
+    assert flops == pytest.approx(45.0e9 + 3.2e9, rel=0.01)
+    assert throughput.mfu(5_800, flops, 1, 989.5e12) == pytest.approx(0.28, abs=0.01)
+
+
+def test_memory_follows_the_zero_stages() -> None:
+    def total(stage: int) -> int:
+        return sum(throughput.memory(1_000, zero_stage=stage, devices=10, bf16=True).values())
+
+    # ZeRO paper, figure 1: 16 bytes a weight, then 4 + 12/N, 2 + 14/N, 16/N.
+    assert [total(stage) for stage in range(4)] == [16_000, 5_200, 3_400, 1_600]
+
+
+def test_a_resumable_8b_checkpoint_takes_about_110_gb() -> None:
+    assert throughput.disk(8_030_000_000, bf16=True)["checkpoint"] / 1e9 == pytest.approx(112, abs=1)
+
+
+def test_weights_are_counted_from_the_headers(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"model.embed_tokens.weight": np.zeros((5, 4)), "lm_head.weight": np.zeros((5, 4)), "w": np.zeros(3)}, tmp_path / "a.safetensors")
+    assert throughput.parameters(tmp_path) == (43, 23)
