@@ -26,17 +26,20 @@ PAIRS: dict[str, pl.DataType | type[pl.DataType]] = {
 annotators' votes have no majority."""
 
 DATASETS = {
-    "pandalm": "*pandalm*testset*.json*",
-    "llmbar-natural": "*Natural.json*",
-    "llmbar-gptinst": "*GPTInst*.json*",
-    "llmbar-gptout": "*GPTOut*.json*",
-    "llmbar-manual": "*Manual*.json*",
-    "llmbar-neighbor": "*Neighbor*.json*",
-    "mt-bench": "*MT-Bench*.json*",
-    "faireval": "*FairEval*.json*",
-    "llmeval2": "*LLMEval*.json*",
+    "pandalm": "testset",
+    "llmbar-natural": "Natural",
+    "llmbar-gptinst": "GPTInst",
+    "llmbar-gptout": "GPTOut",
+    "llmbar-manual": "Manual",
+    "llmbar-neighbor": "Neighbor",
+    "mt-bench": "MT-Bench",
+    "faireval": "FairEval",
+    "llmeval2": "LLMEval",
 }
-"""The known sets and the names their files have in the projects' own repositories."""
+"""The known sets, and the word that their file's path has in the projects' own repositories (testset-v1.json, LLMBar/Natural/dataset.json)."""
+
+_NO_LABELS = ("result", "statistics", "judge")
+"""Words in the names of files that hold a judge's verdicts instead."""
 
 
 def pairs(dataset: str, folder: Path) -> pl.DataFrame:
@@ -47,9 +50,10 @@ def pairs(dataset: str, folder: Path) -> pl.DataFrame:
     is none of them.
     """
     if dataset in DATASETS:
-        found = sorted(folder.glob(DATASETS[dataset])) or sorted(folder.rglob(DATASETS[dataset]))
+        found = [p for p in sorted(folder.rglob("*.json*")) if not any(word in p.name for word in _NO_LABELS)]
+        found = [p for p in found if DATASETS[dataset] in f"{folder.name}/{p.relative_to(folder).as_posix()}"]
         if not found:
-            raise UserError(f"{folder} holds no file {DATASETS[dataset]} of {dataset}; download it from its project and give its folder.")
+            raise UserError(f"{folder} holds no JSON file of {dataset} (with '{DATASETS[dataset]}' in its path); download it from its project.")
         path = found[0]
     else:
         path = folder / dataset

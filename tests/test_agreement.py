@@ -75,6 +75,14 @@ def test_known_sets_are_read_from_their_files(dataset: str, size: int) -> None:
     assert found.height == size and found["human"].null_count() == 0 and found["id"].n_unique() == size
 
 
+def test_a_set_is_found_where_its_project_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset" / "LLMBar" / "Natural"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps([{"input": "p", "output_1": "a", "output_2": "b", "label": 2}]))
+    for place in (tmp_path, folder):
+        assert agreement.pairs("llmbar-natural", place)["human"].to_list() == [2]
+
+
 def test_both_orders_of_a_pair_are_one_cluster_and_give_its_consistency() -> None:
     pairs = labelled([[1], [2], [1], [2]])
     rows = [("0", 1, 1), ("0", 2, 1), ("1", 1, 1), ("1", 2, 2), ("2", 1, 1), ("2", 2, 2), ("3", 1, 2), ("3", 2, 2)]
@@ -129,7 +137,7 @@ def test_malformed_labels_are_one_sentence(record: dict[str, Any], sentence: str
 def test_unknown_sets_and_foreign_verdicts_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'pandalm'"):
         agreement.pairs("pandaml", tmp_path)
-    with pytest.raises(UserError, match="holds no file"):
+    with pytest.raises(UserError, match="holds no JSON file of pandalm"):
         agreement.pairs("pandalm", tmp_path)
     with pytest.raises(UserError, match="nothing in common"):
         agreement.agreement(verdicts([("a", 1, 1)]), labelled([[1]]))
