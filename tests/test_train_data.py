@@ -213,6 +213,6 @@ def test_packed_documents_do_not_see_each_other(tmp_path: Path, attention: str) 
     first, second = torch.arange(5, 25).tolist(), torch.arange(40, 70).tolist()
     collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     batch = collate([{"input_ids": first + second, "labels": first + second, "seq_lengths": [len(first), len(second)]}])
-    packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits[0, len(first) :]
+    packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, len(first) :]
     alone = model(input_ids=torch.tensor([second])).logits[0]
     assert torch.allclose(packed, alone, atol=1e-5)

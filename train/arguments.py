@@ -94,7 +94,7 @@ def check(config: TrainConfig) -> None:
         )
     ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
     if config.offload and not (ninja and shutil.which("g++")):
-        raise UserError("train.offload: DeepSpeed compiles its CPU optimizer on first use, which needs g++ and ninja; install both, or offload: false.")
+        raise UserError("train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ and ninja for it; install both.")
     zero = json.loads(deepspeed_json(config)).get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(

@@ -109,9 +109,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     return last
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str
-) -> list[tuple[list[int], list[int]]]:
+def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str) -> list[tuple[list[int], list[int]]]:
     """Token ids and supervision mask (1 inside generation markers) of each conversation, in order; rendered and tokenised once."""
     out = tokenizer.apply_chat_template(
         list(conversations), chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
