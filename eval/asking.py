@@ -35,7 +35,7 @@ verdict codes; tokens of all its turns; model and fingerprint as the endpoint re
 
 TRIES = 3
 """How often a question is asked whose replies are no verdict's form at all (wrong schema, no text); the endpoint retries the rest."""
-FLUSH = 64
+FLUSH = 256
 """Judgments between two parts of the column; the journal holds what is in between."""
 _OPENING = "\n\nMy verdict: [["
 
