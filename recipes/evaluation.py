@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.errors import UserError
 from core.store import Build, Result, digest, file_digest, tree_digest
 from core.tracking import Log
+from eval.config import AlpacaConfig, ArenaConfig
 from recipes.session import WAITS
 from recipes.versions import content_of_files
 
@@ -88,6 +89,7 @@ def _prompts(graph: Stages, benchmark: Pairwise) -> Result | None:
             return None
         raise
     content = digest([asdict(p) for p in wanted])
+    graph.prompt_characters[benchmark] = [len(p.prompt) for p in wanted]
 
     def make(build: Build, log: Log) -> None:
         benchmarks.write_prompts(wanted, build.path / "prompts.jsonl")
@@ -189,7 +191,27 @@ def _judge(
     order = protocol.model_dump(mode="json", include={"order", "order_seed"})
     spec = {"cell": judges.determines(protocol.judge, protocol), **order}
     parents = {"answers": answers[(run, benchmark)], "baseline": baseline, "prompts": prompts}
-    return graph.session.stage(f"judge/{benchmark}/{run}", spec, parents, make, content=lambda out: file_digest(out / "judgments.parquet"))
+    name = f"judge/{benchmark}/{run}"
+    made = graph.session.stage(name, spec, parents, make, content=lambda out: file_digest(out / "judgments.parquet"))
+    if made is None:
+        graph.session.add(name, _judge_estimate(protocol, graph.prompt_characters.get(benchmark, [])))
+    return made
+
+
+def _judge_estimate(protocol: AlpacaConfig | ArenaConfig, characters: list[int]) -> str:
+    """The most that a judge can be asked and paid for one checkpoint, before its answers are known; "" while the prompts are unknown."""
+    from eval.asking import Purse, most_tokens
+
+    assert protocol.judge is not None and protocol.answers is not None
+    if not characters:
+        return ""
+    games = 1 if protocol.kind == "alpaca" and protocol.order == "random" else 2
+    answers = 2 * int(protocol.answers.sampling.get("max_tokens", 1024))
+    # four characters a token, and about 400 tokens of the judge's own instructions
+    asked = games * sum(n // 4 + answers + 400 for n in characters)
+    told = games * len(characters) * most_tokens(protocol.sampling)
+    money = f", {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money" if protocol.judge.prices else ""
+    return f"at most {games * len(characters)} calls, {asked:,} prompt tokens, {told:,} generated{money}"
 
 
 def _judgment_table(folder: Path, log: Log) -> None:

@@ -81,6 +81,7 @@ class Stages:
         self.source = loaded.source
         self.arms = with_random(self.recipe)
         self.models: dict[tuple[str, str | None], Model] = {}
+        self.prompt_characters: dict[str, list[int]] = {}
         self.filters: dict[str, Filter] = {n: resolve_filter(n, a) for n, a in self.arms.items() if a.model is None and a.data is None}
         self.seeds = self.recipe.train.seeds if self.recipe.train else (0,)
 

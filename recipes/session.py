@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,6 +68,10 @@ class Session:
         self.steps.append(Step(name, state, why, path, seconds))
         if not self.planning:
             self.log.say(f"{name}: {state}{f' ({why})' if why else ''}")
+
+    def add(self, name: str, text: str) -> None:
+        """Say more about a step that is already in the plan."""
+        self.steps = [replace(s, why=f"{s.why}; {text}") if s.name == name and text else s for s in self.steps]
 
     def stage(
         self,
