@@ -20,7 +20,7 @@ from core.tracking import Log
 from tests import tiny
 from train import checkpoints
 from train.config import TrainConfig
-from train.launch import read_log, run
+from train.launch import command, environment, read_log, run
 from train.throughput import shapes
 
 pytestmark = pytest.mark.stack
@@ -160,6 +160,24 @@ def test_an_adapter_trains_under_zero_3_and_is_merged(given: tuple[Path, Path], 
     run(made, {"selection": selection}, tmp_path, base=str(base), seed=0, log=Watched())
     before, after = shapes(base), shapes(tmp_path / "checkpoint")
     assert {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_does(runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path) -> None:
+    """The commands of two machines, both started here: one process each, meeting at a port of the first."""
+    base, selection = given
+    made = config(base, zero_stage=2, num_processes=2, num_machines=2, main_process_ip="127.0.0.1", main_process_port=29611)
+    with pytest.raises(UserError, match="prepared for 2 machines; start one of these commands on each"):
+        run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+    env = {**os.environ, **environment(2)}
+    machines = [subprocess.Popen(command(made, tmp_path, machine_rank=rank), env=env, cwd=Path(__file__).parents[1]) for rank in (0, 1)]
+    try:
+        assert [machine.wait(timeout=400) for machine in machines] == [0, 0]
+    finally:
+        for machine in machines:
+            machine.terminate()
+    counts = run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+    assert counts["steps"] == STEPS and losses(tmp_path) == pytest.approx(losses(runs[2, 2][0]), abs=1e-5)
 
 
 _HARNESS = """

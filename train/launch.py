@@ -60,13 +60,9 @@ def run(config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, s
 
     Continues what an earlier, killed call left in `out`: from its newest complete checkpoint, or not at all when the export is there.
     Returns the ledger's counts, steps, seconds, tokens and last loss. Raises UserError when the data are refused, when the trainer fails
-    (its last error line and the log's path), and for several machines, whose commands `magpie launch --dry-run` prints.
+    (its last error line and the log's path), and for several machines, once OUT is prepared, with the command that each of them has to run;
+    the same call after those have ended finds the checkpoint.
     """
-    if config.num_machines > 1:
-        raise UserError(
-            f"train.num_machines is {config.num_machines}, and one call starts processes on one machine only; `magpie launch RECIPE --dry-run` "
-            "prints the command for each machine."
-        )
     out = out.resolve()
     started = time.time()
     job = write_job(config, out, base=base, selection=inputs["selection"] / "selection.parquet", seed=seed)
@@ -78,6 +74,12 @@ def run(config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, s
             f"{ledger['tokens_per_step']:,} a step; {ledger['truncated_rows']} rows truncated, {ledger['split_rows']} split, "
             f"{ledger['dropped_rows']} dropped"
         )
+        if config.num_machines > 1:
+            commands = "\n".join(shlex.join(command(config, out, machine_rank=rank)) for rank in range(config.num_machines))
+            raise UserError(
+                f"{out} is prepared for {config.num_machines} machines; start one of these commands on each, in order of rank, with the same file "
+                f"system, and run this again when they have ended:\n{commands}"
+            )
         _train(config, out, log)
     shutil.rmtree(out / "scratch", ignore_errors=True)  # optimizer state; the verified export is what stays
     lines = read_log(out / "log.jsonl")

@@ -39,6 +39,7 @@ def main(out: Path) -> None:
     """Train OUT/train.json's job and export it. Raises UserError for what a user can change."""
     job = Job.model_validate_json((out / "train.json").read_text())
     scratch = out / "scratch"
+    (scratch / f"error-{RANK}.txt").unlink(missing_ok=True)  # an earlier attempt's
 
     # DeepSpeed would compile its shared-memory all-reduce on the CPU first (about a minute, g++ and ninja needed), which serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
