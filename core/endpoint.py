@@ -129,7 +129,7 @@ class Servers:
     def release(self) -> None:
         """End our own servers (training needs their memory); a later request starts them again."""
         for server in self._live:
-            server.stop()
+            server.close()
         self._live, self._spec = [], None
 
     @contextmanager

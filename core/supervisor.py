@@ -96,8 +96,11 @@ class Supervised:
     def _watch(self) -> None:
         """Wait for the supervisor; one that was killed could not end its server, so do it here."""
         # WNOWAIT keeps the process id taken while the session is searched, so that it cannot come to name another session meanwhile.
-        how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        if how is not None and how.si_code != os.CLD_EXITED:
+        try:
+            how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # someone else in this process collected it
+            how = None
+        if how is None or how.si_code != os.CLD_EXITED:
             _kill_until_gone(lambda: _of_session(self.pid, self._token))
         self._process.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)

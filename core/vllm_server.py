@@ -43,6 +43,7 @@ class VllmServer:
         self._process: Supervised | None = None
         self._log_start = 0
         self._reviving = threading.Lock()
+        self._closed = False
 
     @property
     def running(self) -> bool:
@@ -57,14 +58,16 @@ class VllmServer:
         self.url = f"http://127.0.0.1:{port}"
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         argv = [*COMMAND, "--model", self._model, "--host", "127.0.0.1", "--port", str(port)]
-        argv += command_line(self._args if self._devices is not None else cpu_defaults(self._args))
+        # One access line a request would fill the log of a long run, and hide there why it ended.
+        settings = {"disable_uvicorn_access_log": True, **self._args}
+        argv += command_line(settings if self._devices is not None else cpu_defaults(settings))
         self._process = Supervised(argv, self._environment(), self.log, scratch_variable="VLLM_RPC_BASE_PATH")
 
     def wait_ready(self, abandon: threading.Event | None = None) -> None:
         """Block until the server answers. Raises UserError with the log's last meaningful line when it ends or hangs before."""
         deadline = time.monotonic() + START_TIMEOUT
         started_again = 0
-        while not (abandon and abandon.is_set()):
+        while not (self._closed or (abandon and abandon.is_set())):
             if not self.running:
                 if "ddress already in use" in self._tail() and started_again < 3:  # another process took the port meanwhile
                     started_again += 1
@@ -98,7 +101,7 @@ class VllmServer:
         with self._reviving:
             if self.generation != seen:
                 return True
-            if abandon.is_set() or self.healthy():
+            if self._closed or abandon.is_set() or self.healthy():
                 return False
             complaint = self.complaint()
             self.stop()
@@ -109,6 +112,13 @@ class VllmServer:
             self.wait_ready(abandon)
             self.generation += 1
             return True
+
+    def close(self) -> None:
+        """End the server for good: a stream that is still open cannot bring it back."""
+        self._closed = True
+        self.stop()
+        with self._reviving:
+            self.stop()
 
     def stop(self) -> None:
         """End the server and every process it started; returns when they are gone."""

@@ -281,6 +281,15 @@ def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(servers: Ser
     assert next(iter(servers.serve(two).stream(ask(1)))).body, "a released server starts again when it is needed"
 
 
+def test_a_server_released_under_an_open_stream_does_not_come_back(servers: Servers, own: None) -> None:
+    replies = servers.serve(ServerSpec(model="m", max_in_flight=4, args={"behaviour": "slow"})).stream(ask(200))
+    next(replies)
+    live, processes = servers._live[0], server_processes(servers)
+    servers.release()
+    assert not any(p.is_running() for p in processes)
+    assert all(r.error for r in list(replies)[-100:]) and not live.running
+
+
 def test_servers_end_with_their_context(tmp_path: Path, own: None) -> None:
     with Servers(Log(), tmp_path) as servers:
         list(servers.serve(ServerSpec(model="m", replicas=2)).stream(ask(4)))

