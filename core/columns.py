@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from core.errors import UserError
 from core.store import canonical, digest, fsync_folder, write_atomic
@@ -64,6 +66,20 @@ class Column:
         temporary.unlink()
         fsync_folder(self.folder)
         return self.folder / name
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold this column for one run on this machine. Raises UserError while another run holds it: both would buy the same cells."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(self.folder / ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another run is filling {self.folder} right now; wait for it, or stop it first.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
         """Measured cells (all, or those of `ids`, in no promised order), one row an id, cast to the declared types."""

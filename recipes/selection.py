@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -32,10 +33,10 @@ def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
     session, recipe = graph.session, graph.recipe
     needs_pool = bool(graph.filters) or recipe.synth.heldout > 0
     chosen: dict[tuple[str, int], Result | None] = {}
-    frame: pl.DataFrame | None = None
     if needs_pool:
         pool = Pool(session.store.root, recipe.synth, graph.resolve)
-        frame = _measured(graph, pool)
+        with nullcontext() if session.planning else pool.instruction.alone():
+            frame = _measured(graph, pool)
         chosen |= _select(graph, pool, frame)
     for arm, config in graph.arms.items():
         if config.data is not None:

@@ -66,3 +66,8 @@ def test_an_unreadable_part_is_one_sentence(tmp_path: Path) -> None:
 def test_a_label_outside_the_declared_ones_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pl.exceptions.InvalidOperationError):
         column(tmp_path).append([{"id": "x", "label": "superb", "rank": 4.0}])
+
+
+def test_two_runs_cannot_fill_one_column_at_once(tmp_path: Path) -> None:
+    with column(tmp_path).alone(), pytest.raises(UserError, match="another run is filling"), column(tmp_path).alone():
+        pass
