@@ -31,6 +31,7 @@ def stages(graph: Stages, checkpoints: Results, selections: dict[tuple[str, int]
     if config.tasks is not None:
         for run in runs:
             parts[run]["tasks"] = _tasks(graph, run, checkpoints[run])
+    graph.session.done("tasks")
     pairwise: list[Pairwise] = [b for b in ("alpaca", "arena") if getattr(config, b) is not None]
     prompts = {b: _prompts(graph, b) for b in pairwise}
     answers: dict[tuple[str, str], Result | None] = {}
@@ -40,8 +41,8 @@ def stages(graph: Stages, checkpoints: Results, selections: dict[tuple[str, int]
             answers[(run, benchmark)] = _answers(graph, run, benchmark, checkpoints[run], prompts[benchmark], names)
         if config.heldout is not None:
             parts[run]["heldout"] = _heldout(graph, run, checkpoints[run], selections.get(("heldout", 0)))
-    graph.session.done("heldout")
     graph.session.done("answers")
+    graph.session.done("heldout")
     for benchmark in pairwise:
         for run in runs:
             made = _judge(graph, run, benchmark, answers, prompts[benchmark])
