@@ -7,12 +7,13 @@ for a tie. What the official table calls `win_rate` and so on is computed exactl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from core.errors import UserError
 from eval import stats
@@ -33,8 +34,8 @@ class Judged:
     length: stats.Floats  # characters of the model's answer; nan where there is none
     baseline_length: stats.Floats
 
-    def take(self, index: stats.Floats | slice | list[int] | Any) -> Judged:
-        """The judgments at these positions."""
+    def take(self, index: npt.NDArray[np.bool_] | Sequence[int]) -> Judged:
+        """The judgments at these positions (a mask or a list of positions)."""
         chosen = np.arange(len(self.instructions))[index]
         names = [self.instructions[i] for i in chosen]
         return Judged(self.model, self.baseline, names, self.preference[chosen], self.length[chosen], self.baseline_length[chosen])

@@ -20,6 +20,9 @@ from core.errors import UserError, nearest
 from core.store import Counts, write_atomic
 from eval import stats
 
+VERSION = 1
+"""Part of the key of a comparison; raised when the same scores would give another one."""
+
 LOWER_IS_BETTER = {"loss", "heldout_loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity"}
 """Metrics whose smaller value is the better one; every other metric is better when larger."""
 
@@ -42,10 +45,6 @@ class Arm:
     values: stats.Floats  # (seeds, items)
     fixed: bool  # a finished model or the baseline itself: no training seed to vary
     unjudged: int  # cells (item under a seed) without a value
-
-
-VERSION = 1
-"""Part of the key of a comparison; raised when the same scores would give another one."""
 
 
 def run(inputs: dict[str, Path], out: Path, *, baseline: str | None, primary: str, seed: int = 0, resamples: int = 10_000) -> Counts:
