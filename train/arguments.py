@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
@@ -92,6 +93,9 @@ def check(config: TrainConfig) -> None:
             f"train.model_init.attn_implementation '{attention}' is not known to keep packed documents apart; use one of "
             f"{', '.join(KEEPS_DOCUMENTS_APART)}, or set trainer.packing: false."
         )
+    flash = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface", "kernels"))
+    if attention.startswith("flash_attention") and gpus() and not flash:
+        raise UserError(f"train.model_init.attn_implementation '{attention}' needs the package flash-attn or kernels; install one, or use sdpa.")
     ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
     if config.offload and not (ninja and shutil.which("g++")):
         raise UserError("train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ and ninja for it; install both.")
