@@ -29,7 +29,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: t
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage: instructions, measure, select, train, tasks, answers, judge, score, compare.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...).")] = None,
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest

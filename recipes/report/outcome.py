@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.compare import LOWER_IS_BETTER
+from eval.compare import lower_is_better
 from recipes.report.figures import Interval, intervals, number
 
 CANNOT_TELL = "cannot tell"
@@ -53,7 +53,7 @@ def scores(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> list[di
             "benchmark": benchmark,
             "metric": metric,
             "primary": any(s.get("primary") for s in cells.values()),
-            "lower_is_better": metric in LOWER_IS_BETTER,
+            "lower_is_better": lower_is_better(metric),
             "cells": cells,
             "figure": intervals(rows, f"{benchmark} {metric}: each arm's score with its 95 % interval", base),
         })  # fmt: skip
@@ -72,7 +72,7 @@ def matrices(comparison: Mapping[str, Any], arms: Sequence[str]) -> list[dict[st
         rows = [(row, [_cell(row, column, by_pair) for column in names]) for row in names]
         found.append({
             "benchmark": benchmark, "metric": metric, "names": names, "rows": rows,
-            "primary": _is_primary(comparison, pairs[0]), "lower_is_better": metric in LOWER_IS_BETTER,
+            "primary": _is_primary(comparison, pairs[0]), "lower_is_better": lower_is_better(metric),
         })  # fmt: skip
     return sorted(found, key=lambda m: not m["primary"])
 
