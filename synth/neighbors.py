@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the column's key."""
 
-BLOCK = 2048
-"""Rows and columns of one block on a CPU (16 MB of products); larger on a GPU."""
+BLOCK = 1024
+"""Rows and columns of one block on a CPU (4 MB of products, which stay in the cache); larger on a GPU."""
 GPU_BLOCK = 16384
 ZERO = 1e-6
 """Distances below this are rounding and become 0."""
@@ -39,7 +39,9 @@ def embed(texts: Sequence[str], model_path: str, batch: int = 64, device: str | 
     max_seq_length in tokens (256 for MiniLM, 384 for mpnet). Raises UserError when the model cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the loading bar would break into the run's own progress
     try:
         model = SentenceTransformer(model_path, device=device, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -53,13 +55,13 @@ def embed(texts: Sequence[str], model_path: str, batch: int = 64, device: str | 
 
 
 def neighbors(
-    ids: Sequence[str], vectors: NDArray[np.float32], threshold: float = 0.05, *, device: str | None = None, block: int | None = None
+    ids: Sequence[str], vectors: NDArray[np.float32], threshold: float = 0.05, *, gpu: bool | None = None, block: int | None = None
 ) -> pl.DataFrame:
     """Nearest neighbours among all rows of a pool.
 
     `vectors`: float32 [n, d] of unit length, row k belonging to `ids[k]`. Returns, in the order of `ids`, [id, min_neighbor_distance (squared L2,
     0 to 4), repeat_count (others closer than `threshold`), min_similar_id (the first row in the order of `ids` that is closer than `threshold`,
-    itself included), status, reason]. A pool of one row is a failed cell. `device`: a torch device; default a GPU where there is one.
+    itself included), status, reason]. A pool of one row is a failed cell. `gpu`: default whether there is one.
     Raises UserError when a vector is not of unit length.
     """
     n = len(ids)
@@ -71,7 +73,11 @@ def neighbors(
         lone = pl.DataFrame([(i, None, 0, i) for i in ids], schema=_SCHEMA, orient="row")
         return lone.with_columns(pl.lit(FAILED).alias("status"), pl.lit("the pool has no other row").alias("reason"))
     group, first, size = _groups(vectors)
-    nearest, repeats, lowest = _blocks(vectors[first], first, size, 1 - threshold / 2, device, block)
+    close = 1 - threshold / 2
+    if gpu if gpu is not None else _has_gpu():
+        nearest, repeats, lowest = _on_gpu(vectors[first], first, size, close, block or GPU_BLOCK, "cuda")
+    else:
+        nearest, repeats, lowest = _on_cpu(vectors[first], first, size, close, block or BLOCK)
     distance = np.clip(2 - 2 * nearest.astype(np.float64), 0, 4)
     distance[(size > 1) | (distance < ZERO)] = 0.0
     columns = {
@@ -96,50 +102,71 @@ def _groups(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np
     return group, first.astype(np.int64), size.astype(np.int64)
 
 
-def _blocks(
-    vectors: NDArray[np.float32], first: NDArray[np.int64], size: NDArray[np.int64], close: float, device: str | None, block: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """For each distinct vector: the largest cosine to another, how many rows have a cosine above `close`, and the lowest row of those and its own."""
-    import torch
+Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+"""For each distinct vector: the largest cosine to another, how many rows have a cosine above `close`, and the lowest row of those and its own."""
 
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    side = block or (BLOCK if where.type == "cpu" else GPU_BLOCK)
+
+def _on_cpu(vectors: NDArray[np.float32], first: NDArray[np.int64], size: NDArray[np.int64], close: float, side: int) -> Found:
+    """Blocks by numpy: its OpenBLAS beats torch's MKL on AMD, and torch's threads, which spin, would stand in its way."""
     n = len(vectors)
-    all_ = torch.from_numpy(np.ascontiguousarray(vectors)).to(where)
-    rows_of = torch.from_numpy(size).to(where)
-    rank = torch.from_numpy(first).to(where)
-    nearest = torch.full((n,), -2.0, device=where)
-    repeats = torch.zeros(n, dtype=torch.int64, device=where)
-    lowest = rank.clone()
-    room = torch.empty(side * side, device=where)
+    nearest, repeats, lowest = np.full(n, -2, np.float32), np.zeros(n, np.int64), first.copy()
+    room = np.empty(side * side, np.float32)
+
+    def fold(cosines: NDArray[np.float32], a: slice, b: slice) -> None:
+        best = cosines.max(axis=1)
+        np.maximum(nearest[a], best, out=nearest[a])
+        hit = np.flatnonzero(best > close)  # few rows have a repeat in a given block: only those are looked at again
+        if len(hit):
+            near = cosines[hit] > close
+            repeats[hit + a.start] += near @ size[b]
+            lowest[hit + a.start] = np.minimum(lowest[hit + a.start], np.where(near, first[b], n * 2**31).min(axis=1))
+
     for top in range(0, n, side):
         a = slice(top, min(top + side, n))
         for left in range(top, n, side):
             b = slice(left, min(left + side, n))
-            shape = (a.stop - a.start, b.stop - b.start)
-            cosines = room[: shape[0] * shape[1]].view(shape)
-            torch.mm(all_[a], all_[b].T, out=cosines)
+            cosines = room[: (a.stop - a.start) * (b.stop - b.start)].reshape(a.stop - a.start, -1)
+            np.matmul(vectors[a], vectors[b].T, out=cosines)
+            if top == left:
+                np.fill_diagonal(cosines, -2)
+            else:
+                fold(cosines.T, b, a)
+            fold(cosines, a, b)
+    return nearest, repeats, lowest
+
+
+def _on_gpu(vectors: NDArray[np.float32], first: NDArray[np.int64], size: NDArray[np.int64], close: float, side: int, device: str) -> Found:
+    """The same blocks by torch. 32-bit products stay 32-bit: TF32 is off unless someone turned it on."""
+    import torch
+
+    n = len(vectors)
+    held = torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
+    rows, rank = torch.from_numpy(size).to(device), torch.from_numpy(first).to(device)
+    nearest, repeats, lowest = torch.full((n,), -2.0, device=device), torch.zeros(n, dtype=torch.int64, device=device), rank.clone()
+
+    def fold(cosines: torch.Tensor, a: slice, b: slice) -> None:
+        best = cosines.amax(dim=1)
+        torch.maximum(nearest[a], best, out=nearest[a])
+        hit = (best > close).nonzero().squeeze(1)
+        if len(hit):
+            near = cosines[hit] > close
+            repeats[hit + a.start] += (near * rows[b]).sum(dim=1)
+            lowest[hit + a.start] = torch.minimum(lowest[hit + a.start], torch.where(near, rank[b], n * 2**31).amin(dim=1))
+
+    for top in range(0, n, side):
+        a = slice(top, min(top + side, n))
+        for left in range(top, n, side):
+            b = slice(left, min(left + side, n))
+            cosines = held[a] @ held[b].T
             if top == left:
                 cosines.fill_diagonal_(-2.0)
-            _reduce(cosines, a, b, nearest, repeats, lowest, rows_of, rank, close)
-            if top != left:
-                _reduce(cosines.T, b, a, nearest, repeats, lowest, rows_of, rank, close)
+            else:
+                fold(cosines.T, b, a)
+            fold(cosines, a, b)
     return nearest.cpu().numpy(), repeats.cpu().numpy(), lowest.cpu().numpy()
 
 
-def _reduce(
-    cosines: torch.Tensor, a: slice, b: slice, nearest: torch.Tensor, repeats: torch.Tensor, lowest: torch.Tensor,
-    rows_of: torch.Tensor, rank: torch.Tensor, close: float,
-) -> None:  # fmt: skip
-    """Fold one block of cosines (rows `a` against rows `b`) into what is known of rows `a`."""
+def _has_gpu() -> bool:
     import torch
 
-    best = cosines.amax(dim=1)
-    torch.maximum(nearest[a], best, out=nearest[a])
-    hit = (best > close).nonzero().squeeze(1)  # few rows have a repeat in a given block: only those are looked at again
-    if len(hit) == 0:
-        return
-    near = cosines[hit] > close
-    at = hit + a.start
-    repeats[at] += (near * rows_of[b]).sum(dim=1)
-    lowest[at] = torch.minimum(lowest[at], torch.where(near, rank[b], torch.iinfo(torch.int64).max).amin(dim=1))
+    return bool(torch.cuda.is_available())

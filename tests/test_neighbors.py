@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.models import resolve
-from synth.neighbors import embed, neighbors
+from synth.neighbors import _groups, _on_cpu, _on_gpu, embed, neighbors
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -46,6 +46,16 @@ def test_distances_counts_and_lowest_ids_are_those_of_all_pairs(block: int) -> N
     assert found["repeat_count"].to_list() == exact["n"].to_list()
     assert found["min_similar_id"].to_list() == exact["low"].to_list()
     assert set(found["status"]) == {"ok"}
+
+
+def test_torch_blocks_agree_with_numpys() -> None:
+    rows = vectors(300)
+    rows[50:80] = unit(rows[7] + 0.01 * np.random.default_rng(1).normal(size=(30, 48)))
+    rows[200:220] = rows[3]
+    _, first, size = _groups(rows)
+    by_numpy, by_torch = _on_cpu(rows[first], first, size, 0.975, 64), _on_gpu(rows[first], first, size, 0.975, 100, "cpu")
+    assert np.abs(by_numpy[0] - by_torch[0]).max() < 1e-6
+    assert (by_numpy[1] == by_torch[1]).all() and (by_numpy[2] == by_torch[2]).all()
 
 
 def test_none_of_500_duplicates_passes_a_distance_above_zero() -> None:
