@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests import tiny
+from tests.scripted_model import magpie
+from tests.scripted_server import Fault, completion
 from train.chat import read
 
 
@@ -16,6 +21,19 @@ def model(folder: Path, family: str = "chatml") -> Path:
     made = tiny.llama(folder, family)
     (made / "chat_template.jinja").write_text(read(family, training=False))
     return made
+
+
+def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    """The scripted model, with verdicts where this recipe's judge is asked: token ids of "1" and "2", or a label at the end of a text."""
+    dice = random.Random(json.dumps(body.get("prompt")))
+    if body.get("return_tokens_as_token_ids"):
+        mine = dice.uniform(0.05, 0.9)
+        # '1' and '2' are 20 and 21 in the ChatML vocabulary, 21 and 22 in Llama 3's, which has one more special token
+        top = {"token_id:20": math.log(mine), "token_id:21": math.log(0.95 - mine), "token_id:22": math.log(0.05)}
+        return completion("1", "length", logprobs={"tokens": ["token_id:20"], "token_logprobs": [-0.1], "top_logprobs": [top]})
+    if path.endswith("/v1/completions") and "temperature" not in body and "structured_outputs" not in body:
+        return completion(f"Both are short. [[{dice.choice(['A>>B', 'A>B', 'A=B', 'B>A', 'B>>A'])}]]")
+    return magpie(path, body)
 
 
 def recipe(folder: Path, llama: Path, url: str, *, train: bool = False, **changes: Any) -> Path:

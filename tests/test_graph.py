@@ -14,7 +14,6 @@ import pytest
 from recipes import graph, schema
 from recipes.graph import Outcome
 from tests import small_recipe, wandb_file
-from tests.scripted_model import magpie
 from tests.scripted_server import ScriptedServer
 
 
@@ -25,7 +24,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer(magpie) as running:
+    with ScriptedServer(small_recipe.answer) as running:
         yield running
 
 
@@ -207,6 +206,8 @@ def test_the_comparison_has_every_arm_and_a_verdict_for_every_pair(finished: Pat
     folder = next((finished.parent / "store" / "results" / "compare").glob("*/comparison.json"))
     comparison = json.loads(folder.read_text())
     assert {a["name"] for a in comparison["arms"]} == {"good", "random", "same", "untuned"}
+    judged = [s for s in comparison["scores"] if s["benchmark"] in ("alpaca", "arena") and s["arm"] == "good"]
+    assert judged and all(s["value"] is not None and not s["unjudged"] for s in judged)
     losses = [d for d in comparison["differences"] if d["benchmark"] == "heldout"]
     assert len(losses) >= 6 and all(d["verdict"] for d in losses)
 

@@ -21,7 +21,6 @@ import pytest
 
 from recipes import graph, schema
 from tests import small_recipe
-from tests.scripted_model import magpie
 from tests.scripted_server import Fault, ScriptedServer
 
 
@@ -52,7 +51,7 @@ class Killer:
         if self.when is not None and self.pid and asked == self.when[0] and self.seen[asked] >= self.when[1]:
             self.when = None
             os.kill(self.pid, signal.SIGKILL)
-        return magpie(path, body)
+        return small_recipe.answer(path, body)
 
 
 @pytest.fixture(scope="module")

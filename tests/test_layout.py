@@ -18,7 +18,10 @@ ALLOWED = {
     "eval": {"core", "eval"},
     "recipes": {"core", "synth", "train", "eval", "recipes"},
 }
-HEAVY = {"torch", "vllm", "trl", "transformers", "wandb", "deepspeed", "sentence_transformers", "lingua", "datasets", "lm_eval", "plotly", "aiohttp", "scipy"}
+HEAVY = {
+    "torch", "vllm", "trl", "transformers", "wandb", "deepspeed", "sentence_transformers", "lingua", "datasets", "lm_eval", "plotly", "aiohttp",
+    "scipy",
+}  # fmt: skip
 MODULES = [p for package in ALLOWED for p in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -124,7 +124,8 @@ def test_a_second_arm_pays_only_for_what_the_first_did_not() -> None:
     first = rule(where=GOOD, choose="longest", budget={"rows": 20})
     world.measure([(first, (0,))])
     before = dict(world.paid)
-    world.measure([(first, (0,)), (rule(where="input_quality >= 'excellent' AND min_neighbor_distance > 0", choose="longest", budget={"rows": 10}), (0,))])
+    stricter = rule(where="input_quality >= 'excellent' AND min_neighbor_distance > 0", choose="longest", budget={"rows": 10})
+    world.measure([(first, (0,)), (stricter, (0,))])
     assert dict(world.paid) == before
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from recipes import graph, schema
 from tests import small_recipe
-from tests.scripted_model import magpie
 from tests.scripted_server import ScriptedServer
 from tests.tiny import WORDS
 
@@ -37,7 +36,7 @@ def published(path: Path, rows: int) -> Path:
 @pytest.mark.slow
 def test_the_llama3_recipe_runs_to_its_comparison(tmp_path: Path) -> None:
     llama = small_recipe.model(tmp_path / "llama", family="llama3")
-    with ScriptedServer(magpie) as server:
+    with ScriptedServer(small_recipe.answer) as server:
         urls = f"{{urls: [{server.url}]}}"
         models = [
             f"synth.teacher={{model: {llama}, server: {urls}}}", f"train.base={llama}", f"arms.instruct.model={llama}", "train.model_init={}",
