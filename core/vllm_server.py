@@ -131,7 +131,10 @@ class VllmServer:
         lines = [re.sub(r"^(ERROR|INFO|WARNING) [\d-]+ [\d:.]+ \[[^\]]+\]\s*", "", line) for line in lines if line]
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:|.*\berror: ", line)]
         causes = [line for line in errors if "See root cause" not in line and "initialization failed" not in line]
-        return (causes or errors or lines or ["it wrote nothing"])[-1][:500].replace(self.key, "***")
+        said = (causes or errors or lines or ["it wrote nothing"])[-1]
+        if "validation error" in said and lines[-1] != said:  # pydantic says what is wrong in the line after
+            said += " " + lines[len(lines) - lines[::-1].index(said)].split(" [type=")[0]
+        return said[:500].replace(self.key, "***")
 
     def _tail(self) -> str:
         try:
