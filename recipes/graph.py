@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,7 @@ import polars as pl
 from core.endpoint import Servers
 from core.errors import UserError
 from core.models import Model, resolve
-from core.store import Build, Result, Store, digest, tree_digest
+from core.store import Build, Result, Store, digest, tree_digest, write_atomic
 from core.tracking import Log, Tracker
 from recipes import evaluation, selection
 from recipes.schema import Loaded, Recipe, with_random
@@ -115,12 +116,16 @@ class Stages:
             except UserError as error:
                 raise UserError(f"{'.'.join(loc)}: {error}") from error
         if recipe.train is not None and not self.session.planning:
-            from train.arguments import check
+            # Importing TRL takes seconds, so a block that this TRL accepted once is not asked about again.
+            accepted = self.session.store.root / "checked" / digest([recipe.train, version("trl")])[:16]
+            if not accepted.exists():
+                from train.arguments import check
 
-            try:
-                check(recipe.train)
-            except UserError as error:
-                raise UserError(f"{self.source.at(('train', 'trainer'))}: {error}") from error
+                try:
+                    check(recipe.train)
+                except UserError as error:
+                    raise UserError(f"{self.source.at(('train', 'trainer'))}: {error}") from error
+                write_atomic(accepted, "")
 
     def runs(self) -> list[tuple[str, int | None]]:
         """Every checkpoint of the comparison: (arm, seed), or (arm, None) for a finished model."""
