@@ -104,7 +104,7 @@ def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple
                 found[(arm, seed)] = shared
             else:
                 picked.append((rule, select(frame, rule, seed, token_counter(graph))))
-                found[(arm, seed)] = _write(graph, name, conversations(frame, picked[-1][1].ids), picked[-1][1])
+                found[(arm, seed)] = _write(graph, name, conversations(frame, picked[-1][1].ids), picked[-1][1], because=_because(rule))
     if frame is not None:
         if graph.recipe.synth.heldout:
             ids = frame.filter(pl.col("heldout") & (pl.col("status:response") == OK))
@@ -129,7 +129,14 @@ def conversations(frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
     return pl.DataFrame({"id": rows["id"], "messages": pl.Series(turns, dtype=MESSAGES)})
 
 
-def _write(graph: Stages, name: str, rows: pl.DataFrame, chosen: Selection | None, file: str = "selection.parquet") -> Result | None:
+def _because(rule: Filter) -> dict[str, str | None]:
+    return {"where": rule.where.text if rule.where else None, "choose": rule.choose, "budget": str(rule.budget)}
+
+
+def _write(
+    graph: Stages, name: str, rows: pl.DataFrame, chosen: Selection | None, file: str = "selection.parquet",
+    because: dict[str, str | None] | None = None,
+) -> Result | None:  # fmt: skip
     """A selection is keyed by its ordered (id, content) list: two filters that choose the same rows are one selection."""
     from recipes.graph import rows_digest
 
@@ -140,7 +147,7 @@ def _write(graph: Stages, name: str, rows: pl.DataFrame, chosen: Selection | Non
         build.counts["rows"] = len(rows)
         log.metrics({"rows": float(len(rows))})
 
-    result = graph.session.stage(name, {"rows": content, "file": file}, {}, make, content=lambda _: content)
+    result = graph.session.stage(name, {"rows": content, "file": file}, {}, make, content=lambda _: content, because=because)
     if chosen is not None and result is not None and not graph.session.planning:
         _keep_funnel(graph, name, chosen, result.path / file)
     return result or (Result(Path(), {"digest": content}) if graph.session.planning else None)

@@ -82,15 +82,16 @@ class Session:
         *,
         content: Callable[[Path], str] | None = None,
         trainer: bool = False,
+        because: Mapping[str, Any] | None = None,
     ) -> Result | None:
         """The result of one stage: reused, made now, or (in a plan) None because it or a parent must run.
 
         `spec` determines the content together with the parents' digests; `make` writes into the build's folder; `content` digests what
-        children depend on where that is not every file.
+        children depend on where that is not every file; `because` holds settings that explain the spec without being part of the key.
         """
         stage = name.partition("/")[0]
         waiting = [p for p, result in parents.items() if result is None]
-        self._specs[name] = json.loads(canonical(dict(spec)))
+        self._specs[name] = json.loads(canonical({**spec, **(because or {})}))
         if waiting:
             self.note(name, WAITS, f"depends on {', '.join(waiting)}")
             return None

@@ -93,7 +93,10 @@ def test_a_looser_threshold_answers_only_the_rows_newly_wanted(tmp_path: Path, l
     looser = "arms.good.where=\"input_quality >= 'average'\""
     before, tags = set(texts(path, "response")["id"]), len(texts(path, "quality"))
     said = why(path, looser)["measure"]
-    new = asked(server, lambda: run(path, looser))
+    before_run = len(server.requests)
+    steps = {s.name: s.why for s in run(path, looser).steps}
+    new = len(server.requests) - before_run
+    assert "where: input_quality >= 'good' -> input_quality >= 'average'" in steps["select/good"]
     after = texts(path, "response")["id"]
     assert f"{new} of 100 response" in said, "the plan says beforehand how many rows are answered"
     assert len(set(after) - before) == new > 0
