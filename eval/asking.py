@@ -1,17 +1,14 @@
-"""Asking a judge: request bodies, what a reply means, further turns, the journal of what was paid for, and the purse.
+"""Asking a judge: request bodies, what a reply means, and further turns.
 
-A judgment is settled once it was bought: its journal line is written when the reply arrives, before anything else, so that a killed run
-never pays for it again. Replies that hold no verdict are settled too (failed, with the reason); what never got a usable reply is not, and
-is asked again by the next run.
+A judgment is settled once a reply was read: with a verdict, or without one (failed, with the reason). What never got a usable reply is not
+settled, and is asked again by the next run.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -20,8 +17,9 @@ from core.endpoint import Endpoint, Reply, Request
 from core.errors import UserError
 from core.tracking import Log
 from eval import judge_prompts, verdicts
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, Prices
+from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
 from eval.judge_prompts import Message, Template
+from eval.purchases import Draft, Journal, Purse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,8 +37,6 @@ FLUSH = 256
 """Judgments between two parts of the column; the journal holds what is in between."""
 _OPENING = "\n\nMy verdict: [["
 
-Turn = Literal["first", "continue", "constrain"]
-
 
 @dataclass(frozen=True)
 class Question:
@@ -49,75 +45,6 @@ class Question:
     id: str
     shape: Template
     values: Mapping[str, str]
-
-
-@dataclass
-class Draft:
-    """What is known of a judgment that is not settled: the judge's text so far and what it has cost."""
-
-    turn: Turn = "first"
-    text: str = ""
-    prompt_tokens: int = 0
-    tokens: int = 0
-    tries: int = 0
-
-
-class Journal:
-    """Append-only lines beside the column: settled judgments and first turns, each on disk before the next reply is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.cells: list[dict[str, Any]] = []
-        self.drafts: dict[str, Draft] = {}
-        if path.exists():
-            for line in path.read_text().split("\n"):
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the last line of a killed run, or the empty one at the end
-                if "draft" in record:
-                    self.drafts[record["id"]] = Draft(**record["draft"])
-                else:
-                    self.cells.append(record)
-        self._file = path.open("a")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """One line, handed to the operating system at once (a killed process loses none)."""
-        self._file.write(f"\n{json.dumps(record, ensure_ascii=False)}")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Keep the file: it is removed by whoever has made its content durable."""
-        self._file.close()
-
-
-@dataclass
-class Purse:
-    """Money: what the judgments of this result cost in all, what is in flight, and whether another call would pass the budget."""
-
-    prices: Prices | None
-    budget: float | None
-    spent: float = 0.0
-    stopped: bool = False
-    _flying: dict[str, float] = field(default_factory=dict)
-
-    def cost(self, prompt_tokens: int, tokens: int) -> float:
-        """Price of so many tokens."""
-        return 0.0 if self.prices is None else (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
-
-    def reserve(self, key: str, prompt_tokens: int, tokens: int) -> bool:
-        """Set the most a call can cost aside; False when that could pass the budget."""
-        most = self.cost(prompt_tokens, tokens)
-        if self.budget is not None and self.spent + sum(self._flying.values()) + most > self.budget:
-            self.stopped = True
-            return False
-        self._flying[key] = most
-        return True
-
-    def settle(self, key: str, prompt_tokens: int, tokens: int) -> None:
-        """A call came back and cost this."""
-        self._flying.pop(key, None)
-        self.spent += self.cost(prompt_tokens, tokens)
 
 
 @dataclass

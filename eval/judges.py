@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -22,9 +22,13 @@ from core.errors import UserError
 from core.store import Counts, digest, write_atomic
 from core.tracking import Log
 from eval import judge_prompts
-from eval.asking import FIELDS, Asker, Journal, Purse, Question, most_tokens
+from eval.asking import FIELDS, Asker, Question, most_tokens
 from eval.benchmarks import prompts
 from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
+from eval.purchases import Journal, Purse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 
@@ -70,27 +74,21 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     games, cut = _games(protocol, judge, inputs)
     questions = {game.question.id: game.question for game in games if game.question is not None}
     column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), FIELDS)
-    out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / "journal.jsonl")
-    held = set(column.read()["id"])
-    column.append([cell for cell in journal.cells if cell["id"] not in held])
-    stored = column.read(list(questions))
     purse = Purse(judge.prices, judge.budget)
-    purse.spent = purse.cost(int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0))
-    known = set(stored["id"])
-    missing = [question for name, question in questions.items() if name not in known]
-    log.progress(len(known), len(questions), "judgments")
     reasons: dict[str, str] = {}
-    if missing:
-        log.say(_announcement(judge, protocol, missing, len(known), purse))
-        hosted = bool(judge.server.get("urls"))
-        path = judge.model if hosted and judge.asks_by == "chat" else models.resolve(judge.model, judge.revision).path
-        tokenizer = models.tokenizer(path) if judge.asks_by == "completions" else None
-        name = None if hosted else Path(judge.model).name if Path(judge.model).is_dir() else judge.model
-        asker = Asker(judge, protocol, tokenizer, column, journal, purse, log, name)
-        endpoint = servers.serve(ServerSpec(model=path, **judge.server))
-        reasons = asker.ask(endpoint, missing, len(known), len(questions))
+    with Journal(column) as journal:
         stored = column.read(list(questions))
+        purse.spent = purse.cost(int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0))
+        known = set(stored["id"])
+        missing = [question for name, question in questions.items() if name not in known]
+        log.progress(len(known), len(questions), "judgments")
+        if missing:
+            log.say(_announcement(judge, protocol, missing, len(known), purse))
+            tokenizer, path, name = _identity(judge)
+            asker = Asker(judge, protocol, tokenizer, column, journal, purse, log, name)
+            reasons = asker.ask(servers.serve(ServerSpec(model=path, **judge.server)), missing, len(known), len(questions))
+            stored = column.read(list(questions))
+        journal.keep = bool(reasons)  # first turns that were paid for, of judgments that are not settled
         if purse.stopped:
             raise UserError(
                 f"the judge's budget of {judge.budget:g} ends here: {stored.height} of {len(questions)} judgments are bought, for "
@@ -99,17 +97,25 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
         if reasons and len(reasons) == len(missing):
             why = next(iter(reasons.values()))
             raise UserError(f"the judge {judge.model} gave no judgment on any of {len(missing)} questions; the first reason: {why}")
-    journal.close()
+    out.mkdir(parents=True, exist_ok=True)
     frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
     frame.write_parquet(out / "judgments.parquet")
     write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
-    (out / "journal.jsonl").unlink()  # all of it is in the column by now
     counts = _counts(frame) | {"cut": cut, "asked": len(missing), "from_store": len(known), "money": round(purse.spent, 6)}
     for name in ("models", "fingerprints"):
         if len(counts[name]) > 1:
             log.say(f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}")
-    log.table("judgments", frame.drop("prompt_tokens", "model_characters", "baseline_characters"))
     return counts
+
+
+def _identity(judge: JudgeConfig) -> tuple[PreTrainedTokenizerBase | None, str, str | None]:
+    """The judge's tokenizer (when it is asked by token ids), its name in requests, and the name to record (None: what the server says)."""
+    hosted = bool(judge.server.get("urls"))
+    if hosted and judge.asks_by == "chat":
+        return None, judge.model, None
+    path = models.resolve(judge.model, judge.revision).path
+    name = None if hosted else Path(judge.model).name if Path(judge.model).is_dir() else judge.model
+    return models.tokenizer(path) if judge.asks_by == "completions" else None, path, name
 
 
 def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict[str, Any]:

@@ -274,16 +274,29 @@ def test_after_a_kill_nothing_that_came_back_is_paid_for_again(tmp_path: Path) -
                 time.sleep(0.005)
             harness.send_signal(signal.SIGKILL)
             harness.wait()
-        journal = (tmp_path / "out.partial" / "journal.jsonl").read_text()
+        (left,) = (tmp_path / "store").rglob("journal-*.jsonl")
+        journal = left.read_text()
         subprocess.run(command, check=True)
         asked = Counter(shown(r.body) for r in server.requests)
     assert len(asked) == 80
     assert sum(asked.values()) - 80 <= 2 * 4  # what was in flight at each kill
     paid = [json.loads(line)["id"] for line in journal.split("\n") if line.endswith("}")]
-    assert len(paid) >= 15 - 4 and len(paid) == len(set(paid))
+    assert len(paid) >= 20 and len(paid) == len(set(paid))
     frame = pl.read_parquet(tmp_path / "out.partial" / "judgments.parquet")
     assert frame["status"].to_list() == ["ok"] * 80 and frame["judgment"].n_unique() == 80
-    assert not (tmp_path / "out.partial" / "journal.jsonl").exists()
+    assert not list((tmp_path / "store").rglob("journal-*"))
+
+
+def test_what_a_killed_run_bought_serves_a_run_with_other_results_too(tmp_path: Path) -> None:
+    inputs = duel(tmp_path, 40)
+    with ScriptedServer(lambda path, body: chat("[[A>B]]"), delay=0.02) as server:
+        harness = subprocess.Popen([sys.executable, "-c", HARNESS, server.url, str(tmp_path)])
+        while len(server.requests) < 40 and harness.poll() is None:
+            time.sleep(0.005)
+        harness.send_signal(signal.SIGKILL)
+        harness.wait()
+        counts, _ = _run(arena(server.url, {"server": {"max_in_flight": 4}}), inputs, tmp_path, "elsewhere")
+    assert counts["judged"] == 80 and counts["from_store"] >= 40 - 2 * 4 and len(server.requests) <= 80 + 4
 
 
 def test_a_first_turn_that_was_paid_for_is_not_asked_again_after_an_interruption(tmp_path: Path) -> None:

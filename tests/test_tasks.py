@@ -62,5 +62,10 @@ def test_lm_eval_scores_a_checkpoint_and_keeps_each_items_outcome(tmp_path: Path
     scores.run({"tasks": tmp_path / "out"}, tmp_path / "scores")
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert summary["tasks"]["everyday-science acc"]["n"] == 6
+
+
+@pytest.mark.slow
+def test_what_lm_eval_says_when_it_fails_is_one_sentence(tmp_path: Path) -> None:
+    model = tiny.llama(tmp_path / "model")
     with pytest.raises(UserError, match=r"lm-eval failed on no_such_task"):
         tasks.run(TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log())

@@ -1,0 +1,119 @@
+"""What judgments cost, and never paying for one twice: the journal of what came back, and the purse.
+
+A judgment's journal line is written when its reply arrives, before anything else, so that a killed run never pays for it again.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from core.columns import Column
+from eval.config import Prices
+
+Turn = Literal["first", "continue", "constrain"]
+
+
+@dataclass
+class Draft:
+    """What is known of a judgment that is not settled: the judge's text so far and what it has cost."""
+
+    turn: Turn = "first"
+    text: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    tries: int = 0
+
+
+class Journal:
+    """Append-only lines beside a column's parts: settled judgments and first turns, each on disk before the next reply is read.
+
+    A context manager. Entering takes over what killed runs left (any journal that nobody holds): their judgments go to the column, their
+    first turns to `drafts`. A clean exit removes the journal, unless `keep` is set: its judgments are in the column by then. Any other exit
+    keeps it for the next run.
+    """
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self.path = column.folder / f"journal-{uuid.uuid4().hex[:12]}.jsonl"
+        self.drafts: dict[str, Draft] = {}
+        self.keep = False
+        self._lock = FileLock(f"{self.path}.lock")
+
+    def __enter__(self) -> Journal:
+        self.column.folder.mkdir(parents=True, exist_ok=True)
+        left = sorted(self.column.folder.glob("journal-*.jsonl"))
+        self._lock.acquire()
+        self._file = self.path.open("a")
+        for path in left:
+            with suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
+                self._take_over(path)
+                Path(f"{path}.lock").unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        done = kind is None and not self.keep
+        if done:
+            self.path.unlink()
+        self._lock.release()
+        if done:
+            Path(f"{self.path}.lock").unlink(missing_ok=True)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line, handed to the operating system at once (a killed process loses none)."""
+        self._file.write(f"\n{json.dumps(record, ensure_ascii=False)}")
+        self._file.flush()
+
+    def _take_over(self, path: Path) -> None:
+        if not path.exists():  # another run was quicker
+            return
+        cells: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().split("\n"):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a killed run, or the empty one at the start
+            if "draft" in record:
+                self.drafts[record["id"]] = Draft(**record["draft"])
+                self.write(record)
+            else:
+                cells[record["id"]] = record
+        self.column.append([cells[name] for name in self.column.missing(list(cells))])
+        path.unlink()
+
+
+@dataclass
+class Purse:
+    """Money: what the judgments of this result cost in all, what is in flight, and whether another call would pass the budget."""
+
+    prices: Prices | None
+    budget: float | None
+    spent: float = 0.0
+    stopped: bool = False
+    _flying: dict[str, float] = field(default_factory=dict)
+
+    def cost(self, prompt_tokens: int, tokens: int) -> float:
+        """Price of so many tokens."""
+        return 0.0 if self.prices is None else (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
+
+    def reserve(self, key: str, prompt_tokens: int, tokens: int) -> bool:
+        """Set the most a call can cost aside; False when that could pass the budget."""
+        most = self.cost(prompt_tokens, tokens)
+        if self.budget is not None and self.spent + sum(self._flying.values()) + most > self.budget:
+            self.stopped = True
+            return False
+        self._flying[key] = most
+        return True
+
+    def settle(self, key: str, prompt_tokens: int, tokens: int) -> None:
+        """A call came back and cost this."""
+        self._flying.pop(key, None)
+        self.spent += self.cost(prompt_tokens, tokens)
