@@ -93,7 +93,7 @@ def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, 
             result(f"train/{arm}/{seed}", {
                 "log.jsonl": "\n".join(json.dumps(e) for e in log) + "\n",
                 "ledger.json": {
-                    "key": "k", "rows": 64, "tokens": 24011, "loss_tokens": 17202, "truncated_tokens": 311, "dropped": {"no assistant turn": 2},
+                    "key": "k", "rows": 64, "tokens": 24011, "loss_tokens": 17202, "truncated_rows": 0, "dropped": {"no assistant turn": 2},
                 },
             })  # fmt: skip
     names = [f"p{i:02d}" for i in range(prompts)]
@@ -339,7 +339,9 @@ def test_the_page_shows_headline_scores_funnel_and_ledger(opened: tuple[Any, dic
     assert cells(tab, "#judges tbody tr:first-child td")[:2] == ["46 of 48 (2 unjudged)", "68 % of 22 pairs"]
     assert cells(tab, "#notes li")[-1] == "A small judge says little."
     assert "8,216 27 % of the 30,533 that tagging and answering every row first would take" in cells(tab, ".tiles dd")
-    assert cells(tab, "#ledger tbody tr:first-child td")[3:] == ["64", "24,011", "17,202", "311", "2"]
+    ledger = cells(tab, "#ledger tbody tr")
+    assert "loss tokens 17,202 17,202" in ledger and "dropped: no assistant turn 2 2" in ledger
+    assert "0 in every run: truncated rows." in cells(tab, "#training p")
     assert cells(tab, "#tags figcaption")[3] == "input_quality measured on " + cells(tab, "#tags figcaption")[3].split("measured on ")[1]
 
 

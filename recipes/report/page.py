@@ -148,8 +148,10 @@ def _counts(ledger: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Loss curves of all runs on one figure, and one row of the ledger a run; `ledger_keys` are the union of what the ledgers count."""
-    lines, rows, keys = [], [], dict[str, None]()
+    """Loss curves of all runs on one figure, and the ledger of each; `ledger_keys` are what some ledger counts, `ledger_zeros` what none met."""
+    lines: list[figures.Curve] = []
+    rows: list[dict[str, Any]] = []
+    keys: dict[str, None] = {}
     seeds: dict[str, int] = {}
     for run, folder in sources.runs(inputs, "train").items():
         log = sources.read_log(folder / "log.jsonl")
@@ -163,4 +165,6 @@ def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[st
             "name": run.name, "css": colours[run.arm], "dash": lines[-1].dash % 4, "ledger": ledger, "steps": int(points[-1][0]) if points else None,
             "loss": points[-1][1] if points else None, "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
         })  # fmt: skip
-    return {"trainings": rows, "ledger_keys": list(keys), "curves": figures.curves(lines, "Training loss by step, all runs") if lines else ""}
+    zeros = [key for key in keys if all(row["ledger"].get(key) == 0 for row in rows)]
+    curves = figures.curves(lines, "Training loss by step, all runs") if lines else ""
+    return {"trainings": rows, "ledger_keys": [k for k in keys if k not in zeros], "ledger_zeros": zeros, "curves": curves}
