@@ -219,3 +219,36 @@ def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: M
     assert ranked["input_quality_rank"].is_between(1, 5, closed="none").all() and ranked["input_quality_rank"].n_unique() == 4
     explained = pl.concat(tags.quality(asked, EXPLAIN, words, teacher_endpoint))
     assert set(explained.filter(status="ok")["input_quality"]) <= set(QUALITY) and len(explained.filter(status="ok")) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_reward_of_a_real_pooling_server_is_the_models_own_logit(vllm: Servers, tmp_path: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from synth.templates import encode_conversation
+    from tests import tiny
+
+    made = tiny.tokenizer()
+    made.chat_template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=512, num_labels=1, pad_token_id=made.eos_token_id, initializer_range=0.5,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "reward")
+    made.save_pretrained(tmp_path / "reward")
+    words = tokenizer(str(tmp_path / "reward"))
+    pairs = pl.DataFrame({"id": ["a", "b", "c"], "instruction": ["the river", "why", "x " * 600], "response": ["a stone counts", "blue", "no"]})
+    endpoint = vllm.serve(ServerSpec(model=str(tmp_path / "reward"), args={"runner": "pooling", "max_model_len": 512, "dtype": "float32"}))
+    got = {r["id"]: r for r in pl.concat(tags.reward(pairs, words, endpoint)).to_dicts()}
+    for row in pairs.head(2).to_dicts():
+        talk = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
+        ids = encode_conversation(words, talk, add_generation_prompt=False)
+        with torch.no_grad():
+            logit = float(model(torch.tensor([ids])).logits[0, 0])
+        assert got[row["id"]]["instruct_reward"] == pytest.approx(logit, abs=0.02)
+    assert min(got["a"]["instruct_reward"], got["b"]["instruct_reward"]) < 0  # a sigmoid never is
+    assert got["c"]["status"] == "failed" and "request failed" in got["c"]["reason"]
