@@ -162,14 +162,24 @@ class TasksConfig(BaseModel):
 
     model_config = STRICT
 
-    tasks: tuple[str, ...] = ("everyday-science",)
-    """Names of lm-eval tasks or groups, paths of task YAML files, or `everyday-science`, the small set shipped here."""
+    tasks: tuple[str | dict[str, Any], ...] = ("everyday-science",)
+    """Names of lm-eval tasks or groups (`ifeval`), paths of task YAML files, `everyday-science` (the small set shipped here),
+    `open-llm-leaderboard-v1` or `mmlu-redux`; or a mapping with `task` or `group` (a name) and what it overrides, verbatim:
+    {task: hellaswag, num_fewshot: 10}, {group: mmlu, num_fewshot: 5}."""
     backend: str = "hf"
     """lm-eval's model type: hf, local-completions, vllm …"""
     model_args: dict[str, Any] = {}
     """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
     evaluate: dict[str, Any] = {}
     """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size, apply_chat_template, gen_kwargs …"""
+
+    @field_validator("tasks")
+    @classmethod
+    def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+        for entry in value:
+            if isinstance(entry, dict) and sum(isinstance(entry.get(key), str) for key in ("task", "group")) != 1:
+                raise ValueError(f"a mapping in `tasks` needs `task` or `group`, one name, not {entry}")
+        return value
 
     @field_validator("evaluate")
     @classmethod

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -26,6 +27,22 @@ from eval.config import TasksConfig
 VERSION = 1
 SHIPPED = {"everyday-science": Path(__file__).parent / "data" / "everyday-science.yaml"}
 
+LISTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "open-llm-leaderboard-v1": (
+        {"task": "arc_challenge", "num_fewshot": 25},
+        {"task": "hellaswag", "num_fewshot": 10},
+        {"task": "truthfulqa_mc2", "num_fewshot": 0},
+        {"group": "mmlu", "num_fewshot": 5},
+        {"task": "winogrande", "num_fewshot": 5},
+        {"task": "gsm8k", "num_fewshot": 5},
+    ),
+    "mmlu-redux": ({"group": "mmlu_redux_generative"},),
+}
+"""Names of ours for lm-eval's tasks with the shots that the Magpie paper used (arXiv 2406.08464, appendix; the leaderboard's own)."""
+
+_ALL = "magpie-tasks"
+"""The group that holds the entries with settings of their own; it has no score."""
+
 OUTCOMES = {"task": pl.String, "metric": pl.String, "item": pl.String, "value": pl.Float64}
 """Columns of outcomes.parquet: one row for each item of each metric; `item` is lm-eval's doc_id, `value` what the metric gave that item."""
 
@@ -36,7 +53,7 @@ def run(config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: st
     `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty. Per-item outcomes are kept, so that arms can be compared item by item.
     Counts: tasks, items (of all tasks and metrics), and each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
     """
-    for task in config.tasks:
+    for task in _names(config.tasks):
         if task not in SHIPPED and task.endswith((".yaml", ".yml")) and not Path(task).is_file():
             raise UserError(f"the lm-eval task file {task} does not exist.")
     if (out / "results.json").exists() and (out / "outcomes.parquet").exists():  # a run killed after the evaluation
@@ -44,12 +61,13 @@ def run(config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: st
     out.mkdir(parents=True, exist_ok=True)
     pretrained = {"pretrained": models.resolve(model).path} if "pretrained" not in config.model_args else {}
     spec = {
-        "out": str(out.resolve()), "tasks": [str(SHIPPED.get(t, t)) for t in config.tasks], "model": config.backend,
+        "out": str(out.resolve()), "tasks": expand(config.tasks), "model": config.backend,
         "model_args": pretrained | config.model_args, "evaluate": config.evaluate,
     }  # fmt: skip
     path = out / "spec.json"
     write_atomic(path, json.dumps(spec))
-    log.say(f"lm-eval: {', '.join(config.tasks)} on {model}")
+    named = ", ".join(_names(config.tasks))
+    log.say(f"lm-eval: {named} on {model}")
     try:
         with (out / "lm-eval.log").open("w") as lines:
             done = subprocess.run(
@@ -61,7 +79,7 @@ def run(config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: st
             )
         if done.returncode != 0:
             text = (out / "lm-eval.log").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"lm-eval failed on {', '.join(config.tasks)}: {text[-1] if text else 'no output'} (all of it: {out / 'lm-eval.log'})")
+            raise UserError(f"lm-eval failed on {named}: {text[-1] if text else 'no output'} (all of it: {out / 'lm-eval.log'})")
     finally:
         path.unlink()
     (out / "lm-eval.log").unlink()  # times and addresses: not part of a result
@@ -81,19 +99,21 @@ def main(spec: Path) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folders = sorted({str(Path(t).resolve().parent) for t in told["tasks"] if t.endswith((".yaml", ".yml"))})
-    found = lm_eval.simple_evaluate(
-        model=told["model"],
-        model_args=told["model_args"],
-        tasks=[_task(t) for t in told["tasks"]],
-        task_manager=TaskManager(include_path=folders or None),
-        log_samples=True,
-        **{**_device(told["model"]), **told["evaluate"]},
-    )
+    folders = sorted({str(Path(t).resolve().parent) for t in _names(told["tasks"]) if t.endswith((".yaml", ".yml"))})
+    with TemporaryDirectory() as folder:
+        wanted = requested(told["tasks"], Path(folder))
+        found = lm_eval.simple_evaluate(
+            model=told["model"],
+            model_args=told["model_args"],
+            tasks=wanted,
+            task_manager=TaskManager(include_path=[*folders, folder]),
+            log_samples=True,
+            **{**_device(told["model"]), **told["evaluate"]},
+        )
     out = Path(told["out"])
     rows = [row for task, samples in found["samples"].items() for sample in samples for row in _outcomes(task, sample)]
-    pl.DataFrame(rows, schema=OUTCOMES).write_parquet(out / "outcomes.parquet")
-    write_atomic(out / "results.json", json.dumps(_plain(found["results"]), indent=2))
+    pl.DataFrame(pooled(rows, found, _names(told["tasks"])), schema=OUTCOMES).write_parquet(out / "outcomes.parquet")
+    write_atomic(out / "results.json", json.dumps(_plain({k: v for k, v in found["results"].items() if k != _ALL}), indent=2))
 
 
 def _end_with(parent: int) -> None:
@@ -101,6 +121,63 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def expand(wanted: Sequence[str | Mapping[str, Any]]) -> list[str | dict[str, Any]]:
+    """The tasks of a recipe with our own names replaced: `LISTS` by their entries, shipped tasks by their files."""
+    found: list[str | dict[str, Any]] = []
+    for task in wanted:
+        if isinstance(task, str):
+            found += LISTS.get(task, (str(SHIPPED.get(task, task)),))
+        else:
+            found.append(dict(task))
+    return found
+
+
+def _names(wanted: Sequence[str | Mapping[str, Any]]) -> list[str]:
+    """The name of each entry: a text, or what a mapping has for `task` or `group`."""
+    return [task if isinstance(task, str) else str(task.get("task") or task.get("group")) for task in wanted]
+
+
+def requested(expanded: Sequence[str | Mapping[str, Any]], folder: Path) -> list[str | dict[str, Any]]:
+    """What simple_evaluate gets: names, the content of YAML files, and one group with every entry that overrides a task's own settings.
+
+    lm-eval 0.4 takes {"task": NAME, "num_fewshot": 5} for a reference to a task of its own only inside a group that a file defines (at the
+    top it would be a new task; in a group given as a mapping, members that are groups lose their names), so that file is written into
+    `folder`, which TaskManager must include. Members that are groups go by `group`.
+    """
+    plain: list[str | dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    for entry in expanded:
+        if isinstance(entry, str):
+            plain.append(_task(entry))
+        elif str(entry.get("task", "")).endswith((".yaml", ".yml")):
+            own = _task(str(entry["task"]))
+            rest = {k: v for k, v in entry.items() if k != "task"}
+            (changed if isinstance(own, str) else plain).append({"task": own, **rest} if isinstance(own, str) else own | rest)
+        else:
+            changed.append(dict(entry))
+    if not changed:
+        return plain
+    (folder / f"{_ALL}.yaml").write_text(json.dumps({"group": _ALL, "task": changed}))  # JSON is YAML
+    return [*plain, _ALL]
+
+
+def pooled(rows: list[dict[str, Any]], found: Mapping[str, Any], asked: Sequence[str]) -> list[dict[str, Any]]:
+    """Outcomes with the subjects of each group asked for by name, where lm-eval gives the group a score of its own (MMLU), as one task.
+
+    Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size). `found` is what simple_evaluate returns.
+    """
+    children: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
+
+    def leaves(name: str) -> Iterator[str]:
+        for child in children.get(name, ()):
+            yield from leaves(child) if child in children else (child,)
+
+    group_of = {leaf: group for group in asked if group in (found.get("groups") or {}) for leaf in leaves(group)}
+    return [
+        row if row["task"] not in group_of else row | {"task": group_of[row["task"]], "item": f"{row['task']}/{row['item']}"} for row in rows
+    ]
 
 
 def _task(name: str) -> str | dict[str, Any]:

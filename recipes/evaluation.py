@@ -69,7 +69,8 @@ def _tasks(graph: Stages, run: str, checkpoint: Result | None) -> Result | None:
         assert checkpoint is not None
         build.counts.update(tasks.run(settings, {}, build.path, model=graph.model_path(checkpoint), log=log))
 
-    files = {name: content_of_files(name) for name in settings.tasks}
+    named = {t if isinstance(t, str) else str(t.get("task") or t.get("group")) for t in settings.tasks}
+    files = {name: tasks.LISTS.get(name) or content_of_files(name) for name in sorted(named)}
     spec = {"tasks": settings, "files": files, "VERSION": tasks.VERSION}
     return graph.session.stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make)
 
@@ -201,7 +202,8 @@ def _judge(
 
 def _judge_estimate(protocol: AlpacaConfig | ArenaConfig, characters: list[int]) -> str:
     """The most that a judge can be asked and paid for one checkpoint, before its answers are known; "" while the prompts are unknown."""
-    from eval.asking import Purse, most_tokens
+    from eval.asking import most_tokens
+    from eval.purchases import Purse
 
     assert protocol.judge is not None and protocol.answers is not None
     if not characters:

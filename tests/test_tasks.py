@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from core.errors import UserError
 from core.tracking import Log
@@ -34,6 +35,58 @@ def test_a_task_file_with_functions_goes_by_its_name(tmp_path: Path) -> None:
     path.write_text("task: mine\nprocess_docs: !function utils.process\n")
     assert tasks._task(str(path)) == "mine"
     assert tasks._task("arc_challenge") == "arc_challenge"
+
+
+def test_lm_eval_knows_every_task_that_our_names_stand_for() -> None:
+    """Data cannot be had offline, so this goes to task resolution: names, kinds and the filters that gsm8k is scored by."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    root = Path(str(lm_eval.tasks.__file__)).parent
+    folders = ("arc", "hellaswag", "truthfulqa", "mmlu", "winogrande", "gsm8k", "ifeval", "mmlu-redux")
+    index = TaskManager(include_defaults=False, include_path=[str(root / f) for f in folders]).task_index
+    entries = [entry for named in tasks.LISTS.values() for entry in named]
+    for entry in entries:
+        (kind, name), *_ = ((k, entry[k]) for k in ("task", "group") if k in entry)
+        assert index[name].kind.name == kind.upper()
+    assert index["ifeval"].kind.name == "TASK"
+    assert {f["name"] for f in yaml.safe_load((root / "gsm8k" / "gsm8k.yaml").read_text())["filter_list"]} == {"strict-match", "flexible-extract"}
+
+
+def test_the_leaderboards_tasks_have_the_papers_shots() -> None:
+    shots = {str(e.get("task") or e.get("group")): e["num_fewshot"] for e in tasks.LISTS["open-llm-leaderboard-v1"]}
+    assert shots == {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
+
+
+def test_entries_with_settings_of_their_own_reach_lm_evals_tasks_and_groups(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"q": "1 + 1 =", "a": "2"}\n{"q": "2 + 2 =", "a": "4"}\n')
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\noutput_type: generate_until\n"
+            "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nnum_fewshot: 1\nmetric_list: [{metric: exact_match}]\n"
+        )
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [two, three]\naggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n")
+    wanted = tasks.requested(tasks.expand(["one"]), tmp_path)
+    assert wanted == ["one"]
+    wanted = tasks.requested(tasks.expand([{"task": "one", "num_fewshot": 25}, {"group": "both", "num_fewshot": 5}]), tmp_path)
+    manager = TaskManager(include_defaults=False, include_path=[str(tmp_path)])
+    loaded = manager.load(wanted)["tasks"]
+    assert {n: t.get_config("num_fewshot") for n, t in loaded.items()} == {"one": 25, "two": 5, "three": 5}
+
+
+def test_the_subjects_of_a_group_that_lm_eval_scores_are_one_task_with_all_its_items() -> None:
+    rows = [{"task": t, "metric": "acc", "item": "0", "value": 1.0} for t in ("anatomy", "law", "gsm8k")]
+    found = {"groups": {"mmlu": {}, "mmlu_stem": {}}, "group_subtasks": {"mmlu": ["mmlu_stem", "law"], "mmlu_stem": ["anatomy"], "plain": ["gsm8k"]}}
+    named = [(row["task"], row["item"]) for row in tasks.pooled(rows, found, ["mmlu", "plain"])]
+    assert named == [("mmlu", "anatomy/0"), ("mmlu", "law/0"), ("gsm8k", "0")]
+
+
+def test_a_mapping_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs `task` or `group`"):
+        TasksConfig(tasks=({"num_fewshot": 5},))
 
 
 def test_outcomes_keep_every_scalar_metric_of_an_item() -> None:
