@@ -150,6 +150,7 @@ def _hub(what: str, model: str, revision: str | None) -> Check:
 def _memory(loaded: Loaded) -> Iterator[Check]:
     """Weights, gradients and optimizer state a device, by ZeRO stage."""
     from core.models import resolve
+    from recipes.results import half_precision
     from train.arguments import processes
     from train.throughput import memory, parameters
 
@@ -162,8 +163,8 @@ def _memory(loaded: Loaded) -> Iterator[Check]:
         return
     weights, _ = parameters(folder) if folder.is_dir() else (0, 0)
     if weights and config.lora is None and config.deepspeed is None:
-        half = bool(config.trainer.get("bf16"))
-        parts = memory(weights, zero_stage=config.zero_stage, devices=processes(config), bf16=half, offload=config.offload)
+        half, devices = half_precision(config), processes(config)
+        parts = memory(weights, zero_stage=config.zero_stage, devices=devices, bf16=half, offload=config.offload)
         total = sum(parts.values())
         what = f"training memory a device: about {total / 1e9:.1f} GB (weights, gradients, optimizer) plus activations, ZeRO-{config.zero_stage}"
         yield Check("ok", what)

@@ -8,6 +8,7 @@ holds one, and each checkpoint's server answers every prompt set and the held-ou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -147,13 +148,14 @@ class Stages:
         return checkpoints
 
     def _train(self, arm: str, seed: int, chosen: Result | None) -> Result | None:
-        from train import chat, data, launch
+        from train import arguments, chat, data, launch
 
         config = self.recipe.train
         assert config is not None
         base = self.resolve(config.base, config.revision)
         spec = {
-            "train": config.model_dump(mode="json", exclude={"seeds", "main_process_ip", "main_process_port", "base", "revision"}),
+            "train": config.model_dump(mode="json", exclude={"seeds", "main_process_ip", "main_process_port", "base", "revision", "deepspeed"}),
+            "deepspeed": json.loads(arguments.deepspeed_json(config)),
             "base": base.revision if base.revision != "unresolved" else [base.name, "unresolved"],
             "seed": seed,
             "templates": {
@@ -168,8 +170,11 @@ class Stages:
             assert chosen is not None
             build.counts.update(launch.run(config, {"selection": chosen.path}, build.path, base=base.path, seed=seed, log=log))
 
+        # The trainer reports to W&B itself only where the recipe says so; else the stage forwards its figures.
+        reports = str(config.trainer.get("report_to", "none"))
+        itself = "wandb" in reports or reports == "all"
         return self.session.stage(
-            f"train/{arm}/{seed}", spec, {"selection": chosen}, make, content=lambda out: tree_digest(out / "checkpoint"), trainer=True
+            f"train/{arm}/{seed}", spec, {"selection": chosen}, make, content=lambda out: tree_digest(out / "checkpoint"), trainer=itself
         )
 
     def model_path(self, checkpoint: Result) -> str:

@@ -14,7 +14,8 @@ from recipes.schema import load, with_random
 def main(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | None) -> None:
     """Print (with `dry_run`) or run the training of one arm.
 
-    For several machines the dry run prints one command a machine: write train.json with machine 0's run, share the store, start them all.
+    For several machines, which share the store: `magpie run --until train` on one of them prepares the folder and stops with these commands; start
+    one on each machine, and run again when they have ended.
     """
     from train.launch import command
 
@@ -34,7 +35,13 @@ def main(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | No
         return
     print("# resolved recipe")
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
-    out = Path(recipe.store) / "results" / "train" / f"KEY-OF-{arm or trained[0]}-SEED-{recipe.train.seeds[0]}.partial"
+    from recipes import graph
+
+    name = f"train/{arm or trained[0]}/{recipe.train.seeds[0]}"
+    step = next(s for s in graph.plan(loaded).steps if s.name == name)
+    if step.path is None:
+        print(f"\n# {name}: KEY below is known once its selection is made (`magpie run {recipe_file} --until select`)")
+    out = Path(f"{step.path}.partial") if step.path else Path(recipe.store) / "results" / "train" / "KEY.partial"
     for rank in range(recipe.train.num_machines):
         print(f"\n# machine {rank} of {recipe.train.num_machines}")
         print(shlex.join(command(recipe.train, out, machine_rank=rank)))

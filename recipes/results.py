@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recipes.graph import Outcome
     from recipes.schema import Loaded
+    from train.config import TrainConfig
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -66,7 +67,14 @@ def peak_disk(loaded: Loaded) -> int | None:
         return None
     weights, _ = parameters(folder)
     kept = int(config.trainer_arguments().get("save_total_limit", 2))
-    return disk(weights, bf16=bool(config.trainer.get("bf16")), kept=kept)["peak"] if weights else None
+    return disk(weights, bf16=half_precision(config), kept=kept)["peak"] if weights else None
+
+
+def half_precision(config: TrainConfig) -> bool:
+    """Whether training keeps bf16 weights beside fp32 ones: TRL's default where there is a GPU."""
+    from train.arguments import gpus
+
+    return bool(config.trainer.get("bf16", gpus() > 0))
 
 
 def show(loaded: Loaded, outcome: Outcome) -> None:

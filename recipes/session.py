@@ -35,7 +35,7 @@ class StopHere(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the plan."""
+    """One line of the plan; `path` is the result's folder, as soon as its key is known (work goes to PATH.partial)."""
 
     name: str
     state: State
@@ -106,10 +106,9 @@ class Session:
             self.results[name] = found
             return found
         why = self._cause(name)
+        self.note(name, RUN, why, self.store.folder(stage, key))
         if self.planning:
-            self.note(name, RUN, why)
             return None
-        self.note(name, RUN, why)
         config = {"recipe": self.name, "stage": name, "spec": json.loads(canonical(dict(spec))), "inputs": inputs}
         with self.tracker.stage(name, stage, key, config, trainer=trainer) as log:
             with self.store.build(stage, key, full) as build:
