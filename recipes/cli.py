@@ -135,6 +135,20 @@ def score_wildbench(files: Files, as_json: AsJson = False, data: Data = None, co
     show_scores(scored(files, data, compat), as_json=as_json)
 
 
+@app.command("annotations")
+def write_annotations(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("annotations"),
+) -> None:
+    """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which `magpie score` and their own tools read."""
+    from recipes import annotations as files
+    from recipes import schema
+
+    for path in files.write(schema.load(recipe, overrides or []), out):
+        print(path)
+
+
 @app.command()
 def agreement(
     judge: Annotated[str, typer.Argument(help="A recipe (its judge is asked as in its benchmark) or a judge's model.")],
