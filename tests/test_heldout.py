@@ -29,6 +29,16 @@ CONVERSATIONS = [
 ]  # fmt: skip
 
 
+LONGER = [
+    {"role": "user", "content": "How does a lock on a canal work?"},
+    {"role": "assistant", "content": "A lock is a chamber with gates at both ends. A boat enters, the gates behind it close, and water is let in "
+     "or out through small openings until the level is the same as on the other side. Then the gates in front open and the boat sails on."},
+    {"role": "user", "content": "And who invented it?"},
+    {"role": "assistant", "content": "Simple locks with a single gate were built in China more than a thousand years ago. The chamber with two gates "
+     "was described there in the tenth century, and in Europe it was first built in the fifteenth century in Italy and the Netherlands."},
+]  # fmt: skip
+
+
 def _file(folder: Path, conversations: list[list[dict[str, str]]]) -> Path:
     pl.DataFrame({"id": [f"c{i}" for i in range(len(conversations))], "messages": conversations}).write_parquet(folder / "heldout.parquet")
     return folder / "heldout.parquet"
@@ -149,20 +159,19 @@ def test_the_loss_through_vllm_is_that_of_a_transformers_forward(tmp_path: Path,
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = _file(tmp_path, CONVERSATIONS)
     config = HeldoutConfig(server={"args": {"max_model_len": 2048}})
     (tmp_path / "out").mkdir()
-    heldout.run(config, {"heldout": path}, tmp_path / "out", model="embedded/SmolLM2-135M-Instruct", servers=vllm, log=Log())
-    frame = pl.read_parquet(tmp_path / "out" / "losses.parquet")
-    model = AutoModelForCausalLM.from_pretrained(teacher.path, dtype=torch.bfloat16)
-    for conversation, loss, tokens in zip(CONVERSATIONS, frame["loss"], frame["tokens"], strict=True):
-        scored = heldout.spans_of(models.tokenizer(teacher.path), conversation, answers.stop_ids(teacher.path))
-        with torch.no_grad():
-            logs = model(torch.tensor([scored.ids])).logits[0].float().log_softmax(-1)
-        places = [i for start, end in scored.spans for i in range(start, end)]
-        expected = -sum(float(logs[i - 1, scored.ids[i]]) for i in places) / len(places)
-        assert tokens == len(places)
-        assert loss == pytest.approx(expected, abs=2e-2)  # bf16 on both sides, other kernels
+    inputs = {"heldout": _file(tmp_path, [LONGER])}
+    heldout.run(config, inputs, tmp_path / "out", model="embedded/SmolLM2-135M-Instruct", servers=vllm, log=Log())
+    loss, tokens = pl.read_parquet(tmp_path / "out" / "losses.parquet").select("loss", "tokens").row(0)
+    model = AutoModelForCausalLM.from_pretrained(teacher.path, dtype=torch.float32)
+    scored = heldout.spans_of(models.tokenizer(teacher.path), LONGER, answers.stop_ids(teacher.path))
+    with torch.no_grad():
+        logs = model(torch.tensor([scored.ids])).logits[0].log_softmax(-1)
+    places = [i for start, end in scored.spans for i in range(start, end)]
+    expected = -sum(float(logs[i - 1, scored.ids[i]]) for i in places) / len(places)
+    assert tokens == len(places) > 90
+    assert loss == pytest.approx(expected, abs=1.5e-2)  # the server computes in bf16: up to 0.01 at a hundred tokens, 0.04 at ten
 
 
 @pytest.mark.stack
