@@ -200,7 +200,7 @@ def test_tags_count_measured_failed_and_unmeasured_rows() -> None:
     assert [c["name"] for c in cards] == ["input_quality"]
     assert cards[0]["note"] == "measured on 3 of 6 rows, 1 failed, 2 not measured"
     assert ["good", "2 (66.7 %)", "1 (50.0 %)"] in cards[0]["rows"]
-    assert sentences == ["instruct_reward: measured on 0 of 6 rows, 6 not measured.", "The same for every row: top_p = 0.950."]
+    assert sentences == ["The same for every row: top_p = 0.950.", "Without a value in this pool: instruct_reward."]
 
 
 def test_embedded_json_reads_back_and_holds_no_character_that_html_knows() -> None:
@@ -260,6 +260,13 @@ def test_the_headline_keeps_to_checkpoints_where_there_is_one_seed() -> None:
     pair = difference("x", "y", "cannot tell", scope="these two checkpoints")
     told = outcome.headline({"baseline": None, "primary": "alpaca", "differences": [pair]})
     assert told["sentence"].startswith("On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. One training seed:")
+
+
+def test_a_judge_that_follows_the_order_is_named_and_a_steady_one_is_not() -> None:
+    counted = [("alpaca", 30, 0.2), ("alpaca", 10, 0.6), ("arena", 20, 0.9), ("one order", 0, None)]
+    judges = [{"benchmark": b, "position_pairs": pairs, "position_consistency": share} for b, pairs, share in counted]
+    [warning] = outcome.judge_warnings(judges)
+    assert warning.startswith("alpaca: ") and "only 30 % of 40 pairs" in warning
 
 
 def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:

@@ -78,6 +78,10 @@ def matrices(comparison: Mapping[str, Any], arms: Sequence[str]) -> list[dict[st
 
 
 def _is_primary(comparison: Mapping[str, Any], d: Mapping[str, Any]) -> bool:
+    """Whether a difference is of the deciding figure: the one whose scores say so, else any of the primary benchmark."""
+    deciding = {(s["benchmark"], s["metric"]) for s in comparison.get("scores", []) if s.get("primary")}
+    if deciding:
+        return (d["benchmark"], d["metric"]) in deciding
     return comparison.get("primary") in (d["benchmark"], f"{d['benchmark']}/{d['metric']}")
 
 
@@ -95,6 +99,24 @@ def _cell(row: str, column: str, by_pair: Mapping[tuple[str, str], Mapping[str, 
     tone = "untold" if verdict == CANNOT_TELL else "better" if verdict == f"{row} is better" else "worse"
     return {"difference": signed(sign * d["difference"]), "lower": signed(low), "upper": signed(high), "tone": tone, "pair": d,
             "verdict": {"untold": CANNOT_TELL, "better": "better", "worse": "worse"}[tone]}  # fmt: skip
+
+
+def judge_warnings(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each benchmark whose judge mostly changed its verdict when the two answers changed places.
+
+    `judges`: the counts of each judging, with `benchmark`, `position_pairs` and `position_consistency` (0 to 1).
+    """
+    warnings = []
+    for benchmark in dict.fromkeys(str(j["benchmark"]) for j in judges):
+        counted = [j for j in judges if j["benchmark"] == benchmark and j.get("position_pairs")]
+        pairs = sum(j["position_pairs"] for j in counted)
+        kept = sum(j["position_pairs"] * j["position_consistency"] for j in counted)
+        if pairs and kept < pairs / 2:
+            warnings.append(
+                f"{benchmark}: with the two answers in changed places the judge kept its verdict in only {100 * kept / pairs:.0f} % of "
+                f"{pairs:,} pairs, so its scores say more about the order than about the answers."
+            )
+    return warnings
 
 
 def signed(value: float | None) -> str:

@@ -24,7 +24,7 @@ from core.store import MANIFEST, Counts, canonical, write_atomic
 from recipes.report import browser, figures, outcome, sources, tags
 
 FOLDER = Path(__file__).parent
-VERSION = 1
+VERSION = 2
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -41,6 +41,7 @@ def build(inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any], note
     colours = {arm: figures.css_class(i) for i, arm in enumerate(arms)}
     data, left_out = browser.gather(inputs, colours)
     cards, sentences, pool_rows = _tags(inputs, colours)
+    judges = _judges(inputs)
     provenance = sources.provenance(inputs)
     script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("script.js.jinja", "style.css.jinja"))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -54,7 +55,8 @@ def build(inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any], note
         headline=outcome.headline(comparison),
         arms=[{"name": arm, "css": colours[arm]} for arm in arms],
         notes=[*comparison.get("notes", []), *notes],
-        judges=_judges(inputs),
+        judges=judges,
+        warnings=outcome.judge_warnings(judges),
         scores=outcome.scores(comparison, colours),
         matrices=outcome.matrices(comparison, arms),
         measure="measure" in inputs,

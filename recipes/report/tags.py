@@ -15,7 +15,7 @@ BINS = 20
 MOST_LABELS = 16
 
 def cards(pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """One card a tag, and one sentence for each column that has no figure.
+    """One card a tag, and sentences about the columns that have no figure.
 
     `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or failed where `status:MEASURE` or
     `NAME_status` says so); the others, such as a row's index and seed, are passed over.
@@ -25,20 +25,23 @@ def cards(pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]
     groups = [("pool", "pool", pool)]
     for arm, (css, ids) in selections.items():
         groups.append((arm, css, pool.join(pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi")))
-    found, sentences, constants = [], [], []
+    found: list[dict[str, Any]] = []
+    never: list[str] = []
+    constants: list[str] = []
     for name in (c for c in pool.columns if c in COLUMNS and c not in ("instruction", "response")):
         column = pool[name]
         values = column.drop_nulls().drop_nans() if column.dtype.is_float() else column.drop_nulls()
         if values.is_empty():
-            sentences.append(f"{name}: {_measured(pool, name)}.")
+            note = _measured(pool, name)
+            never.append(f"{name} ({note})" if "failed" in note else name)
         elif values.n_unique() == 1 and values.len() == pool.height:
             constants.append(f"{name} = {_label(values[0])}")
         elif column.dtype.is_numeric():
             found.append(_numbers(name, groups) | {"note": _measured(pool, name)})
         elif (labels := _labels(name, values)) is not None:
             found.append(_bars(name, labels, groups) | {"note": _measured(pool, name)})
-    if constants:
-        sentences.append(f"The same for every row: {', '.join(constants)}.")
+    sentences = [f"The same for every row: {', '.join(constants)}."] if constants else []
+    sentences += [f"Without a value in this pool: {', '.join(never)}."] if never else []
     return found, sentences
 
 
