@@ -178,8 +178,9 @@ class Asker:
 
     def _label(self, text: str, draft: Draft) -> dict[str, Any] | Draft:
         assert isinstance(self.protocol, ArenaConfig)
-        whole = f"{draft.text}{_OPENING}{text}]]" if draft.turn == "constrain" else f"{draft.text}\n{text}".lstrip("\n")
-        own = verdicts.own_words(whole)
+        said = f"{_OPENING}{text}]]" if draft.turn == "constrain" else f"\n{text}"
+        whole = f"{draft.text}{said}".lstrip("\n")
+        own = verdicts.own_words(draft.text) + verdicts.own_words(said)
         label = verdicts.PARSE[self.protocol.version](own)
         if label is not None:
             return _cell(verdicts.first_preferred(label), label, whole, None) | {"constrained": draft.turn == "constrain"}

@@ -21,8 +21,9 @@ _PREFERENCE = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 
 def own_words(text: str) -> str:
-    """What a thinking judge says after its thoughts (after the last `</think>`); any other text as it is."""
-    return text.rsplit("</think>", 1)[-1]
+    """What a thinking judge says after its thoughts (after the last `</think>`); nothing when it was cut in them; any other text as it is."""
+    _, ended, said = text.rpartition("</think>")
+    return said if ended else "" if text.lstrip().startswith("<think>") else text
 
 
 def labels_v01(text: str) -> set[str]:

@@ -76,6 +76,28 @@ def test_a_verdict_token_that_is_not_listed_counts_as_probability_zero() -> None
 
 def test_only_what_a_thinking_judge_says_after_its_thoughts_is_read() -> None:
     assert verdicts.parse_v01(verdicts.own_words("<think>maybe [[B>A]]</think>So [[A>B]]")) == "A>B"
+    assert verdicts.parse_code(verdicts.own_words("First m, no: M, hm.\n</think>\n\nm"), ("m", "M")) == 1.0  # the template wrote `<think>`
+    assert verdicts.own_words("<think>\nmaybe [[B>A]], but") == ""
+
+
+def test_a_thinking_judges_written_code_is_its_verdict_and_thoughts_that_were_cut_are_none(tmp_path: Path) -> None:
+    def think(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        cut = "What is 1 plus" in shown(body)
+        return chat("<think>M looks better. M" if cut else "<think>M looks better. M? No.</think>\n\nm", "length" if cut else "stop")
+
+    with ScriptedServer(think) as server:
+        _, frame = _run(alpaca(server.url, mode="text", order="both", sampling={"max_tokens": 500}), duel(tmp_path, 2), tmp_path)
+    assert frame["preference"].to_list() == [0.0, 1.0, None, None]
+    assert frame["reason"][2] == "the judge wrote neither m nor M"
+
+
+def test_a_thinking_judge_that_is_cut_in_its_thoughts_gives_its_label_when_asked_to_continue(tmp_path: Path) -> None:
+    def think(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return chat("<think>[[B>A]] perhaps") if len(body["messages"]) < 4 else chat("<think>no</think>[[A>>B]]")
+
+    with ScriptedServer(think) as server:
+        _, frame = _run(arena(server.url), duel(tmp_path, 1), tmp_path)
+    assert frame["label"].to_list() == ["A>>B", "A>>B"]
 
 
 # orders
