@@ -38,10 +38,11 @@ def gather(inputs: Mapping[str, Path], colours: Mapping[str, str], limit: int = 
     Data: {"runs": [{"arm", "seed", "name", "css"}], "prompts": [{"id", "prompt", "benchmark", "category", "answers": [one a run, or null]}]}; an
     entry's benchmark is "" where benchmarks share the answers. An answer is
     {"text", "finish", "tokens", "status", "reason", "games": [...], "scores": [[benchmark, metric, value, status], ...]}.
-    Categories come from "prompts/NAME" inputs (the prompt set's jsonl), else from the judgments.
+    Runs stand in the order of `colours` (arm -> colour class). Categories come from "prompts/NAME" inputs (the prompt set's jsonl), else from the judgments.
     """
     answered = answers(inputs)
-    order = list(dict.fromkeys(run for run, _ in answered))
+    rank = {arm: place for place, arm in enumerate(colours)}
+    order = sorted(dict.fromkeys(run for run, _ in answered), key=lambda run: rank.get(run.arm, len(rank)))
     places = {run: place for place, run in enumerate(order)}
     own = {benchmark for _, benchmark in answered}  # benchmarks that asked the checkpoints once more, with prompts or settings of their own
     prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
