@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -519,3 +520,23 @@ def test_a_changed_template_asks_anew(tmp_path: Path) -> None:
             path.write_text(text)
             _run(alpaca(server.url, prompt=str(path)), inputs, tmp_path, text[:3])
     assert len(server.requests) == 4
+
+
+def test_what_determines_a_judgment_knows_the_templates_text_and_no_address_price_or_path(tmp_path: Path, own_judge: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("One? {{ instruction }} {{ output_1 }} {{ output_2 }}")
+
+    def known(protocol: AlpacaConfig | ArenaConfig) -> dict[str, Any]:
+        assert protocol.judge is not None
+        return judges.determines(protocol.judge, protocol)
+
+    one = known(alpaca("http://127.0.0.1:1", prompt=str(path)))
+    prices = {"prices": {"input": 1, "output": 2}, "budget": 3}
+    assert known(alpaca("http://127.0.0.1:2", prices, prompt=str(path), order="both", baseline="hub")) == one
+    path.write_text("Two? {{ instruction }} {{ output_1 }} {{ output_2 }}")
+    assert known(alpaca("http://127.0.0.1:1", prompt=str(path))) != one
+    assert known(alpaca("http://127.0.0.1:1", {"max_answer_characters": 200}, prompt="alpaca")) != known(alpaca("http://127.0.0.1:1"))
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(own_judge, copied)
+    here, there = (AlpacaConfig.model_validate({"judge": {"model": str(folder)}}) for folder in (own_judge, copied))
+    assert known(here) == known(there) and str(copied) not in json.dumps(known(there))
