@@ -38,7 +38,8 @@ def gather(inputs: Mapping[str, Path], colours: Mapping[str, str], limit: int = 
     Data: {"runs": [{"arm", "seed", "name", "css"}], "prompts": [{"id", "prompt", "benchmark", "category", "answers": [one a run, or null]}]}; an
     entry's benchmark is "" where benchmarks share the answers. An answer is
     {"text", "finish", "tokens", "status", "reason", "games": [...], "scores": [[benchmark, metric, value, status], ...]}.
-    Runs stand in the order of `colours` (arm -> colour class). Categories come from "prompts/NAME" inputs (the prompt set's jsonl), else from the judgments.
+    Runs stand in the order of `colours` (arm -> colour class). Categories come from "prompts/NAME" inputs (the prompt set's jsonl), else from
+    the judgments.
     """
     answered = answers(inputs)
     rank = {arm: place for place, arm in enumerate(colours)}
