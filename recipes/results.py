@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.store import Result
     from recipes.graph import Outcome
-    from recipes.schema import Loaded
+    from recipes.schema import Loaded, Recipe
     from train.config import TrainConfig
 
 
@@ -99,7 +100,7 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
             f"- synthesis generated {total:,} tokens for {spent['rows_kept']} distinct kept rows ({spent['cost_per_kept_row']} a kept row); "
             f"tagging and answering all {spent['rows_pool']} rows first would have cost about {naive:,}{share}"
         )
-    for line in judge_lines(loaded, outcome):
+    for line in judge_lines(recipe, outcome.results):
         print(f"- {line}")
     report = folder / "report.html"
     if report.is_file():
@@ -119,13 +120,13 @@ def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             print(f"- {row.get('model')}: {note}")
 
 
-def judge_lines(loaded: Loaded, outcome: Outcome) -> list[str]:
+def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     """What is known of the judges: position consistency and verdict mass of this run, and that a small judge's word means little."""
     from eval import calibrate
 
-    config = loaded.recipe.eval
+    config = recipe.eval
     lines = []
-    for name, result in outcome.results.items():
+    for name, result in results.items():
         if name.startswith("judge/"):
             counts = result.manifest["counts"]
             said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} games judged"]
@@ -137,11 +138,11 @@ def judge_lines(loaded: Loaded, outcome: Outcome) -> list[str]:
                 said.append(f"{100 * counts['mass']:.0f} % of the probability is on the verdict codes")
             lines.append(f"{name}: " + ", ".join(said))
     for benchmark in ("alpaca", "arena"):
-        if config is not None and getattr(config, benchmark) is not None and any(n.startswith(f"judge/{benchmark}/") for n in outcome.results):
-            known = calibrate.find(config.protocol(benchmark), Path(loaded.recipe.store))
+        if config is not None and getattr(config, benchmark) is not None and any(n.startswith(f"judge/{benchmark}/") for n in results):
+            known = calibrate.find(config.protocol(benchmark), Path(recipe.store))
             lines += [f"the judge of {benchmark} {calibrate.sentence(k)}" for k in known]
             if not known:
-                lines.append(f"the judge of {benchmark} was never compared with people: `magpie agreement {loaded.source.path} --data FOLDER` does")
+                lines.append(f"the judge of {benchmark} was never compared with people: `magpie agreement RECIPE --data FOLDER` does")
     if config is not None and config.judge is not None and "SmolLM2-135M" in config.judge.model:
         lines.append(
             "a 135M judge agrees with people no better than chance (measured 0.52 on PandaLM pairs), so the win rates show the machinery, "
