@@ -97,6 +97,14 @@ class Protocol(BaseModel):
     their own, a mapping from category to file. None means the baseline arm of the recipe."""
     judge: JudgeConfig | None = None
     """The judge of this benchmark; none means `eval.judge`."""
+    judges: tuple[JudgeConfig, ...] | None = Field(default=None, min_length=1)
+    """Several judges instead of `judge`: each asks and is cached by itself, and the preference of an item is the mean over those that judged it."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Protocol:
+        if self.judge is not None and self.judges is not None:
+            raise ValueError("give `judge` or `judges`, not both")
+        return self
 
 
 class AlpacaConfig(Protocol):
@@ -228,22 +236,25 @@ class EvalConfig(BaseModel):
         return self.primary or next(iter(self.benchmarks), None)
 
     def protocol(self, benchmark: Literal["alpaca", "arena"]) -> AlpacaConfig | ArenaConfig:
-        """The block of a pairwise benchmark with every default from above filled in: prompts, answers and judge are never None."""
+        """The first of `protocols`: all that its judges have in common."""
+        return self.protocols(benchmark)[0]
+
+    def protocols(self, benchmark: Literal["alpaca", "arena"]) -> tuple[AlpacaConfig | ArenaConfig, ...]:
+        """The block of a pairwise benchmark, once for each of its judges, with every default from above filled in: prompts, answers and judge
+        are never None, `judges` always is."""
         block = self.alpaca if benchmark == "alpaca" else self.arena
         assert block is not None, f"{benchmark} is not part of this recipe"
-        return block.model_copy(
-            update={"prompts": block.prompts or self.prompts, "answers": block.answers or self.answers, "judge": block.judge or self.judge}
-        )
+        common = {"prompts": block.prompts or self.prompts, "answers": block.answers or self.answers, "judges": None}
+        return tuple(block.model_copy(update=common | {"judge": judge}) for judge in block.judges or (block.judge or self.judge,))
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
         for name, block in (("alpaca", self.alpaca), ("arena", self.arena)):
-            if block is not None and (block.judge or self.judge) is None:
+            if block is not None and (block.judges or block.judge or self.judge) is None:
                 raise ValueError(f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`")
         if self.primary is not None and self.primary not in self.benchmarks:
             raise ValueError(f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})")
-        if self.arena is not None and self.arena.constrain:
-            judge = self.arena.judge or self.judge
-            if judge is not None and judge.asks_by == "chat":
-                raise ValueError("`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)")
+        constrained = self.protocols("arena") if self.arena is not None and self.arena.constrain else ()
+        if any(p.judge is not None and p.judge.asks_by == "chat" for p in constrained):
+            raise ValueError("`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)")
         return self

@@ -124,7 +124,7 @@ def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict
     if not judge.server.get("urls"):
         found = models.resolve(judge.model, judge.revision)
         who = {"revision": found.revision} if Path(found.path).is_dir() else {"model": found.name, "revision": found.revision}
-    own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "prompt", "order", "order_seed"})
+    own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed"})
     named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
     own["prompt"] = {category: digest(judge_prompts.template(name).text) for category, name in named.items()}
     return {"version": VERSION, "judge": who, "api": judge.asks_by, "max_answer_characters": judge.max_answer_characters, **own}
@@ -225,12 +225,13 @@ def _table(games: list[Game], stored: pl.DataFrame, reasons: Mapping[str, str], 
 
 
 def judging(frame: pl.DataFrame) -> dict[str, Any]:
-    """What to know about a judge beside its score, from judgments.parquet: constrained (verdicts), mass (mean probability on the codes),
-    first_preferred (mean preference for what was shown first: 0.5 is no bias), position_consistency (share of items judged in both orders
-    that have the same winner, or a tie, in both) and position_pairs (how many those are)."""
+    """What to know about a judge beside its score, from judgments.parquet (several judges: each by itself): constrained (verdicts), mass (mean
+    probability on the codes), first_preferred (mean preference for what was shown first: 0.5 is no bias), position_consistency (share of
+    items judged in both orders that have the same winner, or a tie, in both) and position_pairs (how many those are)."""
     asked = frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_not_null())
     shown_first = pl.when(pl.col("order") == "model").then(pl.col("preference")).otherwise(1 - pl.col("preference"))
-    sides = asked.group_by("item").agg(pl.len(), (pl.col("preference") - 0.5).sign().n_unique().alias("sides")).filter(pl.col("len") == 2)
+    keys = [name for name in ("item", "judge") if name in frame.columns]
+    sides = asked.group_by(keys).agg(pl.len(), (pl.col("preference") - 0.5).sign().n_unique().alias("sides")).filter(pl.col("len") == 2)
     return {
         "constrained": int(asked["constrained"].sum() or 0),
         "mass": frame["mass"].mean(),

@@ -16,7 +16,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.store import Counts, write_atomic
-from eval import alpaca, arena, length_control, stats
+from eval import alpaca, arena, ensembles, length_control, stats
 from eval.benchmarks import text_id
 from eval.judges import judging
 
@@ -75,16 +75,14 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
 
 
 def _alpaca(folder: Path, data: Path | None) -> Iterable[tuple[str, Rows, Figures]]:
-    """One value an item: the preference in percent, averaged over both orders where both were asked (then both must be judged)."""
+    """One value an item: the preference in percent, averaged over both orders where both were asked (then both must be judged), and over
+    the judges where there are several."""
     games = _read(folder, "judgments.parquet")
-    items = games.group_by("item", maintain_order=True).agg(
-        pl.col("preference").mean(),
-        pl.col("preference").is_null().any().alias("missing"),
-        pl.col("reason").drop_nulls().first(),
-        pl.col("model_characters", "baseline_characters").first(),
-    )
-    items = items.with_columns(preference=pl.when("missing").then(None).otherwise("preference"))
-    rows = [_row("win_rate", i, None if p is None else 100 * p, r) for i, p, r in items.select("item", "preference", "reason").iter_rows()]
+    items = ensembles.by_item(games)
+    rows = [
+        _row("win_rate", i, None if p is None else 100 * p, reason, reason if partly else None)
+        for i, p, reason, partly in items.select("item", "preference", "reason", "partly").iter_rows()
+    ]
     judged = alpaca.Judged(
         "model",
         alpaca.BASELINE if data is not None else "baseline",
@@ -93,7 +91,7 @@ def _alpaca(folder: Path, data: Path | None) -> Iterable[tuple[str, Rows, Figure
         *(items[c].cast(pl.Float64).fill_null(math.nan).to_numpy() for c in ("model_characters", "baseline_characters")),
     )
     whole = alpaca.win_rate(judged)
-    figures: Figures = {"win_rate": _figure(rows) | judging(games) | {k: v for k, v in whole.items() if k not in ("win_rate", "standard_error")}}
+    figures: Figures = {"win_rate": _figure(rows) | _judges(games) | {k: v for k, v in whole.items() if k not in ("win_rate", "standard_error")}}
     valid = np.flatnonzero(~np.isnan(judged.preference) & ~np.isnan(judged.length) & ~np.isnan(judged.baseline_length))
     if len(valid) >= stats.MINIMUM_CLUSTERS:  # a regression on fewer says nothing
         own = length_control.design(judged, _by_id(length_control.load_reference(data)) if data is not None else None)
@@ -103,6 +101,16 @@ def _alpaca(folder: Path, data: Path | None) -> Iterable[tuple[str, Rows, Figure
         figures[metric] = _figure(controlled)
         rows += controlled
     yield "alpaca", rows, figures
+
+
+def _judges(games: pl.DataFrame) -> dict[str, Any]:
+    """What to know about the judge, or about the judges together, beside a score."""
+    known = judging(games)
+    if "judge" not in games.columns:
+        return known
+    share, pairs = ensembles.agreement(games)
+    partly = int(ensembles.by_item(games)["partly"].sum())
+    return known | {"judges": games["judge"].n_unique(), "partly_judged": partly, "judge_agreement": share, "judge_agreement_pairs": pairs}
 
 
 def _by_id(reference: length_control.Reference) -> length_control.Reference:
@@ -122,18 +130,18 @@ def _arena(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
             continue
         usable = games.filter(pl.col("status") == "ok")
         if version == "v2.0":  # the official rule: a question counts with both games or not at all
-            usable = usable.filter(pl.len().over("item") == 2)
+            usable = usable.filter(pl.len().over("item", *(["judge"] if "judge" in games.columns else [])) == 2)
         outcomes = [arena.outcome(label, model_first=order == "model") for label, order in usable.select("label", "order").iter_rows()]
         won, weight = zip(*outcomes, strict=True) if outcomes else ((), ())
         battles = arena.Games(
             "model", "baseline", "", (), usable["item"].to_list(), np.array(won), np.array(weight, dtype=np.float64), games.height - usable.height
         )
         values = arena.items(battles) if outcomes else {}
-        questions = games.group_by("item", maintain_order=True).agg(pl.col("reason").drop_nulls().first())
-        rows = [_row("arena_score", item, values.get(item), reason) for item, reason in questions.iter_rows()]
+        questions = ensembles.by_item(games).select("item", "reason", "partly")
+        rows = [_row("arena_score", item, values.get(item), reason, reason if partly else None) for item, reason, partly in questions.iter_rows()]
         interval = arena.interval(battles)
         bounds = {"standard_error": interval.standard_error, "lower": interval.lower, "upper": interval.upper}
-        yield name, rows, {"arena_score": _figure(rows) | bounds | judging(games) | {"unjudged_games": battles.unjudged}}
+        yield name, rows, {"arena_score": _figure(rows) | bounds | _judges(games) | {"unjudged_games": battles.unjudged}}
 
 
 def _heldout(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
@@ -154,9 +162,10 @@ def _tasks(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
     yield "tasks", rows, figures
 
 
-def _row(metric: str, item: str, value: float | None, reason: str | None) -> dict[str, Any]:
+def _row(metric: str, item: str, value: float | None, reason: str | None, note: str | None = None) -> dict[str, Any]:
+    """A row of scores.parquet; `note` is the reason that stands beside a value."""
     judged = value is not None
-    reason = None if judged else reason or "no value"
+    reason = note if judged else reason or "no value"
     return {"metric": metric, "item": item, "cluster": item, "value": value, "status": "ok" if judged else "unjudged", "reason": reason}
 
 

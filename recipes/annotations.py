@@ -11,7 +11,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.store import Result, write_atomic
-from eval import alpaca, benchmarks
+from eval import alpaca, benchmarks, ensembles
 from eval import annotations as forms
 from eval.config import AlpacaConfig, ArenaConfig
 from recipes import graph
@@ -22,7 +22,8 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
     """Write the judgments of every finished judged run below `out`; returns the files.
 
     `out`/alpaca_eval/MODEL/annotations.json, and `out`/arena-hard-VERSION/model_judgment/JUDGE/MODEL.jsonl, laid out as the two projects lay
-    out theirs. MODEL is ARM-SEED, or the arm of a finished model. Raises UserError when nothing is judged yet.
+    out theirs. MODEL is ARM-SEED, or the arm of a finished model. Several judges of one benchmark are one annotation an item (their mean) for
+    AlpacaEval, and a file each for Arena-Hard. Raises UserError when nothing is judged yet.
     """
     config = loaded.recipe.eval
     results = graph.plan(loaded).results
@@ -31,25 +32,30 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
         raise UserError(f"recipe {loaded.recipe.name} has no finished judgments; `magpie run {loaded.source.path} --until judge` makes them.")
     files = []
     for benchmark, run in judged:
-        protocol = config.protocol("alpaca" if benchmark == "alpaca" else "arena")
-        assert protocol.judge is not None
-        judge = Path(protocol.judge.model).name if Path(protocol.judge.model).is_dir() else protocol.judge.model.replace("/", "-")
+        protocols = config.protocols("alpaca" if benchmark == "alpaca" else "arena")
+        protocol, judges = protocols[0], ensembles.names([p.judge for p in protocols if p.judge])
         games = pl.read_parquet(results[f"judge/{benchmark}/{run}"].path / "judgments.parquet")
         baseline, named = _baseline(loaded, results, protocol, run)
         model = run.replace("/", "-")
         if isinstance(protocol, AlpacaConfig):
             prompts = benchmarks.prompts(str(results[f"prompts/{benchmark}"].path / "prompts.jsonl"))
             mine, theirs = (pl.read_parquet(folder / "answers.parquet") for folder in (_answers(results, run, benchmark), baseline))
-            rows = forms.alpaca(prompts, mine, theirs, games, model=model, baseline_model=str(named), annotator=judge)
-            files.append(out / "alpaca_eval" / model / "annotations.json")
-            text = json.dumps(rows, ensure_ascii=False, indent=1)
-        else:
-            lines = forms.arena(games, model=model, baseline_model=named, judge=judge, version=protocol.version)
-            files.append(out / f"arena-hard-{protocol.version}" / "model_judgment" / judge / f"{model}.jsonl")
+            shown = games if len(judges) == 1 else ensembles.by_item(games)
+            rows = forms.alpaca(prompts, mine, theirs, shown, model=model, baseline_model=str(named), annotator="+".join(judges))
+            files.append(_write(out / "alpaca_eval" / model / "annotations.json", json.dumps(rows, ensure_ascii=False, indent=1)))
+            continue
+        for judge in judges:
+            own = games if len(judges) == 1 else games.filter(pl.col("judge") == judge)
+            lines = forms.arena(own, model=model, baseline_model=named, judge=judge, version=protocol.version)
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        files[-1].parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(files[-1], text)
+            files.append(_write(out / f"arena-hard-{protocol.version}" / "model_judgment" / judge / f"{model}.jsonl", text))
     return files
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
+    return path
 
 
 def _answers(results: Mapping[str, Result], run: str, benchmark: str) -> Path:

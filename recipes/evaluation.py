@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,10 +45,8 @@ def stages(graph: Stages, checkpoints: Results, selections: dict[tuple[str, int]
     graph.session.done("answers")
     graph.session.done("heldout")
     for benchmark in pairwise:
-        for run in runs:
-            made = _judge(graph, run, benchmark, answers, prompts[benchmark])
-            if made != "baseline":
-                parts[run][f"judgments-{benchmark}"] = made
+        for run, made in _judgments(graph, runs, benchmark, answers, prompts[benchmark]).items():
+            parts[run][f"judgments-{benchmark}"] = made
     graph.session.done("judge")
     scores = {run: _score(graph, run, parts[run], prompts) for run in runs if parts[run]}
     graph.session.done("score")
@@ -169,21 +168,47 @@ def _baseline(graph: Stages, run: str, benchmark: Pairwise, answers: dict[tuple[
     return graph.session.stage(name, {"baseline": files}, {"prompts": prompts}, make)
 
 
-def _judge(
-    graph: Stages, run: str, benchmark: Pairwise, answers: dict[tuple[str, str], Result | None], prompts: Result | None
-) -> Result | Literal["baseline"] | None:
-    from eval import judges
+def _judgments(
+    graph: Stages, runs: Sequence[str], benchmark: Pairwise, answers: dict[tuple[str, str], Result | None], prompts: Result | None
+) -> Results:
+    """The judgments of every run but the baseline. Several judges ask one after the other, each all runs, so that a server starts once."""
+    from eval import ensembles
 
     config = graph.recipe.eval
     assert config is not None
-    protocol = config.protocol(benchmark)
-    baseline = _baseline(graph, run, benchmark, answers, prompts)
-    if baseline == "self":
-        return "baseline"
+    protocols = config.protocols(benchmark)
+    baselines = {run: _baseline(graph, run, benchmark, answers, prompts) for run in runs}
+    judged = [run for run in runs if baselines[run] != "self"]
+
+    def one(name: str, run: str, protocol: AlpacaConfig | ArenaConfig) -> Result | None:
+        parents = {"answers": answers[(run, benchmark)], "baseline": baselines[run], "prompts": prompts}
+        return _judge(graph, name, protocol, parents, graph.prompt_characters.get(benchmark, []))
+
+    if len(protocols) == 1:
+        return {run: one(f"judge/{benchmark}/{run}", run, protocols[0]) for run in judged}
+    found: dict[str, Results] = {run: {} for run in judged}
+    for name, protocol in zip(ensembles.names([p.judge for p in protocols if p.judge]), protocols, strict=True):
+        for run in judged:
+            found[run][name] = one(f"verdicts/{benchmark}/{name}/{run}", run, protocol)
+
+    def together(run: str) -> Result | None:
+        def make(build: Build, log: Log) -> None:
+            build.counts.update(ensembles.combine({name: made.path for name, made in found[run].items() if made is not None}, build.path))
+            _judgment_table(build.path, log)
+
+        spec = {"judges": list(found[run]), "VERSION": ensembles.VERSION}
+        return graph.session.stage(f"judge/{benchmark}/{run}", spec, found[run], make, content=lambda out: file_digest(out / "judgments.parquet"))
+
+    return {run: together(run) for run in judged}
+
+
+def _judge(graph: Stages, name: str, protocol: AlpacaConfig | ArenaConfig, parents: Results, characters: list[int]) -> Result | None:
+    from eval import judges
+
     assert protocol.judge is not None
 
     def make(build: Build, log: Log) -> None:
-        own = answers[(run, benchmark)]
+        prompts, own, baseline = parents["prompts"], parents["answers"], parents["baseline"]
         assert own is not None and baseline is not None and prompts is not None
         inputs = {"prompts": prompts.path / "prompts.jsonl", "answers": own.path, "baseline": baseline.path}
         store = graph.session.store.root
@@ -192,11 +217,9 @@ def _judge(
 
     order = protocol.model_dump(mode="json", include={"order", "order_seed"})
     spec = {"cell": judges.determines(protocol.judge, protocol), **order}
-    parents = {"answers": answers[(run, benchmark)], "baseline": baseline, "prompts": prompts}
-    name = f"judge/{benchmark}/{run}"
     made = graph.session.stage(name, spec, parents, make, content=lambda out: file_digest(out / "judgments.parquet"))
     if made is None:
-        graph.session.add(name, _judge_estimate(protocol, graph.prompt_characters.get(benchmark, [])))
+        graph.session.add(name, _judge_estimate(protocol, characters))
     return made
 
 
@@ -256,6 +279,7 @@ def _compare(graph: Stages, scores: Results) -> Result | None:
 def _report(graph: Stages, comparison: Result | None) -> None:
     """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
     from recipes.report import page
+    from recipes.results import judge_lines
 
     session = graph.session
     folder = session.store.root / "recipes" / graph.recipe.name
@@ -272,12 +296,13 @@ def _report(graph: Stages, comparison: Result | None) -> None:
             if (path / "funnel.json").is_file():
                 inputs[f"select/{arm}"] = path
     shown = graph.recipe.model_dump(mode="json")
+    notes = judge_lines(graph.recipe, session.results)
 
     def make(build: Build, log: Log) -> None:
-        build.counts.update(page.build(inputs, build.path, shown))
+        build.counts.update(page.build(inputs, build.path, shown, notes))
 
     snapshot = {n: tree_digest(p) for n, p in inputs.items() if n == "measure" or n.startswith("select/")}
-    spec = {"page": page.VERSION, "snapshot": snapshot, "name": graph.recipe.name}
+    spec = {"page": page.VERSION, "snapshot": snapshot, "name": graph.recipe.name, "notes": notes}
     made = session.stage("report", spec, {"compare": comparison}, make)
     if made is not None and not session.planning:
         (folder / "report.html").write_bytes((made.path / "report.html").read_bytes())

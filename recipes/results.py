@@ -127,7 +127,7 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     config = recipe.eval
     lines = []
     for name, result in results.items():
-        if name.startswith("judge/"):
+        if name.startswith(("judge/", "verdicts/")):
             counts = result.manifest["counts"]
             said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} games judged"]
             if counts.get("position_pairs"):
@@ -136,13 +136,20 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
                 said.append(f"the first answer is preferred with {counts['first_preferred']:.2f}")
             if counts.get("mass") is not None:
                 said.append(f"{100 * counts['mass']:.0f} % of the probability is on the verdict codes")
+            if counts.get("agreement_pairs"):
+                said.append(f"the judges agree on {100 * counts['agreement']:.0f} % of {counts['agreement_pairs']} items")
+            if counts.get("partly_judged"):
+                said.append(f"{counts['partly_judged']} items lack a judge")
             lines.append(f"{name}: " + ", ".join(said))
     for benchmark in ("alpaca", "arena"):
         if config is not None and getattr(config, benchmark) is not None and any(n.startswith(f"judge/{benchmark}/") for n in results):
-            known = calibrate.find(config.protocol(benchmark), Path(recipe.store))
-            lines += [f"the judge of {benchmark} {calibrate.sentence(k)}" for k in known]
-            if not known:
-                lines.append(f"the judge of {benchmark} was never compared with people: `magpie agreement RECIPE --data FOLDER` does")
+            protocols = config.protocols(benchmark)
+            for protocol in protocols:
+                who = f"the judge {protocol.judge.model} of {benchmark}" if protocol.judge and len(protocols) > 1 else f"the judge of {benchmark}"
+                known = calibrate.find(protocol, Path(recipe.store))
+                lines += [f"{who} {calibrate.sentence(k)}" for k in known]
+                if not known:
+                    lines.append(f"{who} was never compared with people: `magpie agreement RECIPE --data FOLDER` does")
     if config is not None and config.judge is not None and "SmolLM2-135M" in config.judge.model:
         lines.append(
             "a 135M judge agrees with people no better than chance (measured 0.52 on PandaLM pairs), so the win rates show the machinery, "

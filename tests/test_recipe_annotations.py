@@ -18,7 +18,7 @@ from tests.scripted_server import ScriptedServer
 
 def models_only(folder: Path, url: str, **changes: Any) -> Path:
     """A recipe that compares two finished models: nothing trains."""
-    one, two = (small_recipe.model(folder / name) for name in ("one", "two"))
+    one, two = small_recipe.model(folder / "one"), small_recipe.model(folder / "two", "llama3")
     where = {"urls": [url], "max_in_flight": 16}
     settings = {
         "limit": 12, "judge": {"model": str(one), "server": where, "api": "completions"},
@@ -30,7 +30,7 @@ def models_only(folder: Path, url: str, **changes: Any) -> Path:
 
 
 def test_written_judgments_score_as_the_recipe_says(tmp_path: Path) -> None:
-    with ScriptedServer(lambda path, body: small_recipe.answer(path, body | {"seed": body.get("model")})) as server:
+    with ScriptedServer(small_recipe.answer) as server:
         path = models_only(tmp_path, server.url)
         loaded = schema.load(path)
         with pytest.raises(UserError, match="has no finished judgments"):
@@ -41,9 +41,11 @@ def test_written_judgments_score_as_the_recipe_says(tmp_path: Path) -> None:
         "alpaca_eval/two/annotations.json", "arena-hard-v0.1/model_judgment/one/two.jsonl"
     ]  # fmt: skip
     summary = json.loads((outcome.results["score/two"].path / "summary.json").read_text())
+    counts = [outcome.results[f"judge/{name}/two"].manifest["counts"] for name in ("alpaca", "arena")]
+    assert [c["identical"] for c in counts] == [0, 0] and counts[0]["judged"] == 24
     (alpaca,) = score_alpaca(files[:1])
     assert alpaca["model"] == "two" and alpaca["win_rate"] == pytest.approx(summary["alpaca"]["win_rate"]["value"])
-    assert alpaca["n_total"] == summary["alpaca"]["win_rate"]["n"] == 12
+    assert alpaca["n_total"] == summary["alpaca"]["win_rate"]["n"] == 12 and alpaca["win_rate"] != 50
     assert json.loads(files[0].read_text())[0]["generator_1"] == "one"
     (arena,) = score_arena(files[1:])
     assert arena["score"] == pytest.approx(summary["arena"]["arena_score"]["value"])
