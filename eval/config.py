@@ -112,9 +112,10 @@ class AlpacaConfig(Protocol):
 
     kind: Literal["alpaca"] = "alpaca"
     """Which protocol this is; never needs writing."""
-    mode: Literal["logprob", "text"] = "logprob"
+    mode: Literal["logprob", "text", "reward"] = "logprob"
     """`logprob` reads P(first output is better) from the first token's log-probabilities; `text` takes the code that the judge writes, for
-    judges that give no log-probabilities."""
+    judges that give no log-probabilities. `reward`: the judge is a sequence-classification reward model behind a vLLM pooling server (ours, or
+    `server.urls`; its tokenizer must be at hand); P = sigmoid(difference of the rewards), and order, prompt, codes and sampling do not matter."""
     order: Literal["random", "both"] = "random"
     """`random` fixes one order an instruction, by the official rule, alike for every model; `both` asks twice and averages."""
     order_seed: str = "0"

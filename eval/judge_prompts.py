@@ -37,6 +37,10 @@ class Template:
     messages: tuple[tuple[str, str], ...]
 
 
+CONVERSATION = Template("", (("user", _MARK.format("instruction")), ("assistant", _MARK.format("answer"))))
+"""A prompt and one answer to it, as reward models read them."""
+
+
 def template(name: str, codes: tuple[str, str] = ("A", "B")) -> Template:
     """Load a template: one of `SHIPPED`, or a path.
 
@@ -75,10 +79,13 @@ def messages(shape: Template, values: Mapping[str, str], follow: Iterable[Messag
     return [*filled, *follow]
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, shape: Template, values: Mapping[str, str], follow: Iterable[Message] = ()) -> list[int]:
-    """The conversation as token ids, ready for the judge's reply; `values` and the assistant turns of `follow` are plain text to the tokenizer.
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, shape: Template, values: Mapping[str, str], follow: Iterable[Message] = (), *, reply: bool = True
+) -> list[int]:
+    """The conversation as token ids, ready for the judge's reply, or, without `reply`, as it ends (for reward models).
 
-    The judge's own chat template writes the BOS, so there is exactly one. Raises UserError when the tokenizer has no chat template.
+    `values` and the assistant turns of `follow` are plain text to the tokenizer. The judge's own chat template writes the BOS, so there is
+    exactly one. Raises UserError when the tokenizer has no chat template.
     """
     slots = dict(values)
     turns = [{"role": role, "content": content} for role, content in shape.messages]
@@ -90,7 +97,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, shape: Template, values: Mappi
         else:
             turns.append(dict(turn))
     ids: list[int] = []
-    for piece, hostile in _pieces(_rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns)), slots):
+    for piece, hostile in _pieces(_rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns), reply), slots):
         ids += plain_ids(tokenizer, piece) if hostile else list(tokenizer(piece, add_special_tokens=False)["input_ids"])
     return ids
 
@@ -104,12 +111,12 @@ def _pieces(text: str, slots: Mapping[str, str]) -> Iterable[tuple[str, bool]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...]) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...], reply: bool) -> str:
     from jinja2 import TemplateError
 
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply))
     except ValueError as error:
         raise UserError(f"the judge {tokenizer.name_or_path} has no chat template: take an instruction-tuned model.") from error
     except TemplateError as error:
@@ -117,7 +124,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], 
             raise UserError(f"the chat template of the judge {tokenizer.name_or_path} refuses its prompt: {error}") from error
         # Families without a system role (Gemma, Mistral v0.1): its text goes before the user's.
         first = (("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:])
-        return _rendered(tokenizer, first)
+        return _rendered(tokenizer, first, reply)
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

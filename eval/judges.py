@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from core.endpoint import Servers, ServerSpec
 from core.errors import UserError
 from core.store import Counts, digest, write_atomic
 from core.tracking import Log
-from eval import judge_prompts
+from eval import judge_prompts, rewards
 from eval.asking import FIELDS, Asker, Question, most_tokens
 from eval.benchmarks import prompts
 from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
@@ -62,8 +62,9 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     and `out`/protocol.json (`determines`).
 
     `protocol` is `EvalConfig.protocol(benchmark)`, whose judge is set. `root` is the store's root, where judgments are kept for good.
-    AlpacaEval-style: one game an item in an order fixed by the instruction, or both. Arena-style: game 1 shows the baseline first, game 2 the
-    model. Identical answers count as a tie without a call. An item that nobody could judge stays, with its reason.
+    AlpacaEval-style: one game an item in an order fixed by the instruction, or both; in mode `reward` a reward model scores each answer by
+    itself (eval/rewards.py). Arena-style: game 1 shows the baseline first, game 2 the model. Identical answers count as a tie without a call.
+    An item that nobody could judge stays, with its reason.
 
     Counts: rows (games), judged, unjudged and unjudged_reasons, identical, cut (answers shortened), asked, from_store, constrained, mass (mean
     probability on the verdict codes), first_preferred (mean: 0.5 is no position bias), position_consistency and position_pairs, tokens,
@@ -73,39 +74,62 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     assert judge is not None, "EvalConfig.protocol fills the judge in"
     games, cut = _games(protocol, judge, inputs)
     questions = {game.question.id: game.question for game in games if game.question is not None}
-    column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), FIELDS)
     purse = Purse(judge.prices, judge.budget)
+    reward = isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
+    stored, reasons, asked, known = (_rewarded if reward else _asked)(protocol, judge, list(questions.values()), root, purse, servers, log)
+    if purse.stopped:
+        raise UserError(
+            f"the judge's budget of {judge.budget:g} ends here: {stored.height} of {len(questions)} judgments are bought, for "
+            f"{purse.spent:.4g}, and kept; raise `budget` and run again."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
+    frame.write_parquet(out / "judgments.parquet")
+    write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
+    counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)}
+    for name in ("models", "fingerprints"):
+        if len(counts[name]) > 1:
+            log.say(f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}")
+    return counts
+
+
+Bought = tuple[pl.DataFrame, dict[str, str], int, int]
+"""Judgments (eval.asking.FIELDS), why by id for those that are not settled, how many were asked for, how many the store had."""
+
+
+def _asked(
+    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, questions: Sequence[Question], root: Path, purse: Purse, servers: Servers, log: Log
+) -> Bought:
+    column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), FIELDS)
+    names = [question.id for question in questions]
     reasons: dict[str, str] = {}
     with Journal(column) as journal:
-        stored = column.read(list(questions))
+        stored = column.read(names)
         purse.spent = purse.cost(int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0))
         known = set(stored["id"])
-        missing = [question for name, question in questions.items() if name not in known]
+        missing = [question for question in questions if question.id not in known]
         log.progress(len(known), len(questions), "judgments")
         if missing:
             log.say(_announcement(judge, protocol, missing, len(known), purse))
             tokenizer, path, name = _identity(judge)
             asker = Asker(judge, protocol, tokenizer, column, journal, purse, log, name)
             reasons = asker.ask(servers.serve(ServerSpec(model=path, **judge.server)), missing, len(known), len(questions))
-            stored = column.read(list(questions))
-        journal.keep = bool(reasons)  # first turns that were paid for, of judgments that are not settled
-        if purse.stopped:
-            raise UserError(
-                f"the judge's budget of {judge.budget:g} ends here: {stored.height} of {len(questions)} judgments are bought, for "
-                f"{purse.spent:.4g}, and kept; raise `budget` and run again."
-            )
-        if reasons and len(reasons) == len(missing):
-            why = next(iter(reasons.values()))
-            raise UserError(f"the judge {judge.model} gave no judgment on any of {len(missing)} questions; the first reason: {why}")
-    out.mkdir(parents=True, exist_ok=True)
-    frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
-    frame.write_parquet(out / "judgments.parquet")
-    write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
-    counts = _counts(frame) | {"cut": cut, "asked": len(missing), "from_store": len(known), "money": round(purse.spent, 6)}
-    for name in ("models", "fingerprints"):
-        if len(counts[name]) > 1:
-            log.say(f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}")
-    return counts
+            stored = column.read(names)
+        journal.keep = bool(reasons) or purse.stopped  # first turns that were paid for, of judgments that are not settled
+    if reasons and len(reasons) == len(missing) and not purse.stopped:
+        why = next(iter(reasons.values()))
+        raise UserError(f"the judge {judge.model} gave no judgment on any of {len(missing)} questions; the first reason: {why}")
+    return stored, reasons, len(missing), len(known)
+
+
+def _rewarded(
+    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, questions: Sequence[Question], root: Path, purse: Purse, servers: Servers, log: Log
+) -> Bought:
+    column = Column.open(root, "judgments-reward", determines(judge, protocol), rewards.FIELDS)
+    path = models.resolve(judge.model, judge.revision).path
+    spec = ServerSpec(model=path, **judge.server | {"args": {"runner": "pooling", **judge.server.get("args", {})}})
+    name = Path(judge.model).name if Path(judge.model).is_dir() else judge.model
+    return rewards.buy(questions, column, purse, models.tokenizer(path), spec, name, servers=servers, log=log)
 
 
 def _identity(judge: JudgeConfig) -> tuple[PreTrainedTokenizerBase | None, str, str | None]:
@@ -124,10 +148,13 @@ def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict
     if not judge.server.get("urls"):
         found = models.resolve(judge.model, judge.revision)
         who = {"revision": found.revision} if Path(found.path).is_dir() else {"model": found.name, "revision": found.revision}
+    said = {"version": VERSION, "judge": who, "max_answer_characters": judge.max_answer_characters}
+    if isinstance(protocol, AlpacaConfig) and protocol.mode == "reward":  # scores of single answers: no prompt, no codes, no sampling
+        return {**said, "mode": "reward"}
     own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed"})
     named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
     own["prompt"] = {category: digest(judge_prompts.template(name).text) for category, name in named.items()}
-    return {"version": VERSION, "judge": who, "api": judge.asks_by, "max_answer_characters": judge.max_answer_characters, **own}
+    return {**said, "api": judge.asks_by, **own}
 
 
 def model_shown_first(instruction: str, seed: str = "0") -> bool:

@@ -231,11 +231,12 @@ def _judge_estimate(protocol: AlpacaConfig | ArenaConfig, characters: list[int])
     assert protocol.judge is not None and protocol.answers is not None
     if not characters:
         return ""
-    games = 1 if protocol.kind == "alpaca" and protocol.order == "random" else 2
+    reward = protocol.kind == "alpaca" and protocol.mode == "reward"  # a call for each answer, and nothing generated
+    games = 1 if protocol.kind == "alpaca" and protocol.order == "random" and not reward else 2
     answers = 2 * int(protocol.answers.sampling.get("max_tokens", 1024))
     # four characters a token, and about 400 tokens of the judge's own instructions
-    asked = games * sum(n // 4 + answers + 400 for n in characters)
-    told = games * len(characters) * most_tokens(protocol.sampling)
+    asked = games * sum(n // 4 + (answers // 2 if reward else answers + 400) for n in characters)
+    told = 0 if reward else games * len(characters) * most_tokens(protocol.sampling)
     money = f", {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money" if protocol.judge.prices else ""
     return f"at most {games * len(characters)} calls, {asked:,} prompt tokens, {told:,} generated{money}"
 
