@@ -112,11 +112,13 @@ def models_of(loaded: Loaded) -> list[tuple[str, str, str | None]]:
 
 
 def _judges(loaded: Loaded) -> list[JudgeConfig]:
+    """Every judge that the recipe asks, once."""
     config = loaded.recipe.eval
     if config is None:
         return []
-    blocks = [config, *(b for b in (config.alpaca, config.arena) if b is not None)]
-    return [b.judge for b in blocks if b.judge is not None]
+    protocols = (config.protocols("alpaca") if config.alpaca else ()) + (config.protocols("arena") if config.arena else ())
+    found = [p.judge for p in protocols if p.judge is not None]
+    return [judge for place, judge in enumerate(found) if judge not in found[:place]]
 
 
 def _model(what: str, model: str, revision: str | None) -> Check:

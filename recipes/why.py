@@ -87,7 +87,8 @@ def _prompt(results: dict[str, Result], run: str, prompt: str) -> Iterator[str]:
     for name in sorted(n for n in results if n.startswith("judge/") and n.endswith(f"/{run}")):
         games = pl.read_parquet(results[name].path / "judgments.parquet").filter(pl.col("item") == prompt)
         for game in games.iter_rows(named=True):
-            shown = {k: game[k] for k in ("game", "order", "preference", "label", "mass", "status", "reason", "verdict") if game.get(k) is not None}
+            fields = ("judge", "game", "order", "preference", "label", "mass", "status", "reason", "verdict")
+            shown = {k: game[k] for k in fields if game.get(k) is not None}
             yield f"{name}: {json.dumps(shown, ensure_ascii=False)}"
 
 

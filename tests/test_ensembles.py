@@ -16,8 +16,9 @@ from core.tracking import Log
 from eval import ensembles, judges, scores
 from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
 from recipes import annotations as written
-from recipes import graph, schema
+from recipes import doctor, graph, schema
 from recipes.results import judge_lines
+from recipes.why import explain
 from tests import small_recipe
 from tests.eval_files import alpaca, arena, chat_logprobs, duel, shown
 from tests.scripted_server import Fault, ScriptedServer, chat
@@ -118,6 +119,10 @@ def test_a_recipe_with_two_judges_asks_each_and_scores_their_mean(tmp_path: Path
     lines = judge_lines(loaded.recipe, outcome.results)
     assert "judge/alpaca/two: 48 of 48 games judged, both orders agree in 0 % of 24 pairs" in lines[-3]
     assert "the judges agree on 100 % of 12 items" in lines[-3] and lines[-2].startswith("the judge mild of alpaca was never compared with people")
+    assert [j.model for j in doctor._judges(loaded)] == ["mild", "harsh"]
+    item = pl.read_parquet(outcome.results["judge/alpaca/two"].path / "judgments.parquet")["item"][0]
+    games = [line for line in explain(loaded, f"two/{item}") if line.startswith("judge/")]
+    assert [name in line for line, name in zip(games, ("mild", "mild", "harsh", "harsh"), strict=True)] == [True] * 4
     (file,) = written.write(loaded, tmp_path / "files")
     rows = json.loads(file.read_text())
     assert {r["annotator"] for r in rows} == {"mild+harsh"} and all(math.isclose(r["preference"], 1.5) for r in rows)
