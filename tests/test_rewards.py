@@ -111,6 +111,18 @@ def test_a_baselines_rewards_are_bought_once_for_all_arms(llama: Path, tmp_path:
         assert (counts["asked"], len(server.requests)) == (0, 9)
 
 
+def test_rewards_in_the_journal_of_a_killed_run_are_not_asked_for_again(llama: Path, tmp_path: Path) -> None:
+    inputs = duel(tmp_path, 2)
+    with ScriptedServer(scored(llama, points)) as server:
+        _, before = ask(llama, server.url, tmp_path, inputs)
+        (part,) = (tmp_path / "store" / "columns" / "judgments-reward").glob("*/part-*.parquet")
+        kept = pl.read_parquet(part).to_dicts()[:3]
+        (part.parent / "journal-killed.jsonl").write_text("\n".join(json.dumps(cell) for cell in kept) + '\n{"id": "cut')
+        part.unlink()
+        counts, after = ask(llama, server.url, tmp_path, inputs, "again")
+    assert counts["asked"] == 1 and len(server.requests) == 5 and after.equals(before)
+
+
 def test_an_answer_that_cannot_be_scored_is_unjudged_with_its_reason_and_moves_no_other(llama: Path, tmp_path: Path) -> None:
     even = scored(llama, points)
 
