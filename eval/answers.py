@@ -47,7 +47,7 @@ def run(config: AnswersConfig, inputs: dict[str, Path], out: Path, *, model: str
         for prompt in wanted:
             if prompt.id in missing:
                 system = [{"role": "system", "content": config.system}] if config.system is not None else []
-                ids = models.render(tokenizer, [*system, {"role": "user", "content": prompt.prompt}], add_generation_prompt=True)
+                ids = models.render(tokenizer, [*system, *prompt.history, {"role": "user", "content": prompt.prompt}], add_generation_prompt=True)
                 yield Request(prompt.id, {"prompt": ids, "stop_token_ids": stops, **config.sampling})
 
     failures: dict[str, str] = {}

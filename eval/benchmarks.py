@@ -1,7 +1,8 @@
 """Prompt sets and baseline answers: our own 48 prompts, AlpacaEval 2, Arena-Hard v0.1 and v2.0, and files of the user's.
 
 The published sets are read from the hub or from files, never shipped. What a stage gets is always our own form, one JSON object a line:
-{"id", "prompt", "category"}; `write_prompts` makes that file and `baseline` makes a folder of answers like a checkpoint's.
+{"id", "prompt", "category"}, and "history" where a conversation precedes the prompt; `write_prompts` makes that file and `baseline` makes a
+folder of answers like a checkpoint's. Tasks that are rated by themselves (WildBench, MT-Bench) are in eval/questions.py.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from core.errors import UserError, nearest
 from core.store import Counts, digest, write_atomic
+
+Item = TypeVar("Item")
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"magpie-48": DATA / "magpie-48.jsonl"}
@@ -46,11 +49,17 @@ ANSWERS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of a benchmark; `category` is "" where the set has none."""
+    """One prompt of a benchmark; `category` is "" where the set has none, `history` the messages (role, content) before the prompt."""
 
     id: str
     prompt: str
     category: str = ""
+    history: tuple[dict[str, str], ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """The prompt in our form: id, prompt, category, and of all else what is not empty."""
+        always = ("id", "prompt", "category")
+        return {name: value for name, value in asdict(self).items() if name in always or value}
 
 
 def prompts(source: str, limit: int | None = None, *, fetch: bool = True) -> list[Prompt]:
@@ -76,14 +85,19 @@ def prompts(source: str, limit: int | None = None, *, fetch: bool = True) -> lis
         found.append(prompt)
     if not found:
         raise UserError(f"{path} holds no prompts.")
+    return spread(found, limit)
+
+
+def spread(found: Sequence[Item], limit: int | None) -> list[Item]:
+    """`limit` of `found`, spread evenly over them in their order (None, or more than there are: all)."""
     if limit is None or limit >= len(found):
-        return found
+        return list(found)
     return [found[position * len(found) // limit] for position in range(limit)]
 
 
 def write_prompts(wanted: Sequence[Prompt], path: Path) -> None:
     """Write prompts in our form, one JSON object a line."""
-    write_atomic(path, "".join(json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in wanted))
+    write_atomic(path, "".join(json.dumps(prompt.record(), ensure_ascii=False) + "\n" for prompt in wanted))
 
 
 def baseline(source: str | Mapping[str, str], wanted: Sequence[Prompt], out: Path, *, prompt_set: str = "") -> Counts:
@@ -130,7 +144,7 @@ def _prompt(record: Mapping[str, Any]) -> Prompt | None:
         case {"instruction": str(text)}:
             return Prompt(text_id(text), text, str(record.get("dataset", "")))
         case {"id": str(name) | int(name), "prompt": str(text)} | {"uid": str(name), "prompt": str(text)}:
-            return Prompt(str(name), text, str(record.get("category") or ""))
+            return Prompt(str(name), text, str(record.get("category") or ""), tuple(record.get("history") or ()))
         case {"question_id": str(name) | int(name), "turns": [{"content": str(text)}, *_]}:
             return Prompt(str(name), text, str(record.get("category") or ""))
     return None
