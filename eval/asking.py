@@ -17,7 +17,7 @@ from core.endpoint import Endpoint, Reply, Request
 from core.errors import UserError
 from core.tracking import Log
 from eval import judge_prompts, verdicts
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
+from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, WildBenchConfig
 from eval.judge_prompts import Message, Template
 from eval.purchases import Draft, Journal, Purse
 
@@ -52,7 +52,7 @@ class Asker:
     """Asks one judge under one protocol and settles what comes back into `column`."""
 
     judge: JudgeConfig
-    protocol: AlpacaConfig | ArenaConfig
+    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig
     tokenizer: PreTrainedTokenizerBase | None
     """The judge's, when it is asked by token ids; None for a chat endpoint."""
     column: Column
@@ -164,6 +164,8 @@ class Asker:
     def _verdict(self, choice: Mapping[str, Any], text: str, draft: Draft) -> dict[str, Any] | Draft:
         if isinstance(self.protocol, ArenaConfig):
             return self._label(text, draft)
+        if not isinstance(self.protocol, AlpacaConfig):
+            return self._rating(choice, text)
         codes = self.protocol.codes
         mass: float | None = None
         if self.protocol.mode == "logprob":
@@ -175,6 +177,13 @@ class Asker:
             reason = f"the judge wrote neither {codes[0]} nor {codes[1]}"
         label = None if first is None or first == 0.5 else codes[0] if first > 0.5 else codes[1]
         return _cell(first, label, text, None if first is not None else reason) | {"mass": mass}
+
+    def _rating(self, choice: Mapping[str, Any], text: str) -> dict[str, Any]:
+        read = verdicts.closing_score if isinstance(self.protocol, WildBenchConfig) else verdicts.closing_rating
+        cut = choice.get("finish_reason") == "length"  # what a cut text ends with may be a quotation
+        rating = None if cut else read(verdicts.own_words(text))
+        reason = "the judge's text was cut off before its rating" if cut else "the judge's text does not end with a rating from 1 to 10"
+        return {"rating": rating, "verdict": text, "status": FAILED if rating is None else OK, "reason": reason if rating is None else None}
 
     def _label(self, text: str, draft: Draft) -> dict[str, Any] | Draft:
         assert isinstance(self.protocol, ArenaConfig)

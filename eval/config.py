@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-Benchmark = Literal["alpaca", "arena", "heldout", "tasks"]
+Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks"]
 
 
 def _server(block: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +152,46 @@ class ArenaConfig(Protocol):
     Such verdicts are counted as constrained. It replaces the retry of v0.1."""
 
 
+class Rated(BaseModel):
+    """What the two rated benchmarks share: each answer is rated from 1 to 10 by itself, against no baseline."""
+
+    model_config = STRICT
+
+    limit: int | None = Field(default=None, ge=1)
+    """Only so many tasks, spread evenly over the set; none means `eval.limit`."""
+    answers: AnswersConfig | None = None
+    """How checkpoints answer in this benchmark; none means `eval.answers`."""
+    judge: JudgeConfig | None = None
+    """The judge of this benchmark; none means `eval.judge`."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 2048}
+    """Sampling of the judge, verbatim in the request. A judge's text that `max_tokens` cuts off holds no rating."""
+
+
+class WildBenchConfig(Rated):
+    """WildBench's WB-Score: one rating a task, guided by the task's checklist."""
+
+    kind: Literal["wildbench"] = "wildbench"
+    """Which protocol this is; never needs writing."""
+    prompts: str = "wildbench"
+    """`wildbench` (v2, 1,024 tasks, from the hub's allenai/WildBench), or the path of a .json, .jsonl or .parquet file in its form or ours."""
+    prompt: str = "wildbench"
+    """`wildbench` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }}, {{ model_output }}, {{ checklist }}, or the
+    official text with {$history} and so on. The reply must end with a JSON object that has a score."""
+
+
+class MTBenchConfig(Rated):
+    """MT-Bench by single-answer grading: two turns a question, each rated."""
+
+    kind: Literal["mtbench"] = "mtbench"
+    """Which protocol this is; never needs writing."""
+    prompts: str = "mt_bench"
+    """`mt_bench` (80 questions, from the hub's HuggingFaceH4/mt_bench_prompts), or the path of a file like FastChat's question.jsonl; its
+    `reference`, where it has one, is shown to the judge."""
+    prompt: str = Field(default="mtbench", pattern=r"^mtbench$|\.jinja$")
+    """`mtbench` (ours), or the path of a .jinja template with {{ question_1 }}, {{ answer_1 }} and, each defined only where there is one,
+    {{ reference_1 }}, {{ question_2 }}, {{ answer_2 }}, {{ reference_2 }}. The reply must end with [[rating]]."""
+
+
 class HeldoutConfig(BaseModel):
     """Loss on the conversations kept out of training."""
 
@@ -212,24 +252,27 @@ class EvalConfig(BaseModel):
     answers: AnswersConfig = AnswersConfig()
     """How checkpoints answer."""
     judge: JudgeConfig | None = None
-    """The judge of every pairwise benchmark that names none of its own."""
+    """The judge of every judged benchmark that names none of its own."""
     alpaca: AlpacaConfig | None = None
     """AlpacaEval-style pairwise preference."""
     arena: ArenaConfig | None = None
     """Arena-Hard-style games."""
+    wildbench: WildBenchConfig | None = None
+    """WildBench's WB-Score: answers rated from 1 to 10 with checklists."""
+    mtbench: MTBenchConfig | None = None
+    """MT-Bench: two turns, each rated from 1 to 10."""
     heldout: HeldoutConfig | None = None
     """Loss on held-out conversations."""
     tasks: TasksConfig | None = None
     """lm-eval tasks."""
     primary: Benchmark | None = None
     """The one benchmark that decides, declared beforehand; all others are exploratory. None means the first that is named, in the order
-    alpaca, arena, heldout, tasks."""
+    alpaca, arena, wildbench, mtbench, heldout, tasks."""
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
         """The benchmarks that this recipe runs, in a fixed order."""
-        present: dict[Benchmark, Any] = {"alpaca": self.alpaca, "arena": self.arena, "heldout": self.heldout, "tasks": self.tasks}
-        return tuple(name for name, block in present.items() if block is not None)
+        return tuple(name for name in get_args(Benchmark) if getattr(self, name) is not None)
 
     @property
     def deciding(self) -> Benchmark | None:
@@ -248,10 +291,18 @@ class EvalConfig(BaseModel):
         common = {"prompts": block.prompts or self.prompts, "answers": block.answers or self.answers, "judges": None}
         return tuple(block.model_copy(update=common | {"judge": judge}) for judge in block.judges or (block.judge or self.judge,))
 
+    def rating(self, benchmark: Literal["wildbench", "mtbench"]) -> WildBenchConfig | MTBenchConfig:
+        """The block of a rated benchmark with every default from above filled in: answers and judge are never None."""
+        block = self.wildbench if benchmark == "wildbench" else self.mtbench
+        assert block is not None, f"{benchmark} is not part of this recipe"
+        own = {"limit": block.limit or self.limit, "answers": block.answers or self.answers, "judge": block.judge or self.judge}
+        return block.model_copy(update=own)
+
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
-        for name, block in (("alpaca", self.alpaca), ("arena", self.arena)):
-            if block is not None and (block.judges or block.judge or self.judge) is None:
+        for name in ("alpaca", "arena", "wildbench", "mtbench"):
+            block = getattr(self, name)
+            if block is not None and (getattr(block, "judges", None) or block.judge or self.judge) is None:
                 raise ValueError(f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`")
         if self.primary is not None and self.primary not in self.benchmarks:
             raise ValueError(f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})")

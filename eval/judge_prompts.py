@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = Path(__file__).parent / "prompts"
-SHIPPED = ("alpaca", "arena", "arena-direct")
+SHIPPED = ("alpaca", "arena", "arena-direct", "wildbench", "mtbench")
 SLOTS = ("instruction", "output_1", "output_2")
 _MARK = "\u2983slot:{}\u2984"  # brackets that occur in no template; hostile text is never searched for them
 _CUT = re.compile("\u2983slot:([a-z_0-9]+)\u2984")
@@ -31,7 +31,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Template:
-    """A judge's prompt: `messages` with placeholders for `SLOTS`; `text` is the file's text, which counts in the key."""
+    """A judge's prompt: `messages` with placeholders for its slots; `text` is the file's text, which counts in the key."""
 
     text: str
     messages: tuple[tuple[str, str], ...]
@@ -41,19 +41,26 @@ CONVERSATION = Template("", (("user", _MARK.format("instruction")), ("assistant"
 """A prompt and one answer to it, as reward models read them."""
 
 
-def template(name: str, codes: tuple[str, str] = ("A", "B")) -> Template:
+def read(name: str) -> tuple[Path, str]:
+    """The file and the text of a template: one of `SHIPPED`, or a path. Raises UserError for an unknown name or a file that cannot be read."""
+    path = FOLDER / f"{name}.jinja" if name in SHIPPED else Path(name)
+    try:
+        return path, path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){nearest(name, SHIPPED)}") from error
+
+
+def template(name: str, codes: tuple[str, str] = ("A", "B"), slots: Iterable[str] = SLOTS) -> Template:
     """Load a template: one of `SHIPPED`, or a path.
 
     A template is a sequence of `<|im_start|>ROLE … <|im_end|>` sections (text without any is one user message). A `.jinja` file names the
     slots {{ instruction }}, {{ output_1 }}, {{ output_2 }} and may use {{ code_1 }}, {{ code_2 }}; any other file has {instruction},
-    {output_1}, {output_2}, as alpaca_eval's own. Raises UserError for an unknown name, a file that cannot be read, a slot that is missing.
+    {output_1}, {output_2}, as alpaca_eval's own (or {$instruction} …, as WildBench's). `slots` are the names where they are others; each must
+    occur; a .jinja file may ask whether one `is defined`. Raises UserError for an unknown
+    name, a file that cannot be read, a slot that is missing.
     """
-    path = FOLDER / f"{name}.jinja" if name in SHIPPED else Path(name)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){nearest(name, SHIPPED)}") from error
-    marks = {slot: _MARK.format(slot) for slot in SLOTS}
+    path, text = read(name)
+    marks = {slot: _MARK.format(slot) for slot in slots}
     if path.suffix == ".jinja":
         import jinja2
         from jinja2.sandbox import SandboxedEnvironment
@@ -63,10 +70,10 @@ def template(name: str, codes: tuple[str, str] = ("A", "B")) -> Template:
                 **marks, code_1=codes[0], code_2=codes[1]
             )
         except jinja2.TemplateError as error:
-            raise UserError(f"judge prompt {path}: {error}; its names are {', '.join((*SLOTS, 'code_1', 'code_2'))}.") from error
+            raise UserError(f"judge prompt {path}: {error}; its names are {', '.join((*marks, 'code_1', 'code_2'))}.") from error
     else:
-        filled = re.sub(r"\{(instruction|output_1|output_2)\}", lambda m: marks[m[1]], text)
-    absent = [slot for slot in SLOTS if marks[slot] not in filled]
+        filled = re.sub(rf"\{{\$?({'|'.join(marks)})\}}", lambda m: marks[m[1]], text)
+    absent = [slot for slot in marks if marks[slot] not in filled]
     if absent:
         raise UserError(f"judge prompt {path} does not show {', '.join(absent)}; name each slot where its text belongs.")
     sections = _SECTION.findall(filled)
@@ -74,7 +81,7 @@ def template(name: str, codes: tuple[str, str] = ("A", "B")) -> Template:
 
 
 def messages(shape: Template, values: Mapping[str, str], follow: Iterable[Message] = ()) -> list[Message]:
-    """The conversation for a chat API: `values` has the text of each of `SLOTS`; `follow` are further turns."""
+    """The conversation for a chat API: `values` has the text of each slot; `follow` are further turns."""
     filled = [{"role": role, "content": _CUT.sub(lambda m: values[m[1]], content)} for role, content in shape.messages]
     return [*filled, *follow]
 

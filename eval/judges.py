@@ -24,7 +24,7 @@ from core.tracking import Log
 from eval import judge_prompts, rewards
 from eval.asking import FIELDS, Asker, Question, most_tokens
 from eval.benchmarks import prompts
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
+from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, WildBenchConfig
 from eval.purchases import Journal, Purse
 
 if TYPE_CHECKING:
@@ -76,31 +76,47 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     questions = {game.question.id: game.question for game in games if game.question is not None}
     purse = Purse(judge.prices, judge.budget)
     reward = isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
-    stored, reasons, asked, known = (_rewarded if reward else _asked)(protocol, judge, list(questions.values()), root, purse, servers, log)
-    if purse.stopped:
-        raise UserError(
-            f"the judge's budget of {judge.budget:g} ends here: {stored.height} of {len(questions)} judgments are bought, for "
-            f"{purse.spent:.4g}, and kept; raise `budget` and run again."
-        )
+    stored, reasons, asked, known = (_rewarded if reward else buy)(protocol, judge, list(questions.values()), root, purse, servers, log)
+    within_budget(judge, purse, stored.height, len(questions))
     out.mkdir(parents=True, exist_ok=True)
     frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
     frame.write_parquet(out / "judgments.parquet")
     write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
     counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)}
-    for name in ("models", "fingerprints"):
-        if len(counts[name]) > 1:
-            log.say(f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}")
+    warn_of_change(counts, log)
     return counts
 
 
+def warn_of_change(counts: Counts, log: Log) -> None:
+    """Say when `counts` has several models or fingerprints: the judge changed within one result."""
+    for name in ("models", "fingerprints"):
+        if len(counts[name]) > 1:
+            log.say(f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}")
+
+
+def within_budget(judge: JudgeConfig, purse: Purse, bought: int, wanted: int) -> None:
+    """Raise UserError when the budget stopped the asking."""
+    if purse.stopped:
+        raise UserError(
+            f"the judge's budget of {judge.budget:g} ends here: {bought} of {wanted} judgments are bought, for "
+            f"{purse.spent:.4g}, and kept; raise `budget` and run again."
+        )
+
+
+Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig
+Fields = Mapping[str, pl.DataType | type[pl.DataType]]
 Bought = tuple[pl.DataFrame, dict[str, str], int, int]
-"""Judgments (eval.asking.FIELDS), why by id for those that are not settled, how many were asked for, how many the store had."""
+"""Judgments (with the value fields of their column), why by id for those that are not settled, how many were asked for, how many the store had."""
 
 
-def _asked(
-    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, questions: Sequence[Question], root: Path, purse: Purse, servers: Servers, log: Log
+def buy(
+    protocol: Judged, judge: JudgeConfig, questions: Sequence[Question], root: Path, purse: Purse, servers: Servers, log: Log, fields: Fields = FIELDS
 ) -> Bought:
-    column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), FIELDS)
+    """The judgments of `questions` from the store's column of this judge and protocol, those that it lacks asked for and kept there.
+
+    `fields` are the column's value fields. Raises UserError when not one of the judgments asked for came back.
+    """
+    column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), fields)
     names = [question.id for question in questions]
     reasons: dict[str, str] = {}
     with Journal(column) as journal:
@@ -142,7 +158,7 @@ def _identity(judge: JudgeConfig) -> tuple[PreTrainedTokenizerBase | None, str, 
     return models.tokenizer(path) if judge.asks_by == "completions" else None, path, name
 
 
-def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict[str, Any]:
+def determines(judge: JudgeConfig, protocol: Judged) -> dict[str, Any]:
     """What a judgment depends on besides its texts: who judges, how it is asked, whose rules read it, the version of this code."""
     who: dict[str, Any] = {"model": judge.model, "revision": judge.revision}
     if not judge.server.get("urls"):
@@ -151,9 +167,11 @@ def determines(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig) -> dict
     said = {"version": VERSION, "judge": who, "max_answer_characters": judge.max_answer_characters}
     if isinstance(protocol, AlpacaConfig) and protocol.mode == "reward":  # scores of single answers: no prompt, no codes, no sampling
         return {**said, "mode": "reward"}
-    own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed"})
+    own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed", "limit"})
     named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
-    own["prompt"] = {category: digest(judge_prompts.template(name).text) for category, name in named.items()}
+    pairwise = isinstance(protocol, (AlpacaConfig, ArenaConfig))  # whose slots are known here; eval.ratings knows the others'
+    text = {name: judge_prompts.template(name).text if pairwise else judge_prompts.read(name)[1] for name in named.values()}
+    own["prompt"] = {category: digest(text[name]) for category, name in named.items()}
     return {**said, "api": judge.asks_by, **own}
 
 
@@ -167,7 +185,7 @@ def model_shown_first(instruction: str, seed: str = "0") -> bool:
 
 
 def _games(protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Mapping[str, Path]) -> tuple[list[Game], int]:
-    answers, baseline = _read_answers(inputs["answers"]), _read_answers(inputs["baseline"])
+    answers, baseline = read_answers(inputs["answers"]), read_answers(inputs["baseline"])
     shapes: dict[str, judge_prompts.Template] = {}
     games: list[Game] = []
     cut = 0
@@ -192,7 +210,7 @@ def _games(protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Map
                 games.append(replace(game, identical=True))
             else:
                 first, second = (mine[0], theirs[0]) if model_first else (theirs[0], mine[0])
-                values = {"instruction": prompt.prompt, "output_1": _shorten(first, judge), "output_2": _shorten(second, judge)}
+                values = {"instruction": prompt.prompt, "output_1": shorten(first, judge), "output_2": shorten(second, judge)}
                 name_of = digest([shapes[name].text, prompt.prompt, first, second])
                 games.append(replace(game, question=Question(name_of, shapes[name], values)))
     return games, cut
@@ -206,12 +224,13 @@ def _template_name(protocol: AlpacaConfig | ArenaConfig, category: str) -> str:
     return protocol.prompt[category]
 
 
-def _shorten(text: str, judge: JudgeConfig) -> str:
+def shorten(text: str, judge: JudgeConfig) -> str:
+    """An answer as the judge sees it: cut, with a note, where it is longer than `max_answer_characters`."""
     limit = judge.max_answer_characters
     return text if len(text) <= limit else f"{text[:limit]}\n[cut here: the first {limit} of {len(text)} characters are shown]"
 
 
-def _read_answers(folder: Path) -> dict[str, tuple[str | None, str]]:
+def read_answers(folder: Path) -> dict[str, tuple[str | None, str]]:
     """(answer or None, why none) by prompt id, from answers.parquet of a folder."""
     path = folder / "answers.parquet"
     try:
@@ -221,7 +240,7 @@ def _read_answers(folder: Path) -> dict[str, tuple[str | None, str]]:
     return {i: (a if s == "ok" else None, r or "") for i, a, s, r in frame.iter_rows()}
 
 
-def _announcement(judge: JudgeConfig, protocol: AlpacaConfig | ArenaConfig, missing: list[Question], known: int, purse: Purse) -> str:
+def _announcement(judge: JudgeConfig, protocol: Judged, missing: list[Question], known: int, purse: Purse) -> str:
     size = sum(len(text) for q in missing for text in q.values.values()) + sum(len(c) for q in missing for _, c in q.shape.messages)
     calls, most = len(missing), len(missing) * most_tokens(protocol.sampling)
     line = f"judge {judge.model}: {calls} to ask, {known} in the store; about {size // 4} prompt tokens, at most {most} generated"

@@ -16,9 +16,10 @@ import polars as pl
 
 from core.errors import UserError
 from core.store import Counts, write_atomic
-from eval import alpaca, arena, ensembles, length_control, stats
+from eval import alpaca, arena, ensembles, length_control, mtbench, stats, wildbench
 from eval.benchmarks import text_id
 from eval.judges import judging
+from eval.questions import SECOND
 
 VERSION = 1
 
@@ -26,7 +27,8 @@ SCORES = {
     "benchmark": pl.String, "metric": pl.String, "item": pl.String, "cluster": pl.String, "value": pl.Float64, "status": pl.String,
     "reason": pl.String,
 }  # fmt: skip
-"""Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the loss, as lm-eval gives it for tasks."""
+"""Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the loss, as lm-eval gives it for
+tasks, from 1 to 10 for ratings."""
 
 CREATIVE = "creative_writing"
 """The category that Arena-Hard v2.0 scores apart, against a baseline of its own."""
@@ -39,16 +41,18 @@ Figures = dict[str, dict[str, Any]]
 def run(inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write `out`/scores.parquet and `out`/summary.json for one checkpoint from whichever of these folders are given:
 
-    `judgments-alpaca`, `judgments-arena` (eval.judges), `heldout` (eval.heldout), `tasks` (eval.tasks), and `alpaca-data`, AlpacaEval's
-    published difficulties and gamed rows for the length-controlled win rate (see eval/length_control.py; without it, or for other prompts,
-    the figure is the minimal form and is called so). Counts: items, unjudged, and each benchmark's main figure. Raises UserError when a
-    folder does not hold what it should.
+    `judgments-alpaca`, `judgments-arena` (eval.judges), `ratings-wildbench`, `ratings-mtbench` (eval.ratings), `heldout` (eval.heldout),
+    `tasks` (eval.tasks), and `alpaca-data`, AlpacaEval's published difficulties and gamed rows for the length-controlled win rate (see
+    eval/length_control.py; without it, or for other prompts, the figure is the minimal form and is called so). Counts: items, unjudged, and
+    each benchmark's main figure. Raises UserError when a folder does not hold what it should.
     """
     rows: Rows = []
     summary: dict[str, Figures] = {}
     score: dict[str, Callable[[Path], Iterable[tuple[str, Rows, Figures]]]] = {
         "judgments-alpaca": lambda folder: _alpaca(folder, inputs.get("alpaca-data")),
         "judgments-arena": _arena,
+        "ratings-wildbench": _wildbench,
+        "ratings-mtbench": _mtbench,
         "heldout": _heldout,
         "tasks": _tasks,
     }
@@ -142,6 +146,33 @@ def _arena(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
         interval = arena.interval(battles)
         bounds = {"standard_error": interval.standard_error, "lower": interval.lower, "upper": interval.upper}
         yield name, rows, {"arena_score": _figure(rows) | bounds | _judges(games) | {"unjudged_games": battles.unjudged}}
+
+
+def _wildbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+    """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; over task groups where every task has WildBench's own tags."""
+    frame = _read(folder, "ratings.parquet")
+    rows = [_row("wb_score", item, rating, reason) for item, rating, reason in frame.select("item", "rating", "reason").iter_rows()]
+    tags = dict(frame.select("item", "tags").iter_rows())
+    known = all(own and set(own) <= set(wildbench.GROUPS) for own in tags.values())
+    ratings = [{"session_id": item, "model_test": "model", "score": rating} for item, rating in frame.select("item", "rating").iter_rows()]
+    (found,) = wildbench.score(ratings, str(folder), tags if known else None)
+    yield "wildbench", rows, {"wb_score": _figure(rows) | {name: found[name] for name in ("adjusted_score", "task_macro_score")}}
+
+
+def _mtbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+    """The mean rating over both turns; a question's turns are one cluster."""
+    frame = _read(folder, "ratings.parquet")
+    rows = [
+        _row("mt_score", item + (SECOND if turn == 2 else ""), rating, reason) | {"cluster": item}
+        for item, turn, rating, reason in frame.select("item", "turn", "rating", "reason").iter_rows()
+    ]
+    ratings = [
+        {"question_id": item, "model": "model", "turn": turn, "score": rating}
+        for item, turn, rating in frame.select("item", "turn", "rating").iter_rows()
+    ]
+    (found,) = mtbench.score(ratings, str(folder))
+    named = {"value": "score", "n": "total"} | {name: name for name in ("standard_error", "lower", "upper", "unjudged", "turn_1", "turn_2")}
+    yield "mtbench", rows, {"mt_score": {name: found[place] for name, place in named.items()}}
 
 
 def _heldout(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:

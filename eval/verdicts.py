@@ -6,6 +6,7 @@ log-probabilities of the first token (alpaca_eval, weighted_alpaca_eval_gpt4_tur
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -90,3 +91,42 @@ def top_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
     if "content" in logprobs:
         return {entry["token"]: float(entry["logprob"]) for entry in logprobs["content"][0]["top_logprobs"]}
     return {token: float(value) for token, value in logprobs["top_logprobs"][0].items()}
+
+
+_CLOSING_SCORE = re.compile(r"""["']score["']\s*:\s*["']?(\d+(?:\.\d+)?)["']?\s*,?\s*\}$""")
+_CLOSING_RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]\W*$")
+
+
+def closing_score(text: str) -> float | None:
+    """WildBench's form: the score of the JSON object that ends a text, or, when its quotes are broken, of the field that ends it; else None.
+
+    Only the end counts, so that an object or a score which the judge quotes on its way is never taken for its own. From 1 to 10.
+    """
+    said = text.strip().rstrip("`").rstrip()
+    start = said.find("{")
+    try:
+        # strict=False: small judges write raw line breaks inside strings
+        found, end = json.JSONDecoder(strict=False).raw_decode(said, max(start, 0))
+    except json.JSONDecodeError:
+        found, end = None, 0
+    if isinstance(found, dict) and "score" in found and end == len(said):
+        return _one_to_ten(found["score"])
+    match = _CLOSING_SCORE.search(said)
+    return _one_to_ten(match[1]) if match else None
+
+
+def closing_rating(text: str) -> float | None:
+    """MT-Bench's form: the [[rating]] that ends a text, marks of punctuation aside, from 1 to 10; else None.
+
+    Stricter than FastChat, which takes the first [[rating]] anywhere: that may be one which the judge quotes from the answer.
+    """
+    match = _CLOSING_RATING.search(text)
+    return _one_to_ten(match[1]) if match else None
+
+
+def _one_to_ten(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if not isinstance(value, bool) and 1 <= number <= 10 else None
