@@ -27,7 +27,7 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
     """
     config = loaded.recipe.eval
     results = graph.plan(loaded).results
-    judged = [name.split("/", 2)[1:] for name in results if name.startswith("judge/")]
+    judged = [name.split("/", 2)[1:] for name in results if name.startswith(("judge/alpaca/", "judge/arena/"))]
     if config is None or not judged:
         raise UserError(f"recipe {loaded.recipe.name} has no finished judgments; `magpie run {loaded.source.path} --until judge` makes them.")
     files = []

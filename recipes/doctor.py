@@ -13,6 +13,7 @@ from typing import NamedTuple
 from core.errors import UserError
 from core.tracking import wandb_mode
 from eval.config import JudgeConfig
+from recipes import rating
 from recipes.schema import Loaded, load
 
 MINIMUM_DISK = 10e9
@@ -117,7 +118,8 @@ def _judges(loaded: Loaded) -> list[JudgeConfig]:
     if config is None:
         return []
     protocols = (config.protocols("alpaca") if config.alpaca else ()) + (config.protocols("arena") if config.arena else ())
-    found = [p.judge for p in protocols if p.judge is not None]
+    rated = [config.rating(benchmark) for benchmark in rating.benchmarks(config)]
+    found = [p.judge for p in (*protocols, *rated) if p.judge is not None]
     return [judge for place, judge in enumerate(found) if judge not in found[:place]]
 
 

@@ -1,10 +1,12 @@
-"""The evaluation half of the graph: lm-eval, answers and held-out loss of every checkpoint, judgments, scores, the comparison, the report."""
+"""The evaluation half of the graph: lm-eval, answers and held-out loss of every checkpoint, judgments, scores, the comparison, the report.
+
+What is rated by itself instead of compared with a baseline is judged in recipes/rating.py.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +14,8 @@ from core.errors import UserError
 from core.store import Build, Result, digest, file_digest, tree_digest
 from core.tracking import Log
 from eval.config import AlpacaConfig, ArenaConfig
+from recipes import rating
+from recipes.rating import Rated
 from recipes.session import WAITS
 from recipes.versions import content_of_files
 
@@ -34,19 +38,23 @@ def stages(graph: Stages, checkpoints: Results, selections: dict[tuple[str, int]
             parts[run]["tasks"] = _tasks(graph, run, checkpoints[run])
     graph.session.done("tasks")
     pairwise: list[Pairwise] = [b for b in ("alpaca", "arena") if getattr(config, b) is not None]
-    prompts = {b: _prompts(graph, b) for b in pairwise}
+    judged: list[Pairwise | Rated] = [*pairwise, *rating.benchmarks(config)]
+    prompts = {b: _prompts(graph, b) for b in judged}
     answers: dict[tuple[str, str], Result | None] = {}
     names: dict[tuple[str, str], str] = {}
     for run in runs:
-        for benchmark in pairwise:
+        for benchmark in judged:
             answers[(run, benchmark)] = _answers(graph, run, benchmark, checkpoints[run], prompts[benchmark], names)
         if config.heldout is not None:
             parts[run]["heldout"] = _heldout(graph, run, checkpoints[run], selections.get(("heldout", 0)))
     graph.session.done("answers")
     graph.session.done("heldout")
-    for benchmark in pairwise:
-        for run, made in _judgments(graph, runs, benchmark, answers, prompts[benchmark]).items():
-            parts[run][f"judgments-{benchmark}"] = made
+    for pair in pairwise:
+        for run, made in _judgments(graph, runs, pair, answers, prompts[pair]).items():
+            parts[run][f"judgments-{pair}"] = made
+    for rated in rating.benchmarks(config):
+        for run in runs:
+            parts[run][f"ratings-{rated}"] = rating.ratings(graph, run, rated, answers[(run, rated)], prompts[rated])
     graph.session.done("judge")
     scores = {run: _score(graph, run, parts[run], prompts) for run in runs if parts[run]}
     graph.session.done("score")
@@ -74,23 +82,32 @@ def _tasks(graph: Stages, run: str, checkpoint: Result | None) -> Result | None:
     return graph.session.stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make)
 
 
-def _prompts(graph: Stages, benchmark: Pairwise) -> Result | None:
+def _prompts(graph: Stages, benchmark: Pairwise | Rated) -> Result | None:
     """The prompt set of a benchmark as a file of ours, known by its content."""
-    from eval import benchmarks
+    from eval import benchmarks, questions
 
     config = graph.recipe.eval
     assert config is not None
-    source = str(config.protocol(benchmark).prompts)
     name = f"prompts/{benchmark}"
+    fetch = not graph.session.planning
+    wanted: Sequence[benchmarks.Prompt]
     try:
-        wanted = benchmarks.prompts(source, config.limit, fetch=not graph.session.planning)
+        if benchmark == "wildbench" or benchmark == "mtbench":
+            settings = config.rating(benchmark)
+            source = settings.prompts
+            wanted = tasks = questions.tasks(benchmark, source, settings.limit, fetch=fetch)
+            characters = rating.shown_characters(tasks)
+        else:
+            source = str(config.protocol(benchmark).prompts)
+            wanted = benchmarks.prompts(source, config.limit, fetch=fetch)
+            characters = [len(p.prompt) for p in wanted]
     except UserError:
-        if graph.session.planning and source in benchmarks.HUB:
+        if graph.session.planning and source in {**benchmarks.HUB, **questions.HUB}:
             graph.session.note(name, WAITS, f"depends on the hub's {source}, which is not downloaded yet")
             return None
         raise
-    content = digest([asdict(p) for p in wanted])
-    graph.prompt_characters[benchmark] = [len(p.prompt) for p in wanted]
+    content = digest([p.record() for p in wanted])
+    graph.prompt_characters[benchmark] = characters
 
     def make(build: Build, log: Log) -> None:
         benchmarks.write_prompts(wanted, build.path / "prompts.jsonl")
@@ -101,13 +118,13 @@ def _prompts(graph: Stages, benchmark: Pairwise) -> Result | None:
 
 
 def _answers(
-    graph: Stages, run: str, benchmark: Pairwise, checkpoint: Result | None, prompts: Result | None, names: dict[tuple[str, str], str]
+    graph: Stages, run: str, benchmark: Pairwise | Rated, checkpoint: Result | None, prompts: Result | None, names: dict[tuple[str, str], str]
 ) -> Result | None:
-    from eval import answers
+    from eval import answers, turns
 
     config = graph.recipe.eval
     assert config is not None
-    settings = config.protocol(benchmark).answers
+    settings = (config.rating(benchmark) if benchmark == "wildbench" or benchmark == "mtbench" else config.protocol(benchmark)).answers
     assert settings is not None
     group = (run, digest([settings, prompts.digest if prompts else None]))
     if group in names:  # both benchmarks ask the same prompts in the same way
@@ -117,9 +134,12 @@ def _answers(
     def make(build: Build, log: Log) -> None:
         assert checkpoint is not None and prompts is not None
         inputs = {"prompts": prompts.path / "prompts.jsonl"}
-        build.counts.update(answers.run(settings, inputs, build.path, model=graph.model_path(checkpoint), servers=graph.session.servers, log=log))
+        answer = turns.run if benchmark == "mtbench" else answers.run
+        build.counts.update(answer(settings, inputs, build.path, model=graph.model_path(checkpoint), servers=graph.session.servers, log=log))
 
     spec = {"answers": settings.model_dump(mode="json", exclude={"server"}), "args": settings.server.get("args"), "VERSION": answers.VERSION}
+    if benchmark == "mtbench":
+        spec["turns"] = turns.VERSION
     parents = {"checkpoint": checkpoint, "prompts": prompts}
     return graph.session.stage(names[group], spec, parents, make, content=lambda out: file_digest(out / "answers.parquet"))
 

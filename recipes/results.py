@@ -123,13 +123,15 @@ def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     """What is known of the judges: position consistency and verdict mass of this run, and that a small judge's word means little."""
     from eval import calibrate
+    from recipes.rating import RATED
 
     config = recipe.eval
     lines = []
     for name, result in results.items():
         if name.startswith(("judge/", "verdicts/")):
             counts = result.manifest["counts"]
-            said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} games judged"]
+            what = "answers rated" if name.split("/")[1] in RATED else "games judged"
+            said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} {what}"]
             if counts.get("position_pairs"):
                 said.append(f"both orders agree in {100 * counts['position_consistency']:.0f} % of {counts['position_pairs']} pairs")
             if counts.get("first_preferred") is not None:
