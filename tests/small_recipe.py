@@ -33,7 +33,12 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
         return completion("1", "length", logprobs={"tokens": ["token_id:20"], "token_logprobs": [-0.1], "top_logprobs": [top]})
     if path.endswith("/v1/completions") and "temperature" not in body and "structured_outputs" not in body:
         return completion(f"Both are short. [[{dice.choice(['A>>B', 'A>B', 'A=B', 'B>A', 'B>>A'])}]]")
-    return magpie(path, body)
+    answered = magpie(path, body)
+    model = str(body.get("model", ""))
+    if model.endswith("checkpoint") and isinstance(answered, dict) and body.get("prompt_logprobs") is None:
+        for choice in answered["choices"]:  # identical answers would be ties without a call to the judge
+            choice["text"] += f" {Path(model).parent.name[:4]}"
+    return answered
 
 
 def recipe(folder: Path, llama: Path, url: str, *, train: bool = False, **changes: Any) -> Path:
