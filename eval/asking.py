@@ -17,7 +17,7 @@ from core.endpoint import Endpoint, Reply, Request
 from core.errors import UserError
 from core.tracking import Log
 from eval import judge_prompts, verdicts
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, WildBenchConfig
+from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, RewardConfig, WildBenchConfig
 from eval.judge_prompts import Message, Template
 from eval.purchases import Draft, Journal, Purse
 
@@ -52,7 +52,7 @@ class Asker:
     """Asks one judge under one protocol and settles what comes back into `column`."""
 
     judge: JudgeConfig
-    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig
+    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardConfig
     tokenizer: PreTrainedTokenizerBase | None
     """The judge's, when it is asked by token ids; None for a chat endpoint."""
     column: Column
@@ -164,6 +164,8 @@ class Asker:
     def _verdict(self, choice: Mapping[str, Any], text: str, draft: Draft) -> dict[str, Any] | Draft:
         if isinstance(self.protocol, ArenaConfig):
             return self._label(text, draft)
+        if isinstance(self.protocol, RewardConfig):
+            return self._choice(choice, text)
         if not isinstance(self.protocol, AlpacaConfig):
             return self._rating(choice, text)
         codes = self.protocol.codes
@@ -184,6 +186,13 @@ class Asker:
         rating = None if cut else read(verdicts.own_words(text))
         reason = "the judge's text was cut off before its rating" if cut else "the judge's text does not end with a rating from 1 to 10"
         return {"rating": rating, "verdict": text, "status": FAILED if rating is None else OK, "reason": reason if rating is None else None}
+
+    def _choice(self, choice: Mapping[str, Any], text: str) -> dict[str, Any]:
+        cut = choice.get("finish_reason") == "length"
+        label = None if cut else verdicts.closing_choice(verdicts.own_words(text))
+        if label is None:
+            return _cell(None, None, text, "the judge's text was cut off before its choice" if cut else "the judge's text does not end with a choice")
+        return _cell(0.5 if label == "A=B" else float(label[0] == "A"), label, text, None)
 
     def _label(self, text: str, draft: Draft) -> dict[str, Any] | Draft:
         assert isinstance(self.protocol, ArenaConfig)

@@ -177,6 +177,28 @@ class WildBenchConfig(Rated):
     prompt: str = "wildbench"
     """`wildbench` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }}, {{ model_output }}, {{ checklist }}, or the
     official text with {$history} and so on. The reply must end with a JSON object that has a score."""
+    references: dict[str, str] = {}
+    """WB-Reward: models to compare every arm with, NAME: a file or folder of their answers in a form that a baseline has (id and answer …). One
+    more question a task and reference. Empty: WB-Reward is not judged."""
+    reward_prompt: str = "wildbench-reward"
+    """`wildbench-reward` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }}, {{ candidate_A }}, {{ candidate_B }},
+    {{ checklist }}, or the official text with {$history} and so on. The reply must end with a JSON object that has a choice."""
+    margin: int | None = Field(default=None, ge=0)
+    """WB-Reward: a slight win of an answer that is longer by more characters than this is a tie; none means that length does not matter."""
+
+    @property
+    def reward(self) -> RewardConfig:
+        """How the pairwise questions of WB-Reward are asked."""
+        return RewardConfig(answers=self.answers, judge=self.judge, sampling=self.sampling, prompt=self.reward_prompt)
+
+
+class RewardConfig(Rated):
+    """WildBench's WB-Reward, as `WildBenchConfig.reward` has it; no block of a recipe."""
+
+    kind: Literal["wildbench-reward"] = "wildbench-reward"
+    """Which protocol this is."""
+    prompt: str = "wildbench-reward"
+    """`WildBenchConfig.reward_prompt`."""
 
 
 class MTBenchConfig(Rated):

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = Path(__file__).parent / "prompts"
-SHIPPED = ("alpaca", "arena", "arena-direct", "wildbench", "mtbench")
+SHIPPED = ("alpaca", "arena", "arena-direct", "wildbench", "wildbench-reward", "mtbench")
 SLOTS = ("instruction", "output_1", "output_2")
 _MARK = "\u2983slot:{}\u2984"  # brackets that occur in no template; hostile text is never searched for them
-_CUT = re.compile("\u2983slot:([a-z_0-9]+)\u2984")
+_CUT = re.compile("\u2983slot:([A-Za-z_0-9]+)\u2984")
 _SECTION = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 Message = dict[str, str]

@@ -24,7 +24,7 @@ from core.tracking import Log
 from eval import judge_prompts, rewards
 from eval.asking import FIELDS, Asker, Question, most_tokens
 from eval.benchmarks import prompts
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, WildBenchConfig
+from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig, MTBenchConfig, RewardConfig, WildBenchConfig
 from eval.purchases import Journal, Purse
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def within_budget(judge: JudgeConfig, purse: Purse, bought: int, wanted: int) ->
         )
 
 
-Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig
+Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardConfig
 Fields = Mapping[str, pl.DataType | type[pl.DataType]]
 Bought = tuple[pl.DataFrame, dict[str, str], int, int]
 """Judgments (with the value fields of their column), why by id for those that are not settled, how many were asked for, how many the store had."""
@@ -114,14 +114,15 @@ def buy(
 ) -> Bought:
     """The judgments of `questions` from the store's column of this judge and protocol, those that it lacks asked for and kept there.
 
-    `fields` are the column's value fields. Raises UserError when not one of the judgments asked for came back.
+    `fields` are the column's value fields. What `purse` has spent before counts too. Raises UserError when not one of the judgments asked for
+    came back.
     """
     column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), fields)
     names = [question.id for question in questions]
     reasons: dict[str, str] = {}
     with Journal(column) as journal:
         stored = column.read(names)
-        purse.spent = purse.cost(int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0))
+        purse.spent += purse.cost(int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0))
         known = set(stored["id"])
         missing = [question for question in questions if question.id not in known]
         log.progress(len(known), len(questions), "judgments")
@@ -167,7 +168,9 @@ def determines(judge: JudgeConfig, protocol: Judged) -> dict[str, Any]:
     said = {"version": VERSION, "judge": who, "max_answer_characters": judge.max_answer_characters}
     if isinstance(protocol, AlpacaConfig) and protocol.mode == "reward":  # scores of single answers: no prompt, no codes, no sampling
         return {**said, "mode": "reward"}
-    own = protocol.model_dump(mode="json", exclude={"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed", "limit"})
+    elsewhere = {"references", "reward_prompt", "margin"}  # WB-Reward's, which asks by a protocol of its own
+    shared = {"prompts", "answers", "baseline", "judge", "judges", "prompt", "order", "order_seed", "limit"}
+    own = protocol.model_dump(mode="json", exclude=shared | elsewhere)
     named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
     pairwise = isinstance(protocol, (AlpacaConfig, ArenaConfig))  # whose slots are known here; eval.ratings knows the others'
     text = {name: judge_prompts.template(name).text if pairwise else judge_prompts.read(name)[1] for name in named.values()}

@@ -25,6 +25,8 @@ HUB = {
 SECOND = "#2"
 """Ends the item name of a second turn."""
 
+NO_HISTORY = "(none: the request is the first message)"
+
 
 @dataclass(frozen=True)
 class Task(Prompt):
@@ -35,6 +37,12 @@ class Task(Prompt):
     tags: tuple[str, ...] = ()
     turns: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+
+    def shown(self) -> dict[str, str]:
+        """What a judge is shown of a WildBench task, answers aside, by slot: history, user_query, checklist."""
+        history = "\n\n".join(f"{message['role'].upper()}: {message['content']}" for message in self.history)
+        checklist = "\n".join(f"- {point}" for point in self.checklist)
+        return {"history": history or NO_HISTORY, "user_query": self.prompt, "checklist": checklist}
 
 
 def tasks(kind: Literal["wildbench", "mtbench"], source: str, limit: int | None = None, *, fetch: bool = True) -> list[Task]:

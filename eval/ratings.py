@@ -18,7 +18,7 @@ from core.columns import OK
 from core.endpoint import Servers
 from core.store import Counts, digest, write_atomic
 from core.tracking import Log
-from eval import judge_prompts, judges
+from eval import judge_prompts, judges, rewarding
 from eval.asking import Question
 from eval.config import JudgeConfig, MTBenchConfig, WildBenchConfig
 from eval.purchases import Purse
@@ -36,8 +36,6 @@ RATINGS = {
 """Columns of ratings.parquet, one row a turn: `item` is the task or question, `status` "ok" or "unjudged", `judgment` the rating's id in the
 store (null when nobody was asked)."""
 
-NO_HISTORY = "(none: the request is the first message)"
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -52,11 +50,13 @@ class Turn:
 def run(protocol: WildBenchConfig | MTBenchConfig, inputs: Mapping[str, Path], root: Path, out: Path, *, servers: Servers, log: Log) -> Counts:
     """Rate `inputs["answers"]` (an answers folder) to the tasks in `inputs["prompts"]`; write `out`/ratings.parquet and `out`/protocol.json.
 
+    A WildBench protocol with `references` also has WB-Reward judged (eval/rewarding.py) against the answers in `inputs["reference/NAME"]`.
     `protocol` is `EvalConfig.rating(benchmark)`, whose judge is set. `root` is the store's root, where ratings are kept for good. A turn that
     nobody could rate stays, with its reason.
 
     Counts: rows (turns), judged, unjudged and unjudged_reasons, cut (answers shortened), asked, from_store, prompt_tokens, tokens, money,
-    models, fingerprints. Raises UserError when the budget ends the run, or when not one of the ratings asked for came back.
+    models, fingerprints, and with references rewards (the counts of those; money is for both). Raises UserError when the budget ends the run,
+    or when not one of the ratings asked for came back.
     """
     judge = protocol.judge
     assert judge is not None, "EvalConfig.rating fills the judge in"
@@ -72,8 +72,11 @@ def run(protocol: WildBenchConfig | MTBenchConfig, inputs: Mapping[str, Path], r
     frame = _table(turns, stored, reasons)
     frame.write_parquet(out / "ratings.parquet")
     write_atomic(out / "protocol.json", json.dumps(judges.determines(judge, protocol), indent=2))
+    compared: Counts = {}
+    if isinstance(protocol, WildBenchConfig) and protocol.references:
+        compared = {"rewards": rewarding.run(protocol, wanted, inputs, root, out, purse=purse, servers=servers, log=log)}
     cut = sum(answer is not None and len(answer) > judge.max_answer_characters for answer, _ in answers.values())
-    counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)}
+    counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)} | compared
     judges.warn_of_change(counts, log)
     return counts
 
@@ -89,9 +92,7 @@ def _turns(
     first, why = answers.get(task.id, (None, "no answer"))
     shown: list[dict[str, str] | str] = []  # the slots of each turn, or why it has none
     if isinstance(protocol, WildBenchConfig):
-        history = "\n\n".join(f"{message['role'].upper()}: {message['content']}" for message in task.history)
-        own = {"history": history or NO_HISTORY, "user_query": task.prompt, "checklist": "\n".join(f"- {point}" for point in task.checklist)}
-        shown = [f"no answer: {why}" if first is None else own | {"model_output": judges.shorten(first, judge)}]
+        shown = [f"no answer: {why}" if first is None else task.shown() | {"model_output": judges.shorten(first, judge)}]
     else:
         references = [(f"reference_{n}", text) for n, text in enumerate(task.references[:2], 1) if text.strip()]
         said = None if first is None else {"question_1": task.prompt, "answer_1": judges.shorten(first, judge)}

@@ -16,7 +16,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.store import Counts, write_atomic
-from eval import alpaca, arena, ensembles, length_control, mtbench, stats, wildbench
+from eval import alpaca, arena, ensembles, length_control, mtbench, rewarding, stats, wildbench
 from eval.benchmarks import text_id
 from eval.judges import judging
 from eval.questions import SECOND
@@ -28,7 +28,7 @@ SCORES = {
     "reason": pl.String,
 }  # fmt: skip
 """Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the loss, as lm-eval gives it for
-tasks, from 1 to 10 for ratings."""
+tasks, from 1 to 10 for ratings, from -1 to 1 for WB-Reward."""
 
 CREATIVE = "creative_writing"
 """The category that Arena-Hard v2.0 scores apart, against a baseline of its own."""
@@ -149,14 +149,28 @@ def _arena(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
 
 
 def _wildbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
-    """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; over task groups where every task has WildBench's own tags."""
+    """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; over task groups where every task has WildBench's own tags.
+    WB-Reward where it was judged: the mean over tasks of the mean over references, and each reference by itself."""
     frame = _read(folder, "ratings.parquet")
     rows = [_row("wb_score", item, rating, reason) for item, rating, reason in frame.select("item", "rating", "reason").iter_rows()]
     tags = dict(frame.select("item", "tags").iter_rows())
     known = all(own and set(own) <= set(wildbench.GROUPS) for own in tags.values())
     ratings = [{"session_id": item, "model_test": "model", "score": rating} for item, rating in frame.select("item", "rating").iter_rows()]
     (found,) = wildbench.score(ratings, str(folder), tags if known else None)
-    yield "wildbench", rows, {"wb_score": _figure(rows) | {name: found[name] for name in ("adjusted_score", "task_macro_score")}}
+    figures: Figures = {"wb_score": _figure(rows) | {name: found[name] for name in ("adjusted_score", "task_macro_score")}}
+    if (folder / "rewards.parquet").is_file():
+        compared = _read(folder, "rewards.parquet")
+        own = [_reward(str(item), pairs) for (item,), pairs in compared.group_by("item", maintain_order=True)]
+        figures["wb_reward"] = _figure(own) | {"references": rewarding.by_reference(compared, str(folder))}
+        rows += own
+    yield "wildbench", rows, figures
+
+
+def _reward(item: str, pairs: pl.DataFrame) -> dict[str, Any]:
+    """A task's WB-Reward: the mean over its references, of which each must be judged, or tasks would differ in whom they were compared with."""
+    whole = pairs["reward"].null_count() == 0
+    reasons = pairs.filter(pl.col("reward").is_null())["reason"].to_list()
+    return _row("wb_reward", item, sum(pairs["reward"]) / pairs.height if whole else None, reasons[0] if reasons else None)
 
 
 def _mtbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:

@@ -15,6 +15,9 @@ from typing import Any
 LABELS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 """The five verdicts, best for the first answer to best for the second."""
 
+CHOICES = ("A++", "A+", "A=B", "B+", "B++")
+"""WildBench's five verdicts on two answers, in the same order."""
+
 _MIRRORED = {"A<<B": "B>>A", "A<B": "B>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 _DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _SINGLE = re.compile(r"\[([AB<>=]+)\]")
@@ -94,6 +97,7 @@ def top_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
 
 
 _CLOSING_SCORE = re.compile(r"""["']score["']\s*:\s*["']?(\d+(?:\.\d+)?)["']?\s*,?\s*\}$""")
+_CLOSING_CHOICE = re.compile(r"""["']choice["']\s*:\s*["']\s*([AB]\+\+?|A=B)\s*["']\s*,?\s*\}$""")
 _CLOSING_RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]\W*$")
 
 
@@ -102,6 +106,17 @@ def closing_score(text: str) -> float | None:
 
     Only the end counts, so that an object or a score which the judge quotes on its way is never taken for its own. From 1 to 10.
     """
+    return _one_to_ten(_closing(text, "score", _CLOSING_SCORE))
+
+
+def closing_choice(text: str) -> str | None:
+    """WB-Reward's form: one of `CHOICES` as the choice of the JSON object that ends a text, read as `closing_score` reads a score; else None."""
+    found = _closing(text, "choice", _CLOSING_CHOICE)
+    return found.strip() if isinstance(found, str) and found.strip() in CHOICES else None
+
+
+def _closing(text: str, field: str, ending: re.Pattern[str]) -> Any:
+    """The value of a field of the JSON object that ends a text, or what `ending` finds where the object is broken; None for neither."""
     said = text.strip().rstrip("`").rstrip()
     start = said.find("{")
     try:
@@ -109,10 +124,10 @@ def closing_score(text: str) -> float | None:
         found, end = json.JSONDecoder(strict=False).raw_decode(said, max(start, 0))
     except json.JSONDecodeError:
         found, end = None, 0
-    if isinstance(found, dict) and "score" in found and end == len(said):
-        return _one_to_ten(found["score"])
-    match = _CLOSING_SCORE.search(said)
-    return _one_to_ten(match[1]) if match else None
+    if isinstance(found, dict) and field in found and end == len(said):
+        return found[field]
+    match = ending.search(said)
+    return match[1] if match else None
 
 
 def closing_rating(text: str) -> float | None:

@@ -54,6 +54,13 @@ def choice(text: Any, *, model_is_a: bool) -> tuple[int, int] | None:
     return (1 if (label[0] == "A") == model_is_a else -1), len(label) - 1
 
 
+def worth(sign: int, extent: int, ours: int, theirs: int, margin: int | None = None) -> float:
+    """The reward of one comparison: `ours` and `theirs` are the answers' characters, `margin` as in `reward`."""
+    value = REWARDS[extent] * sign
+    longer = ours - theirs if value > 0 else theirs - ours
+    return 0.0 if margin is not None and abs(value) == 0.5 and longer > margin else value
+
+
 def score(rows: Iterable[Mapping[str, Any]], where: str = "judgments", tags: Mapping[str, list[str]] | None = None) -> list[dict[str, Any]]:
     """WB-Score of each model: rows with session_id, model_test, score and model_output.
 
@@ -132,11 +139,9 @@ def reward(
     models: dict[str, list[tuple[str, float]]] = {}
     for row in battles:
         model = row["model_A"] if row["model_B"] == reference else row["model_B"]
-        value = REWARDS[row["extent"]] * (0 if row["winner"] == "tie" else 1 if row["winner"] == model else -1)
-        if margin is not None and abs(value) == 0.5:
-            winner, loser = (model, reference) if value > 0 else (reference, model)
-            if len(row["model_outputs"][winner]) > len(row["model_outputs"][loser]) + margin:
-                value = 0.0
+        sign = 0 if row["winner"] == "tie" else 1 if row["winner"] == model else -1
+        ours, theirs = (0, 0) if margin is None else (len(row["model_outputs"][name]) for name in (model, reference))
+        value = worth(sign, row["extent"], ours, theirs, margin)
         models.setdefault(model, []).append((row["session_id"], value))
     found = []
     for model, tasks in models.items():

@@ -132,6 +132,8 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
             counts = result.manifest["counts"]
             what = "answers rated" if name.split("/")[1] in RATED else "games judged"
             said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} {what}"]
+            if counts.get("rewards"):
+                said.append(f"{counts['rewards']['judged']} of {counts['rewards']['rows']} compared with references")
             if counts.get("position_pairs"):
                 said.append(f"both orders agree in {100 * counts['position_consistency']:.0f} % of {counts['position_pairs']} pairs")
             if counts.get("first_preferred") is not None:
