@@ -154,9 +154,6 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
                 lines += [f"{who} {calibrate.sentence(k)}" for k in known]
                 if not known:
                     lines.append(f"{who} was never compared with people: `magpie agreement RECIPE --data FOLDER` does")
-    if config is not None and config.judge is not None and "SmolLM2-135M" in config.judge.model:
-        lines.append(
-            "a 135M judge agrees with people no better than chance (measured 0.52 on PandaLM pairs), so the win rates show the machinery, "
-            "not the models"
-        )
+    if recipe.caveat:
+        lines.append(recipe.caveat)
     return lines

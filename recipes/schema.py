@@ -46,6 +46,8 @@ class Recipe(BaseModel):
     """How each checkpoint is measured."""
     baseline: str | None = None
     """Arm that the others are judged against; default: the first arm that is a finished model, else the first random arm."""
+    caveat: str | None = None
+    """One sentence that stands below every result of this recipe, for what a reader must know to judge it."""
     track: Literal["wandb", "none"] = "wandb"
     """Experiment tracking; W&B writes offline where there is no API key."""
     project: str = "magpie"

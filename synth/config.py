@@ -31,38 +31,37 @@ class Measure:
     """One thing that is measured at once and fills one or more columns.
 
     `cost` orders the schedule (cheapest first); `reads` says what a cell depends on: the row's instruction, its response, or the
-    whole pool; `function` is the dotted name of what computes it ("" for what is derived from texts and costs nothing).
+    whole pool. What computes it is called in synth/measure.py.
     """
 
     cost: int
     reads: Literal["instruction", "response", "pool"]
-    function: str
     columns: dict[str, Field_]
 
 
 NUMBER, TEXT, BOOL = Field_("number"), Field_("text"), Field_("bool")
 
 MEASURES: dict[str, Measure] = {
-    "text": Measure(0, "instruction", "", {
+    "text": Measure(0, "instruction", {
         "instruction": TEXT, "instruction_length": NUMBER, "instruction_tokens": NUMBER, "instruction_finish_reason": Field_("label", FINISH),
         "incomplete": BOOL, "exact_duplicate": BOOL, "repetition": NUMBER, "template_leak": BOOL, "temperature": NUMBER, "top_p": NUMBER,
     }),
-    "language": Measure(1, "instruction", "synth.language.language", {"language": TEXT}),
-    "neighbors": Measure(2, "pool", "synth.neighbors.neighbors", {
+    "language": Measure(1, "instruction", {"language": TEXT}),
+    "neighbors": Measure(2, "pool", {
         "min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT, "near_duplicate": BOOL}),
-    "quality": Measure(3, "instruction", "synth.tags.quality", {
+    "quality": Measure(3, "instruction", {
         "input_quality": Field_("ordered", QUALITY), "input_quality_rank": NUMBER, "quality_explanation": TEXT}),
-    "difficulty": Measure(3, "instruction", "synth.tags.difficulty", {
+    "difficulty": Measure(3, "instruction", {
         "difficulty": Field_("ordered", DIFFICULTY), "difficulty_rank": NUMBER, "intent": TEXT, "knowledge": TEXT}),
-    "category": Measure(3, "instruction", "synth.tags.category", {"task_category": Field_("label", CATEGORY)}),
-    "response": Measure(5, "response", "synth.generate.responses", {
+    "category": Measure(3, "instruction", {"task_category": Field_("label", CATEGORY)}),
+    "response": Measure(5, "response", {
         "response": TEXT, "response_length": NUMBER, "response_tokens": NUMBER, "response_finish_reason": Field_("label", FINISH),
         "response_repetition": NUMBER, "refusal": BOOL, "response_template_leak": BOOL,
     }),
-    "reward": Measure(6, "response", "synth.tags.reward", {"instruct_reward": NUMBER}),
+    "reward": Measure(6, "response", {"instruct_reward": NUMBER}),
     # In no tagger of ours yet: read from published sets only.
-    "reward_difference": Measure(7, "response", "", {"base_reward": NUMBER, "reward_difference": NUMBER}),
-    "safety": Measure(7, "response", "", {"llama_guard_2": TEXT}),
+    "reward_difference": Measure(7, "response", {"base_reward": NUMBER, "reward_difference": NUMBER}),
+    "safety": Measure(7, "response", {"llama_guard_2": TEXT}),
 }  # fmt: skip
 """Everything that can be measured of a row, cheapest first (ties: the order here)."""
 
