@@ -69,8 +69,8 @@ class Client:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
-    def stream(self, requests: Iterator[Request], limit: int) -> Iterator[Reply]:
-        """Replies as they finish, at most `limit` requests in flight.
+    def stream(self, requests: Iterator[Request], limit: int, then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
+        """Replies as they finish, at most `limit` requests in flight; `then` as in `Endpoint.stream`.
 
         The servers stay full while the caller works on a reply: what finished meanwhile makes room for new requests before the next reply
         is yielded, until `limit` replies wait for the caller.
@@ -82,6 +82,10 @@ class Client:
                 finished = self._finished.get()
                 if isinstance(finished, BaseException):
                     raise finished
+                following = then(finished) if then else None
+                if following is not None:
+                    self._loop.call_soon_threadsafe(self._launch, following)
+                    continue
                 ready.append(finished)
                 in_flight -= 1
             while more and in_flight < limit and len(ready) < limit:

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,8 +193,11 @@ class Endpoint:
         self._servers = servers
         self.spec = spec
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def stream(self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
         """Send the requests and yield each one's reply once, as they finish (any order).
+
+        `then` makes chains without a barrier: a reply for which it returns a request is not yielded; that request goes out at once in its place
+        (the next turn of a conversation, the rest of a text whose first token was chosen). It is called in the caller's thread, once a reply.
 
         At most `max_in_flight` are in flight; `requests` is pulled in the caller's thread, only when there is room. 429, 5xx, timeouts, lost
         connections and broken bodies are sent again with back-off (Retry-After honoured); what still fails, and any other 4xx, comes
@@ -212,4 +215,4 @@ class Endpoint:
             self._servers.targets(self.spec) as targets,
             Client(targets, self.spec.request_model, self.spec.timeout, self._servers.say) as client,
         ):
-            yield from client.stream(itertools.chain([first], iterator), limit)
+            yield from client.stream(itertools.chain([first], iterator), limit, then)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from core import client
-from core.endpoint import Endpoint, Request, Servers, ServerSpec
+from core.endpoint import Endpoint, Reply, Request, Servers, ServerSpec
 from core.errors import UserError
 from tests.scripted_model import magpie
 from tests.scripted_server import FAULTS, Fault, ScriptedServer, completion, flaky
@@ -55,6 +55,21 @@ def test_requests_are_pulled_only_when_there_is_room(servers: Servers) -> None:
             next(replies)
         assert len(pulled) <= 10 + 4 + 4  # taken by us, waiting for us, in flight
         replies.close()
+
+
+def test_a_chain_goes_on_at_once_in_its_own_place_and_only_its_last_reply_is_yielded(servers: Servers) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def then(reply: Reply) -> Request | None:
+        assert reply.body is not None
+        so_far = seen.setdefault(reply.key, [])
+        so_far.append(int(reply.body["choices"][0]["text"]))
+        return Request(reply.key, {"prompt": [1], "seed": so_far[-1] + 1000}) if len(so_far) < 3 else None
+
+    with ScriptedServer(lambda _, body: completion(str(body["seed"]))) as server:
+        replies = list(given(servers, server, max_in_flight=5).stream(ask(40), then))
+    assert sorted(r.key for r in replies) == sorted(seen) and len(replies) == 40 and server.high_water <= 5
+    assert seen == {f"row-{i}": [i, i + 1000, i + 2000] for i in range(40)}
 
 
 def test_the_model_name_is_filled_in_and_a_given_one_is_kept(servers: Servers) -> None:
