@@ -102,15 +102,34 @@ def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, s
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool, chat_template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool,
+    chat_template: str | None = None,
+    content_parts: bool = False,
 ) -> list[int]:
     """Token ids of a conversation, where special tokens spelled inside a message are plain text and only the template's own are control tokens.
 
-    A conversation without such spellings gets exactly the ids of the rendered text. Raises UserError when the template refuses it.
+    A conversation without such spellings gets exactly the ids of the rendered text. `content_parts`: the template wants a message's content
+    as a list of parts (Llama-Guard-3-1B and 4). Raises UserError when the template refuses the conversation.
     """
     template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
     safe, hidden = _shield(tokenizer, messages)
-    return _encode(tokenizer, _rendered(tokenizer, safe, template, {}, generation=add_generation_prompt), hidden)
+    given: Sequence[dict[str, Any]] = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in safe] if content_parts else safe
+    return _encode(tokenizer, _rendered(tokenizer, given, template, {}, generation=add_generation_prompt), hidden)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text without a chat template or BOS, where special tokens that it spells are plain text."""
+    (safe,), hidden = _shield(tokenizer, [_user(text)])
+    return _encode(tokenizer, safe["content"], hidden)
+
+
+def text_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text by itself: BOS, or nothing."""
+    ids = tokenizer("a")["input_ids"]
+    return [int(ids[0])] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
 def _first_turn(
@@ -261,7 +280,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], template: str | None, kwargs: dict[str, Any], generation: bool = True
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], template: str | None, kwargs: dict[str, Any], generation: bool = True
 ) -> str:
     from jinja2 import TemplateError
 
