@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.columns import FAILED, OK
 from core.errors import UserError
+from synth.embeddings import embed as embed
 
 if TYPE_CHECKING:
     import torch
@@ -30,28 +31,6 @@ BLOCK = 1024
 GPU_BLOCK = 16384
 ZERO = 1e-6
 """Distances below this are rounding and become 0."""
-
-
-def embed(texts: Sequence[str], model_path: str, batch: int = 64, device: str | None = None) -> NDArray[np.float32]:
-    """Unit vectors of texts, float32 [len(texts), dimensions], by a sentence-transformers model (a folder or hub id).
-
-    Equal texts are embedded once, so their vectors are bitwise equal. `batch` is texts at a time; the model cuts texts at its own
-    max_seq_length in tokens (256 for MiniLM, 384 for mpnet). Raises UserError when the model cannot be loaded.
-    """
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # the loading bar would break into the run's own progress
-    try:
-        model = SentenceTransformer(model_path, device=device, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the embedding model {model_path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    distinct = list(dict.fromkeys(texts))
-    raw = model.encode(distinct, batch_size=batch, convert_to_numpy=True, show_progress_bar=False).astype(np.float64)
-    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
-    place = {text: at for at, text in enumerate(distinct)}
-    vectors: NDArray[np.float32] = raw.astype(np.float32)[[place[text] for text in texts]]
-    return vectors
 
 
 def neighbors(
