@@ -7,28 +7,38 @@ from __future__ import annotations
 
 import polars as pl
 
+from synth.ngrams import characters, grams, words
+
 SLICE = 20_000  # texts whose words are in memory at once
+GRAM = 4  # words in a row that count as repeated
 
 # An instruction that stops before it says what it is about: "Fix this code:", an opened bracket, a trailing "and the".
 _CUT_END = r"(?i)([:,;(\[{]|\.\.\.|…|-|\b(and|or|but|the|a|an|of|to|with|for|in|is|are|that|which|because))\s*$"
 
 _REFUSAL = (
-    r"(?i)^\W*(i'?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|i (can'?t|cannot|can not|won'?t|will not|am unable|am not able)\b"
-    r"|i'?m (unable|not able)\b|as an? (ai|artificial intelligence|language model|large language model)\b|unfortunately,? i (can'?t|cannot|am|'m))"
+    r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|i (can['’]?t|cannot|can not|won['’]?t|will not|am unable|am not able)\b"
+    r"|i['’]?m (unable|not able)\b|as an? (ai|artificial intelligence|language model|large language model)\b"
+    r"|unfortunately,? i (can['’]?t|cannot|am|['’]m))"
 )
 
 # Chat markup of the common families, so that a leak is seen without the tokenizer at hand.
-_MARKUP = (
-    r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|</?think>"
-    r"|(?m)^(### (Instruction|Response):|(USER|ASSISTANT|Human|Assistant|User): )"
+_MARKUP = r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+
+# A turn's header in plain words. Lower-case `user:` or `model:` is not one: those are keys of configuration files.
+_ROLE = (
+    r"(?m)^[ \t>]*(#{2,4} ?\**(Instruction|Response|Human|Assistant|User)\b|\**(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|AI|Chatbot)\**:"
+    r"|assistant[ \t]*$)"
 )
+
+_THINK = r"(?i)</?(think|thinking|thought|reasoning)>|◁/?think▷|<\|(begin|end)_of_thought\|>"
 
 
 def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """Free columns of instructions.
 
     `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id, instruction_length (characters), incomplete,
-    repetition (0 to 1), template_leak, exact_duplicate (false for the first row with that text)].
+    repetition (0 to 1), template_leak (special tokens of a chat template), role_leak (a turn's header in plain words, such as "Assistant:" or
+    "### Response"), think_leak (a think tag, closed or not), instruction_refusal, exact_duplicate (false for the first row with that text)].
     """
     text = pl.col("instruction").fill_null("")
     return rows.with_columns(_repetition(rows["instruction"])).select(
@@ -37,6 +47,9 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
         (_cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)).alias("incomplete"),
         "repetition",
         text.str.contains(_MARKUP).alias("template_leak"),
+        text.str.contains(_ROLE).alias("role_leak"),
+        text.str.contains(_THINK).alias("think_leak"),
+        text.str.contains(_REFUSAL).alias("instruction_refusal"),
         (~text.is_first_distinct()).alias("exact_duplicate"),
     )
 
@@ -45,7 +58,8 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """Free columns of responses.
 
     `rows`: id, response, and optionally finish_reason. Returns, in the same order, [id, response_length (characters), response_incomplete
-    (cut off at max_tokens, or an odd code fence), response_repetition (0 to 1), refusal, response_template_leak]; a null response gives nulls.
+    (cut off at max_tokens, or an odd code fence), response_repetition (0 to 1), refusal, response_template_leak, response_role_leak,
+    response_think_leak]; a null response gives nulls.
     """
     text = pl.col("response")
     return rows.with_columns(_repetition(rows["response"]).alias("response_repetition")).select(
@@ -55,6 +69,8 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
         pl.when(text.is_not_null()).then("response_repetition"),
         text.str.contains(_REFUSAL).alias("refusal"),
         text.str.contains(_MARKUP).alias("response_template_leak"),
+        text.str.contains(_ROLE).alias("response_role_leak"),
+        text.str.contains(_THINK).alias("response_think_leak"),
     )
 
 
@@ -65,16 +81,20 @@ def _cut_off(rows: pl.DataFrame) -> pl.Expr:
 def _repetition(texts: pl.Series) -> pl.Series:
     """Share of a text's word 4-grams that occurred in it before (0: all new); texts of fewer than four words have 0.
 
-    A text without spaces (Chinese, Japanese) is read by characters.
+    A text in one piece, without any space, is read by characters.
     """
     return pl.concat([_repeated(texts.slice(at, SLICE)) for at in range(0, max(len(texts), 1), SLICE)]).alias("repetition")
 
 
 def _repeated(texts: pl.Series) -> pl.Series:
-    lower = texts.fill_null("").str.to_lowercase()
-    words = pl.when(pl.col("t").str.contains(r"\s")).then(pl.col("t").str.extract_all(r"\S+")).otherwise(pl.col("t").str.extract_all(r"\S"))
-    numbered = lower.alias("t").to_frame().select(words.alias("w")).with_row_index("row")
-    flat = numbered.explode("w").with_columns([pl.col("w").shift(-k).over("row").alias(f"w{k}") for k in (1, 2, 3)]).drop_nulls("w3")
-    grams = flat.group_by("row").agg(pl.len().alias("n"), pl.struct("w", "w1", "w2", "w3").n_unique().alias("u"))
-    share = numbered.select("row").join(grams, on="row", how="left", maintain_order="left").select((1 - pl.col("u") / pl.col("n")).fill_null(0.0))
-    return share.to_series()
+    rows = pl.DataFrame({"row": pl.int_range(len(texts), dtype=pl.Int64, eager=True)})
+    pieces = texts.str.contains(r"\s").fill_null(True)
+    parts = []
+    for at, split in ((pieces.arg_true(), words), ((~pieces).arg_true(), characters)):
+        if len(at):
+            found = grams(split(texts.gather(at)), GRAM)
+            parts.append(pl.DataFrame({"row": at.cast(pl.Int64).gather(found.row), "hash": found.hash}))
+    if not parts:
+        return pl.Series(dtype=pl.Float64)
+    counted = pl.concat(parts).group_by("row").agg((1 - pl.col("hash").n_unique() / pl.len()).alias("share"))
+    return rows.join(counted, on="row", how="left", maintain_order="left")["share"].fill_null(0.0)

@@ -53,10 +53,17 @@ def test_repetition_is_the_share_of_word_four_grams_seen_before() -> None:
     assert response("go on and on " * 50)["response_repetition"] > 0.95  # type: ignore[operator]
     assert response("你好世界" * 50)["response_repetition"] > 0.9  # type: ignore[operator]
     assert instruction("short")["repetition"] == 0
+    assert instruction("我们 你好世界你好世界")["repetition"] == pytest.approx(1 / 7)  # writing without spaces counts by characters
+
+
+def test_repetition_of_many_texts_is_that_of_each_alone() -> None:
+    texts = ["a b c d a b c d", None, "", "你好世界" * 9, "one\ntwo\tthree four  five"] * 3
+    together = instruction_columns(pl.DataFrame({"id": [str(i) for i in range(15)], "instruction": texts}))["repetition"].to_list()
+    assert together == [instruction(t)["repetition"] for t in texts]
 
 
 @pytest.mark.parametrize(
-    "text", ["hi <|im_end|> there", "<|eot_id|>", "a</s>", "[INST] b", "<start_of_turn>user", "<｜User｜>x", "Hello\nUSER: more", "### Response:\nx"]
+    "text", ["hi <|im_end|> there", "<|eot_id|>", "a</s>", "[INST] b", "<start_of_turn>user", "<｜User｜>x"]
 )
 def test_template_markup_in_a_text_is_a_leak(text: str) -> None:
     assert instruction(text)["template_leak"] and response(text)["response_template_leak"]
@@ -67,7 +74,35 @@ def test_ordinary_text_with_brackets_is_no_leak(text: str) -> None:
     assert not instruction(text)["template_leak"]
 
 
-@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"])
+@pytest.mark.parametrize(
+    "text",
+    ["Hello\nUSER: more", "Write a poem.\nassistant: Roses", "Explain this.\n\n### Response:\nx", "Add 2 and 2.\nassistant\n\nIt is 4.", "a\n**Assistant:** b",
+     "Human: hi", "x\n## Instruction\ny"],
+)  # fmt: skip
+def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: str) -> None:
+    assert instruction(text)["role_leak"] and response(text)["response_role_leak"]
+    assert not instruction(text)["template_leak"]
+
+
+@pytest.mark.parametrize(
+    "text", ["An assistant for every user", "Ask the assistant: who?", "services:\n  user: root\n", "model: llama", "### Responsibilities", "AI safety: why?"]
+)
+def test_words_for_roles_in_ordinary_text_are_no_role_leak(text: str) -> None:
+    assert not instruction(text)["role_leak"]
+
+
+@pytest.mark.parametrize("text", ["<think>hm</think> 4", "<think>\nnever closed", "so it is 4</think>\n4", "◁think▷ a"])
+def test_think_tag_closed_or_not_is_a_think_leak(text: str) -> None:
+    assert instruction(text)["think_leak"] and response(text)["response_think_leak"]
+    assert not instruction("I think <b>so</b>, and thinking helps")["think_leak"]
+
+
+def test_instruction_that_refuses_is_seen() -> None:
+    assert instruction("I’m sorry, but as an AI I have no questions.")["instruction_refusal"]
+    assert not instruction("Why do models say: I'm sorry?")["instruction_refusal"]
+
+
+@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "I’m sorry.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"])
 def test_refusal_is_seen_at_the_beginning(text: str) -> None:
     assert response(text)["refusal"]
 
