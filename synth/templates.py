@@ -3,8 +3,6 @@
 Everything is derived from the tokenizer's own chat template by difference: a conversation is rendered with a sentinel as the user's message
 and cut at the sentinel. The first turn so has exactly the BOS that the template writes, and a follow-up turn has no empty assistant header and
 no second BOS (distilabel 1.5.3 sends both). Families whose tokenizers come without a chat template are data: `families.json`.
-
-Model output is hostile text: an instruction that spells `<|im_end|>` must reach the model as those characters. `encode_conversation` does that.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError, nearest
-from core.store import digest
+from synth.control import control_tokens, encode, plain_ids, shield
+from synth.families import UNTESTED, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +34,6 @@ OVERRIDES = ("text", "chat_template", "chat_template_kwargs", "stop_tokens", "st
 _SENTINEL = "Xq7UserTurnHereXq7"
 # Special tokens that end something in every family's spelling: <|end_of_text|>, <|endoftext|>, <|eot_id|>, </s>, <end_of_turn>, <|EOT|> ...
 _ENDING = re.compile(r"^<[|｜]?(/s|end|im_end|eo[stm])", re.IGNORECASE)
-# Added tokens that are markup without being flagged as special (DeepSeek's <｜User｜>); think tags are content, not headers.
-_MARKUP = re.compile(r"^(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,15 @@ def pre_query(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = DE
     return PreQuery(text, ids, stop, derived)
 
 
+def described(tokenizer: PreTrainedTokenizerBase, found: PreQuery) -> dict[str, Any]:
+    """A pre-query template as `magpie template` prints it: its text and ids, how they came about, and what the like of it was tested against."""
+    family = family_of(str(tokenizer.name_or_path))
+    facts: dict[str, Any] = {"family": family.name if family else None, "tested": family.tested if family else UNTESTED}
+    if family and family.advice:
+        facts["advice"] = family.advice
+    return {"text": found.text, "token_ids": list(found.token_ids), "stop_token_ids": list(found.stop_token_ids), **found.derived, **facts}
+
+
 def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], overrides: Mapping[str, Any] | None = None) -> list[int]:
     """Token ids up to the place of the next user message of a conversation that ends with the assistant, by difference.
 
@@ -96,9 +102,9 @@ def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, s
         raise UserError("a follow-up turn continues a conversation whose last message is the assistant's; give one that ends so.")
     chosen = _checked(overrides)
     template, _ = _template(tokenizer, chosen)
-    safe, hidden = _shield(tokenizer, messages)
+    safe, hidden = shield(tokenizer, messages)
     text = _rendered(tokenizer, [*safe, _user(_SENTINEL)], template, dict(chosen.get("chat_template_kwargs", {})), generation=False)
-    return _encode(tokenizer, _cut(tokenizer, text)[0], hidden)
+    return encode(tokenizer, _cut(tokenizer, text)[0], hidden)
 
 
 def encode_conversation(
@@ -108,22 +114,32 @@ def encode_conversation(
     add_generation_prompt: bool,
     chat_template: str | None = None,
     content_parts: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a conversation, where special tokens spelled inside a message are plain text and only the template's own are control tokens.
 
     A conversation without such spellings gets exactly the ids of the rendered text. `content_parts`: the template wants a message's content
-    as a list of parts (Llama-Guard-3-1B and 4). Raises UserError when the template refuses the conversation.
+    as a list of parts (Llama-Guard-3-1B and 4). `chat_template_kwargs`: what the template takes besides, e.g. {"enable_thinking": False}.
+    Raises UserError when the template refuses the conversation.
     """
     template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
-    safe, hidden = _shield(tokenizer, messages)
+    safe, hidden = shield(tokenizer, messages)
     given: Sequence[dict[str, Any]] = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in safe] if content_parts else safe
-    return _encode(tokenizer, _rendered(tokenizer, given, template, {}, generation=add_generation_prompt), hidden)
+    return encode(tokenizer, _rendered(tokenizer, given, template, dict(chat_template_kwargs or {}), generation=add_generation_prompt), hidden)
+
+
+def generation_prompt(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> str:
+    """What the chat template writes after a user's message so that the assistant speaks; some templates open a think block there."""
+    template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
+    return _cut(tokenizer, _rendered(tokenizer, [_user(_SENTINEL)], template, dict(chat_template_kwargs or {})))[1]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text without a chat template or BOS, where special tokens that it spells are plain text."""
-    (safe,), hidden = _shield(tokenizer, [_user(text)])
-    return _encode(tokenizer, safe["content"], hidden)
+    (safe,), hidden = shield(tokenizer, [_user(text)])
+    return encode(tokenizer, safe["content"], hidden)
 
 
 def text_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -176,8 +192,8 @@ def _stable_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[in
 
     A tokenizer that writes " What" as one token would never continue a lone " ": such a space is not sent.
     """
-    alone = _plain_ids(tokenizer, text)
-    follow = [_plain_ids(tokenizer, text + word) for word in ("What", "Please", "I", "1", "(")]
+    alone = plain_ids(tokenizer, text)
+    follow = [plain_ids(tokenizer, text + word) for word in ("What", "Please", "I", "1", "(")]
     same = 0
     while all(same < len(ids) for ids in (alone, *follow)) and len({ids[same] for ids in (alone, *follow)}) == 1:
         same += 1
@@ -209,60 +225,6 @@ def _generation_ends(name: str) -> tuple[int, ...]:
         return ()
     ends = json.loads(Path(path).read_text()).get("eos_token_id") if path else None
     return tuple(ends) if isinstance(ends, list) else (ends,) if isinstance(ends, int) else ()
-
-
-@functools.lru_cache(maxsize=8)
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """Ids of the control tokens by their text: those flagged special, and added markup such as <｜User｜>; think tags are content."""
-    return {
-        str(token.content): int(i)
-        for i, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip() and (token.special or (_MARKUP.match(token.content) and "think" not in token.content))
-    }
-
-
-def _shield(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Messages with every spelled control token replaced by a placeholder word, and what each placeholder stands for."""
-    pattern = _spelled(tokenizer)
-    hidden: dict[str, str] = {}
-    nonce = ""
-
-    def hide(match: re.Match[str]) -> str:
-        nonlocal nonce
-        nonce = nonce or "Zq" + digest([m["content"] for m in messages])[:20]
-        placeholder = f"{nonce}n{len(hidden)}e"
-        hidden[placeholder] = match.group()
-        return placeholder
-
-    return [{**m, "content": pattern.sub(hide, m["content"])} for m in messages], hidden
-
-
-@functools.lru_cache(maxsize=8)
-def _spelled(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds control tokens that are spelled in a text, the longest first; of a tokenizer without any, nothing."""
-    return re.compile("|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True))) or r"(?!)")
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]) -> list[int]:
-    """Ids of rendered text in which placeholders stand for spelled control tokens."""
-    if not hidden:
-        return _plain_ids(tokenizer, text)
-    control = set(control_tokens(tokenizer).values())
-    ids: list[int] = []
-    for piece in re.split("(" + "|".join(map(re.escape, hidden)) + ")", text):
-        if piece not in hidden:
-            ids += _plain_ids(tokenizer, piece) if piece else []
-            continue
-        spelled = [int(i) for i in tokenizer(hidden[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]]
-        if control & set(spelled):  # added markup is matched even so: halves of it are not
-            middle = len(hidden[piece]) // 2
-            spelled = _plain_ids(tokenizer, hidden[piece][:middle]) + _plain_ids(tokenizer, hidden[piece][middle:])
-        ids += spelled
-    return ids
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def _user(content: str) -> dict[str, str]:
@@ -299,20 +261,15 @@ def _template(tokenizer: PreTrainedTokenizerBase, chosen: Mapping[str, Any]) -> 
         return str(chosen["chat_template"]), "the recipe's chat template"
     if tokenizer.chat_template:
         return str(tokenizer.get_chat_template()), "the tokenizer's chat template"
-    for family in _families():
-        if re.search(family["match"], str(tokenizer.name_or_path), re.IGNORECASE):
-            return str(family["chat_template"]), f"families.json: {family['name']}"
+    family = family_of(str(tokenizer.name_or_path))
+    if family is not None and family.chat_template:
+        return family.chat_template, f"families.json: {family.name} ({family.source})"
     if "text" in chosen:
         return None, "the recipe's text"
     raise UserError(
         f"the tokenizer of {tokenizer.name_or_path} has no chat template, so there is no pre-query template: use an instruction-tuned model, "
         "or give `chat_template` or `text` in the recipe."
     )
-
-
-@functools.cache
-def _families() -> tuple[dict[str, str], ...]:
-    return tuple(json.loads(Path(__file__).with_name("families.json").read_text()))
 
 
 def _checked(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
