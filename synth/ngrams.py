@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 # Writing without spaces between words: every character counts as a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_BETWEEN = r"[^\p{Alphabetic}\p{M}\p{N}]+"
 _SPACES = ["\n", "\t", "\r", "\u00a0", "\u3000"]
 _MIX = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)]
 
@@ -31,10 +32,7 @@ def words(texts: pl.Series, *, plain: bool = False) -> Grams:
     Words are what stands between spaces; with `plain`, runs of letters, marks and digits (so punctuation and markup do not count).
     """
     lower = texts.fill_null("").str.to_lowercase()
-    if plain:
-        lower = lower.str.replace_all(r"[^\p{Alphabetic}\p{M}\p{N}]+", " ")
-    else:
-        lower = lower.str.replace_many(_SPACES, [" "])
+    lower = lower.str.replace_all(_BETWEEN, " ") if plain else lower.str.replace_many(_SPACES, [" "])
     unspaced = lower.str.contains(_UNSPACED)
     if unspaced.any():
         lower = lower.scatter(unspaced.arg_true(), lower.filter(unspaced).str.replace_all(f"({_UNSPACED})", " $1 "))

@@ -76,8 +76,8 @@ def test_ordinary_text_with_brackets_is_no_leak(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Hello\nUSER: more", "Write a poem.\nassistant: Roses", "Explain this.\n\n### Response:\nx", "Add 2 and 2.\nassistant\n\nIt is 4.", "a\n**Assistant:** b",
-     "Human: hi", "x\n## Instruction\ny"],
+    ["Hello\nUSER: more", "Write a poem.\nassistant: Roses", "Explain this.\n\n### Response:\nx", "Add 2 and 2.\nassistant\n\nIt is 4.",
+     "a\n**Assistant:** b", "Human: hi", "x\n## Instruction\ny"],
 )  # fmt: skip
 def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: str) -> None:
     assert instruction(text)["role_leak"] and response(text)["response_role_leak"]
@@ -85,7 +85,8 @@ def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: st
 
 
 @pytest.mark.parametrize(
-    "text", ["An assistant for every user", "Ask the assistant: who?", "services:\n  user: root\n", "model: llama", "### Responsibilities", "AI safety: why?"]
+    "text",
+    ["An assistant for every user", "Ask the assistant: who?", "services:\n  user: root\n", "model: llama", "### Responsibilities", "AI safety: why?"],
 )
 def test_words_for_roles_in_ordinary_text_are_no_role_leak(text: str) -> None:
     assert not instruction(text)["role_leak"]
@@ -102,7 +103,9 @@ def test_instruction_that_refuses_is_seen() -> None:
     assert not instruction("Why do models say: I'm sorry?")["instruction_refusal"]
 
 
-@pytest.mark.parametrize("text", ["I'm sorry, but I can't help.", "I’m sorry.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"])
+@pytest.mark.parametrize(
+    "text", ["I'm sorry, but I can't help.", "I’m sorry.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"]
+)
 def test_refusal_is_seen_at_the_beginning(text: str) -> None:
     assert response(text)["refusal"]
 
