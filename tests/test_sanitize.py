@@ -1,0 +1,138 @@
+"""What is taken off an instruction, what stays, and the original's defects that are not repeated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+
+from synth.sanitize import Rules, sanitized
+
+
+def clean(text: str | None, rules: Rules = "llama-3") -> tuple[str | None, str]:
+    found = sanitized(pl.Series([text], dtype=pl.String), rules).row(0)
+    return found[0], found[1]
+
+
+# The original's rules that do the damage, as its code has them (str_utils.py 173, 263 to 270, 347 to 354, 207).
+def number_off(text: str) -> str:
+    return re.sub(r"^\d+\.", "", text).strip()
+
+
+def to_first_question_mark(text: str) -> str:
+    return text[: text.index("?") + 1]
+
+
+def first_line(text: str) -> str:
+    return text.split("\n")[0]
+
+
+def to_hash(text: str) -> str:
+    return text[: text.index("#")].strip()
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (number_off, "3.14 is pi"),
+        (to_first_question_mark, "Can you help? Here is my code:\n\nprint(1)"),
+        (to_first_question_mark, "What is rain? And what is snow? Compare both."),
+        (first_line, "Solve the system\nx+y=2\nx-y=0"),
+        (first_line, "\"To be or not to be\"\n\nName the author."),
+        (to_hash, "Fix this function:\ndef f():\n    # add\n    return 1"),
+    ],
+)
+def test_what_the_original_destroys_stays(rule: Callable[[str], str], text: str) -> None:
+    assert rule(text) != text
+    assert clean(text) == clean(text, "gemma") == (text, "")
+
+
+def test_original_never_finds_a_label_that_ends_in_a_colon() -> None:
+    text = "What is 2 + 2?\nAnswer: 4"
+    assert re.search("Answer:" + "s?:", text) is None
+    assert clean(text) == ("What is 2 + 2?", "answer")
+
+
+@pytest.mark.parametrize(
+    "label", ["Answer:", "Solution:", "Explanation:", "**Answer:** ", "### Solution", "Correct Answer:", "answer :", "assistant\n", "**Assistant**:"]
+)
+def test_answer_after_a_label_is_cut_even_where_the_label_ends_in_a_colon(label: str) -> None:
+    assert clean(f"What is 2 + 2?\nThink.\n{label}\nIt is 4.") == ("What is 2 + 2?\nThink.", "answer")
+
+
+@pytest.mark.parametrize("text", ["Answer: 42", "Question:", "**Solution:** it is 4", "", "  \n", None, "## Step 1: add"])
+def test_what_would_become_empty_is_marked_and_not_kept(text: str | None) -> None:
+    assert clean(text) == (None, "empty")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Task: write a poem.", "**Prompt:** write a poem.", "**Prompt**: write a poem.", "## Instruction\nwrite a poem.",
+        "**Request**\n\nwrite a poem.", "Question 3: write a poem.", "1. write a poem.", "a) write a poem.", "Q7. write a poem.",
+        "1. **Task:** write a poem.", "ORIGINAL PROMPT: write a poem.",
+    ],
+)  # fmt: skip
+def test_label_or_number_at_the_beginning_is_taken_off(text: str) -> None:
+    assert clean(text) == ("write a poem.", "prefix")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. What is rain?\n2. What is snow?", "Question 1: a?\nQuestion 2: b?", "a) one\nb) two", "Request a refund.", "Task management is what?",
+        "Problems arise: why?", "1984. Who wrote it?", "10.5 apples cost how much?",
+    ],
+)  # fmt: skip
+def test_numbers_and_words_of_the_text_itself_stay(text: str) -> None:
+    assert clean(text) == (text, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Reply in this format:\nQuestion: ...\nAnswer: ...",
+        "Text: good\nAnswer: positive\nText: bad\nAnswer:",
+        "What does this print?\n```\nAnswer: 4\n```",
+        "Sum two numbers.\nExample 1:\nInput: [1, 2]\nOutput: 3\nExplanation: 1 + 2 = 3\nWrite it in C.",
+        "class Solution:\n    pass\nWhat is wrong?",
+        "Answer the following: who was Ada Lovelace?",
+    ],
+)
+def test_labels_that_belong_to_the_instruction_are_no_answer(text: str) -> None:
+    assert clean(text) == (text, "")
+
+
+def test_step_1_begins_an_answer_of_llama_3_only() -> None:
+    text = "Solve x + 1 = 2.\n## Step 1: Subtract 1\nx = 1"
+    assert clean(text) == ("Solve x + 1 = 2.", "step")
+    assert clean(text, "gemma") == (text, "")
+
+
+def test_wrappers_of_the_whole_are_opened_and_what_follows_stays() -> None:
+    assert clean('"Write a poem."') == ("Write a poem.", "quote")
+    assert clean("“Write a poem.”") == ("Write a poem.", "quote")
+    assert clean("**What is rain?**\n\nKeep it short.") == ("What is rain?\n\nKeep it short.", "bold")
+    assert clean("<b>Write a poem.</b>") == ("Write a poem.", "bold")
+    assert clean('"What" is a word, and so is "why"') == ('"What" is a word, and so is "why"', "")
+    assert clean("* one\n* two") == ("* one\n* two", "")
+    assert clean("**Write** a poem") == ("**Write** a poem", "")
+
+
+def test_rules_work_together_and_are_named_in_their_order() -> None:
+    assert clean('**Task:** "Write a poem."\n\n**Answer:** Roses are red.') == ("Write a poem.", "answer,prefix,quote")
+    assert clean("**1. Write a poem.**") == ("Write a poem.", "bold,prefix")
+
+
+def test_order_and_number_of_rows_are_kept() -> None:
+    found = sanitized(pl.Series(["Task: a", None, "b", "Answer: c"]), "gemma")
+    assert found["sanitized_instruction"].to_list() == ["a", None, "b", None]
+    assert found["sanitizer_rule"].to_list() == ["prefix", "empty", "", "empty"]
+    assert sanitized(pl.Series([], dtype=pl.String), "gemma").is_empty()
+
+
+def test_ordinary_markdown_code_and_braces_come_through_to_the_letter() -> None:
+    text = "Here is $x$ and \\frac{a}{b} and ${1} {{y}}:\n\n```python\nprint('$1')\n```\n\n| a | b |\n\n- **bold** item?"
+    assert clean(text) == (text, "")
