@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -57,7 +57,9 @@ class Column:
         spec = self.folder / "column.json"
         if not spec.exists():
             write_atomic(spec, json.dumps(getattr(self, "_cell", {}), indent=2))
-        name = f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet"
+        return self._publish(frame, f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet")
+
+    def _publish(self, frame: pl.DataFrame, name: str) -> Path:
         temporary = self.folder / f".{name}.tmp"
         frame.write_parquet(temporary)
         with temporary.open("rb") as handle:
@@ -81,21 +83,58 @@ class Column:
         finally:
             lock.release()
 
+    def parts(self) -> list[Path]:
+        """The files that hold cells now, in the order in which they count."""
+        return sorted(self.folder.glob("part-*.parquet")) if self.folder.exists() else []
+
+    def part(self, path: Path) -> pl.DataFrame:
+        """The cells of one file, cast to the declared types.
+
+        Raises FileNotFoundError when it was merged away meanwhile, UserError when it is damaged.
+        """
+        try:
+            return pl.read_parquet(path, columns=list(self.schema)).cast(self.schema)
+        except FileNotFoundError:
+            raise
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UserError(f"{path} cannot be read as a part of this column ({error}); remove that file and run again.") from error
+
     def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
         """Measured cells (all, or those of `ids`, in no promised order), one row an id, cast to the declared types."""
-        parts = sorted(self.folder.glob("part-*.parquet")) if self.folder.exists() else []
-        if not parts:
+        frames = merging_read(lambda: [self.part(path) for path in self.parts()])
+        if not frames:
             return self.schema.to_frame()
-        frames = []
-        for part in parts:
-            try:
-                frames.append(pl.read_parquet(part, columns=list(self.schema)))
-            except (pl.exceptions.PolarsError, OSError) as error:
-                raise UserError(f"{part} cannot be read as a part of this column ({error}); remove that file and run again.") from error
-        frame = pl.concat(frames, how="vertical_relaxed").unique("id", keep="first", maintain_order=True).cast(self.schema)
+        frame = pl.concat(frames).unique("id", keep="first", maintain_order=True)
         if ids is not None:
             frame = frame.join(pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi")
         return frame
+
+    def compact(self, rows: int = 100_000, files: int = 64) -> None:
+        """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are more than `files`; for a single writer.
+
+        A kill in between leaves cells in two parts, which changes nothing: the first part by name counts, and the merged one sorts there.
+        """
+        import pyarrow.parquet as pq
+
+        parts = self.parts()
+        if len(parts) <= files:
+            return
+        group: list[Path] = []
+        held = 0
+        for path, size in [*((p, pq.read_metadata(p).num_rows) for p in parts), (None, rows)]:
+            if group and held + size > rows:
+                if len(group) > 1:
+                    self._merge(group)
+                group, held = [], 0
+            if path is not None:
+                group.append(path)
+                held += size
+
+    def _merge(self, group: list[Path]) -> None:
+        merged = pl.concat([self.part(p) for p in group]).unique("id", keep="first", maintain_order=True)
+        self._publish(merged, f"{group[0].stem}m{uuid.uuid4().hex[:6]}.parquet")
+        for path in group:
+            path.unlink(missing_ok=True)
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that no part holds, in the given order."""
@@ -112,3 +151,16 @@ class Column:
             if name not in frame.columns:
                 frame = frame.with_columns(pl.lit(None, dtype=dtype).alias(name))
         return frame.select(list(self.schema)).cast(self.schema)
+
+
+T = TypeVar("T")
+
+
+def merging_read(read: Callable[[], T]) -> T:
+    """Run `read`, which lists a column's parts and reads them; once more where a part was merged into another in between."""
+    for _ in range(5):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()

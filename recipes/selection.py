@@ -17,8 +17,9 @@ from core.tracking import Log
 from recipes.session import RUN, WAITS
 from synth import measure as measuring
 from synth import published
-from synth.filters import Filter, hash_rank
-from synth.pool import Pool
+from synth.context import Context
+from synth.filters import Filter, hash_rank, long_texts
+from synth.pool import SLICE, Pool
 from synth.schedule import Selection, TokenCounter, select, wanted
 from train.config import TrainConfig
 
@@ -34,7 +35,7 @@ def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
     needs_pool = bool(graph.filters) or recipe.synth.heldout > 0
     chosen: dict[tuple[str, int], Result | None] = {}
     if needs_pool:
-        pool = Pool(session.store.root, recipe.synth, graph.resolve)
+        pool = pool_of(graph)
         with nullcontext() if session.planning else pool.instruction.alone():
             frame = _measured(graph, pool)
         chosen |= _select(graph, pool, frame)
@@ -46,11 +47,17 @@ def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
     return chosen
 
 
+def pool_of(graph: Stages) -> Pool:
+    """The pool of the recipe."""
+    return Pool(graph.recipe.synth, Context(graph.session.store.root, graph.resolve))
+
+
 def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
     """The pool with everything the arms want, or None in a plan when cells are missing."""
     session = graph.session
     rules = [(rule, graph.seeds) for rule in graph.filters.values()]
-    tokens = token_counter(graph)
+    tokens = token_counter(graph, pool)
+    texts = long_texts(graph.filters.values())
     missing = 0 if pool.imported else len(pool.missing_instructions())
     empty = pool.imported and pool.drawn().is_empty()
     if missing or empty:
@@ -64,14 +71,14 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
     if not session.planning and (missing or empty):
         with session.tracker.stage("instructions", "instructions", digest(pool.cells["instruction"]), {"cell": pool.cells["instruction"]}) as log:
             counts = measuring.draw(pool, session.servers, log)
-            log.finish({"counts": counts, "output": digest(pool.drawn()["instruction"].to_list())})
+            log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
             if counts["failed"]:
                 log.say(f"instructions: {sum(counts['failed'].values())} failed ({counts['failed']})")
     session.done("instructions")
-    frame = pool.frame()
+    frame = pool.frame(texts)
     if frame.is_empty():
         raise UserError(f"synth.rows: no usable instruction in the pool ({pool.instruction.folder}); see the reasons in its parts.")
-    wants = wanted(frame, rules, tokens)
+    wants = wanted(frame, rules, tokens, pool.complete)
     if not wants:
         session.note("measure", "reuse", "")
     else:
@@ -82,8 +89,8 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
         key = digest([pool.cells, [r.name for r, _ in rules]])
         with session.tracker.stage("measure", "measure", key, {"cells": pool.cells}) as log:
             counts = measuring.measure(pool, rules, session.servers, log, tokens)
-            log.finish({"counts": counts, "output": digest(sorted(pool.frame()["id"].to_list()))})
-        frame = pool.frame()
+            frame = pool.frame(texts)
+            log.finish({"counts": counts, "output": digest(sorted(frame["id"].to_list()))})
     session.done("measure")
     return frame
 
@@ -103,15 +110,15 @@ def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple
             elif shared is not None:
                 found[(arm, seed)] = shared
             else:
-                picked.append((rule, select(frame, rule, seed, token_counter(graph))))
-                found[(arm, seed)] = _write(graph, name, conversations(frame, picked[-1][1].ids), picked[-1][1], because=_because(rule))
+                picked.append((rule, select(frame, rule, seed, token_counter(graph, pool))))
+                found[(arm, seed)] = _write(graph, name, conversations(pool, frame, picked[-1][1].ids), picked[-1][1], because=_because(rule))
     if frame is not None:
         if graph.recipe.synth.heldout:
             ids = frame.filter(pl.col("heldout") & (pl.col("status:response") == OK))
             ranked = ids.with_columns(hash_rank(ids["id"], "heldout").alias("h")).sort("h")["id"].to_list()
             if not ranked:
                 raise UserError("synth.heldout: no row of the pool is held out; draw more rows or raise the share.")
-            found[("heldout", 0)] = _write(graph, "select/heldout", conversations(frame, ranked), None, file="heldout.parquet")
+            found[("heldout", 0)] = _write(graph, "select/heldout", conversations(pool, frame, ranked), None, file="heldout.parquet")
         _measure_result(graph, pool, frame, picked)
     elif graph.recipe.synth.heldout:
         session.note("select/heldout", WAITS, "depends on measure")
@@ -119,10 +126,15 @@ def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple
     return found
 
 
-def conversations(frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
-    """Rows [id, messages] in the given order."""
-    texts = frame.select("id", "instruction", "response")
-    rows = pl.DataFrame({"id": ids}, schema={"id": pl.String}).join(texts, on="id", how="left", maintain_order="left")
+def conversations(pool: Pool, frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
+    """Rows [id, messages] of the pool in the given order, texts read by slices."""
+    rows = pl.DataFrame({"id": ids}, schema={"id": pl.String}).join(frame, on="id", how="left", maintain_order="left")
+    parts = [_messages(pool.with_texts(rows.slice(top, SLICE), ("instruction", "response"))) for top in range(0, max(len(rows), 1), SLICE)]
+    return pl.concat(parts)
+
+
+def _messages(rows: pl.DataFrame) -> pl.DataFrame:
+    """[id, messages] of rows [id, instruction, response]."""
     turns = [
         [{"role": "user", "content": i}, {"role": "assistant", "content": r}] for i, r in zip(rows["instruction"], rows["response"], strict=True)
     ]
@@ -180,7 +192,7 @@ def _measure_result(graph: Stages, pool: Pool, frame: pl.DataFrame, picked: list
     folder.mkdir(parents=True, exist_ok=True)
     cost = measuring.cost(pool, [(rule, chosen.ids) for rule, chosen in picked], frame)
     (folder / "cost.json").write_text(json.dumps(cost, indent=1))
-    frame.write_parquet(folder / "pool.parquet")
+    pool.snapshot(frame, folder / "pool.parquet")
     session.log.say(
         f"tokens spent: {cost['tokens_spent']:,} generated; answering and tagging every row first would have cost about {cost['naive_tokens']:,} "
         f"(avoided: {cost['tokens_avoided']:,}); {cost['rows_answered']} of {cost['rows_pool']} rows answered; "
@@ -203,10 +215,10 @@ def _select_data(graph: Stages, arm: str, seed: int) -> Result | None:
             budget = config.budget.rows
             raise UserError(f"arms.{arm}.data: {config.data} has {len(rows)} usable rows of {budget}; say `allow_short: true`.")
         rows = rows.head(config.budget.rows)
-    return _write(graph, f"select/{arm}/{seed}", conversations(rows, rows["id"].to_list()), None)
+    return _write(graph, f"select/{arm}/{seed}", _messages(rows), None)
 
 
-def token_counter(graph: Stages) -> TokenCounter | None:
+def token_counter(graph: Stages, pool: Pool) -> TokenCounter | None:
     """Student tokens per row of a pool frame (null where there is no response), counted with the student's chat template."""
     config = graph.recipe.train
     if config is None or not any(rule.budget and rule.budget.tokens for rule in graph.filters.values()):
@@ -214,9 +226,10 @@ def token_counter(graph: Stages) -> TokenCounter | None:
     known: dict[str, int] = {}
 
     def count(frame: pl.DataFrame) -> pl.Series:
-        fresh = frame.filter(pl.col("response").is_not_null() & ~pl.col("id").is_in(list(known)))
+        fresh = frame.filter((pl.col("status:response") == OK) & ~pl.col("id").is_in(list(known)))
         if len(fresh):
-            known.update(_count_tokens(config, graph.resolve(config.base, config.revision).path, conversations(fresh, fresh["id"].to_list())))
+            rows = conversations(pool, fresh, fresh["id"].to_list())
+            known.update(_count_tokens(config, graph.resolve(config.base, config.revision).path, rows))
         return pl.Series([known.get(i) for i in frame["id"]], dtype=pl.Int64)
 
     return count

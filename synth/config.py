@@ -1,72 +1,12 @@
-"""Synthesis, as a recipe states it, and the columns a filter may name. Imports pydantic only; what a column needs loads when it is computed."""
+"""Synthesis, as a recipe states it. Imports pydantic only; what a column needs loads when it is computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-QUALITY = ("very poor", "poor", "average", "good", "excellent")
-DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
-CATEGORY = (
-    "Information seeking", "Reasoning", "Planning", "Editing", "Coding & Debugging", "Math",
-    "Role playing", "Data analysis", "Creative writing", "Advice seeking", "Brainstorming", "Others",
-)  # fmt: skip
-FINISH = ("stop", "length")
-
-
-@dataclass(frozen=True)
-class Field_:
-    """One column a filter may name: `kind` is number, bool, text, label (unordered) or ordered; labels in rising order."""
-
-    kind: Literal["number", "bool", "text", "label", "ordered"]
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One thing that is measured at once and fills one or more columns.
-
-    `cost` orders the schedule (cheapest first); `reads` says what a cell depends on: the row's instruction, its response, or the
-    whole pool. What computes it is called in synth/measure.py.
-    """
-
-    cost: int
-    reads: Literal["instruction", "response", "pool"]
-    columns: dict[str, Field_]
-
-
-NUMBER, TEXT, BOOL = Field_("number"), Field_("text"), Field_("bool")
-
-MEASURES: dict[str, Measure] = {
-    "text": Measure(0, "instruction", {
-        "instruction": TEXT, "instruction_length": NUMBER, "instruction_tokens": NUMBER, "instruction_finish_reason": Field_("label", FINISH),
-        "incomplete": BOOL, "exact_duplicate": BOOL, "repetition": NUMBER, "template_leak": BOOL, "temperature": NUMBER, "top_p": NUMBER,
-    }),
-    "language": Measure(1, "instruction", {"language": TEXT}),
-    "neighbors": Measure(2, "pool", {
-        "min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT, "near_duplicate": BOOL}),
-    "quality": Measure(3, "instruction", {
-        "input_quality": Field_("ordered", QUALITY), "input_quality_rank": NUMBER, "quality_explanation": TEXT}),
-    "difficulty": Measure(3, "instruction", {
-        "difficulty": Field_("ordered", DIFFICULTY), "difficulty_rank": NUMBER, "intent": TEXT, "knowledge": TEXT}),
-    "category": Measure(3, "instruction", {"task_category": Field_("label", CATEGORY)}),
-    "response": Measure(5, "response", {
-        "response": TEXT, "response_length": NUMBER, "response_tokens": NUMBER, "response_finish_reason": Field_("label", FINISH),
-        "response_repetition": NUMBER, "refusal": BOOL, "response_template_leak": BOOL,
-    }),
-    "reward": Measure(6, "response", {"instruct_reward": NUMBER}),
-    # In no tagger of ours yet: read from published sets only.
-    "reward_difference": Measure(7, "response", {"base_reward": NUMBER, "reward_difference": NUMBER}),
-    "safety": Measure(7, "response", {"llama_guard_2": TEXT}),
-}  # fmt: skip
-"""Everything that can be measured of a row, cheapest first (ties: the order here)."""
-
-COLUMNS: dict[str, tuple[str, Field_]] = {name: (measure, field) for measure, m in MEASURES.items() for name, field in m.columns.items()}
-"""Column name -> (the measure that fills it, its declaration)."""
 
 
 class ModelConfig(BaseModel):

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from core.errors import UserError, nearest
-from synth.config import COLUMNS, MEASURES, ArmConfig, Budget
+from synth.config import ArmConfig, Budget
+from synth.measures import COLUMNS, MEASURES, by_cost, long_columns, prerequisites
 from synth.where import Where, parse
 
 FIELDS = {name: declared for name, (_, declared) in COLUMNS.items()}
 CHOICES = ("longest", "hash_order", "difficulty_mix", "all")
 
-ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED = "allowed", "refused", "undecided", "failed", "held out", "response failed"
+ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED = "allowed", "refused", "undecided", "failed", "held out"
+UNANSWERED, UNFINISHED = "response failed", "turns failed"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,11 @@ def verdicts(frame: pl.DataFrame, rule: Filter) -> pl.Series:
 
     `frame` has every column the filter reads (null unless measured and ok), `status:MEASURE` for each measure, and `reserved`.
     """
-    settled = pl.when("reserved").then(pl.lit(RESERVED)).when(pl.col("status:response") == "failed").then(pl.lit(UNANSWERED))
+    settled = (
+        pl.when("reserved").then(pl.lit(RESERVED))
+        .when(pl.col("status:response") == "failed").then(pl.lit(UNANSWERED))
+        .when(pl.col("status:turns") == "failed").then(pl.lit(UNFINISHED))
+    )  # fmt: skip
     if rule.where is None:
         return frame.select(settled.otherwise(pl.lit(ALLOWED)).alias("verdict"))["verdict"]
     value = rule.where.root.expr
@@ -154,12 +160,27 @@ def verdicts(frame: pl.DataFrame, rule: Filter) -> pl.Series:
 def measures_of(columns: Iterable[str]) -> list[str]:
     """The measures that fill these columns, cheapest first."""
     wanted = {COLUMNS[c][0] for c in columns}
-    return [m for m in sorted(MEASURES, key=lambda m: MEASURES[m].cost) if m in wanted]
+    return [m for m in by_cost() if m in wanted]
 
 
 def needs(where: Where, measure: str) -> pl.Expr:
     """Rows for which a cell of `measure` is unmeasured and could still decide the predicate."""
-    return where.root.needs(frozenset(MEASURES[measure].columns)) & pl.col(f"status:{measure}").is_null()
+    return where.root.needs(frozenset(MEASURES[measure].columns)) & open_cell(measure)
+
+
+def open_cell(measure: str) -> pl.Expr:
+    """Rows whose cell of `measure` is unmeasured and can still be measured: nothing that it needs first has failed."""
+    before, blocked = list(prerequisites(measure)), pl.lit(False)
+    while before:
+        first = before.pop()
+        blocked = blocked | (pl.col(f"status:{first}") == "failed").fill_null(False)
+        before += prerequisites(first)
+    return pl.col(f"status:{measure}").is_null() & ~blocked
+
+
+def long_texts(rules: Iterable[Filter]) -> frozenset[str]:
+    """The long texts that some filter reads."""
+    return frozenset(c for rule in rules for c in long_columns(rule.columns))
 
 
 def order(frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int) -> pl.Series | None:
@@ -172,9 +193,8 @@ def order(frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int) -> p
         return live["row"]
     if rule.choose == "hash_order":
         return live.with_columns(hash_rank(live["id"], seed).alias("hash")).sort("hash", "id")["row"]
-    for column in rule.ranks:
-        if live[f"status:{COLUMNS[column][0]}"].null_count():
-            return None
+    if any(len(live.filter(open_cell(COLUMNS[column][0]))) for column in rule.ranks):
+        return None
     live = live.with_columns(hash_rank(live["id"], "ties").alias("hash"))
     ranked = live.sort([rule.ranks[-1], "hash"], descending=[True, False], nulls_last=True)
     if rule.choose != "difficulty_mix":

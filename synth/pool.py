@@ -4,73 +4,63 @@ Which columns hold the cells follows from the recipe alone (model revisions, tem
 from row counts or arms, so a pool grows and two recipes share it. Ids are fixed before generation: a row killed in mid-flight is made
 again under the same id with the same sampling seed. A tag or response also remembers which text it is of (`of`), so that a column whose
 instructions were made anew with other words counts as unmeasured instead of describing a text that is gone.
+
+Texts stay on disk: the frame that filters and the schedule see holds figures, labels and digests, and `texts` reads words by slices.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from core.columns import OK, Column
-from core.models import Model
 from core.store import canonical, digest, file_digest
-from synth import generate, language, neighbors, tags, templates
-from synth.config import CATEGORY, COLUMNS, DIFFICULTY, MEASURES, QUALITY, ImportConfig, ModelConfig, SynthConfig, TagConfig
+from synth import generate, templates, text
+from synth.computing import COMPUTED
+from synth.config import ImportConfig, SynthConfig
+from synth.context import Context
 from synth.filters import held_out
+from synth.lean import Lean, digest_pairs, digest_texts
+from synth.measures import COLUMNS, MEASURES, by_cost, long_columns
 
-Resolve = Callable[[str, str | None], Model]
-"""`core.models.resolve`, or a table of what was resolved before."""
+SLICE = 20_000
+"""Rows whose texts are in memory at once."""
 
-_TOKENS = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
-FIELDS_OF: dict[str, dict[str, Any]] = {
-    "language": {"language": pl.String},
-    "neighbors": {"min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String},
-    "quality": {"input_quality": pl.Enum(QUALITY), "input_quality_rank": pl.Float64, "quality_explanation": pl.String, **_TOKENS},
-    "difficulty": {"difficulty": pl.Enum(DIFFICULTY), "difficulty_rank": pl.Float64, "intent": pl.String, "knowledge": pl.String, **_TOKENS},
-    "category": {"task_category": pl.Enum(CATEGORY), "other_task_category": pl.List(pl.String), **_TOKENS},
-    "response": {"response": pl.String, "finish_reason": pl.String, **_TOKENS},
-    "reward": {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64},
-    "reward_difference": {"base_reward": pl.Float64, "reward_difference": pl.Float64},
-    "safety": {"llama_guard_2": pl.String},
-}
+POOLED = tuple(m for m in by_cost() if MEASURES[m].reads == "pool")
 INSTRUCTION_FIELDS: dict[str, Any] = {
     "index": pl.Int64, "instruction": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, "seed": pl.Int64,
     "temperature": pl.Float64, "top_p": pl.Float64, "sampling": pl.String, "model": pl.String, "revision": pl.String, "template": pl.String,
 }  # fmt: skip
-
-
-def digest_texts(texts: Sequence[str | None]) -> pl.Series:
-    """A short digest of each text (what a cell is `of`)."""
-    return pl.Series([hashlib.sha256((t or "").encode()).hexdigest()[:12] for t in texts], dtype=pl.String)
+_TYPES: dict[str, Any] = {"number": pl.Float64, "bool": pl.Boolean, "text": pl.String, "label": pl.String}
+_OF: dict[str, Any] = {"of": pl.String}
 
 
 class Pool:
-    """The columns of one synthesis under one store root.
+    """The columns of one synthesis. Reading needs no tokenizer and no GPU."""
 
-    `models` resolves a model name to its revision. Reading needs no tokenizer and no GPU.
-    """
-
-    def __init__(self, root: Path, config: SynthConfig, resolve: Resolve) -> None:
-        self.root, self.config = root, config
+    def __init__(self, config: SynthConfig, context: Context) -> None:
+        self.root, self.config, self.context = context.root, config, context
         self.imported = isinstance(config.rows, ImportConfig)
-        self.teacher = resolve(config.teacher.model, config.teacher.revision)
+        self.teacher = context.resolve(config.teacher.model, config.teacher.revision)
         self.cells: dict[str, dict[str, Any]] = {"instruction": self._instruction_cell()}
-        self.instruction = Column.open(root, "instruction", self.cells["instruction"], INSTRUCTION_FIELDS)
+        self.instruction = Column.open(self.root, "instruction", self.cells["instruction"], INSTRUCTION_FIELDS)
         self.columns: dict[str, Column] = {}
-        for measure, fields in FIELDS_OF.items():
-            cell = self._cell(measure, resolve)
+        for measure, computed in COMPUTED.items():
+            cell = computed.cell(config, context)
             if cell is not None:
                 self.cells[measure] = cell
-                self.columns[measure] = Column.open(root, measure, cell, {"of": pl.String, **fields})
+                if measure not in POOLED:
+                    self.columns[measure] = Column.open(self.root, measure, cell, {**_OF, **computed.fields})
         self.imports: dict[str, Column] = {}
         if self.imported:
-            self.imports = {m: Column.open(root, m, self.cells["instruction"], {"of": pl.String, **f}) for m, f in FIELDS_OF.items()}
-
-    # -- keys -------------------------------------------------------------------------------------------------------------------------
+            self.imports = {m: Column.open(self.root, m, self.cells["instruction"], {**_OF, **c.fields}) for m, c in COMPUTED.items()}
+        self._lean: dict[Path, Lean] = {}
 
     def _instruction_cell(self) -> dict[str, Any]:
         config = self.config
@@ -87,33 +77,9 @@ class Pool:
             "VERSION": [generate.VERSION, templates.VERSION],
         }
 
-    def _cell(self, measure: str, resolve: Resolve) -> dict[str, Any] | None:
-        """What determines one cell of a measure, or None when the recipe gives no way to measure it."""
-        tag: TagConfig | None = getattr(self.config.tags, measure, None) if measure in ("quality", "difficulty", "category") else None
-        if tag is not None:
-            model = self._revision(tag.model or self.config.teacher, resolve)
-            prompt = digest(tags.prompt_text(measure, tag.mode, tag.prompt))[:16]
-            return {"tagger": model, "mode": tag.mode, "prompt": prompt, "sampling": tag.sampling, "VERSION": tags.VERSION}
-        if measure == "response":
-            responder = self.config.responder or self.config.teacher
-            version = [generate.VERSION, templates.VERSION]
-            return {"responder": self._revision(responder, resolve), "sampling": self.config.response, "VERSION": version}
-        if measure == "language":
-            return {"languages": self.config.tags.languages, "VERSION": language.VERSION}
-        if measure == "neighbors":
-            near = self.config.tags.neighbors
-            return {"model": resolve(near.model, None).revision, "threshold": near.threshold, "VERSION": neighbors.VERSION}
-        if measure == "reward" and self.config.tags.reward is not None:
-            return {"model": self._revision(self.config.tags.reward, resolve), "VERSION": tags.VERSION}
-        return None
-
-    @staticmethod
-    def _revision(model: ModelConfig, resolve: Resolve) -> Any:
-        found = resolve(model.model, model.revision)
-        return found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
-
     # -- rows -------------------------------------------------------------------------------------------------------------------------
 
+    @cached_property
     def planned(self) -> pl.DataFrame:
         """Every row that is to be drawn: [id, index, seed]; the id of an index never depends on how many rows are asked for."""
         assert isinstance(self.config.rows, int)
@@ -128,85 +94,170 @@ class Pool:
         return pl.DataFrame({"id": ids, "index": range(len(ids)), "seed": seeds}, schema={"id": pl.String, "index": pl.Int64, "seed": pl.Int64})
 
     def drawn(self) -> pl.DataFrame:
-        """The instructions that exist and belong to this pool, failed ones included, by index."""
-        held = self.instruction.read()
+        """The instructions that exist and belong to this pool, failed ones included, by index: figures and digests (`of`), no words."""
+        held = self._read(self.instruction, "instruction")
         if not self.imported:
-            held = held.join(self.planned().select("id"), on="id", how="semi")
+            held = held.join(self.planned.select("id"), on="id", how="semi")
         elif isinstance(self.config.rows, ImportConfig) and self.config.rows.limit:
             held = held.filter(pl.col("index") < self.config.rows.limit)
         return held.sort("index")
 
     def missing_instructions(self) -> pl.DataFrame:
         """Rows still to be drawn: [id, index, seed]."""
-        return self.planned().join(self.instruction.read().select("id"), on="id", how="anti")
+        return self.planned.join(self._read(self.instruction, "instruction").select("id"), on="id", how="anti", maintain_order="left")
 
-    def neighbors_column(self, ids: Sequence[str]) -> Column:
-        """The pool column of nearest neighbours: its key also holds the digest of the pool's ids and texts."""
-        return Column.open(self.root, "neighbors", {**self.cells["neighbors"], "pool": digest(list(ids))}, FIELDS_OF["neighbors"])
+    def column(self, measure: str, rows: pl.DataFrame) -> Column | None:
+        """Where new cells of a measure go; None when the recipe gives no way to measure it.
 
-    def frame(self) -> pl.DataFrame:
+        `rows`: the whole pool's frame. The key of a measure of the whole pool (nearest neighbours) also holds the digest of its ids and texts.
+        """
+        if measure not in POOLED:
+            return self.columns.get(measure)
+        if measure not in self.cells:
+            return None
+        whole = digest([rows["id"].to_list(), rows["of"].to_list()])
+        return Column.open(self.root, measure, {**self.cells[measure], "pool": whole}, {**_OF, **COMPUTED[measure].fields})
+
+    @property
+    def complete(self) -> tuple[str, ...]:
+        """The measures that a chosen row must have besides what filters read: its conversation."""
+        return ("response",)
+
+    def spent(self, measure: str, ids: pl.Series) -> pl.DataFrame | None:
+        """[id, tokens, prompt_tokens] of the cells of these rows that were bought; None for a measure that costs no tokens."""
+        column = self.columns[measure]
+        if "tokens" not in column.fields:
+            return None
+        cells = self._lean_of(column, measure).read().select("id", "tokens", "prompt_tokens")
+        return cells.join(ids.to_frame("id"), on="id", how="semi")
+
+    def frame(self, texts: Collection[str] = ()) -> pl.DataFrame:
         """Every drawn row with every column a filter may name (null: unmeasured or failed) and `status:MEASURE` for each measure.
 
-        Also `heldout` (by hash of id) and `reserved` (held out, or with the very instruction of a held-out row).
+        Long texts are left out but for those named in `texts`. Also `heldout` (by hash of id), `reserved` (held out, or with the very instruction
+        of a held-out row), and the digests `of` (of the instruction) and `of_pair` (of instruction and response).
         """
         drawn = self.drawn().filter(pl.col("status") == OK).drop("status", "reason")
-        rows = text_columns(drawn.rename({"finish_reason": "instruction_finish_reason", "tokens": "instruction_tokens"}))
-        rows = rows.with_columns(digest_texts(rows["instruction"].to_list()).alias("of"))
-        ids = rows["id"].to_list()
+        rows = drawn.rename({"finish_reason": "instruction_finish_reason", "tokens": "instruction_tokens"})
+        rows = rows.with_columns((~pl.col("of").is_first_distinct()).alias("exact_duplicate"))
         for measure in MEASURES:
             if measure != "text":
-                rows = self._join(rows, measure, ids)
+                rows = self._join(rows, measure)
             if measure == "response":
-                pairs = zip(rows["instruction"].to_list(), rows["response"].to_list(), strict=True)
-                rows = rows.with_columns(digest_texts([f"{i}\0{r}" for i, r in pairs]).alias("of_pair"))
+                rows = rows.with_columns(digest_pairs(rows["of"], rows["of_response"]).alias("of_pair"))
         held = held_out(rows["id"], self.config.heldout)
         rows = rows.with_columns(held.alias("heldout"))
-        taboo = rows.filter("heldout")["instruction"].implode()
-        return rows.with_columns(pl.col("instruction").is_in(taboo).alias("reserved")).drop("of", "of_pair")
+        rows = rows.with_columns(pl.col("of").is_in(rows.filter("heldout")["of"].implode()).alias("reserved"))
+        wanted = long_columns(texts)
+        return self.with_texts(rows, wanted)
 
-    def _join(self, rows: pl.DataFrame, measure: str, ids: list[str]) -> pl.DataFrame:
-        fields = {n: d for n, d in FIELDS_OF[measure].items() if n not in _TOKENS}
-        if measure == "neighbors" and measure in self.cells:
-            cells = self.neighbors_column(ids).read().with_columns(pl.lit(None, pl.String).alias("of"))
-            cells = pl.concat([cells, self.imports["neighbors"].read().select(cells.columns)]) if self.imported else cells
+    def with_texts(self, rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
+        """Rows of the frame with those long texts beside that it does not hold yet."""
+        new = sorted(set(names) - set(rows.columns))
+        return rows.join(self.texts(rows, new), on="id", how="left", maintain_order="left") if new else rows
+
+    def texts(self, rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
+        """[id, *names]: long texts of rows of the frame, in their order; null where there is none or its cell failed."""
+        found = rows.select("id")
+        by_measure: dict[str, list[str]] = {}
+        for name in names:
+            by_measure.setdefault(COLUMNS[name][0], []).append(name)
+        for measure, wanted in by_measure.items():
+            if measure == "text":
+                parts = [self._instructions(self._sources(measure)[0].texts(rows.select("id"), ["instruction"])).select("id", *wanted)]
+            else:
+                of = "of_pair" if MEASURES[measure].reads == "response" else "of"
+                usable = rows.filter(pl.col(f"status:{measure}") == OK).select("id", pl.col(of).alias("of"))
+                parts = [lean.texts(usable, [n for n in wanted if n in lean.column.fields]) for lean in self._sources(measure)]
+            whole = pl.concat(parts, how="diagonal").unique("id", keep="first", maintain_order=True) if parts else rows.select("id").clear()
+            found = found.join(whole, on="id", how="left", maintain_order="left")
+            found = found.with_columns([pl.lit(None, pl.String).alias(n) for n in wanted if n not in found.columns])  # of no column of this recipe
+        return found.select("id", *names)
+
+    def snapshot(self, frame: pl.DataFrame, path: Path) -> None:
+        """Write the frame with all its texts to one Parquet file, slice by slice; it appears when it is whole."""
+        names = sorted(n for m in MEASURES if m == "text" or self._sources(m) for n in long_columns(MEASURES[m].columns) if n != "raw_instruction")
+        temporary = path.with_name(f".{path.name}.tmp")
+        writer: pq.ParquetWriter | None = None
+        try:
+            for top in range(0, max(len(frame), 1), SLICE):
+                part = frame.slice(top, SLICE)
+                table = self.with_texts(part, names).to_arrow()
+                writer = writer or pq.ParquetWriter(temporary, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+        temporary.replace(path)
+
+    # -- reading ----------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, column: Column, measure: str) -> pl.DataFrame:
+        return self._lean_of(column, measure).read()
+
+    def _lean_of(self, column: Column, measure: str) -> Lean:
+        if column.folder not in self._lean:
+            shorten = {"instruction": self._short_instructions, "response": _short_responses}.get(measure, _short)
+            self._lean[column.folder] = Lean(column, shorten)
+        return self._lean[column.folder]
+
+    def _sources(self, measure: str) -> list[Lean]:
+        """The columns that hold a measure's cells, imported ones first."""
+        if measure == "text":
+            return [self._lean_of(self.instruction, "instruction")]
+        columns = [c for c in (self.imports.get(measure), self.columns.get(measure)) if c is not None]
+        return [self._lean_of(c, measure) for c in columns]
+
+    def _instructions(self, part: pl.DataFrame) -> pl.DataFrame:
+        """Instructions as they are answered and tagged, with the raw text beside."""
+        return part.with_columns(pl.col("instruction").alias("raw_instruction"))
+
+    def _short_instructions(self, part: pl.DataFrame) -> pl.DataFrame:
+        part = self._instructions(part)
+        part = part.with_columns(digest_texts(part["instruction"].to_list()).alias("of"))
+        return _add(part, text.instruction_columns(part.select("id", "instruction", "finish_reason"))).drop("instruction", "raw_instruction")
+
+    def _join(self, rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+        declared, pooled = MEASURES[measure], measure in POOLED
+        of = "of_pair" if declared.reads == "response" else "of"
+        leans = self._sources(measure)
+        own = self.column(measure, rows) if pooled else None
+        frames = [] if own is None else [self._lean_of(own, measure).read().with_columns(pl.lit(None, pl.String).alias("of"))]
+        frames += [lean.read() for lean in leans]
+        cells = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema={"id": pl.String, "of": pl.String, "status": pl.String})
+        values = [n for n in cells.columns if n not in ("id", "of", "status", "reason", "tokens", "prompt_tokens")]
+        if pooled:  # of this very pool, or imported with it
+            cells, on = cells.unique("id", keep="first", maintain_order=True).drop("of"), ["id"]
         else:
-            sources = [c for c in (self.imports.get(measure), self.columns.get(measure)) if c is not None]
-            frames = [c.read(ids) for c in sources]
-            cells = pl.concat(frames) if frames else Column(self.root, {"of": pl.String, **FIELDS_OF[measure]}).schema.to_frame()
-        kept = [n for n in cells.columns if n in fields or (measure == "response" and n in _TOKENS)]
-        cells = cells.unique("id", keep="first", maintain_order=True)
-        cells = cells.select("id", pl.col("of").alias("cell_of"), pl.col("status").alias("state"), *kept)
-        rows = rows.join(cells, on="id", how="left", maintain_order="left")
-        text = "of_pair" if MEASURES[measure].reads == "response" and measure != "response" else "of"
-        valid = pl.col("state").is_not_null() & (pl.col("cell_of").is_null() | (pl.col("cell_of") == pl.col(text)))
-        numbers = [n for n in kept if FIELDS_OF[measure].get(n) == pl.Float64]
+            cells, on = cells.unique(["id", "of"], keep="first", maintain_order=True).rename({"of": of}), ["id", of]
+        cells = cells.select(*on, pl.col("status").alias(f"status:{measure}"), *[n for n in values if n not in rows.columns])
+        rows = rows.join(cells, on=on, how="left", maintain_order="left")
+        values = [n for n in cells.columns if n not in on and not n.startswith("status:")]
+        numbers = [n for n in values if cells.schema[n] == pl.Float64]
         bad = pl.any_horizontal([pl.col(n).is_nan().fill_null(False) for n in numbers]) if numbers else pl.lit(False)
-        state = pl.when(valid).then(pl.when(bad).then(pl.lit("failed")).otherwise(pl.col("state")))
-        rows = rows.with_columns(state.alias(f"status:{measure}"))
-        usable = pl.col(f"status:{measure}") == OK
-        rows = rows.with_columns([pl.when(usable).then(pl.col(n)).alias(n) for n in kept]).drop("state", "cell_of")
-        return _derived(rows, measure)
-
-
-def text_columns(rows: pl.DataFrame) -> pl.DataFrame:
-    """The free columns of the instruction, computed afresh from its text."""
-    from synth import text
-
-    found = text.instruction_columns(rows.select("id", "instruction", pl.col("instruction_finish_reason").alias("finish_reason")))
-    return _add(rows, found)
-
-
-def _derived(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
-    """Columns that follow from others of the same measure."""
-    if measure == "neighbors":
-        return rows.with_columns((pl.col("min_similar_id") != pl.col("id")).alias("near_duplicate"))
-    if measure != "response":
+        status = pl.col(f"status:{measure}")
+        rows = rows.with_columns(pl.when(status.is_not_null() & bad).then(pl.lit("failed")).otherwise(status).alias(f"status:{measure}"))
+        rows = rows.with_columns([pl.when(status == OK).then(pl.col(n)).alias(n) for n in values])
+        if measure == "neighbors" and "min_similar_id" in rows.columns:
+            rows = rows.with_columns((pl.col("min_similar_id") != pl.col("id")).alias("near_duplicate"))
+        absent = {n: f for n, f in declared.columns.items() if not f.long and n not in rows.columns}
+        rows = rows.with_columns([pl.lit(None, _TYPES.get(f.kind, pl.Enum(f.labels))).alias(n) for n, f in absent.items()])
+        if measure == "response" and "of_response" not in rows.columns:
+            rows = rows.with_columns(pl.lit(None, pl.String).alias("of_response"))
         return rows
-    from synth import text
 
-    rows = rows.rename({"finish_reason": "response_finish_reason", "tokens": "response_tokens", "prompt_tokens": "response_prompt_tokens"})
-    found = text.response_columns(rows.select("id", "response", pl.col("response_finish_reason").alias("finish_reason")))
-    return _add(rows, found)
+
+def _short(part: pl.DataFrame) -> pl.DataFrame:
+    """Cells without their long texts."""
+    return part.drop([n for n in part.columns if n in COLUMNS and COLUMNS[n][1].long])
+
+
+def _short_responses(part: pl.DataFrame) -> pl.DataFrame:
+    """Of a response: its digest, length and the like."""
+    names = {"finish_reason": "response_finish_reason", "tokens": "response_tokens", "prompt_tokens": "response_prompt_tokens"}
+    found = text.response_columns(part.select("id", "response", "finish_reason"))
+    part = part.with_columns(*[pl.col(old).alias(new) for old, new in names.items()], digest_texts(part["response"].to_list()).alias("of_response"))
+    return _short(_add(part, found)).drop("finish_reason")
 
 
 def _add(rows: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

@@ -13,17 +13,34 @@ from dataclasses import dataclass
 import polars as pl
 
 from core.errors import UserError
-from synth.config import COLUMNS, MEASURES
-from synth.filters import ALLOWED, FAILED, REFUSED, RESERVED, UNANSWERED, UNDECIDED, Filter, measures_of, needs, order, prefix, verdicts
+from synth.filters import (
+    ALLOWED,
+    FAILED,
+    REFUSED,
+    RESERVED,
+    UNANSWERED,
+    UNDECIDED,
+    UNFINISHED,
+    Filter,
+    measures_of,
+    needs,
+    order,
+    prefix,
+    verdicts,
+)  # fmt: skip
+from synth.measures import COLUMNS, by_cost, prerequisites
 
 TokenCounter = Callable[[pl.DataFrame], pl.Series]
 """Counts the student's non-pad tokens of rows [id, messages]; handed over by the graph, because only the student's template knows."""
 
 
-def wanted(frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], tokens: TokenCounter | None = None) -> dict[str, list[str]]:
+def wanted(
+    frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], tokens: TokenCounter | None = None, complete: Sequence[str] = ("response",)
+) -> dict[str, list[str]]:
     """Cells to measure now: measure -> ids, cheapest measure first; empty when every arm can choose.
 
-    `frame` is `Pool.frame()`; each rule comes with the seeds it is drawn for. Rows that are held out want their response as well.
+    `frame` is `Pool.frame()`; each rule comes with the seeds it is drawn for. `complete` are the measures that a chosen row must have besides
+    (its conversation). Rows that are held out want their response as well.
     """
     rows: dict[str, set[int]] = {}
     reserved = frame.with_row_index("row").filter(pl.col("reserved") & pl.col("heldout") & pl.col("status:response").is_null())
@@ -31,15 +48,14 @@ def wanted(frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], t
     for rule, seeds in rules:
         verdict = verdicts(frame, rule)
         for seed in seeds if rule.seeded else seeds[:1]:
-            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens):
+            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens, complete):
                 rows.setdefault(measure, set()).update(found)
     ids = frame["id"].to_list()
-    ordered = sorted(MEASURES, key=lambda m: MEASURES[m].cost)
-    return {m: [ids[r] for r in sorted(rows[m])] for m in ordered if rows.get(m)}
+    return {m: [ids[r] for r in sorted(rows[m])] for m in by_cost() if rows.get(m)}
 
 
 def _wanted_by(
-    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, tokens: TokenCounter | None
+    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, tokens: TokenCounter | None, complete: Sequence[str]
 ) -> Iterable[tuple[str, list[int]]]:
     """What one rule wants: (measure, row numbers)."""
     ranked = order(frame, rule, verdict, seed)
@@ -52,21 +68,20 @@ def _wanted_by(
     if rule.where is not None:
         open_rows = numbered.filter(pl.col("verdict") == UNDECIDED)
         for measure in measures_of(rule.where.columns):
-            yield from _with_response(measure, open_rows.filter(needs(rule.where, measure)))
+            yield from _chain(measure, open_rows.filter(needs(rule.where, measure)))
     allowed = numbered.filter(pl.col("verdict") == ALLOWED)
-    ranks = [COLUMNS[c][0] for c in rule.ranks] if ranked is None else []
-    for measure in ranks:
-        yield from _with_response(measure, allowed.filter(pl.col(f"status:{measure}").is_null()))
-    if ranked is not None:
-        yield "response", allowed.filter(pl.col("status:response").is_null())["row"].to_list()
+    for column in rule.ranks if ranked is None else ():
+        yield from _chain(COLUMNS[column][0], allowed)
+    for measure in complete if ranked is not None else ():
+        yield from _chain(measure, allowed)
 
 
-def _with_response(measure: str, rows: pl.DataFrame) -> Iterable[tuple[str, list[int]]]:
-    """A measure that reads the response wants the response first, and itself only where there is one."""
-    if MEASURES[measure].reads == "response" and measure != "response":
-        yield "response", rows.filter(pl.col("status:response").is_null())["row"].to_list()
-        rows = rows.filter(pl.col("status:response") == "ok")
-    yield measure, rows["row"].to_list()
+def _chain(measure: str, rows: pl.DataFrame) -> Iterable[tuple[str, list[int]]]:
+    """The unmeasured cells of a measure, and before them those that it needs first; a row in which one of those failed wants nothing more."""
+    for first in prerequisites(measure):
+        yield from _chain(first, rows)
+        rows = rows.filter(pl.col(f"status:{first}") == "ok")
+    yield measure, rows.filter(pl.col(f"status:{measure}").is_null())["row"].to_list()
 
 
 def _token_estimates(frame: pl.DataFrame, tokens: TokenCounter | None) -> pl.Series:
@@ -133,7 +148,7 @@ def _reasons(frame: pl.DataFrame, rule: Filter, verdict: pl.Series) -> tuple[pl.
     reserved = pl.when("heldout").then(pl.lit("held out")).otherwise(pl.lit("equals a held-out instruction"))
     reason = (
         pl.when(pl.col("verdict") == RESERVED).then(reserved)
-        .when(pl.col("verdict") == UNANSWERED).then(pl.lit(UNANSWERED))
+        .when(pl.col("verdict").is_in([UNANSWERED, UNFINISHED])).then(pl.col("verdict"))
         .when(pl.col("verdict") == FAILED).then(pl.lit("tag failed"))
     )  # fmt: skip
     predicates = rule.where.predicates() if rule.where else []

@@ -1,4 +1,4 @@
-"""Tags by language models: quality, difficulty and category of an instruction, and the reward of a conversation.
+"""Tags by language models: quality, difficulty and category of an instruction, and a score of the pair of instruction and response.
 
 Two ways to ask a judge. `label`: one token out of one-token codes (1 to 5, A to L) with its log-probabilities, so the label comes with an
 expected rank. `explain`: JSON constrained by a schema, explanation first, as in the paper; a brace inside an explanation cannot break it
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core.columns import OK
-from core.endpoint import Endpoint, Reply, Request
+from core.endpoint import Endpoint
 from core.errors import UserError
 from core.store import canonical
-from synth.config import CATEGORY, DIFFICULTY, QUALITY
-from synth.generate import Row, batched, completion, failed
+from synth.asking import Unreadable, answers
+from synth.generate import Row
+from synth.measures import CATEGORY, DIFFICULTY, QUALITY
+from synth.reward import reward as reward
 from synth.templates import encode_conversation
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of every key of a tag; raised when the same settings would give other tags."""
 
+MODES = ("label", "explain")
 DIGITS = "12345"
 LETTERS = "ABCDEFGHIJKL"
 EXPLAIN_TOKENS = 512
 """max_tokens of an explanation where the recipe's sampling gives none."""
+
+Labels = tuple[str, ...] | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Tag:
     """One LLM tag: its label column, labels with one code each, the rank column of ordered labels, and the fields of an explanation in order."""
 
     label: str
-    labels: tuple[str, ...]
+    labels: Labels
     codes: str
     rank: str | None
     prompt: str
@@ -54,17 +58,18 @@ class Tag:
     @property
     def fields(self) -> dict[str, Any]:
         """Value columns of this tag's frames with their types."""
-        types = {"string": pl.String, "array": pl.List(pl.String)}
+        types = {"string": pl.String, "integer": pl.Int64, "array": pl.List(pl.String)}
         texts = {self.names.get(name, name): types[schema["type"]] for name, schema in self.explanation.items()}
-        return {self.label: pl.String, **({self.rank: pl.Float64} if self.rank else {}), **texts}
+        return {self.label: texts[self.label], **({self.rank: pl.Float64} if self.rank else {}), **texts}
 
 
-def _enum(labels: tuple[str, ...]) -> dict[str, Any]:
-    return {"type": "string", "enum": list(labels)}
+def _enum(labels: Labels) -> dict[str, Any]:
+    return {"type": "integer" if isinstance(labels[0], int) else "string", "enum": list(labels)}
 
 
 # maxLength lets the grammar close a string that a small model would never end.
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 600}
+_SCORES = (1, 2, 3, 4, 5)
 
 TAGS = {
     "quality": Tag(
@@ -79,53 +84,44 @@ TAGS = {
         "task_category", CATEGORY, LETTERS, None, "category.jinja",
         {"task_category": _enum(CATEGORY), "other_task_category": {"type": "array", "items": _enum(CATEGORY), "maxItems": 4}}, {},
     ),
+    "pair_score": Tag(
+        "pair_score", _SCORES, DIGITS, "pair_score_rank", "pair_score.jinja",
+        {"explanation": _TEXT, "pair_score": _enum(_SCORES)}, {"explanation": "pair_score_explanation"},
+    ),
 }  # fmt: skip
+"""How clear, specific and coherent an instruction is; how hard; which of twelve categories; how well the response answers it."""
 
 
-def quality(
-    rows: pl.DataFrame, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None
+def tag(
+    name: str,
+    rows: pl.DataFrame,
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    endpoint: Endpoint,
+    chat_template: str | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """How clear, specific and coherent an instruction is.
+    """The LLM tag `name` (one of TAGS) of each row.
 
-    `rows`: id, instruction. `settings`: mode ("label" or "explain"), sampling (SamplingParams, verbatim; greedy when empty), prompt (a jinja
-    file in place of the shipped one, or None). Yields frames [id, input_quality, input_quality_rank (1.0 to 5.0, label mode), quality_explanation
-    (explain mode), tokens, prompt_tokens, status, reason].
+    `rows`: id, instruction, and for pair_score also response. `settings`: mode ("label" or "explain"), sampling (SamplingParams, verbatim;
+    greedy when empty), prompt (a jinja file in place of the shipped one, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
+    status, reason]: the label; the rank of ordered labels (1.0 is the lowest) in label mode; explanations in explain mode, else null.
+    Raises UserError when the codes are not one token each for this tokenizer.
     """
-    return _judged("quality", rows, settings, tokenizer, endpoint, chat_template)
+    chosen, mode = TAGS[name], settings.get("mode", "label")
+    prompt = template(prompt_text(name, "label", settings.get("prompt")))
+    fixed: dict[str, Any] = {"temperature": 0.0, **dict(settings.get("sampling") or {})}
+    if mode == "label":
+        _check_codes(chosen, tokenizer)
+        fixed |= {"max_tokens": 1, "logprobs": 20, "structured_outputs": {"choice": list(chosen.codes)}}
+    else:
+        fixed = {"max_tokens": EXPLAIN_TOKENS, **fixed, "structured_outputs": {"json": _schema(chosen)}}
 
+    def body(row: Row) -> dict[str, Any]:
+        messages = [{"role": "user", "content": ask(chosen, row["instruction"], mode, prompt, row.get("response") or "")}]
+        return {**fixed, "prompt": encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)}
 
-def difficulty(
-    rows: pl.DataFrame, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None
-) -> Iterator[pl.DataFrame]:
-    """How hard an instruction is. As `quality`, with [id, difficulty, difficulty_rank (1.0 to 5.0), intent, knowledge, ...]."""
-    return _judged("difficulty", rows, settings, tokenizer, endpoint, chat_template)
-
-
-def category(
-    rows: pl.DataFrame, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None
-) -> Iterator[pl.DataFrame]:
-    """Which of the twelve categories an instruction belongs to. As `quality`, with [id, task_category, other_task_category (list), ...]."""
-    return _judged("category", rows, settings, tokenizer, endpoint, chat_template)
-
-
-def reward(
-    rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None
-) -> Iterator[pl.DataFrame]:
-    """The score of a sequence-classification reward model behind a vLLM pooling server (`runner: pooling`): the logit, not its sigmoid.
-
-    `rows`: id, instruction, response; `tokenizer` is the reward model's. Yields [id, instruct_reward, prompt_tokens, status, reason]. A model with
-    several outputs, a conversation longer than the server takes, and a score that is not finite are failed cells.
-    """
-
-    def requests() -> Iterator[Request]:
-        for row in rows.iter_rows(named=True):
-            messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
-            prompt = encode_conversation(tokenizer, messages, add_generation_prompt=False, chat_template=chat_template)
-            # Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless told otherwise.
-            yield Request(row["id"], {"input": prompt, "use_activation": False}, "/classify")
-
-    schema = {"id": pl.String, "instruct_reward": pl.Float64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
-    return batched((_score(reply) for reply in endpoint.stream(requests())), schema)
+    read: Callable[[Tag, dict[str, Any]], Row] = _read_codes if mode == "label" else _read_json
+    return answers(rows, body, functools.partial(read, chosen), endpoint, chosen.fields)
 
 
 def prompt_text(name: str, mode: str, path: str | None = None) -> str:
@@ -139,49 +135,11 @@ def prompt_text(name: str, mode: str, path: str | None = None) -> str:
     return file.read_text() + (canonical(_schema(TAGS[name])) if mode == "explain" else "")
 
 
-def ask(tag: Tag, instruction: str, mode: str, prompt: Template) -> str:
-    """The judge's prompt for one instruction, which stands between fences that it cannot close: they are longer than any of its own."""
-    longest = max((len(run) for run in re.findall("`+", instruction)), default=0)
-    return prompt.render(instruction=instruction, fence="`" * max(3, longest + 1), mode=mode, labels=tag.labels, codes=tag.codes).strip()
-
-
-def _judged(
-    name: str, rows: pl.DataFrame, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None
-) -> Iterator[pl.DataFrame]:
-    tag, mode = TAGS[name], settings.get("mode", "label")
-    prompt = template(prompt_text(name, "label", settings.get("prompt")))
-    fixed: dict[str, Any] = {"temperature": 0.0, **dict(settings.get("sampling") or {})}
-    if mode == "label":
-        _check_codes(tag, tokenizer)
-        fixed |= {"max_tokens": 1, "logprobs": 20, "structured_outputs": {"choice": list(tag.codes)}}
-    else:
-        fixed = {"max_tokens": EXPLAIN_TOKENS, **fixed, "structured_outputs": {"json": _schema(tag)}}
-
-    def requests() -> Iterator[Request]:
-        for row in rows.iter_rows(named=True):
-            messages = [{"role": "user", "content": ask(tag, row["instruction"], mode, prompt)}]
-            ids = encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)
-            yield Request(row["id"], {**fixed, "prompt": ids})
-
-    read: Callable[[Tag, dict[str, Any]], Row] = _read_codes if mode == "label" else _read_json
-    schema = {"id": pl.String, **tag.fields, "tokens": pl.Int64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
-    return batched((_tagged(tag, reply, read) for reply in endpoint.stream(requests())), schema)
-
-
-def _tagged(tag: Tag, reply: Reply, read: Callable[[Tag, dict[str, Any]], Row]) -> Row:
-    choice, problem = completion(reply)
-    usage = (reply.body or {}).get("usage") or {}
-    spent = {"tokens": usage.get("completion_tokens"), "prompt_tokens": usage.get("prompt_tokens")}
-    if choice is None:
-        return failed(reply.key, problem, **spent)
-    try:
-        return {"id": reply.key, **spent, **read(tag, choice), "status": OK}
-    except (_Unreadable, json.JSONDecodeError) as error:
-        return failed(reply.key, f"no JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error), **spent)
-
-
-class _Unreadable(Exception):
-    """An answer that holds no label."""
+def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str = "") -> str:
+    """The judge's prompt for one row, whose texts stand between fences that they cannot close: they are longer than any of their own."""
+    longest = max((len(run) for run in re.findall("`+", f"{instruction}\0{response}")), default=0)
+    values = {"instruction": instruction, "response": response, "fence": "`" * max(3, longest + 1)}
+    return prompt.render(**values, mode=mode, labels=tag.labels, codes=tag.codes).strip()
 
 
 def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
@@ -193,7 +151,7 @@ def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
             mass[token.strip()] += math.exp(log_probability)
     total = sum(mass.values())
     if total <= 0:
-        raise _Unreadable("no label code among the answer's log-probabilities")
+        raise Unreadable("no label code among the answer's log-probabilities")
     best = max(mass, key=lambda code: (mass[code], -tag.codes.index(code)))
     row: Row = {tag.label: tag.labels[tag.codes.index(best)]}
     if tag.rank:
@@ -203,39 +161,23 @@ def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
 
 def _read_json(tag: Tag, choice: dict[str, Any]) -> Row:
     if choice.get("finish_reason") == "length":
-        raise _Unreadable("cut off at max_tokens before the JSON closed")
+        raise Unreadable("cut off at max_tokens before the JSON closed")
     values = json.loads(choice["text"])
     if not isinstance(values, dict):
-        raise _Unreadable("the answer is JSON but no object")
+        raise Unreadable("the answer is JSON but no object")
     row: Row = {}
     for name, schema in tag.explanation.items():
         value = values.get(name)
         if schema["type"] == "array":
             if not isinstance(value, list) or not all(v in tag.labels for v in value):
-                raise _Unreadable(f"the answer's {name} is no list of labels")
+                raise Unreadable(f"the answer's {name} is no list of labels")
             value = [v for v in dict.fromkeys(value) if v != values.get(tag.label)]
-        elif not isinstance(value, str):
-            raise _Unreadable(f"the answer has no {name}")
+        elif type(value) is not (int if schema["type"] == "integer" else str):
+            raise Unreadable(f"the answer has no {name}")
         elif name == tag.label and value not in tag.labels:
-            raise _Unreadable(f"unknown label {value[:40]!r}")
+            raise Unreadable(f"unknown label {str(value)[:40]!r}")
         row[tag.names.get(name, name)] = value
     return row
-
-
-def _score(reply: Reply) -> Row:
-    if reply.error is not None or reply.body is None:
-        return failed(reply.key, f"request failed: {reply.error or 'empty reply'}")
-    spent = {"prompt_tokens": (reply.body.get("usage") or {}).get("prompt_tokens")}
-    try:
-        scores = reply.body["data"][0]["probs"]
-        score = float(scores[0])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return failed(reply.key, "request failed: the reply holds no score", **spent)
-    if len(scores) != 1:
-        return failed(reply.key, f"the reward model has {len(scores)} outputs, not one", **spent)
-    if not math.isfinite(score):
-        return failed(reply.key, "the score is not a finite number", **spent)
-    return {"id": reply.key, "instruct_reward": score, **spent, "status": OK}
 
 
 def _schema(tag: Tag) -> dict[str, Any]:
@@ -255,3 +197,6 @@ def template(text: str) -> Template:
     from jinja2.sandbox import SandboxedEnvironment
 
     return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)
+
+
+quality, difficulty, category = (functools.partial(tag, name) for name in ("quality", "difficulty", "category"))

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError, nearest
-from synth.config import Field_
+from synth.measures import Field_
 
 COMPARISONS = {"Eq": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
 REFUSED = {"Coalesce": "COALESCE", "IsNull": "IS NULL", "IsNotNull": "IS NOT NULL", "MaxHorizontal": "GREATEST", "MinHorizontal": "LEAST",

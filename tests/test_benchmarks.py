@@ -13,7 +13,7 @@ import pytest
 from core.errors import UserError
 from eval import benchmarks
 from eval.benchmarks import Prompt
-from synth.config import CATEGORY
+from synth.measures import CATEGORY
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared")) / "data" / "eval"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published benchmark files are not at {SHARED}")

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.store import Store
 from eval import compare
 from recipes.report import browser, figures, outcome, page, tags
-from synth.config import CATEGORY, QUALITY
+from synth.measures import CATEGORY, QUALITY
 
 HOSTILE = "<script>window.pwned=1</script></script><!-- <img src=x onerror='window.pwned=2'> & \u202eright to left\u202c \u2028 \x00 {{ 7*7 }} ]]>"
 LONG = "long " * 20_000

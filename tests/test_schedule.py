@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.config import DIFFICULTY, MEASURES, QUALITY, ArmConfig
+from synth.config import ArmConfig
 from synth.filters import Filter, held_out, resolve
+from synth.measures import DIFFICULTY, MEASURES, QUALITY
 from synth.schedule import Selection, select, wanted
 
 N = 400

@@ -16,7 +16,7 @@ from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, tokenizer
 from synth import tags
-from synth.config import CATEGORY, DIFFICULTY, QUALITY
+from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 from tests.scripted_server import Fault, ScriptedServer, completion
 
 ROWS = pl.DataFrame({"id": ["a"], "instruction": ["Write a poem about {curly} braces."]})

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.config import COLUMNS, QUALITY
+from synth.measures import COLUMNS, QUALITY
 from synth.where import parse
 
 FIELDS = {name: field for name, (_, field) in COLUMNS.items()}

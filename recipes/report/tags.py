@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from recipes.report.figures import Shares, bars, histogram, number
-from synth.config import COLUMNS
+from synth.measures import COLUMNS
 
 BINS = 20
 MOST_LABELS = 16

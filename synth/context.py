@@ -1,0 +1,71 @@
+"""What computing a cell needs besides the rows and the recipe: models and their servers, evaluation prompts, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.endpoint import Endpoint, Servers, ServerSpec
+from core.models import Model, tokenizer
+from synth.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Resolve = Callable[[str, str | None], Model]
+"""`core.models.resolve`, or a table of what was resolved before."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model ready to be asked: nothing starts before the first request."""
+
+    model: Model
+    endpoint: Endpoint
+
+    @property
+    def spec(self) -> ServerSpec:
+        """Its server's settings."""
+        return self.endpoint.spec
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer."""
+        return tokenizer(self.model.path)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Handed to every function that keys or computes cells. `root`: the store's folder; `eval_prompts`: JSONL {id, prompt, benchmark} of the
+    prompts that the models will be evaluated on, where the recipe evaluates."""
+
+    root: Path
+    resolve: Resolve
+    eval_prompts: Path | None = None
+    servers: Servers | None = None
+
+    def serving(self, servers: Servers) -> Context:
+        """The same with servers to ask."""
+        return replace(self, servers=servers)
+
+    def revision(self, config: ModelConfig) -> Any:
+        """What stands for a model in a key: its revision, or its name where that is not known."""
+        found = self.resolve(config.model, config.revision)
+        return found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
+
+    def serve(self, config: ModelConfig) -> Served:
+        """The model behind its server."""
+        assert self.servers is not None, "this context only makes keys"
+        model, spec = spec_of(config, self.resolve)
+        return Served(model, self.servers.serve(spec))
+
+
+def spec_of(config: ModelConfig, resolve: Resolve) -> tuple[Model, ServerSpec]:
+    """The resolved model and the server that it is to be asked through."""
+    model = resolve(config.model, config.revision)
+    block = dict(config.server)
+    if config.revision:
+        block["args"] = {"revision": config.revision, **block.get("args", {})}
+    return model, ServerSpec(model=model.path, **block)

@@ -1,0 +1,56 @@
+"""A column read without its long texts: part by part, each file once, so that memory holds figures and digests of a million rows, not their words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from core.columns import Column, merging_read
+
+
+def digest_texts(texts: Sequence[str | None]) -> pl.Series:
+    """A short digest of each text (what a cell is `of`)."""
+    return pl.Series([hashlib.sha256((t or "").encode()).hexdigest()[:16] for t in texts], dtype=pl.String)
+
+
+def digest_pairs(first: pl.Series, second: pl.Series) -> pl.Series:
+    """A digest of each pair of digests (what a cell of a conversation is `of`)."""
+    return digest_texts([f"{a}\0{b}" for a, b in zip(first.to_list(), second.to_list(), strict=True)])
+
+
+class Lean:
+    """One column. `shorten` makes of a part's cells what is kept in memory: digests and figures in place of long texts."""
+
+    def __init__(self, column: Column, shorten: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        self.column = column
+        self._shorten = shorten
+        self._kept: dict[Path, pl.DataFrame] = {}
+
+    def read(self) -> pl.DataFrame:
+        """Every cell, shortened, one row for each id and text that it is of; what was read before is not read again."""
+        frames = list(merging_read(self._parts).values())
+        if not frames:
+            return self._shorten(self.column.schema.to_frame())
+        return pl.concat(frames).unique(self._key(frames[0]), keep="first", maintain_order=True)
+
+    def _key(self, cells: pl.DataFrame) -> list[str]:
+        return ["id", "of"] if "of" in self.column.fields and "of" in cells.columns else ["id"]
+
+    def _parts(self) -> dict[Path, pl.DataFrame]:
+        held = self._kept
+        self._kept = {path: held[path] if path in held else self._shorten(self.column.part(path)) for path in self.column.parts()}
+        return self._kept
+
+    def texts(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+        """[id, *names] as stored, of the rows [id] or, where a row may have been made anew, [id, of]; only the parts that hold them are read."""
+        key = rows.columns
+
+        def read() -> list[pl.DataFrame]:
+            parts = [path for path, kept in self._parts().items() if len(kept.join(rows, on=key, how="semi"))]
+            return [self.column.part(path).select(*key, *names).join(rows, on=key, how="semi") for path in parts]
+
+        frames = merging_read(read) or [self.column.schema.to_frame().select(*key, *names)]
+        return pl.concat(frames).unique("id", keep="first", maintain_order=True).select("id", *names)
