@@ -71,3 +71,47 @@ def test_a_label_outside_the_declared_ones_is_refused(tmp_path: Path) -> None:
 def test_two_runs_cannot_fill_one_column_at_once(tmp_path: Path) -> None:
     with column(tmp_path).alone(), pytest.raises(UserError, match="another run is filling"), column(tmp_path).alone():
         pass
+
+
+def many(root: Path, parts: int) -> Column:
+    made = column(root)
+    for n in range(parts):
+        made.append([{"id": f"{n}-{i}", "label": "good", "rank": float(i)} for i in range(3)], order=f"{n:03d}")
+    return made
+
+
+def test_small_parts_are_merged_and_no_cell_changes(tmp_path: Path) -> None:
+    made = many(tmp_path, 30)
+    before = made.read().sort("id")
+    made.compact(rows=20, files=10)
+    assert len(made.parts()) == 5
+    assert made.read().sort("id").equals(before)
+
+
+def test_a_merged_part_keeps_the_place_of_its_first(tmp_path: Path) -> None:
+    made = many(tmp_path, 12)
+    made.append([{"id": "0-0", "label": "poor", "rank": 9.0}], order="999")
+    made.compact(rows=10, files=2)
+    assert made.read(["0-0"])["label"].to_list() == ["good"]
+
+
+def test_few_parts_stay_as_they_are(tmp_path: Path) -> None:
+    made = many(tmp_path, 3)
+    names = made.parts()
+    made.compact()
+    assert made.parts() == names
+
+
+def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = many(tmp_path, 12)
+    read, merged = made.part, []
+
+    def late(path: Path) -> pl.DataFrame:
+        if not merged:
+            merged.append(True)
+            many_readers.compact(rows=100, files=2)
+        return read(path)
+
+    many_readers = column(tmp_path)
+    monkeypatch.setattr(made, "part", late)
+    assert len(made.read()) == 36

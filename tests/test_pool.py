@@ -1,0 +1,93 @@
+"""The pool: what it keeps in memory, and that a filter, a slice and a snapshot read the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core.models import Model
+from synth import pool as pools
+from synth.config import SynthConfig
+from synth.context import Context
+from synth.measures import COLUMNS
+from synth.pool import Pool
+
+WORDS = "a long instruction, word after word " * 200
+
+
+def opened(root: Path, rows: int = 50) -> Pool:
+    settings = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": rows})
+    return Pool(settings, Context(root, lambda name, revision: Model(name, name, "r1")))
+
+
+def filled(root: Path, rows: int = 50) -> Pool:
+    """A pool of `rows` long instructions of which the even ones are answered."""
+    made = opened(root, rows)
+    planned = made.planned
+    for part in planned.iter_slices(7):
+        texts = [f"{i} {WORDS}" for i in part["index"].to_list()]
+        made.instruction.append(part.with_columns(pl.Series("instruction", texts), pl.lit("stop").alias("finish_reason"), pl.lit(5).alias("tokens")))
+    frame = made.frame()
+    even = frame.filter(pl.col("index") % 2 == 0).select("id", "of", pl.lit("stop").alias("finish_reason"), pl.col("id").alias("response"))
+    made.columns["response"].append(even)
+    return made
+
+
+def test_the_frame_holds_no_words(tmp_path: Path) -> None:
+    frame = filled(tmp_path).frame()
+    assert not [n for n in frame.columns if n in COLUMNS and COLUMNS[n][1].long]
+    assert frame.estimated_size() < 50 * 2000, "an instruction alone has 7,200 characters"
+
+
+def test_every_declared_column_that_is_not_long_is_there_even_if_nothing_measures_it(tmp_path: Path) -> None:
+    frame = filled(tmp_path).frame()
+    assert {n for n, (_, f) in COLUMNS.items() if not f.long} <= {*frame.columns, "system_prompt"}
+
+
+def test_a_text_that_a_filter_names_is_read(tmp_path: Path) -> None:
+    frame = filled(tmp_path).frame(["instruction", "response"])
+    assert frame["instruction"].to_list() == [f"{i} {WORDS}" for i in range(50)]
+    assert frame.filter(pl.col("response").is_not_null())["index"].to_list() == list(range(0, 50, 2))
+
+
+def test_texts_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    backwards = made.frame().reverse()
+    assert made.texts(backwards, ["instruction"])["instruction"].str.slice(0, 2).str.strip_chars().to_list()[:3] == ["49", "48", "47"]
+
+
+def test_a_slice_reads_only_the_parts_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = filled(tmp_path)
+    frame = made.frame()
+    read: list[Path] = []
+    column = made.instruction
+    plain = column.part
+    monkeypatch.setattr(column, "part", lambda path: read.append(path) or plain(path))
+    made.texts(frame.head(7), ["instruction"])
+    assert len(read) == 1
+
+
+def test_a_response_of_an_instruction_that_was_made_anew_counts_as_unmeasured_and_can_be_measured_again(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    row = made.frame().row(0, named=True)
+    for part in made.instruction.parts():
+        held = pl.read_parquet(part)
+        held.with_columns(pl.when(pl.col("id") == row["id"]).then(pl.lit("other words")).otherwise("instruction").alias("instruction")).write_parquet(part)
+    again = opened(tmp_path)
+    changed = again.frame().row(0, named=True)
+    assert changed["status:response"] is None
+    again.columns["response"].append([{"id": row["id"], "of": changed["of"], "response": "new", "finish_reason": "stop"}])
+    assert again.frame(["response"]).row(0, named=True)["response"] == "new"
+
+
+def test_a_snapshot_holds_the_frame_and_all_texts_whatever_the_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SLICE", 8)
+    made = filled(tmp_path)
+    frame = made.frame()
+    made.snapshot(frame, tmp_path / "pool.parquet")
+    held = pl.read_parquet(tmp_path / "pool.parquet")
+    assert held["id"].to_list() == frame["id"].to_list()
+    assert held["instruction"].str.len_chars().min() == len(f"0 {WORDS}")
+    assert held["response"].null_count() == 25
