@@ -73,7 +73,7 @@ def test_published_form_round_trips_losslessly(tmp_path: Path, ending: str, form
 def test_both_namings_give_the_same_rows_of_ours(tmp_path: Path, ending: str) -> None:
     old = pl.concat(read(saved(tmp_path / f"a{ending}", [row23(i) for i in range(3)])))
     new = pl.concat(read(saved(tmp_path / f"b{ending}", [row25(i) for i in range(3)])))
-    shared = [c for c in old.columns if c in new.columns and c not in ("gen_input_config",)]
+    shared = [c for c in old.columns if c in new.columns and c not in ("gen_input_config", "source_columns")]
     assert {"id", "instruction", "response", "min_similar_id", "repeat_count", "input_quality", "llama_guard_2", "status"} <= set(shared)
     assert old.select(shared).equals(new.select(shared))
     assert old["status"].to_list() == ["ok"] * 3 and old["messages"].null_count() == 3
@@ -105,7 +105,7 @@ def test_unknown_label_is_that_rows_failed_tag_and_not_a_guess(tmp_path: Path) -
     assert found["input_quality"].to_list() == ["excellent", None, "excellent"]
     assert found["status"].to_list() == ["ok"] * 3
     trouble = found["failed_tags"].to_list()
-    assert trouble[1] == [{"column": "input_quality", "reason": "unknown label 'Good'"}]
+    assert trouble[1] == [{"column": "input_quality", "reason": "unknown label 'Good'", "value": "Good"}]
     assert [t["column"] for t in trouble[2]] == ["difficulty", "task_category"]
 
 
@@ -151,7 +151,7 @@ def test_rows_come_in_batches_up_to_a_limit_over_several_files(tmp_path: Path) -
     saved(folder / "1.parquet", [row23(i) for i in range(5)])
     saved(folder / "2.jsonl", [row25(i) for i in range(5, 10)])
     parts = list(read(folder, limit=7, batch=3))
-    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [len(part) for part in parts] == [3, 2, 2]
     assert [i for part in parts for i in part["id"].to_list()] == [f"u{i}" for i in range(7)]
 
 
