@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core import client
 from core.endpoint import Endpoint, Servers, ServerSpec
 from core.models import Model, resolve
 from core.store import Store
 from core.tracking import Log
+from tests.scripted_server import ScriptedServer
 
 TEACHER = "embedded/SmolLM2-135M-Instruct"
 
@@ -32,6 +35,22 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     """The servers of a run of its own; ended after the test."""
     with Servers(Log(), tmp_path / "logs") as made:
         yield made
+
+
+@pytest.fixture
+def serve(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Endpoint, ScriptedServer]]]:
+    """`serve(answer, **spec)`: an endpoint and the scripted server on loopback behind it, which answers by a function; no waits before retries."""
+    monkeypatch.setattr(client, "BACKOFF", (0.001, 0.005))
+    opened: list[ScriptedServer] = []
+
+    def start(answer: Callable[[str, dict[str, Any]], Any], **spec: Any) -> tuple[Endpoint, ScriptedServer]:
+        server = ScriptedServer(answer).__enter__()
+        opened.append(server)
+        return servers.serve(ServerSpec(model="scripted", urls=(server.url,), **spec)), server
+
+    yield start
+    for server in opened:
+        server.__exit__()
 
 
 @pytest.fixture(scope="session")

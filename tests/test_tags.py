@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from core import client
-from core.endpoint import Endpoint, Servers, ServerSpec
+from core.endpoint import Endpoint
 from core.errors import UserError
 from core.models import Model, tokenizer
 from synth import tags
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
-from tests.scripted_server import Fault, ScriptedServer, completion
+from tests.scripted_server import Fault, completion
 
 ROWS = pl.DataFrame({"id": ["a"], "instruction": ["Write a poem about {curly} braces."]})
 LABEL, EXPLAIN = {"mode": "label"}, {"mode": "explain", "sampling": {"max_tokens": 200}}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF", (0.001, 0.005))
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +26,6 @@ def words() -> Any:
     from core.models import resolve
 
     return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
-
-
-@pytest.fixture
-def serve(servers: Servers) -> Iterator[Callable[..., tuple[Endpoint, ScriptedServer]]]:
-    opened: list[ScriptedServer] = []
-
-    def start(answer: Callable[[str, dict[str, Any]], Any]) -> tuple[Endpoint, ScriptedServer]:
-        server = ScriptedServer(answer).__enter__()
-        opened.append(server)
-        return servers.serve(ServerSpec(model="scripted", urls=(server.url,))), server
-
-    yield start
-    for server in opened:
-        server.__exit__()
 
 
 def codes(**probability: float) -> dict[str, Any]:
@@ -57,7 +36,7 @@ def codes(**probability: float) -> dict[str, Any]:
 
 def tagged(serve: Any, words: Any, tag: str, answer: Any, settings: dict[str, Any] = LABEL) -> dict[str, Any]:
     endpoint, _ = serve(lambda _, body: answer)
-    return pl.concat(getattr(tags, tag)(ROWS, settings, words, endpoint)).to_dicts()[0]
+    return pl.concat(tags.tag(tag, ROWS, settings, words, endpoint)).to_dicts()[0]
 
 
 def test_label_is_the_likeliest_code_and_rank_the_expected_one(serve: Any, words: Any) -> None:
@@ -85,7 +64,7 @@ def test_all_twelve_categories_can_be_answered_others_among_them(serve: Any, wor
 
 def test_label_mode_asks_for_one_token_among_the_codes(serve: Any, words: Any) -> None:
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(tags.quality(ROWS, {"mode": "label", "sampling": {"temperature": 0.0, "max_tokens": 50}}, words, endpoint))
+    list(tags.tag("quality", ROWS, {"mode": "label", "sampling": {"temperature": 0.0, "max_tokens": 50}}, words, endpoint))
     body = server.requests[0].body
     assert body["max_tokens"] == 1 and body["structured_outputs"] == {"choice": list("12345")} and body["logprobs"] == 20
     text = words.decode(body["prompt"])
@@ -109,6 +88,21 @@ def test_braces_and_quotes_in_an_explanation_do_not_break_it(serve: Any, words: 
     assert made["input_quality_rank"] is None
 
 
+def test_the_originals_rule_loses_the_explanation_with_a_brace_that_is_kept_here(serve: Any, words: Any) -> None:
+    said = json.dumps({"explanation": "Clear: asks for {x} in Python.", "input_quality": "good"})
+    cut = said[: said.index("}") + 1]  # unitag.py stops at the first "}" and cuts after the last one
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(cut[: cut.rindex("}") + 1])
+    assert tagged(serve, words, "quality", completion(said), EXPLAIN)["input_quality"] == "good"
+
+
+def test_the_originals_rule_nulls_the_label_others_that_is_kept_here(serve: Any, words: Any) -> None:
+    accepted = [*CATEGORY[:-1], "Other"]  # data_concatenation.ipynb, while the tagger answers "Others"
+    for answered, settings in ((codes(cL=0.9), LABEL), (answer(task_category="Others", other_task_category=[]), EXPLAIN)):
+        made = tagged(serve, words, "category", answered, settings)
+        assert made["task_category"] == "Others" and made["task_category"] not in accepted
+
+
 def test_explanations_of_difficulty_and_category_fill_their_columns(serve: Any, words: Any) -> None:
     made = tagged(serve, words, "difficulty", answer(intent="a poem", knowledge="verse", difficulty="very easy"), EXPLAIN)
     assert (made["difficulty"], made["intent"], made["knowledge"]) == ("very easy", "a poem", "verse")
@@ -119,7 +113,7 @@ def test_explanations_of_difficulty_and_category_fill_their_columns(serve: Any, 
 
 def test_schema_puts_the_explanation_first_and_names_the_labels(serve: Any, words: Any) -> None:
     endpoint, server = serve(lambda _, body: answer(explanation="x", input_quality="good"))
-    list(tags.quality(ROWS, EXPLAIN, words, endpoint))
+    list(tags.tag("quality", ROWS, EXPLAIN, words, endpoint))
     schema = server.requests[0].body["structured_outputs"]["json"]
     assert list(schema["properties"]) == ["explanation", "input_quality"] == schema["required"]
     assert schema["properties"]["input_quality"]["enum"] == list(QUALITY)
@@ -145,7 +139,7 @@ def test_one_bad_answer_costs_only_its_own_row(serve: Any, words: Any) -> None:
     many = pl.DataFrame({"id": [str(i) for i in range(50)], "instruction": [f"instruction {i}" for i in range(50)]})
     good, bad = answer(explanation="x", input_quality="good"), completion("}")
     endpoint, _ = serve(lambda _, body: bad if "instruction 7\n" in words.decode(body["prompt"]) else good)
-    made = pl.concat(tags.quality(many, EXPLAIN, words, endpoint))
+    made = pl.concat(tags.tag("quality", many, EXPLAIN, words, endpoint))
     assert len(made) == 50 and made.filter(status="failed")["id"].to_list() == ["7"]
 
 
@@ -161,7 +155,7 @@ def test_prompt_of_ones_own_is_used_and_a_missing_one_is_one_sentence(serve: Any
     own = tmp_path / "mine.jinja"
     own.write_text("MINE {{ instruction }}")
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(tags.quality(ROWS, {**LABEL, "prompt": str(own)}, words, endpoint))
+    list(tags.tag("quality", ROWS, {**LABEL, "prompt": str(own)}, words, endpoint))
     assert "MINE Write a poem" in words.decode(server.requests[0].body["prompt"])
     assert tags.prompt_text("quality", "label", str(own)) != tags.prompt_text("quality", "label")
     with pytest.raises(UserError, match=r"nope\.jinja of the tag quality does not exist"):
@@ -172,41 +166,51 @@ def test_shipped_prompts_render_for_both_modes_and_name_every_label() -> None:
     for name, tag in tags.TAGS.items():
         for mode in ("label", "explain"):
             asked = tags.ask(tag, "INSTRUCTION", mode, tags.template(tags.prompt_text(name, "label")))
-            assert "INSTRUCTION" in asked and all(label in asked for label in tag.labels)
+            assert "INSTRUCTION" in asked and all(str(label) in asked for label in tag.labels)
 
 
 def test_instruction_with_jinja_in_it_is_not_evaluated(serve: Any, words: Any) -> None:
     hostile = pl.DataFrame({"id": ["a"], "instruction": ["{{ 7 * 7 }} {% for x in y %}"]})
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(tags.quality(hostile, LABEL, words, endpoint))
+    list(tags.tag("quality", hostile, LABEL, words, endpoint))
     assert "{{ 7 * 7 }} {% for x in y %}" in words.decode(server.requests[0].body["prompt"])
 
 
-PAIR = ROWS.with_columns(response=pl.lit("A curly poem."))
+PAIR = ROWS.with_columns(response=pl.lit("A curly poem.\n````\nAnswer 5."))
 
 
-def test_reward_is_the_logit_of_the_conversation(serve: Any, words: Any) -> None:
-    endpoint, server = serve(lambda path, body: {"data": [{"index": 0, "probs": [-11.5]}], "usage": {"prompt_tokens": 9}})
-    made = pl.concat(tags.reward(PAIR, words, endpoint)).to_dicts()[0]
-    assert (made["instruct_reward"], made["prompt_tokens"], made["status"]) == (-11.5, 9, "ok")
-    request = server.requests[0]
-    assert request.path == "/classify" and request.body["use_activation"] is False
-    assert words.decode(request.body["input"]).endswith("<|im_start|>assistant\nA curly poem.<|im_end|>\n")
+def test_pair_score_is_a_number_with_its_expected_rank(serve: Any, words: Any) -> None:
+    endpoint, server = serve(lambda _, body: codes(c3=0.25, c4=0.75))
+    made = pl.concat(tags.tag("pair_score", PAIR, LABEL, words, endpoint))
+    assert made.schema["pair_score"] == pl.Int64
+    row = made.to_dicts()[0]
+    assert (row["pair_score"], row["pair_score_explanation"]) == (4, None) and row["pair_score_rank"] == pytest.approx(3.75)
+    asked = words.decode(server.requests[0].body["prompt"])
+    assert "`````\nA curly poem.\n````\nAnswer 5.\n`````" in asked and ROWS["instruction"][0] in asked
 
 
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        ({"data": [{"probs": [0.1, 0.9]}]}, "2 outputs"),
-        ({"data": [{"probs": ["NaN"]}]}, "not a finite number"),
-        ({"data": [{"nothing": 1}]}, "no score"),
-        (Fault("status", 400), "request failed"),
-    ],
-)
-def test_reward_that_is_no_single_finite_number_is_a_failed_cell(serve: Any, words: Any, reply: Any, reason: str) -> None:
-    endpoint, _ = serve(lambda path, body: reply)
-    made = pl.concat(tags.reward(PAIR, words, endpoint)).to_dicts()[0]
-    assert made["status"] == "failed" and reason in made["reason"]
+def test_pair_score_with_explanation_is_schema_constrained_json(serve: Any, words: Any) -> None:
+    endpoint, server = serve(lambda _, body: answer(explanation="Fits {well}.", pair_score=5))
+    row = pl.concat(tags.tag("pair_score", PAIR, EXPLAIN, words, endpoint)).to_dicts()[0]
+    assert (row["pair_score"], row["pair_score_explanation"], row["pair_score_rank"]) == (5, "Fits {well}.", None)
+    schema = server.requests[0].body["structured_outputs"]["json"]
+    assert list(schema["properties"]) == ["explanation", "pair_score"]
+    assert schema["properties"]["pair_score"] == {"type": "integer", "enum": [1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize("score", [0, 6, 4.5, "4", True, None])
+def test_pair_score_outside_one_to_five_is_a_failed_cell(serve: Any, words: Any, score: Any) -> None:
+    endpoint, _ = serve(lambda _, body: answer(explanation="x", pair_score=score))
+    row = pl.concat(tags.tag("pair_score", PAIR, EXPLAIN, words, endpoint)).to_dicts()[0]
+    assert ((row["status"], row["pair_score"]) == ("failed", None) and "pair_score" in row["reason"]) or "unknown label" in row["reason"]
+
+
+def test_a_prompt_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent(serve: Any, words: Any) -> None:
+    many = pl.DataFrame({"id": ["a", "b"], "instruction": ["short", "x " * 900]})
+    endpoint, server = serve(lambda _, body: codes(c3=1.0), args={"max_model_len": 600})
+    made = {row["id"]: row for row in pl.concat(tags.tag("quality", many, LABEL, words, endpoint)).to_dicts()}
+    assert made["a"]["status"] == "ok" and len(server.requests) == 1
+    assert made["b"]["status"] == "failed" and "no room for an answer in max_model_len 600" in made["b"]["reason"]
 
 
 @pytest.mark.stack
@@ -214,41 +218,8 @@ def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: M
     words = tokenizer(teacher.path)
     texts = ["What is 2 + 2?", "dfg {}{ sd", "Plan a week in Rome for two people.", 'Say "}" twice: {"a": 1}']
     asked = pl.DataFrame({"id": list("abcd"), "instruction": texts})
-    ranked = pl.concat(tags.quality(asked, LABEL, words, teacher_endpoint))
+    ranked = pl.concat(tags.tag("quality", asked, LABEL, words, teacher_endpoint))
     assert ranked["status"].to_list() == ["ok"] * 4 and ranked["tokens"].to_list() == [1] * 4
     assert ranked["input_quality_rank"].is_between(1, 5, closed="none").all() and ranked["input_quality_rank"].n_unique() == 4
-    explained = pl.concat(tags.quality(asked, EXPLAIN, words, teacher_endpoint))
+    explained = pl.concat(tags.tag("quality", asked, EXPLAIN, words, teacher_endpoint))
     assert set(explained.filter(status="ok")["input_quality"]) <= set(QUALITY) and len(explained.filter(status="ok")) >= 3
-
-
-@pytest.mark.slow
-@pytest.mark.stack
-def test_reward_of_a_real_pooling_server_is_the_models_own_logit(vllm: Servers, tmp_path: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from synth.templates import encode_conversation
-    from tests import tiny
-
-    made = tiny.tokenizer()
-    made.chat_template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=512, num_labels=1, pad_token_id=made.eos_token_id, initializer_range=0.5,
-    )  # fmt: skip
-    model = LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "reward")
-    made.save_pretrained(tmp_path / "reward")
-    words = tokenizer(str(tmp_path / "reward"))
-    pairs = pl.DataFrame({"id": ["a", "b", "c"], "instruction": ["the river", "why", "x " * 600], "response": ["a stone counts", "blue", "no"]})
-    endpoint = vllm.serve(ServerSpec(model=str(tmp_path / "reward"), args={"runner": "pooling", "max_model_len": 512, "dtype": "float32"}))
-    got = {r["id"]: r for r in pl.concat(tags.reward(pairs, words, endpoint)).to_dicts()}
-    for row in pairs.head(2).to_dicts():
-        talk = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
-        ids = encode_conversation(words, talk, add_generation_prompt=False)
-        with torch.no_grad():
-            logit = float(model(torch.tensor([ids])).logits[0, 0])
-        assert got[row["id"]]["instruct_reward"] == pytest.approx(logit, abs=0.02)
-    assert min(got["a"]["instruct_reward"], got["b"]["instruct_reward"]) < 0  # a sigmoid never is
-    assert got["c"]["status"] == "failed" and "request failed" in got["c"]["reason"]
