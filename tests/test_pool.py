@@ -73,8 +73,8 @@ def test_a_response_of_an_instruction_that_was_made_anew_counts_as_unmeasured_an
     made = filled(tmp_path)
     row = made.frame().row(0, named=True)
     for part in made.instruction.parts():
-        held = pl.read_parquet(part)
-        held.with_columns(pl.when(pl.col("id") == row["id"]).then(pl.lit("other words")).otherwise("instruction").alias("instruction")).write_parquet(part)
+        text = pl.when(pl.col("id") == row["id"]).then(pl.lit("other words")).otherwise("instruction").alias("instruction")
+        pl.read_parquet(part).with_columns(text).write_parquet(part)
     again = opened(tmp_path)
     changed = again.frame().row(0, named=True)
     assert changed["status:response"] is None
