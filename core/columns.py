@@ -93,7 +93,11 @@ class Column:
         Raises FileNotFoundError when it was merged away meanwhile, UserError when it is damaged.
         """
         try:
-            return pl.read_parquet(path, columns=list(self.schema)).cast(self.schema)
+            written = pl.read_parquet_schema(path)
+            absent = [n for n in self.fields if n not in written]  # a field that is younger than this part
+            return pl.read_parquet(path, columns=[n for n in self.schema if n not in absent]).with_columns(
+                [pl.lit(None, self.fields[n]).alias(n) for n in absent]
+            ).select(list(self.schema)).cast(self.schema)
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:

@@ -20,6 +20,10 @@ class ModelConfig(BaseModel):
     server: dict[str, Any] = Field(default_factory=dict)
     """Its server, as core.endpoint.ServerSpec has it: `args` (vLLM's, verbatim), env, replicas, max_in_flight, timeout; or `urls` (and
     `api_key_env`) of servers that run already."""
+    chat_template: str | None = None
+    """A Jinja file in place of the tokenizer's chat template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, e.g. {enable_thinking: false} for Qwen3 and SmolLM3, {reasoning_effort: low} for gpt-oss."""
 
     @field_validator("server")
     @classmethod
@@ -42,6 +46,56 @@ class ImportConfig(BaseModel):
     """Take the first rows only."""
 
 
+class GridCell(BaseModel):
+    """Part of the instructions, with sampling of its own."""
+
+    model_config = STRICT
+    rows: int = Field(ge=1)
+    """How many of them; the cells' rows sum to `synth.rows`."""
+    sampling: dict[str, Any]
+    """What differs from `synth.instruction`: SamplingParams, verbatim."""
+
+
+class SystemPromptConfig(BaseModel):
+    """A system prompt that some of the instructions are drawn under; their responses are made without it."""
+
+    model_config = STRICT
+    name: str | None = None
+    """Recorded with each row; default: the domain and language, or the file's name."""
+    text: str | None = None
+    """The prompt; "" for none, `default` for what the chat template itself puts."""
+    file: str | None = None
+    """A text file that holds it."""
+    domain: str | None = None
+    """A shipped one: math, code or translation."""
+    language: str | None = None
+    """A user who writes in this language (its English name); alone or together with `domain`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows, relative to the other prompts' weights."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SystemPromptConfig:
+        if sum(given is not None for given in (self.text, self.file, self.domain or self.language)) != 1:
+            raise ValueError("a system prompt is either `text`, or `file`, or `domain` and/or `language`")
+        return self
+
+
+class FirstTokenConfig(BaseModel):
+    """A rule for the first token of an instruction: drawn by a request of its own, from which the rest is continued."""
+
+    model_config = STRICT
+    suppress: Literal["markdown"] | tuple[str, ...] = ()
+    """`markdown`: no token that opens a heading, bold text or a rule (Llama-3.1 needs it); or texts that are one token each."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Temperature of the first token (the original's "flaming" is 1.2 times the others'); default: as the others."""
+
+    @model_validator(mode="after")
+    def _something(self) -> FirstTokenConfig:
+        if not self.suppress and self.temperature is None:
+            raise ValueError("first_token needs `suppress` or `temperature`")
+        return self
+
+
 class TagConfig(BaseModel):
     """How one LLM tag is measured."""
 
@@ -54,6 +108,24 @@ class TagConfig(BaseModel):
     """SamplingParams, verbatim; default greedy."""
     prompt: str | None = None
     """A prompt file (jinja) in place of the shipped one."""
+    check: int = Field(default=0, ge=0)
+    """How many measured rows, by hash of id, are asked in the other mode as well; how far both agree is in tag_agreement.json and the report."""
+
+
+class SafetyConfig(ModelConfig):
+    """A guard model."""
+
+    family: Literal["llama-guard-2", "llama-guard-3", "llama-guard-4", "qwen3guard"] | None = None
+    """What its verdicts are like; default: told from the model's name."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """SamplingParams, verbatim; default greedy."""
+
+
+class BaseConfig(ModelConfig):
+    """A base model that answers the same instructions, by examples in its prompt."""
+
+    sampling: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 2048})
+    """SamplingParams, verbatim; `stop` adds to the headings that end an answer."""
 
 
 class NeighborsConfig(BaseModel):
@@ -79,7 +151,15 @@ class TagsConfig(BaseModel):
     neighbors: NeighborsConfig = NeighborsConfig()
     """min_neighbor_distance, repeat_count, min_similar_id."""
     reward: ModelConfig | None = None
-    """A sequence-classification reward model for instruct_reward."""
+    """A sequence-classification reward model for instruct_reward (and base_reward). Thresholds on it (`tau`) belong to one model."""
+    pair_score: TagConfig = TagConfig()
+    """pair_score (1 to 5), pair_score_rank, pair_score_explanation: how well the response answers the instruction."""
+    safety: SafetyConfig | None = None
+    """safety, safety_categories, llama_guard_2."""
+    base: BaseConfig | None = None
+    """base_output; with `reward` also base_reward and reward_difference."""
+    ifd: ModelConfig | None = None
+    """The model whose log-probabilities give ifd; default: the teacher. A small one is cheap and ranks rows much alike (arXiv 2402.00530)."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes that the language detector may answer; empty: all of lingua's."""
 
@@ -97,17 +177,47 @@ class SynthConfig(BaseModel):
     seed: int = 0
     """Seed of the pool: with the model, template and sampling it fixes every row's id and its own sampling seed."""
     system_prompt: str | None = None
-    """None: without where the template allows it; `default`: what the chat template itself puts; else this text."""
+    """None: without where the template and the model family allow it; `default`: what the chat template itself puts; else this text ("": none)."""
+    system_prompts: tuple[SystemPromptConfig, ...] = ()
+    """Several in place of `system_prompt`: each row is drawn under one of them, by hash of its id and the weights."""
     pre_query_template: str | None = None
     """Overrides the pre-query template derived from the tokenizer's chat template."""
     instruction: dict[str, Any] = Field(default_factory=lambda: {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2048})
     """SamplingParams of the instructions, verbatim."""
+    grid: Literal["magpie-pro", "magpie-air"] | tuple[GridCell, ...] | None = None
+    """Several samplings in one pool: cells with rows of their own, or the paper's four (Pro) or twelve (Air) scaled to `rows`. More rows of a cell,
+    or one more cell, draw nothing anew."""
+    first_token: FirstTokenConfig | None = None
+    """A rule for the first token of each instruction."""
+    category_balance: int | None = Field(default=None, ge=1)
+    """After every so many instructions, label 100 of them with the category tagger and report the shares; the labels serve later as well."""
     response: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
     """SamplingParams of the responses, verbatim; greedy by default as in the paper."""
     tags: TagsConfig = TagsConfig()
     """How each tag is measured, where a filter asks for it."""
     heldout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the rows kept out of every arm, by hash of id; they are answered and used for held-out loss."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_grid(cls, data: Any) -> Any:
+        """Cells with rows of their own say how many rows there are."""
+        cells = data.get("grid") if isinstance(data, dict) and "rows" not in data else None
+        if isinstance(cells, list | tuple) and all(isinstance(c, dict) and isinstance(c.get("rows"), int) for c in cells) and cells:
+            return {**data, "rows": sum(c["rows"] for c in cells)}
+        return data
+
+    @model_validator(mode="after")
+    def _agree(self) -> SynthConfig:
+        if isinstance(self.rows, ImportConfig) and (self.grid or self.first_token or self.system_prompts or self.category_balance):
+            raise ValueError("imported rows are not drawn: they take no grid, first_token, system_prompts or category_balance")
+        if isinstance(self.grid, tuple) and (total := sum(cell.rows for cell in self.grid)) != self.rows:
+            raise ValueError(f"the rows of `grid` sum to {total}, but `rows` says {self.rows}")
+        if self.system_prompt is not None and self.system_prompts:
+            raise ValueError("give `system_prompt` or `system_prompts`, not both")
+        if self.pre_query_template and self.system_prompts:
+            raise ValueError("`pre_query_template` fixes the whole text before the instruction: it takes no `system_prompts`")
+        return self
 
 
 class Budget(BaseModel):

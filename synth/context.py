@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.endpoint import Endpoint, Servers, ServerSpec
+from core.errors import UserError
 from core.models import Model, tokenizer
 from synth.config import ModelConfig
+from synth.templates import worded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +26,8 @@ class Served:
 
     model: Model
     endpoint: Endpoint
+    config: ModelConfig | None = None
+    """What the recipe says of it, where it comes from one."""
 
     @property
     def spec(self) -> ServerSpec:
@@ -32,8 +36,9 @@ class Served:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's own tokenizer."""
-        return tokenizer(self.model.path)
+        """The model's tokenizer, with the recipe's chat template and template variables where it gives any."""
+        words = tokenizer(self.model.path)
+        return worded(words, chat_template_of(self.config), self.config.chat_template_kwargs) if self.config else words
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,27 @@ class Context:
         return replace(self, servers=servers)
 
     def revision(self, config: ModelConfig) -> Any:
-        """What stands for a model in a key: its revision, or its name where that is not known."""
+        """What stands for a model in a key: its revision, or its name where that is not known; and a chat template that is not its own."""
         found = self.resolve(config.model, config.revision)
-        return found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
+        model: Any = found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
+        said = {"chat_template": chat_template_of(config), "chat_template_kwargs": config.chat_template_kwargs}
+        return {"model": model, **{k: v for k, v in said.items() if v}} if any(said.values()) else model
 
     def serve(self, config: ModelConfig) -> Served:
         """The model behind its server."""
         assert self.servers is not None, "this context only makes keys"
         model, spec = spec_of(config, self.resolve)
-        return Served(model, self.servers.serve(spec))
+        return Served(model, self.servers.serve(spec), config)
+
+
+def chat_template_of(config: ModelConfig) -> str | None:
+    """The text of the chat template that the recipe gives a model; None for the tokenizer's own. Raises UserError when the file is missing."""
+    if config.chat_template is None:
+        return None
+    file = Path(config.chat_template).expanduser()
+    if not file.is_file():
+        raise UserError(f"the chat template {file} of {config.model} does not exist; check `chat_template`.")
+    return file.read_text()
 
 
 def spec_of(config: ModelConfig, resolve: Resolve) -> tuple[Model, ServerSpec]:

@@ -32,7 +32,7 @@ class Family:
 @dataclass(frozen=True)
 class ThinkingStyle:
     """How a kind of model writes its thinking. `vocabulary`: the tokens that such a tokenizer has; `open` and `close` stand around the thinking;
-    `clean` (a pattern, "" for none) is removed from the thinking and `end` from the end of the answer."""
+    patterns ("" for none): `clean` is a paragraph break of the thinking, `end` goes from the end of the answer."""
 
     name: str
     vocabulary: tuple[str, ...]

@@ -7,14 +7,16 @@ first newline, kept empty and cut-off rows unmarked, drew from unrecorded seeds,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from core.columns import FAILED, OK
 from core.endpoint import Endpoint, Reply, Request
+from synth.first_token import Chain, FirstToken
 from synth.templates import PreQuery, encode_conversation
+from synth.thinking import Thinking, thinking_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,22 +30,40 @@ BATCH_SECONDS = 5.0
 Row = dict[str, Any]
 
 
-def instructions(rows: pl.DataFrame, pre_query: PreQuery, sampling: Mapping[str, Any], endpoint: Endpoint) -> Iterator[pl.DataFrame]:
+def instructions(
+    rows: pl.DataFrame,
+    prompts: PreQuery | Sequence[PreQuery],
+    sampling: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    endpoint: Endpoint,
+    *,
+    first: FirstToken | None = None,
+    thinking: Thinking | None = None,
+) -> Iterator[pl.DataFrame]:
     """Instructions by the Magpie method: the model continues the pre-query template (arXiv 2406.08464, section 2.1).
 
-    `rows`: id, seed (i64), and any sampling parameter that differs by row (temperature, top_p, ...), which wins over `sampling` (vLLM's
-    SamplingParams, verbatim). Yields frames [id, instruction, finish_reason, tokens (generated), status, reason] as rows finish. The text keeps
-    its lines; only outer whitespace goes. An empty instruction or a request that failed is a failed cell with its reason.
+    `rows`: id, seed (i64), and where there are several of them `prompt` and `cell`, which of `prompts` and which `sampling` (vLLM's SamplingParams,
+    verbatim) a row has. Yields frames [id, instruction, thinking, finish_reason, tokens (generated), status, reason] as rows finish. The text keeps
+    its lines; only outer whitespace goes, and a think block that it opens with is stored apart. An empty instruction, a think block that is not
+    closed and a request that failed are failed cells with their reason. `first`: the rule for the first token.
     """
-    stop = sorted({*pre_query.stop_token_ids, *sampling.get("stop_token_ids", ())})
-    fixed = {**sampling, "prompt": list(pre_query.token_ids), "stop_token_ids": stop}
+    templates = [prompts] if isinstance(prompts, PreQuery) else list(prompts)
+    cells = [sampling] if isinstance(sampling, Mapping) else list(sampling)
+    chain = Chain(first) if first else None
 
     def requests() -> Iterator[Request]:
         for row in rows.iter_rows(named=True):
-            yield Request(row["id"], {**fixed, **{k: v for k, v in row.items() if k != "id" and v is not None}})
+            template, cell = templates[row.get("prompt") or 0], cells[row.get("cell") or 0]
+            stop = sorted({*template.stop_token_ids, *cell.get("stop_token_ids", ())})
+            request = Request(row["id"], {**cell, "prompt": list(template.token_ids), "stop_token_ids": stop, "seed": row["seed"]})
+            yield chain.begin(request) if chain else request
 
-    schema = {"id": pl.String, "instruction": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, **_STATUS}
-    return batched((_generated(reply, "instruction") for reply in endpoint.stream(requests())), schema)
+    def finished() -> Iterator[Row]:
+        for reply in endpoint.stream(requests(), chain.then if chain else None):
+            # A user's message is never opened by a generation prompt: only a think block of the model's own is one.
+            yield _generated(chain.join(reply) if chain else reply, "instruction", thinking, opened=False)
+
+    schema = {"id": pl.String, "instruction": pl.String, "thinking": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, **_STATUS}
+    return batched(finished(), schema)
 
 
 def responses(
@@ -59,16 +79,19 @@ def responses(
 
     `rows`: id, instruction, and optionally system (null: the template's default). `sampling`: SamplingParams verbatim. Where `max_model_len`
     (tokens, prompt and answer) is given, an answer gets at most what the prompt leaves of it, and a prompt that leaves nothing is a failed cell.
-    Yields frames [id, response, finish_reason, tokens, prompt_tokens, status, reason]; finish_reason "length" marks a cut-off answer.
+    Yields frames [id, response, thinking, finish_reason, tokens (thinking included), prompt_tokens, status, reason]; finish_reason "length" marks a
+    cut-off answer. What a thinking model thought is in `thinking` alone; a thought that never ended is a failed cell.
     """
     refused: list[Row] = []
+    thinking = thinking_of(tokenizer, chat_template)
+    fixed = {**(thinking.sampling if thinking else {}), **sampling}
 
     def requests() -> Iterator[Request]:
         for row in rows.iter_rows(named=True):
             system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
             messages = [*system, {"role": "user", "content": row["instruction"]}]
             prompt = encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)
-            body = {**sampling, "prompt": prompt}
+            body = {**fixed, "prompt": prompt}
             if max_model_len is not None:
                 left = max_model_len - len(prompt)
                 if left < 1:
@@ -80,34 +103,42 @@ def responses(
 
     def finished() -> Iterator[Row]:
         for reply in endpoint.stream(requests()):
-            yield _generated(reply, "response")
+            yield _generated(reply, "response", thinking)
             while refused:
                 yield refused.pop()
         yield from refused
 
-    schema = {"id": pl.String, "response": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, "prompt_tokens": pl.Int64, **_STATUS}
-    return batched(finished(), schema)
+    return batched(finished(), {"id": pl.String, **RESPONSE_FIELDS, **_STATUS})
+
+
+RESPONSE_FIELDS: dict[str, Any] = {
+    "response": pl.String, "thinking": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, "prompt_tokens": pl.Int64,
+}  # fmt: skip
+"""What is stored of a response."""
 
 
 _STATUS: dict[str, Any] = {"status": pl.String, "reason": pl.String}
 
 
-def _generated(reply: Reply, name: str) -> Row:
+def _generated(reply: Reply, name: str, thinking: Thinking | None, opened: bool | None = None) -> Row:
     """One row from a completion; fields that a column does not have are left out by `batched`."""
     choice, problem = completion(reply)
     if choice is None:
         return failed(reply.key, problem)
     usage = (reply.body or {}).get("usage") or {}
-    text = str(choice["text"]).strip()
+    thought, answer = thinking.split(str(choice["text"]), opened=opened) if thinking else (None, str(choice["text"]))
     row = {
         "id": reply.key,
+        "thinking": thought,
         "finish_reason": choice.get("finish_reason"),
         "tokens": usage.get("completion_tokens"),
         "prompt_tokens": usage.get("prompt_tokens"),
     }
-    if not text:
+    if answer is None:
+        return {**row, "status": FAILED, "reason": f"the thinking is not closed (finish_reason {choice.get('finish_reason')})"}
+    if not answer.strip():
         return {**row, "status": FAILED, "reason": f"empty {name}"}
-    return {**row, name: text, "status": OK}
+    return {**row, name: answer.strip(), "status": OK}
 
 
 def completion(reply: Reply) -> tuple[dict[str, Any] | None, str]:

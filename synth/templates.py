@@ -7,6 +7,7 @@ no second BOS (distilabel 1.5.3 sends both). Families whose tokenizers come with
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -84,6 +85,28 @@ def pre_query(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = DE
     return PreQuery(text, ids, stop, derived)
 
 
+def worded(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, variables: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer with another chat template, or with variables of its template set, e.g. {"enable_thinking": False}; the given one stays as it is.
+
+    Set within the template, they hold wherever it is rendered. Raises UserError where there is no template to set them in.
+    """
+    if chat_template is None and not variables:
+        return tokenizer
+    template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
+    made = copy.copy(tokenizer)
+    made.chat_template = "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in sorted(variables.items())) + str(template)
+    return made
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as Jinja writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(k))}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value)
+
+
 def described(tokenizer: PreTrainedTokenizerBase, found: PreQuery) -> dict[str, Any]:
     """A pre-query template as `magpie template` prints it: its text and ids, how they came about, and what the like of it was tested against."""
     family = family_of(str(tokenizer.name_or_path))
@@ -114,26 +137,22 @@ def encode_conversation(
     add_generation_prompt: bool,
     chat_template: str | None = None,
     content_parts: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a conversation, where special tokens spelled inside a message are plain text and only the template's own are control tokens.
 
     A conversation without such spellings gets exactly the ids of the rendered text. `content_parts`: the template wants a message's content
-    as a list of parts (Llama-Guard-3-1B and 4). `chat_template_kwargs`: what the template takes besides, e.g. {"enable_thinking": False}.
-    Raises UserError when the template refuses the conversation.
+    as a list of parts (Llama-Guard-3-1B and 4). Raises UserError when the template refuses the conversation.
     """
     template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
     safe, hidden = shield(tokenizer, messages)
     given: Sequence[dict[str, Any]] = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in safe] if content_parts else safe
-    return encode(tokenizer, _rendered(tokenizer, given, template, dict(chat_template_kwargs or {}), generation=add_generation_prompt), hidden)
+    return encode(tokenizer, _rendered(tokenizer, given, template, {}, generation=add_generation_prompt), hidden)
 
 
-def generation_prompt(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> str:
+def generation_prompt(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
     """What the chat template writes after a user's message so that the assistant speaks; some templates open a think block there."""
     template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
-    return _cut(tokenizer, _rendered(tokenizer, [_user(_SENTINEL)], template, dict(chat_template_kwargs or {})))[1]
+    return _cut(tokenizer, _rendered(tokenizer, [_user(_SENTINEL)], template, {}))[1]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

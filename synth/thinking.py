@@ -7,7 +7,6 @@ it (Qwen3 with `enable_thinking: false`), is read off the rendered generation pr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,25 +35,24 @@ class Thinking:
         if not begins and not text.lstrip().startswith(style.open):
             return None, text
         thought, closed, answer = text.partition(style.close)
-        thought = thought.strip().removeprefix(style.open)
         if style.clean:
-            thought = re.sub(style.clean, "", thought)
+            thought = re.sub(style.clean, "\n\n", thought.strip())
+        thought = thought.strip().removeprefix(style.open)
         if style.end:
             answer = re.sub(style.end, "", answer)
         return thought.strip() or None, answer.strip() if closed else None
 
 
-def thinking_of(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> Thinking | None:
+def thinking_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> Thinking | None:
     """How this tokenizer's model thinks, or None. Raises UserError when the chat template refuses a one-message conversation."""
     style = thinking_style(tokenizer.get_vocab(), chat_template or _text(tokenizer))
     if style is None:
         return None
-    prompt = generation_prompt(tokenizer, chat_template, chat_template_kwargs)
+    prompt = generation_prompt(tokenizer, chat_template)
     opened = prompt.rfind(style.open) > prompt.rfind(style.close)
     # Servers leave special tokens out of a text unless told otherwise, and with them the markers.
-    hidden = any(token in tokenizer.all_special_tokens for token in style.vocabulary)
+    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    hidden = not special.isdisjoint(style.vocabulary)
     return Thinking(style, opened, {"skip_special_tokens": False} if hidden else {})
 
 

@@ -59,11 +59,18 @@ def test_each_instruction_is_asked_for_with_the_pre_query_ids_its_own_seed_and_t
         assert "stop" not in request.body
 
 
-def test_a_sampling_cell_of_a_row_wins_over_the_common_sampling(serve: Any) -> None:
+def test_a_row_has_the_sampling_of_its_cell_and_the_pre_query_template_of_its_system_prompt(serve: Any) -> None:
     endpoint, server = serve(lambda _, body: completion("x"))
-    grid = rows(2).with_columns(temperature=pl.Series([1.25, None]))
-    list(instructions(grid, PROMPT, SAMPLING, endpoint))
-    assert {r.body["seed"]: r.body["temperature"] for r in server.requests} == {1000: 1.25, 1001: 0.8}
+    cells = [SAMPLING, {**SAMPLING, "temperature": 1.25, "min_p": 0.02}]
+    asked = rows(4).with_columns(cell=pl.Series([0, 0, 1, 1]), prompt=pl.Series([0, 1, 0, 1]))
+    list(instructions(asked, [PROMPT, PreQuery("<system>x<user>", (1, 9, 5, 6), (2, 4))], cells, endpoint))
+    sent = {r.body["seed"]: (r.body["temperature"], r.body.get("min_p"), r.body["prompt"], r.body["stop_token_ids"]) for r in server.requests}
+    assert sent == {
+        1000: (0.8, None, [1, 5, 6], [2, 3]),
+        1001: (0.8, None, [1, 9, 5, 6], [2, 4]),
+        1002: (1.25, 0.02, [1, 5, 6], [2, 3]),
+        1003: (1.25, 0.02, [1, 9, 5, 6], [2, 4]),
+    }
 
 
 @pytest.mark.parametrize(
