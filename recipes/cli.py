@@ -222,6 +222,36 @@ def launch(
     launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="Published Magpie set, ShareGPT or messages data: file, folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
+    limit: Annotated[int | None, typer.Option(help="The first rows only.")] = None,
+    form: Annotated[str, typer.Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
+) -> None:
+    """Read published data into our form, or any other, and count failed rows and failed tags by reason."""
+    from recipes import importing
+
+    importing.main(source, out, form=form, limit=limit)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="Data (file, folder, hub id), or a finished recipe.")],
+    form: Annotated[str, typer.Option(help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie.")],
+    out: Annotated[Path | None, typer.Option(help="A file, or a folder that gets shards and a dataset card.")] = None,
+    arm: Annotated[str | None, typer.Option(help="The recipe's arm; default: every answered row of the pool.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which sample of an arm that is drawn by seed; default: the first.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="The hub's name of the licence, for the card.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to this data set repository (write token in HF_TOKEN).")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Write data, or an arm of a recipe, in a published form with a dataset card."""
+    from recipes import exporting
+
+    exporting.main(source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private)
+
+
 def main() -> None:
     """Entry point: errors are sentences, `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv

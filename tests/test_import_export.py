@@ -1,0 +1,288 @@
+"""`magpie import` and `magpie export`: round trips that lose nothing, counts, shards, a recipe's arms, cards, and a push to a hub on loopback."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from polars.testing import assert_frame_equal
+from typer.testing import CliRunner
+
+from core.errors import UserError
+from recipes import exporting, graph, importing, schema
+from recipes.cli import app
+from synth import published
+from tests import small_recipe
+from tests.scripted_server import ScriptedServer
+from tests.test_published import row23, row25
+
+OLD, NEW = {"input": "instruction", "output": "response"}, {"instruction": "input", "response": "output"}
+
+
+def renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A row in the other naming, lengths and the sampling struct included."""
+    more = {f"{a}_length": f"{b}_length" for a, b in names.items()}
+    config = {"gen_input_config": "gen_input_configs"} if "input" in row else {"gen_input_configs": "gen_input_config"}
+    similar = {"uuid": "conversation_id", "min_similar_uuid": "min_similar_conversation_id"}
+    return {{**names, **more, **config, **similar}.get(k, k): v for k, v in row.items()}
+
+
+def published_set(row: Any, names: dict[str, str] | None) -> pl.DataFrame:
+    """A set with everything that published rows show: nulls, unknown labels, other columns, further turns, conversations of other words."""
+    talk = [{"from": w, "value": v} for w, v in (("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))]
+    rows = [row(i) for i in range(40)]
+    rows += [
+        row(50, task_category=None, repeat_count=0, min_similar_uuid=None, instruct_reward=None, quality_explanation=None),
+        row(51, input_quality="Good", task_category="Other"), row(52, conversations=talk), row(53, conversations=None),
+        row(54, conversations=[{"from": "human", "value": "as typed"}, {"from": "gpt", "value": "as answered"}]),
+        row(55, conversations=[{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]),
+    ]  # fmt: skip
+    for number, each in enumerate(rows):
+        each |= {"raw_instruction": f"raw {number}" if number % 3 else None, "status": "done"}
+        each["source"] = {"shard": number, "tags": ["x"] * (number % 2)}
+        each["instruct_reward"] = -4.5 + number if each["instruct_reward"] is not None else None
+    frame = pl.from_dicts([renamed(r, names) if names else r for r in rows], infer_schema_length=None)
+    return frame.with_columns(pl.Series("extra_score", [0.5] * len(frame), dtype=pl.Float32), pl.Series("votes", [3] * len(frame), dtype=pl.Int16))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    ("form", "row", "names"), [("23", row23, None), ("23", row23, OLD), ("25", row25, None), ("25", row25, NEW)], ids=["23", "23-new", "25", "25-old"]
+)
+def test_import_filter_export_gives_back_every_value_type_and_name(tmp_path: Path, ending: str, form: str, row: Any, names: Any) -> None:
+    before = published_set(row, names)
+    source = tmp_path / f"set{ending}"
+    before.write_parquet(source) if ending == ".parquet" else before.write_ndjson(source)
+    importing.main(str(source), tmp_path / "ours.parquet", form="magpie", limit=None)
+    ours = pl.read_parquet(tmp_path / "ours.parquet")
+    assert ours["status"].to_list() == ["ok"] * len(before)
+    ours.filter(pl.col("instruct_reward").is_null() | (pl.col("instruct_reward") > 0)).write_parquet(tmp_path / "kept.parquet")
+    exporting.main(
+        str(tmp_path / "kept.parquet"), tmp_path / f"again{ending}", arm=None, seed=None, form=form, licence=None, push=None, private=False
+    )
+    read = pl.read_parquet if ending == ".parquet" else pl.read_ndjson
+    expected = read(source)
+    expected = expected.filter(pl.col("instruct_reward").is_null() | (pl.col("instruct_reward") > 0))
+    assert 20 < len(expected) < len(before)
+    again = read(tmp_path / f"again{ending}")
+    assert_frame_equal(again, expected, check_exact=True)
+    assert again.schema == expected.schema and again.columns == expected.columns
+
+
+def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_path: Path) -> None:
+    pl.from_dicts([row25(i) for i in range(3)]).write_parquet(tmp_path / "new.parquet")
+    published.write(published.read(tmp_path / "new.parquet"), tmp_path / "old.parquet", "23")
+    old = pl.read_parquet(tmp_path / "old.parquet")
+    assert old.columns[:23] == list(row23(0))[:3] + [c for c in old.columns[3:23]] and {"input", "output", "base_reward"} <= set(old.columns[:23])
+    assert set(old.columns[23:]) == {"language", "other_task_category", "task_category_generator", "difficulty_generator", "quality_generator"}
+    assert old["input"].to_list() == [row25(i)["instruction"] for i in range(3)] and old["base_reward"].null_count() == 3
+
+
+def test_import_prints_rows_failed_rows_and_failed_tags_by_reason(tmp_path: Path) -> None:
+    rows = [row23(0), row23(0), row23(1, output="", conversations=[]), row23(2, input_quality="Good"), row23(3, difficulty=None)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = CliRunner().invoke(app, ["import", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [
+        "5 rows read, 2 of them failed", "  1 x an id occurs twice (first: a.jsonl line 2)", "  1 x no response (first: a.jsonl line 3)",
+        "failed tags (those rows are kept):", "  difficulty: 1 x null", "  input_quality: 1 x unknown label 'Good'",
+        f"5 rows written to {tmp_path / 'out'}",
+    ]  # fmt: skip
+    found = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert found["status"].to_list() == ["ok", "failed", "failed", "ok", "ok"], "failed rows stay visible in our form"
+
+
+def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    pl.from_dicts([row23(i) for i in range(5)]).write_parquet(tmp_path / "set" / "1.parquet")
+    pl.from_dicts([row25(i) for i in range(5, 10)]).write_parquet(tmp_path / "set" / "2.parquet")
+    monkeypatch.setattr(importing, "SHARD", 2)
+    importing.shards(published.read(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
+    files = sorted((tmp_path / "out").iterdir())
+    assert [len(pl.read_parquet(f)) for f in files] == [2, 2, 1, 2, 2, 1]
+    assert [i for f in published.read(tmp_path / "out") for i in f["id"]] == [f"u{i}" for i in range(10)], "our own form is read as it is"
+    assert "language" not in pl.read_parquet(files[0]).columns, "an absent column is unmeasured, not failed"
+
+
+def test_an_import_that_breaks_leaves_nothing_and_never_overwrites_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row23(0)) + "\n{oops")
+    with pytest.raises(UserError, match="line 2"):
+        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
+    with pytest.raises(UserError, match="no such form"):
+        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "o", form="24", limit=None)
+
+
+def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: Path) -> None:
+    talks = [["human", "gpt"], ["human", "gpt", "observation", "gpt"], ["human", "gpt", "human", "chatgpt"]]
+    rows = [{"id": str(n), "conversations": [{"from": w, "value": w} for w in talk]} for n, talk in enumerate(talks)]
+    rows.append({"id": "3", "conversations": [{"from": w, "value": v} for w, v in (("human", "a"), ("gpt", "b"), ("human", ""), ("gpt", "c"))]})
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = pl.concat(published.read(tmp_path / "a.json"))
+    reasons = [None, "a turn of role 'observation' (a.json row 2)", None, "a turn without text (a.json row 4)"]
+    assert found["reason"].to_list() == reasons
+    assert found["messages"].list.len().to_list() == [None, 4, 4, 4]
+    assert [m["role"] for m in found["messages"].to_list()[2]] == ["user", "assistant", "user", "assistant"]
+
+
+def test_an_alpaca_file_is_refused_instead_of_guessed_at(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "Sum up.", "input": "A text.", "output": "Short."}) + "\n")
+    with pytest.raises(UserError, match="as Alpaca files do"):
+        list(published.read(tmp_path / "a.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A recipe that has drawn, tagged, answered and selected."""
+    folder = tmp_path_factory.mktemp("recipe")
+    llama = small_recipe.model(folder / "llama")
+    with ScriptedServer(small_recipe.answer) as server:
+        path = small_recipe.recipe(folder, llama, server.url)
+        graph.run(schema.load(path), "select")
+        yield path
+
+
+def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    done = CliRunner().invoke(app, ["export", str(finished), "--arm", "good", "--form", "25", "--out", str(out), "--license", "cc-by-nc-4.0"])
+    assert done.exit_code == 0, done.output
+    rows = pl.read_parquet(sorted((out / "data").glob("*.parquet")))
+    store = finished.parent / "store" / "recipes" / "small"
+    chosen = pl.read_parquet(store / "select" / "good" / "selection.parquet")
+    assert set(rows["uuid"]) == set(chosen["id"]) and len(rows) == len(chosen) == 10
+    assert rows.columns[:25] == list(pl.read_parquet(sorted((out / "data").glob("*.parquet"))).columns[:25])
+    pool = pl.read_parquet(store / "measure" / "pool.parquet").join(rows.select(pl.col("uuid").alias("id")), on="id", how="semi")
+    same = rows.sort("uuid")
+    pool = pool.sort("id")
+    assert same["instruction"].to_list() == pool["instruction"].to_list() and same["response"].to_list() == pool["response"].to_list()
+    assert same["input_quality"].to_list() == pool["input_quality"].cast(pl.String).to_list()
+    assert same["gen_input_configs"].struct.field("seed").to_list() == pool["seed"].to_list()
+    assert {"response_length", "input_quality_rank", "repetition", "heldout"} <= set(rows.columns), "other measures come behind"
+    assert not any(c.startswith(("status", "of_")) for c in rows.columns)
+    assert rows["quality_generator"].n_unique() == 1 and rows["quality_generator"].null_count() == 0
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "cc-by-nc-4.0" and front["size_categories"] == ["n<1K"]
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert "input_quality >= 'good'" in card and "min_neighbor_distance" not in front
+    assert "| response, characters | 10 |" in card and "git commit" in card and "temperature" in card
+    assert str(finished.parent / "store") not in card, "where it ran is nobody's business"
+
+
+def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
+    exporting.main(str(finished), tmp_path / "pool.jsonl", arm=None, seed=None, form="messages", licence=None, push=None, private=False)
+    pool = pl.read_parquet(finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet")
+    lines = [json.loads(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in lines] == pool.filter(pl.col("status:response") == "ok")["id"].to_list()
+    assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in lines)
+
+
+def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(finished: Path, tmp_path: Path) -> None:
+    store = finished.parent / "store" / "recipes" / "small"
+    exporting.main(str(finished), tmp_path / "r.jsonl", arm="random", seed=0, form="messages", licence=None, push=None, private=False)
+    chosen = pl.read_parquet(store / "select" / "random" / "0" / "selection.parquet")
+    assert {json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()} == set(chosen["id"])
+    for arm, seed, sentence in (("goood", None, "no such arm; did you mean"), ("random", 7, "was drawn for the seeds 0")):
+        with pytest.raises(UserError, match=sentence):
+            exporting.main(str(finished), tmp_path / "x", arm=arm, seed=seed, form="25", licence=None, push=None, private=False)
+    with pytest.raises(UserError, match="no recipe"):
+        exporting.main(str(tmp_path / "r.jsonl"), tmp_path / "x", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+
+
+def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_licence(tmp_path: Path) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
+    exporting.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**No licence is stated.**" in card and "license" not in yaml.safe_load(card.split("---\n")[1])
+    assert "forbids the use of outputs" in card and "Meta-Llama-3-70B-Instruct" in card
+    assert "| excellent | 45 | 97.8 % |" in card and "| messages a conversation | 46 |" in card
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few calls of the hub that creating a data set and uploading small files take."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), body))  # type: ignore[attr-defined]
+        if self.path == "/api/repos/create":
+            self.answer({"url": f"{self.server.url}/datasets/me/set", "name": "me/set", "id": "me/set"})  # type: ignore[attr-defined]
+        elif self.path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]})
+        elif "/commit/main" in self.path:
+            address = f"{self.server.url}/datasets/me/set/commit/{'0' * 40}"  # type: ignore[attr-defined]
+            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""})
+        else:
+            self.answer({"warnings": [], "errors": []})
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Authorization"), b""))  # type: ignore[attr-defined]
+        self.answer({"id": "me/set", "sha": "0" * 40, "siblings": [], "private": True})
+
+    def answer(self, body: dict[str, Any]) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.status, server.url = [], 200, f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_push_creates_a_private_repository_and_uploads_shards_and_card(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    exporting.main(str(tmp_path / "set.parquet"), None, arm=None, seed=None, form="23", licence="other", push="me/set", private=True)
+    created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
+    assert created["visibility"] == "private" and created["type"] == "dataset"
+    lines = [json.loads(line) for path, _, body in hub.asked if "/commit/main" in path for line in body.splitlines()]
+    files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    assert set(files) == {"README.md", "data/train-00000.parquet"}
+    (tmp_path / "sent.parquet").write_bytes(files["data/train-00000.parquet"])
+    assert len(pl.read_parquet(tmp_path / "sent.parquet")) == 46
+    assert {key for _, key, _ in hub.asked} == {"Bearer hf_secret"}
+    printed = capsys.readouterr()
+    assert "pushed to" in printed.out and "hf_secret" not in printed.out + printed.err
+
+
+def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arguments: dict[str, Any] = {"arm": None, "seed": None, "form": "23", "licence": None, "push": "me/set", "private": False}
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        exporting.main(str(tmp_path / "set.parquet"), None, **arguments)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.status = 403
+    with pytest.raises(UserError, match="did not take me/set") as refused:
+        exporting.main(str(tmp_path / "set.parquet"), None, **arguments)
+    assert "hf_secret" not in str(refused.value)
