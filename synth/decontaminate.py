@@ -1,61 +1,78 @@
 """Overlap of instructions with the prompts that the models will be evaluated on: shared word n-grams, and distance in embedding space.
 
 A row that repeats an evaluation prompt would make its arm look better than it is. The measures are columns like any other: the filter says what
-is too much (Tulu 3 drops rows that share 8-grams covering more than half of a test prompt's words).
+is too much (Tulu 3 drops rows that share 8-grams covering more than half of a test prompt's words, arXiv 2411.15124).
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core.columns import OK
+from core.errors import UserError
+from synth.ngrams import grams, words
 
-VERSION = 1
+VERSION = 2
 """Part of the column's key, with the digest of the prompts."""
 
 NGRAM = 8
-SLICE = 4096
+SHORT = 3
+"""A prompt of fewer words than this ("Hi", "Tell me") is found only where it is the whole instruction."""
+SLICE = 20_000
 
-_WORD = re.compile(r"[^\W_]+")
+PROMPTS = {"id": pl.String, "prompt": pl.String}
 
 
-def overlap(rows: pl.DataFrame, prompts: Sequence[str], n: int = NGRAM) -> pl.DataFrame:
+def read_prompts(path: Path) -> pl.DataFrame:
+    """[id, prompt] of a JSONL file: one object a line with `prompt` (or `instruction`), and `id` where it has one (else the line's number).
+
+    Raises UserError for a file that is missing or holds no prompt, and for a line that is no such object.
+    """
+    if not path.is_file():
+        raise UserError(f"the file of prompts {path} does not exist; check `synth.tags.decontaminate.file`.")
+    found: list[tuple[str, str]] = []
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                record: Any = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not valid JSON; write one object a line.") from error
+            prompt = record.get("prompt", record.get("instruction")) if isinstance(record, dict) else None
+            if not isinstance(prompt, str):
+                raise UserError(f"{path}, line {number}: no `prompt` (text); write one object a line: {{\"id\": ..., \"prompt\": ...}}.")
+            found.append((str(record.get("id", number)), prompt))
+    if not found:
+        raise UserError(f"{path} holds no prompts.")
+    return pl.DataFrame(found, schema=PROMPTS, orient="row")
+
+
+def overlap(rows: pl.DataFrame, prompts: pl.DataFrame, n: int = NGRAM) -> pl.DataFrame:
     """How much of some evaluation prompt an instruction repeats.
 
-    `rows`: id, instruction. Words are compared without case and punctuation; a prompt of fewer than `n` words counts as one n-gram of its length.
-    Returns [id, eval_overlap (the largest share of one prompt's words that lies in n-grams shared with the instruction, 0 to 1),
-    eval_overlap_prompt (that prompt's place in `prompts`, or null), status].
+    `rows`: id, instruction. `prompts`: id, prompt. Words are compared without case and punctuation; a prompt of fewer than `n` words counts as
+    one n-gram of its length (and see SHORT). Returns, in the order of `rows`, [id, eval_overlap (the largest share of one prompt's words that
+    lies in n-grams shared with the instruction, 0 to 1), eval_overlap_prompt (that prompt's id; null for none), status].
     """
-    lengths = [len(_words(prompt)) for prompt in prompts]
-    index: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
-    for at, prompt in enumerate(prompts):
-        for place, gram in _grams(_words(prompt), n):
-            index[gram].append((at, place))
-    sizes = sorted({len(gram) for gram in index})
-    shares: list[float] = []
-    which: list[int | None] = []
-    for text in rows["instruction"].fill_null("").to_list():
-        words = _words(text)
-        covered: dict[int, set[int]] = defaultdict(set)
-        for size in sizes:
-            for gram in {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}:
-                for at, place in index.get(gram, ()):
-                    covered[at].update(range(place, place + size))
-        best = max(covered, key=lambda at: (len(covered[at]) / lengths[at], -at), default=None)
-        shares.append(len(covered[best]) / lengths[best] if best is not None else 0.0)
-        which.append(best)
-    columns = {"id": rows["id"], "eval_overlap": pl.Series(shares, dtype=pl.Float64), "eval_overlap_prompt": pl.Series(which, dtype=pl.Int64)}
-    return pl.DataFrame(columns).with_columns(pl.lit(OK).alias("status"))
+    index = _index(prompts, n)
+    parts = [_best(rows["instruction"].slice(at, SLICE), index).with_columns(pl.col("row") + at) for at in range(0, len(rows), SLICE)]
+    best = pl.concat(parts) if parts else pl.DataFrame(schema={"row": pl.Int64, "prompt": pl.Int64, "share": pl.Float64})
+    numbered = rows.select("id").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    named = prompts.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("prompt"), pl.col("id").alias("eval_overlap_prompt"))
+    found = numbered.join(best, on="row", how="left", maintain_order="left").join(named, on="prompt", how="left", maintain_order="left")
+    return found.select("id", pl.col("share").fill_null(0.0).alias("eval_overlap"), "eval_overlap_prompt", pl.lit(OK).alias("status"))
 
 
 def distance(ids: Sequence[str], vectors: NDArray[np.float32], prompts: NDArray[np.float32]) -> pl.DataFrame:
-    """Squared L2 distance of each instruction to the nearest evaluation prompt, both as unit vectors of one model (`neighbors.embed`).
+    """Squared L2 distance of each instruction to the nearest evaluation prompt, both as unit vectors of one model (synth/embeddings.py).
 
     `vectors` [n, d] and `prompts` [m, d], float32. Returns [id, eval_distance (0 to 4; null without prompts), status].
     """
@@ -65,10 +82,37 @@ def distance(ids: Sequence[str], vectors: NDArray[np.float32], prompts: NDArray[
     return pl.DataFrame({"id": list(ids), "eval_distance": pl.Series(nearest).fill_nan(None)}).with_columns(pl.lit(OK).alias("status"))
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+def _index(prompts: pl.DataFrame, n: int) -> dict[int, pl.DataFrame]:
+    """By size of n-gram: where it stands, [hash, prompt (number), place (first word), size, length (the prompt's words)]."""
+    of = words(prompts["prompt"], plain=True)
+    length = np.bincount(of.row, minlength=len(prompts))
+    begins = np.cumsum(length) - length
+    index = {}
+    for size in sorted({int(s) for s in np.minimum(length, n)} - {0}):
+        found = grams(of, size)
+        right = np.minimum(length, n)[found.row] == size
+        at = np.arange(len(of.row))[: len(of.row) - size + 1][of.row[: len(of.row) - size + 1] == of.row[size - 1 :]] - begins[found.row]
+        frame = pl.DataFrame({"hash": found.hash, "prompt": found.row, "place": at, "length": length[found.row]}).filter(pl.Series(right))
+        index[size] = frame.with_columns(pl.lit(size, pl.Int64).alias("size"))
+    return index
 
 
-def _grams(words: list[str], n: int) -> list[tuple[int, tuple[str, ...]]]:
-    size = min(n, len(words))
-    return [(i, tuple(words[i : i + size])) for i in range(len(words) - size + 1)] if size else []
+def _best(texts: pl.Series, index: dict[int, pl.DataFrame]) -> pl.DataFrame:
+    """[row, prompt, share]: for each text that shares an n-gram with a prompt, the prompt it repeats most of (ties: the first)."""
+    of = words(texts, plain=True)
+    length = np.bincount(of.row, minlength=len(texts))
+    hits = []
+    for size, places in index.items():
+        found = grams(of, size)
+        shared = pl.DataFrame({"row": found.row, "hash": found.hash}).join(places, on="hash").drop("hash")
+        if size < SHORT:
+            shared = shared.filter(pl.Series(length).gather(shared["row"]) == size)
+        hits.append(shared)
+    if not hits:
+        return pl.DataFrame(schema={"row": pl.Int64, "prompt": pl.Int64, "share": pl.Float64})
+    # n-grams of one prompt overlap: each covers what lies before the next one's first word
+    ordered = pl.concat(hits).unique(["row", "prompt", "place"]).sort("row", "prompt", "place")
+    step = pl.col("place").shift(-1).over("row", "prompt") - pl.col("place")
+    covered = ordered.with_columns(pl.min_horizontal(step.fill_null(pl.col("size")), "size").alias("covered"))
+    shares = covered.group_by("row", "prompt").agg((pl.col("covered").sum() / pl.col("length").first()).alias("share"))
+    return shares.sort(["row", "share", "prompt"], descending=[False, True, False]).unique("row", keep="first", maintain_order=True)

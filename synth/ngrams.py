@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 # Writing without spaces between words: every character counts as a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_BETWEEN = r"[^\p{Alphabetic}\p{M}\p{N}]+"
+_BETWEEN = r"(?:[^\p{Alphabetic}\p{M}\p{N}]|[\x{FE00}-\x{FE0F}\x{20E3}])+"  # emoji carry those marks
 _SPACES = ["\n", "\t", "\r", "\u00a0", "\u3000"]
 _MIX = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)]
 
