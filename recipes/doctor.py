@@ -103,8 +103,9 @@ def models_of(loaded: Loaded) -> list[tuple[str, str, str | None]]:
     recipe = loaded.recipe
     synth = recipe.synth
     found = [("synth.teacher", synth.teacher)] + ([("synth.responder", synth.responder)] if synth.responder else [])
-    found += [(f"synth.tags.{n}", t.model) for n in ("quality", "difficulty", "category") if (t := getattr(synth.tags, n)).model is not None]
-    found += [("synth.tags.reward", synth.tags.reward)] if synth.tags.reward else []
+    judged = ("quality", "difficulty", "category", "pair_score")
+    found += [(f"synth.tags.{n}", t.model) for n in judged if (t := getattr(synth.tags, n)).model is not None]
+    found += [(f"synth.tags.{n}", m) for n in ("reward", "safety", "base", "ifd") if (m := getattr(synth.tags, n)) is not None]
     named = [(w, m.model, m.revision) for w, m in found if m is not None and not m.server.get("urls")]
     named += [(f"arms.{n}", a.model, a.revision) for n, a in recipe.arms.items() if a.model]
     named += [("train.base", recipe.train.base, recipe.train.revision)] if recipe.train else []

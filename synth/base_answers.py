@@ -65,7 +65,7 @@ def base_prompt(instruction: str, text: Any = None) -> tuple[str, list[str]]:
 
 
 def reward_differences(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Iterator[pl.DataFrame]:
-    """The reward of base answers, and what the response has more.
+    """The reward of base answers, and how much more the response has.
 
     `rows`: id, instruction, base_output, instruct_reward; the reward model must be the one that gave `instruct_reward`. Yields [id, base_reward,
     reward_difference (instruct_reward - base_reward), prompt_tokens, status, reason].

@@ -10,13 +10,15 @@ from typing import Any
 import polars as pl
 
 from core.store import digest
-from synth import generate, language, neighbors, tags, templates
-from synth.config import ModelConfig, SynthConfig, TagConfig
+from synth import base_answers, generate, ifd, language, neighbors, reward, safety, tags, templates
+from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
 from synth.context import Context
-from synth.measures import CATEGORY, DIFFICULTY, QUALITY, SAFETY
+from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY
 
 Fields = dict[str, Any]
 Cell = dict[str, Any] | None
+
+_PAIR = ("id", "instruction", "response")
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,22 @@ def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Ite
     yield neighbors.neighbors(rows["id"].to_list(), vectors, near.threshold)
 
 
-def _tag_cell(name: str, config: SynthConfig, context: Context) -> Cell:
+def tag_cell(name: str, config: SynthConfig, context: Context, mode: str | None = None) -> dict[str, Any]:
+    """What determines one cell of an LLM tag; `mode` in place of the recipe's own."""
     tag: TagConfig = getattr(config.tags, name)
-    prompt = digest(tags.prompt_text(name, tag.mode, tag.prompt))[:16]
+    mode = mode or tag.mode
+    prompt = digest(tags.prompt_text(name, mode, tag.prompt))[:16]
     tagger = context.revision(tag.model or config.teacher)
-    return {"tagger": tagger, "mode": tag.mode, "prompt": prompt, "sampling": tag.sampling, "VERSION": tags.VERSION}
+    return {"tagger": tagger, "mode": mode, "prompt": prompt, "sampling": tag.sampling, "VERSION": tags.VERSION}
 
 
-def _tag(name: str, rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+def compute_tag(name: str, rows: pl.DataFrame, config: SynthConfig, context: Context, mode: str | None = None) -> Iterator[pl.DataFrame]:
+    """Cells of an LLM tag; `mode` in place of the recipe's own."""
     tag: TagConfig = getattr(config.tags, name)
     served = context.serve(tag.model or config.teacher)
-    settings = {"mode": tag.mode, "sampling": tag.sampling, "prompt": tag.prompt}
-    ask = {"quality": tags.quality, "difficulty": tags.difficulty, "category": tags.category}[name]
-    return ask(rows.select("id", "instruction"), settings, served.tokenizer, served.endpoint)
+    settings = {"mode": mode or tag.mode, "sampling": tag.sampling, "prompt": tag.prompt}
+    shown = _PAIR if MEASURES[name].reads == "response" else _PAIR[:2]
+    return tags.tag(name, rows.select(shown), settings, served.tokenizer, served.endpoint)
 
 
 def _response_cell(config: SynthConfig, context: Context) -> Cell:
@@ -75,21 +80,69 @@ def _response(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iter
 
 
 def _reward_cell(config: SynthConfig, context: Context) -> Cell:
-    return {"model": context.revision(config.tags.reward), "VERSION": tags.VERSION} if config.tags.reward else None
+    model = config.tags.reward
+    if model is None:
+        return None
+    reward.check(model.model, own_server=not model.server.get("urls"))
+    return {"model": context.revision(model), "VERSION": reward.VERSION}
 
 
 def _reward(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
     assert config.tags.reward is not None
     served = context.serve(config.tags.reward)
-    return tags.reward(rows.select("id", "instruction", "response"), served.tokenizer, served.endpoint)
+    return reward.reward(rows.select(_PAIR), served.tokenizer, served.endpoint)
 
 
-def _imported_only(config: SynthConfig, context: Context) -> Cell:
-    return None
+def _safety_cell(config: SynthConfig, context: Context) -> Cell:
+    guard = config.tags.safety
+    if guard is None:
+        return None
+    family = safety.family(guard.model, guard.family)
+    return {"guard": context.revision(guard), "family": family, "sampling": guard.sampling, "VERSION": safety.VERSION}
 
 
-def _never(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
-    raise AssertionError("a measure without a cell is never computed")
+def _safety(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    guard = config.tags.safety
+    assert guard is not None
+    served = context.serve(guard)
+    return safety.safety(rows.select(_PAIR), safety.family(guard.model, guard.family), guard.sampling, served.tokenizer, served.endpoint)
+
+
+def _base_cell(config: SynthConfig, context: Context) -> Cell:
+    base = config.tags.base
+    if base is None:
+        return None
+    prompt = digest(base_answers.PROMPT.read_text())[:16]
+    return {"base": context.revision(base), "prompt": prompt, "sampling": base.sampling, "VERSION": base_answers.VERSION}
+
+
+def _base(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    assert config.tags.base is not None
+    served = context.serve(config.tags.base)
+    return base_answers.base_responses(rows.select(_PAIR[:2]), config.tags.base.sampling, served.tokenizer, served.endpoint)
+
+
+def _difference_cell(config: SynthConfig, context: Context) -> Cell:
+    base, scored = _base_cell(config, context), _reward_cell(config, context)
+    return {"base_response": base, "reward": scored} if base and scored else None
+
+
+def _difference(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    assert config.tags.reward is not None
+    served = context.serve(config.tags.reward)
+    if isinstance(config.rows, ImportConfig):  # its rewards may be another model's
+        own = pl.concat([p.select("id", "instruct_reward") for p in _reward(rows, config, context)])
+        rows = rows.drop("instruct_reward").join(own, on="id", how="left", maintain_order="left")
+    return base_answers.reward_differences(rows, served.tokenizer, served.endpoint)
+
+
+def _ifd_cell(config: SynthConfig, context: Context) -> Cell:
+    return {"model": context.revision(config.tags.ifd or config.teacher), "VERSION": [ifd.VERSION, templates.VERSION]}
+
+
+def _ifd(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    served = context.serve(config.tags.ifd or config.teacher)
+    return ifd.ifd(rows.select(_PAIR), served.tokenizer, served.endpoint)
 
 
 _TOKENS: Fields = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
@@ -98,18 +151,21 @@ _DIFFICULTY: Fields = {"difficulty": pl.Enum(DIFFICULTY), "difficulty_rank": pl.
 _CATEGORY: Fields = {"task_category": pl.Enum(CATEGORY), "other_task_category": pl.List(pl.String), **_TOKENS}
 _NEIGHBORS: Fields = {"min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String}
 _SAFETY: Fields = {"safety": pl.Enum(SAFETY), "safety_categories": pl.String, "llama_guard_2": pl.String}
-_DIFFERENCE: Fields = {"base_reward": pl.Float64, "reward_difference": pl.Float64}
+_BASE: Fields = {"base_output": pl.String, "base_finish_reason": pl.String}
+_DIFFERENCE: Fields = {"base_reward": pl.Float64, "reward_difference": pl.Float64, "prompt_tokens": pl.Int64}
 
 COMPUTED: dict[str, Computed] = {
     "language": Computed({"language": pl.String}, lambda c, _: {"languages": c.tags.languages, "VERSION": language.VERSION}, _language),
     "neighbors": Computed(_NEIGHBORS, _neighbors_cell, _neighbors),
-    "quality": Computed(_QUALITY, partial(_tag_cell, "quality"), partial(_tag, "quality")),
-    "difficulty": Computed(_DIFFICULTY, partial(_tag_cell, "difficulty"), partial(_tag, "difficulty")),
-    "category": Computed(_CATEGORY, partial(_tag_cell, "category"), partial(_tag, "category")),
+    "quality": Computed(_QUALITY, partial(tag_cell, "quality"), partial(compute_tag, "quality")),
+    "difficulty": Computed(_DIFFICULTY, partial(tag_cell, "difficulty"), partial(compute_tag, "difficulty")),
+    "category": Computed(_CATEGORY, partial(tag_cell, "category"), partial(compute_tag, "category")),
     "response": Computed({"response": pl.String, "finish_reason": pl.String, **_TOKENS}, _response_cell, _response),
     "reward": Computed({"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}, _reward_cell, _reward),
-    "base_response": Computed({"base_output": pl.String, **_TOKENS}, _imported_only, _never),
-    "reward_difference": Computed(_DIFFERENCE, _imported_only, _never),
-    "safety": Computed(_SAFETY, _imported_only, _never),
+    "pair_score": Computed({**tags.TAGS["pair_score"].fields, **_TOKENS}, partial(tag_cell, "pair_score"), partial(compute_tag, "pair_score")),
+    "ifd": Computed({"ifd": pl.Float64, **_TOKENS}, _ifd_cell, _ifd),
+    "base_response": Computed({**_BASE, **_TOKENS}, _base_cell, _base),
+    "reward_difference": Computed(_DIFFERENCE, _difference_cell, _difference),
+    "safety": Computed({**_SAFETY, **_TOKENS}, _safety_cell, _safety),
 }
 """Every measure but `text`, which is computed while reading."""

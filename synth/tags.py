@@ -24,7 +24,6 @@ from core.store import canonical
 from synth.asking import Unreadable, answers
 from synth.generate import Row
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
-from synth.reward import reward as reward
 from synth.templates import encode_conversation
 
 if TYPE_CHECKING:
@@ -197,6 +196,3 @@ def template(text: str) -> Template:
     from jinja2.sandbox import SandboxedEnvironment
 
     return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)
-
-
-quality, difficulty, category = (functools.partial(tag, name) for name in ("quality", "difficulty", "category"))
