@@ -1,4 +1,4 @@
-"""A filter is `where` (row by row) plus `choose` (a set function) up to an absolute budget; and the strategies that have names.
+"""A filter is `where` (row by row) plus `choose` (a set function) up to an absolute budget.
 
 `where` may leave a row undecided while a column that matters is unmeasured; `choose` ranks the rows that `where` keeps. Held-out rows,
 and rows whose instruction equals a held-out one, are never chosen.
@@ -6,66 +6,37 @@ and rows whose instruction equals a held-out one, are never chosen.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from core.errors import UserError, nearest
+from synth import choose as choices
+from synth.choose import hash_rank
 from synth.config import ArmConfig, Budget
 from synth.measures import COLUMNS, MEASURES, by_cost, long_columns, prerequisites
+from synth.strategies import CHOICES, STRATEGIES, Strategy
 from synth.where import Where, parse
 
 FIELDS = {name: declared for name, (_, declared) in COLUMNS.items()}
-CHOICES = ("longest", "hash_order", "difficulty_mix", "all")
 
 ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED = "allowed", "refused", "undecided", "failed", "held out"
 UNANSWERED, UNFINISHED = "response failed", "turns failed"
 
+GREEDY = ("diverse", "deita")
+"""Choices in which one row decides about the next: they wait until `where` is decided everywhere."""
 
-@dataclass(frozen=True)
-class Strategy:
-    """A named filter: SQL with {thresholds}, what to choose, how many, and where the rule comes from."""
-
-    where: str | None
-    choose: str
-    rows: int | None
-    source: str
-    params: Mapping[str, float | str] = field(default_factory=dict)
-
-
-_TAU1 = {"tau1": -12.0}
-_TAU2 = {"tau2": 0.0}
-_PAPER = "paper Table 5"
-STRATEGIES: dict[str, Strategy] = {
-    "magpie-air": Strategy("input_quality >= 'good' AND difficulty >= 'medium' AND min_neighbor_distance > 0 AND reward_difference > {tau2}",
-                           "longest", 300_000, f"{_PAPER}, Air Filter", _TAU2),
-    "magpie-pro": Strategy("input_quality >= 'average' AND min_neighbor_distance > 0 AND instruct_reward > {tau1}", "longest", 300_000,
-                           f"{_PAPER}, Pro Filter", _TAU1),
-    "magpie-pro-2": Strategy("input_quality >= 'good' AND difficulty >= 'easy' AND min_neighbor_distance > 0 AND instruct_reward > {tau1}",
-                             "longest", 300_000, f"{_PAPER}, Filter2", _TAU1),
-    "magpie-pro-3": Strategy("min_neighbor_distance > 0 AND instruct_reward > {tau1}", "longest", 300_000, f"{_PAPER}, Filter3", _TAU1),
-    "magpie-pro-4": Strategy("input_quality >= 'good' AND difficulty >= 'easy' AND min_neighbor_distance > 0 AND reward_difference > {tau2}",
-                             "longest", 300_000, f"{_PAPER}, Filter4", _TAU2),
-    "magpie-pro-5": Strategy("input_quality >= 'good' AND difficulty >= 'easy' AND min_neighbor_distance > 0 AND instruct_reward > {tau1}",
-                             "hash_order", 338_000, f"{_PAPER}, Filter5", _TAU1),
-    "magpie-pro-6": Strategy("min_neighbor_distance > 0 AND instruct_reward > {tau1}", "difficulty_mix", 200_000, f"{_PAPER}, Filter6", _TAU1),
-    "magpie-pro-300k-card": Strategy("input_quality >= 'average' AND instruct_reward >= {tau1} AND min_neighbor_distance > 0 AND NOT incomplete",
-                                     "longest", 300_000, "card of Magpie-Pro-300K-Filtered", {"tau1": -10.0}),
-    "magpie-notebook": Strategy("input_quality >= 'good' AND instruct_reward > {tau1} AND NOT incomplete AND NOT near_duplicate",
-                                "longest", 300_000, "data_filter.ipynb of the original", {"tau1": -10.0}),
-    "longest": Strategy(None, "longest", None, "longest responses, no other rule"),
-    "reward-top": Strategy(None, "top(instruct_reward)", None, "highest reward, no other rule"),
-    "random": Strategy(None, "hash_order", None, "the pool at equal size"),
-    "all": Strategy(None, "all", None, "every row, so every row is answered"),
-}  # fmt: skip
+Vectors = Callable[[pl.Series], NDArray[np.float32]]
+"""Unit vectors of the instructions of these ids, float32 [n, d]."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A resolved filter over the pool. `ranks` are the columns that `choose` sorts by."""
+    """A resolved filter over the pool. `ranks` are the columns that `choose` goes by, `setting` its label or threshold."""
 
     name: str
     where: Where | None
@@ -73,6 +44,12 @@ class Filter:
     ranks: tuple[str, ...]
     budget: Budget | None
     allow_short: bool = False
+    setting: str = ""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether `choose` needs the embeddings of the instructions."""
+        return self.choose in GREEDY
 
     @property
     def seeded(self) -> bool:
@@ -85,47 +62,69 @@ class Filter:
         return (self.where.columns if self.where else frozenset()) | frozenset(self.ranks)
 
 
-def resolve(name: str, arm: ArmConfig) -> Filter:
-    """The filter of one arm: its strategy, with what the arm itself states on top.
+def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Filter:
+    """The filter of one arm: its strategy, with what the arm itself states on top. `at` names its place for the error sentence.
 
     Raises UserError for unknown strategies, parameters, columns and labels, a missing budget, and everything `parse` refuses.
     """
-    at = f"arms.{name}"
+    at = at or f"arms.{name}"
     base = Strategy(None, "longest" if arm.choose is None and arm.where else "hash_order", None, "")
     if arm.strategy is not None:
         if arm.strategy not in STRATEGIES:
             raise UserError(f"{at}.strategy: unknown strategy '{arm.strategy}'{nearest(arm.strategy, STRATEGIES)}.")
         base = STRATEGIES[arm.strategy]
-    for key in arm.params:
+    for key, value in arm.params.items():
         if key not in base.params:
             raise UserError(f"{at}.params: '{key}' is no parameter of this strategy{nearest(key, base.params)}.")
-    text = arm.where if arm.where is not None else base.where and base.where.format(**{**base.params, **arm.params})
-    choose, ranks = _choice(arm.choose or base.choose, f"{at}.choose")
+        if isinstance(value, str) != isinstance(base.params[key], str):
+            raise UserError(f"{at}.params: {key} is {'a text' if isinstance(base.params[key], str) else 'a number'}; {value!r} is not.")
+    text = arm.where if arm.where is not None else base.filled(base.where, arm.params)
+    choose, ranks, setting = _choice(arm.choose or base.filled(base.choose, arm.params) or "", f"{at}.choose")
     budget = arm.budget or (Budget(rows=base.rows) if base.rows else None)
     if budget is None and choose != "all":
         raise UserError(f"{at}: no budget; add `budget: {{rows: N}}` or `{{tokens: N}}` (or `choose: all`, which answers and keeps every row).")
     where = parse(text, FIELDS, f"{at}.where") if text else None
-    return Filter(name, where, choose, ranks, None if choose == "all" else budget, arm.allow_short)
+    return Filter(name, where, choose, ranks, None if choose == "all" else budget, arm.allow_short, setting)
 
 
-def _choice(text: str, at: str) -> tuple[str, tuple[str, ...]]:
-    top = re.fullmatch(r"top\(\s*(\w+)\s*\)", text)
-    if top:
-        column = top[1]
-        if column not in FIELDS:
-            raise UserError(f"{at}: unknown column `{column}`{nearest(column, FIELDS)}.")
-        if FIELDS[column].kind not in ("number", "ordered"):
-            raise UserError(f"{at}: `{column}` has no order, so there is no top of it; choose by a number or an ordered label.")
-        return "top", (column,)
-    if text not in CHOICES:
-        raise UserError(f"{at}: unknown choice '{text}'{nearest(text, [*CHOICES, 'top(COLUMN)'])}.")
-    return text, {"longest": ("response_length",), "difficulty_mix": ("difficulty", "response_length")}.get(text, ())
+def _choice(text: str, at: str) -> tuple[str, tuple[str, ...], str]:
+    """A choice taken apart: its name, the columns that it ranks by, and its setting (a label, a threshold)."""
+    written = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text.strip())
+    name, given = (written[1], [a.strip() for a in (written[2] or "").split(",") if a.strip()]) if written else (text, [])
+    if name not in CHOICES:
+        raise UserError(f"{at}: unknown choice '{text}'{nearest(name, CHOICES)}; there are {', '.join(c.usage for c in CHOICES.values())}.")
+    takes = {"top": (1, 1), "balanced": (1, 2), "difficulty_mix": (0, 1), "deita": (0, 1)}.get(name, (0, 0))
+    if not takes[0] <= len(given) <= takes[1]:
+        raise UserError(f"{at}: '{text}' should read {CHOICES[name].usage}.")
+    if name == "top":
+        return name, (_ranking(given[0], at),), ""
+    if name == "balanced":
+        if FIELDS.get(given[0]) is not None and (FIELDS[given[0]].kind == "number" or FIELDS[given[0]].long):
+            raise UserError(f"{at}: `{given[0]}` has no groups to balance; name a label, such as task_category.")
+        return name, (_known(given[0], at), *(_ranking(g, at) for g in given[1:])), ""
+    if name == "difficulty_mix":
+        label = given[0] if given else "easy"
+        if label not in FIELDS["difficulty"].labels[:-1]:
+            raise UserError(f"{at}: '{label}' does not part the difficulties in two{nearest(label, FIELDS['difficulty'].labels[:-1])}.")
+        return name, ("difficulty", "response_length"), label
+    if name == "deita":
+        cosine = given[0] if given else "0.9"
+        if not re.fullmatch(r"[01]?\.?\d+", cosine) or not 0 < float(cosine) <= 1:
+            raise UserError(f"{at}: '{cosine}' is no cosine between 0 and 1; write deita(0.9).")
+        return name, ("difficulty_rank", "difficulty", "pair_score_rank", "pair_score"), cosine
+    return name, ("response_length",) if name == "longest" else (), ""
 
 
-def hash_rank(ids: Iterable[str], seed: int | str) -> pl.Series:
-    """A fixed pseudo-random number per id (u64), the same on every machine and for every pool that holds the id."""
-    prefix = f"{seed}:".encode()
-    return pl.Series([int.from_bytes(hashlib.blake2b(prefix + i.encode(), digest_size=8).digest()) for i in ids], dtype=pl.UInt64)
+def _known(column: str, at: str) -> str:
+    if column not in FIELDS:
+        raise UserError(f"{at}: unknown column `{column}`{nearest(column, FIELDS)}.")
+    return column
+
+
+def _ranking(column: str, at: str) -> str:
+    if FIELDS[_known(column, at)].kind not in ("number", "ordered"):
+        raise UserError(f"{at}: `{column}` has no order, so there is no top of it; choose by a number or an ordered label.")
+    return column
 
 
 def held_out(ids: pl.Series, share: float) -> pl.Series:
@@ -146,7 +145,7 @@ def verdicts(frame: pl.DataFrame, rule: Filter) -> pl.Series:
     if rule.where is None:
         return frame.select(settled.otherwise(pl.lit(ALLOWED)).alias("verdict"))["verdict"]
     value = rule.where.root.expr
-    open_cells = pl.any_horizontal([needs(rule.where, measure) for measure in measures_of(rule.where.columns)])
+    open_cells = pl.any_horizontal([pl.lit(False), *(needs(rule.where, measure) for measure in measures_of(rule.where.columns))])
     verdict = (
         settled
         .when(value).then(pl.lit(ALLOWED))
@@ -158,8 +157,8 @@ def verdicts(frame: pl.DataFrame, rule: Filter) -> pl.Series:
 
 
 def measures_of(columns: Iterable[str]) -> list[str]:
-    """The measures that fill these columns, cheapest first."""
-    wanted = {COLUMNS[c][0] for c in columns}
+    """The measures that fill these columns, cheapest first; what the text itself shows needs no measuring."""
+    wanted = {COLUMNS[c][0] for c in columns} - {"text"}
     return [m for m in by_cost() if m in wanted]
 
 
@@ -170,12 +169,16 @@ def needs(where: Where, measure: str) -> pl.Expr:
 
 def open_cell(measure: str) -> pl.Expr:
     """Rows whose cell of `measure` is unmeasured and can still be measured: nothing that it needs first has failed."""
-    before, blocked = list(prerequisites(measure)), pl.lit(False)
-    while before:
-        first = before.pop()
+    blocked = pl.lit(False)
+    for first in _before(measure):
         blocked = blocked | (pl.col(f"status:{first}") == "failed").fill_null(False)
-        before += prerequisites(first)
     return pl.col(f"status:{measure}").is_null() & ~blocked
+
+
+def _before(measure: str) -> list[str]:
+    """Everything that a cell of `measure` needs first."""
+    direct = prerequisites(measure)
+    return [*direct, *(m for first in direct for m in _before(first))]
 
 
 def long_texts(rules: Iterable[Filter]) -> frozenset[str]:
@@ -183,27 +186,76 @@ def long_texts(rules: Iterable[Filter]) -> frozenset[str]:
     return frozenset(c for rule in rules for c in long_columns(rule.columns))
 
 
-def order(frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int) -> pl.Series | None:
-    """Row numbers in the order `choose` takes them (refused rows left out), or None while a ranking column is unmeasured somewhere.
+def order(
+    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, vectors: Vectors | None = None, tokens: pl.Series | None = None
+) -> pl.Series | None:
+    """Row numbers in the order `choose` takes them (refused rows left out), or None while something that it goes by is unmeasured somewhere.
 
-    Ties, and rows whose ranking cell failed (they come last), are ordered by hash of id.
+    Not always all of them, but at least those that fill the budget. `tokens`: per row of the frame, where the budget is in tokens. Ties are ordered
+    by hash of id; rows whose ranking cell failed come last (in a mix of difficulties they are in neither half).
     """
-    live = frame.with_row_index("row").with_columns(verdict.alias("verdict")).filter(pl.col("verdict").is_in([ALLOWED, UNDECIDED]))
-    if rule.choose == "all":
-        return live["row"]
-    if rule.choose == "hash_order":
-        return live.with_columns(hash_rank(live["id"], seed).alias("hash")).sort("hash", "id")["row"]
-    if any(len(live.filter(open_cell(COLUMNS[column][0]))) for column in rule.ranks):
+    greedy = rule.choose in GREEDY
+    if greedy and (verdict == UNDECIDED).any():
         return None
-    live = live.with_columns(hash_rank(live["id"], "ties").alias("hash"))
-    ranked = live.sort([rule.ranks[-1], "hash"], descending=[True, False], nulls_last=True)
-    if rule.choose != "difficulty_mix":
-        return ranked["row"]
-    # Filter6: half "easy" (<= easy), half above; the longest within each half (paper Table 5). Interleaved, so any prefix is half and half.
-    easy = ranked.filter(pl.col("difficulty") <= "easy")["row"].to_list()
-    hard = ranked.filter(pl.col("difficulty") > "easy")["row"].to_list()
-    half = min(len(easy), len(hard))
-    return pl.Series([row for pair in zip(easy[:half], hard[:half], strict=True) for row in pair], dtype=pl.UInt32)
+    keep = verdict.is_in([ALLOWED, UNDECIDED])
+    if greedy:  # a row without a response is passed over, but stays in the way of others: what is chosen must not hang on which answers failed
+        value = frame.select(rule.where.root.expr.fill_null(False).alias("value"))["value"] if rule.where else pl.Series([True])
+        keep = keep | (verdict.is_in([UNANSWERED, UNFINISHED]) & value)
+    unranked = pl.any_horizontal([pl.lit(False), *map(open_cell, measures_of(rule.ranks))]).alias("unranked")
+    kept = frame.with_row_index("row").select("row", "id", *rule.ranks, unranked).filter(keep)
+    if kept["unranked"].any():
+        return None
+    limit = rule.budget.rows if rule.budget else None
+    ids, row = kept["id"], kept["row"]
+    if rule.choose == "all":
+        return row
+    if rule.choose == "hash_order":
+        return row.gather(choices.by_hash(ids, seed))
+    if greedy:
+        assert vectors is not None, f"{rule.choose} without embeddings"
+        batches = _greedy(kept, rule, vectors)
+        spent = tokens.gather(row).to_numpy() if tokens is not None else np.zeros(len(kept))
+        return row.gather(_filled(batches, verdict.gather(row).is_in([ALLOWED]).to_numpy(), spent, rule.budget))
+    if rule.choose == "balanced":
+        ranked = choices.by_rank(kept[rule.ranks[1]], ids) if len(rule.ranks) > 1 else choices.by_hash(ids, "ties")
+        groups = kept[rule.ranks[0]].gather(ranked)
+        numbers = groups.to_physical() if groups.dtype == pl.Enum else groups.cast(pl.String).rank("dense")
+        return row.gather(ranked[choices.round_robin(numbers.cast(pl.Int64).fill_null(-1).to_numpy())])
+    if rule.choose == "difficulty_mix":
+        # Filter6: half "easy" (<= easy), half above; the longest within each half (paper Table 5). Interleaved, so any prefix is half and half.
+        ranked = choices.by_rank(kept["response_length"], ids)
+        above = (kept["difficulty"] > rule.setting).cast(pl.Int64).fill_null(-1).gather(ranked)
+        mixed = choices.round_robin(above.to_numpy(), even=True)
+        return row.gather(ranked[mixed])
+    return row.gather(choices.by_rank(kept[rule.ranks[-1]], ids, limit))
+
+
+def _greedy(kept: pl.DataFrame, rule: Filter, vectors: Vectors) -> Iterator[choices.Positions]:
+    """Places of `kept` in batches, by a greedy choice."""
+    if rule.choose == "diverse":
+        first = choices.by_hash(kept["id"], "ties")
+        ids = kept["id"].gather(first)
+        return (first[batch] for batch in choices.farthest_first(vectors(ids)))
+    difficulty = pl.coalesce("difficulty_rank", pl.col("difficulty").to_physical() + 1)
+    score = kept.select((difficulty * pl.coalesce("pair_score_rank", "pair_score")).alias("score"))["score"]
+    best = choices.by_rank(score, kept["id"])
+    best = best[: len(score) - score.null_count()]  # a row without a score is never taken
+    ids = kept["id"].gather(best)
+    return (best[batch] for batch in choices.unlike(lambda top, end: vectors(ids[top:end]), len(ids), float(rule.setting)))
+
+
+def _filled(
+    batches: Iterable[choices.Positions], usable: NDArray[np.bool_], tokens: NDArray[np.float64], budget: Budget | None
+) -> choices.Positions:
+    """The usable places of the batches until the budget is full."""
+    taken: list[choices.Positions] = [np.empty(0, np.int64)]
+    rows, spent = 0, 0.0
+    for batch in batches:
+        taken.append(batch[usable[batch]])
+        rows, spent = rows + len(taken[-1]), spent + float(tokens[taken[-1]].sum())
+        if budget is not None and (rows >= budget.rows if budget.rows is not None else spent > (budget.tokens or 0)):
+            break
+    return np.concatenate(taken)
 
 
 def prefix(rows: pl.Series, budget: Budget | None, tokens: pl.Series | None) -> pl.Series:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from core.errors import UserError
@@ -22,6 +23,7 @@ from synth.filters import (
     UNDECIDED,
     UNFINISHED,
     Filter,
+    Vectors,
     measures_of,
     needs,
     order,
@@ -35,12 +37,13 @@ TokenCounter = Callable[[pl.DataFrame], pl.Series]
 
 
 def wanted(
-    frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], tokens: TokenCounter | None = None, complete: Sequence[str] = ("response",)
-) -> dict[str, list[str]]:
+    frame: pl.DataFrame, rules: Sequence[tuple[Filter, Sequence[int]]], tokens: TokenCounter | None = None, complete: Sequence[str] = ("response",),
+    vectors: Vectors | None = None,
+) -> dict[str, list[str]]:  # fmt: skip
     """Cells to measure now: measure -> ids, cheapest measure first; empty when every arm can choose.
 
     `frame` is `Pool.frame()`; each rule comes with the seeds it is drawn for. `complete` are the measures that a chosen row must have besides
-    (its conversation). Rows that are held out want their response as well.
+    (its conversation). `vectors` embeds instructions, for the arms that choose by them. Rows that are held out want their response as well.
     """
     rows: dict[str, set[int]] = {}
     reserved = frame.with_row_index("row").filter(pl.col("reserved") & pl.col("heldout") & pl.col("status:response").is_null())
@@ -48,21 +51,22 @@ def wanted(
     for rule, seeds in rules:
         verdict = verdicts(frame, rule)
         for seed in seeds if rule.seeded else seeds[:1]:
-            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens, complete):
+            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens, complete, vectors):
                 rows.setdefault(measure, set()).update(found)
     ids = frame["id"].to_list()
     return {m: [ids[r] for r in sorted(rows[m])] for m in by_cost() if rows.get(m)}
 
 
 def _wanted_by(
-    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, tokens: TokenCounter | None, complete: Sequence[str]
+    frame: pl.DataFrame, rule: Filter, verdict: pl.Series, seed: int, tokens: TokenCounter | None, complete: Sequence[str], vectors: Vectors | None
 ) -> Iterable[tuple[str, list[int]]]:
     """What one rule wants: (measure, row numbers)."""
-    ranked = order(frame, rule, verdict, seed)
+    counted = _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None
+    ranked = order(frame, rule, verdict, seed, vectors, counted)
     if ranked is None:  # some ranking column is unmeasured: every row not refused is decided, and ranked, first
         candidates = verdict.is_in([ALLOWED, UNDECIDED])
     else:
-        taken = prefix(ranked, rule.budget, _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None)
+        taken = prefix(ranked, rule.budget, counted)
         candidates = pl.Series(range(len(frame)), dtype=pl.UInt32).is_in(taken.implode())
     numbered = frame.with_row_index("row").with_columns(candidates.alias("candidate"), verdict.alias("verdict")).filter("candidate")
     if rule.where is not None:
@@ -102,16 +106,16 @@ class Selection:
     dropped: pl.DataFrame
 
 
-def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | None = None) -> Selection:
+def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | None = None, vectors: Vectors | None = None) -> Selection:
     """Choose, once nothing is wanted any more.
 
     The funnel attributes a refused row to the first predicate (in the order written) that is false for it. Raises UserError when the
     budget cannot be filled and the arm does not say `allow_short`.
     """
     verdict = verdicts(frame, rule)
-    ranked = order(frame, rule, verdict, seed)
-    assert ranked is not None, "select() before measuring was done"
     counted = _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None
+    ranked = order(frame, rule, verdict, seed, vectors, counted)
+    assert ranked is not None, "select() before measuring was done"
     taken = prefix(ranked, rule.budget, counted)
     reasons, steps = _reasons(frame, rule, verdict)
     allowed = int((verdict == ALLOWED).sum())
@@ -137,10 +141,10 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
             f"of {len(frame)} can be chosen (stopped: {stopped or 'none'}; held out: {funnel['heldout']}); draw more rows, loosen `where`, "
             "lower the budget, or say `allow_short: true`."
         )
-    chosen = frame["id"].gather(taken).to_list()
-    kept = set(chosen)
-    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(~pl.col("id").is_in(list(kept)))
-    return Selection(chosen, funnel, dropped)
+    left = np.ones(len(frame), bool)
+    left[taken.to_numpy()] = False
+    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(pl.Series(left))
+    return Selection(frame["id"].gather(taken).to_list(), funnel, dropped)
 
 
 def _reasons(frame: pl.DataFrame, rule: Filter, verdict: pl.Series) -> tuple[pl.Series, list[dict[str, object]]]:
