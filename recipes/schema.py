@@ -25,6 +25,17 @@ from train.config import TrainConfig
 HERE = Path(__file__).parent
 
 
+class LaunchConfig(BaseModel):
+    """How `magpie launch --stage synth` asks a cluster for machines: arguments of datatrove's executors, verbatim."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    slurm: dict[str, Any] = {}
+    """SlurmPipelineExecutor: time and partition at least; cpus_per_task, mem_per_cpu_gb, gpus_per_task, qos, workers, env_command, sbatch_args ..."""
+    ray: dict[str, Any] = {}
+    """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs ..."""
+
+
 class Recipe(BaseModel):
     """What a user asks for: a teacher, arms, a training, an evaluation."""
 
@@ -52,6 +63,8 @@ class Recipe(BaseModel):
     """Experiment tracking; W&B writes offline where there is no API key."""
     project: str = "magpie"
     """W&B project."""
+    launch: LaunchConfig = LaunchConfig()
+    """What a task of the synthesis gets on a cluster; part of no key."""
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:

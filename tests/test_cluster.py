@@ -1,0 +1,349 @@
+"""A synthesis on many machines: a real Ray of two nodes and a real Slurm of two nodes on this one, a node lost in the middle included."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from core.errors import UserError
+from core.models import Model
+from core.tracking import Log
+from recipes import cluster, cluster_task, graph, schema, selection
+from recipes.session import Session
+from synth.measure import mine
+from tests import slurm_cluster, small_recipe
+from tests.ray_cluster import RayCluster
+from tests.scripted_server import ScriptedServer
+from tests.slurm_cluster import SlurmCluster
+
+SLURM = {"time": "00:05:00", "partition": "main", "mem_per_cpu_gb": 1}
+RAY = {"mem_per_cpu_gb": 1}
+needs_slurm = pytest.mark.skipif(slurm_cluster.why_not() is not None, reason=str(slurm_cluster.why_not()))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe.model(tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer(small_recipe.answer, delay=0.05) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """The small recipe, run by one process: what every cluster must arrive at."""
+    with ScriptedServer(small_recipe.answer) as running:
+        path = small_recipe.recipe(tmp_path_factory.mktemp("alone"), llama, running.url)
+        graph.run(schema.load(path), "select")
+    return path
+
+
+def recipe(folder: Path, llama: Path, server: ScriptedServer, **changes: Any) -> Path:
+    return small_recipe.recipe(folder, llama, server.url, launch__slurm=SLURM, launch__ray=RAY, **changes)
+
+
+def store(path: Path) -> Path:
+    return Path(schema.load(path).recipe.store)
+
+
+def cells(path: Path) -> dict[str, pl.DataFrame]:
+    """Every column of a recipe's store as a reader sees it, by id."""
+    found: dict[str, pl.DataFrame] = {}
+    for folder in sorted((store(path) / "columns").glob("*/*")):
+        parts = [pl.read_parquet(p) for p in sorted(folder.glob("part-*.parquet"))]
+        if parts:
+            found[str(folder.relative_to(store(path)))] = pl.concat(parts).unique("id", keep="first", maintain_order=True).sort("id")
+    return found
+
+
+def twice(path: Path) -> int:
+    """How many cells the parts hold more than once."""
+    return sum(
+        sum(len(pl.read_parquet(p, columns=["id"])) for p in folder.glob("part-*.parquet")) - len(cells(path)[str(folder.relative_to(store(path)))])
+        for folder in (store(path) / "columns").glob("*/*")
+        if list(folder.glob("part-*.parquet"))
+    )
+
+
+def selections(path: Path) -> set[str]:
+    return {p.parent.name for p in (store(path) / "results" / "select").glob("*/manifest.json")}
+
+
+def assert_same(path: Path, reference: Path) -> None:
+    """Same ids, same cells, same selections."""
+    found, expected = cells(path), cells(reference)
+    assert found.keys() == expected.keys()
+    for name, frame in expected.items():
+        assert found[name].equals(frame), name
+    assert selections(path) == selections(reference) != set()
+
+
+def launch(path: Path, on: str, environment: dict[str, str], tasks: int = 2) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "recipes.cli", "launch", str(path), "--stage", "synth", "--on", on, "--tasks", str(tasks)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """What a launch printed, once it ended well."""
+    try:
+        said = process.communicate(timeout=seconds)[0].decode()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = process.communicate()[0].decode()
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def pool_of(path: Path) -> Any:
+    loaded = schema.load(path)
+    from core.endpoint import Servers
+    from core.store import Store
+
+    root = Store(store(path))
+    session = Session(root, "small", True, graph.tracker_of(loaded.recipe, root), Servers(Log(), root.root), Log())
+    return selection.pool_of(graph.Stages(loaded, session))
+
+
+class Shares:
+    """Which task's rows have been asked for so far, by the seeds in the requests."""
+
+    def __init__(self, path: Path, server: ScriptedServer, world: int = 2) -> None:
+        self.server, self.pool = server, pool_of(path)
+        self.of = {seed: rank for rank in range(world) for seed in mine(self.pool.planned, (rank, world))["seed"].to_list()}
+
+    def both_asked(self) -> bool:
+        seen = [self.of[r.body["seed"]] for r in list(self.server.requests) if r.body.get("seed") in self.of]
+        return min(seen.count(0), seen.count(1)) >= 5
+
+    def assert_both_unfinished(self) -> None:
+        held = set(self.pool.instruction.read()["id"].to_list())
+        for rank in (0, 1):
+            assert set(mine(self.pool.planned, (rank, 2))["id"].to_list()) - held
+
+
+# -- without a cluster --------------------------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_a_partition_that_does_not_depend_on_what_is_missing(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
+    planned = pool_of(recipe(tmp_path, llama, server)).planned
+    shares = [mine(planned, (rank, 3))["id"].to_list() for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == sorted(planned["id"].to_list())
+    assert all(len(share) > 20 for share in shares)
+    assert mine(planned.tail(50), (1, 3))["id"].to_list() == [i for i in planned.tail(50)["id"].to_list() if i in shares[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"slurm": {**SLURM, "partitoin": "gpu"}}, "knows no such argument; did you mean 'partition'?"),
+        ({"slurm": {**SLURM, "skip_completed": True}}, "launch.slurm.skip_completed is not for a recipe to say: the store knows what is missing."),
+        ({"slurm": {"partition": "main"}}, "SlurmPipelineExecutor needs launch.slurm.time."),
+        ({"slurm": {**SLURM, "time": 72000}}, "put it in quotes (YAML reads 20:00:00 as 72000)."),
+    ],
+)
+def test_arguments_are_checked_against_the_executor(
+    tmp_path: Path, llama: Path, server: ScriptedServer, changes: dict[str, Any], sentence: str
+) -> None:
+    path = small_recipe.recipe(tmp_path, llama, server.url, launch=changes)
+    with pytest.raises(UserError) as error:
+        cluster.main(str(path), [], on="slurm", tasks=2, dry_run=True)
+    assert sentence in str(error.value) and "recipe.yaml:" in str(error.value)
+
+
+def test_dry_run_prints_recipe_and_scripts_of_a_chain(
+    tmp_path: Path, llama: Path, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, llama, server)
+    cluster.main(str(path), ["launch.slurm.gpus_per_task=1", "launch.slurm.sbatch_args={account: me}"], on="slurm", tasks=8, dry_run=True)
+    said = capsys.readouterr().out
+    scripts = said.split("\n# sbatch ")[1:]
+    assert [s.partition("--job-name=small-")[2].split()[0] for s in scripts] == list(cluster_task.STAGES)
+    assert [s.partition("--array=")[2].split()[0] for s in scripts] == ["0-7", "0-0", "0-7", "0-7", "0-0"]
+    assert [s.splitlines()[0].partition("--dependency=")[2] for s in scripts] == ["", *(f"afterok:JOB{n}" for n in (1, 2, 3, 4))]
+    assert all("#SBATCH --gpus=1\n" in s and "#SBATCH --account=me\n" in s and "#SBATCH --requeue\n" in s for s in scripts)
+    written = yaml.safe_load(said.partition("# resolved recipe")[2].partition("\n")[2].partition("\n\n# sbatch")[0])
+    assert written["launch"]["slurm"]["gpus_per_task"] == 1
+    assert server.requests == []
+
+
+def test_dry_run_prints_the_calls_on_ray(tmp_path: Path, llama: Path, server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.main(str(recipe(tmp_path, llama, server)), ["launch.ray.gpus_per_task=1"], on="ray", tasks=4, dry_run=True)
+    calls = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RayPipelineExecutor(")]
+    assert [c.partition("stage='")[2].partition("'")[0] for c in calls] == list(cluster_task.STAGES)
+    assert all("skip_completed=False" in c and "gpus_per_task=1" in c for c in calls)
+
+
+def test_nothing_secret_is_pickled_or_written(
+    tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "sk-very-secret-7431")
+    path = recipe(tmp_path, llama, server, synth__teacher__server__api_key_env="TEACHER_KEY")
+    for on in ("slurm", "ray"):
+        cluster.main(str(path), [], on=on, tasks=2, dry_run=True)
+    assert b"sk-very-secret-7431" not in pickle.dumps(cluster_task.Task("recipe.yaml", ".", "tags"))
+    files = [p for p in (store(path) / "recipes").rglob("*") if p.is_file()]
+    assert {p.name for p in files} >= {"executor.pik", "executor.json", "recipe.yaml", "launch_script.slurm"}
+    assert not [p for p in files if b"sk-very-secret-7431" in p.read_bytes()]
+    assert "sk-very-secret-7431" not in capsys.readouterr().out
+
+
+def test_workers_read_the_same_recipe_with_hub_models_at_their_commit(
+    tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, llama, server, synth__responder={"model": "some/model"}, synth__rows={"import": "rows.jsonl"})
+    loaded = schema.load(path)
+    monkeypatch.setattr("core.models.resolve", lambda m, r: Model(m, m, "c0ffee") if m == "some/model" else Model(m, str(llama), "folder"))
+    data = cluster.pinned(loaded)
+    assert data["synth"]["responder"]["revision"] == "c0ffee" and data["synth"]["teacher"]["revision"] is None
+    data["synth"]["responder"]["revision"] = None
+    assert schema.Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data))) == loaded.recipe
+
+
+def task(path: Path, stage: str, rank: int, world: int) -> subprocess.Popen[bytes]:
+    """One task as a worker runs it."""
+    code = f"from recipes.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
+    path = recipe(tmp_path, llama, server)
+    pair = [task(path, "instructions", 0, 1) for _ in range(2)]
+    assert [p.wait(60) for p in pair] == [0, 0]
+    assert twice(path) > 0
+    graph.run(schema.load(path), "select")
+    assert_same(path, alone)
+
+
+def test_a_killed_task_continues_when_it_is_started_again(tmp_path: Path, llama: Path, alone: Path) -> None:
+    with ScriptedServer(small_recipe.answer, delay=0.2) as server:
+        path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=4)
+        first = task(path, "instructions", 0, 2)
+        until(lambda: len(server.requests) > 40, "requests")  # a part is published every 32 rows
+        until(lambda: bool(cells(path)), "a part")
+        first.kill()
+        first.wait()
+        kept = len(next(iter(cells(path).values())))
+        before = len(server.requests)
+        server.delay = 0
+        assert task(path, "instructions", 0, 2).wait(60) == 0
+        share = len(mine(pool_of(path).planned, (0, 2)))
+        assert 32 <= kept < share
+        assert len(server.requests) - before == share - kept
+        graph.run(schema.load(path), "select")
+        assert_same(path, alone)
+
+
+def test_a_task_ends_with_the_process_that_started_it() -> None:
+    code = "; ".join([
+        "import os, time, recipes.cluster_task as t", "os.fork() and time.sleep(60)", "t._end_with_parent()", "print(os.getpid(), flush=True)",
+        "time.sleep(60)",
+    ])  # fmt: skip
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+
+    def gone() -> bool:
+        status = Path(f"/proc/{child}/status")
+        return not status.exists() or "zombie" in status.read_text()
+
+    until(gone, "the child's end", 20)
+
+
+# -- Ray ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray_nodes() -> Iterator[RayCluster]:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'magpie-harness[cluster]')")
+    with RayCluster() as running:
+        yield running
+
+
+@pytest.mark.stack
+def test_two_ray_nodes_make_what_one_process_makes(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, ray_nodes: RayCluster) -> None:
+    path = recipe(tmp_path, llama, server)
+    said = ended(launch(path, "ray", ray_nodes.environment), 180)
+    assert "instructions, columns and selections are made" in said
+    assert_same(path, alone)
+    assert twice(path) == 0
+
+
+@pytest.mark.stack
+def test_a_ray_node_lost_in_the_middle_costs_time_only(tmp_path: Path, llama: Path, alone: Path, ray_nodes: RayCluster) -> None:
+    with ScriptedServer(small_recipe.answer, delay=0.4) as server:
+        path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=2)
+        shares = Shares(path, server)
+        running = launch(path, "ray", ray_nodes.environment)
+        try:
+            until(shares.both_asked, "both tasks")
+            shares.assert_both_unfinished()
+            ray_nodes.lose_node()
+            server.delay = 0.05
+            ended(running, 180)
+        finally:
+            running.kill()
+    assert_same(path, alone)
+
+
+# -- Slurm --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slurm_nodes(tmp_path: Path) -> Iterator[SlurmCluster]:
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    with SlurmCluster(folder) as running:
+        yield running
+
+
+@needs_slurm
+@pytest.mark.stack
+def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
+    tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, slurm_nodes: SlurmCluster
+) -> None:
+    path = recipe(tmp_path, llama, server)
+    ended(launch(path, "slurm", slurm_nodes.environment), 60)
+    jobs = slurm_nodes.wait(180)
+    assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (jobs, slurm_nodes.logs(store(path)))
+    assert_same(path, alone)
+    assert twice(path) == 0
+
+
+@needs_slurm
+@pytest.mark.stack
+def test_a_slurm_node_lost_in_the_middle_costs_time_only(tmp_path: Path, llama: Path, alone: Path, slurm_nodes: SlurmCluster) -> None:
+    with ScriptedServer(small_recipe.answer, delay=0.4) as server:
+        path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=2)
+        shares = Shares(path, server)
+        ended(launch(path, "slurm", slurm_nodes.environment), 60)
+        until(shares.both_asked, "both tasks")
+        shares.assert_both_unfinished()
+        slurm_nodes.lose_node("n2")
+        server.delay = 0.05
+        jobs = slurm_nodes.wait(240)
+        assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (jobs, slurm_nodes.logs(store(path)))
+        assert slurm_nodes.restarts() == 1
+    assert_same(path, alone)
