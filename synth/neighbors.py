@@ -1,16 +1,20 @@
-"""Exact nearest neighbours of instructions in embedding space: the distance to the nearest, how many repeats, and the lowest similar id.
+"""Nearest neighbours of instructions in embedding space: the distance to the nearest, how many repeats, the lowest similar id, and groups.
 
-Distances are squared L2 of unit vectors, 2 - 2 cos, as in the original's FAISS index (gen_dis.py, threshold 0.05). Every pair is compared, by
-symmetric blocks of 32-bit matrix products, and a block is reduced while it is in the cache: memory does not grow with the square of the rows.
+Distances are squared L2 of unit vectors, 2 - 2 cos, as in the original's FAISS index (gen_dis.py, threshold 0.05). Every pair is compared, and
+reduced while it is in the cache (synth/blocks.py), so memory does not grow with the square of the rows; past a stated size an inverted-file
+index looks only where neighbours are likely, and its recall is measured (synth/ivf.py).
 
 Bitwise equal vectors are grouped before any product, so their distance is exactly 0 and they are counted whatever their number: in 32-bit
 products 4 of 10 exact duplicates come out above 0, and the paper keeps what is `> 0`. That rule drops every copy; `min_similar_id = id` keeps one.
+"Closer than the threshold" is not transitive, so which rows `min_similar_id = id` keeps depends on the order; `neighbor_group = id` keeps one row of
+each connected group, whatever the order was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,131 +22,104 @@ from numpy.typing import NDArray
 
 from core.columns import FAILED, OK
 from core.errors import UserError
+from synth import blocks, ivf
 from synth.embeddings import embed as embed
 
-if TYPE_CHECKING:
-    import torch
-
-VERSION = 1
+VERSION = 2
 """Part of the column's key."""
 
-BLOCK = 1024
-"""Rows and columns of one block on a CPU (4 MB of products, which stay in the cache); larger on a GPU."""
-GPU_BLOCK = 16384
 ZERO = 1e-6
 """Distances below this are rounding and become 0."""
+EXACT_UP_TO = 2_000_000
+SLICE = 8192
+
+FIELDS: dict[str, Any] = {
+    "min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String,
+    "neighbor_group": pl.String, "neighbor_group_size": pl.Int64, "neighbor_recall": pl.Float64,
+}  # fmt: skip
+"""Columns of the measure. `neighbor_recall` is 1 where the search was exact, else what was measured of this search (the same for every row)."""
 
 
 def neighbors(
-    ids: Sequence[str], vectors: NDArray[np.float32], threshold: float = 0.05, *, gpu: bool | None = None, block: int | None = None
+    ids: Sequence[str],
+    vectors: NDArray[np.float32],
+    threshold: float = 0.05,
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    probes: int = ivf.PROBES,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> pl.DataFrame:
     """Nearest neighbours among all rows of a pool.
 
-    `vectors`: float32 [n, d] of unit length, row k belonging to `ids[k]`. Returns, in the order of `ids`, [id, min_neighbor_distance (squared L2,
-    0 to 4), repeat_count (others closer than `threshold`), min_similar_id (the first row in the order of `ids` that is closer than `threshold`,
-    itself included), status, reason]. A pool of one row is a failed cell. `gpu`: default whether there is one.
-    Raises UserError when a vector is not of unit length.
+    `vectors`: float32 [n, d] of unit length, row k belonging to `ids[k]`; a memory map is read in slices. Returns, in the order of `ids`, [id,
+    min_neighbor_distance (squared L2, 0 to 4), repeat_count (others closer than `threshold`), min_similar_id (the first row in the order of `ids`
+    that is closer than `threshold`, itself included), neighbor_group (the first row of those connected to it by such pairs), neighbor_group_size
+    (rows), neighbor_recall, status, reason]. More than `exact_up_to` distinct vectors are searched by an index with `probes` lists a row; what was
+    measured of it goes to `say` in one line. A pool of one row is a failed cell. `device`: of torch, default a GPU where there is one.
+    Raises UserError when a vector is not of unit length, or when the index is wanted and faiss is not installed.
     """
     n = len(ids)
     if vectors.ndim != 2 or len(vectors) != n:
         raise UserError(f"{n} ids came with vectors of shape {vectors.shape}; every row needs one vector.")
-    if n and not np.allclose(np.einsum("ij,ij->i", vectors, vectors), 1.0, atol=1e-3):
-        raise UserError("a vector is not of unit length (or not finite); normalise the embeddings first.")
+    for top in range(0, n, SLICE):
+        part = vectors[top : top + SLICE]
+        if not np.allclose(np.einsum("ij,ij->i", part, part), 1.0, atol=1e-3):
+            raise UserError("a vector is not of unit length (or not finite); normalise the embeddings first.")
+    names = pl.Series("id", ids, dtype=pl.String)
     if n < 2:
-        lone = pl.DataFrame([(i, None, 0, i) for i in ids], schema=_SCHEMA, orient="row")
+        lone = names.to_frame().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in FIELDS.items())
         return lone.with_columns(pl.lit(FAILED).alias("status"), pl.lit("the pool has no other row").alias("reason"))
     group, first, size = _groups(vectors)
-    close = 1 - threshold / 2
-    if gpu if gpu is not None else _has_gpu():
-        nearest, repeats, lowest = _on_gpu(vectors[first], first, size, close, block or GPU_BLOCK, "cuda")
+
+    def rows(at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.asarray(vectors[at if len(first) == n else first[at]])
+        return found
+
+    recall, close = 1.0, 1 - threshold / 2
+    if len(first) > exact_up_to:
+        found = blocks.Found(size, first, close)
+        measured = ivf.search(rows, vectors.shape[1], found, probes)
+        recall = measured.nearest
+        say(f"neighbours of {len(first):,} distinct rows by an index with {probes} lists a row: {measured}")
     else:
-        nearest, repeats, lowest = _on_cpu(vectors[first], first, size, close, block or BLOCK)
-    distance = np.clip(2 - 2 * nearest.astype(np.float64), 0, 4)
+        where = device or ("cuda" if _has_gpu() else "cpu")
+        found = blocks.Found(size, first, close, where)
+        blocks.search(rows, vectors.shape[1], found, device=where)
+    distance = np.clip(2 - 2 * found.nearest.cpu().numpy().astype(np.float64), 0, 4)
     distance[(size > 1) | (distance < ZERO)] = 0.0
+    own, label = np.arange(n), found.groups()
+    near = threshold > 0  # at 0 nothing is closer, a copy included
     columns = {
-        "id": list(ids),
         "min_neighbor_distance": distance[group],
-        "repeat_count": (repeats + size - 1)[group] if threshold > 0 else np.zeros(n, np.int64),
-        "min_similar_id": pl.Series(list(ids), dtype=pl.String).gather(lowest[group]),
+        "repeat_count": (found.repeats.cpu().numpy() + size - 1)[group] if near else np.zeros(n, np.int64),
+        "min_similar_id": names.gather(found.lowest.cpu().numpy()[group] if near else own),
+        "neighbor_group": names.gather(first[label][group] if near else own),
+        "neighbor_group_size": np.bincount(label, size, len(first))[label][group].astype(np.int64) if near else np.ones(n, np.int64),
+        "neighbor_recall": np.full(n, recall),
     }
-    return pl.DataFrame(columns, schema=_SCHEMA).with_columns(pl.lit(OK).alias("status"), pl.lit(None, pl.String).alias("reason"))
-
-
-_SCHEMA: dict[str, Any] = {"id": pl.String, "min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String}
+    frame = pl.DataFrame({"id": names, **columns}, schema={"id": pl.String, **FIELDS})
+    return frame.with_columns(pl.lit(OK).alias("status"), pl.lit(None, pl.String).alias("reason"))
 
 
 def _groups(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(group of each row, first row of each group, rows in each group), where a group is bitwise equal vectors, in order of first rows."""
-    seen: dict[bytes, int] = {}
-    group = np.empty(len(vectors), np.int64)
-    for at, vector in enumerate(vectors + np.float32(0)):  # + 0: the two zeros are equal
-        group[at] = seen.setdefault(vector.tobytes(), len(seen))
-    _, first, size = np.unique(group, return_index=True, return_counts=True)
-    return group, first.astype(np.int64), size.astype(np.int64)
-
-
-Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
-"""For each distinct vector: the largest cosine to another, how many rows have a cosine above `close`, and the lowest row of those and its own."""
-
-
-def _on_cpu(vectors: NDArray[np.float32], first: NDArray[np.int64], size: NDArray[np.int64], close: float, side: int) -> Found:
-    """Blocks by numpy: its OpenBLAS beats torch's MKL on AMD, and torch's threads, which spin, would stand in its way."""
-    n = len(vectors)
-    nearest, repeats, lowest = np.full(n, -2, np.float32), np.zeros(n, np.int64), first.copy()
-    room = np.empty(side * side, np.float32)
-
-    def fold(cosines: NDArray[np.float32], a: slice, b: slice) -> None:
-        best = cosines.max(axis=1)
-        np.maximum(nearest[a], best, out=nearest[a])
-        hit = np.flatnonzero(best > close)  # few rows have a repeat in a given block: only those are looked at again
-        if len(hit):
-            near = cosines[hit] > close
-            repeats[hit + a.start] += near @ size[b]
-            lowest[hit + a.start] = np.minimum(lowest[hit + a.start], np.where(near, first[b], n * 2**31).min(axis=1))
-
-    for top in range(0, n, side):
-        a = slice(top, min(top + side, n))
-        for left in range(top, n, side):
-            b = slice(left, min(left + side, n))
-            cosines = room[: (a.stop - a.start) * (b.stop - b.start)].reshape(a.stop - a.start, -1)
-            np.matmul(vectors[a], vectors[b].T, out=cosines)
-            if top == left:
-                np.fill_diagonal(cosines, -2)
-            else:
-                fold(cosines.T, b, a)
-            fold(cosines, a, b)
-    return nearest, repeats, lowest
-
-
-def _on_gpu(vectors: NDArray[np.float32], first: NDArray[np.int64], size: NDArray[np.int64], close: float, side: int, device: str) -> Found:
-    """The same blocks by torch. 32-bit products stay 32-bit: TF32 is off unless someone turned it on."""
-    import torch
-
-    n = len(vectors)
-    held = torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
-    rows, rank = torch.from_numpy(size).to(device), torch.from_numpy(first).to(device)
-    nearest, repeats, lowest = torch.full((n,), -2.0, device=device), torch.zeros(n, dtype=torch.int64, device=device), rank.clone()
-
-    def fold(cosines: torch.Tensor, a: slice, b: slice) -> None:
-        best = cosines.amax(dim=1)
-        torch.maximum(nearest[a], best, out=nearest[a])
-        hit = (best > close).nonzero().squeeze(1)
-        if len(hit):
-            near = cosines[hit] > close
-            repeats[hit + a.start] += (near * rows[b]).sum(dim=1)
-            lowest[hit + a.start] = torch.minimum(lowest[hit + a.start], torch.where(near, rank[b], n * 2**31).amin(dim=1))
-
-    for top in range(0, n, side):
-        a = slice(top, min(top + side, n))
-        for left in range(top, n, side):
-            b = slice(left, min(left + side, n))
-            cosines = held[a] @ held[b].T
-            if top == left:
-                cosines.fill_diagonal_(-2.0)
-            else:
-                fold(cosines.T, b, a)
-            fold(cosines, a, b)
-    return nearest.cpu().numpy(), repeats.cpu().numpy(), lowest.cpu().numpy()
+    digests = bytearray()
+    for top in range(0, len(vectors), SLICE):
+        part = vectors[top : top + SLICE] + np.float32(0)  # + 0: the two zeros are equal
+        for vector in part:
+            digests += hashlib.blake2b(vector.data, digest_size=16).digest()
+    halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first row of a group comes first in it
+    begins = np.flatnonzero(np.concatenate([[True], (halves[order][1:] != halves[order][:-1]).any(axis=1)]))
+    first = order[begins]
+    size = np.diff(np.append(begins, len(order)))
+    by_first = np.argsort(first)
+    number = np.empty(len(first), np.int64)
+    number[by_first] = np.arange(len(first))
+    group = np.empty(len(order), np.int64)
+    group[order] = np.repeat(number, size)
+    return group, first[by_first], size[by_first]
 
 
 def _has_gpu() -> bool:

@@ -1,6 +1,9 @@
-"""Nearest neighbours: exact against all pairs in 64 bit, exact zeros for duplicates, counts and lowest ids."""
+"""Nearest neighbours: exact against all pairs in 64 bit, by either kind of product; exact zeros for duplicates; groups; the index and its recall."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,15 +12,24 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.models import resolve
-from synth.neighbors import _groups, _on_cpu, _on_gpu, embed, neighbors
+from synth import blocks
+from synth.embeddings import embed
+from synth.neighbors import neighbors
+from synth.sieve import Codes, rates
+
+CLOSE = 1 - 0.05 / 2
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def vectors(n: int, d: int = 48, seed: int = 0) -> NDArray[np.float32]:
     return unit(np.random.default_rng(seed).normal(size=(n, d)))
+
+
+def around(centre: NDArray[np.float32], n: int, noise: float, seed: int = 1) -> NDArray[np.float32]:
+    return unit(centre + noise * np.random.default_rng(seed).normal(size=(n, len(centre))))
 
 
 def names(n: int) -> list[str]:
@@ -26,36 +38,122 @@ def names(n: int) -> list[str]:
 
 def all_pairs(ids: list[str], rows: NDArray[np.float32], threshold: float) -> pl.DataFrame:
     """The definition, in float64 over every pair."""
+    from scipy.sparse.csgraph import connected_components
+
     exact = rows.astype(np.float64)
-    distance = ((exact[:, None, :] - exact[None, :, :]) ** 2).sum(axis=2)
+    distance = np.maximum(2 - 2 * exact @ exact.T, 0)
     np.fill_diagonal(distance, np.inf)
     nearest, close = distance.min(axis=1), distance < threshold
     np.fill_diagonal(close, True)
     lowest = [ids[int(row.argmax())] for row in close]
-    return pl.DataFrame({"id": ids, "d": nearest, "n": close.sum(axis=1) - 1, "low": lowest})
+    _, group = connected_components(close, directed=False)
+    first = [ids[int((group == g).argmax())] for g in group]
+    return pl.DataFrame({"id": ids, "d": nearest, "n": close.sum(axis=1) - 1, "low": lowest, "group": first, "size": np.bincount(group)[group]})
 
 
-@pytest.mark.parametrize("block", [64, 100, 1000])
-def test_distances_counts_and_lowest_ids_are_those_of_all_pairs(block: int) -> None:
-    rows = vectors(400)
-    rows[50:80] = unit(rows[7] + 0.01 * np.random.default_rng(1).normal(size=(30, 48)))  # a cluster of near duplicates across blocks
-    ids = names(400)
-    found, exact = neighbors(ids, rows, 0.05, block=block), all_pairs(ids, rows, 0.05)
-    assert found["id"].to_list() == ids
-    assert np.abs(found["min_neighbor_distance"].to_numpy() - exact["d"].to_numpy()).max() < 1e-5
+def agree(found: pl.DataFrame, exact: pl.DataFrame) -> None:
+    assert found["id"].to_list() == exact["id"].to_list()
+    assert np.abs(found["min_neighbor_distance"].to_numpy() - exact["d"].to_numpy()).max() < 2e-6
     assert found["repeat_count"].to_list() == exact["n"].to_list()
     assert found["min_similar_id"].to_list() == exact["low"].to_list()
-    assert set(found["status"]) == {"ok"}
+    assert found["neighbor_group"].to_list() == exact["group"].to_list()
+    assert found["neighbor_group_size"].to_list() == exact["size"].to_list()
 
 
-def test_torch_blocks_agree_with_numpys() -> None:
-    rows = vectors(300)
-    rows[50:80] = unit(rows[7] + 0.01 * np.random.default_rng(1).normal(size=(30, 48)))
-    rows[200:220] = rows[3]
-    _, first, size = _groups(rows)
-    by_numpy, by_torch = _on_cpu(rows[first], first, size, 0.975, 64), _on_gpu(rows[first], first, size, 0.975, 100, "cpu")
-    assert np.abs(by_numpy[0] - by_torch[0]).max() < 1e-6
-    assert (by_numpy[1] == by_torch[1]).all() and (by_numpy[2] == by_torch[2]).all()
+POOLS = {
+    "random": vectors(700),
+    "with near duplicates across blocks": np.concatenate([vectors(300), around(vectors(9)[7], 40, 0.01), vectors(300, seed=5)]),
+    "clustered": np.concatenate([around(c, 90, 0.1, seed) for seed, c in enumerate(vectors(8))]),
+    "around the threshold": np.concatenate([around(c, 90, 0.0225, seed) for seed, c in enumerate(vectors(8))]),
+    "nearly one vector": around(vectors(1)[0], 600, 0.001),
+    "near ties": np.concatenate([np.repeat(vectors(20), 35, axis=0) + np.float32(1e-4) * vectors(700, seed=3)]),
+    "wide": vectors(500, 768),
+}
+"""Pools of distinct vectors that differ in how many pairs are near to a row's nearest or to the threshold."""
+
+
+def folded(rows: NDArray[np.float32], block: int, sieve: bool) -> blocks.Found:
+    found = blocks.Found(np.ones(len(rows), np.int64), np.arange(len(rows)), CLOSE)
+    blocks.search(lambda at: rows[at], rows.shape[1], found, block=block, sieve=sieve)
+    return found
+
+
+@pytest.mark.parametrize("sieve", [True, False], ids=["8-bit first", "32-bit"])
+@pytest.mark.parametrize("block", [64, 224, 1024])
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_kind_of_pool_gives_what_all_pairs_in_64_bit_give(pool: str, block: int, sieve: bool) -> None:
+    rows = unit(POOLS[pool].astype(np.float64))
+    ids = [f"{i:04d}" for i in range(len(rows))]
+    found, exact = folded(rows, block, sieve), all_pairs(ids, rows, 0.05)
+    assert np.abs(2 - 2 * found.nearest.numpy() - exact["d"].to_numpy()).max() < 2e-6
+    assert found.repeats.tolist() == exact["n"].to_list()
+    assert [ids[i] for i in found.lowest.tolist()] == exact["low"].to_list()
+    assert [ids[i] for i in found.groups().tolist()] == exact["group"].to_list()
+
+
+@pytest.mark.parametrize("n", [2, 31, 32, 33, 127, 128, 129, 257])
+def test_pools_that_end_at_before_and_behind_a_blocks_edge(n: int) -> None:
+    rows = vectors(n, seed=n)
+    rows[-1] = around(rows[0], 1, 0.01)[0]
+    found, exact = folded(rows, 64, True), all_pairs(names(n), rows, 0.05)
+    assert np.abs(2 - 2 * found.nearest.numpy() - exact["d"].to_numpy()).max() < 2e-6
+    assert found.repeats.tolist() == exact["n"].to_list()
+
+
+def test_candidates_held_and_close_pairs_merged_in_small_portions_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = unit(POOLS["with near duplicates across blocks"].astype(np.float64))
+    whole = folded(rows, 64, True)
+    for name, value in {"HELD": 50, "EDGES": 5, "PAIRS": 7}.items():
+        monkeypatch.setattr(blocks, name, value)
+    portions = folded(rows, 64, True)
+    assert (whole.nearest - portions.nearest).abs().max() < 1e-6 and (whole.repeats == portions.repeats).all()
+    assert (whole.groups() == portions.groups()).all()
+
+
+def turned_axes(d: int) -> NDArray[np.float32]:
+    """Vectors that the rotation lays along one coordinate each, where they are cut off at the grid's end."""
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(d, d)))[0].T.astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [vectors(200), np.eye(48, dtype=np.float32), turned_axes(48), -around(turned_axes(48)[3], 100, 0.05)])
+def test_no_cosine_is_further_from_its_codes_than_the_proven_error(rows: NDArray[np.float32]) -> None:
+    import torch
+
+    codes = Codes(lambda at: rows[at], len(rows), 48, 256)
+    block = slice(0, 256)
+    rough = codes.products(block, block, torch.empty((256, 256), dtype=torch.int32))[: len(rows), : len(rows)] * codes.unit
+    i, j = np.triu_indices(len(rows), 1)
+    off = np.abs(rough[i, j] - (rows.astype(np.float64) @ rows.T.astype(np.float64))[i, j])
+    assert (off <= codes.errors(i, j)).all()
+    assert (codes.errors(i, j) <= codes.error(block, block)[i] + 1e-12).all()
+
+
+def test_pools_along_the_axes_of_the_rotation_are_exact_too() -> None:
+    rows = np.concatenate([turned_axes(48), around(turned_axes(48)[5], 200, 0.02)])
+    found, exact = folded(rows, 64, True), all_pairs(names(len(rows)), rows, 0.05)
+    assert np.abs(2 - 2 * found.nearest.numpy() - exact["d"].to_numpy()).max() < 2e-6
+    assert found.repeats.tolist() == exact["n"].to_list()
+
+
+def test_a_pool_large_enough_for_8_bit_products_by_itself_is_exact_with_copies_in_it() -> None:
+    rows = np.concatenate([around(c, 250, 0.1, seed) for seed, c in enumerate(vectors(20))])
+    rows[4000:4040] = rows[17]
+    ids = names(5000)
+    found, exact = neighbors(ids, rows), all_pairs(ids, rows, 0.05)
+    agree(found, exact)
+    assert found["neighbor_recall"].unique().to_list() == [1.0] and set(found["status"]) == {"ok"}
+
+
+def test_the_processors_rates_are_measured() -> None:
+    assert rates()["float32"] > 0 and rates()["int8"] >= 0
+
+
+def test_vectors_in_a_file_give_what_vectors_in_memory_give(tmp_path: Path) -> None:
+    rows = np.concatenate([vectors(500), vectors(20)])
+    np.save(tmp_path / "v.npy", rows)
+    mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    assert neighbors(names(520), mapped).equals(neighbors(names(520), rows))
 
 
 def test_none_of_500_duplicates_passes_a_distance_above_zero() -> None:
@@ -63,14 +161,35 @@ def test_none_of_500_duplicates_passes_a_distance_above_zero() -> None:
     copies = np.random.default_rng(2).permutation(2000)[:500]
     rows[copies] = rows[copies[0]]
     ids = names(2000)
-    found = neighbors(ids, rows, 0.05, block=256)
+    found = neighbors(ids, rows, 0.05)
     kept = found.filter(pl.col("min_neighbor_distance") > 0)
     assert not set(kept["id"]) & {ids[i] for i in copies}
     assert len(kept) == 1500
     copied = found.filter(pl.col("id").is_in([ids[i] for i in copies]))
     assert copied["min_neighbor_distance"].unique().to_list() == [0.0]
     assert copied["repeat_count"].unique().to_list() == [499]
-    assert copied["min_similar_id"].unique().to_list() == [ids[copies.min()]]
+    assert copied["neighbor_group_size"].unique().to_list() == [500]
+    assert copied["min_similar_id"].unique().to_list() == copied["neighbor_group"].unique().to_list() == [ids[copies.min()]]
+
+
+def test_a_chain_is_one_group_though_its_ends_are_apart_and_in_any_order() -> None:
+    angles = np.arange(6) * 0.2  # neighbours 0.04 apart, the next but one 0.16
+    rows = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    ids = list("abcdef")
+    for order in ([0, 1, 2, 3, 4, 5], [5, 0, 4, 1, 3, 2], [3, 5, 1, 0, 2, 4]):
+        found = neighbors([ids[i] for i in order], rows[order])
+        assert found["neighbor_group"].to_list() == [ids[order[0]]] * 6 and found["neighbor_group_size"].to_list() == [6] * 6
+    assert neighbors(ids, rows).filter(pl.col("min_similar_id") == pl.col("id"))["id"].to_list() == ["a"]
+    apart = neighbors([ids[i] for i in [0, 2, 4, 1, 3, 5]], rows[[0, 2, 4, 1, 3, 5]])
+    assert apart.filter(pl.col("min_similar_id") == pl.col("id"))["id"].to_list() == ["a", "c", "e"]
+
+
+def test_at_threshold_zero_nothing_is_a_repeat_and_copies_still_have_distance_zero() -> None:
+    rows = vectors(10)
+    rows[4] = rows[2]
+    found = neighbors(names(10), rows, 0.0)
+    assert found["repeat_count"].to_list() == [0] * 10 and found["min_similar_id"].to_list() == found["neighbor_group"].to_list() == names(10)
+    assert found["min_neighbor_distance"].to_list()[4] == 0.0
 
 
 def test_rounding_above_zero_is_zero_and_the_two_zeros_are_equal() -> None:
@@ -81,10 +200,11 @@ def test_rounding_above_zero_is_zero_and_the_two_zeros_are_equal() -> None:
     assert neighbors(names(4), rows)["min_neighbor_distance"].to_list() == [0.0] * 4
 
 
-def test_lowest_similar_id_is_always_filled() -> None:
+def test_lowest_similar_id_and_group_are_always_filled() -> None:
     ids = names(50)
     found = neighbors(ids, vectors(50))
-    assert found["min_similar_id"].to_list() == ids and found["repeat_count"].to_list() == [0] * 50
+    assert found["min_similar_id"].to_list() == found["neighbor_group"].to_list() == ids
+    assert found["repeat_count"].to_list() == [0] * 50 and found["neighbor_group_size"].to_list() == [1] * 50
 
 
 def test_opposite_vectors_are_four_apart() -> None:
@@ -116,6 +236,41 @@ def test_real_embeddings_of_equal_texts_are_bitwise_equal_and_close_for_paraphra
     assert found["min_neighbor_distance"].to_list()[0] == 0.0
     assert 0 < found["min_neighbor_distance"].to_list()[3] < 0.2 < found["min_neighbor_distance"].to_list()[1]
     assert found["min_similar_id"].to_list()[:4] == ["0", "1", "0", "0"]
+
+
+def clustered() -> NDArray[np.float32]:
+    """6,000 rows in clusters, of which 100 near duplicates of one row, 300 near pairs and 40 exact copies."""
+    rows = np.concatenate([around(c, 60, 0.12, seed) for seed, c in enumerate(vectors(100))])
+    rows = rows[np.random.default_rng(4).permutation(6000)]
+    rows[1000:1100] = around(rows[0], 100, 0.003)
+    for at in range(300):
+        rows[2000 + at] = around(rows[3000 + at], 1, 0.005, at)[0]
+    rows[5000:5040] = rows[7]
+    return rows
+
+
+def test_past_the_limit_an_index_finds_neighbours_and_its_recall_is_measured() -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    rows, ids, lines = clustered(), names(6000), list[str]()
+    found = neighbors(ids, rows, exact_up_to=5000, probes=8, say=lines.append)
+    exact = neighbors(ids, rows)
+    recall = found["neighbor_recall"][0]
+    truly = (found["min_neighbor_distance"] - exact["min_neighbor_distance"]).abs() < 1e-5
+    assert 0.9 < recall <= 1 and abs(recall - float(truly.mean() or 0)) < 0.03
+    assert ((found["min_neighbor_distance"] - exact["min_neighbor_distance"]) > -1e-6).all()
+    assert len(lines) == 1 and "of 1,000 rows compared with exact search" in lines[0]
+    assert found["repeat_count"][1050] == exact["repeat_count"][1050] >= 100  # more than one answer of the index holds
+    assert found["repeat_count"][7] == exact["repeat_count"][7] and found["neighbor_group_size"][7] >= 41
+    near = exact["repeat_count"] > 0
+    assert (found["repeat_count"].filter(near) > 0).mean() > 0.95
+    worse = neighbors(ids, rows, exact_up_to=5000, probes=1)
+    assert worse["neighbor_recall"][0] < recall
+
+
+def test_a_pool_past_the_limit_without_faiss_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"exact_up_to; install faiss"):
+        neighbors(names(20), vectors(20), exact_up_to=10)
 
 
 def test_embedding_model_that_is_none_is_one_sentence(tmp_path: object) -> None:
