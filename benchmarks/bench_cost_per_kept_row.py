@@ -22,9 +22,9 @@ from core.models import resolve
 from core.tracking import Log
 from synth.config import ArmConfig, SynthConfig
 from synth.context import Context
+from synth.drawing import draw
 from synth.filters import Filter
 from synth.filters import resolve as resolve_filter
-from synth.drawing import draw
 from synth.measure import measure
 from synth.measures import COLUMNS, MEASURES
 from synth.pool import Pool

@@ -27,8 +27,8 @@ from core.models import resolve, tokenizer
 from core.tracking import Log
 from synth.config import ArmConfig, SynthConfig
 from synth.context import Context
-from synth.filters import resolve as resolve_filter
 from synth.drawing import draw
+from synth.filters import resolve as resolve_filter
 from synth.measure import measure
 from synth.pool import Pool
 from synth.templates import encode_conversation, pre_query

@@ -15,10 +15,11 @@ from core.errors import UserError
 from core.store import Build, Result, digest
 from core.tracking import Log
 from recipes.session import RUN, WAITS
+from synth import drawing, published
 from synth import measure as measuring
-from synth import published
+from synth.choose import hash_rank
 from synth.context import Context
-from synth.filters import Filter, hash_rank, long_texts
+from synth.filters import Filter, long_texts
 from synth.pool import SLICE, Pool
 from synth.schedule import Selection, TokenCounter, select, wanted
 from train.config import TrainConfig
@@ -70,7 +71,7 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
         session.note("instructions", "reuse", f"{len(pool.drawn())} rows", pool.instruction.folder)
     if not session.planning and (missing or empty):
         with session.tracker.stage("instructions", "instructions", digest(pool.cells["instruction"]), {"cell": pool.cells["instruction"]}) as log:
-            counts = measuring.draw(pool, session.servers, log)
+            counts = drawing.draw(pool, session.servers, log)
             log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
             if counts["failed"]:
                 log.say(f"instructions: {sum(counts['failed'].values())} failed ({counts['failed']})")
@@ -78,7 +79,7 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
     frame = pool.frame(texts)
     if frame.is_empty():
         raise UserError(f"synth.rows: no usable instruction in the pool ({pool.instruction.folder}); see the reasons in its parts.")
-    wants = wanted(frame, rules, tokens, pool.complete)
+    wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
     if not wants:
         session.note("measure", "reuse", "")
     else:
@@ -110,7 +111,7 @@ def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple
             elif shared is not None:
                 found[(arm, seed)] = shared
             else:
-                picked.append((rule, select(frame, rule, seed, token_counter(graph, pool))))
+                picked.append((rule, select(frame, rule, seed, token_counter(graph, pool), pool.vectors)))
                 found[(arm, seed)] = _write(graph, name, conversations(pool, frame, picked[-1][1].ids), picked[-1][1], because=_because(rule))
     if frame is not None:
         if graph.recipe.synth.heldout:

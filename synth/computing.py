@@ -160,7 +160,7 @@ COMPUTED: dict[str, Computed] = {
     "quality": Computed(_QUALITY, partial(tag_cell, "quality"), partial(compute_tag, "quality")),
     "difficulty": Computed(_DIFFICULTY, partial(tag_cell, "difficulty"), partial(compute_tag, "difficulty")),
     "category": Computed(_CATEGORY, partial(tag_cell, "category"), partial(compute_tag, "category")),
-    "response": Computed({"response": pl.String, "finish_reason": pl.String, **_TOKENS}, _response_cell, _response),
+    "response": Computed(generate.RESPONSE_FIELDS, _response_cell, _response),
     "reward": Computed({"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}, _reward_cell, _reward),
     "pair_score": Computed({**tags.TAGS["pair_score"].fields, **_TOKENS}, partial(tag_cell, "pair_score"), partial(compute_tag, "pair_score")),
     "ifd": Computed({"ifd": pl.Float64, **_TOKENS}, _ifd_cell, _ifd),

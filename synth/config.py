@@ -215,6 +215,9 @@ class SynthConfig(BaseModel):
             raise ValueError(f"the rows of `grid` sum to {total}, but `rows` says {self.rows}")
         if self.system_prompt is not None and self.system_prompts:
             raise ValueError("give `system_prompt` or `system_prompts`, not both")
+        tagger = self.tags.category.model
+        if self.category_balance and tagger and not tagger.server.get("urls") and tagger != self.teacher:
+            raise ValueError("category_balance labels while the teacher draws: the category tagger must be the teacher, or a server given by `urls`")
         if self.pre_query_template and self.system_prompts:
             raise ValueError("`pre_query_template` fixes the whole text before the instruction: it takes no `system_prompts`")
         return self

@@ -95,11 +95,11 @@ class Plan:
         return row.hexdigest()[:20], int.from_bytes(row.digest()[-4:]) % 2**31
 
     def draws(self, status: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """(draws that were made, draws that are due), each [id, cell, index, seed], in the order of the places.
+        """(draws that were made, draws that are due), each [id, place (id of its first draw), cell, index, seed], in the order of the places.
 
         `status`: [id, status] of what the column holds, rows of other pools among them.
         """
-        now = self.places.with_row_index("place")
+        now = self.places.with_row_index("order").with_columns(pl.col("id").alias("place"))
         frames: list[pl.DataFrame] = []
         for draw in range(1, DRAWS + 1):
             frames.append(now.join(status.select("id", "status"), on="id", how="left", maintain_order="left"))
@@ -109,6 +109,6 @@ class Plan:
             again = [self._row(cell, f"{index}.{draw}") for cell, index in failed.select("cell", "index").iter_rows()]
             ids, seeds = zip(*again, strict=True)
             now = failed.drop("status").with_columns(pl.Series("id", ids), pl.Series("seed", seeds))
-        every = pl.concat(frames).sort("place", maintain_order=True).drop("place")
+        every = pl.concat(frames).sort("order", maintain_order=True).drop("order")
         made = pl.col("status").is_not_null()
         return every.filter(made).drop("status"), every.filter(~made).drop("status")

@@ -1,6 +1,6 @@
-"""Computing cells: draw the instructions, then whatever the schedule wants next, until every arm can choose.
+"""Computing cells: whatever the schedule wants next, until every arm can choose.
 
-`draw` and `measure` append finished cells to the pool's columns as they arrive, so a killed run continues where it stopped.
+Finished cells are appended to the pool's columns as they arrive, so a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -15,81 +15,14 @@ import polars as pl
 from core.columns import FAILED, Column
 from core.endpoint import Servers
 from core.errors import UserError
-from core.store import Counts, canonical, digest
+from core.store import Counts
 from core.tracking import Log
-from synth import generate, published, templates
 from synth.computing import COMPUTED
-from synth.config import ImportConfig
+from synth.drawing import Share, mine
 from synth.filters import Filter, long_texts
-from synth.lean import digest_pairs, digest_texts
 from synth.measures import COLUMNS, MEASURES, prerequisites
 from synth.pool import POOLED, SLICE, Pool
 from synth.schedule import TokenCounter, wanted
-
-Share = tuple[int, int]
-"""(rank, world): this task's part of the rows when many machines fill one pool."""
-
-
-def draw(pool: Pool, servers: Servers, log: Log, share: Share = (0, 1)) -> Counts:
-    """Fill the pool's instructions: generate the missing ones, or import them. Returns rows, failures by reason and tokens (of the whole pool)."""
-    config = pool.config
-    if isinstance(config.rows, ImportConfig):
-        if pool.drawn().is_empty():
-            _import(pool, config.rows, log)
-    else:
-        missing = mine(pool.missing_instructions(), share)
-        if len(missing):
-            served = pool.context.serving(servers).serve(config.teacher)
-            overrides = {"text": config.pre_query_template} if config.pre_query_template else None
-            prompt = templates.pre_query(served.tokenizer, config.system_prompt, overrides)
-            sampling = {k: v for k, v in config.instruction.items() if k != "seed"}
-            constant = {
-                "sampling": canonical(config.instruction), "model": served.model.name, "revision": served.model.revision,
-                "template": digest(prompt.token_ids)[:16],
-                "temperature": config.instruction.get("temperature"), "top_p": config.instruction.get("top_p"),
-            }  # fmt: skip
-            total = len(mine(pool.planned, share))
-            done = total - len(missing)
-            log.progress(done, total)
-            for part in generate.instructions(missing.select("id", "seed"), prompt, sampling, served.endpoint):
-                known = part.join(missing, on="id", how="left", maintain_order="left")
-                pool.instruction.append(known.with_columns([pl.lit(v).alias(k) for k, v in constant.items()]))
-                done += len(part)
-                log.progress(done, total)
-    if share == (0, 1):
-        pool.instruction.compact()
-    drawn = pool.drawn()
-    failed = drawn.filter(pl.col("status") == FAILED)
-    return {"rows": len(drawn), "failed": dict(Counter(failed["reason"].to_list())), "tokens": int(drawn["tokens"].sum() or 0)}
-
-
-def mine(rows: pl.DataFrame, share: Share) -> pl.DataFrame:
-    """This task's rows [id, ...] of many tasks': by the id alone, so that it never depends on what is missing."""
-    rank, world = share
-    if world == 1:
-        return rows
-    return rows.filter(pl.Series([int(digest(i)[:8], 16) % world == rank for i in rows["id"].to_list()], dtype=pl.Boolean))
-
-
-def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
-    """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a present one is a failed cell."""
-    path = str(source.import_)
-    done = 0
-    for batch in published.read(path, limit=source.limit):
-        frame = batch.with_columns(pl.int_range(done, done + len(batch), dtype=pl.Int64).alias("index"))
-        pool.instruction.append(frame.with_columns(pl.lit(path).alias("model")), order=f"{done:012d}")
-        texts = digest_texts(frame["instruction"].to_list())
-        pairs = digest_pairs(texts, digest_texts(frame["response"].to_list())) if "response" in frame.columns else texts
-        for measure, column in pool.imports.items():
-            present = [n for n in COMPUTED[measure].fields if n in frame.columns and n not in ("tokens", "prompt_tokens", "finish_reason")]
-            if not present:
-                continue
-            null = pl.col(present[0]).is_null()
-            cells = frame.select("id", *present, pl.when(null).then(pl.lit("failed")).otherwise(pl.lit("ok")).alias("status"),
-                                 pl.when(null).then(pl.lit("null in the imported data")).alias("reason"))  # fmt: skip
-            column.append(cells.with_columns((pairs if MEASURES[measure].reads == "response" else texts).alias("of")), order=f"{done:012d}")
-        done += len(batch)
-        log.progress(done, source.limit)
 
 
 def measure(
@@ -104,7 +37,7 @@ def measure(
     counts: Counts = {}
     while True:
         frame = pool.frame(long_texts(r for r, _ in rules))
-        wants = wanted(frame, rules, tokens, complete=pool.complete)
+        wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
         name, rows = next(iter(_possible(frame, wants, share, only)), ("", frame))
         if not name:
             if share == (0, 1):

@@ -10,24 +10,29 @@ Texts stay on disk: the frame that filters and the schedule see holds figures, l
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from core.columns import OK, Column
-from core.store import canonical, digest, file_digest
-from synth import generate, templates, text
+from core.store import digest, file_digest
+from synth import embeddings, generate, templates, text
 from synth.computing import COMPUTED
 from synth.config import ImportConfig, SynthConfig
 from synth.context import Context
+from synth.families import system_prompt_of
 from synth.filters import held_out
+from synth.grid import Plan
 from synth.lean import Lean, digest_pairs, digest_texts
 from synth.measures import COLUMNS, MEASURES, by_cost, long_columns
+from synth.steering import steered
 
 SLICE = 20_000
 """Rows whose texts are in memory at once."""
@@ -36,6 +41,7 @@ POOLED = tuple(m for m in by_cost() if MEASURES[m].reads == "pool")
 INSTRUCTION_FIELDS: dict[str, Any] = {
     "index": pl.Int64, "instruction": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, "seed": pl.Int64,
     "temperature": pl.Float64, "top_p": pl.Float64, "sampling": pl.String, "model": pl.String, "revision": pl.String, "template": pl.String,
+    "system_prompt": pl.String, "thinking": pl.String,
 }  # fmt: skip
 _TYPES: dict[str, Any] = {"number": pl.Float64, "bool": pl.Boolean, "text": pl.String, "label": pl.String}
 _OF: dict[str, Any] = {"of": pl.String}
@@ -69,42 +75,41 @@ class Pool:
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
             return {"import": [file_digest(p) for p in files] or config.rows.import_}
         return {
-            "teacher": self.teacher.revision if self.teacher.revision != "unresolved" else [self.teacher.name, "unresolved"],
-            "system_prompt": config.system_prompt,
+            "teacher": self.context.revision(config.teacher),
+            "system_prompt": system_prompt_of(config.teacher.model, config.system_prompt),
             "pre_query_template": config.pre_query_template,
             "sampling": config.instruction,
             "seed": config.seed,
+            **({"system_prompts": [[p.text, p.weight] for p in steered(config.system_prompts)]} if config.system_prompts else {}),
+            **({"first_token": config.first_token.model_dump(exclude_defaults=True)} if config.first_token else {}),
             "VERSION": [generate.VERSION, templates.VERSION],
         }
 
     # -- rows -------------------------------------------------------------------------------------------------------------------------
 
     @cached_property
+    def plan(self) -> Plan:
+        """Every place that is to be filled with an instruction."""
+        return Plan(self.cells["instruction"], self.config)
+
+    @property
     def planned(self) -> pl.DataFrame:
-        """Every row that is to be drawn: [id, index, seed]; the id of an index never depends on how many rows are asked for."""
-        assert isinstance(self.config.rows, int)
-        base = canonical(self.cells["instruction"])
-        prefix = hashlib.sha256(base.encode())
-        ids, seeds = [], []
-        for index in range(self.config.rows):
-            row = prefix.copy()
-            row.update(str(index).encode())
-            ids.append(row.hexdigest()[:20])
-            seeds.append(int.from_bytes(row.digest()[-4:]) % 2**31)
-        return pl.DataFrame({"id": ids, "index": range(len(ids)), "seed": seeds}, schema={"id": pl.String, "index": pl.Int64, "seed": pl.Int64})
+        """Every place: [id (of its first draw), cell, index, seed]; the id of an index never depends on how many rows are asked for."""
+        return self.plan.places
 
     def drawn(self) -> pl.DataFrame:
-        """The instructions that exist and belong to this pool, failed ones included, by index: figures and digests (`of`), no words."""
+        """The instructions that exist and belong to this pool, failed ones included, in order: figures and digests (`of`), no words."""
         held = self._read(self.instruction, "instruction")
         if not self.imported:
-            held = held.join(self.planned.select("id"), on="id", how="semi")
-        elif isinstance(self.config.rows, ImportConfig) and self.config.rows.limit:
+            made, _ = self.plan.draws(held.select("id", "status"))
+            return made.select("id").join(held, on="id", how="inner", maintain_order="left")
+        if isinstance(self.config.rows, ImportConfig) and self.config.rows.limit:
             held = held.filter(pl.col("index") < self.config.rows.limit)
         return held.sort("index")
 
     def missing_instructions(self) -> pl.DataFrame:
-        """Rows still to be drawn: [id, index, seed]."""
-        return self.planned.join(self._read(self.instruction, "instruction").select("id"), on="id", how="anti", maintain_order="left")
+        """Draws still to be made: [id, place, cell, index, seed]."""
+        return self.plan.draws(self._read(self.instruction, "instruction").select("id", "status"))[1]
 
     def column(self, measure: str, rows: pl.DataFrame) -> Column | None:
         """Where new cells of a measure go; None when the recipe gives no way to measure it.
@@ -174,6 +179,15 @@ class Pool:
             found = found.with_columns([pl.lit(None, pl.String).alias(n) for n in wanted if n not in found.columns])  # of no column of this recipe
         return found.select("id", *names)
 
+    def vectors(self, ids: pl.Series) -> NDArray[np.float32]:
+        """Unit vectors of the instructions of these ids, float32 [n, d], by the model that neighbours are found with; embedded once and kept."""
+        places = self.drawn().select("id").with_row_index("place").join(pl.DataFrame({"id": ids}), on="id", how="semi").sort("place")
+        slices = (self.texts(places.slice(top, SLICE), ["instruction"])["instruction"].to_list() for top in range(0, len(places), SLICE))
+        model = self.context.resolve(self.config.tags.neighbors.model, None)
+        found = embeddings.vectors(self.root, places["id"].to_list(), itertools.chain.from_iterable(slices), model)
+        row = dict(zip(places["id"], range(len(places)), strict=True))
+        return found[[row[i] for i in ids]]
+
     def snapshot(self, frame: pl.DataFrame, path: Path) -> None:
         """Write the frame with all its texts to one Parquet file, slice by slice; it appears when it is whole."""
         names = sorted(n for m in MEASURES if m == "text" or self._sources(m) for n in long_columns(MEASURES[m].columns) if n != "raw_instruction")
@@ -215,7 +229,8 @@ class Pool:
     def _short_instructions(self, part: pl.DataFrame) -> pl.DataFrame:
         part = self._instructions(part)
         part = part.with_columns(digest_texts(part["instruction"].to_list()).alias("of"))
-        return _add(part, text.instruction_columns(part.select("id", "instruction", "finish_reason"))).drop("instruction", "raw_instruction")
+        part = _add(part, text.instruction_columns(part.select("id", "instruction", "finish_reason")))
+        return part.drop("instruction", "raw_instruction", "thinking")
 
     def _join(self, rows: pl.DataFrame, measure: str) -> pl.DataFrame:
         declared, pooled = MEASURES[measure], measure in POOLED
