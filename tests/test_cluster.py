@@ -21,7 +21,7 @@ from core.models import Model
 from core.tracking import Log
 from recipes import cluster, cluster_task, graph, schema, selection
 from recipes.session import Session
-from synth.measure import mine
+from synth.drawing import mine
 from tests import slurm_cluster, small_recipe
 from tests.ray_cluster import RayCluster
 from tests.scripted_server import ScriptedServer
