@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from core.store import digest
-from synth import base_answers, generate, ifd, language, neighbors, reward, safety, tags, templates
+from synth import base_answers, embeddings, generate, ifd, language, neighbors, reward, safety, tags, templates
 from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
 from synth.context import Context
 from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY
@@ -41,13 +41,15 @@ def _language(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iter
 
 def _neighbors_cell(config: SynthConfig, context: Context) -> Cell:
     near = config.tags.neighbors
-    return {"model": context.resolve(near.model, None).revision, "threshold": near.threshold, "VERSION": neighbors.VERSION}
+    search = {"exact_up_to": near.exact_up_to, "probes": near.probes}
+    return {"model": context.resolve(near.model, None).revision, "threshold": near.threshold, **search, "VERSION": neighbors.VERSION}
 
 
 def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
     near = config.tags.neighbors
-    vectors = neighbors.embed(rows["instruction"].to_list(), context.resolve(near.model, None).path)
-    yield neighbors.neighbors(rows["id"].to_list(), vectors, near.threshold)
+    ids = rows["id"].to_list()
+    vectors = embeddings.vectors(context.root, ids, rows["instruction"], context.resolve(near.model, None))
+    yield neighbors.neighbors(ids, vectors, near.threshold, exact_up_to=near.exact_up_to, probes=near.probes, say=context.say)
 
 
 def tag_cell(name: str, config: SynthConfig, context: Context, mode: str | None = None) -> dict[str, Any]:
@@ -149,14 +151,13 @@ _TOKENS: Fields = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
 _QUALITY: Fields = {"input_quality": pl.Enum(QUALITY), "input_quality_rank": pl.Float64, "quality_explanation": pl.String, **_TOKENS}
 _DIFFICULTY: Fields = {"difficulty": pl.Enum(DIFFICULTY), "difficulty_rank": pl.Float64, "intent": pl.String, "knowledge": pl.String, **_TOKENS}
 _CATEGORY: Fields = {"task_category": pl.Enum(CATEGORY), "other_task_category": pl.List(pl.String), **_TOKENS}
-_NEIGHBORS: Fields = {"min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String}
 _SAFETY: Fields = {"safety": pl.Enum(SAFETY), "safety_categories": pl.String, "llama_guard_2": pl.String}
 _BASE: Fields = {"base_output": pl.String, "base_finish_reason": pl.String}
 _DIFFERENCE: Fields = {"base_reward": pl.Float64, "reward_difference": pl.Float64, "prompt_tokens": pl.Int64}
 
 COMPUTED: dict[str, Computed] = {
     "language": Computed({"language": pl.String}, lambda c, _: {"languages": c.tags.languages, "VERSION": language.VERSION}, _language),
-    "neighbors": Computed(_NEIGHBORS, _neighbors_cell, _neighbors),
+    "neighbors": Computed(neighbors.FIELDS, _neighbors_cell, _neighbors),
     "quality": Computed(_QUALITY, partial(tag_cell, "quality"), partial(compute_tag, "quality")),
     "difficulty": Computed(_DIFFICULTY, partial(tag_cell, "difficulty"), partial(compute_tag, "difficulty")),
     "category": Computed(_CATEGORY, partial(tag_cell, "category"), partial(compute_tag, "category")),

@@ -136,6 +136,10 @@ class NeighborsConfig(BaseModel):
     """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2)."""
     threshold: float = 0.05
     """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the original)."""
+    exact_up_to: int = Field(default=2_000_000, ge=1)
+    """Distinct instructions up to which every pair is compared; more are searched by an index (faiss-cpu), whose recall is measured and stored."""
+    probes: int = Field(default=32, ge=1)
+    """Lists of the index that a row looks into: more takes longer and finds more."""
 
 
 class TagsConfig(BaseModel):
@@ -149,7 +153,7 @@ class TagsConfig(BaseModel):
     category: TagConfig = TagConfig()
     """task_category."""
     neighbors: NeighborsConfig = NeighborsConfig()
-    """min_neighbor_distance, repeat_count, min_similar_id."""
+    """min_neighbor_distance, repeat_count, min_similar_id, near_duplicate, neighbor_group, neighbor_group_size."""
     reward: ModelConfig | None = None
     """A sequence-classification reward model for instruct_reward (and base_reward). Thresholds on it (`tau`) belong to one model."""
     pair_score: TagConfig = TagConfig()

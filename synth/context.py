@@ -50,10 +50,12 @@ class Context:
     resolve: Resolve
     eval_prompts: Path | None = None
     servers: Servers | None = None
+    say: Callable[[str], None] = lambda line: None
+    """Tells the person watching."""
 
-    def serving(self, servers: Servers) -> Context:
+    def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Context:
         """The same with servers to ask."""
-        return replace(self, servers=servers)
+        return replace(self, servers=servers, say=say)
 
     def revision(self, config: ModelConfig) -> Any:
         """What stands for a model in a key: its revision, or its name where that is not known; and a chat template that is not its own."""

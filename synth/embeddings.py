@@ -7,6 +7,7 @@ the last part are written over.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -140,6 +141,7 @@ class _Kept:
         return copy
 
 
+@functools.lru_cache(maxsize=1)
 def _load(model_path: str, device: str | None) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging

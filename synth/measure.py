@@ -33,7 +33,7 @@ def measure(
 
     `share` limits it to this task's rows (measures of the whole pool are left to a task that has all), `only` to some measures.
     """
-    context = pool.context.serving(servers)
+    context = pool.context.serving(servers, log.say)
     counts: Counts = {}
     while True:
         frame = pool.frame(long_texts(r for r, _ in rules))

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from core.columns import FAILED, OK
 from core.errors import UserError
 from synth import blocks, ivf
-from synth.embeddings import embed as embed
 
 VERSION = 2
 """Part of the column's key."""
