@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.store import Build, Result, digest
 from core.tracking import Log
 from recipes.session import RUN, WAITS
-from synth import drawing, published
+from synth import drawing, mode_agreement, published
 from synth import measure as measuring
 from synth.choose import hash_rank
 from synth.context import Context
@@ -92,8 +92,21 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
             counts = measuring.measure(pool, rules, session.servers, log, tokens)
             frame = pool.frame(texts)
             log.finish({"counts": counts, "output": digest(sorted(frame["id"].to_list()))})
+    _check_modes(graph, pool, frame)
     session.done("measure")
     return frame
+
+
+def _check_modes(graph: Stages, pool: Pool, frame: pl.DataFrame) -> None:
+    """Ask a sample of tagged rows in the other mode of asking, where the recipe's `check` wants to know how far both agree."""
+    missing = mode_agreement.missing(pool, frame)
+    if not missing:
+        return
+    session = graph.session
+    session.note("measure/check", RUN, "in the other mode: " + ", ".join(f"{len(rows)} {name}" for name, rows in missing.items()))
+    if not session.planning:
+        with session.tracker.stage("measure/check", "measure", digest([pool.cells, "check"]), {"cells": pool.cells}) as log:
+            log.finish({"counts": mode_agreement.ask(pool, frame, session.servers, log)})
 
 
 def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple[str, int], Result | None]:
@@ -193,6 +206,10 @@ def _measure_result(graph: Stages, pool: Pool, frame: pl.DataFrame, picked: list
     folder.mkdir(parents=True, exist_ok=True)
     cost = measuring.cost(pool, [(rule, chosen.ids) for rule, chosen in picked], frame)
     (folder / "cost.json").write_text(json.dumps(cost, indent=1))
+    agreed = mode_agreement.report(pool, frame)
+    (folder / "tag_agreement.json").write_text(json.dumps(agreed, indent=1))
+    for name, figures in agreed.items():
+        session.log.say(mode_agreement.sentence(name, figures))
     pool.snapshot(frame, folder / "pool.parquet")
     session.log.say(
         f"tokens spent: {cost['tokens_spent']:,} generated; answering and tagging every row first would have cost about {cost['naive_tokens']:,} "

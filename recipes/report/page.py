@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from core.store import MANIFEST, Counts, canonical, write_atomic
 from recipes.report import browser, figures, outcome, sources, tags
+from synth.mode_agreement import sentence
 
 FOLDER = Path(__file__).parent
 VERSION = 2
@@ -103,7 +104,8 @@ def _tags(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> tuple[list[
         if table is not None and run.arm not in selections:
             selections[run.arm] = (colours[run.arm], table["id"].to_list())
     cards, sentences = tags.cards(pool, selections)
-    return cards, sentences, pool.height
+    agreed = sources.read_object(inputs["measure"] / "tag_agreement.json")
+    return cards, [*sentences, *(sentence(name, found) for name, found in agreed.items())], pool.height
 
 
 def _funnels(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> list[dict[str, Any]]:
