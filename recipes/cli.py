@@ -175,10 +175,11 @@ def schema() -> None:
 
 @app.command()
 def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the named filter strategies with rule and source."""
+    """List the named filter strategies with rule and source, and reward models with the threshold that belongs to each."""
     from dataclasses import asdict
 
-    from synth.filters import STRATEGIES
+    from synth.reward import REWARD_MODELS
+    from synth.strategies import STRATEGIES
 
     if as_json:
         print(json.dumps({name: asdict(s) for name, s in STRATEGIES.items()}, indent=2, default=dict))
@@ -188,6 +189,8 @@ def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     table(["strategy", "where", "choose", "rows", "source"], [
         [name, (s.where or "").format(**s.params), s.choose, f"{s.rows:,}" if s.rows else "", s.source] for name, s in STRATEGIES.items()
     ])  # fmt: skip
+    print()
+    table(["reward model", "tau1", "server args", "note"], [[m.name, m.tau1 or "", m.args or "", m.note] for m in REWARD_MODELS])
 
 
 @app.command()

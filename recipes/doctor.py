@@ -95,7 +95,23 @@ def of_recipe(loaded: Loaded) -> Iterator[Check]:
     for judge in judges:
         name = judge.server["api_key_env"]
         yield _check(bool(os.environ.get(name)), f"key for judge {judge.model} in ${name}", f"export {name}=...")
+    yield from thresholds(loaded)
     yield from _memory(loaded)
+
+
+def thresholds(loaded: Loaded) -> Iterator[Check]:
+    """Arms whose named strategy compares instruct_reward with the threshold of another reward model than the recipe's."""
+    from synth.reward import known
+    from synth.strategies import STRATEGIES
+
+    model = loaded.recipe.synth.tags.reward
+    if model is None or ((found := known(model.model)) is not None and found.tau1 is not None):
+        return
+    for name, arm in loaded.recipe.arms.items():
+        strategy = STRATEGIES.get(arm.strategy or "")
+        if strategy is not None and arm.where is None and "tau1" in strategy.params and "tau1" not in arm.params:
+            said = f"arms.{name}: {arm.strategy} compares instruct_reward with {strategy.params['tau1']}, a value of FsfairX-LLaMA3-RM-v0.1"
+            yield Check("warn", said, f"set params: {{tau1: ...}} on the scale of {model.model}")
 
 
 def models_of(loaded: Loaded) -> list[tuple[str, str, str | None]]:

@@ -1,6 +1,6 @@
 """Rewards of conversations by sequence-classification reward models, and what is known of those that the field names.
 
-A threshold on a reward belongs to one model: the paper's -12 and 0 are logits of FsfairX. With another model a recipe sets `tau` itself.
+A threshold on a reward belongs to one model: the paper's tau1 = -12 is a logit of FsfairX. With another model a recipe sets `tau1` itself.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ VERSION = 1
 class RewardModel:
     """What a recipe needs to know of a reward model.
 
-    `args`: vLLM arguments it needs; None: vLLM (0.32) cannot serve it. `tau`: the published threshold of `instruct_reward` on this model's
-    scale, None: no one has published one, so a strategy's `tau` must be set. `note`: what behaves otherwise than expected.
+    `args`: vLLM arguments it needs; None: vLLM (0.32) cannot serve it. `tau1`: the published threshold of `instruct_reward` on this model's
+    scale, None: none was published with Magpie, so a strategy's `tau1` must be set. `note`: what behaves otherwise than expected.
     """
 
     name: str
     architecture: str
     args: dict[str, Any] | None
-    tau: float | None
+    tau1: float | None
     note: str
 
 
 _POOLING = {"runner": "pooling"}
-_SKYWORK = "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; another scale than FsfairX: take tau from a percentile of your rows"
+_SKYWORK = "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; another scale than FsfairX: take tau1 from a percentile of your rows"
 REWARD_MODELS: tuple[RewardModel, ...] = (
     RewardModel(
         "sfairXC/FsfairX-LLaMA3-RM-v0.1", "LlamaForSequenceClassification", _POOLING | {"max_model_len": 8192}, -12.0,
-        "the paper's; tau1 = -12 of Table 5 (the repository's notebook has -10), tau2 = 0 of reward_difference; published rewards are fp16",
+        "the paper's: tau1 of Table 5 (the repository's notebook has -10); the published rewards were computed in fp16",
     ),
     RewardModel(
         "RLHFlow/ArmoRM-Llama3-8B-v0.1", "LlamaForRewardModelWithGating", None, None,

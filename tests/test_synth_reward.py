@@ -64,8 +64,25 @@ def test_a_model_that_vllm_cannot_serve_is_refused_unless_the_servers_are_the_us
 
 
 def test_only_the_papers_reward_model_has_a_published_threshold() -> None:
-    assert {m.name: m.tau for m in REWARD_MODELS if m.tau is not None} == {"sfairXC/FsfairX-LLaMA3-RM-v0.1": -12.0}
+    assert {m.name: m.tau1 for m in REWARD_MODELS if m.tau1 is not None} == {"sfairXC/FsfairX-LLaMA3-RM-v0.1": -12.0}
     assert known("sfairXC/FsfairX-LLaMA3-RM-v0.1") is REWARD_MODELS[0]
+
+
+def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_path: Path) -> None:
+    from recipes.doctor import thresholds
+    from recipes.schema import load
+
+    text = (
+        "name: x\nstore: {store}\nsynth: {{teacher: {{model: m}}, rows: 10, tags: {{reward: {{model: {rm}}}}}}}\n"
+        "arms:\n  pro: {{strategy: magpie-pro, {more}}}\n"
+    )
+
+    def warned(rm: str, more: str = "") -> list[str]:
+        (tmp_path / "r.yaml").write_text(text.format(store=tmp_path / "s", rm=rm, more=more))
+        return [check.what for check in thresholds(load(tmp_path / "r.yaml"))]
+
+    assert warned("sfairXC/FsfairX-LLaMA3-RM-v0.1") == [] == warned("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "params: {tau1: 3}")
+    assert "compares instruct_reward with -12" in warned("Skywork/Skywork-Reward-V2-Qwen3-0.6B")[0]
 
 
 @pytest.mark.stack
