@@ -14,6 +14,7 @@ from core.columns import OK
 from core.errors import UserError
 from core.store import Build, Result, digest
 from core.tracking import Log
+from recipes import contamination
 from recipes.session import RUN, WAITS
 from synth import drawing, mode_agreement, published
 from synth import measure as measuring
@@ -50,7 +51,7 @@ def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
 
 def pool_of(graph: Stages) -> Pool:
     """The pool of the recipe."""
-    return Pool(graph.recipe.synth, Context(graph.session.store.root, graph.resolve))
+    return Pool(graph.recipe.synth, Context(graph.session.store.root, graph.resolve, contamination.eval_prompts(graph)))
 
 
 def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
@@ -247,13 +248,14 @@ def token_counter(graph: Stages, pool: Pool) -> TokenCounter | None:
         fresh = frame.filter((pl.col("status:response") == OK) & ~pl.col("id").is_in(list(known)))
         if len(fresh):
             rows = conversations(pool, fresh, fresh["id"].to_list())
-            known.update(_count_tokens(config, graph.resolve(config.base, config.revision).path, rows))
+            known.update(count_tokens(config, graph.resolve(config.base, config.revision).path, rows))
         return pl.Series([known.get(i) for i in frame["id"]], dtype=pl.Int64)
 
     return count
 
 
-def _count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:
+def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:
+    """Non-pad tokens of conversations [id, messages] under the student's chat template, by id; `base` is its resolved path."""
     from core.models import tokenizer
     from train import chat, data
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from core.store import digest
-from synth import base_answers, embeddings, generate, ifd, language, neighbors, reward, safety, tags, templates
+from synth import base_answers, decontaminate, embeddings, generate, ifd, language, minhash, neighbors, pii, reward, safety, sanitize, tags, templates
 from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
 from synth.context import Context
 from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY
@@ -158,6 +158,12 @@ _DIFFERENCE: Fields = {"base_reward": pl.Float64, "reward_difference": pl.Float6
 COMPUTED: dict[str, Computed] = {
     "language": Computed({"language": pl.String}, lambda c, _: {"languages": c.tags.languages, "VERSION": language.VERSION}, _language),
     "neighbors": Computed(neighbors.FIELDS, _neighbors_cell, _neighbors),
+    "sanitized": Computed(sanitize.FIELDS, sanitize.cell, sanitize.compute),
+    "pii": Computed({"pii": pl.String}, pii.cell, partial(pii.compute, "instruction", "pii")),
+    "response_pii": Computed({"response_pii": pl.String}, pii.cell, partial(pii.compute, "response", "response_pii")),
+    "minhash": Computed(minhash.FIELDS, minhash.cell, minhash.compute),
+    "overlap": Computed(decontaminate.FIELDS, decontaminate.overlap_cell, decontaminate.compute_overlap),
+    "eval_distance": Computed(decontaminate.DISTANCE, decontaminate.distance_cell, decontaminate.compute_distance),
     "quality": Computed(_QUALITY, partial(tag_cell, "quality"), partial(compute_tag, "quality")),
     "difficulty": Computed(_DIFFICULTY, partial(tag_cell, "difficulty"), partial(compute_tag, "difficulty")),
     "category": Computed(_CATEGORY, partial(tag_cell, "category"), partial(compute_tag, "category")),

@@ -142,6 +142,28 @@ class NeighborsConfig(BaseModel):
     """Lists of the index that a row looks into: more takes longer and finds more."""
 
 
+class MinhashConfig(BaseModel):
+    """Near-duplicates by the words that instructions share."""
+
+    model_config = STRICT
+    threshold: float = Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word n-grams from which two instructions are near-duplicates; of 20 words one may differ at 0.7 and n-grams of 3."""
+    ngram: int = Field(default=3, ge=1)
+    """Words in an n-gram."""
+    permutations: int = Field(default=128, ge=8)
+    """Hashes in a signature: more are more exact and take more memory (4 bytes each a row)."""
+
+
+class DecontaminateConfig(BaseModel):
+    """Overlap with evaluation prompts: those of the recipe's `eval`, and those of a file."""
+
+    model_config = STRICT
+    file: str | None = None
+    """JSONL with a `prompt` (or `instruction`) a line, and an `id` where there is one: prompts of evaluations that are not in the recipe."""
+    ngram: int = Field(default=8, ge=3)
+    """Words in a shared n-gram."""
+
+
 class TagsConfig(BaseModel):
     """Settings of the measures; a measure that no arm's filter names is never computed."""
 
@@ -154,6 +176,10 @@ class TagsConfig(BaseModel):
     """task_category."""
     neighbors: NeighborsConfig = NeighborsConfig()
     """min_neighbor_distance, repeat_count, min_similar_id, near_duplicate, neighbor_group, neighbor_group_size."""
+    minhash: MinhashConfig = MinhashConfig()
+    """minhash_group, minhash_duplicate."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """eval_overlap, eval_overlap_prompt, eval_distance (the latter by the model of `neighbors`)."""
     reward: ModelConfig | None = None
     """A sequence-classification reward model for instruct_reward (and base_reward). Thresholds on it (`tau`) belong to one model."""
     pair_score: TagConfig = TagConfig()
@@ -197,6 +223,16 @@ class SynthConfig(BaseModel):
     """After every so many instructions, label 100 of them with the category tagger and report the shares; the labels serve later as well."""
     response: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
     """SamplingParams of the responses, verbatim; greedy by default as in the paper."""
+    turns: int = Field(default=1, ge=1)
+    """User's messages in a conversation. Beyond 1, rows that an arm chose are continued: the teacher writes the next user's message, and so on."""
+    end_with: Literal["assistant", "user"] = "assistant"
+    """Whose message ends a conversation of several turns; `user` leaves the last one unanswered."""
+    turns_system_prompt: str | None = None
+    """System prompt while further user's messages are drawn (never for answers): None for the chat template's own, `paper` for one that tells of
+    several rounds, as the paper's does, or a text."""
+    sanitize: Literal["gemma", "llama-3"] | None = None
+    """Take off what the teacher wrote around each instruction (labels, wrappers, its own answer), by the rules for its family; the raw text is kept
+    as raw_instruction."""
     tags: TagsConfig = TagsConfig()
     """How each tag is measured, where a filter asks for it."""
     heldout: float = Field(default=0.0, ge=0, lt=1)
@@ -222,6 +258,8 @@ class SynthConfig(BaseModel):
         tagger = self.tags.category.model
         if self.category_balance and tagger and not tagger.server.get("urls") and tagger != self.teacher:
             raise ValueError("category_balance labels while the teacher draws: the category tagger must be the teacher, or a server given by `urls`")
+        if self.turns == 1 and (self.end_with == "user" or self.turns_system_prompt is not None):
+            raise ValueError("`end_with` and `turns_system_prompt` are for conversations of several turns; set `turns` to 2 or more")
         if self.pre_query_template and self.system_prompts:
             raise ValueError("`pre_query_template` fixes the whole text before the instruction: it takes no `system_prompts`")
         return self
@@ -254,7 +292,7 @@ class ArmConfig(BaseModel):
     where: str | None = None
     """SQL predicate over columns, decided row by row; absent: every row may be chosen."""
     choose: str | None = None
-    """longest, top(COLUMN), hash_order, difficulty_mix or all."""
+    """longest, top(COLUMN), hash_order, difficulty_mix, balanced(COLUMN), diverse, deita or all (`magpie filters` says what each costs)."""
     budget: Budget | None = None
     """How much to choose; required unless `choose: all`."""
     allow_short: bool = False

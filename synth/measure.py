@@ -65,7 +65,8 @@ def _fill(pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: An
     """Compute one measure's cells of these rows and append them as they arrive."""
     started, done = time.monotonic(), 0
     declared = MEASURES[name]
-    texts = [c for m in ("text", *prerequisites(name)) for c, f in MEASURES[m].columns.items() if f.long and c not in ("raw_instruction", "thinking")]
+    unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
+    texts = [c for m in ("text", *prerequisites(name)) for c, f in MEASURES[m].columns.items() if f.long and c not in unread]
     of = "of_pair" if declared.reads == "response" else "of"
     size = max(len(rows), 1) if name in POOLED else SLICE
     for top in range(0, len(rows), size):

@@ -7,17 +7,22 @@ joins two rows. Groups are the connected components: a chain of near-duplicates 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from core.columns import OK
+from synth.config import SynthConfig
+from synth.context import Context
 from synth.ngrams import Grams, grams, words
 
 VERSION = 1
-"""Part of the column's key, with the versions of rensa's algorithm and of polars, whose hashes go in."""
+"""Part of the column's key, with the versions of rensa and polars, whose hashes go in."""
+
+FIELDS: dict[str, Any] = {"minhash_group": pl.String, "minhash_duplicate": pl.Boolean}
 
 SLICE = 20_000
 """Texts whose words are in memory at once."""
@@ -37,13 +42,25 @@ def minhash(ids: Sequence[str], texts: Iterable[pl.Series], *, threshold: float,
     `texts`: the instructions in the order of `ids`, in slices of any size. Two rows are near-duplicates when the Jaccard similarity of their
     word n-grams, estimated from `permutations` hashes (standard error at most sqrt(s (1 - s) / permutations)), is at least `threshold`; words are
     compared without case and punctuation, and a text of fewer than `ngram` words counts as one n-gram. Returns, in the order of `ids`,
-    [id, minhash_group (the id of the group's first row, its own where it is alone), minhash_duplicate (it is not its group's first), status].
+    [id, minhash_group (the id of the group's first row, its own where it is alone), minhash_duplicate (it is not its group's first)].
     Memory: 4 * permutations + 60 bytes a row (570 for 128), besides one slice of texts.
     """
     group = groups(signatures(len(ids), texts, ngram, permutations), threshold)
     names = pl.Series("id", list(ids), dtype=pl.String)
     duplicate = pl.Series(group != np.arange(len(ids)), dtype=pl.Boolean)
-    return pl.DataFrame({"id": names, "minhash_group": names.gather(group), "minhash_duplicate": duplicate}).with_columns(pl.lit(OK).alias("status"))
+    return pl.DataFrame({"id": names, "minhash_group": names.gather(group), "minhash_duplicate": duplicate})
+
+
+def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
+    """What determines a cell, the pool aside."""
+    hashes = {name: version(name) for name in ("rensa", "polars")}
+    return {**config.tags.minhash.model_dump(), **hashes, "VERSION": VERSION}
+
+
+def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    """The measure `minhash` of the whole pool's rows [id, instruction]."""
+    near = config.tags.minhash
+    yield minhash(rows["id"].to_list(), [rows["instruction"]], threshold=near.threshold, ngram=near.ngram, permutations=near.permutations)
 
 
 def signatures(count: int, texts: Iterable[pl.Series], ngram: int, permutations: int) -> Signatures:

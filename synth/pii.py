@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import polars as pl
+
+from synth.config import SynthConfig
+from synth.context import Context
 
 VERSION = 1
 """Part of the column's key."""
@@ -65,6 +69,16 @@ def kinds(texts: pl.Series) -> pl.Series:
     holds = [_holds(texts, kind).alias(kind) for kind in _CANDIDATES]
     named = [pl.when(kind).then(pl.lit(kind)) for kind in _CANDIDATES]
     return pl.DataFrame(holds).select(pl.concat_str(named, separator=",", ignore_nulls=True).alias("pii"))["pii"]
+
+
+def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
+    """What determines a cell of `pii` and `response_pii`."""
+    return {"VERSION": VERSION}
+
+
+def compute(text: str, column: str, rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    """The column (`pii` or `response_pii`) of the rows' texts in the column `text`."""
+    yield rows.select("id", kinds(rows[text]).alias(column))
 
 
 def _holds(texts: pl.Series, kind: str) -> pl.Series:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from core.columns import OK, Column
 from core.store import digest, file_digest
-from synth import embeddings, generate, templates, text
+from synth import embeddings, generate, sanitize, templates, text
 from synth.computing import COMPUTED
 from synth.config import ImportConfig, SynthConfig
 from synth.context import Context
@@ -224,7 +224,7 @@ class Pool:
 
     def _instructions(self, part: pl.DataFrame) -> pl.DataFrame:
         """Instructions as they are answered and tagged, with the raw text beside."""
-        return part.with_columns(pl.col("instruction").alias("raw_instruction"))
+        return sanitize.with_raw(part, self.config.sanitize)
 
     def _short_instructions(self, part: pl.DataFrame) -> pl.DataFrame:
         part = self._instructions(part)

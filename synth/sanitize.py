@@ -6,12 +6,20 @@ The original does this too (str_utils.py, `instruction_post_process`), but eats 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import polars as pl
 
+from core.columns import FAILED, OK
+from synth.config import SynthConfig
+from synth.context import Context
+
 VERSION = 1
 """Part of the column's key."""
+
+FIELDS: dict[str, Any] = {"sanitized_instruction": pl.String, "sanitizer_rule": pl.String}
+EMPTY = "nothing is left of the instruction after sanitizing"
 
 Rules = Literal["gemma", "llama-3"]
 
@@ -74,6 +82,34 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
         pl.when(~gone).then("text").alias("sanitized_instruction"),
         pl.when(gone).then(pl.lit("empty")).otherwise(pl.col("rule").str.strip_chars(",")).alias("sanitizer_rule"),
     )
+
+
+def with_raw(part: pl.DataFrame, rules: Rules | None) -> pl.DataFrame:
+    """Instructions as they are answered and tagged, with the raw text beside.
+
+    `part`: instruction and, where it holds whole cells, status and reason. Returns it with `raw_instruction`, and under `rules` with the
+    sanitized text as `instruction`; a cell of which nothing is left has failed.
+    """
+    part = part.with_columns(pl.col("instruction").alias("raw_instruction"))
+    if rules is None:
+        return part
+    part = part.with_columns(sanitized(part["instruction"], rules)["sanitized_instruction"].alias("instruction"))
+    if "status" not in part.columns:
+        return part
+    empty = pl.col("instruction").is_null() & (pl.col("status") == OK)
+    marks = {"status": FAILED, "reason": EMPTY}
+    return part.with_columns([pl.when(empty).then(pl.lit(mark)).otherwise(name).alias(name) for name, mark in marks.items()])
+
+
+def cell(config: SynthConfig, context: Context) -> dict[str, Any] | None:
+    """What determines a cell; None without `synth.sanitize`."""
+    return {"rules": config.sanitize, "VERSION": VERSION} if config.sanitize else None
+
+
+def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+    """The measure `sanitized` of rows [id, raw_instruction]."""
+    assert config.sanitize is not None
+    yield pl.concat([rows.select("id"), sanitized(rows["raw_instruction"], config.sanitize)], how="horizontal")
 
 
 def _apply(frame: pl.DataFrame, name: str, made: pl.Expr) -> pl.DataFrame:

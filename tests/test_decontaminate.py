@@ -116,8 +116,6 @@ def test_prompts_are_read_in_either_naming_and_a_broken_line_is_one_sentence(tmp
     path.write_text("")
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(path)
-    with pytest.raises(UserError, match="does not exist"):
-        read_prompts(tmp_path / "none.jsonl")
 
 
 def test_distance_is_that_of_the_nearest_prompt() -> None:

@@ -21,7 +21,7 @@ TEXT = "Write a short story about a lighthouse keeper who finds an old map in th
 def grouped(texts: list[str | None], **changes: Any) -> list[str]:
     ids = [f"r{at}" for at in range(len(texts))]
     made = minhash(ids, [pl.Series(texts, dtype=pl.String)], **{**SETTINGS, **changes})
-    assert made["id"].to_list() == ids and set(made["status"]) <= {"ok"}
+    assert made["id"].to_list() == ids
     assert (made["minhash_duplicate"] == (made["minhash_group"] != made["id"])).all()
     return made["minhash_group"].to_list()
 
