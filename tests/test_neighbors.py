@@ -10,11 +10,18 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from core.endpoint import Servers
 from core.errors import UserError
-from core.models import resolve
+from core.models import Model, resolve
+from core.tracking import Log
 from synth import blocks
+from synth.config import ArmConfig, SynthConfig
+from synth.context import Context
 from synth.embeddings import embed
+from synth.filters import resolve as resolve_filter
+from synth.measure import measure
 from synth.neighbors import neighbors
+from synth.pool import Pool
 from synth.sieve import Codes, rates
 
 CLOSE = 1 - 0.05 / 2
@@ -271,6 +278,37 @@ def test_a_pool_past_the_limit_without_faiss_is_one_sentence(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"exact_up_to; install faiss"):
         neighbors(names(20), vectors(20), exact_up_to=10)
+
+
+def recipe_pool(root: Path, limit: int) -> Pool:
+    """A pool of 60 instructions: 50 of their own, 9 that repeat one of those in other words, one exact copy."""
+    config = {"teacher": {"model": "m"}, "rows": 60, "tags": {"neighbors": {"threshold": 0.25, "exact_up_to": limit}}}
+    models = {"m": Model("m", "m", "r1"), "embedded/all-MiniLM-L6-v2": resolve("embedded/all-MiniLM-L6-v2")}
+    made = Pool(SynthConfig.model_validate(config), Context(root, lambda name, revision: models[name]))
+    subjects = ["rust", "bread", "tides", "jazz", "taxes", "chess", "bees", "steel", "Rome", "fever"]
+    asks = ["How is {} made?", "Write a poem about {}.", "Name three dangers of {}.", "Who studies {}?", "Translate '{}' into French."]
+    texts = [ask.format(subject) for subject in subjects for ask in asks]
+    texts += [f"Please write me a poem about {subject}" for subject in subjects[:9]] + [texts[0]]
+    rows = made.planned.with_columns(pl.Series("instruction", texts), pl.lit("stop").alias("finish_reason"), pl.lit(5).alias("tokens"))
+    made.instruction.append(rows)
+    return made
+
+
+@pytest.mark.parametrize("limit", [1000, 10])
+def test_a_recipe_measures_groups_of_near_duplicates_with_stored_vectors(tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]) -> None:
+    if limit == 10:
+        pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    made = recipe_pool(tmp_path, limit)
+    arm = resolve_filter("one of each", ArmConfig.model_validate({"where": "neighbor_group_size > 1 AND NOT near_duplicate", "choose": "all"}))
+    log = Log()
+    counts = measure(made, [(arm, (0,))], Servers(log, tmp_path / "logs"), log, only=["neighbors"])
+    frame = made.frame().sort("index")
+    assert counts["neighbors"]["cells"] == 60 and frame["status:neighbors"].unique().to_list() == ["ok"]
+    kept = frame.filter((pl.col("neighbor_group_size") > 1) & ~pl.col("near_duplicate"))
+    assert {0, *range(1, 46, 5)} <= set(kept["index"].to_list()), "each repeated row and the first of the copies"
+    assert frame["neighbor_group"][59] == frame["id"][0] and frame["min_neighbor_distance"][59] == 0.0
+    assert ("by an index with" in capsys.readouterr().err) == (limit == 10)
+    assert len(list((tmp_path / "vectors").rglob("rows-*.parquet"))) == 1
 
 
 def test_embedding_model_that_is_none_is_one_sentence(tmp_path: object) -> None:
