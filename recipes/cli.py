@@ -176,32 +176,47 @@ def schema() -> None:
 @app.command()
 def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the named filter strategies with rule and source, and reward models with the threshold that belongs to each."""
-    from dataclasses import asdict
+    from recipes.filtering import show_filters
 
-    from synth.reward import REWARD_MODELS
-    from synth.strategies import STRATEGIES
+    show_filters(as_json=as_json)
 
-    if as_json:
-        print(json.dumps({name: asdict(s) for name, s in STRATEGIES.items()}, indent=2, default=dict))
-        return
-    from recipes.results import table
 
-    table(["strategy", "where", "choose", "rows", "source"], [
-        [name, (s.where or "").format(**s.params), s.choose, f"{s.rows:,}" if s.rows else "", s.source] for name, s in STRATEGIES.items()
-    ])  # fmt: skip
-    print()
-    table(["reward model", "tau1", "server args", "note"], [[m.name, m.tau1 or "", m.args or "", m.note] for m in REWARD_MODELS])
+@app.command("filter")
+def filter_data(
+    data: Annotated[str, typer.Argument(help="Tagged rows: a file, a folder or a hub id; ours or published, Parquet or JSON Lines.")],
+    strategy: Annotated[str | None, typer.Option(help="A named strategy, or several with commas; `magpie filters` lists them.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL predicate over columns, in place of the strategy's.")] = None,
+    choose: Annotated[str | None, typer.Option(help="What to take first, in place of the strategy's: longest, top(COLUMN), diverse ...")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many rows to take.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="How many tokens to take, as --student counts them.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="A threshold of the strategy: tau1=-10 (repeatable).")] = None,
+    seed: Annotated[int, typer.Option(help="Redraws what is chosen by hash_order.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the chosen rows to this .parquet or .jsonl (a folder for several strategies).")] = None,
+    form: Annotated[str, typer.Option(help="same, 23, 25, sharegpt or messages.")] = "same",
+    allow_short: Annotated[bool, typer.Option("--allow-short", help="Take fewer rows where there are not enough.")] = False,
+    embedding: Annotated[str | None, typer.Option(help="Model that embeds instructions, for diverse and deita.")] = None,
+    student: Annotated[str | None, typer.Option(help="Model whose tokens a budget in tokens counts.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were chosen."""
+    from recipes import filtering
+
+    filtering.main(
+        data, strategy, params=param or (), rows=rows, tokens=tokens, where=where, choose=choose, out=out, form=form, as_json=as_json,
+        seed=seed, allow_short=allow_short, embedding=embedding, student=student,
+    )  # fmt: skip
 
 
 @app.command()
-def template(model: str, system_prompt: Annotated[str | None, typer.Option(help="default, or a text; absent: none.")] = None) -> None:
-    """Print a model's pre-query template: text, token ids, stop ids, and what was derived from the chat template."""
-    from core.models import resolve, tokenizer
-    from synth.templates import pre_query
+def template(
+    model: str,
+    system_prompt: Annotated[str | None, typer.Option(help="default, or a text ('' for none); absent: what suits the family.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="A Jinja file in place of the tokenizer's chat template.")] = None,
+) -> None:
+    """Print a model's pre-query template: text, token ids, stop ids, what was derived or overridden, and what it was tested against."""
+    from synth.describing import described
 
-    found = pre_query(tokenizer(resolve(model).path), system_prompt)
-    shown = {"text": found.text, "token_ids": found.token_ids, "stop_token_ids": found.stop_token_ids, **found.derived}
-    print(json.dumps(shown, indent=2, default=str))
+    print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
 
 
 @app.command()

@@ -79,7 +79,7 @@ class Recipe(BaseModel):
 
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
     """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing Random", arXiv 2410.15225)."""
-    from synth.filters import STRATEGIES
+    from synth.strategies import STRATEGIES
 
     arms = dict(recipe.arms)
     if not recipe.random_arm:

@@ -45,6 +45,8 @@ class Filter:
     budget: Budget | None
     allow_short: bool = False
     setting: str = ""
+    at: str = ""
+    """Where it is stated, for error sentences."""
 
     @property
     def embeds(self) -> bool:
@@ -84,7 +86,7 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Filter:
     if budget is None and choose != "all":
         raise UserError(f"{at}: no budget; add `budget: {{rows: N}}` or `{{tokens: N}}` (or `choose: all`, which answers and keeps every row).")
     where = parse(text, FIELDS, f"{at}.where") if text else None
-    return Filter(name, where, choose, ranks, None if choose == "all" else budget, arm.allow_short, setting)
+    return Filter(name, where, choose, ranks, None if choose == "all" else budget, arm.allow_short, setting, at)
 
 
 def _choice(text: str, at: str) -> tuple[str, tuple[str, ...], str]:

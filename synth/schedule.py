@@ -104,6 +104,8 @@ class Selection:
     ids: list[str]
     funnel: dict[str, object]
     dropped: pl.DataFrame
+    rows: pl.Series
+    """Their places in the frame."""
 
 
 def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | None = None, vectors: Vectors | None = None) -> Selection:
@@ -136,15 +138,16 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
     short = budget is not None and len(taken) == len(ranked) and (len(taken) < budget.rows if budget.rows else (sums or 0) < (budget.tokens or 0))
     if short and budget and not rule.allow_short:
         stopped = ", ".join(f"{s['stopped']} by {s['predicate']}" for s in steps if s["stopped"])
+        asked = f"{budget.rows} rows" if budget.rows else f"{budget.tokens} tokens"
         raise UserError(
-            f"arms.{rule.name}: the budget asks for {f'{budget.rows} rows' if budget.rows else f'{budget.tokens} tokens'} but only {len(taken)} rows "
+            f"{rule.at or rule.name}: the budget asks for {asked} but only {len(taken)} rows "
             f"of {len(frame)} can be chosen (stopped: {stopped or 'none'}; held out: {funnel['heldout']}); draw more rows, loosen `where`, "
             "lower the budget, or say `allow_short: true`."
         )
     left = np.ones(len(frame), bool)
     left[taken.to_numpy()] = False
     dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(pl.Series(left))
-    return Selection(frame["id"].gather(taken).to_list(), funnel, dropped)
+    return Selection(frame["id"].gather(taken).to_list(), funnel, dropped, taken)
 
 
 def _reasons(frame: pl.DataFrame, rule: Filter, verdict: pl.Series) -> tuple[pl.Series, list[dict[str, object]]]:

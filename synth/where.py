@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -54,6 +54,15 @@ class Node:
         if not self.children:
             return self.expr.is_null() if self.columns & columns else pl.lit(False)
         return self.expr.is_null() & pl.any_horizontal([child.needs(columns) for child in self.children])
+
+    def with_answers(self, columns: frozenset[str]) -> Node:
+        """The same node over answers: a leaf that reads one of `columns` becomes the boolean column that is named by the leaf's text."""
+        if not self.children:
+            return replace(self, expr=pl.col(self.text)) if self.columns & columns else self
+        parts = tuple(child.with_answers(columns) for child in self.children)
+        exprs = [part.expr for part in parts]
+        joined = ~exprs[0] if self.op == "NOT" else exprs[0] & exprs[1] if self.op == "AND" else exprs[0] | exprs[1]
+        return replace(self, expr=joined, children=parts)
 
 
 @dataclass(frozen=True)

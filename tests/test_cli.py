@@ -47,7 +47,7 @@ def test_schema_is_json() -> None:
 def test_filters_lists_the_papers_strategies_with_their_source() -> None:
     listed = json.loads(call("filters", "--json"))
     assert listed["magpie-pro"]["source"] == "paper Table 5, Pro Filter"
-    assert listed["magpie-pro"]["params"] == {"tau1": -12.0}
+    assert listed["magpie-pro"]["params"] == {"quality": "average", "distance": 0.0, "tau1": -12.0}
     assert "magpie-pro-6" in call("filters")
 
 

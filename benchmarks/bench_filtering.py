@@ -1,0 +1,176 @@
+"""How long do all of the paper's filters take on a million tagged rows, and how long with `datasets.Dataset.filter`?
+
+    python benchmarks/bench_filtering.py [--rows 1000000] [--peer-rows 1000000] [--keep FOLDER]
+
+Writes a synthetic set in the 23-column form of the Llama-3 v0.1 sets (texts included; figures distributed about as the cards show) into a temporary
+folder, then applies the nine strategies of the paper, its cards and its notebook in one call, `recipes.filtering.apply_all`: read, `where`, choose,
+funnel. That runs in a process of its own, whose wall time (imports and start included) and peak memory are printed. Bars: 5 s and 2 GB.
+
+Beside it the same rules as Python lambdas with `datasets.Dataset.filter`, in one process: rows already loaded (memory mapped), only the columns that
+the rules name, filtering alone (no choosing, no writing, cache off). Bar: at least 20 times as long. `--peer-rows` times it on the first rows only
+and scales up in proportion, and the output says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = 1_000_000
+GROUP = 50_000
+QUALITY = ("very poor", "poor", "average", "good", "excellent")
+DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
+CATEGORY = ("Information seeking", "Creative writing", "Advice seeking", "Planning", "Math", "Reasoning", "Coding & Debugging", "Editing", "Others")
+WORDS = ("the", "of", "and", "to", "a", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "model", "number", "write")
+
+At = dict[str, int]
+RULES: dict[str, Callable[[dict[str, Any], At, At], bool]] = {
+    "magpie-air": lambda x, q, d: (
+        q[x["input_quality"]] >= 3 and d[x["difficulty"]] >= 2 and x["min_neighbor_distance"] > 0 and x["reward_difference"] > 0
+    ),
+    "magpie-pro": lambda x, q, d: q[x["input_quality"]] >= 2 and x["min_neighbor_distance"] > 0 and x["instruct_reward"] > -12,
+    "magpie-pro-2": lambda x, q, d: (
+        q[x["input_quality"]] >= 3 and d[x["difficulty"]] >= 1 and x["min_neighbor_distance"] > 0 and x["instruct_reward"] > -12
+    ),
+    "magpie-pro-3": lambda x, q, d: x["min_neighbor_distance"] > 0 and x["instruct_reward"] > -12,
+    "magpie-pro-4": lambda x, q, d: (
+        q[x["input_quality"]] >= 3 and d[x["difficulty"]] >= 1 and x["min_neighbor_distance"] > 0 and x["reward_difference"] > 0
+    ),
+    "magpie-pro-5": lambda x, q, d: (
+        q[x["input_quality"]] >= 3 and d[x["difficulty"]] >= 1 and x["min_neighbor_distance"] > 0 and x["instruct_reward"] > -12
+    ),
+    "magpie-pro-6": lambda x, q, d: x["min_neighbor_distance"] > 0 and x["instruct_reward"] > -12,
+    "magpie-pro-300k-card": lambda x, q, d: (
+        q[x["input_quality"]] >= 2 and x["instruct_reward"] >= -10 and x["min_neighbor_distance"] > 0 and not x["input"].endswith(":")
+    ),
+    "magpie-notebook": lambda x, q, d: (
+        x["input_quality"] in ("good", "excellent") and x["instruct_reward"] > -10 and not x["input"].endswith(":")
+        and (x["min_similar_uuid"] is None or x["min_similar_uuid"] == x["uuid"])
+    ),
+}  # fmt: skip
+"""Paper Table 5, the card of Magpie-Pro-300K-Filtered and data_filter.ipynb, as a user of `datasets` would write them."""
+NAMED = ["uuid", "input", "input_quality", "difficulty", "min_neighbor_distance", "instruct_reward", "reward_difference", "min_similar_uuid"]
+
+
+def made(path: Path, rows: int, seed: int = 0) -> None:
+    """Write a synthetic tagged set of the 23-column form to a Parquet file, in row groups, so that memory stays small."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dice = np.random.default_rng(seed)
+    prose = " ".join(dice.choice(WORDS, 200_000))
+    writer: pq.ParquetWriter | None = None
+    for top in range(0, rows, GROUP):
+        table = pa.Table.from_pydict(_group(dice, prose, min(GROUP, rows - top)))
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def _group(dice: np.random.Generator, prose: str, n: int) -> dict[str, Any]:
+    """Some rows, by column."""
+
+    def texts(lengths: Any) -> list[str]:
+        starts = dice.integers(0, len(prose) - 12_000, n)
+        return [prose[s : s + k] for s, k in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+    def labels(names: tuple[str, ...], shares: list[float]) -> list[str]:
+        return np.array(names)[dice.choice(len(names), n, p=shares)].tolist()
+
+    asked = texts(np.clip(dice.gamma(2, 60, n), 8, 2000).astype(int))
+    asked = [text + ":" if ends else text for text, ends in zip(asked, dice.random(n) < 0.03, strict=True)]
+    answers = texts(np.clip(dice.normal(1900, 800, n), 20, 9000).astype(int))
+    ids = [str(uuid.UUID(bytes=raw.tobytes())) for raw in dice.integers(0, 256, (n, 16), np.uint8)]
+    alone = dice.random(n) < 0.9
+    similar = [None if lone else other for lone, other in zip(alone, [ids[i] for i in dice.integers(0, n, n)], strict=True)]
+    reward, base = dice.normal(-10, 4, n), dice.normal(-12, 4, n)
+    said = [[{"from": "human", "value": a}, {"from": "gpt", "value": b}] for a, b in zip(asked, answers, strict=True)]
+    return {
+        "uuid": ids, "model": ["meta-llama/Meta-Llama-3-70B-Instruct"] * n, "gen_input_config": [{"temperature": 1.0, "top_p": 1.0}] * n,
+        "input": asked, "output": answers, "conversations": said, "task_category": labels(CATEGORY, [0.5, *[0.0625] * 8]),
+        "difficulty": labels(DIFFICULTY, [0.1, 0.35, 0.4, 0.13, 0.02]), "intent": ["the user wants to know"] * n, "knowledge": ["general"] * n,
+        "input_quality": labels(QUALITY, [0.03, 0.1, 0.2, 0.3, 0.37]), "quality_explanation": [text[:120] for text in asked],
+        "llama_guard_2": ["safe"] * n, "reward_model": ["sfairXC/FsfairX-LLaMA3-RM-v0.1"] * n, "instruct_reward": reward, "base_output": ["?"] * n,
+        "base_reward": base, "reward_difference": reward - base,
+        "min_neighbor_distance": np.where(dice.random(n) < 0.04, 0.0, dice.beta(3, 5, n)), "repeat_count": np.where(alone, 0, 1).astype(np.int64),
+        "min_similar_uuid": similar, "input_length": [len(t) for t in asked], "output_length": [len(t) for t in answers],
+    }  # fmt: skip
+
+
+def ours(path: Path) -> dict[str, int]:
+    """Rows that `where` keeps, by strategy; all strategies in one call."""
+    from recipes.filtering import apply_all
+    from synth.strategies import PAPER
+
+    applied = apply_all(path, PAPER, allow_short=True)
+    return {name: len(chosen) if isinstance(chosen, list) else int(str(chosen.funnel["allowed"])) for name, chosen in applied.chosen.items()}
+
+
+def peer(path: Path, rows: int) -> tuple[float, dict[str, int]]:
+    """Seconds of `Dataset.filter` for all rules, and what they keep."""
+    from datasets import Dataset, disable_caching, disable_progress_bars
+
+    disable_caching()
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache:
+        held = Dataset.from_parquet(str(path), columns=NAMED, cache_dir=cache)
+        held = held.select(range(rows)) if rows < len(held) else held
+        quality, difficulty = ({label: at for at, label in enumerate(labels)} for labels in (QUALITY, DIFFICULTY))
+        start, kept = time.perf_counter(), {}
+        for name, rule in RULES.items():
+            kept[name] = len(held.filter(lambda x, rule=rule: rule(x, quality, difficulty), keep_in_memory=True))
+        return time.perf_counter() - start, kept
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--peer-rows", type=int, default=None, help="time datasets on the first rows only and scale up")
+    parser.add_argument("--keep", type=Path, default=None, help="make the set here, or take the one that is here")
+    parser.add_argument("--only", type=Path, default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only is not None:
+        start = time.perf_counter()
+        kept = ours(given.only)
+        print(json.dumps({"seconds": time.perf_counter() - start, "kept": kept, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"tagged-{given.rows}.parquet"
+        if not path.is_file():
+            made(path, given.rows)
+        print(f"{given.rows:,} rows, {path.stat().st_size / 2**20:,.0f} MB of Parquet in the 23-column form; {os.cpu_count()} cores")
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, __file__, "--only", str(path)], check=True, capture_output=True, text=True)
+        wall = time.perf_counter() - start
+        found = json.loads(done.stdout)
+        print(f"magpie: {len(RULES)} strategies in {found['seconds']:.2f} s (whole process {wall:.2f} s), peak {found['peak'] / 2**30:.2f} GB")
+        rows = min(given.peer_rows or given.rows, given.rows)
+        seconds, kept = peer(path, rows)
+        scaled = seconds * given.rows / rows
+        how = f"{seconds:.1f} s on {rows:,} rows, scaled in proportion to " if rows < given.rows else ""
+        print(f"datasets.Dataset.filter, one process: {how}{scaled:.1f} s; {scaled / found['seconds']:.0f} times as long")
+        if rows == given.rows and kept != found["kept"]:
+            sys.exit(f"the two keep different rows: {found['kept']} and {kept}")
+    met = found["seconds"] < 5 and found["peak"] < 2 * 2**30 and scaled >= 20 * found["seconds"]
+    print("bars (under 5 s, under 2 GB, at least 20 times): " + ("met" if met else "not met"))
+    sys.exit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()
