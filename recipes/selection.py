@@ -144,16 +144,15 @@ def _select(graph: Stages, pool: Pool, frame: pl.DataFrame | None) -> dict[tuple
 def conversations(pool: Pool, frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
     """Rows [id, messages] of the pool in the given order, texts read by slices."""
     rows = pl.DataFrame({"id": ids}, schema={"id": pl.String}).join(frame, on="id", how="left", maintain_order="left")
-    parts = [_messages(pool.with_texts(rows.slice(top, SLICE), ("instruction", "response"))) for top in range(0, max(len(rows), 1), SLICE)]
-    return pl.concat(parts)
+    names = ("instruction", "response", "messages")
+    return pl.concat([_messages(pool.with_texts(rows.slice(top, SLICE), names)) for top in range(0, max(len(rows), 1), SLICE)])
 
 
 def _messages(rows: pl.DataFrame) -> pl.DataFrame:
-    """[id, messages] of rows [id, instruction, response]."""
-    turns = [
-        [{"role": "user", "content": i}, {"role": "assistant", "content": r}] for i, r in zip(rows["instruction"], rows["response"], strict=True)
-    ]
-    return pl.DataFrame({"id": rows["id"], "messages": pl.Series(turns, dtype=MESSAGES)})
+    """[id, messages] of rows [id, instruction, response, messages]: the whole conversation where there is one, else the pair."""
+    sides = (("user", "instruction"), ("assistant", "response"))
+    pair = pl.concat_list([pl.struct(pl.lit(role).alias("role"), pl.col(name).alias("content")) for role, name in sides])
+    return rows.select("id", pl.coalesce(pl.col("messages").cast(MESSAGES) if rows.schema["messages"] == MESSAGES else pl.lit(None, MESSAGES), pair))
 
 
 def _because(rule: Filter) -> dict[str, str | None]:
@@ -223,9 +222,10 @@ def _select_data(graph: Stages, arm: str, seed: int) -> Result | None:
     """An arm that is someone else's data: its rows in hash order up to the budget."""
     config = graph.arms[arm]
     assert config.data is not None
-    rows = pl.concat([f.select("id", "instruction", "response") for f in published.read(config.data)]).filter(
-        pl.col("instruction").is_not_null() & pl.col("response").is_not_null()
-    )
+    rows = pl.concat([f.select("id", "instruction", "response", "messages", "status") for f in published.read(config.data)])
+    if not graph.session.planning and (failed := int((rows["status"] != OK).sum())):
+        graph.session.log.say(f"select/{arm}: {failed} of {len(rows)} rows of {config.data} are failed rows and left out (`magpie import` says why)")
+    rows = rows.filter(pl.col("status") == OK)
     rows = rows.with_columns(hash_rank(rows["id"], seed).alias("h")).sort("h")
     if config.budget is not None and config.budget.tokens is not None:
         raise UserError(f"arms.{arm}.budget: an arm with `data` takes a budget in rows.")
@@ -245,11 +245,13 @@ def token_counter(graph: Stages, pool: Pool) -> TokenCounter | None:
     known: dict[str, int] = {}
 
     def count(frame: pl.DataFrame) -> pl.Series:
-        fresh = frame.filter((pl.col("status:response") == OK) & ~pl.col("id").is_in(list(known)))
+        # A conversation that grew is counted anew.
+        frame = frame.with_columns(pl.format("{}:{}", "id", pl.col("turns").fill_null(1)).alias("grown"))
+        fresh = frame.filter((pl.col("status:response") == OK) & ~pl.col("grown").is_in(list(known)))
         if len(fresh):
-            rows = conversations(pool, fresh, fresh["id"].to_list())
-            known.update(count_tokens(config, graph.resolve(config.base, config.revision).path, rows))
-        return pl.Series([known.get(i) for i in frame["id"]], dtype=pl.Int64)
+            counted = count_tokens(config, graph.resolve(config.base, config.revision).path, conversations(pool, fresh, fresh["id"].to_list()))
+            known.update({grown: counted[i] for i, grown in fresh.select("id", "grown").iter_rows()})
+        return pl.Series([known.get(i) for i in frame["grown"]], dtype=pl.Int64)
 
     return count
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from core.store import digest
-from synth import base_answers, decontaminate, embeddings, generate, ifd, language, minhash, neighbors, pii, reward, safety, sanitize, tags, templates
+from synth import base_answers, decontaminate, embeddings, generate, ifd, language, minhash, neighbors, pii, reward, safety, sanitize, tags, templates, turns
 from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
 from synth.context import Context
 from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY
@@ -174,5 +174,6 @@ COMPUTED: dict[str, Computed] = {
     "base_response": Computed({**_BASE, **_TOKENS}, _base_cell, _base),
     "reward_difference": Computed(_DIFFERENCE, _difference_cell, _difference),
     "safety": Computed({**_SAFETY, **_TOKENS}, _safety_cell, _safety),
+    "turns": Computed(turns.FIELDS, turns.cell, turns.compute),
 }
 """Every measure but `text`, which is computed while reading."""

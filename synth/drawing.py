@@ -113,13 +113,24 @@ def mine(rows: pl.DataFrame, share: Share) -> pl.DataFrame:
     return rows.filter(pl.Series([int(digest(i)[:8], 16) % world == rank for i in places], dtype=pl.Boolean))
 
 
+def _imported(batch: pl.DataFrame) -> pl.DataFrame:
+    """Published rows with what their sampling struct and their conversations say as columns of ours."""
+    said = pl.col("messages").list.eval(pl.element().struct.field("role") == "user").list.sum()
+    batch = batch.with_columns(said.cast(pl.Int64).alias("turns"))
+    config = batch.schema.get("gen_input_config")
+    known = {f.name for f in config.fields} if isinstance(config, pl.Struct) else set()
+    sampling = [n for n in ("temperature", "top_p") if n in known and n not in batch.columns]
+    return batch.with_columns([pl.col("gen_input_config").struct.field(n).cast(pl.Float64).alias(n) for n in sampling])
+
+
 def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
     """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a present one is a failed cell."""
     path = str(source.import_)
     done = 0
     for batch in published.read(path, limit=source.limit):
-        frame = batch.with_columns(pl.int_range(done, done + len(batch), dtype=pl.Int64).alias("index"))
-        pool.instruction.append(frame.with_columns(pl.lit(path).alias("model")), order=f"{done:012d}")
+        frame = _imported(batch).with_columns(pl.int_range(done, done + len(batch), dtype=pl.Int64).alias("index"))
+        model = pl.coalesce("model", pl.lit(path)) if "model" in frame.columns else pl.lit(path)
+        pool.instruction.append(frame.with_columns(model.alias("model")), order=f"{done:012d}")
         texts = digest_texts(frame["instruction"].to_list())
         pairs = digest_pairs(texts, digest_texts(frame["response"].to_list())) if "response" in frame.columns else texts
         for measure, column in pool.imports.items():
@@ -129,6 +140,8 @@ def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
             null = pl.col(present[0]).is_null()
             cells = frame.select("id", *present, pl.when(null).then(pl.lit("failed")).otherwise(pl.lit("ok")).alias("status"),
                                  pl.when(null).then(pl.lit("null in the imported data")).alias("reason"))  # fmt: skip
+            if measure == "turns":  # instruction and response alone are no failed conversation: they may still be continued
+                cells = cells.filter(pl.col("messages").is_not_null())
             column.append(cells.with_columns((pairs if MEASURES[measure].reads == "response" else texts).alias("of")), order=f"{done:012d}")
         done += len(batch)
         log.progress(done, source.limit)

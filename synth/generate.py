@@ -60,7 +60,7 @@ def instructions(
     def finished() -> Iterator[Row]:
         for reply in endpoint.stream(requests(), chain.then if chain else None):
             # A user's message is never opened by a generation prompt: only a think block of the model's own is one.
-            yield _generated(chain.join(reply) if chain else reply, "instruction", thinking, opened=False)
+            yield generated(chain.join(reply) if chain else reply, "instruction", thinking, opened=False)
 
     schema = {"id": pl.String, "instruction": pl.String, "thinking": pl.String, "finish_reason": pl.String, "tokens": pl.Int64, **_STATUS}
     return batched(finished(), schema)
@@ -103,7 +103,7 @@ def responses(
 
     def finished() -> Iterator[Row]:
         for reply in endpoint.stream(requests()):
-            yield _generated(reply, "response", thinking)
+            yield generated(reply, "response", thinking)
             while refused:
                 yield refused.pop()
         yield from refused
@@ -120,8 +120,11 @@ RESPONSE_FIELDS: dict[str, Any] = {
 _STATUS: dict[str, Any] = {"status": pl.String, "reason": pl.String}
 
 
-def _generated(reply: Reply, name: str, thinking: Thinking | None, opened: bool | None = None) -> Row:
-    """One row from a completion; fields that a column does not have are left out by `batched`."""
+def generated(reply: Reply, name: str, thinking: Thinking | None, opened: bool | None = None) -> Row:
+    """One row from a completion: its text as `name`, or failed with the reason; fields that a column does not have are left out by `batched`.
+
+    `opened`: whether the prompt opened a think block, where that is not the generation prompt's own doing.
+    """
     choice, problem = completion(reply)
     if choice is None:
         return failed(reply.key, problem)

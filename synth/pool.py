@@ -126,7 +126,7 @@ class Pool:
     @property
     def complete(self) -> tuple[str, ...]:
         """The measures that a chosen row must have besides what filters read: its conversation."""
-        return ("response",)
+        return ("response", "turns") if self.config.turns > 1 else ("response",)
 
     def spent(self, measure: str, ids: pl.Series) -> pl.DataFrame | None:
         """[id, tokens, prompt_tokens] of the cells of these rows that were bought; None for a measure that costs no tokens."""
