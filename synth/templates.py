@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError, nearest
 from synth.control import control_tokens, encode, plain_ids, shield
-from synth.families import UNTESTED, family_of
+from synth.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,15 +105,6 @@ def _literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return "none" if value is None else json.dumps(value)
-
-
-def described(tokenizer: PreTrainedTokenizerBase, found: PreQuery) -> dict[str, Any]:
-    """A pre-query template as `magpie template` prints it: its text and ids, how they came about, and what the like of it was tested against."""
-    family = family_of(str(tokenizer.name_or_path))
-    facts: dict[str, Any] = {"family": family.name if family else None, "tested": family.tested if family else UNTESTED}
-    if family and family.advice:
-        facts["advice"] = family.advice
-    return {"text": found.text, "token_ids": list(found.token_ids), "stop_token_ids": list(found.stop_token_ids), **found.derived, **facts}
 
 
 def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], overrides: Mapping[str, Any] | None = None) -> list[int]:

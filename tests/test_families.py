@@ -1,0 +1,112 @@
+"""Model families: names find their data, `tested` claims no more than the tests hold, and `magpie template` says all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.models import resolve
+from synth.describing import described
+from synth.families import _data, family_of, system_prompt_of, thinking_style
+
+RECORDED = {f["family"]: f for f in json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())}
+
+MODELS = {
+    "meta-llama/Llama-2-7b-chat-hf": "Llama-2",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "Llama-3",
+    "meta-llama/Meta-Llama-3-70B-Instruct": "Llama-3",
+    "meta-llama/Meta-Llama-3.1-8B-Instruct": "Llama-3.1",
+    "meta-llama/Llama-3.1-405B-Instruct": "Llama-3.1",
+    "meta-llama/Llama-3.2-3B-Instruct": "Llama-3.2",
+    "meta-llama/Llama-3.3-70B-Instruct": "Llama-3.3",
+    "Qwen/Qwen1.5-7B-Chat": "Qwen1.5",
+    "Qwen/Qwen2-72B-Instruct": "Qwen2",
+    "Qwen/Qwen2-Math-7B-Instruct": "Qwen2-Math",
+    "Qwen/Qwen2.5-3B-Instruct": "Qwen2.5",
+    "Qwen/Qwen2.5-Coder-32B-Instruct": "Qwen2.5-Coder",
+    "Qwen/Qwen2.5-Math-72B-Instruct": "Qwen2.5-Math",
+    "Qwen/Qwen3-8B": "Qwen3",
+    "google/gemma-1.1-7b-it": "Gemma-1.1",
+    "google/gemma-2-27b-it": "Gemma-2",
+    "google/gemma-2-9b-it": "Gemma-2",
+    "google/gemma-2b-it": "Gemma-1.1",
+    "google/gemma-3-4b-it": "Gemma-3",
+    "microsoft/Phi-3-mini-128k-instruct": "Phi-3",
+    "microsoft/Phi-3-medium-128k-instruct": "Phi-3",
+    "microsoft/Phi-3-small-128k-instruct": "Phi-3-small",
+    "microsoft/Phi-3.5-mini-instruct": "Phi-3.5",
+    "mistralai/Mistral-7B-Instruct-v0.3": "Mistral-7B",
+    "lmsys/vicuna-7b-v1.5": "Vicuna-1.5",
+    "NousResearch/Nous-Hermes-llama-2-7b": "Nous-Hermes-Llama-2",
+    "01-ai/Yi-1.5-34B-Chat": "Yi-1.5",
+    "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct": "DeepSeek-Coder-V2",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "DeepSeek-R1",
+    "openai/gpt-oss-20b": "gpt-oss",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "SmolLM2",
+    "embedded/SmolLM2-135M-Instruct": "SmolLM2",
+    "HuggingFaceTB/SmolLM3-3B": "SmolLM3",
+}
+
+
+@pytest.mark.parametrize(("model", "name"), MODELS.items())
+def test_a_models_name_finds_its_family(model: str, name: str) -> None:
+    found = family_of(model)
+    assert found is not None and found.name == name
+
+
+def test_every_family_is_reached_by_some_model_and_only_in_its_turn() -> None:
+    assert {f.name for f in _data()[0]} == {*MODELS.values(), "DeepSeek-V3"}
+
+
+def test_an_unknown_model_has_no_family() -> None:
+    assert family_of("/data/my-own-model") is None
+
+
+def test_recorded_means_that_a_string_of_the_original_is_in_the_tests() -> None:
+    names = {"Vicuna-1.5": "vicuna-7b-v1.5", "Nous-Hermes-Llama-2": "Nous-Hermes-llama-2-7b", "Mistral-7B": "Mistral-7B-v0.3"}
+    for found in _data()[0]:
+        recorded = RECORDED.get(names.get(found.name, found.name), {})
+        assert ("original_text" in recorded) == (found.tested == "recorded string of the original"), found.name
+    golden = {f.name for f in _data()[0] if f.tested == "golden token ids"}
+    assert golden == {"SmolLM2", "Gemma-3"}, "those whose real tokenizers test_templates.py loads"
+
+
+def test_a_default_system_prompt_stays_where_the_family_needs_it() -> None:
+    assert system_prompt_of("Qwen/Qwen2.5-7B-Instruct", None) == "default"
+    assert system_prompt_of("Qwen/Qwen2.5-7B-Instruct", "") == ""
+    assert system_prompt_of("Qwen/Qwen2.5-7B-Instruct", "Be brief.") == "Be brief."
+    assert system_prompt_of("meta-llama/Meta-Llama-3-8B-Instruct", None) is None
+
+
+def test_thinking_is_recognised_by_the_vocabulary_or_the_template() -> None:
+    assert thinking_style({"<think>", "</think>", "a"}, None) is not None
+    assert thinking_style({"a"}, "{{ '<think>' }}{{ x.split('</think>') }}") is not None
+    assert thinking_style({"<think>"}, "{{ '[INST]' }}") is None
+
+
+def test_the_embedded_teacher_is_described_whole() -> None:
+    shown = described("embedded/SmolLM2-135M-Instruct")
+    assert (shown["text"], shown["token_ids"], shown["stop_token_ids"]) == ("<|im_start|>user\n", [1, 4093, 198], [0, 1, 2])
+    assert (shown["family"], shown["tested"], shown["source"]) == ("SmolLM2", "golden token ids", "the tokenizer's chat template")
+    assert shown["system_prompt_is"] == "left out" and shown["overridden"] == [] and "thinking" not in shown
+    assert described("embedded/SmolLM2-135M-Instruct", "Be brief.")["system_prompt_is"] == "given"
+    json.dumps(shown)
+
+
+def test_a_chat_template_of_ones_own_is_described_as_overridden_and_a_renamed_model_as_untested(tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant: <think>{% endif %}{# </think> #}"
+    )
+    folder = tmp_path / "my-own-model"
+    folder.symlink_to(resolve("embedded/SmolLM2-135M-Instruct").path)
+    with pytest.raises(UserError, match="does not exist"):
+        described(str(folder), chat_template=str(tmp_path / "absent.jinja"))
+    shown = described(str(folder), chat_template=str(own))
+    assert shown["text"] == "<|im_start|>user: " and shown["overridden"] == ["chat_template"]
+    assert (shown["family"], shown["tested"]) == (None, "against nothing real")
+    assert shown["thinking"] == {"open": "<think>", "close": "</think>", "opened_by_the_prompt": True}
