@@ -70,7 +70,7 @@ def by_rank(values: pl.Series, ids: pl.Series, limit: int | None = None) -> Posi
     """Positions by falling value (the first `limit`); nulls come last, ties go by hash of id. Ordered labels rank by their place."""
     numbers = values.to_physical().cast(pl.Float64).fill_null(-np.inf).to_numpy()
     places = np.arange(len(numbers))
-    if limit is not None and limit < len(numbers):
+    if limit is not None and 0 < limit < len(numbers):
         places = np.flatnonzero(numbers >= np.partition(numbers, len(numbers) - limit)[len(numbers) - limit])
     ties = hash_rank(ids.gather(places), "ties").to_numpy()
     best: Positions = places[_sorted(ties, -numbers[places])][:limit]
