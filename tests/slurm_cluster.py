@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -83,9 +84,11 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000,batch_sched_delay=0,defer_batch
 ReturnToService=2
-SlurmdTimeout=5
+SlurmdTimeout=10
+BatchStartTimeout=60
+MessageTimeout=60
 KillWait=2
-MinJobAge=300
+MinJobAge=3600
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -137,8 +140,14 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
     def wait(self, seconds: float) -> dict[str, tuple[str, str]]:
         """All jobs, once every one has ended."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE", "PREEMPTED"}
-        _until(lambda: all(state in ended for state, _ in self.jobs().values()), f"the jobs ({self.folder})", seconds)
-        return self.jobs()
+        found: dict[str, tuple[str, str]] = {}
+
+        def done() -> bool:
+            found.update(self.jobs())
+            return bool(found) and all(state in ended for state, _ in found.values())
+
+        _until(done, f"the jobs ({self.folder})", seconds)
+        return found
 
     def restarts(self) -> int:
         """How many jobs were started again."""
@@ -186,9 +195,9 @@ def _kill(process: psutil.Process) -> None:
         return
 
 
-def _until(true: object, what: str, seconds: float = 30) -> None:
+def _until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
+    while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:.0f} s for {what}")
         time.sleep(0.2)

@@ -108,7 +108,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> str:
     return said
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -229,7 +229,7 @@ def task(path: Path, stage: str, rank: int, world: int) -> subprocess.Popen[byte
 def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
     path = recipe(tmp_path, llama, server)
     pair = [task(path, "instructions", 0, 1) for _ in range(2)]
-    assert [p.wait(60) for p in pair] == [0, 0]
+    assert [p.wait(300) for p in pair] == [0, 0]
     assert twice(path) > 0
     graph.run(schema.load(path), "select")
     assert_same(path, alone)
@@ -246,7 +246,7 @@ def test_a_killed_task_continues_when_it_is_started_again(tmp_path: Path, llama:
         kept = len(next(iter(cells(path).values())))
         before = len(server.requests)
         server.delay = 0
-        assert task(path, "instructions", 0, 2).wait(60) == 0
+        assert task(path, "instructions", 0, 2).wait(300) == 0
         share = len(mine(pool_of(path).planned, (0, 2)))
         assert 32 <= kept < share
         assert len(server.requests) - before == share - kept
@@ -285,7 +285,7 @@ def ray_nodes() -> Iterator[RayCluster]:
 @pytest.mark.stack
 def test_two_ray_nodes_make_what_one_process_makes(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, ray_nodes: RayCluster) -> None:
     path = recipe(tmp_path, llama, server)
-    said = ended(launch(path, "ray", ray_nodes.environment), 180)
+    said = ended(launch(path, "ray", ray_nodes.environment), 600)
     assert "instructions, columns and selections are made" in said
     assert_same(path, alone)
     assert twice(path) == 0
@@ -302,7 +302,7 @@ def test_a_ray_node_lost_in_the_middle_costs_time_only(tmp_path: Path, llama: Pa
             shares.assert_both_unfinished()
             ray_nodes.lose_node()
             server.delay = 0.05
-            ended(running, 180)
+            ended(running, 600)
         finally:
             running.kill()
     assert_same(path, alone)
@@ -325,8 +325,8 @@ def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
     tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, slurm_nodes: SlurmCluster
 ) -> None:
     path = recipe(tmp_path, llama, server)
-    ended(launch(path, "slurm", slurm_nodes.environment), 60)
-    jobs = slurm_nodes.wait(180)
+    ended(launch(path, "slurm", slurm_nodes.environment), 300)
+    jobs = slurm_nodes.wait(600)
     assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (jobs, slurm_nodes.logs(store(path)))
     assert_same(path, alone)
     assert twice(path) == 0
@@ -338,12 +338,12 @@ def test_a_slurm_node_lost_in_the_middle_costs_time_only(tmp_path: Path, llama: 
     with ScriptedServer(small_recipe.answer, delay=0.4) as server:
         path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=2)
         shares = Shares(path, server)
-        ended(launch(path, "slurm", slurm_nodes.environment), 60)
+        ended(launch(path, "slurm", slurm_nodes.environment), 300)
         until(shares.both_asked, "both tasks")
         shares.assert_both_unfinished()
         slurm_nodes.lose_node("n2")
         server.delay = 0.05
-        jobs = slurm_nodes.wait(240)
+        jobs = slurm_nodes.wait(600)
         assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (jobs, slurm_nodes.logs(store(path)))
         assert slurm_nodes.restarts() == 1
     assert_same(path, alone)
