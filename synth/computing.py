@@ -10,7 +10,23 @@ from typing import Any
 import polars as pl
 
 from core.store import digest
-from synth import base_answers, decontaminate, embeddings, generate, ifd, language, minhash, neighbors, pii, reward, safety, sanitize, tags, templates, turns
+from synth import (
+    base_answers,
+    decontaminate,
+    embeddings,
+    generate,
+    ifd,
+    language,
+    minhash,
+    neighbors,
+    pii,
+    reward,
+    safety,
+    sanitize,
+    tags,
+    templates,
+    turns,
+)
 from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
 from synth.context import Context
 from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY

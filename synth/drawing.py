@@ -140,8 +140,9 @@ def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
             null = pl.col(present[0]).is_null()
             cells = frame.select("id", *present, pl.when(null).then(pl.lit("failed")).otherwise(pl.lit("ok")).alias("status"),
                                  pl.when(null).then(pl.lit("null in the imported data")).alias("reason"))  # fmt: skip
+            cells = cells.with_columns((pairs if MEASURES[measure].reads == "response" else texts).alias("of"))
             if measure == "turns":  # instruction and response alone are no failed conversation: they may still be continued
                 cells = cells.filter(pl.col("messages").is_not_null())
-            column.append(cells.with_columns((pairs if MEASURES[measure].reads == "response" else texts).alias("of")), order=f"{done:012d}")
+            column.append(cells, order=f"{done:012d}")
         done += len(batch)
         log.progress(done, source.limit)

@@ -17,6 +17,7 @@ from core.columns import Column
 from core.endpoint import Servers, ServerSpec
 from core.errors import UserError
 from core.models import resolve, tokenizer
+from recipes import graph, schema
 from synth import turns
 from synth.config import SynthConfig
 from tests import small_recipe
@@ -92,8 +93,8 @@ def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, sm
 @pytest.mark.parametrize(
     ("name", "before", "header", "answer"),
     [
-        ("Llama-3", f"<|begin_of_text|>{LLAMA}user{END}What is a river?<|eot_id|>{LLAMA}assistant{END}Water that flows.<|eot_id|>", f"{LLAMA}user{END}",
-         f"<|eot_id|>{LLAMA}assistant{END}"),
+        ("Llama-3", f"<|begin_of_text|>{LLAMA}user{END}What is a river?<|eot_id|>{LLAMA}assistant{END}Water that flows.<|eot_id|>",
+         f"{LLAMA}user{END}", f"<|eot_id|>{LLAMA}assistant{END}"),
         ("Gemma-2", "<bos><start_of_turn>user\nWhat is a river?<end_of_turn>\n<start_of_turn>model\nWater that flows.<end_of_turn>\n",
          "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
     ],
@@ -205,3 +206,68 @@ def test_what_was_said_before_a_stop_is_not_asked_again_and_more_turns_go_on_fro
 def test_settings_of_several_turns_without_several_turns_are_refused(block: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"turns"):
         SynthConfig.model_validate({"teacher": {"model": "m"}, **block})
+
+
+def further(body: dict[str, Any]) -> bool:
+    """Whether a request is for a user's message after the first one: those are drawn hot, like the first, but after a conversation."""
+    return body.get("temperature") == 1.0 and len(body["prompt"]) > 30
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe.model(tmp_path_factory.mktemp("model") / "llama")
+
+
+def test_a_killed_recipe_goes_on_at_the_half_turn_and_selects_whole_conversations(tmp_path: Path, llama: Path) -> None:
+    state: dict[str, Any] = {"pid": 0, "seen": []}
+
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+        if further(body):
+            state["seen"].append(body["seed"])
+            if state["pid"] and len(state["seen"]) == 50:
+                os.kill(state["pid"], signal.SIGKILL)
+        return small_recipe.answer(path, body)
+
+    sampling = {"temperature": 1.0, "max_tokens": 80}
+    with ScriptedServer(answer, delay=0.02) as server:
+        path = small_recipe.recipe(
+            tmp_path, llama, server.url, synth__turns=3, synth__instruction=sampling, synth__response={"temperature": 0.0, "max_tokens": 80},
+            arms={"all-of-it": {"choose": "all"}}, random_arm=False, synth__teacher__server__max_in_flight=4,
+        )  # fmt: skip
+        harness = start(path, "select")
+        state["pid"] = harness.pid
+        assert harness.wait(timeout=300) == -signal.SIGKILL
+        state["pid"], before = 0, list(state["seen"])
+        again = start(path, "select")
+        assert again.wait(timeout=300) == 0, again.stderr.read().decode() if again.stderr else ""
+    assert_columns_whole(tmp_path / "store")
+    lost = len(set(state["seen"][len(before) :]) & set(before))
+    assert len(before) == 50 and lost <= 4 + 32, "what was in flight, and what was not yet in a part"
+    selected = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "all-of-it" / "selection.parquet")
+    pool = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "measure" / "pool.parquet")
+    assert set(selected["messages"].list.len()) == {6} and len(selected) == int((pool["status:turns"] == "ok").sum())
+    assert set(pool.filter("reserved")["status:turns"]) == {None}, "held-out rows stay single turns"
+
+
+def test_imported_conversations_of_several_turns_reach_the_selection_whole(tmp_path: Path, llama: Path) -> None:
+    talks = [[("human", f"q{n}"), ("gpt", f"a{n}"), *([("human", f"r{n}"), ("gpt", f"b{n}")] if n % 2 else [])] for n in range(10)]
+    source = tmp_path / "talks.jsonl"
+    rows = [{"id": str(n), "conversations": [{"from": w, "value": v} for w, v in talk]} for n, talk in enumerate(talks)]
+    pl.DataFrame(rows).write_ndjson(source)
+    with ScriptedServer(small_recipe.answer) as server:
+        path = small_recipe.recipe(
+            tmp_path, llama, server.url, synth__rows={"import": str(source)}, synth__heldout=0, arms={"all": {"choose": "all"}}, random_arm=False
+        )
+        graph.run(schema.load(path), "select")
+        assert server.requests == []
+        selected = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "all" / "selection.parquet").sort("id")
+        words = [[m["content"] for m in row] for row in selected["messages"].to_list()]
+        assert words == [[v for _, v in talk] for talk in talks]
+        path = small_recipe.recipe(
+            tmp_path, llama, server.url, synth__rows={"import": str(source)}, synth__heldout=0, synth__turns=2,
+            synth__instruction={"temperature": 1.0}, synth__response={"temperature": 0.0}, arms={"all": {"choose": "all"}}, random_arm=False,
+        )  # fmt: skip
+        graph.run(schema.load(path), "select")
+        assert len(server.requests) == 10, "five conversations have two turns already; five were continued by a question and an answer"
+    longer = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "all" / "selection.parquet")
+    assert set(longer["messages"].list.len()) == {4}
