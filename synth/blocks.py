@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,8 +138,11 @@ def search(rows: Rows, width: int, found: Found, *, block: int | None = None, de
         return work.run()
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(work.run) for _ in range(threads)]:
-                done.result()
+            try:
+                for done in as_completed([pool.submit(work.run) for _ in range(threads)]):
+                    done.result()
+            finally:
+                work.left = iter(())  # after an error or an interrupt the others end with their present block
     finally:
         torch.set_num_threads(threads)
 

@@ -117,6 +117,23 @@ def test_candidates_held_and_close_pairs_merged_in_small_portions_give_the_same(
     assert (whole.groups() == portions.groups()).all()
 
 
+def test_a_reader_that_fails_ends_every_thread_and_leaves_torchs_threads_as_they_were() -> None:
+    import torch
+
+    rows, reads, threads = vectors(4000), list[int](), torch.get_num_threads()
+
+    def read(at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        reads.append(1)
+        if len(reads) == 20:
+            raise OSError("the disk is gone")
+        return rows[at]
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        blocks.search(read, 48, blocks.Found(np.ones(4000, np.int64), np.arange(4000), CLOSE), block=64, sieve=False)
+    assert len(reads) < 100, "of 4,032"
+    assert torch.get_num_threads() == threads
+
+
 def turned_axes(d: int) -> NDArray[np.float32]:
     """Vectors that the rotation lays along one coordinate each, where they are cut off at the grid's end."""
     return np.linalg.qr(np.random.default_rng(0).normal(size=(d, d)))[0].T.astype(np.float32)
