@@ -72,11 +72,11 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
     markers = {"answer": [_ANSWER, _EXPLANATION], "step": [_STEP] if rules == "llama-3" else []}
     for name, patterns in markers.items():
         for pattern in patterns:
-            frame = _apply(frame, name, _before(pattern))
-    frame = _apply(frame, "prefix", _unlabelled())
-    frame = _apply(frame, "quote", pl.col("text").str.replace(_QUOTED, "$1"))
-    frame = _apply(frame, "bold", pl.col("text").str.replace(_BOLD, "$1$2$3$4"))
-    frame = _apply(frame, "prefix", _unlabelled())
+            frame = _apply(frame, name, pattern, _before(pattern))
+    frame = _apply(frame, "prefix", _PREFIX, _unlabelled())
+    frame = _apply(frame, "quote", _QUOTED, pl.col("text").str.replace(_QUOTED, "$1"))
+    frame = _apply(frame, "bold", _BOLD, pl.col("text").str.replace(_BOLD, "$1$2$3$4"))
+    frame = _apply(frame, "prefix", _PREFIX, _unlabelled())
     gone = pl.col("text") == ""
     return frame.select(
         pl.when(~gone).then("text").alias("sanitized_instruction"),
@@ -112,11 +112,16 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterat
     yield pl.concat([rows.select("id"), sanitized(rows["raw_instruction"], config.sanitize)], how="horizontal")
 
 
-def _apply(frame: pl.DataFrame, name: str, made: pl.Expr) -> pl.DataFrame:
-    frame = frame.with_columns(made.str.strip_chars().alias("made"))
+def _apply(frame: pl.DataFrame, name: str, pattern: str, made: pl.Expr) -> pl.DataFrame:
+    """Texts [text, rule] after one rule; most texts hold no such pattern, and only those that do are looked at closely."""
+    hits = frame["text"].str.contains(pattern).arg_true()
+    if hits.is_empty():
+        return frame
+    part = frame[hits].with_columns(made.str.strip_chars().alias("made"))
     named = pl.col("rule").str.contains(name, literal=True)
     rule = pl.when((pl.col("made") != pl.col("text")) & ~named).then(pl.col("rule") + f",{name}").otherwise("rule")
-    return frame.select(pl.col("made").alias("text"), rule.alias("rule"))
+    part = part.select("made", rule.alias("rule"))
+    return frame.with_columns(frame["text"].scatter(hits, part["made"]), frame["rule"].scatter(hits, part["rule"]))
 
 
 def _unlabelled() -> pl.Expr:
