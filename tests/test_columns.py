@@ -115,3 +115,10 @@ def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(tmp_path: 
     many_readers = column(tmp_path)
     monkeypatch.setattr(made, "part", late)
     assert len(made.read()) == 36
+
+
+def test_a_part_that_is_older_than_a_field_reads_null_there(tmp_path: Path) -> None:
+    Column.open(tmp_path, "quality", {"tagger": "a"}, {"label": QUALITY}).append([{"id": "x", "label": "good"}])
+    made = column(tmp_path)
+    made.append([{"id": "y", "label": "poor", "rank": 2.0}])
+    assert made.read().sort("id").rows() == [("x", "good", None, "ok", None), ("y", "poor", 2.0, "ok", None)]

@@ -265,3 +265,25 @@ def test_template_variables_of_a_model_are_part_of_its_keys(tmp_path: Path, llam
     one, two = pool(tmp_path, data), pool(tmp_path, quiet)
     assert one.cells["instruction"] != two.cells["instruction"] and one.cells["response"] != two.cells["response"]
     assert one.cells["instruction"]["teacher"] == resolve(str(llama)).revision, "without them the key is the revision alone, as ever"
+
+
+def test_a_models_chat_template_and_its_variables_reach_instructions_and_responses(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
+    from synth.computing import COMPUTED
+
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }} of {{ place }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    data = settings(llama, server, rows=2)
+    data["teacher"] |= {"chat_template": str(own), "chat_template_kwargs": {"place": "Oz\""}}
+    made, _ = filled(tmp_path, data)
+    with Servers(Log(), tmp_path / "logs") as servers:
+        rows = made.frame(["instruction"]).select("id", "instruction")
+        list(COMPUTED["response"].compute(rows, made.config, made.context.serving(servers)))
+    words = tokenizer(str(llama))
+    told = [words.decode(r.body["prompt"]) for r in server.requests]
+    assert told[0] == '<|im_start|>user of Oz"\n'
+    assert told[-1].startswith('<|im_start|>user of Oz"\nquestion ') and told[-1].endswith("<|im_start|>assistant\n")
+    with pytest.raises(UserError, match=r"absent.jinja of .* does not exist; check `chat_template`"):
+        pool(tmp_path, {**data, "teacher": {**data["teacher"], "chat_template": "absent.jinja"}})
