@@ -223,3 +223,8 @@ def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: M
     assert ranked["input_quality_rank"].is_between(1, 5, closed="none").all() and ranked["input_quality_rank"].n_unique() == 4
     explained = pl.concat(tags.tag("quality", asked, EXPLAIN, words, teacher_endpoint))
     assert set(explained.filter(status="ok")["input_quality"]) <= set(QUALITY) and len(explained.filter(status="ok")) >= 3
+    pairs = asked.head(2).with_columns(response=pl.Series(["4.", "I do not know."]))
+    scored = pl.concat(tags.tag("pair_score", pairs, LABEL, words, teacher_endpoint))
+    assert scored["pair_score"].is_between(1, 5).all() and scored["pair_score_rank"].is_between(1, 5, closed="none").all()
+    reasoned = pl.concat(tags.tag("pair_score", pairs, EXPLAIN, words, teacher_endpoint)).filter(status="ok")
+    assert len(reasoned) and reasoned["pair_score"].is_between(1, 5).all() and reasoned["pair_score_explanation"].str.len_chars().min() > 0
