@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -35,18 +37,18 @@ class Applied:
 
 def apply_all(
     source: str | Path, names: Sequence[str], *, allow_short: bool = False, seed: int = 0, embedding: str | None = None, student: str | None = None,
-    **arm: Any,
+    chat_template_path: str | None = None, **arm: Any,
 ) -> Applied:  # fmt: skip
     """Apply several named strategies to one data set, which is read once.
 
     `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`, `budget`). `embedding`: the model for choices by
-    likeness; `student`: the model whose chat template and tokenizer count a budget in tokens. Raises UserError as `resolve`, `tagged.read` and
-    `select` do.
+    likeness; `student`: the model whose tokenizer and chat template (or `chat_template_path`) count a budget in tokens. Raises UserError as
+    `resolve`, `tagged.read` and `select` do.
     """
     rules = [_rule(name, {"allow_short": allow_short, **arm}, names) for name in names]
     data = tagged.read(source, rules)
     vectors = _Vectors(source, data.frame["id"], embedding or EMBEDDING)
-    tokens = _counter(source, student) if any(rule.budget and rule.budget.tokens for rule in rules) else None
+    tokens = _counter(source, student, chat_template_path) if any(rule.budget and rule.budget.tokens for rule in rules) else None
     return Applied(data, {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules})
 
 
@@ -152,7 +154,7 @@ class _Vectors:
         return found[back]
 
 
-def _counter(source: str | Path, student: str | None) -> TokenCounter:
+def _counter(source: str | Path, student: str | None, template: str | None) -> TokenCounter:
     """Tokens of every row's conversation under the student's chat template; null where there is no response."""
     if student is None:
         raise UserError("--tokens needs --student MODEL: tokens are counted with its chat template and tokenizer.")
@@ -166,9 +168,10 @@ def _counter(source: str | Path, student: str | None) -> TokenCounter:
 
     def count(frame: pl.DataFrame) -> pl.Series:
         if not known:
-            config, base = TrainConfig(base=student), resolve(student, None).path
-            for batch in published.read(source):
-                known.update(count_tokens(config, base, to_form(batch, "messages")))
+            config, base = TrainConfig(base=student, chat_template_path=template), resolve(student, None).path
+            with redirect_stdout(sys.stderr):  # some libraries log to stdout when they are imported, where --json is read
+                for batch in published.read(source):
+                    known.update(count_tokens(config, base, to_form(batch, "messages")))
         return pl.Series([known.get(each) for each in frame["id"]], dtype=pl.Int64)
 
     return count

@@ -111,3 +111,22 @@ def test_only_the_null_leaf_that_can_still_decide_is_needed() -> None:
 def test_predicates_are_the_top_level_terms_in_order() -> None:
     where = parse("input_quality >= 'good' AND (language = 'EN' OR incomplete) AND instruct_reward > -12", FIELDS)
     assert [p.text for p in where.predicates()] == ["input_quality >= 'good'", "language = 'EN' OR incomplete", "instruct_reward > -12"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "instruction NOT LIKE '%:'",
+        "NOT (instruction LIKE '%:' OR instruct_reward > -12)",
+        "LENGTH(instruction) > 2 AND input_quality >= 'good' OR instruction IN ('b', 'C')",
+        "instruction = LOWER(language) OR NOT incomplete",
+    ],
+)
+def test_a_test_on_a_text_can_be_answered_beforehand(text: str) -> None:
+    where = parse(text, FIELDS)
+    answered = where.root.with_answers(frozenset({"instruction"}))
+    leaves = [leaf for leaf in where.root.leaves() if "instruction" in leaf.columns]
+    short = frame().select(pl.exclude("instruction"), *[leaf.expr.alias(leaf.text) for leaf in leaves])
+    assert short.select(answered.expr.alias("x"))["x"].to_list() == values(text)
+    assert answered.columns == where.root.columns, "it still names what it is about"
+    assert [leaf.text for leaf in answered.leaves()] == [leaf.text for leaf in where.root.leaves()]
