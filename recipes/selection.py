@@ -152,7 +152,8 @@ def _messages(rows: pl.DataFrame) -> pl.DataFrame:
     """[id, messages] of rows [id, instruction, response, messages]: the whole conversation where there is one, else the pair."""
     sides = (("user", "instruction"), ("assistant", "response"))
     pair = pl.concat_list([pl.struct(pl.lit(role).alias("role"), pl.col(name).alias("content")) for role, name in sides])
-    return rows.select("id", pl.coalesce(pl.col("messages").cast(MESSAGES) if rows.schema["messages"] == MESSAGES else pl.lit(None, MESSAGES), pair))
+    whole = pl.col("messages") if rows.schema["messages"] == MESSAGES else pl.lit(None, MESSAGES)
+    return rows.select("id", pl.coalesce(whole, pair).alias("messages"))
 
 
 def _because(rule: Filter) -> dict[str, str | None]:
