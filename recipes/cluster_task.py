@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +34,20 @@ class Task:
     stage: str
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
-        """Called by the executor on a worker, as task `rank` of `world_size`."""
+        """Called by the executor on a worker, as task `rank` of `world_size`. Raises RuntimeError with what went wrong."""
         _end_with_parent()
         os.chdir(self.folder)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from recipes import schema
 
-        run(schema.load(self.recipe), self.stage, rank, world_size)
+        problem = ""
+        try:
+            run(schema.load(self.recipe), self.stage, rank, world_size)
+        except Exception as error:
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
+        if problem:  # an error of this frame: datatrove logs the values of every variable in a traceback, keys among them
+            raise RuntimeError(problem)
 
 
 def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:

@@ -220,10 +220,44 @@ def test_workers_read_the_same_recipe_with_hub_models_at_their_commit(
     assert schema.Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data))) == loaded.recipe
 
 
-def task(path: Path, stage: str, rank: int, world: int) -> subprocess.Popen[bytes]:
+def task(path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """One task as a worker runs it."""
     code = f"from recipes.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment)
+
+
+def test_a_task_that_fails_says_why_and_logs_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datatrove")
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    def broken(*_: Any) -> None:
+        key = "sk-" + "very-secret-7431"
+        raise ValueError(f"no answer to {key[:2]}") from OSError("lost")
+
+    monkeypatch.setattr(cluster_task, "run", broken)
+    monkeypatch.setattr(schema, "load", lambda _: None)
+    monkeypatch.setattr(cluster_task, "_end_with_parent", lambda: None)
+    executor = LocalPipelineExecutor(pipeline=[cluster_task.Task("recipe.yaml", str(tmp_path), "tags")], logging_dir=str(tmp_path / "logs"))
+    with pytest.raises(RuntimeError, match="ValueError: no answer to sk"):
+        executor._run_for_rank(0)
+    logged = (tmp_path / "logs" / "logs" / "task_00000.log").read_text()
+    assert "ValueError: no answer to sk" in logged
+    assert "very-secret" not in logged
+
+
+def test_two_tasks_on_one_machine_have_a_server_each(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
+    stand_in = tmp_path / "python" / "vllm" / "entrypoints" / "openai" / "api_server.py"  # the scripted server where vLLM's module would be
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text("from tests.scripted_server import main\nmain()\n")
+    path = recipe(tmp_path, llama, server, synth__teacher={"model": str(llama), "server": {"max_in_flight": 16}})
+    environment = {**os.environ, "PYTHONPATH": f"{stand_in.parents[3]}:{Path(__file__).parents[1]}"}
+    pair = [task(path, "instructions", rank, 2, environment) for rank in (0, 1)]
+    assert [p.wait(300) for p in pair] == [0, 0]
+    assert len(list((store(path) / "logs").glob("instructions-[01]/*.log"))) == 2
+    assert server.requests == []
+    columns = cells(path)
+    assert {name: frame.equals(cells(alone)[name]) for name, frame in columns.items()} == dict.fromkeys(columns, True)
+    assert len(columns) == 1 and twice(path) == 0
 
 
 def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
@@ -282,6 +316,7 @@ def ray_nodes() -> Iterator[RayCluster]:
         yield running
 
 
+@pytest.mark.slow  # the next test shows the same and more
 @pytest.mark.stack
 def test_two_ray_nodes_make_what_one_process_makes(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, ray_nodes: RayCluster) -> None:
     path = recipe(tmp_path, llama, server)
@@ -320,6 +355,7 @@ def slurm_nodes(tmp_path: Path) -> Iterator[SlurmCluster]:
 
 
 @needs_slurm
+@pytest.mark.slow  # the next test shows the same and more
 @pytest.mark.stack
 def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
     tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, slurm_nodes: SlurmCluster
