@@ -121,6 +121,7 @@ def test_another_seed_redraws_a_random_choice(tmp_path: Path) -> None:
 def test_a_budget_in_tokens_counts_the_students_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student = tiny.llama(tmp_path / "student")
     path = saved(tmp_path / "set.parquet", [row23(i) for i in range(20)])
+    capsys.readouterr()  # what making the student printed
     found = answer(capsys, path, "longest", tokens=200, student=str(student), chat_template_path="chatml")["strategies"]["longest"]
     assert 1 <= found["chosen"] < 20 and 0 < found["chosen_tokens"] <= 200
     with pytest.raises(UserError, match="--tokens needs --student MODEL"):
