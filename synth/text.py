@@ -26,9 +26,12 @@ _MARKUP = r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eo
 
 # A turn's header in plain words. Lower-case `user:` or `model:` is not one: those are keys of configuration files.
 _ROLE = (
-    r"(?m)^[ \t>]*(#{2,4} ?\**(Instruction|Response|Human|Assistant|User)\b|\**(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|AI|Chatbot)\**:"
-    r"|assistant[ \t]*$)"
+    r"(?m)^[ \t>]*(#{2,4} ?\**((Instruction|Response)\**(:|[ \t]*$)|(Human|Assistant|User)\**:)"
+    r"|\**(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*$)"
 )
+
+# The words of such headers alone: what begins with letters is found many times faster than what begins with a line's start.
+_ROLE_WORDS = r"# ?\**(Instruction|Response)\**|(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*(\n|\z)"
 
 _THINK = r"(?i)</?(think|thinking|thought|reasoning)>|◁/?think▷|<\|(begin|end)_of_thought\|>"
 
@@ -41,13 +44,13 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     "### Response"), think_leak (a think tag, closed or not), instruction_refusal, exact_duplicate (false for the first row with that text)].
     """
     text = pl.col("instruction").fill_null("")
-    return rows.with_columns(_repetition(rows["instruction"])).select(
+    return rows.with_columns(_repetition(rows["instruction"]), _role(rows["instruction"].fill_null(""))).select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
         (_cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)).alias("incomplete"),
         "repetition",
         text.str.contains(_MARKUP).alias("template_leak"),
-        text.str.contains(_ROLE).alias("role_leak"),
+        "role_leak",
         text.str.contains(_THINK).alias("think_leak"),
         text.str.contains(_REFUSAL).alias("instruction_refusal"),
         (~text.is_first_distinct()).alias("exact_duplicate"),
@@ -62,20 +65,28 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
     response_think_leak]; a null response gives nulls.
     """
     text = pl.col("response")
-    return rows.with_columns(_repetition(rows["response"]).alias("response_repetition")).select(
+    found = (_repetition(rows["response"]).alias("response_repetition"), _role(rows["response"]).alias("response_role_leak"))
+    return rows.with_columns(found).select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("response_length"),
         (_cut_off(rows) | (text.str.count_matches("```") % 2 == 1)).alias("response_incomplete"),
         pl.when(text.is_not_null()).then("response_repetition"),
         text.str.contains(_REFUSAL).alias("refusal"),
         text.str.contains(_MARKUP).alias("response_template_leak"),
-        text.str.contains(_ROLE).alias("response_role_leak"),
+        "response_role_leak",
         text.str.contains(_THINK).alias("response_think_leak"),
     )
 
 
 def _cut_off(rows: pl.DataFrame) -> pl.Expr:
     return (pl.col("finish_reason") == "length").fill_null(False) if "finish_reason" in rows.columns else pl.lit(False)
+
+
+def _role(texts: pl.Series) -> pl.Series:
+    """Whether a text holds a turn's header; null for a null text."""
+    found = texts.str.contains(_ROLE_WORDS)
+    hits = found.arg_true()
+    return found.scatter(hits, texts.gather(hits).str.contains(_ROLE)).alias("role_leak")
 
 
 def _repetition(texts: pl.Series) -> pl.Series:

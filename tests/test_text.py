@@ -87,7 +87,7 @@ def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: st
 @pytest.mark.parametrize(
     "text",
     ["An assistant for every user", "Ask the assistant: who?", "services:\n  user: root\n", "model: llama", "### Responsibilities",
-     "AI safety: why?"],
+     "AI safety: why?", "AI: artificial intelligence", "## User stories", "### Human resources: who?", "### Response times"],
 )  # fmt: skip
 def test_words_for_roles_in_ordinary_text_are_no_role_leak(text: str) -> None:
     assert not instruction(text)["role_leak"]
