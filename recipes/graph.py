@@ -1,6 +1,7 @@
 """The stages of a recipe, in order: one description for planning and for running.
 
-    instructions -> measure -> select (arm) -> train (arm, seed) -> tasks, answers, heldout, judge, score (arm, seed) -> compare -> report
+    instructions -> measure -> select (arm) -> preferences (arm) -> train (arm, seed) -> tasks, answers, heldout, judge, score (arm, seed)
+    -> compare -> report
 
 Order matters for the machine: everything that needs the teacher's server comes first, no server is alive while a model trains or lm-eval
 holds one, and each checkpoint's server answers every prompt set and the held-out loss before it is swapped.
@@ -21,14 +22,14 @@ from core.errors import UserError
 from core.models import Model, resolve
 from core.store import Build, Result, Store, digest, tree_digest, write_atomic
 from core.tracking import Log, Tracker
-from recipes import evaluation, selection
+from recipes import evaluation, preferring, selection
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.session import Session, Step, StopHere
 from synth.config import ArmConfig
 from synth.filters import Filter
 from synth.filters import resolve as resolve_filter
 
-STAGES = ("instructions", "measure", "select", "train", "tasks", "answers", "heldout", "judge", "score", "compare", "report")
+STAGES = ("instructions", "measure", "select", "preferences", "train", "tasks", "answers", "heldout", "judge", "score", "compare", "report")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Stages:
         """All stages in order."""
         self.check()
         selections = selection.stages(self)
+        preferring.stages(self, selections)
         checkpoints = self.train(selections)
         self.session.done("train")
         if self.recipe.eval is not None and checkpoints:

@@ -194,6 +194,31 @@ class TagsConfig(BaseModel):
     """ISO 639-1 codes that the language detector may answer; empty: all of lingua's."""
 
 
+class PreferencesConfig(BaseModel):
+    """Preference pairs over the rows that arms chose."""
+
+    model_config = STRICT
+    k: int = Field(default=5, ge=2)
+    """Answers an instruction, each with a seed of its own."""
+    sampling: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.8, "max_tokens": 4096})
+    """SamplingParams of the answers, verbatim."""
+    reward: ModelConfig | None = None
+    """The reward model; default: that of `tags`."""
+    margin: float = Field(default=0.0, ge=0)
+    """The best and the worst reward must differ by more than this."""
+    test_share: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the pairs in test.parquet, by hash of id."""
+    arms: tuple[str, ...] = ()
+    """Whose rows; default: every arm that has rows."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _random(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        if sampling.get("temperature") == 0:
+            raise ValueError("at temperature 0 all k answers would be the same; set it above 0 (the paper: 0.8)")
+        return sampling
+
+
 class SynthConfig(BaseModel):
     """From a teacher's name to rows with tags."""
 
@@ -235,6 +260,8 @@ class SynthConfig(BaseModel):
     as raw_instruction."""
     tags: TagsConfig = TagsConfig()
     """How each tag is measured, where a filter asks for it."""
+    preferences: PreferencesConfig | None = None
+    """Preference pairs (k answers, best against worst by reward) over the rows that arms chose."""
     heldout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the rows kept out of every arm, by hash of id; they are answered and used for held-out loss."""
 
@@ -258,6 +285,8 @@ class SynthConfig(BaseModel):
         tagger = self.tags.category.model
         if self.category_balance and tagger and not tagger.server.get("urls") and tagger != self.teacher:
             raise ValueError("category_balance labels while the teacher draws: the category tagger must be the teacher, or a server given by `urls`")
+        if self.preferences is not None and self.preferences.reward is None and self.tags.reward is None:
+            raise ValueError("`preferences` needs a reward model; add `reward: {model: ...}` to it, or to `tags`")
         if self.turns == 1 and (self.end_with == "user" or self.turns_system_prompt is not None):
             raise ValueError("`end_with` and `turns_system_prompt` are for conversations of several turns; set `turns` to 2 or more")
         if self.pre_query_template and self.system_prompts:

@@ -77,7 +77,7 @@ def responses(
 ) -> Iterator[pl.DataFrame]:
     """Responses to instructions, from the rendered conversation as token ids with exactly one BOS.
 
-    `rows`: id, instruction, and optionally system (null: the template's default). `sampling`: SamplingParams verbatim. Where `max_model_len`
+    `rows`: id, instruction, and optionally system (null: the template's default) and seed. `sampling`: SamplingParams verbatim. Where `max_model_len`
     (tokens, prompt and answer) is given, an answer gets at most what the prompt leaves of it, and a prompt that leaves nothing is a failed cell.
     Yields frames [id, response, thinking, finish_reason, tokens (thinking included), prompt_tokens, status, reason]; finish_reason "length" marks a
     cut-off answer. What a thinking model thought is in `thinking` alone; a thought that never ended is a failed cell.
@@ -91,7 +91,7 @@ def responses(
             system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
             messages = [*system, {"role": "user", "content": row["instruction"]}]
             prompt = encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)
-            body = {**fixed, "prompt": prompt}
+            body = {**fixed, "prompt": prompt, **({"seed": row["seed"]} if row.get("seed") is not None else {})}
             if max_model_len is not None:
                 left = max_model_len - len(prompt)
                 if left < 1:
