@@ -40,7 +40,8 @@ def hash_rank(ids: Iterable[str], seed: int | str) -> pl.Series:
 def _chained(texts: pl.Series, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64 over the words of each text, from the given start."""
     lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
-    data = np.frombuffer("".join(texts.to_list()).encode(errors="surrogatepass") + bytes(8), np.uint8)
+    joined = texts.str.join("").item() if len(texts) else ""
+    data = np.frombuffer(joined.encode() + bytes(8), np.uint8)
     words: NDArray[np.uint64] = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))  # the word that begins at each byte
     starts = np.cumsum(lengths) - lengths
     for at in range(0, int(lengths.max(initial=0)), 8):

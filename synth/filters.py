@@ -26,6 +26,7 @@ FIELDS = {name: declared for name, (_, declared) in COLUMNS.items()}
 
 ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED = "allowed", "refused", "undecided", "failed", "held out"
 UNANSWERED, UNFINISHED = "response failed", "turns failed"
+VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UNFINISHED])
 
 GREEDY = ("diverse", "deita")
 """Choices in which one row decides about the next: they wait until `where` is decided everywhere."""
@@ -140,22 +141,27 @@ def verdicts(frame: pl.DataFrame, rule: Filter) -> pl.Series:
     `frame` has every column the filter reads (null unless measured and ok), `status:MEASURE` for each measure, and `reserved`.
     """
     settled = (
-        pl.when("reserved").then(pl.lit(RESERVED))
-        .when(pl.col("status:response") == "failed").then(pl.lit(UNANSWERED))
-        .when(pl.col("status:turns") == "failed").then(pl.lit(UNFINISHED))
+        pl.when("reserved").then(_said(RESERVED))
+        .when(pl.col("status:response") == "failed").then(_said(UNANSWERED))
+        .when(pl.col("status:turns") == "failed").then(_said(UNFINISHED))
     )  # fmt: skip
     if rule.where is None:
-        return frame.select(settled.otherwise(pl.lit(ALLOWED)).alias("verdict"))["verdict"]
+        return frame.select(settled.otherwise(_said(ALLOWED)).alias("verdict"))["verdict"]
     value = rule.where.root.expr
-    open_cells = pl.any_horizontal([pl.lit(False), *(needs(rule.where, measure) for measure in measures_of(rule.where.columns))])
+    unmeasured = [m for m in measures_of(rule.where.columns) if frame[f"status:{m}"].null_count()]
+    open_cells = pl.any_horizontal([pl.lit(False), *(needs(rule.where, measure) for measure in unmeasured)])
     verdict = (
         settled
-        .when(value).then(pl.lit(ALLOWED))
-        .when(value.not_()).then(pl.lit(REFUSED))
-        .when(open_cells).then(pl.lit(UNDECIDED))
-        .otherwise(pl.lit(FAILED))
+        .when(value).then(_said(ALLOWED))
+        .when(value.not_()).then(_said(REFUSED))
+        .when(open_cells).then(_said(UNDECIDED))
+        .otherwise(_said(FAILED))
     )  # fmt: skip
     return frame.select(verdict.alias("verdict"))["verdict"]
+
+
+def _said(verdict: str) -> pl.Expr:
+    return pl.lit(verdict, VERDICT)
 
 
 def measures_of(columns: Iterable[str]) -> list[str]:

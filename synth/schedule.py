@@ -127,7 +127,7 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
         "heldout": int(frame["heldout"].sum()),
         "reserved_duplicates": int((frame["reserved"] & ~frame["heldout"]).sum()),
         "steps": steps,
-        "failed": {reason: n for reason, n in reasons.filter(reasons.str.contains("failed")).value_counts().iter_rows()},
+        "failed": {reason: n for reason, n in reasons.value_counts(sort=True).iter_rows() if reason in (UNANSWERED, UNFINISHED, "tag failed")},
         "allowed": allowed,
         "chosen": len(taken),
         "chosen_tokens": sums,
@@ -146,26 +146,29 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
         )
     left = np.ones(len(frame), bool)
     left[taken.to_numpy()] = False
-    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(pl.Series(left))
+    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons}).filter(pl.Series(left)).with_columns(pl.col("reason").cast(pl.String))
     return Selection(frame["id"].gather(taken).to_list(), funnel, dropped, taken)
 
 
 def _reasons(frame: pl.DataFrame, rule: Filter, verdict: pl.Series) -> tuple[pl.Series, list[dict[str, object]]]:
     """Why each row is out (rows that could be chosen read "not chosen"), and how many rows each predicate stopped."""
-    reserved = pl.when("heldout").then(pl.lit("held out")).otherwise(pl.lit("equals a held-out instruction"))
-    reason = (
-        pl.when(pl.col("verdict") == RESERVED).then(reserved)
-        .when(pl.col("verdict").is_in([UNANSWERED, UNFINISHED])).then(pl.col("verdict"))
-        .when(pl.col("verdict") == FAILED).then(pl.lit("tag failed"))
-    )  # fmt: skip
     predicates = rule.where.predicates() if rule.where else []
+    held, same, tag, rest = "held out", "equals a held-out instruction", "tag failed", "not chosen"
+    said = pl.Enum(list(dict.fromkeys([held, same, UNANSWERED, UNFINISHED, tag, rest, *(p.text for p in predicates)])))
+    reason = (
+        pl.when(pl.col("verdict") == RESERVED).then(pl.when("heldout").then(pl.lit(held, said)).otherwise(pl.lit(same, said)))
+        .when(pl.col("verdict") == UNANSWERED).then(pl.lit(UNANSWERED, said))
+        .when(pl.col("verdict") == UNFINISHED).then(pl.lit(UNFINISHED, said))
+        .when(pl.col("verdict") == FAILED).then(pl.lit(tag, said))
+    )  # fmt: skip
     for predicate in predicates:
-        reason = reason.when((pl.col("verdict") == REFUSED) & predicate.expr.not_()).then(pl.lit(predicate.text))
-    reasons = frame.with_columns(verdict.alias("verdict")).select(reason.otherwise(pl.lit("not chosen")).alias("reason"))["reason"]
+        reason = reason.when((pl.col("verdict") == REFUSED) & predicate.expr.not_()).then(pl.lit(predicate.text, said))
+    reasons = frame.with_columns(verdict.alias("verdict")).select(reason.otherwise(pl.lit(rest, said)).alias("reason"))["reason"]
+    counts = dict(reasons.value_counts().iter_rows())
     left = len(frame) - int(frame["reserved"].sum())
     steps: list[dict[str, object]] = []
     for predicate in predicates:
-        stopped = int((reasons == predicate.text).sum())
+        stopped = int(counts.get(predicate.text, 0))
         left -= stopped
         steps.append({"predicate": predicate.text, "stopped": stopped, "left": left})
     return reasons, steps

@@ -73,8 +73,9 @@ def read(source: str | Path, rules: Sequence[Filter]) -> Tagged:
     long = long_columns(needed)
     tests = {leaf.text: leaf for rule in rules if rule.where for leaf in rule.where.root.leaves() if leaf.columns & long}
     wanted = (needed - long) | {column for leaf in tests.values() for column in leaf.columns}
-    scans = _scans(source, wanted) or _batches(source, wanted)
-    parts = [_collected(scan, str(source), wanted, list(tests.values()), rules) for scan in scans]
+    parts = [_collected(scan, str(source), wanted, list(tests.values()), rules) for scan in _scans(source, wanted) or []]
+    if not parts or any((part["id"].fill_null("") == "").any() for part in parts):  # a row without an id gets one from its content
+        parts = [_collected(scan, str(source), wanted, list(tests.values()), rules) for scan in _batches(source, wanted)]
     if not sum(map(len, parts)):
         raise UserError(f"{source} holds no rows.")
     frame, failed = _typed(pl.concat(parts, how="vertical_relaxed"), sorted(needed - long))

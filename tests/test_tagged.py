@@ -200,6 +200,12 @@ def test_rows_without_a_response_and_second_rows_of_an_id_are_never_chosen(tmp_p
         assert kept(path, "difficulty = 'hard'") == ["u0", "u2", "u4"]
 
 
+def test_a_row_without_an_id_gets_one_from_its_content(tmp_path: Path) -> None:
+    rows = [row23(0), row23(1, uuid=None), row23(2, uuid="")]
+    first, second = (kept(saved(tmp_path / name, rows), "difficulty = 'hard'") for name in ("set.parquet", "set.jsonl"))
+    assert first == second and len(set(first)) == 3 and first[0] == "u0" and all(first)
+
+
 def test_of_parquet_only_the_needed_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "set.parquet", [row23(i) for i in range(5)])
     monkeypatch.setattr("synth.published.read", lambda *_: pytest.fail("read row by row"))
