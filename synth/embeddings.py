@@ -29,7 +29,7 @@ from core.store import canonical, digest, fsync_folder, write_atomic
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""
 
-SLICE = 8192
+SLICE = 2048
 """Texts embedded between two writes."""
 IN_MEMORY = 2**30
 """Bytes of vectors up to which the result is an array in memory; a larger one is a memory map."""
