@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError, nearest
-from synth.control import control_tokens, encode, plain_ids, shield
+from synth.control import control_tokens, encode, shield
 from synth.families import family_of
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, s
     template, _ = _template(tokenizer, chosen)
     safe, hidden = shield(tokenizer, messages)
     text = _rendered(tokenizer, [*safe, _user(_SENTINEL)], template, dict(chosen.get("chat_template_kwargs", {})), generation=False)
-    return encode(tokenizer, _cut(tokenizer, text)[0], hidden)
+    before = _cut(tokenizer, text)[0]
+    if not before.endswith(" "):
+        return encode(tokenizer, before, hidden)
+    return list(_stable_ids(tokenizer, before, hidden)[0])
 
 
 def encode_conversation(
@@ -197,13 +201,13 @@ def _user_header(tokenizer: PreTrainedTokenizerBase, template: str | None, kwarg
     return (rest if first and rest.strip() else header), after
 
 
-def _stable_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, ...], str]:
+def _stable_ids(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str] = MappingProxyType({})) -> tuple[tuple[int, ...], str]:
     """Token ids of `text` that stay the same whatever word follows, and the end of the text that they leave to the model.
 
     A tokenizer that writes " What" as one token would never continue a lone " ": such a space is not sent.
     """
-    alone = plain_ids(tokenizer, text)
-    follow = [plain_ids(tokenizer, text + word) for word in ("What", "Please", "I", "1", "(")]
+    alone = encode(tokenizer, text, hidden)
+    follow = [encode(tokenizer, text + word, hidden) for word in ("What", "Please", "I", "1", "(")]
     same = 0
     while all(same < len(ids) for ids in (alone, *follow)) and len({ids[same] for ids in (alone, *follow)}) == 1:
         same += 1

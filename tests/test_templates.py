@@ -86,6 +86,44 @@ def test_gemma3_has_these_token_ids() -> None:
     assert {1, 105, 106} <= set(found.stop_token_ids)
 
 
+@pytest.fixture(scope="module")
+def mistral() -> tuple[Any, Any]:
+    """(a tokenizer of the real vocabulary of Mistral-7B v0.3, Mistral's own encoder), both from the package that vLLM brings along."""
+    mistral_common = pytest.importorskip("mistral_common")
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    file = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    pieces = SentencePieceProcessor(model_file=str(file))
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
+    merges = generate_merges(vocabulary, {pieces.id_to_piece(i): pieces.get_score(i) for i in range(pieces.vocab_size())})
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")])
+    words = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    words.chat_template = family("Mistral-7B-v0.3")[0]["template"]
+    assert words("What is it? 你好", add_special_tokens=False)["input_ids"] == pieces.encode("What is it? 你好")
+    return words, MistralTokenizer.from_file(str(file))
+
+
+def test_mistral_has_the_ids_of_mistrals_own_encoder_up_to_the_users_first_word(mistral: tuple[Any, Any]) -> None:
+    from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    words, reference = mistral
+    talk = [UserMessage(content="What is it?"), AssistantMessage(content="A cat."), UserMessage(content="Why?")]
+    ids = reference.encode_chat_completion(ChatCompletionRequest(messages=talk)).tokens
+    what, why = (words(text, add_special_tokens=False)["input_ids"][0] for text in ("What", "Why"))
+    assert pre_query(words, None).token_ids == tuple(ids[: ids.index(what)]) == (1, 3)
+    assert set(pre_query(words, None).stop_token_ids) == {1, 2, 3, 4}
+    further = follow_up(words, [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}])
+    assert further[-2:] == ids[ids.index(why) - 2 : ids.index(why)] == [2, 3], "no lone space that no next word continues"
+
+
 @pytest.mark.parametrize("name", [f["family"] for f in FAMILIES])
 def test_family_gets_the_recorded_pre_query_text_and_stop_ids(name: str) -> None:
     entry, words = family(name)
