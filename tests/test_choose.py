@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from core.errors import UserError
 from synth.choose import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
 from synth.measures import CATEGORY
 from synth.schedule import select, wanted
+from tests import small_recipe
+from tests.scripted_server import ScriptedServer
 from tests.test_schedule import World, rule
 
 
@@ -274,3 +277,16 @@ def test_a_choice_that_cannot_be_is_one_sentence(arm: dict[str, object], says: s
     with pytest.raises(UserError) as error:
         rule(**arm, budget={"rows": 5})
     assert says in str(error.value)
+
+
+def test_an_arm_of_a_recipe_chooses_by_likeness_and_pays_for_no_more_answers(tmp_path: Path) -> None:
+    from recipes import graph, schema
+
+    arms = {"diverse": {"strategy": "diverse", "budget": {"rows": 6}}}
+    with ScriptedServer(small_recipe.answer) as server:
+        llama = small_recipe.model(tmp_path / "llama")
+        path = small_recipe.recipe(tmp_path, llama, server.url, arms=arms, random_arm=False, synth__rows=40, synth__heldout=0.0)
+        graph.run(schema.load(path, []), "select")
+        chosen = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "diverse" / "selection.parquet")
+        assert len(chosen) == 6 and len(server.requests) == 40 + 6
+        assert {s.state for s in graph.plan(schema.load(path, [])).steps if s.name == "select/diverse"} == {"reuse"}
