@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,8 @@ class Computed:
 
     `fields`: stored columns with their polars types. `cell`: what determines one cell (model revision, prompt, sampling, VERSION of the code),
     or None when the recipe gives no way to measure it. `compute`: finished cells [id, *fields, status, reason] of the rows, in batches as they
-    arrive; rows hold id, instruction, and for a measure that reads responses also response and what `after` names.
+    arrive; rows hold id, instruction, and for a measure that reads responses also response and what `after` names. Of a measure of the whole pool
+    they are all rows, without texts: `context.instructions` reads those in slices.
     """
 
     fields: Fields
@@ -64,7 +66,8 @@ def _neighbors_cell(config: SynthConfig, context: Context) -> Cell:
 def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
     near = config.tags.neighbors
     ids = rows["id"].to_list()
-    vectors = embeddings.vectors(context.root, ids, rows["instruction"], context.resolve(near.model, None))
+    texts = itertools.chain.from_iterable(context.instructions(rows))
+    vectors = embeddings.vectors(context.root, ids, texts, context.resolve(near.model, None))
     yield neighbors.neighbors(ids, vectors, near.threshold, exact_up_to=near.exact_up_to, probes=near.probes, say=context.say)
 
 

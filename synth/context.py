@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import polars as pl
 
 from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
@@ -52,6 +54,8 @@ class Context:
     servers: Servers | None = None
     say: Callable[[str], None] = lambda line: None
     """Tells the person watching."""
+    instructions: Callable[[pl.DataFrame], Iterator[pl.Series]] = lambda rows: iter([rows["instruction"]])
+    """The instructions of rows, slice by slice: the rows of a measure of the whole pool come without them."""
 
     def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Context:
         """The same with servers to ask."""

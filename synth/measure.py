@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -18,6 +19,7 @@ from core.errors import UserError
 from core.store import Counts
 from core.tracking import Log
 from synth.computing import COMPUTED
+from synth.context import Context
 from synth.drawing import Share, mine
 from synth.filters import Filter, long_texts
 from synth.measures import COLUMNS, MEASURES, prerequisites
@@ -61,14 +63,16 @@ def _possible(frame: pl.DataFrame, wants: dict[str, list[str]], share: Share, on
             yield name, rows
 
 
-def _fill(pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Any, log: Log, entry: dict[str, Any]) -> None:
+def _fill(pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Context, log: Log, entry: dict[str, Any]) -> None:
     """Compute one measure's cells of these rows and append them as they arrive."""
     started, done = time.monotonic(), 0
     declared = MEASURES[name]
     unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
     texts = [c for m in ("text", *prerequisites(name)) for c, f in MEASURES[m].columns.items() if f.long and c not in unread]
     of = "of_pair" if declared.reads == "response" else "of"
-    size = max(len(rows), 1) if name in POOLED else SLICE
+    size = SLICE
+    if name in POOLED:
+        size, texts, context = max(len(rows), 1), [], replace(context, instructions=pool.instructions)
     for top in range(0, len(rows), size):
         part_rows = pool.with_texts(rows.slice(top, size), texts)
         known = part_rows.select("id", pl.col(of).alias("of"))

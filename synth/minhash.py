@@ -58,9 +58,9 @@ def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
 
 
 def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
-    """The measure `minhash` of the whole pool's rows [id, instruction]."""
+    """The measure `minhash` of the whole pool's rows [id, ...]."""
     near = config.tags.minhash
-    yield minhash(rows["id"].to_list(), [rows["instruction"]], threshold=near.threshold, ngram=near.ngram, permutations=near.permutations)
+    yield minhash(rows["id"].to_list(), context.instructions(rows), threshold=near.threshold, ngram=near.ngram, permutations=near.permutations)
 
 
 def signatures(count: int, texts: Iterable[pl.Series], ngram: int, permutations: int) -> Signatures:

@@ -11,7 +11,7 @@ Texts stay on disk: the frame that filters and the schedule see holds figures, l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -179,12 +179,16 @@ class Pool:
             found = found.with_columns([pl.lit(None, pl.String).alias(n) for n in wanted if n not in found.columns])  # of no column of this recipe
         return found.select("id", *names)
 
+    def instructions(self, rows: pl.DataFrame) -> Iterator[pl.Series]:
+        """The instructions of rows of the frame, in their order, slice by slice."""
+        for top in range(0, len(rows), SLICE):
+            yield self.texts(rows.slice(top, SLICE), ["instruction"])["instruction"]
+
     def vectors(self, ids: pl.Series) -> NDArray[np.float32]:
         """Unit vectors of the instructions of these ids, float32 [n, d], by the model that neighbours are found with; embedded once and kept."""
         places = self.drawn().select("id").with_row_index("place").join(pl.DataFrame({"id": ids}), on="id", how="semi").sort("place")
-        slices = (self.texts(places.slice(top, SLICE), ["instruction"])["instruction"].to_list() for top in range(0, len(places), SLICE))
         model = self.context.resolve(self.config.tags.neighbors.model, None)
-        found = embeddings.vectors(self.root, places["id"].to_list(), itertools.chain.from_iterable(slices), model)
+        found = embeddings.vectors(self.root, places["id"].to_list(), itertools.chain.from_iterable(self.instructions(places)), model)
         row = dict(zip(places["id"], range(len(places)), strict=True))
         return found[[row[i] for i in ids]]
 

@@ -56,6 +56,22 @@ def test_columns_that_a_filter_names_are_measured(tmp_path: Path) -> None:
     assert frame["eval_overlap_prompt"][5] == "count"
 
 
+def test_near_duplicates_are_found_over_slices_of_texts_that_are_never_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from synth import minhash
+    from synth import pool as pools
+
+    monkeypatch.setattr(pools, "SLICE", 2)
+    held: list[int] = []
+    sketch = minhash.signatures
+
+    def watched(count: int, texts: Any, ngram: int, permutations: int) -> Any:
+        return sketch(count, (held.append(len(part)) or part for part in texts), ngram, permutations)
+
+    monkeypatch.setattr(minhash, "signatures", watched)
+    frame = measured(pool(tmp_path), "NOT minhash_duplicate", {"minhash"})
+    assert held == [2, 2, 2] and frame["minhash_duplicate"].to_list() == [False, False, False, False, True, False]
+
+
 def test_sanitized_instructions_take_the_place_of_the_raw_ones_which_are_kept(tmp_path: Path) -> None:
     made = pool(tmp_path, sanitize="llama-3")
     frame = measured(made, "sanitizer_rule <> ''", {"sanitized"})
