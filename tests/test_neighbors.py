@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from core.endpoint import Servers
@@ -118,8 +119,6 @@ def test_candidates_held_and_close_pairs_merged_in_small_portions_give_the_same(
 
 
 def test_a_reader_that_fails_ends_every_thread_and_leaves_torchs_threads_as_they_were() -> None:
-    import torch
-
     rows, reads, threads = vectors(4000), list[int](), torch.get_num_threads()
 
     def read(at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
@@ -141,8 +140,6 @@ def turned_axes(d: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("rows", [vectors(200), np.eye(48, dtype=np.float32), turned_axes(48), -around(turned_axes(48)[3], 100, 0.05)])
 def test_no_cosine_is_further_from_its_codes_than_the_proven_error(rows: NDArray[np.float32]) -> None:
-    import torch
-
     codes = Codes(lambda at: rows[at], len(rows), 48, 256)
     block = slice(0, 256)
     rough = codes.products(block, block, torch.empty((256, 256), dtype=torch.int32))[: len(rows), : len(rows)] * codes.unit
@@ -170,6 +167,17 @@ def test_a_pool_large_enough_for_8_bit_products_by_itself_is_exact_with_copies_i
 
 def test_the_processors_rates_are_measured() -> None:
     assert rates()["float32"] > 0 and rates()["int8"] >= 0
+
+
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))])
+def test_the_way_of_a_gpu_gives_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cpu:0` is a device of torch that goes the way of a GPU: one thread, large blocks held on the device."""
+    rows, ids = np.concatenate([*POOLS.values()][:3], axis=0), names(2060)
+    rows[700:720] = rows[3]
+    monkeypatch.setattr(blocks, "GPU_BLOCK", 300)
+    monkeypatch.setattr(blocks, "GPU_HELD", 2)
+    assert len(rows) == 2060
+    agree(neighbors(ids, rows, device=device), all_pairs(ids, rows, 0.05))
 
 
 def test_vectors_in_a_file_give_what_vectors_in_memory_give(tmp_path: Path) -> None:
