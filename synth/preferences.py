@@ -27,7 +27,7 @@ from synth.context import Context
 VERSION = 1
 """Part of every key of a preference set; raised when the same settings would give other pairs."""
 
-SLICE = 5_000
+SLICE = 20_000
 """Rows whose answers are in memory at once."""
 
 _TURNS = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
@@ -102,7 +102,11 @@ def _slices(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 def _held(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFrame:
     """[key, *fields] of those cells that are there, ok or failed; one slice's words in memory."""
     wanted = keys.alias("id").to_frame()
-    frames = merging_read(lambda: [column.part(path).join(wanted, on="id", how="semi").select("id", *fields) for path in column.parts()])
+
+    def read() -> list[pl.DataFrame]:
+        return [pl.read_parquet(path, columns=["id", *fields]).join(wanted, on="id", how="semi") for path in column.parts()]
+
+    frames = merging_read(read)
     found = pl.concat(frames) if frames else column.schema.to_frame().select("id", *fields)
     return found.unique("id", keep="first", maintain_order=True).rename({"id": "key"})
 
