@@ -161,7 +161,7 @@ class DecontaminateConfig(BaseModel):
     file: str | None = None
     """JSONL with a `prompt` (or `instruction`) a line, and an `id` where there is one: prompts of evaluations that are not in the recipe."""
     ngram: int = Field(default=8, ge=3)
-    """Words in a shared n-gram."""
+    """Words in a shared n-gram; a shorter prompt counts as one n-gram, and one of fewer than 5 words only where it is the whole instruction."""
 
 
 class TagsConfig(BaseModel):
@@ -175,7 +175,7 @@ class TagsConfig(BaseModel):
     category: TagConfig = TagConfig()
     """task_category."""
     neighbors: NeighborsConfig = NeighborsConfig()
-    """min_neighbor_distance, repeat_count, min_similar_id, near_duplicate, neighbor_group, neighbor_group_size."""
+    """min_neighbor_distance, repeat_count, min_similar_id, near_duplicate, neighbor_group and its size, neighbor_recall."""
     minhash: MinhashConfig = MinhashConfig()
     """minhash_group, minhash_duplicate."""
     decontaminate: DecontaminateConfig = DecontaminateConfig()

@@ -28,8 +28,8 @@ VERSION = 2
 FIELDS: dict[str, Any] = {"eval_overlap": pl.Float64, "eval_overlap_prompt": pl.String}
 DISTANCE: dict[str, Any] = {"eval_distance": pl.Float64}
 
-SHORT = 3
-"""A prompt of fewer words than this ("Hi", "Tell me") is found only where it is the whole instruction."""
+SHORT = 5
+"""A prompt of fewer words than this ("Hi", "Make it shorter.") is found only where it is the whole instruction."""
 SLICE = 20_000
 
 PROMPTS = {"id": pl.String, "prompt": pl.String}
@@ -131,10 +131,11 @@ def _index(prompts: pl.DataFrame, n: int) -> dict[int, pl.DataFrame]:
     of = words(prompts["prompt"], plain=True)
     length = np.bincount(of.row, minlength=len(prompts))
     begins = np.cumsum(length) - length
+    sizes = np.where(length < SHORT, length, np.minimum(length, n))
     index = {}
-    for size in sorted({int(s) for s in np.minimum(length, n)} - {0}):
+    for size in sorted({int(s) for s in sizes} - {0}):
         found = grams(of, size)
-        right = np.minimum(length, n)[found.row] == size
+        right = sizes[found.row] == size
         at = np.arange(len(of.row))[: len(of.row) - size + 1][of.row[: len(of.row) - size + 1] == of.row[size - 1 :]] - begins[found.row]
         frame = pl.DataFrame({"hash": found.hash, "prompt": found.row, "place": at, "length": length[found.row]}).filter(pl.Series(right))
         index[size] = frame.with_columns(pl.lit(size, pl.Int64).alias("size"))
@@ -149,9 +150,7 @@ def _best(texts: pl.Series, index: dict[int, pl.DataFrame]) -> pl.DataFrame:
     for size, places in index.items():
         found = grams(of, size)
         shared = pl.DataFrame({"row": found.row, "hash": found.hash}).join(places, on="hash").drop("hash")
-        if size < SHORT:
-            shared = shared.filter(pl.Series(length).gather(shared["row"]) == size)
-        hits.append(shared)
+        hits.append(shared.filter((pl.col("length") >= SHORT) | (pl.Series(length).gather(shared["row"]) == pl.col("length"))))
     if not hits:
         return pl.DataFrame(schema={"row": pl.Int64, "prompt": pl.Int64, "share": pl.Float64})
     # n-grams of one prompt overlap: each covers what lies before the next one's first word

@@ -13,10 +13,10 @@ from core.errors import UserError
 from synth.decontaminate import distance, overlap, read_prompts
 
 PROMPTS = pl.DataFrame({
-    "id": ["count", "love", "long", "hi"],
+    "id": ["count", "love", "long", "shorter"],
     "prompt": [
-        "one two three four five six seven eight nine ten", "What is love?", "unrelated words that nobody here repeats in any single place",
-        "Hello there!",
+        "one two three four five six seven eight nine ten", "What is love made of?", "unrelated words that nobody here repeats in any single place",
+        "Make it shorter.",
     ],
 })  # fmt: skip
 
@@ -45,19 +45,21 @@ def test_fewer_than_n_words_in_common_are_no_overlap() -> None:
 
 
 def test_a_prompt_shorter_than_n_is_found_whole() -> None:
-    assert share("Tell me, what is love? I wonder.") == (1.0, "love")
-    assert share("what is it") == (0.0, None)
+    assert share("Tell me, what is love made of? I wonder.") == (1.0, "love")
+    assert share("what is love made from") == (0.0, None)
 
 
-def test_a_prompt_of_two_words_is_found_only_as_the_whole_instruction() -> None:
-    assert share("hello, there") == (1.0, "hi")
-    assert share("Hello there, what is rain?") == (0.0, None)
+def test_a_prompt_of_a_few_words_is_found_only_as_the_whole_instruction() -> None:
+    assert share("make it, shorter") == (1.0, "shorter")
+    assert share("Here is my essay; make it shorter, please.") == (0.0, None)
+    twins = pl.DataFrame({"id": ["four"], "prompt": ["make it much shorter"]})
+    assert overlap(pl.DataFrame({"id": ["r"], "instruction": ["make it much longer"]}), twins, 3)["eval_overlap"].to_list() == [0.0]
 
 
 def test_the_prompt_repeated_most_is_named_and_the_first_of_equals() -> None:
-    assert share("what is love, one two three four five six seven eight") == (1.0, "love")
-    twins = pl.DataFrame({"id": ["x", "y"], "prompt": ["a b c d", "a b c d"]})
-    assert overlap(pl.DataFrame({"id": ["r"], "instruction": ["a b c d"]}), twins)["eval_overlap_prompt"].to_list() == ["x"]
+    assert share("what is love made of, one two three four five six seven eight") == (1.0, "love")
+    twins = pl.DataFrame({"id": ["x", "y"], "prompt": ["a b c d e", "a b c d e"]})
+    assert overlap(pl.DataFrame({"id": ["r"], "instruction": ["a b c d e"]}), twins)["eval_overlap_prompt"].to_list() == ["x"]
 
 
 def test_prompts_written_without_spaces_are_compared_by_characters() -> None:
@@ -77,7 +79,7 @@ def test_rows_of_many_slices_are_found_at_their_place(monkeypatch: pytest.Monkey
     from synth import decontaminate
 
     monkeypatch.setattr(decontaminate, "SLICE", 3)
-    texts = ["x", "what is love", "y", "z", "w", "One two three four five six seven eight nine ten", "v"]
+    texts = ["x", "what is love made of", "y", "z", "w", "One two three four five six seven eight nine ten", "v"]
     found = overlap(pl.DataFrame({"id": list("abcdefg"), "instruction": texts}), PROMPTS)
     assert found.filter(pl.col("eval_overlap") > 0)["id"].to_list() == ["b", "f"]
 
@@ -86,7 +88,7 @@ def by_hand(text: str, prompt: str, n: int) -> float:
     """The definition, word by word."""
     mine, theirs = text.split(), prompt.split()
     size = min(n, len(theirs))
-    if size < 3:
+    if len(theirs) < 5:
         return float(mine == theirs)
     runs = {tuple(mine[i : i + size]) for i in range(len(mine) - size + 1)}
     covered = {p for i in range(len(theirs) - size + 1) if tuple(theirs[i : i + size]) in runs for p in range(i, i + size)}
@@ -97,7 +99,7 @@ def test_shares_of_random_texts_are_those_of_the_definition() -> None:
     dice = random.Random(0)
     texts = [" ".join(dice.choice("abc") for _ in range(dice.randint(0, 30))) for _ in range(300)]
     prompts = pl.DataFrame({"id": texts[:20], "prompt": texts[:20]})
-    for n in (3, 5):
+    for n in (3, 5, 8):
         found = overlap(pl.DataFrame({"id": texts, "instruction": texts}), prompts, n)
         wanted = [max(by_hand(t, p, n) for p in texts[:20] if p) if t else 0.0 for t in texts]
         assert found["eval_overlap"].to_list() == pytest.approx(wanted)

@@ -21,6 +21,7 @@ from synth.measure import measure
 from synth.pool import Pool
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
+from tests.test_ratings import MT, WILD, lines
 
 TEXTS = [
     "Task: Write a poem about the sea and the wind.", "What is 2 + 2?\nAnswer: 4", "Answer: 42", "Mail jane@uni-bonn.de about rain.",
@@ -172,6 +173,27 @@ def test_a_recipe_hands_its_evaluation_prompts_over_whole_and_rows_that_repeat_t
         assert repeated in str(pl.read_parquet(chosen)["messages"].to_list())
         again = graph.run(schema.load(path, [f"synth.tags.decontaminate.file={own}"]), "select").results["select/good/0"].path / "selection.parquet"
         assert repeated not in str(pl.read_parquet(again)["messages"].to_list())
+
+
+def test_histories_and_second_turns_are_evaluation_prompts_too(tmp_path: Path, llama: Path) -> None:
+    from core.store import Store
+    from core.tracking import Tracker
+    from recipes.contamination import eval_prompts
+    from recipes.session import Session
+
+    settings = {"judge": {"model": str(llama)}, "wildbench": {"prompts": str(lines(tmp_path / "wild.jsonl", WILD))},
+                "mtbench": {"prompts": str(lines(tmp_path / "mt.jsonl", MT))}}  # fmt: skip
+    arms = {"clean": {"where": "eval_distance > 0.1", "choose": "hash_order", "budget": {"rows": 1}}}
+    loaded = schema.load(small_recipe.recipe(tmp_path, llama, "http://localhost:1", train=True, arms=arms, eval=settings))
+    store = Store(tmp_path / "store")
+    with Servers(Log(), tmp_path / "logs") as servers:
+        session = Session(store, "small", False, Tracker("none", project="p", group="g", folder=store.root), servers, Log(), None)
+        file = eval_prompts(graph.Stages(loaded, session))
+    assert file is not None and written(store.root) == [json.loads(line) for line in file.read_text().splitlines()]
+    found = {(line["benchmark"], line["prompt"]) for line in written(store.root)}
+    wild = {("wildbench", m["content"]) for task in WILD for m in task.get("conversation_input", []) if m["role"] == "user"}
+    assert wild and wild <= found
+    assert {("mtbench", turn) for question in MT for turn in question["turns"]} <= found
 
 
 def test_a_plan_and_a_recipe_that_asks_for_no_overlap_write_no_prompts(tmp_path: Path, llama: Path) -> None:
