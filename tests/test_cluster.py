@@ -19,7 +19,7 @@ import yaml
 from core.errors import UserError
 from core.models import Model
 from core.tracking import Log
-from recipes import cluster, cluster_task, graph, schema, selection
+from recipes import cluster, cluster_task, graph, launching, schema, selection
 from recipes.session import Session
 from synth.drawing import mine
 from tests import slurm_cluster, small_recipe
@@ -171,6 +171,23 @@ def test_arguments_are_checked_against_the_executor(
     assert sentence in str(error.value) and "recipe.yaml:" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"stage": "synth"}, "--stage synth needs --on slurm or --on ray"),
+        ({"stage": "synth", "on": "slrum"}, "--on slrum: no such cluster; did you mean 'slurm'?"),
+        ({"stage": "synth", "on": "ray", "tasks": 0}, "--tasks 0: at least one task has to do the work."),
+        ({"stage": "synth", "on": "ray", "arm": "good"}, "--arm goes with --stage train"),
+        ({"stage": "train", "on": "ray"}, "--on and --tasks go with --stage synth"),
+        ({"stage": "sinth"}, "--stage sinth: no such stage to launch; did you mean 'synth'?"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        launching.main("demo", [], **{"dry_run": True, "arm": None, "on": None, "tasks": 1, **options})
+    assert sentence in str(error.value)
+
+
 def test_dry_run_prints_recipe_and_scripts_of_a_chain(
     tmp_path: Path, llama: Path, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,10 +237,23 @@ def test_workers_read_the_same_recipe_with_hub_models_at_their_commit(
     assert schema.Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data))) == loaded.recipe
 
 
-def task(path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """One task as a worker runs it."""
-    code = f"from recipes.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment)
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def task() -> Iterator[Start]:
+    """Starts one task (recipe, stage, rank, world, environment) as a worker runs it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        code = f"from recipes.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
+        started.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_a_task_that_fails_says_why_and_logs_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +275,11 @@ def test_a_task_that_fails_says_why_and_logs_no_values(tmp_path: Path, monkeypat
     assert "very-secret" not in logged
 
 
-def test_two_tasks_on_one_machine_have_a_server_each(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
+def test_two_tasks_on_one_machine_have_a_server_each(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, task: Start) -> None:
     stand_in = tmp_path / "python" / "vllm" / "entrypoints" / "openai" / "api_server.py"  # the scripted server where vLLM's module would be
     stand_in.parent.mkdir(parents=True)
+    for package in (stand_in.parents[0], stand_in.parents[1], stand_in.parents[2]):
+        (package / "__init__.py").touch()
     stand_in.write_text("from tests.scripted_server import main\nmain()\n")
     path = recipe(tmp_path, llama, server, synth__teacher={"model": str(llama), "server": {"max_in_flight": 16}})
     environment = {**os.environ, "PYTHONPATH": f"{stand_in.parents[3]}:{Path(__file__).parents[1]}"}
@@ -260,7 +292,7 @@ def test_two_tasks_on_one_machine_have_a_server_each(tmp_path: Path, llama: Path
     assert len(columns) == 1 and twice(path) == 0
 
 
-def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path) -> None:
+def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, task: Start) -> None:
     path = recipe(tmp_path, llama, server)
     pair = [task(path, "instructions", 0, 1) for _ in range(2)]
     assert [p.wait(300) for p in pair] == [0, 0]
@@ -269,7 +301,7 @@ def test_two_tasks_that_make_the_same_cells_change_nothing(tmp_path: Path, llama
     assert_same(path, alone)
 
 
-def test_a_killed_task_continues_when_it_is_started_again(tmp_path: Path, llama: Path, alone: Path) -> None:
+def test_a_killed_task_continues_when_it_is_started_again(tmp_path: Path, llama: Path, alone: Path, task: Start) -> None:
     with ScriptedServer(small_recipe.answer, delay=0.2) as server:
         path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=4)
         first = task(path, "instructions", 0, 2)
@@ -316,14 +348,18 @@ def ray_nodes() -> Iterator[RayCluster]:
         yield running
 
 
-@pytest.mark.slow  # the next test shows the same and more
+@pytest.mark.slow
 @pytest.mark.stack
-def test_two_ray_nodes_make_what_one_process_makes(tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, ray_nodes: RayCluster) -> None:
-    path = recipe(tmp_path, llama, server)
+def test_two_ray_nodes_make_what_one_process_makes(tmp_path: Path, llama: Path, server: ScriptedServer, ray_nodes: RayCluster) -> None:
+    apart = {"where": "min_neighbor_distance > 0", "choose": "longest", "budget": {"rows": 10}}
+    reference = recipe(tmp_path / "alone", llama, server, arms__apart=apart)
+    graph.run(schema.load(reference), "select")
+    path = recipe(tmp_path / "cluster", llama, server, arms__apart=apart)
     said = ended(launch(path, "ray", ray_nodes.environment), 600)
     assert "instructions, columns and selections are made" in said
-    assert_same(path, alone)
+    assert_same(path, reference)
     assert twice(path) == 0
+    assert [name for name in cells(path) if name.startswith("columns/neighbors/")]
 
 
 @pytest.mark.stack
