@@ -63,6 +63,9 @@ _TURN = pl.Struct({"from": pl.String, "value": pl.String})
 _PLAIN = pl.List(_TURN)
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 _TROUBLE = pl.Struct({"column": pl.String, "reason": pl.String, "value": pl.String})
+_OWN_TYPES: dict[str, Any] = {
+    "messages": MESSAGES, "source_conversations": _PLAIN, "reason": pl.String, "failed_tags": pl.List(_TROUBLE), "source_columns": pl.String,
+}  # fmt: skip
 _OWN = ("messages", "source_conversations", "source_columns", "status", "reason", "failed_tags")
 
 
@@ -76,7 +79,8 @@ def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
     frame = part.frame
     if is_ours(frame):
         seen.update(frame["id"].hash().to_list())
-        return frame
+        # JSON does not say what a null or an empty list is of.
+        return frame.with_columns([pl.col(n).cast(t) for n, t in _OWN_TYPES.items() if n in frame.columns])
     found = {name: [a for a in aliases if a in frame.columns] for name, (_, aliases) in NAMES.items()}
     talk, plain = _conversation(frame)
     if not found["instruction"] and talk is None:

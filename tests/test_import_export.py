@@ -89,6 +89,14 @@ def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_pat
     assert old["input"].to_list() == [row25(i)["instruction"] for i in range(3)] and old["base_reward"].null_count() == 3
 
 
+def test_our_form_as_json_lines_is_read_again_with_its_types(tmp_path: Path) -> None:
+    for name, rows in (("plain", [row23(i) for i in range(3)]), ("odd", published_set(row23, None).to_dicts())):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        importing.main(str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}-ours.jsonl", form="magpie", limit=None)
+        published.write(published.read(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23")
+        assert_frame_equal(pl.read_ndjson(tmp_path / "again.jsonl"), pl.read_ndjson(tmp_path / f"{name}.jsonl"))
+
+
 def test_import_prints_rows_failed_rows_and_failed_tags_by_reason(tmp_path: Path) -> None:
     rows = [row23(0), row23(0), row23(1, output="", conversations=[]), row23(2, input_quality="Good"), row23(3, difficulty=None)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
