@@ -81,10 +81,13 @@ class Chain:
         """The request that continues from the first token; None where the text is over (an end at once, an error) or this was it."""
         body = self._bodies.pop(reply.key, None)
         choice = _choice(reply)
-        if body is None or choice is None or choice.get("finish_reason") != "length" or body.get("max_tokens") == 1 or not choice.get("token_ids"):
+        ids = (choice or {}).get("token_ids") or []
+        if body is None or choice is None or choice.get("finish_reason") != "length" or body.get("max_tokens") == 1 or not ids:
+            return None
+        if ids[-1] in body.get("stop_token_ids", ()):  # some servers count the limit first
             return None
         self._first[reply.key] = reply, frozenset(body.get("stop_token_ids", ()))
-        rest = {**body, "prompt": [*body["prompt"], *choice["token_ids"]], "return_token_ids": True}
+        rest = {**body, "prompt": [*body["prompt"], *ids], "return_token_ids": True}
         if body.get("max_tokens") is not None:
             rest["max_tokens"] = body["max_tokens"] - 1
         if "min_tokens" in body:

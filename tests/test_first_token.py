@@ -102,8 +102,9 @@ def test_named_tokens_are_suppressed_and_others_refused(words: Any) -> None:
         first_token(words, ["Write a poem"], None)
 
 
-def test_a_text_that_ends_at_once_is_an_empty_instruction_and_nothing_is_continued(ask: Any) -> None:
-    made, bodies = ask(lambda _, body: completion("", "stop", token_ids=[2]), suppress="markdown")
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_a_text_that_ends_at_once_is_an_empty_instruction_and_nothing_is_continued(ask: Any, finish: str) -> None:
+    made, bodies = ask(lambda _, body: completion("", finish, token_ids=[2]), suppress="markdown")
     assert (made["status"], made["reason"]) == ("failed", "empty instruction") and len(bodies) == 1
 
 
