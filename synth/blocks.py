@@ -142,7 +142,7 @@ def search(rows: Rows, width: int, found: Found, *, block: int | None = None, de
                 for done in as_completed([pool.submit(work.run) for _ in range(threads)]):
                     done.result()
             finally:
-                work.left = iter(())  # after an error or an interrupt the others end with their present block
+                work.left = iter(())  # after an interrupt the threads end with their present blocks
     finally:
         torch.set_num_threads(threads)
 
@@ -170,7 +170,14 @@ class _Work:
         return torch.from_numpy(np.ascontiguousarray(self.rows(slice(start, min(start + self.side, self.n))))).to(self.device)
 
     def run(self) -> None:
-        """Do blocks until none is left."""
+        """Do blocks until none is left, or until one fails in any thread."""
+        try:
+            self._run()
+        except BaseException:
+            self.left = iter(())
+            raise
+
+    def _run(self) -> None:
         import torch
 
         if self.device == "cpu":

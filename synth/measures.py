@@ -58,7 +58,7 @@ MEASURES: dict[str, Measure] = {
     "minhash": Measure(2, "pool", {"minhash_group": TEXT, "minhash_duplicate": BOOL}),
     "neighbors": Measure(2, "pool", {
         "min_neighbor_distance": NUMBER, "repeat_count": NUMBER, "min_similar_id": TEXT, "near_duplicate": BOOL,
-        "neighbor_group": TEXT, "neighbor_group_size": NUMBER}),
+        "neighbor_group": TEXT, "neighbor_group_size": NUMBER, "neighbor_group_duplicate": BOOL, "neighbor_recall": NUMBER}),
     "eval_distance": Measure(2, "instruction", {"eval_distance": NUMBER}),
     "quality": Measure(3, "instruction", {
         "input_quality": Field_("ordered", QUALITY), "input_quality_rank": NUMBER, "quality_explanation": LONG}),

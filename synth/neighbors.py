@@ -5,9 +5,9 @@ reduced while it is in the cache (synth/blocks.py), so memory does not grow with
 index looks only where neighbours are likely, and its recall is measured (synth/ivf.py).
 
 Bitwise equal vectors are grouped before any product, so their distance is exactly 0 and they are counted whatever their number: in 32-bit
-products 4 of 10 exact duplicates come out above 0, and the paper keeps what is `> 0`. That rule drops every copy; `min_similar_id = id` keeps one.
-"Closer than the threshold" is not transitive, so which rows `min_similar_id = id` keeps depends on the order; `neighbor_group = id` keeps one row of
-each connected group, whatever the order was.
+products 4 of 10 exact duplicates come out above 0, and the paper keeps what is `> 0`. That rule drops every copy; `NOT near_duplicate` (which is
+min_similar_id = id) keeps one. "Closer than the threshold" is not transitive, so how many rows that keeps depends on their order;
+`NOT neighbor_group_duplicate` keeps one row of each connected group, and the groups are the same in any order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SLICE = 8192
 
 FIELDS: dict[str, Any] = {
     "min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String,
-    "neighbor_group": pl.String, "neighbor_group_size": pl.Int64, "neighbor_recall": pl.Float64,
+    "neighbor_group": pl.String, "neighbor_group_size": pl.Int64, "neighbor_group_duplicate": pl.Boolean, "neighbor_recall": pl.Float64,
 }  # fmt: skip
 """Columns of the measure. `neighbor_recall` is 1 where the search was exact, else what was measured of this search (the same for every row)."""
 
@@ -54,8 +54,9 @@ def neighbors(
     `vectors`: float32 [n, d] of unit length, row k belonging to `ids[k]`; a memory map is read in slices. Returns, in the order of `ids`, [id,
     min_neighbor_distance (squared L2, 0 to 4), repeat_count (others closer than `threshold`), min_similar_id (the first row in the order of `ids`
     that is closer than `threshold`, itself included), neighbor_group (the first row of those connected to it by such pairs), neighbor_group_size
-    (rows), neighbor_recall, status, reason]. More than `exact_up_to` distinct vectors are searched by an index with `probes` lists a row; what was
-    measured of it goes to `say` in one line. A pool of one row is a failed cell. `device`: of torch, default a GPU where there is one.
+    (rows), neighbor_group_duplicate (whether it is not that first row), neighbor_recall, status, reason]. More than `exact_up_to` distinct vectors
+    are searched by an index with `probes` lists a row; what was measured of it goes to `say` in one line. A pool of one row is a failed cell.
+    `device`: of torch, default a GPU where there is one.
     Raises UserError when a vector is not of unit length, or when the index is wanted and faiss is not installed.
     """
     n = len(ids)
@@ -89,12 +90,14 @@ def neighbors(
     distance[(size > 1) | (distance < ZERO)] = 0.0
     own, label = np.arange(n), found.groups()
     near = threshold > 0  # at 0 nothing is closer, a copy included
+    leader = first[label][group] if near else own
     columns = {
         "min_neighbor_distance": distance[group],
         "repeat_count": (found.repeats.cpu().numpy() + size - 1)[group] if near else np.zeros(n, np.int64),
         "min_similar_id": names.gather(found.lowest.cpu().numpy()[group] if near else own),
-        "neighbor_group": names.gather(first[label][group] if near else own),
+        "neighbor_group": names.gather(leader),
         "neighbor_group_size": np.bincount(label, size, len(first))[label][group].astype(np.int64) if near else np.ones(n, np.int64),
+        "neighbor_group_duplicate": leader != own,
         "neighbor_recall": np.full(n, recall),
     }
     frame = pl.DataFrame({"id": names, **columns}, schema={"id": pl.String, **FIELDS})

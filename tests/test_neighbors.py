@@ -66,6 +66,7 @@ def agree(found: pl.DataFrame, exact: pl.DataFrame) -> None:
     assert found["min_similar_id"].to_list() == exact["low"].to_list()
     assert found["neighbor_group"].to_list() == exact["group"].to_list()
     assert found["neighbor_group_size"].to_list() == exact["size"].to_list()
+    assert found["neighbor_group_duplicate"].to_list() == (exact["group"] != exact["id"]).to_list()
 
 
 POOLS = {
@@ -324,12 +325,13 @@ def test_a_recipe_measures_groups_of_near_duplicates_with_stored_vectors(tmp_pat
     if limit == 10:
         pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     made = recipe_pool(tmp_path, limit)
-    arm = resolve_filter("one of each", ArmConfig.model_validate({"where": "neighbor_group_size > 1 AND NOT near_duplicate", "choose": "all"}))
+    where = "neighbor_group_size > 1 AND NOT neighbor_group_duplicate"
+    arm = resolve_filter("one of each", ArmConfig.model_validate({"where": where, "choose": "all"}))
     log = Log()
     counts = measure(made, [(arm, (0,))], Servers(log, tmp_path / "logs"), log, only=["neighbors"])
     frame = made.frame().sort("index")
     assert counts["neighbors"]["cells"] == 60 and frame["status:neighbors"].unique().to_list() == ["ok"]
-    kept = frame.filter((pl.col("neighbor_group_size") > 1) & ~pl.col("near_duplicate"))
+    kept = frame.filter((pl.col("neighbor_group_size") > 1) & ~pl.col("neighbor_group_duplicate"))
     assert {0, *range(1, 46, 5)} <= set(kept["index"].to_list()), "each repeated row and the first of the copies"
     assert frame["neighbor_group"][59] == frame["id"][0] and frame["min_neighbor_distance"][59] == 0.0
     assert ("by an index with" in capsys.readouterr().err) == (limit == 10)
