@@ -95,8 +95,7 @@ def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
     names = {c: taken.get(c) or (f"source_{c}" if c in reserved else c) for c in frame.columns}
     extra = [pl.col(c).alias(n) for c, n in names.items() if c not in taken]
     ours = frame.select(*[_cast(name, held) for name, held in found.items() if held], *extra, *([pl.col(talk).alias("_talk")] if talk else []))
-    ours = _texts(ours, talk is not None)
-    ours = _conversations(ours, plain) if talk else ours.with_columns(pl.lit(None, MESSAGES).alias("messages"))
+    ours = _told(ours, plain) if talk else _texts(ours, talk=False).with_columns(pl.lit(None, MESSAGES).alias("messages"))
     ours = ours.with_columns(pl.lit(json.dumps(list(names.items())), pl.String).alias("source_columns"))
     ours = _labels(_identified(ours))
     if "min_similar_id" in ours.columns and "repeat_count" in ours.columns:  # ours is always filled; published sets write null for no repeat
@@ -121,6 +120,20 @@ def _conversation(frame: pl.DataFrame) -> tuple[str | None, bool]:
             if fields & {"from", "role"} and fields & {"value", "content"}:
                 return name, fields in ({"from", "value"}, {"role", "content"})
     return None, False
+
+
+def _told(ours: pl.DataFrame, plain: bool) -> pl.DataFrame:
+    """Texts and conversations of rows with a conversation; those that just repeat instruction and response, nearly all, are told by a look."""
+    usual = pl.lit(False)
+    if plain and ours.schema["_talk"] == _PLAIN and {"instruction", "response"} <= set(ours.columns):
+        said = [(_turn(pl.col("_talk"), at, "from") == who) & (_turn(pl.col("_talk"), at, "value") == pl.col(name))
+                for at, (who, name) in enumerate((("human", "instruction"), ("gpt", "response")))]  # fmt: skip
+        usual = ((pl.col("_talk").list.len() == 2) & said[0] & said[1]).fill_null(False)
+    ours = ours.with_columns(usual.alias("_usual")).with_row_index("_row")
+    rest = ours.filter(~pl.col("_usual"))
+    rest = _conversations(_texts(rest, talk=True), plain).drop("_messages")
+    told = pl.concat([ours.filter("_usual"), rest], how="diagonal") if len(rest) < len(ours) else rest
+    return told.sort("_row").drop("_row", "_usual", "_talk")
 
 
 def _texts(ours: pl.DataFrame, talk: bool) -> pl.DataFrame:
@@ -149,7 +162,7 @@ def _conversations(ours: pl.DataFrame, plain: bool) -> pl.DataFrame:
     whole = (turns.list.len() > 0) & ~two
     ours = ours.with_columns(pl.when(whole).then(turns).otherwise(None).alias("messages"))
     if plain and ours.schema["_talk"] == _PLAIN:
-        made = _spoken("from", "value")
+        made = _spoken(ours, "from", "value")
         # An empty list stands for a row that had no conversation.
         ours = ours.with_columns(pl.when(pl.col("_talk").ne_missing(made)).then(pl.col("_talk").fill_null([])).alias("source_conversations"))
     return ours
@@ -159,13 +172,15 @@ def _turn(turns: pl.Expr, at: int, field: str) -> pl.Expr:
     return turns.list.get(at, null_on_oob=True).struct.field(field)
 
 
-def _spoken(who: str, what: str) -> pl.Expr:
+def _spoken(ours: pl.DataFrame, who: str, what: str) -> pl.Expr:
     """The conversation of our rows as from/value or role/content."""
     names: Mapping[str, str] = _SPEAKERS if who == "from" else {}
     role, content = pl.element().struct.field("role").replace(names), pl.element().struct.field("content")
     whole = pl.col("messages").list.eval(pl.struct(role.alias(who), content.alias(what)))
     sides = (("user", "instruction"), ("assistant", "response"))
     pair = [pl.struct(pl.lit(names.get(role, role)).alias(who), pl.col(name).alias(what)) for role, name in sides]
+    if ours["messages"].null_count() == len(ours):
+        return pl.concat_list(pair)
     return pl.when(pl.col("messages").is_not_null()).then(whole).otherwise(pl.concat_list(pair))
 
 
@@ -216,7 +231,7 @@ def _status(ours: pl.DataFrame, part: Part, seen: set[int]) -> pl.DataFrame:
         pl.when(pl.col("reason").is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)).alias("status"),
     )
     first = [n for n in NAMES if n in ours.columns]
-    return ours.select(*first, pl.exclude(*first, *_OWN, "_talk", "_messages"), *[n for n in _OWN if n in ours.columns])
+    return ours.select(*first, pl.exclude(*first, *_OWN), *[n for n in _OWN if n in ours.columns])
 
 
 # -- out --------------------------------------------------------------------------------------------------------------------------------------
@@ -254,8 +269,8 @@ def to_form(frame: pl.DataFrame, form: Form) -> pl.DataFrame:
     if "messages" not in kept.columns:
         kept = kept.with_columns(pl.lit(None, MESSAGES).alias("messages"))
     if form == "messages":
-        return kept.select("id", _spoken("role", "content").alias("messages"))
-    turns = _spoken("from", "value").cast(_PLAIN)
+        return kept.select("id", _spoken(kept, "role", "content").alias("messages"))
+    turns = _spoken(kept, "from", "value").cast(_PLAIN)
     if kept.schema.get("source_conversations") == _PLAIN:
         own = pl.col("source_conversations")
         turns = pl.when(own.is_null()).then(turns).when(own.list.len() > 0).then(own)
@@ -297,7 +312,7 @@ def _published(frame: pl.DataFrame, name: str, form: Form) -> pl.Expr:
     if name not in frame.columns:
         return pl.lit(None, kind)
     value = pl.col(name)
-    if name in _LABELS and "failed_tags" in frame.columns:
+    if name in _LABELS and "failed_tags" in frame.columns and frame["failed_tags"].list.len().sum():
         item = pl.element().filter(pl.element().struct.field("column") == name).struct.field("value")
         value = pl.coalesce(value.cast(pl.String), pl.col("failed_tags").list.eval(item).list.first())
     if name == "min_similar_id" and "repeat_count" in frame.columns:
