@@ -40,6 +40,23 @@ def test_chosen_rows_are_written_as_they_were_in_the_order_of_the_choice(tmp_pat
     assert loaded(tmp_path / f"out{ending}") == best
 
 
+def test_parquet_keeps_its_types_and_metadata(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turn = pa.list_(pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string(), metadata={"k": "v"})]))
+    schema = pa.schema([
+        ("uuid", pa.string()), ("input", pa.large_string()), ("output", pa.string()), ("n", pa.int32()), ("when", pa.timestamp("ms", "UTC")),
+        ("kind", pa.dictionary(pa.int32(), pa.string())), ("conversations", turn),
+    ], metadata={"huggingface": '{"info": {}}'})  # fmt: skip
+    rows = [{"uuid": f"u{i}", "input": "q", "output": "x" * (i + 1), "n": i, "when": i * 1000, "kind": "ab"[i % 2]} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "set.parquet")
+    run(tmp_path / "set.parquet", "longest", rows=3, out=tmp_path / "out.parquet")
+    made, source = pq.read_table(tmp_path / "out.parquet"), pq.read_table(tmp_path / "set.parquet")
+    assert made.schema.equals(source.schema, check_metadata=True)
+    assert made.to_pylist() == source.to_pylist()[:1:-1]
+
+
 def test_lines_are_copied_byte_for_byte(tmp_path: Path) -> None:
     lines = [
         '{"uuid":"a", "input": "caf\\u00e9",  "output":"x", "n": 1.50}', '{"output":"xyz","input":"b","uuid":"b"}',
@@ -51,7 +68,8 @@ def test_lines_are_copied_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_more_rows_than_fit_into_memory_at_once_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "CHUNK", 7)
+    monkeypatch.setattr(gather, "BUCKET", 7)
+    monkeypatch.setattr(gather, "BATCH", 10)
     rows = [row23(i, output="x" * (i * 37 % 101 + 1), output_length=i * 37 % 101 + 1) for i in range(60)]
     best = [r["uuid"] for r in sorted(rows, key=lambda r: -r["output_length"])[:30]]
     folder = tmp_path / "set"
