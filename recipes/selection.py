@@ -61,10 +61,10 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
     tokens = token_counter(graph, pool)
     texts = long_texts(graph.filters.values())
     missing = 0 if pool.imported else len(pool.missing_instructions())
-    empty = pool.imported and pool.drawn().is_empty()
+    empty = pool.to_import()
     if missing or empty:
         total = graph.recipe.synth.rows
-        session.note("instructions", RUN, f"{missing} of {total} rows missing" if missing else "nothing imported yet")
+        session.note("instructions", RUN, f"{missing} of {total} rows missing" if missing else "not imported to the end yet")
         if session.planning:
             session.note("measure", WAITS, "depends on instructions")
             return None

@@ -6,6 +6,7 @@ so the pool has as many instructions as were asked for.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import polars as pl
 
 from core.columns import FAILED, OK
 from core.endpoint import Servers
-from core.store import Counts, canonical, digest
+from core.store import Counts, canonical, digest, write_atomic
 from core.tracking import Log
 from synth import generate, published
 from synth.balance import Balance
@@ -41,7 +42,7 @@ def draw(pool: Pool, servers: Servers, log: Log, share: Share = (0, 1)) -> Count
     """
     source = pool.config.rows
     if isinstance(source, ImportConfig):
-        if pool.drawn().is_empty():
+        if pool.to_import():
             _import(pool, source, log)
     else:
         _generate(pool, servers, log, share)
@@ -124,7 +125,10 @@ def _imported(batch: pl.DataFrame) -> pl.DataFrame:
 
 
 def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
-    """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a present one is a failed cell."""
+    """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a present one is a failed cell.
+
+    One that was killed begins again: what it had copied is then there twice, and alike, which columns allow.
+    """
     path = str(source.import_)
     done = 0
     for batch in published.read(path, limit=source.limit):
@@ -146,3 +150,4 @@ def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
             column.append(cells, order=f"{done:012d}")
         done += len(batch)
         log.progress(done, source.limit)
+    write_atomic(pool.import_marker, json.dumps({"limit": source.limit}))

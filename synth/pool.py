@@ -11,6 +11,7 @@ Texts stay on disk: the frame that filters and the schedule see holds figures, l
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -106,6 +107,20 @@ class Pool:
         if isinstance(self.config.rows, ImportConfig) and self.config.rows.limit:
             held = held.filter(pl.col("index") < self.config.rows.limit)
         return held.sort("index")
+
+    @property
+    def import_marker(self) -> Path:
+        """Written when an import has come to its end: {"limit": how many rows were asked for, null: all}."""
+        return self.instruction.folder / "imported.json"
+
+    def to_import(self) -> bool:
+        """Whether imported rows are still to come: the import was never begun, was killed, or ended at a lower limit."""
+        if not isinstance(self.config.rows, ImportConfig):
+            return False
+        if not self.import_marker.is_file():
+            return True
+        limit, asked = json.loads(self.import_marker.read_text())["limit"], self.config.rows.limit
+        return limit is not None and (asked is None or asked > limit)
 
     def missing_instructions(self) -> pl.DataFrame:
         """Draws still to be made: [id, place, cell, index, seed]."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from core.endpoint import Servers
 from core.models import Model
+from core.tracking import Log
+from synth import drawing, published
 from synth import pool as pools
 from synth.config import SynthConfig
 from synth.context import Context
@@ -91,3 +96,35 @@ def test_a_snapshot_holds_the_frame_and_all_texts_whatever_the_slice(tmp_path: P
     assert held["id"].to_list() == frame["id"].to_list()
     assert held["instruction"].str.len_chars().min() == len(f"0 {WORDS}")
     assert held["response"].null_count() == 25
+
+
+def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"uuid": f"u{i}", "instruction": f"Why {i}?", "response": f"Because {i}.", "input_quality": "good"} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def imported(limit: int | None) -> Pool:
+        source = {"import": str(tmp_path / "rows.jsonl"), "limit": limit}
+        settings = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": source})
+        return Pool(settings, Context(tmp_path / "store", lambda name, revision: Model(name, name, "r1")))
+
+    whole = published.read
+
+    def dies(path: str, limit: int | None = None) -> Iterator[pl.DataFrame]:
+        for number, batch in enumerate(whole(path, limit, batch=8)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    with Servers(Log(), tmp_path) as servers:
+        monkeypatch.setattr(published, "read", dies)
+        with pytest.raises(KeyboardInterrupt):
+            drawing.draw(imported(20), servers, Log())
+        assert len(imported(20).frame()) == 16 and imported(20).to_import()
+        monkeypatch.setattr(published, "read", whole)
+        assert drawing.draw(imported(20), servers, Log())["rows"] == 20
+        assert not imported(20).to_import() and not imported(10).to_import() and imported(None).to_import()
+        assert drawing.draw(imported(None), servers, Log())["rows"] == 30
+    frame = imported(None).frame()
+    assert frame["id"].n_unique() == len(frame) == 30
+    assert set(frame["status:quality"]) == set(frame["status:response"]) == {"ok"}
+    assert not imported(5).to_import() and len(imported(5).frame()) == 5
