@@ -242,7 +242,7 @@ def test_a_killed_recipe_goes_on_at_the_half_turn_and_selects_whole_conversation
         assert again.wait(timeout=300) == 0, again.stderr.read().decode() if again.stderr else ""
     assert_columns_whole(tmp_path / "store")
     lost = len(set(state["seen"][len(before) :]) & set(before))
-    assert len(before) == 50 and lost <= 4 + 32, "what was in flight, and what was not yet in a part"
+    assert len(before) >= 50 and lost <= 4 + 32, "what was in flight, and what was not yet in a part"
     selected = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "all-of-it" / "selection.parquet")
     pool = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "measure" / "pool.parquet")
     assert set(selected["messages"].list.len()) == {6} and len(selected) == int((pool["status:turns"] == "ok").sum())
