@@ -23,7 +23,7 @@ from core.tracking import Log
 from synth import balance, generate
 from synth.config import SynthConfig
 from synth.context import Context
-from synth.drawing import draw
+from synth.drawing import draw, mine
 from synth.pool import Pool
 from synth.steering import chosen, domains, steered
 from tests import small_recipe
@@ -135,6 +135,22 @@ def test_1000_instructions_after_three_kills_none_lost_none_doubled(tmp_path: Pa
     assert stored(made)["id"].n_unique() == len(stored(made))
     assert made.missing_instructions().is_empty()
     assert teacher.seen - before < 1000, "what was drawn before the kills is not drawn again"
+
+
+def test_tasks_that_share_a_pool_fill_their_own_places_replacements_included(
+    tmp_path: Path, llama: Path, server: ScriptedServer, teacher: Teacher
+) -> None:
+    teacher.empty = 0.2
+    data = settings(llama, server, rows=100)
+    made = pool(tmp_path, data)
+    with Servers(Log(), tmp_path / "logs") as servers:
+        draw(made, servers, Log(), (1, 2))
+        half = len(made.frame())
+        assert half == len(mine(made.planned, (1, 2)))
+        assert draw(made, servers, Log(), (0, 2))["rows"] == 100
+    alone, _ = filled(tmp_path / "alone", data)
+    assert alone.frame()["id"].to_list() == made.frame()["id"].to_list()
+    assert stored(made)["id"].n_unique() == len(stored(made)) == len(stored(alone))
 
 
 def test_a_pool_that_grows_draws_only_what_is_new(tmp_path: Path, llama: Path, server: ScriptedServer, teacher: Teacher) -> None:
