@@ -28,17 +28,16 @@ GPU_HELD = 64
 """Blocks of vectors that stay on a GPU (3 GB of 768 dimensions); others are sent again."""
 FEW = 4096
 """Rows up to which the rotation costs more than it saves."""
-MANY = 0.03
-"""Share of a block's pairs above which it is computed whole in 32 bit."""
+MANY, MANY_RUNS = 0.02, 0.5
+"""Share of a block's pairs, or of its runs, that matter to its rows or to its columns, above which it is computed whole in 32 bit."""
 HELD = 2**20
 """Candidate pairs that a thread holds before it looks again which of them still matter."""
 RUN = 32
 """Products of a row whose largest is looked at first; half as many of a column."""
-EDGES = 2**22
-"""Close pairs held before they are merged into groups."""
+EDGES = 2**18
+"""Close pairs held before they are merged into groups (and as many as there are vectors): pairs inside a known group are then not held."""
 PAIRS = 512
 """Pairs computed in 32 bit at a time: their vectors fit in the cache."""
-FAR = 2**62
 
 Ints = NDArray[np.int64]
 
@@ -47,7 +46,7 @@ class Found:
     """What is known so far of each of n distinct vectors: the largest cosine to another (`nearest`), how many rows have a cosine above `close`
     (`repeats`, without its own copies), and the lowest row of those and its own (`lowest`); and the groups that those pairs join.
 
-    `size` [n]: rows that hold each vector; `rank` [n]: the first of them. Threads may fold at once.
+    `size` [n]: rows that hold each vector; `rank` [n]: the first of them, ascending. Threads may fold at once.
     """
 
     def __init__(self, size: Ints, rank: Ints, close: float, device: str = "cpu") -> None:
@@ -91,9 +90,9 @@ class Found:
         hit = (best > self.close).nonzero().squeeze(1)  # few rows have a repeat in a given block: only those are looked at again
         if not len(hit):
             return
-        near, at = cosines[hit] > self.close, hit + a.start
-        self.repeats[at] += (near * self.size[b]).sum(dim=1)
-        self.lowest[at] = torch.minimum(self.lowest[at], torch.where(near, self.rank[b], FAR).amin(dim=1))
+        near, at = (cosines if len(hit) == len(cosines) else cosines[hit]) > self.close, hit + a.start
+        self.repeats[at] += (near.double() @ self.size[b].double()).long()  # whole numbers below 2**53 are exact
+        self.lowest[at] = torch.minimum(self.lowest[at], self.rank[b][_first(near)])  # ranks ascend, so the first is the lowest
         if a.start <= b.start:
             rows, found = at.cpu().numpy(), near.cpu().numpy()
             found &= self.label[rows][:, None] != self.label[b]
@@ -103,7 +102,7 @@ class Found:
     def _join(self, i: Ints, j: Ints) -> None:
         if len(i):
             self.edges.append((i, j))
-        if sum(len(i) for i, _ in self.edges) > EDGES:
+        if sum(len(i) for i, _ in self.edges) > max(EDGES, len(self.label)):
             self.groups()
 
     def groups(self) -> Ints:
@@ -119,6 +118,13 @@ class Found:
             _, first = np.unique(component, return_index=True)
             self.label, self.edges = first[component], []
         return self.label
+
+
+def _first(near: torch.Tensor) -> torch.Tensor:
+    """The first true column of each row of a truth table."""
+    import torch
+
+    return torch.from_numpy(near.numpy().argmax(axis=1)) if near.device.type == "cpu" else near.byte().argmax(dim=1)
 
 
 def search(rows: Rows, width: int, found: Found, *, block: int | None = None, device: str = "cpu", sieve: bool | None = None) -> None:
@@ -194,11 +200,12 @@ class _Work:
                 self._whole(a, b)
                 continue
             products = self.codes.products(a, b, room)
-            sides = [self._candidates(products, True, a, b)] + ([self._candidates(products, False, b, a)] if a != b else [])
-            if sum(len(i) for i, _, _ in sides) > MANY * products.size:
+            by_row = self._candidates(products, True, a, b)
+            by_column = self._candidates(products, False, b, a) if by_row and a != b else by_row
+            if by_row is None or by_column is None:
                 self._whole(a, b)
                 continue
-            held.extend(sides)
+            held.extend([by_row] if a == b else [by_row, by_column])
             if sum(len(i) for i, _, _ in held) > HELD:
                 held = [self._matter(held)]
                 if len(held[0][0]) > HELD // 2:
@@ -214,10 +221,11 @@ class _Work:
             for s in (a, b):
                 np.maximum(self.bound[s], self.found.nearest[s].numpy() - self.rounding, out=self.bound[s])
 
-    def _candidates(self, products: NDArray[np.int32], across: bool, a: slice, b: slice) -> Pairs:
+    def _candidates(self, products: NDArray[np.int32], across: bool, a: slice, b: slice) -> Pairs | None:
         """Pairs (i of `a`, j of `b`, their product) where j could be the nearest of i or closer than the threshold, by what is known so far.
 
         `across`: the rows of `products` are those of `a`, else its columns. Only runs of products whose largest is high enough are looked at.
+        None where they are many.
         """
         import torch
 
@@ -232,6 +240,8 @@ class _Work:
         np.maximum(self.bound[a], largest.max(axis=int(across)) * self.codes.unit - error, out=self.bound[a])
         floor = np.floor((np.minimum(self.bound[a], self.found.close) - error) / self.codes.unit).astype(np.int32)
         runs = np.flatnonzero(largest >= (floor[:, None] if across else floor))
+        if len(runs) > largest.size * MANY_RUNS:
+            return None
         if across:
             at, start = runs // (side // run), runs * run
             values = products.reshape(-1, run).take(runs, axis=0)
@@ -240,6 +250,8 @@ class _Work:
             start = above * run
             values = products.reshape(-1).take((start * side + at)[:, None] + np.arange(run) * side)
         high = np.flatnonzero(values >= floor[at][:, None])
+        if len(high) > products.size * MANY:
+            return None
         which, place = np.divmod(high, run)
         return at[which] + a.start, (start[which] % side if across else start[which]) + place + b.start, values.reshape(-1)[high]
 

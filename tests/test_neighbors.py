@@ -112,7 +112,7 @@ def test_pools_that_end_at_before_and_behind_a_blocks_edge(n: int) -> None:
 def test_candidates_held_and_close_pairs_merged_in_small_portions_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = unit(POOLS["with near duplicates across blocks"].astype(np.float64))
     whole = folded(rows, 64, True)
-    for name, value in {"HELD": 50, "EDGES": 5, "PAIRS": 7}.items():
+    for name, value in {"HELD": 50, "EDGES": 0, "PAIRS": 7}.items():
         monkeypatch.setattr(blocks, name, value)
     portions = folded(rows, 64, True)
     assert (whole.nearest - portions.nearest).abs().max() < 1e-6 and (whole.repeats == portions.repeats).all()
