@@ -119,6 +119,7 @@ class Stages:
         named += [(("arms", n, "model"), a.model, a.revision) for n, a in self.arms.items() if a.model]
         if recipe.train is not None:
             named.append((("train", "base"), recipe.train.base, recipe.train.revision))
+        named += preferring.models(self)
         for loc, model, revision in named:
             try:
                 self.resolve(model, revision)

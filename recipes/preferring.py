@@ -16,14 +16,25 @@ if TYPE_CHECKING:
     from recipes.graph import Stages
 
 
+def models(graph: Stages) -> list[tuple[tuple[str, ...], str, str | None]]:
+    """Where a recipe names models for its preference sets: (place, model, revision). Raises UserError for an arm that has no rows or is none."""
+    config = graph.recipe.synth.preferences
+    if config is None:
+        return []
+    arms = [name for name, arm in graph.arms.items() if arm.model is None]
+    for arm in config.arms:
+        if arm not in arms:
+            raise UserError(f"synth.preferences.arms: no arm with rows is called '{arm}'{nearest(arm, arms)}.")
+    scorer = preferences.reward_model(graph.recipe.synth)
+    place = ("synth", "preferences", "reward", "model") if config.reward else ("synth", "tags", "reward", "model")
+    return [(place, scorer.model, scorer.revision)]
+
+
 def stages(graph: Stages, selections: dict[tuple[str, int], Result | None]) -> None:
     """Make `preferences/ARM` (an arm that is sampled by seed: `preferences/ARM/SEED`), where the recipe has `synth.preferences`."""
     synth, session = graph.recipe.synth, graph.session
     if synth.preferences is not None:
         arms = {arm for arm, _ in selections if arm != "heldout"}
-        for arm in synth.preferences.arms:
-            if arm not in arms:
-                raise UserError(f"synth.preferences.arms: no arm with rows is called '{arm}'{nearest(arm, arms)}.")
         context = Context(session.store.root, graph.resolve)
         spec = preferences.spec(synth, context)
         for (arm, seed), chosen in selections.items():

@@ -22,7 +22,7 @@ from synth.measures import COLUMNS, MEASURES, by_cost, long_columns, prerequisit
 from synth.strategies import CHOICES, STRATEGIES, Strategy
 from synth.where import Where, parse
 
-FIELDS = {name: declared for name, (_, declared) in COLUMNS.items()}
+FIELDS = {name: declared for name, (_, declared) in COLUMNS.items() if name != "messages"}  # a list of turns: nothing that SQL compares
 
 ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED = "allowed", "refused", "undecided", "failed", "held out"
 UNANSWERED, UNFINISHED = "response failed", "turns failed"

@@ -197,3 +197,20 @@ def test_a_killed_recipe_buys_no_answer_and_no_score_twice(tmp_path: Path, llama
     assert len(rows) == 20 and rows["id"].n_unique() == 20
     column = next((tmp_path / "store" / "columns" / "preference_answer").iterdir())
     assert len(Column(column, {}).read()) == 80
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"arms": ["goood"]}, "no arm with rows is called 'goood'; did you mean"),
+        ({"reward": {"model": "embedded/nothing"}}, "synth.preferences.reward.model: there is no embedded model 'nothing'"),
+        ({"reward": {"model": "RLHFlow/ArmoRM-Llama3-8B-v0.1"}}, "vLLM cannot serve"),
+    ],
+)
+def test_a_wrong_arm_or_reward_model_is_found_before_anything_is_spent(tmp_path: Path, llama: Path, change: Any, sentence: str) -> None:
+    with ScriptedServer(small_recipe.answer) as server:
+        block = {"reward": {"model": str(llama), "server": {"urls": [server.url]}}, **change}
+        path = small_recipe.recipe(tmp_path, llama, server.url, synth__preferences=block)
+        with pytest.raises(UserError, match=sentence):
+            graph.run(schema.load(path), "preferences")
+        assert server.requests == []
