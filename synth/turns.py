@@ -26,6 +26,7 @@ from core.store import digest
 from synth import generate, templates
 from synth.config import SynthConfig
 from synth.context import Context, Served
+from synth.first_token import Chain, FirstToken, first_token
 from synth.generate import Row, batched, failed, generated
 from synth.thinking import Thinking, thinking_of
 
@@ -54,6 +55,7 @@ def _half_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {
         "teacher": context.revision(config.teacher), "responder": context.revision(config.responder or config.teacher),
         "instruction": config.instruction, "response": config.response, "system_prompt": system_prompt(config), "seed": config.seed,
+        **({"first_token": config.first_token.model_dump(exclude_defaults=True)} if config.first_token else {}),
         "VERSION": [VERSION, generate.VERSION, templates.VERSION],
     }  # fmt: skip
 
@@ -86,15 +88,17 @@ class Talk:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the conversation: its model, how it thinks, whether its prompt opens a think block, and the request for its next message."""
+    """One side of the conversation: its model, how it thinks, whether its prompt opens a think block, the request for its next message, and the rule
+    for its first token."""
 
     served: Served
     thinking: Thinking | None
     opened: bool | None
     body: Callable[[Talk], dict[str, Any]]
+    chain: Chain | None = None
 
 
-def user_side(served: Served, sampling: Mapping[str, Any], system: str | None) -> Side:
+def user_side(served: Served, sampling: Mapping[str, Any], system: str | None, first: FirstToken | None = None) -> Side:
     """Writes the user's next message, with a seed of the row's and turn's own.
 
     Raises UserError where the chat template refuses or ignores the system prompt.
@@ -108,7 +112,7 @@ def user_side(served: Served, sampling: Mapping[str, Any], system: str | None) -
         return {**sampling, "prompt": templates.follow_up(words, [*before, *talk.messages]), "stop_token_ids": stop, "seed": seed}
 
     # A user's message is never opened by a generation prompt, so only a think block of the model's own is one.
-    return Side(served, thinking_of(words), False, body)
+    return Side(served, thinking_of(words), False, body, Chain(first) if first else None)
 
 
 def assistant_side(served: Served, sampling: Mapping[str, Any]) -> Side:
@@ -129,7 +133,9 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterat
     An empty or cut-off message, a thought that never ended, a prompt that leaves no room in max_model_len, and a failed request fail the row, with
     turn and side in the reason.
     """
-    user = user_side(context.serve(config.teacher), config.instruction, system_prompt(config))
+    teacher, rule = context.serve(config.teacher), config.first_token
+    first = first_token(teacher.tokenizer, rule.suppress, rule.temperature) if rule else None
+    user = user_side(teacher, config.instruction, system_prompt(config), first)
     assistant = assistant_side(context.serve(config.responder or config.teacher), config.response)
     journal = Column.open(context.root, "half_turns", _half_cell(config, context), _HALF)
     length = 2 * config.turns - (config.end_with == "user")
@@ -189,7 +195,8 @@ def _stream(group: list[Talk], length: int, sides: dict[str, Side], together: bo
                 talk.problem = f"{talk.place}: a prompt of {len(body['prompt'])} tokens leaves no room in max_model_len {limit}"
                 return None
             body["max_tokens"] = min(int(body.get("max_tokens") or left), left)
-        return Request(talk.id, body)
+        made = Request(talk.id, body)
+        return side.chain.begin(made) if side.chain else made
 
     def requests() -> Iterator[Request]:
         for talk in group:
@@ -202,6 +209,10 @@ def _stream(group: list[Talk], length: int, sides: dict[str, Side], together: bo
     def then(reply: Reply) -> Request | None:
         talk = by_id[reply.key]
         side = sides[talk.role]
+        if side.chain:
+            if (rest := side.chain.then(reply)) is not None:
+                return rest
+            reply = side.chain.join(reply)
         row = generated(reply, "text", side.thinking, side.opened)
         problem = row.get("reason") or ("cut off before its end" if row.get("finish_reason") == "length" else None)
         if problem:

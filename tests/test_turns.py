@@ -20,6 +20,7 @@ from core.models import resolve, tokenizer
 from recipes import graph, schema
 from synth import turns
 from synth.config import SynthConfig
+from synth.first_token import first_token
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_kill import assert_columns_whole, start
@@ -130,6 +131,23 @@ def test_each_row_goes_on_at_its_own_pace_and_its_seeds_are_fixed(room: Any, smo
     assert order != sorted(order) and here.server.high_water <= 4, "later turns are asked while first ones still wait: no barrier"
     seeds = {r.body["seed"] for r in here.server.requests if r.body["temperature"]}
     assert len(seeds) == 80, "a seed of its own for each row and turn"
+
+
+def test_the_rule_for_the_first_token_holds_for_further_users_messages_too(room: Any, smollm: Any) -> None:
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return completion("Wh", "length", token_ids=[1780]) if body["max_tokens"] == 1 else completion("y so?", token_ids=[105, 2])
+
+    here = room(answer)
+    rule = first_token(smollm, "markdown", None)
+    user = turns.user_side(here.served(smollm), {"temperature": 1.0, "max_tokens": 50}, None, rule)
+    assistant = turns.assistant_side(here.served(smollm), {"temperature": 0.0, "max_tokens": 60})
+    talk = turns.Talk("a", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    (done,) = turns._continued([talk], 6, user, assistant, here.journal)
+    assert [m["content"] for m in done["messages"][2:]] == ["Why so?", "y so?", "Why so?", "y so?"]
+    bodies = [r.body for r in here.server.requests]
+    assert [b["max_tokens"] for b in bodies] == [1, 49, 60, 1, 49, 60]
+    assert bodies[1]["prompt"] == [*bodies[0]["prompt"], 1780] and set(bodies[0]["logit_bias"]) == {str(i) for i in rule.banned}
+    assert "logit_bias" not in bodies[1] and "logit_bias" not in bodies[2]
 
 
 def test_a_conversation_may_end_with_the_user(room: Any, smollm: Any) -> None:
