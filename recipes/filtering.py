@@ -45,7 +45,7 @@ def apply_all(
     likeness; `student`: the model whose tokenizer and chat template (or `chat_template_path`) count a budget in tokens. Raises UserError as
     `resolve`, `tagged.read` and `select` do.
     """
-    rules = [_rule(name, {"allow_short": allow_short, **arm}, names) for name in names]
+    rules = rules_of(names, {"allow_short": allow_short, **arm})
     data = tagged.read(source, rules)
     vectors = _Vectors(source, data.frame["id"], embedding or EMBEDDING)
     tokens = _counter(source, student, chat_template_path) if any(rule.budget and rule.budget.tokens for rule in rules) else None
@@ -96,6 +96,11 @@ def show_filters(*, as_json: bool) -> None:
 
 def _answers(choose: str) -> str:
     return CHOICES[choose.partition("(")[0]].answers
+
+
+def rules_of(names: Sequence[str], arm: dict[str, Any]) -> list[Filter]:
+    """The filters of several strategies, with what `arm` replaces."""
+    return [_rule(name, arm, names) for name in names]
 
 
 def _rule(name: str, arm: dict[str, Any], names: Sequence[str]) -> Filter:

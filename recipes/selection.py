@@ -157,7 +157,7 @@ def _messages(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _because(rule: Filter) -> dict[str, str | None]:
-    return {"where": rule.where.text if rule.where else None, "choose": rule.choose, "budget": str(rule.budget)}
+    return {"where": rule.where.text if rule.where else None, "choose": rule.taking, "budget": str(rule.budget)}
 
 
 def _write(

@@ -55,6 +55,12 @@ class Filter:
         return self.choose in GREEDY
 
     @property
+    def taking(self) -> str:
+        """What it chooses by, in words of the recipe."""
+        shown = {"top": self.ranks, "balanced": self.ranks}.get(self.choose, (self.setting,) if self.setting else ())
+        return f"{self.choose}({', '.join(shown)})" if shown else self.choose
+
+    @property
     def seeded(self) -> bool:
         """A training seed redraws the sample of `hash_order` (and of nothing else)."""
         return self.choose == "hash_order"

@@ -131,7 +131,7 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
         "allowed": allowed,
         "chosen": len(taken),
         "chosen_tokens": sums,
-        "choose": rule.choose,
+        "choose": rule.taking,
         "budget": rule.budget.model_dump(exclude_none=True) if rule.budget else None,
     }
     budget = rule.budget

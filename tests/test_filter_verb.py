@@ -125,7 +125,7 @@ def test_a_filter_needs_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = saved(tmp_path / "set.parquet", [row23(i, instruct_reward=float(i)) for i in range(6)])
     found = answer(capsys, path, where="instruct_reward < 5", choose="top(instruct_reward)", rows=2, out=tmp_path / "out.parquet")
     assert [r["instruct_reward"] for r in loaded(tmp_path / "out.parquet")] == [4.0, 3.0]
-    assert found["strategies"]["filter"]["allowed"] == 5
+    assert found["strategies"]["filter"]["allowed"] == 5 and found["strategies"]["filter"]["choose"] == "top(instruct_reward)"
 
 
 def test_another_seed_redraws_a_random_choice(tmp_path: Path) -> None:
