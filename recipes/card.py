@@ -92,8 +92,13 @@ class Figures:
                 self.models.setdefault(name, Counter()).update(dict(kept[name].drop_nulls().value_counts().iter_rows()))
 
 
-def render(figures: Figures, provenance: Mapping[str, Any], *, name: str, form: Form, data: str, licence: str | None) -> str:
-    """The card as Markdown. `provenance`: facts by name (strings, or mappings shown as JSON), `funnel` and `recipe` (text) among them."""
+def render(
+    figures: Figures, provenance: Mapping[str, Any], *, name: str, form: Form, data: str, columns: Iterable[str], licence: str | None
+) -> str:  # fmt: skip
+    """The card as Markdown. `provenance`: facts by name (strings, or mappings shown as JSON), `funnel` and `recipe` (text) among them.
+
+    `data`: the pattern of the data files, `columns`: theirs.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     front: dict[str, Any] = {
@@ -114,8 +119,8 @@ def render(figures: Figures, provenance: Mapping[str, Any], *, name: str, form: 
         name=name, form=form, rows=figures.rows, failed=figures.failed, licence=licence, warnings=licences(teachers),
         labels=[(LABELS[k], counts.most_common(30), sum(counts.values())) for k, counts in figures.labels.items()],
         numbers=[(NUMBERS[k], int(n), total / n, low, high, total) for k, (n, total, low, high) in figures.numbers.items()],
-        models={k: dict(v.most_common(5)) for k, v in figures.models.items() if v}, columns=figures.columns,
-        facts=facts, funnel=provenance.get("funnel"), recipe=provenance.get("recipe"),
+        models={k: dict(v.most_common(5)) for k, v in figures.models.items() if v}, columns=list(columns),
+        drawn=bool(provenance.get("teacher")), facts=facts, funnel=provenance.get("funnel"), recipe=provenance.get("recipe"),
     )  # fmt: skip
 
 

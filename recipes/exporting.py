@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import polars as pl
+
 from core.errors import UserError
 from core.store import fsync_folder
 from recipes import card, exported_rows, importing
 from recipes.exported_rows import Export
+from recipes.session import environment
 from synth import published
 
 DATA = "data/train-*.parquet"
@@ -57,7 +60,9 @@ def _opened(source: str, arm: str | None, seed: int | None) -> Export:
         return exported_rows.of_recipe(schema.load(source), arm, seed)
     if arm is not None or seed is not None:
         raise UserError(f"--arm and --seed choose rows of a recipe; {source} is no recipe (a .yaml file).")
-    return Export(path.name.partition(".")[0] or source, published.read(source), {"source": path.name if path.exists() else source})
+    return Export(path.name.partition(".")[0] or source, published.read(source), {
+        "source": path.name if path.exists() else source, "git commit of the software": environment()["git"],
+    })  # fmt: skip
 
 
 def _folder(export: Export, figures: card.Figures, folder: Path, form: published.Form, licence: str | None) -> int:
@@ -69,7 +74,9 @@ def _folder(export: Export, figures: card.Figures, folder: Path, form: published
     try:
         work.mkdir(parents=True)
         rows = importing.shards(figures.watch(export.frames), work / "data", form, "train-{:05d}.parquet")
-        (work / "README.md").write_text(card.render(figures, export.provenance, name=export.name, form=form, data=DATA, licence=licence))
+        columns = pl.read_parquet_schema(next((work / "data").iterdir()))
+        text = card.render(figures, export.provenance, name=export.name, form=form, data=DATA, columns=columns, licence=licence)
+        (work / "README.md").write_text(text)
         if folder.exists():
             folder.rmdir()
         work.rename(folder)

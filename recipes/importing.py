@@ -32,7 +32,7 @@ def checked(form: str) -> Form:
     for known in FORMS:
         if form == known:
             return known
-    raise UserError(f"--form {form}: no such form{nearest(form, FORMS)}; there are {', '.join(FORMS)}.")
+    raise UserError(f"--form {form}: no such form{nearest(form, FORMS)}.")
 
 
 def lines(counted: published.Counted) -> list[str]:

@@ -231,6 +231,13 @@ def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_lice
     assert "| excellent | 45 | 97.8 % |" in card and "| messages a conversation | 46 |" in card
 
 
+def test_texts_of_models_are_plain_text_in_the_card(tmp_path: Path) -> None:
+    pl.from_dicts([row23(0, llama_guard_2="<img src=x onerror=alert(1)> | [a](b)", model="<b>m</b>")]).write_parquet(tmp_path / "set.parquet")
+    exporting.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "<img" not in card and "<b>" not in card and "&lt;img src=x" in card
+
+
 class Hub(BaseHTTPRequestHandler):
     """The few calls of the hub that creating a data set and uploading small files take."""
 
