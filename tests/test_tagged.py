@@ -12,6 +12,7 @@ import pytest
 
 from core.errors import UserError
 from recipes.filtering import apply_all
+from synth import published
 from synth.choose import hash_rank
 from synth.config import ArmConfig
 from synth.filters import Filter, resolve
@@ -198,6 +199,24 @@ def test_rows_without_a_response_and_second_rows_of_an_id_are_never_chosen(tmp_p
         data = read(path, [rule("difficulty = 'hard'")])
         assert data.out == {"no response": 1, "the id occurs twice": 1}
         assert kept(path, "difficulty = 'hard'") == ["u0", "u2", "u4"]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+def test_our_own_form_is_read_with_the_failures_that_it_keeps(tmp_path: Path, ending: str) -> None:
+    rows = [row23(0), row23(1, input_quality="Good"), row23(2, output="", conversations=[]), row23(3), row23(3)]
+    ours = tmp_path / f"ours{ending}"
+    published.write(published.read(saved(tmp_path / "set.jsonl", rows)), ours, "magpie")
+    data = read(ours, [rule("input_quality >= 'good'")])
+    assert data.failed == {"input_quality": {"unknown label 'Good'": 1}} and data.out == {"no response": 1, "the id occurs twice": 1}
+    assert kept(ours, "input_quality >= 'good'") == ["u0", "u3"]
+
+
+def test_files_of_both_kinds_in_one_folder_are_read_together(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    saved(folder / "1.parquet", [row23(0), row23(1, difficulty="easy")])
+    saved(folder / "2.jsonl", [row25(2)])
+    assert kept(folder, "difficulty = 'hard'") == ["u0", "u2"]
 
 
 def test_a_row_without_an_id_gets_one_from_its_content(tmp_path: Path) -> None:
