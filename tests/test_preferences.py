@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -117,16 +118,21 @@ def test_k_answers_with_seeds_of_their_own_are_scored_and_paired(room: Room) -> 
     assert set(test["id"]) == set(both["id"].filter(ranks < int(0.2 * 2**64))) and 0 < len(test) < 15
 
 
-def test_the_set_is_a_conversational_preference_set_of_trl(room: Room) -> None:
+@pytest.mark.stack
+def test_trls_dpo_trainer_trains_on_the_set_as_it_is(room: Room) -> None:
     from datasets import Dataset
-    from trl.data_utils import extract_prompt, is_conversational, maybe_extract_prompt
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
 
     room.build("set")
+    words = AutoTokenizer.from_pretrained(room.llama)
+    words.pad_token = words.eos_token
+    settings = DPOConfig(
+        output_dir=str(room.root / "dpo"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no"
+    )
     rows = Dataset.from_parquet(str(room.root / "set" / "train.parquet"))
-    example = rows[0]
-    assert is_conversational(example) and maybe_extract_prompt(example) == example
-    implicit = {side: example["prompt"] + example[side] for side in ("chosen", "rejected")}
-    assert extract_prompt(implicit)["prompt"] == example["prompt"]
+    trained = DPOTrainer(model=str(room.llama), args=settings, train_dataset=rows, processing_class=words).train()
+    assert abs(trained.training_loss - math.log(2)) < 0.01, "before the first step no answer is preferred"
 
 
 def test_a_second_run_asks_nothing_and_a_larger_k_only_the_further_answers(room: Room) -> None:
