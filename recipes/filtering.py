@@ -19,7 +19,7 @@ from core.errors import UserError, nearest
 from recipes.results import table
 from synth import gather, tagged
 from synth.config import ArmConfig
-from synth.filters import Filter, resolve
+from synth.filters import Filter, Vectors, resolve
 from synth.reward import REWARD_MODELS
 from synth.schedule import Selection, TokenCounter, select
 from synth.strategies import CHOICES, STRATEGIES, Param
@@ -47,7 +47,7 @@ def apply_all(
     """
     rules = rules_of(names, {"allow_short": allow_short, **arm})
     data = tagged.read(source, rules)
-    vectors = _Vectors(source, data.frame["id"], embedding or EMBEDDING)
+    vectors = Vectors(_Embedder(source, data.frame["id"], embedding or EMBEDDING))
     tokens = _counter(source, student, chat_template_path) if any(rule.budget and rule.budget.tokens for rule in rules) else None
     return Applied(data, {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules})
 
@@ -136,7 +136,7 @@ def _params(given: Sequence[str], names: Sequence[str]) -> dict[str, Param]:
     return params
 
 
-class _Vectors:
+class _Embedder:
     """Embeddings of a data set's instructions, kept in the cache folder."""
 
     def __init__(self, source: str | Path, ids: pl.Series, model: str) -> None:

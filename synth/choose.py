@@ -6,6 +6,7 @@ which are read in blocks. Ties go by a hash of the id that is the same on every 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -101,6 +102,25 @@ def round_robin(groups: NDArray[Any], *, even: bool = False) -> Positions:
         held = sizes[np.unique(groups) >= 0]
         order = order[: int(held.min(initial=len(groups))) * len(held)]
     return order
+
+
+class Replayed:
+    """Batches that are made once, as they are asked for, and can be read again from the first."""
+
+    def __init__(self, make: Callable[[], Iterator[Positions]]) -> None:
+        self._make = make
+        self._made: list[Positions] = []
+        self._rest: Iterator[Positions] | None = None
+
+    def __iter__(self) -> Iterator[Positions]:
+        self._rest = self._rest or self._make()
+        for at in itertools.count():
+            if at == len(self._made):
+                fresh = next(self._rest, None)
+                if fresh is None:
+                    return
+                self._made.append(fresh)
+            yield self._made[at]
 
 
 def farthest_first(vectors: Vectors, candidates: int = CANDIDATES) -> Iterator[Positions]:

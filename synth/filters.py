@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError, nearest
+from core.store import digest
 from synth import choose as choices
 from synth.choose import hash_rank
 from synth.config import ArmConfig, Budget
@@ -31,8 +32,18 @@ VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UN
 GREEDY = ("diverse", "deita")
 """Choices in which one row decides about the next: they wait until `where` is decided everywhere."""
 
-Vectors = Callable[[pl.Series], NDArray[np.float32]]
-"""Unit vectors of the instructions of these ids, float32 [n, d]."""
+
+class Vectors:
+    """Unit vectors of instructions, by ids; and the greedy orders that were made of them, which the schedule asks for several times."""
+
+    def __init__(self, embed: Callable[[pl.Series], NDArray[np.float32]]) -> None:
+        self.embed = embed
+        """Unit vectors of the instructions of these ids, float32 [n, d]."""
+        self._orders: dict[str, choices.Replayed] = {}
+
+    def order(self, key: object, make: Callable[[], Iterator[choices.Positions]]) -> choices.Replayed:
+        """The batches of an order that `key` determines; made once."""
+        return self._orders.setdefault(digest(key), choices.Replayed(make))
 
 
 @dataclass(frozen=True)
@@ -249,13 +260,17 @@ def _greedy(kept: pl.DataFrame, rule: Filter, vectors: Vectors) -> Iterator[choi
     if rule.choose == "diverse":
         first = choices.by_hash(kept["id"], "ties")
         ids = kept["id"].gather(first)
-        return (first[batch] for batch in choices.farthest_first(vectors(ids)))
+        order = vectors.order(["diverse", ids.to_list()], lambda: choices.farthest_first(vectors.embed(ids)))
+        return (first[batch] for batch in order)
     difficulty = pl.coalesce("difficulty_rank", pl.col("difficulty").to_physical() + 1)
     score = kept.select((difficulty * pl.coalesce("pair_score_rank", "pair_score")).alias("score"))["score"]
     best = choices.by_rank(score, kept["id"])
     best = best[: len(score) - score.null_count()]  # a row without a score is never taken
     ids = kept["id"].gather(best)
-    return (best[batch] for batch in choices.unlike(lambda top, end: vectors(ids[top:end]), len(ids), float(rule.setting)))
+    order = vectors.order(
+        ["deita", rule.setting, ids.to_list()], lambda: choices.unlike(lambda top, end: vectors.embed(ids[top:end]), len(ids), float(rule.setting))
+    )
+    return (best[batch] for batch in order)
 
 
 def _filled(

@@ -29,7 +29,7 @@ from synth.computing import COMPUTED
 from synth.config import ImportConfig, SynthConfig
 from synth.context import Context
 from synth.families import system_prompt_of
-from synth.filters import held_out
+from synth.filters import Vectors, held_out
 from synth.grid import Plan
 from synth.lean import Lean, digest_pairs, digest_texts
 from synth.measures import COLUMNS, MEASURES, by_cost, long_columns
@@ -199,7 +199,12 @@ class Pool:
         for top in range(0, len(rows), SLICE):
             yield self.texts(rows.slice(top, SLICE), ["instruction"])["instruction"]
 
-    def vectors(self, ids: pl.Series) -> NDArray[np.float32]:
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Embeddings of the instructions, for arms that choose by likeness."""
+        return Vectors(self._embedded)
+
+    def _embedded(self, ids: pl.Series) -> NDArray[np.float32]:
         """Unit vectors of the instructions of these ids, float32 [n, d], by the model that neighbours are found with; embedded once and kept."""
         places = self.drawn().select("id").with_row_index("place").join(pl.DataFrame({"id": ids}), on="id", how="semi").sort("place")
         model = self.context.resolve(self.config.tags.neighbors.model, None)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from synth.choose import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
+from synth.filters import Vectors
 from synth.measures import CATEGORY
 from synth.schedule import select, wanted
 from tests import small_recipe
@@ -150,10 +151,11 @@ class Embedded(World):
             pl.lit(None, pl.Float64).alias("pair_score_rank"),
         )  # fmt: skip
         self.all = dict(zip(self.ids, unit(len(self.ids), 8), strict=True))
-        self.seen: set[str] = set()
+        self.embedded = 0
+        self.vectors = Vectors(self._embed)
 
-    def vectors(self, ids: pl.Series) -> NDArray[np.float32]:
-        self.seen |= set(ids)
+    def _embed(self, ids: pl.Series) -> NDArray[np.float32]:
+        self.embedded += 1
         return np.array([self.all[i] for i in ids])
 
     def bought(self, chosen: Any, tokens: Callable[[pl.DataFrame], pl.Series] | None = None) -> list[str]:
@@ -172,7 +174,7 @@ def test_diverse_answers_only_the_chosen_rows() -> None:
     kept = world.truth.filter(pl.col("input_quality") >= "good")["id"]
     order = [kept[int(i)] for i in by_hash(kept, "ties")]
     assert ids == [order[i] for i in plain_k_center(np.array([world.all[i] for i in order]))[:40]]
-    assert world.paid["response"] == 40
+    assert world.paid["response"] == 40 and world.embedded == 1, "the order is made once, though it is asked for before and after the answers"
 
 
 def test_diverse_does_not_choose_otherwise_because_an_answer_failed() -> None:
