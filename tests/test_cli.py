@@ -36,7 +36,7 @@ def call(*arguments: str) -> str:
 
 def test_help_names_every_verb() -> None:
     shown = call("--help")
-    for verb in ("run", "plan", "report", "compare", "why", "score", "agreement", "schema", "filters", "template", "doctor", "launch"):
+    for verb in ("run", "plan", "report", "compare", "why", "score", "agreement", "schema", "filters", "filter", "template", "doctor", "launch"):
         assert f" {verb} " in shown
 
 

@@ -243,7 +243,7 @@ def test_a_bad_arm_is_one_sentence(arm: dict[str, object], says: str) -> None:
 
 
 def test_every_named_strategy_resolves() -> None:
-    from synth.filters import STRATEGIES
+    from synth.strategies import STRATEGIES
 
     for name in STRATEGIES:
         assert rule(strategy=name, budget={"rows": 5}).name == "arm"
