@@ -66,13 +66,14 @@ def shards(frames: Iterable[pl.DataFrame], folder: Path, form: Form, name: str =
     partial.mkdir(parents=True)
     rows = number = 0
     writer: published.Writer | None = None
-    schema: pl.Schema | None = None
+    kind: tuple[pl.Schema, str] | None = None
     try:
         with ExitStack() as shard:
             for frame in frames:
-                if writer is None or writer.rows >= SHARD or frame.schema != schema:
+                here = frame.schema, frame["source_columns"][0] if "source_columns" in frame.columns else ""
+                if writer is None or writer.rows >= SHARD or here != kind:
                     shard.close()
-                    writer, schema = shard.enter_context(published.Writer(partial / name.format(number), form)), frame.schema
+                    writer, kind = shard.enter_context(published.Writer(partial / name.format(number), form)), here
                     number += 1
                 rows += writer.add(frame)
         if writer is None:

@@ -123,6 +123,16 @@ def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(tmp_path: Pat
     assert "language" not in pl.read_parquet(files[0]).columns, "an absent column is unmeasured, not failed"
 
 
+def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    published_set(row23, None).write_parquet(tmp_path / "set" / "1.parquet")
+    frame = published_set(row23, OLD)
+    frame.with_columns("x" + pl.col("conversation_id")).write_parquet(tmp_path / "set" / "2.parquet")
+    importing.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
+    first, second = (pl.read_parquet(f) for f in sorted((tmp_path / "out").iterdir()))
+    assert first.columns[0] == "uuid" and second.columns[0] == "conversation_id" and len(first) == len(second) == 46
+
+
 def test_an_import_that_breaks_leaves_nothing_and_never_overwrites_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row23(0)) + "\n{oops")
     with pytest.raises(UserError, match="line 2"):
