@@ -139,6 +139,8 @@ class Column:
         self._publish(merged, f"{group[0].stem}m{uuid.uuid4().hex[:6]}.parquet")
         for path in group:
             path.unlink(missing_ok=True)
+            for remembered in (self.folder / "short").glob(f"{path.stem}-*"):
+                remembered.unlink(missing_ok=True)
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that no part holds, in the given order."""

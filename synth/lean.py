@@ -1,14 +1,22 @@
-"""A column read without its long texts: part by part, each file once, so that memory holds figures and digests of a million rows, not their words."""
+"""A column read without its long texts: part by part, each file once, so that memory holds figures and digests of a million rows, not their words.
+
+What is computed from the words of a large part (lengths, repetition, leaks) is remembered beside it, so that the next run need not read them again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 
 from core.columns import Column, merging_read
+
+REMEMBERED = 2_000
+"""Rows from which a part's short form is remembered; smaller parts are soon merged."""
 
 
 def digest_texts(texts: Sequence[str | None]) -> pl.Series:
@@ -22,11 +30,14 @@ def digest_pairs(first: pl.Series, second: pl.Series) -> pl.Series:
 
 
 class Lean:
-    """One column. `shorten` makes of a part's cells what is kept in memory: digests and figures in place of long texts."""
+    """One column. `shorten` makes of a part's cells what is kept in memory: digests and figures in place of long texts.
 
-    def __init__(self, column: Column, shorten: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    `version` names what `shorten` computes, where that is worth remembering on disk; another version is computed afresh.
+    """
+
+    def __init__(self, column: Column, shorten: Callable[[pl.DataFrame], pl.DataFrame], version: str | None = None) -> None:
         self.column = column
-        self._shorten = shorten
+        self._shorten, self._version = shorten, version
         self._kept: dict[Path, pl.DataFrame] = {}
 
     def read(self) -> pl.DataFrame:
@@ -41,8 +52,23 @@ class Lean:
 
     def _parts(self) -> dict[Path, pl.DataFrame]:
         held = self._kept
-        self._kept = {path: held[path] if path in held else self._shorten(self.column.part(path)) for path in self.column.parts()}
+        self._kept = {path: held[path] if path in held else self._short(path) for path in self.column.parts()}
         return self._kept
+
+    def _short(self, path: Path) -> pl.DataFrame:
+        if self._version is None:
+            return self._shorten(self.column.part(path))
+        remembered = path.parent / "short" / f"{path.stem}-{self._version}.parquet"
+        with suppress(FileNotFoundError, pl.exceptions.PolarsError):  # not there, or damaged: computed again
+            return pl.read_parquet(remembered)
+        short = self._shorten(self.column.part(path))
+        if len(short) >= REMEMBERED:
+            with suppress(OSError):  # a store that cannot be written to is read all the same
+                remembered.parent.mkdir(exist_ok=True)
+                temporary = remembered.with_name(f".{uuid.uuid4().hex}.tmp")
+                short.write_parquet(temporary)
+                temporary.replace(remembered)
+        return short
 
     def texts(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """[id, *names] as stored, of the rows [id] or, where a row may have been made anew, [id, of]; only the parts that hold them are read."""

@@ -236,7 +236,9 @@ class Pool:
     def _lean_of(self, column: Column, measure: str) -> Lean:
         if column.folder not in self._lean:
             shorten = {"instruction": self._short_instructions, "response": _short_responses}.get(measure, _short)
-            self._lean[column.folder] = Lean(column, shorten)
+            rules = [text.VERSION, self.config.sanitize and sanitize.VERSION, self.config.sanitize] if measure == "instruction" else [text.VERSION]
+            version = digest([rules, sorted(COLUMNS)])[:12] if measure in ("instruction", "response") else None
+            self._lean[column.folder] = Lean(column, shorten, version)
         return self._lean[column.folder]
 
     def _sources(self, measure: str) -> list[Lean]:

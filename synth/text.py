@@ -9,6 +9,9 @@ import polars as pl
 
 from synth.ngrams import characters, grams, words
 
+VERSION = 1
+"""Part of the name of what is remembered of a text; raised when the same text would give other columns."""
+
 SLICE = 20_000  # texts whose words are in memory at once
 GRAM = 4  # words in a row that count as repeated
 

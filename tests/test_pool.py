@@ -12,7 +12,7 @@ import pytest
 from core.endpoint import Servers
 from core.models import Model
 from core.tracking import Log
-from synth import drawing, published
+from synth import drawing, lean, published
 from synth import pool as pools
 from synth.config import SynthConfig
 from synth.context import Context
@@ -128,3 +128,29 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
     assert frame["id"].n_unique() == len(frame) == 30
     assert set(frame["status:quality"]) == set(frame["status:response"]) == {"ok"}
     assert not imported(5).to_import() and len(imported(5).frame()) == 5
+
+
+def test_what_is_computed_from_the_words_of_a_large_part_is_read_from_disk_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    before = filled(tmp_path).frame()
+    computed: list[int] = []
+    plain = pools.text.instruction_columns
+    monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: computed.append(len(rows)) or plain(rows))
+    assert opened(tmp_path).frame().equals(before)
+    assert sum(computed) <= 1, "parts of seven rows are remembered, the last one of a single row is not"
+
+
+def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    before = filled(tmp_path).frame()
+    for remembered in tmp_path.rglob("short/*.parquet"):
+        remembered.write_bytes(b"torn")
+    assert opened(tmp_path).frame().equals(before)
+
+
+def test_other_text_columns_are_not_taken_from_an_older_versions_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    filled(tmp_path).frame()
+    monkeypatch.setattr(pools.text, "VERSION", 2)
+    monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
+    assert set(opened(tmp_path).frame()["instruction_length"].to_list()) == {7}
