@@ -127,7 +127,7 @@ def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path
     (tmp_path / "set").mkdir()
     published_set(row23, None).write_parquet(tmp_path / "set" / "1.parquet")
     frame = published_set(row23, OLD)
-    frame.with_columns("x" + pl.col("conversation_id")).write_parquet(tmp_path / "set" / "2.parquet")
+    frame.with_columns(pl.format("x{}", "conversation_id").alias("conversation_id")).write_parquet(tmp_path / "set" / "2.parquet")
     importing.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
     first, second = (pl.read_parquet(f) for f in sorted((tmp_path / "out").iterdir()))
     assert first.columns[0] == "uuid" and second.columns[0] == "conversation_id" and len(first) == len(second) == 46
