@@ -84,7 +84,7 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000,batch_sched_delay=0,defer_batch
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=5
 BatchStartTimeout=60
 MessageTimeout=60
 KillWait=2

@@ -415,6 +415,8 @@ def test_a_slurm_node_lost_in_the_middle_costs_time_only(tmp_path: Path, llama: 
         shares.assert_both_unfinished()
         slurm_nodes.lose_node("n2")
         server.delay = 0.05
+        until(lambda: slurm_nodes.restarts() == 1, "the task's second start")
+        slurm_nodes.start_node("n2")  # for the rest of the chain
         jobs = slurm_nodes.wait(600)
         assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (jobs, slurm_nodes.logs(store(path)))
         assert slurm_nodes.restarts() == 1
