@@ -307,7 +307,7 @@ def test_push_creates_a_private_repository_and_uploads_shards_and_card(
     assert set(files) == {"README.md", "data/train-00000.parquet"}
     (tmp_path / "sent.parquet").write_bytes(files["data/train-00000.parquet"])
     assert len(pl.read_parquet(tmp_path / "sent.parquet")) == 46
-    assert {key for _, key, _ in hub.asked} == {"Bearer hf_secret"}
+    assert {key for path, key, _ in hub.asked if path.startswith("/api/")} == {"Bearer hf_secret"}  # a freed port may get strangers' calls
     printed = capsys.readouterr()
     assert "pushed to" in printed.out and "hf_secret" not in printed.out + printed.err
 
