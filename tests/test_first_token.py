@@ -136,3 +136,17 @@ def test_half_a_character_as_first_token_is_joined_by_its_bytes(ask: Any, words:
 def test_a_server_without_token_ids_is_named_as_the_reason(ask: Any) -> None:
     made, _ = ask(lambda _, body: completion("What", "length"), temperature=1.2)
     assert made["status"] == "failed" and "return_token_ids" in made["reason"]
+
+
+@pytest.mark.stack
+def test_a_real_server_begins_with_the_only_tokens_that_are_left(teacher_endpoint: Endpoint, words: Any) -> None:
+    likely = ["What", "Write", "I", "Can", "Describe", "Create", "How", "Given", "As", "Imagine", "You", "Please"]
+    rows = pl.DataFrame({"id": [f"r{i}" for i in range(24)], "seed": list(range(24))})
+    sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 12}
+    prompt = pre_query(words, "default")
+    plain = pl.concat(instructions(rows, prompt, sampling, teacher_endpoint))
+    ruled = pl.concat(instructions(rows, prompt, sampling, teacher_endpoint, first=first_token(words, [*likely, "#"], None)))
+    assert any(text.startswith(tuple(likely)) for text in plain["instruction"])
+    begins = [words(text, add_special_tokens=False)["input_ids"][0] for text in ruled["instruction"].drop_nulls()]
+    assert len(begins) > 12 and not set(begins) & set(first_token(words, likely, None).banned)
+    assert ruled.filter(pl.col("status") == "ok")["tokens"].max() <= 12
