@@ -16,9 +16,9 @@ from core.errors import UserError, nearest
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.session import environment
 from synth import published
-from synth.config import TagConfig
 from synth.measures import COLUMNS
 from synth.published_forms import NAMES
+from synth.tags_config import TagConfig
 
 
 @dataclass(frozen=True)

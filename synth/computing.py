@@ -28,9 +28,10 @@ from synth import (
     templates,
     turns,
 )
-from synth.config import ImportConfig, ModelConfig, SynthConfig, TagConfig
+from synth.config import ImportConfig, SynthConfig
 from synth.context import Context
 from synth.measures import CATEGORY, DIFFICULTY, MEASURES, QUALITY, SAFETY
+from synth.tags_config import ModelConfig, TagConfig
 
 Fields = dict[str, Any]
 Cell = dict[str, Any] | None

@@ -12,7 +12,7 @@ import polars as pl
 from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, tokenizer
-from synth.config import ModelConfig
+from synth.tags_config import ModelConfig
 from synth.templates import worded
 
 if TYPE_CHECKING:

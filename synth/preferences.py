@@ -21,8 +21,9 @@ from core.store import Counts, digest
 from core.tracking import Log
 from synth import generate, reward, templates
 from synth.choose import hash_rank
-from synth.config import ModelConfig, PreferencesConfig, SynthConfig
+from synth.config import PreferencesConfig, SynthConfig
 from synth.context import Context
+from synth.tags_config import ModelConfig
 
 VERSION = 1
 """Part of every key of a preference set; raised when the same settings would give other pairs."""
