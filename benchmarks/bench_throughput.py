@@ -2,10 +2,13 @@
 
     python benchmarks/bench_throughput.py --rows 400                    # about 25 minutes on two cores; run it on an idle machine
     python benchmarks/bench_throughput.py --rows 400 --sides ours,bare  # some of the sides
+    python benchmarks/bench_throughput.py --rows 1000 --paced 10 --max-instruction 2048 --max-answer 4096   # 3 minutes
 
 - ours: the instructions stage and the response column of a pool, as `magpie run` does it (templates, columns on disk, everything).
 - original: rounds of one request with n=200 and a barrier, then batches of 200 answers and a barrier (gen_ins.py, gen_res.py), same server, sampling.
 - bare: what the server itself gives: the same prompts as ready-made token ids, a fixed number in flight, nothing else.
+`--paced` asks a server whose tokens take constant time (paced_server.py): on two cores decoding is bound by arithmetic, so a batch that runs empty
+still uses both, and a barrier costs little; on a GPU a step takes as long for ten rows as for two hundred, and there every round's tail is lost time.
 Order: ours, original, bare, in turns over `--repeats`; the server is warmed first, prefix cache on for all, seeds differ from repeat to repeat.
 """
 
@@ -15,6 +18,8 @@ import argparse
 import asyncio
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,7 +59,7 @@ def ours(endpoint: Endpoint, servers: Servers, rows: int, seed: int, sampling: t
     """The product's own stages on a fresh store; returns (rows answered, tokens)."""
     with tempfile.TemporaryDirectory() as store:
         config = SynthConfig.model_validate({
-            "teacher": {"model": MODEL, "server": endpoint.spec.model_dump(include={"args", "max_in_flight"})}, "rows": rows, "seed": seed,
+            "teacher": {"model": MODEL, "server": endpoint.spec.model_dump(include={"args", "max_in_flight", "urls"})}, "rows": rows, "seed": seed,
             "system_prompt": "default", "instruction": sampling[0], "response": sampling[1],
         })  # fmt: skip
         pool = Pool(config, Context(Path(store), resolve))
@@ -133,16 +138,24 @@ def main() -> None:
     options.add_argument("--in-flight", type=int, default=ROUND, help="requests in flight of ours and of the bare loop (the original: 200)")
     options.add_argument("--max-instruction", type=int, default=128)
     options.add_argument("--max-answer", type=int, default=512)
+    options.add_argument("--paced", type=float, help="milliseconds a token takes on a server of constant pace, in place of vLLM")
     options.add_argument("--sides", default=",".join(SIDES))
     chosen = options.parse_args()
     if chosen.rows % ROUND:
         options.error(f"--rows must be a multiple of {ROUND}, the original's round")
-    spec = ServerSpec(model=resolve(MODEL).path, args={"max_model_len": 2048, "max_num_seqs": 256}, max_in_flight=chosen.in_flight, timeout=3600)
+    where: dict[str, Any] = {"args": {"max_model_len": 2048, "max_num_seqs": 256}}
+    paced = None
+    if chosen.paced:
+        where = {"urls": ("http://127.0.0.1:8719",)}
+        command = [sys.executable, str(Path(__file__).with_name("paced_server.py")), "--milliseconds", str(chosen.paced), "--port", "8719"]
+        paced = subprocess.Popen(command)
+        time.sleep(3)
+    spec = ServerSpec(model=resolve(MODEL).path, max_in_flight=chosen.in_flight, timeout=3600, **where)
     sampling = settings(chosen.max_instruction, chosen.max_answer)
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen.sides.split(",")}
     with tempfile.TemporaryDirectory() as logs, Servers(Log(), Path(logs)) as servers:
         endpoint = servers.serve(spec)
-        list(endpoint.stream(Request(str(i), {"prompt": [1, 2, 3], "max_tokens": 8}) for i in range(16)))
+        ours(endpoint, servers, ROUND // 10, 99, settings(16, 16))  # starts the server, and loads what loads on first use
         for repeat in range(chosen.repeats):
             for at, name in enumerate(rates):
                 started = time.perf_counter()
@@ -151,6 +164,8 @@ def main() -> None:
                 rates[name].append((answered / seconds, tokens / seconds))
                 print(f"{name}: {answered} rows, {tokens:,} tokens in {seconds:.1f} s: {answered / seconds:.3f} rows/s, "
                       f"{tokens / seconds:.1f} tokens/s", flush=True)  # fmt: skip
+    if paced:
+        paced.terminate()
     # Each side draws its own texts, so lengths differ a little: tokens per second is the fairer figure.
     for name in rates:
         if name != "ours" and "ours" in rates:
