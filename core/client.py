@@ -43,7 +43,11 @@ class Transient(Exception):
 
 
 class Refused(Exception):
-    """Another attempt would fail as well (400, 401, 403, 404 and their like)."""
+    """Another attempt would fail as well (400, 401, 403, 404 and their like); `status` is the server's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Client:
@@ -161,8 +165,10 @@ class Client:
                 failures.append(error)
             retrying = AsyncRetrying(stop=stop_after_attempt(ATTEMPTS), wait=_pause, retry=retry_if_exception_type(Transient), reraise=True)
             return Reply(request.key, await retrying(call_or_fail_as_before), None, calls)
-        except (Transient, Refused) as error:
-            return Reply(request.key, None, str(error), calls)
+        except Transient as error:
+            return Reply(request.key, None, str(error), calls, "server")
+        except Refused as error:
+            return Reply(request.key, None, str(error), calls, "access" if error.status in (401, 403, 404) else "request")
 
     async def _pick(self) -> Target:
         """The target with the fewest requests in flight among those that are up; while none is, wait for one."""
@@ -193,7 +199,7 @@ class Client:
         if status in (408, 425, 429) or status >= 500:
             raise Transient(f"HTTP {status}: {_excerpt(raw, target.key)}", _seconds(asked))
         if status != 200:
-            raise Refused(f"HTTP {status}: {_excerpt(raw, target.key)}")
+            raise Refused(f"HTTP {status}: {_excerpt(raw, target.key)}", status)
         try:
             body = json.loads(raw)
         except ValueError as error:

@@ -4,6 +4,9 @@ A column is a folder of Parquet parts, `ROOT/columns/NAME/KEY/part-*.parquet`, e
 ("ok" or "failed") and `reason` (why it failed, else null). A cell that no part holds is unmeasured; a null value is never "failed".
 Row counts, recipes and the set of ids never enter the key, so a pool of 100 rows grows to 300 and two recipes share what is measured.
 
+A column with a field `of` holds measurements of texts: its cells are told apart by id and `of` (the digest of the text that was measured), so what is
+measured of a row's new text stands beside what was measured of its old one.
+
 A part is published with a no-replace link. Should two parts hold one cell, the first part by name counts.
 """
 
@@ -13,7 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +37,8 @@ class Column:
         self.folder = folder
         self.fields = dict(fields)
         self.schema = pl.Schema({"id": pl.String(), **self.fields, "status": pl.String(), "reason": pl.String()})
+        self.key = ["id", "of"] if "of" in self.fields else ["id"]
+        self._lock: FileLock | None = None
 
     @classmethod
     def open(cls, root: Path, name: str, cell: Mapping[str, Any], fields: Mapping[str, pl.DataType | type[pl.DataType]]) -> Column:
@@ -73,15 +78,15 @@ class Column:
     def alone(self) -> Iterator[None]:
         """Hold this column for one run on this machine. Raises UserError while another run holds it: both would buy the same cells."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(self.folder / ".lock"))
+        self._lock = self._lock or FileLock(str(self.folder / ".lock"))  # may be taken again by who holds it
         try:
-            lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another run is filling {self.folder} right now; wait for it, or stop it first.") from error
         try:
             yield
         finally:
-            lock.release()
+            self._lock.release()
 
     def parts(self) -> list[Path]:
         """The files that hold cells now, in the order in which they count."""
@@ -104,11 +109,11 @@ class Column:
             raise UserError(f"{path} cannot be read as a part of this column ({error}); remove that file and run again.") from error
 
     def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
-        """Measured cells (all, or those of `ids`, in no promised order), one row an id, cast to the declared types."""
+        """Measured cells (all, or those of `ids`, in no promised order), one row a cell, cast to the declared types."""
         frames = merging_read(lambda: [self.part(path) for path in self.parts()])
         if not frames:
             return self.schema.to_frame()
-        frame = pl.concat(frames).unique("id", keep="first", maintain_order=True)
+        frame = pl.concat(frames).unique(self.key, keep="first", maintain_order=True)
         if ids is not None:
             frame = frame.join(pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi")
         return frame
@@ -117,12 +122,16 @@ class Column:
         """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are more than `files`; for a single writer.
 
         A kill in between leaves cells in two parts, which changes nothing: the first part by name counts, and the merged one sorts there.
+        Does nothing while another run fills or merges this column: two recipes may share it.
         """
+        if len(self.parts()) > files:
+            with suppress(UserError, FileNotFoundError), self.alone():
+                self._compact(rows)
+
+    def _compact(self, rows: int) -> None:
         import pyarrow.parquet as pq
 
         parts = self.parts()
-        if len(parts) <= files:
-            return
         group: list[Path] = []
         held = 0
         for path, size in [*((p, pq.read_metadata(p).num_rows) for p in parts), (None, rows)]:
@@ -135,7 +144,7 @@ class Column:
                 held += size
 
     def _merge(self, group: list[Path]) -> None:
-        merged = pl.concat([self.part(p) for p in group]).unique("id", keep="first", maintain_order=True)
+        merged = pl.concat([self.part(p) for p in group]).unique(self.key, keep="first", maintain_order=True)
         self._publish(merged, f"{group[0].stem}m{uuid.uuid4().hex[:6]}.parquet")
         for path in group:
             path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -79,14 +79,23 @@ class Request:
     path: str = "/v1/completions"
 
 
+SILENT = 20
+"""Requests in a row without an answer after which a server counts as gone."""
+
+
 @dataclass(frozen=True)
 class Reply:
-    """What became of a request: the JSON `body`, or `error` in one sentence; `attempts` counts the calls made for it."""
+    """What became of a request: the JSON `body`, or `error` in one sentence; `attempts` counts the calls made for it.
+
+    `fault` says whose an error is: the "request"'s own (too long, malformed), the "server"'s (down, overloaded, too slow, after all attempts), or
+    that of the "access" to it (wrong key or model name), which every request would meet.
+    """
 
     key: str
     body: dict[str, Any] | None
     error: str | None = None
     attempts: int = 1
+    fault: Literal["", "request", "server", "access"] = ""
 
 
 @dataclass
@@ -216,3 +225,25 @@ class Endpoint:
             Client(targets, self.spec.request_model, self.spec.timeout, self._servers.say) as client,
         ):
             yield from client.stream(itertools.chain([first], iterator), limit, then)
+
+    def answers(self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
+        """As `stream`, for replies that are kept for good: what is wrong with the server is never taken for a failure of the row.
+
+        A server's fault is held back until another request has been answered after it (then it was that request's); UserError when access is refused,
+        when SILENT requests in a row got no answer, or when the last ones did not. What was yielded is good, the rest is to be asked again.
+        """
+        held: list[Reply] = []
+        answered = False
+        for reply in self.stream(requests, then):
+            if reply.fault == "server":
+                held.append(reply)
+            elif reply.fault != "access":
+                yield from held
+                held, answered = [], True
+                yield reply
+            if reply.fault == "access" or len(held) >= SILENT:
+                raise UserError(f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: mend that, and run again.")
+        if len(held) > answered:  # one that fails after others were answered is that request's own
+            raise UserError(f"{self.spec.model}: {held[-1].error}; nothing was stored of what it did not answer: mend that, and run again.")
+        yield from held
+

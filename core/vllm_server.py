@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib.util
 import json
 import os
 import re
@@ -59,7 +62,7 @@ class VllmServer:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         argv = [*COMMAND, "--model", self._model, "--host", "127.0.0.1", "--port", str(port)]
         # One access line a request would fill the log of a long run, and hide there why it ended.
-        settings = {"disable_uvicorn_access_log": True, **self._args}
+        settings = {"disable_uvicorn_access_log": True, **sampling_defaults(self._args), **self._args}
         argv += command_line(settings if self._devices is not None else cpu_defaults(settings))
         self._process = Supervised(argv, self._environment(), self.log, scratch_variable="VLLM_RPC_BASE_PATH")
 
@@ -185,6 +188,30 @@ def command_line(args: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             out += [f"--{option}", str(value)]
     return out
+
+
+def sampling_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling parameters that a request does not name are neutral: vLLM would take those of the model's generation_config.json (many models ship
+    a top_k or a repetition penalty there), and a recipe's sampling would not be what was sampled with. Its end tokens still count."""
+    if args.get("runner") == "pooling" or {"generation_config", "override_generation_config"} & args.keys():
+        return {}
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_new_tokens": None}
+    return {"override_generation_config": neutral}
+
+
+@functools.cache
+def completion_fields() -> frozenset[str]:
+    """What the installed vLLM's /v1/completions knows, read from its source without importing it (seconds); empty where there is no vLLM.
+
+    vLLM drops a field that it does not know without a word.
+    """
+    found = importlib.util.find_spec("vllm")
+    source = Path(str(found.origin)).parent / "entrypoints" / "openai" / "completion" / "protocol.py" if found and found.origin else None
+    if source is None or not source.is_file():
+        return frozenset()
+    classes = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef) and node.name == "CompletionRequest"]
+    names = [field.target.id for c in classes for field in c.body if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)]
+    return frozenset(names)
 
 
 def cpu_defaults(args: Mapping[str, Any]) -> dict[str, Any]:

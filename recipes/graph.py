@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.models import Model, resolve
 from core.store import Build, Result, Store, digest, tree_digest, write_atomic
 from core.tracking import Log, Tracker
-from recipes import evaluation, preferring, selection
+from recipes import evaluation, preferring, sampling, selection
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.session import Session, Step, StopHere
 from synth.config import ArmConfig
@@ -114,6 +114,7 @@ class Stages:
     def check(self) -> None:
         """Everything that can be found wrong before anything is spent: model paths first, then TRL's own keys."""
         recipe = self.recipe
+        sampling.check(recipe)
         teacher = recipe.synth.teacher
         named: list[tuple[tuple[str, ...], str, str | None]] = [(("synth", "teacher", "model"), teacher.model, teacher.revision)]
         named += [(("arms", n, "model"), a.model, a.revision) for n, a in self.arms.items() if a.model]

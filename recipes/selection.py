@@ -20,7 +20,7 @@ from synth import drawing, mode_agreement, published
 from synth import measure as measuring
 from synth.choose import hash_rank
 from synth.context import Context
-from synth.filters import Filter, long_texts
+from synth.filters import Filter, columns_of
 from synth.pool import SLICE, Pool
 from synth.schedule import Selection, TokenCounter, select, wanted
 from train.config import TrainConfig
@@ -58,8 +58,11 @@ def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
     """The pool with everything the arms want, or None in a plan when cells are missing."""
     session = graph.session
     rules = [(rule, graph.seeds) for rule in graph.filters.values()]
+    # A plan writes no file of the evaluation's prompts, so there the pool knows of none.
+    later = ("overlap", "eval_distance") if session.planning and graph.recipe.eval is not None else ()
+    measuring.check(pool, list(graph.filters.values()), later)
     tokens = token_counter(graph, pool)
-    texts = long_texts(graph.filters.values())
+    texts = columns_of(graph.filters.values())
     missing = 0 if pool.imported else len(pool.missing_instructions())
     empty = pool.to_import()
     if missing or empty:

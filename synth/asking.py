@@ -49,7 +49,7 @@ def answers(
             yield Request(row["id"], made)
 
     def finished() -> Iterator[Row]:
-        for reply in endpoint.stream(requests()):
+        for reply in endpoint.answers(requests()):
             yield _read(reply, read)
             while refused:
                 yield refused.pop()

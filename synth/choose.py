@@ -85,11 +85,11 @@ def _sorted(*keys: NDArray[Any]) -> Positions:
     return order
 
 
-def round_robin(groups: NDArray[Any], *, even: bool = False) -> Positions:
+def round_robin(groups: NDArray[Any], *, even: int = 0) -> Positions:
     """Positions so that every prefix holds equally many of each group, each group in the order given.
 
     `groups`: a number per row, ordering the groups within a round; rows below 0 belong to none and come last. A group that is used up leaves its
-    share to the others; with `even` everything ends there.
+    share to the others; with `even` groups (0, 1, ...) everything ends as soon as one of them is used up.
     """
     grouped = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[grouped], return_index=True, return_counts=True)
@@ -99,8 +99,7 @@ def round_robin(groups: NDArray[Any], *, even: bool = False) -> Positions:
     nth[outside] += len(groups)
     order = _sorted(groups, nth)
     if even:
-        held = sizes[np.unique(groups) >= 0]
-        order = order[: int(held.min(initial=len(groups))) * len(held)]
+        order = order[: int(np.bincount(groups[~outside], minlength=even).min()) * even]
     return order
 
 

@@ -153,6 +153,8 @@ class SynthConfig(BaseModel):
     def _agree(self) -> SynthConfig:
         if isinstance(self.rows, ImportConfig) and (self.grid or self.first_token or self.system_prompts or self.category_balance):
             raise ValueError("imported rows are not drawn: they take no grid, first_token, system_prompts or category_balance")
+        if isinstance(self.rows, ImportConfig) and self.sanitize:
+            raise ValueError("`sanitize` is for instructions that are drawn: imported responses and tags are of the text as it was; leave it out")
         if isinstance(self.grid, tuple) and (total := sum(cell.rows for cell in self.grid)) != self.rows:
             raise ValueError(f"the rows of `grid` sum to {total}, but `rows` says {self.rows}")
         if self.system_prompt is not None and self.system_prompts:

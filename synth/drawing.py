@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -26,7 +27,7 @@ from synth.first_token import first_token
 from synth.grid import DRAWS
 from synth.lean import digest_pairs, digest_texts
 from synth.measures import MEASURES
-from synth.pool import Pool
+from synth.pool import INSTRUCTION_FIELDS, Pool
 from synth.steering import Steered, chosen, steered
 from synth.templates import PreQuery, pre_query
 from synth.thinking import thinking_of
@@ -124,6 +125,19 @@ def _imported(batch: pl.DataFrame) -> pl.DataFrame:
     return batch.with_columns([pl.col("gen_input_config").struct.field(n).cast(pl.Float64).alias(n) for n in sampling])
 
 
+def _typed(frame: pl.DataFrame, fields: Mapping[str, Any]) -> pl.DataFrame:
+    """[id, those of the fields that the frame has, status, reason] in our types.
+
+    A value of another kind is null; a column of another kind altogether, which only shares a name of ours, is left out.
+    """
+    kept = [frame["id"]]
+    for name, dtype in fields.items():
+        if name in frame.columns:
+            with suppress(pl.exceptions.PolarsError):
+                kept.append(frame[name].cast(dtype, strict=False))
+    return pl.DataFrame([*kept, *(frame[n] for n in ("status", "reason") if n in frame.columns)])
+
+
 def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
     """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a present one is a failed cell.
 
@@ -134,15 +148,19 @@ def _import(pool: Pool, source: ImportConfig, log: Log) -> None:
     for batch in published.read(path, limit=source.limit):
         frame = _imported(batch).with_columns(pl.int_range(done, done + len(batch), dtype=pl.Int64).alias("index"))
         model = pl.coalesce("model", pl.lit(path)) if "model" in frame.columns else pl.lit(path)
-        pool.instruction.append(frame.with_columns(model.alias("model")), order=f"{done:012d}")
+        # Tokens of a published set are not what this pool cost.
+        drawn = {n: d for n, d in INSTRUCTION_FIELDS.items() if n != "tokens"}
+        pool.instruction.append(_typed(frame.with_columns(model.alias("model")), drawn), order=f"{done:012d}")
         texts = digest_texts(frame["instruction"].to_list())
         pairs = digest_pairs(texts, digest_texts(frame["response"].to_list())) if "response" in frame.columns else texts
         for measure, column in pool.imports.items():
-            present = [n for n in COMPUTED[measure].fields if n in frame.columns and n not in ("tokens", "prompt_tokens", "finish_reason")]
+            fields = {n: d for n, d in COMPUTED[measure].fields.items() if n not in ("tokens", "prompt_tokens", "finish_reason")}
+            typed = _typed(frame.drop("status", "reason"), fields)
+            present = typed.columns[1:]
             if not present:
                 continue
             null = pl.col(present[0]).is_null()
-            cells = frame.select("id", *present, pl.when(null).then(pl.lit("failed")).otherwise(pl.lit("ok")).alias("status"),
+            cells = typed.with_columns(pl.when(null).then(pl.lit("failed")).otherwise(pl.lit("ok")).alias("status"),
                                  pl.when(null).then(pl.lit("null in the imported data")).alias("reason"))  # fmt: skip
             cells = cells.with_columns((pairs if MEASURES[measure].reads == "response" else texts).alias("of"))
             if measure == "turns":  # instruction and response alone are no failed conversation: they may still be continued

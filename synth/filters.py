@@ -19,7 +19,7 @@ from core.store import digest
 from synth import choose as choices
 from synth.choose import hash_rank
 from synth.config import ArmConfig, Budget
-from synth.measures import COLUMNS, MEASURES, by_cost, long_columns, prerequisites
+from synth.measures import COLUMNS, MEASURES, by_cost, prerequisites
 from synth.strategies import CHOICES, STRATEGIES, Strategy
 from synth.where import Where, parse
 
@@ -85,7 +85,8 @@ class Filter:
 def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Filter:
     """The filter of one arm: its strategy, with what the arm itself states on top. `at` names its place for the error sentence.
 
-    Raises UserError for unknown strategies, parameters, columns and labels, a missing budget, and everything `parse` refuses.
+    Raises UserError for unknown strategies, parameters, columns and labels, a budget that is missing or given to `all`, and everything that
+    `parse` refuses.
     """
     at = at or f"arms.{name}"
     base = Strategy(None, "longest" if arm.choose is None and arm.where else "hash_order", None, "")
@@ -103,6 +104,8 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Filter:
     budget = arm.budget or (Budget(rows=base.rows) if base.rows else None)
     if budget is None and choose != "all":
         raise UserError(f"{at}: no budget; add `budget: {{rows: N}}` or `{{tokens: N}}` (or `choose: all`, which answers and keeps every row).")
+    if arm.budget is not None and choose == "all":
+        raise UserError(f"{at}: `all` takes every row; leave the budget out, or choose hash_order/longest.")
     where = parse(text, FIELDS, f"{at}.where") if text else None
     return Filter(name, where, choose, ranks, None if choose == "all" else budget, arm.allow_short, setting, at)
 
@@ -206,9 +209,9 @@ def _before(measure: str) -> list[str]:
     return [*direct, *(m for first in direct for m in _before(first))]
 
 
-def long_texts(rules: Iterable[Filter]) -> frozenset[str]:
-    """The long texts that some filter reads."""
-    return frozenset(c for rule in rules for c in long_columns(rule.columns))
+def columns_of(rules: Iterable[Filter]) -> frozenset[str]:
+    """The columns that some filter reads."""
+    return frozenset(c for rule in rules for c in rule.columns)
 
 
 def order(
@@ -250,7 +253,7 @@ def order(
         # Filter6: half "easy" (<= easy), half above; the longest within each half (paper Table 5). Interleaved, so any prefix is half and half.
         ranked = choices.by_rank(kept["response_length"], ids)
         above = (kept["difficulty"] > rule.setting).cast(pl.Int64).fill_null(-1).gather(ranked)
-        mixed = choices.round_robin(above.to_numpy(), even=True)
+        mixed = choices.round_robin(above.to_numpy(), even=2)
         return row.gather(ranked[mixed])
     return row.gather(choices.by_rank(kept[rule.ranks[-1]], ids, limit))
 

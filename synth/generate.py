@@ -58,7 +58,7 @@ def instructions(
             yield chain.begin(request) if chain else request
 
     def finished() -> Iterator[Row]:
-        for reply in endpoint.stream(requests(), chain.then if chain else None):
+        for reply in endpoint.answers(requests(), chain.then if chain else None):
             # A user's message is never opened by a generation prompt: only a think block of the model's own is one.
             yield generated(chain.join(reply) if chain else reply, "instruction", thinking, opened=False)
 
@@ -102,7 +102,7 @@ def responses(
             yield Request(row["id"], body)
 
     def finished() -> Iterator[Row]:
-        for reply in endpoint.stream(requests()):
+        for reply in endpoint.answers(requests()):
             yield generated(reply, "response", thinking)
             while refused:
                 yield refused.pop()

@@ -77,7 +77,7 @@ def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoi
         return _request(reply.key, half.alone[0])
 
     def finished() -> Iterator[Row]:
-        for reply in endpoint.stream(requests(), then):
+        for reply in endpoint.answers(requests(), then):
             yield _ratio(reply, halves.pop(reply.key))
             while refused:
                 yield refused.pop()

@@ -45,10 +45,7 @@ class Lean:
         frames = list(merging_read(self._parts).values())
         if not frames:
             return self._shorten(self.column.schema.to_frame())
-        return pl.concat(frames).unique(self._key(frames[0]), keep="first", maintain_order=True)
-
-    def _key(self, cells: pl.DataFrame) -> list[str]:
-        return ["id", "of"] if "of" in self.column.fields and "of" in cells.columns else ["id"]
+        return pl.concat(frames).unique(self.column.key, keep="first", maintain_order=True)
 
     def _parts(self) -> dict[Path, pl.DataFrame]:
         held = self._kept

@@ -21,8 +21,8 @@ from core.tracking import Log
 from synth.computing import COMPUTED
 from synth.context import Context
 from synth.drawing import Share, mine
-from synth.filters import Filter, long_texts
-from synth.measures import COLUMNS, MEASURES, prerequisites
+from synth.filters import Filter, columns_of, measures_of
+from synth.measures import COLUMNS, MEASURES, by_cost, prerequisites
 from synth.pool import POOLED, SLICE, Pool
 from synth.schedule import TokenCounter, wanted
 
@@ -38,7 +38,7 @@ def measure(
     context = pool.context.serving(servers, log.say)
     counts: Counts = {}
     while True:
-        frame = pool.frame(long_texts(r for r, _ in rules))
+        frame = pool.frame(columns_of(r for r, _ in rules))
         wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
         name, rows = next(iter(_possible(frame, wants, share, only)), ("", frame))
         if not name:
@@ -97,6 +97,22 @@ _HOW = {
     "eval_distance": "the recipe has no `eval` with prompts to compare with; add one, or name a file in `synth.tags.decontaminate`",
     "sanitized": "add `synth.sanitize: gemma` or `llama-3`",
 }
+
+
+def check(pool: Pool, rules: Sequence[Filter], besides: Collection[str] = ()) -> None:
+    """Find out before anything is bought whether a drawn pool can measure what the filters read, and what that needs first.
+
+    Imported rows may hold anything, so nothing is said of them. `besides`: measures that are known to be possible later. Raises UserError.
+    """
+    if pool.imported:
+        return
+    for rule in rules:
+        needed = measures_of(rule.columns)
+        for name in needed:
+            needed += [first for first in prerequisites(name) if first not in needed]
+        for name in sorted(needed, key=by_cost().index):
+            if name not in pool.cells and name not in (*besides, "turns"):
+                raise UserError(f"arms.{rule.name}: {_unmeasurable(name)}")
 
 
 def _unmeasurable(name: str) -> str:

@@ -32,7 +32,7 @@ from synth.families import system_prompt_of
 from synth.filters import Vectors, held_out
 from synth.grid import Plan
 from synth.lean import Lean, digest_pairs, digest_texts
-from synth.measures import COLUMNS, MEASURES, by_cost, long_columns
+from synth.measures import COLUMNS, DIFFICULTY, MEASURES, QUALITY, SAFETY, by_cost, long_columns
 from synth.steering import steered
 
 SLICE = 20_000
@@ -151,24 +151,24 @@ class Pool:
         cells = self._lean_of(column, measure).read().select("id", "tokens", "prompt_tokens")
         return cells.join(ids.to_frame("id"), on="id", how="semi")
 
-    def frame(self, texts: Collection[str] = ()) -> pl.DataFrame:
+    def frame(self, columns: Collection[str] = ()) -> pl.DataFrame:
         """Every drawn row with every column a filter may name (null: unmeasured or failed) and `status:MEASURE` for each measure.
 
-        Long texts are left out but for those named in `texts`. Also `heldout` (by hash of id), `reserved` (held out, or with the very instruction
-        of a held-out row), and the digests `of` (of the instruction) and `of_pair` (of instruction and response).
+        `columns` are those that filters read: the long texts among them are read, others are left out. Also `heldout` (by hash of id), `reserved`
+        (held out, or with the very instruction of a held-out row), and the digests `of` (of the instruction) and `of_pair` (and response).
         """
         drawn = self.drawn().filter(pl.col("status") == OK).drop("status", "reason")
         rows = drawn.rename({"finish_reason": "instruction_finish_reason", "tokens": "instruction_tokens"})
         rows = rows.with_columns((~pl.col("of").is_first_distinct()).alias("exact_duplicate"))
         for measure in MEASURES:
             if measure != "text":
-                rows = self._join(rows, measure)
+                rows = self._join(rows, measure, columns)
             if measure == "response":
                 rows = rows.with_columns(digest_pairs(rows["of"], rows["of_response"]).alias("of_pair"))
         held = held_out(rows["id"], self.config.heldout)
         rows = rows.with_columns(held.alias("heldout"))
         rows = rows.with_columns(pl.col("of").is_in(rows.filter("heldout")["of"].implode()).alias("reserved"))
-        wanted = long_columns(texts)
+        wanted = long_columns(columns)
         return self.with_texts(rows, wanted)
 
     def with_texts(self, rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
@@ -237,7 +237,7 @@ class Pool:
         if column.folder not in self._lean:
             shorten = {"instruction": self._short_instructions, "response": _short_responses}.get(measure, _short)
             rules = [text.VERSION, self.config.sanitize and sanitize.VERSION, self.config.sanitize] if measure == "instruction" else [text.VERSION]
-            version = digest([rules, sorted(COLUMNS)])[:12] if measure in ("instruction", "response") else None
+            version = digest([rules, sorted(COLUMNS), sorted(column.fields)])[:12] if measure in ("instruction", "response") else None
             self._lean[column.folder] = Lean(column, shorten, version)
         return self._lean[column.folder]
 
@@ -258,13 +258,18 @@ class Pool:
         part = _add(part, text.instruction_columns(part.select("id", "instruction", "finish_reason")))
         return part.drop("instruction", "raw_instruction", "thinking")
 
-    def _join(self, rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+    def _join(self, rows: pl.DataFrame, measure: str, columns: Collection[str]) -> pl.DataFrame:
         declared, pooled = MEASURES[measure], measure in POOLED
         of = "of_pair" if declared.reads == "response" else "of"
-        leans = self._sources(measure)
         own = self.column(measure, rows) if pooled else None
         frames = [] if own is None else [self._lean_of(own, measure).read().with_columns(pl.lit(None, pl.String).alias("of"))]
-        frames += [lean.read() for lean in leans]
+        for lean in self._sources(measure):
+            cells = _derived(lean.read(), measure)
+            imported = self.imports.get(measure) is lean.column
+            asked = [c for c in columns if c in declared.columns and not declared.columns[c].long and c != "near_duplicate"]
+            # What was imported is taken as it is, unless a filter asks for what it lacks and this recipe can measure it.
+            if not (imported and measure in self.cells and any(c not in cells.columns or cells[c].null_count() == len(cells) for c in asked)):
+                frames.append(cells)
         cells = pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema={"id": pl.String, "of": pl.String, "status": pl.String})
         values = [n for n in cells.columns if n not in ("id", "of", "status", "reason", "tokens", "prompt_tokens")]
         if pooled:  # of this very pool, or imported with it
@@ -279,6 +284,10 @@ class Pool:
         status = pl.col(f"status:{measure}")
         rows = rows.with_columns(pl.when(status.is_not_null() & bad).then(pl.lit("failed")).otherwise(status).alias(f"status:{measure}"))
         rows = rows.with_columns([pl.when(status == OK).then(pl.col(n)).alias(n) for n in values])
+        if measure == "turns" and self.config.turns == 1:  # a row that nobody continues has one turn
+            lone, one = pl.col("status:turns").is_null(), pl.lit(1, pl.Int64)
+            rows = rows.with_columns(pl.when(lone).then(one).otherwise("turns").alias("turns") if "turns" in rows.columns else one.alias("turns"))
+            rows = rows.with_columns(pl.col("status:turns").fill_null(OK))
         if measure == "neighbors" and "min_similar_id" in rows.columns:
             rows = rows.with_columns((pl.col("min_similar_id") != pl.col("id")).alias("near_duplicate"))
         absent = {n: f for n, f in declared.columns.items() if not f.long and n not in rows.columns}
@@ -286,6 +295,21 @@ class Pool:
         if measure == "response" and "of_response" not in rows.columns:
             rows = rows.with_columns(pl.lit(None, pl.String).alias("of_response"))
         return rows
+
+
+_RANKS = {"quality": ("input_quality", "input_quality_rank", QUALITY), "difficulty": ("difficulty", "difficulty_rank", DIFFICULTY)}
+
+
+def _derived(cells: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """What imported cells do not say but follows from what they say: the rank of a label, the verdict in a guard's raw answer."""
+    if measure in _RANKS:
+        label, rank, labels = _RANKS[measure]
+        place = pl.col(label).replace_strict(dict(zip(labels, range(1, len(labels) + 1), strict=True)), default=None, return_dtype=pl.Float64)
+        return cells.with_columns(pl.coalesce(rank, place).alias(rank))
+    if measure == "safety":
+        said = pl.col("llama_guard_2").str.strip_chars().str.extract(r"^(safe|unsafe)\b").cast(pl.Enum(SAFETY))
+        return cells.with_columns(pl.coalesce("safety", said).alias("safety"))
+    return cells
 
 
 def _short(part: pl.DataFrame) -> pl.DataFrame:
@@ -303,4 +327,4 @@ def _short_responses(part: pl.DataFrame) -> pl.DataFrame:
 
 def _add(rows: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     new = [c for c in found.columns if c in COLUMNS and c not in rows.columns]
-    return rows.join(found.select("id", *new), on="id", how="left", maintain_order="left")
+    return rows.hstack(found.select(new))  # in the same order; an id may be there twice, with two texts

@@ -52,6 +52,8 @@ NAMES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "instruction_length": (pl.Int64, ("input_length", "instruction_length")),
     "response_length": (pl.Int64, ("output_length", "response_length")),
 }
+_ODD = "_odd_"
+"""Before the name of a column that holds what was not of that column's kind, until it is told."""
 _LABELS = {"input_quality": QUALITY, "difficulty": DIFFICULTY, "task_category": CATEGORY}
 TAGS = (*_LABELS, "llama_guard_2", "instruct_reward", "base_reward", "reward_difference", "min_neighbor_distance", "language")
 """Columns in which a null is that row's failed tag."""
@@ -94,7 +96,8 @@ def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
     reserved = {*(n for n, held in found.items() if held), "instruction", "response", "id", *_OWN}
     names = {c: taken.get(c) or (f"source_{c}" if c in reserved else c) for c in frame.columns}
     extra = [pl.col(c).alias(n) for c, n in names.items() if c not in taken]
-    ours = frame.select(*[_cast(name, held) for name, held in found.items() if held], *extra, *([pl.col(talk).alias("_talk")] if talk else []))
+    cast = [e for name, held in found.items() if held for e in _cast(name, held, frame.schema)]
+    ours = frame.select(*cast, *extra, *([pl.col(talk).alias("_talk")] if talk else []))
     ours = _told(ours, plain) if talk else _texts(ours, talk=False).with_columns(pl.lit(None, MESSAGES).alias("messages"))
     ours = ours.with_columns(pl.lit(json.dumps(list(names.items())), pl.String).alias("source_columns"))
     ours = _labels(_identified(ours))
@@ -104,11 +107,25 @@ def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
     return _status(ours, part, seen)
 
 
-def _cast(name: str, held: list[str]) -> pl.Expr:
-    """The first of a column's published names that holds a value, in its type; numbers keep theirs."""
+def _cast(name: str, held: list[str], schema: Mapping[str, Any]) -> list[pl.Expr]:
+    """The first of a column's published names that holds a value, in its type; numbers keep theirs.
+
+    What is of another kind is null there, and stands as text in a column of its own until it is some row's failed tag.
+    """
     value = pl.coalesce(held) if len(held) > 1 else pl.col(held[0])
     kind = NAMES[name][0]
-    return (value if kind is None else value.cast(kind, strict=True)).alias(name)
+    if kind is None or not any(_foreign(schema[h], kind) for h in held):
+        return [(value if kind is None else value.cast(kind, strict=True)).alias(name)]
+    nested = any(schema[h].is_nested() for h in held)
+    number = pl.lit(None, kind) if nested else value.cast(kind, strict=False)
+    text = pl.when(value.is_not_null()).then(pl.lit("a list or object")) if nested else value.cast(pl.String)
+    return [number.alias(name), pl.when(number.is_null()).then(text).alias(f"{_ODD}{name}")]
+
+
+def _foreign(given: Any, kind: Any) -> bool:
+    """Whether values of the type `given` may not be had as `kind`: texts that should be numbers, lists that should be texts."""
+    whole = kind == pl.Int64 and given.is_float()
+    return whole or given.is_nested() != (kind == pl.List(pl.String)) or (given == pl.String and kind in (pl.Float64, pl.Int64))
 
 
 def _conversation(frame: pl.DataFrame) -> tuple[str | None, bool]:
@@ -206,8 +223,14 @@ def _labels(ours: pl.DataFrame) -> pl.DataFrame:
             item = pl.struct(pl.lit(name).alias("column"), reason.alias("reason"), pl.col(name).alias("value"))
             trouble.append(pl.when(bad).then(item))
             cleaned.append(pl.when(~bad).then(name).alias(name))
+    odd = [c for c in ours.columns if c.startswith(_ODD)]
+    for column in odd:
+        name = column.removeprefix(_ODD)
+        reason = pl.format("'{}' is not of the column's kind", pl.col(column).str.slice(0, 40))
+        item = pl.struct(pl.lit(name).alias("column"), reason.alias("reason"), pl.col(column).alias("value"))
+        trouble.append(pl.when(pl.col(column).is_not_null()).then(item))
     failed = pl.concat_list(trouble).list.drop_nulls() if trouble else pl.lit([], pl.List(_TROUBLE))
-    return ours.with_columns(failed.cast(pl.List(_TROUBLE)).alias("failed_tags")).with_columns(cleaned)
+    return ours.with_columns(failed.cast(pl.List(_TROUBLE)).alias("failed_tags")).with_columns(cleaned).drop(odd)
 
 
 def _status(ours: pl.DataFrame, part: Part, seen: set[int]) -> pl.DataFrame:

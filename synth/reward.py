@@ -91,7 +91,7 @@ def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: End
             yield Request(row["id"], {"input": prompt, "use_activation": False}, "/classify")
 
     def finished() -> Iterator[Row]:
-        for reply in endpoint.stream(requests()):
+        for reply in endpoint.answers(requests()):
             yield _score(reply)
             while refused:
                 yield refused.pop()

@@ -30,7 +30,10 @@ from synth.filters import (
     prefix,
     verdicts,
 )  # fmt: skip
-from synth.measures import COLUMNS, by_cost, prerequisites
+from synth.measures import by_cost, prerequisites
+
+SOUNDING = 200
+"""Rows that are answered before a budget in tokens is translated into rows."""
 
 TokenCounter = Callable[[pl.DataFrame], pl.Series]
 """Counts the student's non-pad tokens of rows [id, messages]; handed over by the graph, because only the student's template knows."""
@@ -67,6 +70,8 @@ def _wanted_by(
         candidates = verdict.is_in([ALLOWED, UNDECIDED])
     else:
         taken = prefix(ranked, rule.budget, counted)
+        if counted is not None and frame["status:response"].is_not_null().sum() < SOUNDING:
+            taken = taken.head(SOUNDING)  # the mean of those then says how many more fit into the budget
         candidates = pl.Series(range(len(frame)), dtype=pl.UInt32).is_in(taken.implode())
     numbered = frame.with_row_index("row").with_columns(candidates.alias("candidate"), verdict.alias("verdict")).filter("candidate")
     if rule.where is not None:
@@ -74,8 +79,8 @@ def _wanted_by(
         for measure in measures_of(rule.where.columns):
             yield from _chain(measure, open_rows.filter(needs(rule.where, measure)))
     allowed = numbered.filter(pl.col("verdict") == ALLOWED)
-    for column in rule.ranks if ranked is None else ():
-        yield from _chain(COLUMNS[column][0], allowed)
+    for measure in measures_of(rule.ranks) if ranked is None else ():
+        yield from _chain(measure, allowed)
     for measure in complete if ranked is not None else ():
         yield from _chain(measure, allowed)
 
@@ -136,6 +141,8 @@ def select(frame: pl.DataFrame, rule: Filter, seed: int, tokens: TokenCounter | 
     }
     budget = rule.budget
     short = budget is not None and len(taken) == len(ranked) and (len(taken) < budget.rows if budget.rows else (sums or 0) < (budget.tokens or 0))
+    if not taken.len() and len(ranked) and budget and budget.tokens:
+        raise UserError(f"arms.{rule.name}: the first row alone has more than the budget's {budget.tokens} tokens; raise the budget.")
     if short and budget and not rule.allow_short:
         stopped = ", ".join(f"{s['stopped']} by {s['predicate']}" for s in steps if s["stopped"])
         asked = f"{budget.rows} rows" if budget.rows else f"{budget.tokens} tokens"

@@ -224,7 +224,7 @@ def _stream(group: list[Talk], length: int, sides: dict[str, Side], together: bo
         _said(talk, half)
         return request(talk) if together and len(talk.messages) < length else None
 
-    for reply in first.served.endpoint.stream(requests(), then):
+    for reply in first.served.endpoint.answers(requests(), then):
         yield by_id[reply.key]
         while refused:
             yield refused.pop()

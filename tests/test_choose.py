@@ -83,7 +83,8 @@ def test_round_robin_gives_every_prefix_its_equal_shares_and_passes_on_what_a_gr
     order = round_robin(groups)
     assert groups[order].tolist() == [0, 1, 2, 1, 2, 2, 2, 2, -1]
     assert order[groups[order] == 2].tolist() == [0, 1, 3, 6, 8]
-    assert groups[round_robin(groups, even=True)].tolist() == [0, 1, 2]
+    assert groups[round_robin(groups, even=3)].tolist() == [0, 1, 2]
+    assert round_robin(np.array([1, 1, 1]), even=2).tolist() == [], "a half without rows leaves nothing to mix"
 
 
 # -- greedy choices ---------------------------------------------------------------------------------------------------------------------------

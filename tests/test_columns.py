@@ -122,3 +122,23 @@ def test_a_part_that_is_older_than_a_field_reads_null_there(tmp_path: Path) -> N
     made = column(tmp_path)
     made.append([{"id": "y", "label": "poor", "rank": 2.0}])
     assert made.read().sort("id").rows() == [("x", "good", None, "ok", None), ("y", "poor", 2.0, "ok", None)]
+
+
+def test_cells_of_two_texts_of_one_row_both_stay_when_parts_are_merged(tmp_path: Path) -> None:
+    made = Column.open(tmp_path, "response", {"responder": "a"}, {"of": pl.String, "response": pl.String})
+    for n in range(12):
+        made.append([{"id": f"{n % 6}", "of": "old" if n < 6 else "new", "response": f"answer {n}"}], order=f"{n:03d}")
+    before = made.read().sort("id", "of")
+    made.compact(rows=100, files=2)
+    assert len(before) == 12 and made.read().sort("id", "of").equals(before)
+
+
+def test_who_holds_a_column_may_merge_it_and_another_may_not(tmp_path: Path) -> None:
+    made, other = many(tmp_path, 12), column(tmp_path)
+    with made.alone():
+        other.compact(rows=100, files=2)
+        assert len(made.parts()) == 12
+        made.compact(rows=100, files=2)
+        assert len(made.parts()) == 1
+        with pytest.raises(UserError, match="another run is filling"), other.alone():
+            pass

@@ -207,3 +207,32 @@ def test_a_key_variable_that_is_not_set_is_one_sentence(servers: Servers, monkey
 def test_an_address_that_cannot_be_a_base_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match=r"must end before /v1|is not an http"):
         ServerSpec(model="m", urls=(url,))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_answers_to_keep_end_at_once_where_access_is_refused(servers: Servers, status: int) -> None:
+    with ScriptedServer(lambda _, body: Fault("status", status)) as server, pytest.raises(UserError, match=f"HTTP {status}.*run again"):
+        list(given(servers, server).answers(ask(50)))
+
+
+def test_answers_to_keep_hold_no_failure_of_a_server_that_went_down(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    kept: list[Reply] = []
+    gone = ScriptedServer(lambda _, body: completion("fine") if body["seed"] < 30 else Fault("status", 503))
+    with gone as server, pytest.raises(UserError, match=r"503.*nothing was stored"):
+        for reply in given(servers, server, max_in_flight=4).answers(ask(100)):
+            kept.append(reply)
+    assert [r.error for r in kept] == [None] * 30
+
+
+def test_a_request_that_alone_gets_no_answer_is_its_own_failure(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    with ScriptedServer(lambda _, body: completion("fine") if body["seed"] != 7 else Fault("status", 503)) as server:
+        replies = list(given(servers, server, max_in_flight=4).answers(ask(40)))
+    assert len(replies) == 40 and [(r.key, r.fault) for r in replies if r.error] == [("row-7", "server")]
+
+
+def test_a_malformed_request_is_an_answer_to_keep(servers: Servers) -> None:
+    with ScriptedServer(lambda _, body: Fault("status", 400)) as server:
+        replies = list(given(servers, server).answers(ask(30)))
+    assert len(replies) == 30 and {r.fault for r in replies} == {"request"}

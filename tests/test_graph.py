@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from core.errors import UserError
 from recipes import graph, schema
 from recipes.graph import Outcome
 from tests import small_recipe, wandb_file
@@ -233,3 +234,21 @@ def test_the_wandb_files_of_a_run_hold_group_job_types_metrics_and_digests(finis
     assert any("judgments/nrows" in row for run in judges for row in run.history), "the judgments are a table"
     assert any("loss" in row for run in runs.values() if run.job_type == "train" for row in run.history), "losses while it trains"
     assert any("dropped/nrows" in row for run in runs.values() if run.job_type == "select" for row in run.history)
+
+
+@pytest.mark.parametrize(("override", "says"), [
+    ("synth.instruction.temprature=1", "did you mean 'temperature'"), ("synth.instruction.n=4", "synth.instruction.n is not for a recipe"),
+    ("arms.good.where=safety = 'safe'", "add `synth.tags.safety"), ("arms.good.where=reward_difference > 0", "gives no way to measure"),
+    ("arms.good.where=eval_overlap < 0.5", "no `eval` with prompts"),
+])  # fmt: skip
+def test_what_cannot_be_sampled_or_measured_is_found_before_anything_is_asked(
+    tmp_path: Path, llama: Path, server: ScriptedServer, override: str, says: str
+) -> None:
+    path = small_recipe.recipe(tmp_path, llama, server.url)
+    own = ["synth.teacher.server={}"] if "temprature" in override else []
+
+    def planned() -> None:
+        with pytest.raises(UserError, match=says):
+            graph.plan(schema.load(path, [override, *own]))
+
+    assert asked(server, planned) == 0

@@ -16,8 +16,10 @@ from synth import drawing, lean, published
 from synth import pool as pools
 from synth.config import SynthConfig
 from synth.context import Context
+from synth.drawing import draw
 from synth.measures import COLUMNS
 from synth.pool import Pool
+from tests.test_published import row25
 
 WORDS = "a long instruction, word after word " * 200
 
@@ -27,12 +29,12 @@ def opened(root: Path, rows: int = 50) -> Pool:
     return Pool(settings, Context(root, lambda name, revision: Model(name, name, "r1")))
 
 
-def filled(root: Path, rows: int = 50) -> Pool:
+def filled(root: Path, rows: int = 50, before: str = "") -> Pool:
     """A pool of `rows` long instructions of which the even ones are answered."""
     made = opened(root, rows)
     planned = made.planned
     for part in planned.iter_slices(7):
-        texts = [f"{i} {WORDS}" for i in part["index"].to_list()]
+        texts = [f"{before}{i} {WORDS}" for i in part["index"].to_list()]
         made.instruction.append(part.with_columns(pl.Series("instruction", texts), pl.lit("stop").alias("finish_reason"), pl.lit(5).alias("tokens")))
     frame = made.frame()
     even = frame.filter(pl.col("index") % 2 == 0).select("id", "of", pl.lit("stop").alias("finish_reason"), pl.col("id").alias("response"))
@@ -154,3 +156,49 @@ def test_other_text_columns_are_not_taken_from_an_older_versions_memory(tmp_path
     monkeypatch.setattr(pools.text, "VERSION", 2)
     monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
     assert set(opened(tmp_path).frame()["instruction_length"].to_list()) == {7}
+
+
+def imported(root: Path, rows: list[dict[str, object]], **synth: object) -> Pool:
+    """A pool of published rows."""
+    pl.from_dicts(rows, infer_schema_length=None).write_parquet(root / "set.parquet")
+    config = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": {"import": str(root / "set.parquet")}, **synth})
+    made = Pool(config, Context(root, lambda name, revision: Model(name, name, "r1")))
+    with Servers(Log(), root / "logs") as servers:
+        draw(made, servers, Log())
+    return made
+
+
+def test_ranks_and_safety_follow_from_what_was_imported(tmp_path: Path) -> None:
+    rows = [row25(0, input_quality="good", llama_guard_2="unsafe\nS1"), row25(1, input_quality="poor", llama_guard_2="safe")]
+    frame = imported(tmp_path, rows).frame()
+    assert frame["input_quality_rank"].to_list() == [4.0, 2.0] and frame["safety"].to_list() == ["unsafe", "safe"]
+
+
+def test_what_the_imported_rows_lack_is_measured_when_a_filter_asks_for_it(tmp_path: Path) -> None:
+    made = imported(tmp_path, [row25(0), row25(1)])
+    assert made.frame(["min_neighbor_distance"])["status:neighbors"].to_list() == ["ok", "ok"]
+    assert made.frame(["neighbor_group_duplicate"])["status:neighbors"].null_count() == 2
+
+
+def test_imported_pairs_have_one_turn(tmp_path: Path) -> None:
+    talk = [{"from": w, "value": v} for w, v in (("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))]
+    frame = imported(tmp_path, [row25(0), row25(1, conversations=talk, instruction="a", response="b")]).frame()
+    assert frame["turns"].to_list() == [1, 2] and frame["status:turns"].to_list() == ["ok", "ok"]
+
+
+def test_a_column_that_only_shares_a_name_with_ours_is_left_out(tmp_path: Path) -> None:
+    frame = imported(tmp_path, [{**row25(i), "safety": "Safe", "seed": "abc", "tokens": [1, 2], "system_prompt": ["x"]} for i in range(2)]).frame()
+    assert len(frame) == 2 and frame["instruction_tokens"].null_count() == 2
+
+
+def test_a_pool_whose_texts_are_cleaned_keeps_the_cells_of_the_raw_texts_when_parts_are_merged(tmp_path: Path) -> None:
+    filled(tmp_path, before="**Task:** ")
+    settings = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": 50, "sanitize": "gemma"})
+    cleaned = Pool(settings, Context(tmp_path, lambda name, revision: Model(name, name, "r1")))
+    frame = cleaned.frame()
+    assert frame["of"].to_list() != opened(tmp_path).frame()["of"].to_list(), "the sanitizer took something off"
+    for part in frame.select("id", "of", pl.lit("new").alias("response"), pl.lit("stop").alias("finish_reason")).iter_slices(5):
+        cleaned.columns["response"].append(part)
+    cleaned.columns["response"].compact(files=2)
+    assert opened(tmp_path).frame()["status:response"].null_count() == 25
+    assert cleaned.frame()["status:response"].null_count() == 0

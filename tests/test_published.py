@@ -195,3 +195,13 @@ def test_real_published_rows_are_read(shared: Path) -> None:
     assert len(found) == 5 and found["instruction"].null_count() == 0
     assert found["failed_tags"].list.len().sum() == 0 and found["input_quality"].null_count() == 0
     assert set(found["reason"]) == {f"no response (example_instructions.jsonl line {n})" for n in range(1, 6)}  # these files hold no responses
+
+
+def test_values_of_another_kind_are_failed_tags_and_not_the_end_of_the_import(tmp_path: Path) -> None:
+    rows = pl.from_dicts([row25(i) for i in range(3)], infer_schema_length=None)
+    odd = [pl.Series("instruct_reward", ["1.5", "high", None]), pl.Series("task_category", [["Math"], None, None])]
+    rows.with_columns(odd).write_parquet(tmp_path / "odd.parquet")
+    read_back = pl.concat(list(read(tmp_path / "odd.parquet")))
+    assert read_back["instruct_reward"].to_list() == [1.5, None, None] and read_back["status"].to_list() == ["ok"] * 3
+    told = [[(t["column"], t["value"]) for t in row] for row in read_back["failed_tags"].to_list()]
+    assert told == [[("task_category", "a list or object")], [("instruct_reward", "high")], []]

@@ -247,3 +247,32 @@ def test_every_named_strategy_resolves() -> None:
 
     for name in STRATEGIES:
         assert rule(strategy=name, budget={"rows": 5}).name == "arm"
+
+
+def test_a_choice_that_ranks_by_what_the_text_shows_measures_only_its_label() -> None:
+    world = World()
+    world.truth = world.truth.with_columns(pl.Series("task_category", ["Math", "Others"] * (N // 2)), pl.Series("instruction_length", range(N)))
+    world.measure([(rule(choose="balanced(task_category, instruction_length)", budget={"rows": 20}), (0,))])
+    assert world.paid["category"] == N and world.paid["response"] == 20
+
+
+def test_a_budget_in_tokens_answers_some_rows_before_it_is_translated_into_rows() -> None:
+    world = World(2000)
+    chosen = rule(choose="hash_order", budget={"tokens": 400_000})
+
+    def count(frame: pl.DataFrame) -> pl.Series:
+        return frame.select(pl.when(pl.col("status:response") == "ok").then(1500)).to_series()
+
+    while wants := wanted(world.frame(), [(chosen, (0,))], count):
+        name, ids = next(iter(wants.items()))
+        world.known[name] |= set(ids)
+    assert len(world.known["response"]) == 400_000 // 1500, "a constant guess of 256 would have answered 1,562 rows"
+    assert len(select(world.frame(), chosen, 0, count).ids) == 266
+
+
+def test_a_budget_in_tokens_that_no_row_fits_into_is_an_error() -> None:
+    world = World()
+    chosen = rule(choose="hash_order", budget={"tokens": 5})
+    world.known["response"] = set(world.ids)
+    with pytest.raises(UserError, match="raise the budget"):
+        select(world.frame(), chosen, 0, lambda frame: pl.Series([9] * len(frame)))
