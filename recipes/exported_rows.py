@@ -28,6 +28,8 @@ class Export:
     name: str
     frames: Iterator[pl.DataFrame]
     provenance: dict[str, Any]
+    reads: str | None = None
+    """The data that a recipe names and the rows are read from, where they are not its pool's own."""
 
 
 def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
@@ -44,7 +46,7 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     folder = Path(recipe.store) / "recipes" / recipe.name
     name = f"{recipe.name}-{arm}" if arm else recipe.name
     if arm is not None and (data := arms[arm].data) is not None:
-        return Export(name, _kept(published.read(data), _ids_of_data(loaded, arm, seed)), {"source": data, "recipe": _text(recipe)})
+        return Export(name, _kept(published.read(data), _ids_of_data(loaded, arm, seed)), {"source": data, "recipe": _text(recipe)}, data)
     snapshot = folder / "measure" / "pool.parquet"
     if not snapshot.is_file():
         raise UserError(f"recipe {recipe.name} has no finished pool at {snapshot}; `magpie run {loaded.source.path} --until select` makes it.")

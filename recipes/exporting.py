@@ -35,6 +35,9 @@ def main(
     with ExitStack() as stack:
         folder = out if out is not None else Path(stack.enter_context(TemporaryDirectory())) / "export"
         export = _opened(source, arm, seed)
+        if out is not None:
+            for read in filter(None, (source, export.reads)):
+                importing.spare(read, out)
         figures = card.Figures()
         rows = importing.write(figures.watch(export.frames), folder, checked) if folder.suffix else _folder(export, figures, folder, checked, licence)
         print(f"{rows:,} rows in the form {form} written to {folder}" + (f"; {figures.failed:,} failed rows left out" if figures.failed else ""))

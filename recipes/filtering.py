@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError, nearest
+from recipes.importing import spare
 from recipes.results import table
 from synth import gather, tagged
 from synth.config import ArmConfig
@@ -65,10 +66,16 @@ def main(
     budget = {"rows": rows} if rows is not None else {"tokens": tokens} if tokens is not None else None
     arm: dict[str, Any] = {"where": where, "choose": choose, "budget": budget, "params": _params(params, names)}
     settings |= {key: value for key, value in arm.items() if value}
-    applied = apply_all(source, names, **settings)
     paths: dict[str, Path] = {}
     if out is not None:
         paths = {name: out / f"{name}.parquet" for name in names} if len(names) > 1 else {names[0]: out}
+        for path in paths.values():
+            spare(source, path)
+    try:
+        applied = apply_all(source, names, **settings)
+    except UserError as error:  # `select` words its advice for recipes
+        raise UserError(str(error).replace("say `allow_short: true`", "add --allow-short")) from error
+    if out is not None:
         for name, path in paths.items():
             gather.write(source, applied.chosen[name].rows, path, cast(gather.Form, form))
     if as_json:

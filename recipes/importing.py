@@ -13,6 +13,7 @@ from core.errors import UserError, nearest
 from core.store import fsync_folder
 from synth import published
 from synth.published_forms import FORMS, Form
+from synth.sources import files
 
 SHARD = 100_000
 """Rows of one file of a folder."""
@@ -20,11 +21,22 @@ SHARD = 100_000
 
 def main(source: str, out: Path, *, form: str, limit: int | None) -> None:
     """Read `source`, write it to a file or a folder of shards, and print the counts."""
+    spare(source, out)
     counted = published.Counted()
     written = write(counted.watch(published.read(source, limit)), out, checked(form))
     for line in lines(counted):
         print(line)
     print(f"{written:,} rows written to {out}" + (f" in the form {form}" if form != "magpie" else ""))
+
+
+def spare(source: str | Path, out: Path) -> None:
+    """Raises UserError where writing `out` would destroy what is read: `out` is the source, one of its files, or a folder that holds it."""
+    given, there = Path(source).expanduser(), out.expanduser().resolve()
+    if not given.exists():
+        return
+    here = given.resolve()
+    if there == here or there in here.parents or any(there == file.resolve() for file in files(here)):
+        raise UserError(f"--out {out} would replace the source {source}; give another --out.")
 
 
 def checked(form: str) -> Form:

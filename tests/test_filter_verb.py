@@ -167,6 +167,8 @@ def test_diverse_takes_one_of_each_kind_of_instruction_first(tmp_path: Path) -> 
         ("random", {"rows": 1, "form": "24"}, "--form 24: no such form"),
         ("random", {"rows": 1, "out": Path("x.csv")}, "the name must end in .parquet or .jsonl"),
         ("random", {"rows": 1, "tokens": 1}, "either --rows or --tokens"),
+        ("all", {"rows": 2}, "strategy all: `all` takes every row; leave the budget out, or choose hash_order/longest."),
+        ("magpie-pro", {"rows": 99}, "lower the budget, or add --allow-short."),
         (None, {"where": "input_quality >= 'god'", "rows": 1}, "filter.where: 'god' is not a label"),
     ],
 )
@@ -175,6 +177,20 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path, strategy: str | Non
     with pytest.raises(UserError) as error:
         run(path, strategy, **given)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+def test_the_source_is_never_replaced_by_what_was_chosen_of_it(tmp_path: Path, ending: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    path = saved(folder / f"a{ending}", [row23(i) for i in range(3)])
+    before = path.read_bytes()
+    (tmp_path / f"link{ending}").symlink_to(path)
+    for source, out in ((path, folder / ".." / "set" / path.name), (path, tmp_path / f"link{ending}"), (folder, path)):
+        with pytest.raises(UserError, match="would replace the source"):
+            run(source, "random", rows=1, out=out)
+    assert path.read_bytes() == before
+    run(folder, "random", rows=1, out=tmp_path / f"b{ending}")
 
 
 def test_short_of_rows_takes_what_there_is_when_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,19 @@ def test_an_import_that_breaks_leaves_nothing_and_never_overwrites_a_folder(tmp_
         importing.main(str(tmp_path / "a.jsonl"), tmp_path / "o", form="24", limit=None)
 
 
+@pytest.mark.parametrize("out", ["set/a.jsonl", "set", "."])
+def test_import_and_export_never_replace_their_own_source(tmp_path: Path, out: str) -> None:
+    (tmp_path / "set").mkdir()
+    source = tmp_path / "set" / "a.jsonl"
+    source.write_text(json.dumps(row23(0)) + "\n")
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="would replace the source"):
+        importing.main(str(source), tmp_path / out, form="magpie", limit=None)
+    with pytest.raises(UserError, match="would replace the source"):
+        exporting.main(str(source), tmp_path / out, arm=None, seed=None, form="messages", licence=None, push=None, private=False)
+    assert source.read_bytes() == before
+
+
 def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: Path) -> None:
     talks = [["human", "gpt"], ["human", "gpt", "observation", "gpt"], ["human", "gpt", "human", "chatgpt"]]
     rows = [{"id": str(n), "conversations": [{"from": w, "value": w} for w in talk]} for n, talk in enumerate(talks)]
