@@ -9,7 +9,7 @@ import polars as pl
 
 from synth.ngrams import characters, grams, words
 
-VERSION = 1
+VERSION = 2
 """Part of the name of what is remembered of a text; raised when the same text would give other columns."""
 
 SLICE = 20_000  # texts whose words are in memory at once
@@ -22,6 +22,25 @@ _REFUSAL = (
     r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|i (can['’]?t|cannot|can not|won['’]?t|will not|am unable|am not able)\b"
     r"|i['’]?m (unable|not able)\b|as an? (ai|artificial intelligence|language model|large language model)\b"
     r"|unfortunately,? i (can['’]?t|cannot|am|['’]m))"
+)
+
+# An instruction refuses only as an assistant does: "I can't sleep" is a user's own sentence, and a response's pattern would take it for a refusal.
+_NOT = r"(?:(?:can['’]?t|cannot|can not|won['’]?t|will not)|(?:am|['’]m) (?:unable|not able) to)"
+_SERVE = r"(?:assist|help (?:you\b|with|create|generat|writ)|help[.,!]|help$|provide|fulfil|comply|satisfy|create|engage in|generate|promote)"
+_AI = (
+    r"(?:ai|artificial intelligence|(?:large )?language model)(?: (?:language )?(?:model|assistant|chatbot))?"
+    r"(?: (?:developed|created|trained) by [^,.\n]{1,40})?"
+)
+_SORRY = r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)[,.:]? (?:but )?"
+_AS_ASSISTANT = (
+    rf"(?i)^\W*(?:{_SORRY}(?:as an? {_AI}\b|i ?{_NOT} (?:{_SERVE}|write|answer|discuss|offer|give|share|respond|do that))"
+    rf"|as an? {_AI},? i(?:['’]m (?:not|unable)| am (?:not|unable)| ?{_NOT}| don['’]?t| do not| have no\b| must)|i['’]?m just an? {_AI}\b)"
+)
+_UNSORRY = rf"(?i)^\W*i ?{_NOT} {_SERVE}"  # a refusal, unless the text goes on to ask something of its own:
+_ASKS = r"(?i)\?|\b(?:my|me|please|should i|do i|any (?:advice|ideas?|tips|suggestions))\b"
+_ASSISTANTS_OWN = (  # what an assistant says of itself, and its offer of something else
+    r"(?i)\b(?:my (?:programming|guidelines|purpose|capabilit\w+|training|polic\w+|principles|(?:ethical|safety) \w+)|let me know|for me to)\b"
+    r"|[^.?!\n]*\b(?:(?:help|assist) you|(?:some|any)thing else|instead|would you like)\b[^.?!\n]*\?"
 )
 
 # Chat markup of the common families, so that a leak is seen without the tokenizer at hand.
@@ -44,10 +63,11 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
 
     `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id, instruction_length (characters), incomplete,
     repetition (0 to 1), template_leak (special tokens of a chat template), role_leak (a turn's header in plain words, such as "Assistant:" or
-    "### Response"), think_leak (a think tag, closed or not), instruction_refusal, exact_duplicate (false for the first row with that text)].
+    "### Response"), think_leak (a think tag, closed or not), instruction_refusal (it refuses as an assistant does),
+    exact_duplicate (false for the first row with that text)].
     """
     text = pl.col("instruction").fill_null("")
-    return rows.with_columns(_repetition(rows["instruction"]), _role(rows["instruction"].fill_null(""))).select(
+    return rows.with_columns(_repetition(rows["instruction"]), *(of(rows["instruction"].fill_null("")) for of in (_role, _declines))).select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
         (_cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)).alias("incomplete"),
@@ -55,7 +75,7 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
         text.str.contains(_MARKUP).alias("template_leak"),
         "role_leak",
         text.str.contains(_THINK).alias("think_leak"),
-        text.str.contains(_REFUSAL).alias("instruction_refusal"),
+        "instruction_refusal",
         (~text.is_first_distinct()).alias("exact_duplicate"),
     )
 
@@ -90,6 +110,14 @@ def _role(texts: pl.Series) -> pl.Series:
     found = texts.str.contains(_ROLE_WORDS)
     hits = found.arg_true()
     return found.scatter(hits, texts.gather(hits).str.contains(_ROLE)).alias("role_leak")
+
+
+def _declines(texts: pl.Series) -> pl.Series:
+    """Whether an instruction is an assistant's refusal; a user's "I can't ..." is none."""
+    hits = texts.str.contains(_UNSORRY).arg_true()
+    bare = ~texts.gather(hits).str.replace_all(_ASSISTANTS_OWN, "").str.contains(_ASKS)
+    found = texts.str.contains(_AS_ASSISTANT)
+    return found.scatter(hits, found.gather(hits) | bare).alias("instruction_refusal")
 
 
 def _repetition(texts: pl.Series) -> pl.Series:

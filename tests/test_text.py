@@ -105,6 +105,32 @@ def test_instruction_that_refuses_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't assist with that.", "I’m sorry, but I can’t provide that.", "Sorry, I can't help with that.",
+        "I cannot create explicit content. Is there anything else I can help you with?", "I cannot fulfill your request. I'm just an AI.",
+        "I can't help with that.", "I cannot provide instructions that go against my guidelines.", "As an AI language model, I don't have feelings.",
+        "As an AI, I cannot do that.", "Unfortunately, I'm unable to assist.", "I can’t help.",
+    ],
+)  # fmt: skip
+def test_an_instruction_that_refuses_as_an_assistant_does_is_a_refusal(text: str) -> None:
+    assert instruction(text)["instruction_refusal"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't sleep, help me", "I cannot open the door of my car. What should I do?", "Sorry, one more question: why is the sky blue?",
+        "I can't help feeling sad. What can I do?", "I cannot create an account on this site, please help.", "Unfortunately I can't cook. Why?",
+        "As an AI researcher, I need a plan for a talk.", "As an AI, write a poem about the sea.", "I am unable to walk. Name sports for me.",
+        "I cannot provide my landlord with the papers. What now?",
+    ],
+)  # fmt: skip
+def test_a_users_own_i_cannot_is_no_refusal(text: str) -> None:
+    assert not instruction(text)["instruction_refusal"]
+
+
+@pytest.mark.parametrize(
     "text", ["I'm sorry, but I can't help.", "I’m sorry.", "As an AI model, I", "I cannot do that", "Sorry, no.", "Unfortunately I can't"]
 )
 def test_refusal_is_seen_at_the_beginning(text: str) -> None:
