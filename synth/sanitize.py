@@ -15,7 +15,7 @@ from core.columns import FAILED, OK
 from synth.config import SynthConfig
 from synth.context import Context
 
-VERSION = 1
+VERSION = 2
 """Part of the column's key."""
 
 FIELDS: dict[str, Any] = {"sanitized_instruction": pl.String, "sanitizer_rule": pl.String}
@@ -135,7 +135,8 @@ def _before(marker: str) -> pl.Expr:
     head = text.str.replace(marker + _TO_END, "")
     fenced = head.str.count_matches("```") % 2 == 1
     shown = (text.str.count_matches(marker) > 1) & text.str.contains(marker + r"\s*\z")  # examples, and a last label left open
-    kept = fenced | shown | head.str.contains(_FORMAT)
+    asked = text.str.extract(f"({marker}[^\\n]*)").str.strip_chars(" \t*\"”").str.ends_with("?").fill_null(False)  # "Explanation: why is it so?"
+    kept = fenced | shown | asked | head.str.contains(_FORMAT)
     if marker == _EXPLANATION:
         kept |= text.str.contains(_EXAMPLES)
     return pl.when(kept).then(text).otherwise(head)

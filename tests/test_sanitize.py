@@ -105,6 +105,11 @@ def test_labels_that_belong_to_the_instruction_are_no_answer(text: str) -> None:
     assert clean(text) == (text, "")
 
 
+@pytest.mark.parametrize("text", ["Explanation: why is it so?", "**Answer:** what is 2 + 2?", "It rains.\nExplanation: why is it so?\nBe short."])
+def test_a_label_followed_by_a_question_is_the_users_own(text: str) -> None:
+    assert clean(text) == clean(text, "gemma") == (text, "")
+
+
 def test_step_1_begins_an_answer_of_llama_3_only() -> None:
     text = "Solve x + 1 = 2.\n## Step 1: Subtract 1\nx = 1"
     assert clean(text) == ("Solve x + 1 = 2.", "step")
