@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import UserError
 from core.models import resolve
+from synth.config import SynthConfig
 from synth.describing import described
 from synth.families import _data, family_of, system_prompt_of, thinking_style
 
@@ -79,6 +80,13 @@ def test_a_default_system_prompt_stays_where_the_family_needs_it() -> None:
     assert system_prompt_of("Qwen/Qwen2.5-7B-Instruct", "") == ""
     assert system_prompt_of("Qwen/Qwen2.5-7B-Instruct", "Be brief.") == "Be brief."
     assert system_prompt_of("meta-llama/Meta-Llama-3-8B-Instruct", None) is None
+
+
+@pytest.mark.parametrize(("model", "rules"), [("meta-llama/Llama-3.3-70B-Instruct", "llama-3"), ("google/gemma-2-9b-it", "gemma")])
+def test_advice_to_sanitize_is_a_setting_that_a_recipe_takes(model: str, rules: str) -> None:
+    found = family_of(model)
+    assert found is not None and f"`synth.sanitize: {rules}`" in (found.advice or "")
+    assert SynthConfig.model_validate({"teacher": {"model": model}, "sanitize": rules}).sanitize == rules
 
 
 def test_thinking_is_recognised_by_the_vocabulary_or_the_template() -> None:
