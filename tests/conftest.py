@@ -24,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "vllm" in getattr(item, "fixturenames", ()))
 
 
+@pytest.fixture(autouse=True)
+def _same_folder() -> Iterator[None]:
+    """A test that goes to another folder (a cluster's task does) leaves the next ones where they were."""
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""
