@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One family. `match`: found in a model's name or path (any case); `tested`: against what its pre-query template is tested;
+    """One family. `match`: found in a hub id or a folder's own name (any case); `tested`: against what its pre-query template is tested;
     `system_prompt`: what a recipe without one means ("default": the chat template's own stays)."""
 
     name: str
@@ -48,8 +48,19 @@ UNTESTED = "against nothing real"
 
 
 def family_of(model: str) -> Family | None:
-    """The first family whose pattern is found in the model's name (hub id or folder)."""
-    return next((f for f in _data()[0] if re.search(f.match, model, re.IGNORECASE)), None)
+    """The first family whose pattern is found in the model's name: all of a hub id, and of a folder its own name, whatever folders it lies in."""
+    named = _name(model)
+    return next((f for f in _data()[0] if re.search(f.match, named, re.IGNORECASE)), None)
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    if not path.is_dir() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
+        return model
+    path = path.absolute()  # symbolic links keep the name that they were given
+    cached = path.parent.parent.name  # the hub's cache: models--organisation--name/snapshots/commit
+    in_cache = path.parent.name == "snapshots" and cached.startswith("models--")
+    return cached.removeprefix("models--").replace("--", "/") if in_cache else path.name
 
 
 def system_prompt_of(model: str, asked: str | None) -> str | None:

@@ -66,6 +66,23 @@ def test_an_unknown_model_has_no_family() -> None:
     assert family_of("/data/my-own-model") is None
 
 
+def test_a_folder_is_known_by_its_own_name_and_not_by_the_folders_it_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(model: str) -> str | None:
+        found = family_of(model)
+        return found.name if found else None
+
+    folder = tmp_path / "vicuna-exp" / "m"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert [name(m) for m in ("./vicuna-exp/m", "vicuna-exp/m", str(folder), "/data/vicuna-exp/absent", "~/vicuna/m/")] == [None] * 5
+    assert system_prompt_of("./vicuna-exp/m", None) is None
+    assert name("/data/vicuna-exp/SmolLM2-135M-Instruct/") == "SmolLM2"
+    assert name("/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/0a1b") == "Qwen2.5"
+    (tmp_path / "Qwen2.5-7B-Instruct").mkdir()
+    monkeypatch.chdir("Qwen2.5-7B-Instruct")
+    assert name(".") == "Qwen2.5"
+
+
 def test_recorded_means_that_a_string_of_the_original_is_in_the_tests() -> None:
     names = {"Vicuna-1.5": "vicuna-7b-v1.5", "Nous-Hermes-Llama-2": "Nous-Hermes-llama-2-7b", "Mistral-7B": "Mistral-7B-v0.3"}
     for found in _data()[0]:
