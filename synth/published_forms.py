@@ -17,6 +17,7 @@ from core.columns import FAILED, OK
 from core.errors import UserError
 from core.store import digest
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
+from synth.published_sampling import beyond, sampling
 from synth.sources import Part
 
 Form = Literal["magpie", "23", "25", "sharegpt", "messages"]
@@ -259,8 +260,6 @@ def _status(ours: pl.DataFrame, part: Part, seen: set[int]) -> pl.DataFrame:
 
 # -- out --------------------------------------------------------------------------------------------------------------------------------------
 
-_CONFIG = {"temperature": pl.Float64, "top_p": pl.Float64}
-_CONFIGS = {**_CONFIG, "input_generator": pl.String, "seed": pl.Int64, "pre_query_template": pl.String, "extract_input": pl.String}
 _FORMS: dict[str, tuple[str, ...]] = {
     "23": (
         "id", "model", "gen_input_config", "instruction", "response", "messages", "task_category", "difficulty", "intent", "knowledge",
@@ -306,6 +305,7 @@ def to_form(frame: pl.DataFrame, form: Form) -> pl.DataFrame:
     own_names = {ours: name for name, ours in source.items()}
     others = [c for c in kept.columns if c not in _FORMS[form] and c not in _OWN]
     columns |= {_free(own_names.get(c, c), columns): pl.col(c) for c in others}
+    columns |= {_free(n, columns): value for n, value in (beyond(kept) if form == "23" and not source else {}).items()}
     made = kept.select([value.alias(name) for name, value in columns.items()])
     place = {name: at for at, name in enumerate(source)}
     ordered: list[str] = sorted(made.columns, key=lambda c: place.get(c, len(place)))
@@ -330,7 +330,7 @@ def _published(frame: pl.DataFrame, name: str, form: Form) -> pl.Expr:
     if name in ("instruction_length", "response_length") and name not in frame.columns:
         return pl.col(name.removesuffix("_length")).str.len_chars().cast(pl.Int64)
     if name == "gen_input_config":
-        return _config(frame, form)
+        return sampling(frame, form, bool(_source(frame, form)))
     kind = NAMES[name][0] if name in NAMES else _PLAIN
     if name not in frame.columns:
         return pl.lit(None, kind)
@@ -341,19 +341,3 @@ def _published(frame: pl.DataFrame, name: str, form: Form) -> pl.Expr:
     if name == "min_similar_id" and "repeat_count" in frame.columns:
         value = pl.when(~((pl.col("repeat_count") == 0) & (value == pl.col("id"))).fill_null(False)).then(value)
     return value.cast(kind)
-
-
-def _config(frame: pl.DataFrame, form: Form) -> pl.Expr:
-    """The sampling of a row: as it was published, or made of our columns; fields of the form that it lacks are null."""
-    fields = _CONFIG if form == "23" else _CONFIGS
-    kind = frame.schema.get("gen_input_config")
-    if isinstance(kind, pl.Struct):
-        held = [f.name for f in kind.fields]
-        if held and not set(held) - set(_CONFIGS) and {*_CONFIG} <= set(held):
-            return pl.col("gen_input_config")
-        lacking = [pl.lit(None, t).alias(n) for n, t in fields.items() if n not in held]
-        return pl.struct([*[pl.col("gen_input_config").struct.field(f) for f in held], *lacking])
-    if kind is not None:
-        return pl.col("gen_input_config")
-    ours = {"temperature": "temperature", "top_p": "top_p", "input_generator": "model", "seed": "seed", "pre_query_template": "pre_query_template"}
-    return pl.struct([(pl.col(ours[n]) if ours.get(n) in frame.columns else pl.lit(None)).cast(t).alias(n) for n, t in fields.items()])

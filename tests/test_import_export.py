@@ -85,7 +85,9 @@ def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_pat
     published.write(published.read(tmp_path / "new.parquet"), tmp_path / "old.parquet", "23")
     old = pl.read_parquet(tmp_path / "old.parquet")
     assert old.columns[:23] == list(row23(0))[:3] + [c for c in old.columns[3:23]] and {"input", "output", "base_reward"} <= set(old.columns[:23])
-    assert set(old.columns[23:]) == {"language", "other_task_category", "task_category_generator", "difficulty_generator", "quality_generator"}
+    tagging = {"language", "other_task_category", "task_category_generator", "difficulty_generator", "quality_generator"}
+    assert set(old.columns[23:]) == tagging | {"input_generator", "seed", "pre_query_template", "extract_input"}
+    assert old["gen_input_config"].to_list() == [{"temperature": 1.0, "top_p": 1.0}] * 3 and set(old["pre_query_template"]) == {"<|im_start|>user\n"}
     assert old["input"].to_list() == [row25(i)["instruction"] for i in range(3)] and old["base_reward"].null_count() == 3
 
 
@@ -223,6 +225,13 @@ def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(finish
     assert "input_quality >= 'good'" in card and "min_neighbor_distance" not in front
     assert "| response, characters | 10 |" in card and "git commit" in card and "temperature" in card
     assert str(finished.parent / "store") not in card, "where it ran is nobody's business"
+
+
+def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(finished: Path, tmp_path: Path) -> None:
+    exporting.main(str(finished), tmp_path / "set.parquet", arm="good", seed=None, form="23", licence=None, push=None, private=False)
+    made = pl.read_parquet(tmp_path / "set.parquet")
+    assert made.schema["gen_input_config"] == pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64})
+    assert set(made["gen_input_config"].struct.field("temperature")) == {1.0} and made["seed"].null_count() == 0
 
 
 def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
