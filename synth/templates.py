@@ -62,7 +62,13 @@ def pre_query(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = DE
     if template is None and "text" in chosen:
         text, header, after = chosen["text"], "", ""
     else:
-        header, after = _user_header(tokenizer, template, kwargs)
+        try:
+            header, after = _user_header(tokenizer, template, kwargs)
+        except UserError as error:
+            if "text" not in chosen:
+                raise
+            header, after = "", ""
+            notes.append(f"only the tokenizer's own end tokens are known to end an instruction: {error}")
         text = chosen.get("text") or _first_turn(tokenizer, template, kwargs, system_prompt, header, notes)
     if "text" in chosen:
         source = "the recipe's text"
@@ -95,7 +101,7 @@ def worded(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, variab
         return tokenizer
     template, _ = _template(tokenizer, {"chat_template": chat_template} if chat_template else {})
     made = copy.copy(tokenizer)
-    made.chat_template = "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in sorted(variables.items())) + str(template)
+    made.chat_template = "".join(f"{{%- set {name} = {_literal(value)} -%}}" for name, value in sorted(variables.items())) + str(template)
     return made
 
 
@@ -249,7 +255,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
     if text.count(_SENTINEL) != 1:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} does not write a user's message exactly once, so its pre-query template "
-            "cannot be derived; give it as `text` in the recipe."
+            "cannot be derived; give it as `synth.pre_query_template` in the recipe, or another `chat_template` of the model."
         )
     before, _, after = text.partition(_SENTINEL)
     return before, after
@@ -258,12 +264,14 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], template: str | None, kwargs: dict[str, Any], generation: bool = True
 ) -> str:
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
         return str(
             tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, add_generation_prompt=generation, **kwargs)
         )
+    except TemplateSyntaxError as error:
+        raise UserError(f"the chat template of {tokenizer.name_or_path} is no valid Jinja in line {error.lineno}: {error.message}") from error
     except TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise UserError(f"the chat template of {tokenizer.name_or_path} refuses a conversation with roles [{roles}]: {error}") from error
@@ -282,7 +290,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, chosen: Mapping[str, Any]) -> 
         return None, "the recipe's text"
     raise UserError(
         f"the tokenizer of {tokenizer.name_or_path} has no chat template, so there is no pre-query template: use an instruction-tuned model, "
-        "or give `chat_template` or `text` in the recipe."
+        "or give `chat_template` of the model, or `synth.pre_query_template`, in the recipe."
     )
 
 

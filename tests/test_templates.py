@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.models import resolve, tokenizer
-from synth.templates import encode_conversation, follow_up, pre_query
+from synth.templates import encode_conversation, follow_up, pre_query, worded
 
 FAMILIES = json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())
 
@@ -218,6 +218,25 @@ def test_tokenizer_without_a_template_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"/models/base has no chat template"):
         pre_query(words)
     assert pre_query(words, None, {"text": "<s>Q: "}).text == "<s>Q: "
+
+
+def test_template_that_changes_a_users_message_names_the_recipes_key_and_that_key_helps() -> None:
+    loud = built({"<s>": 0, "</s>": 1}, "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}{% endfor %}", "<s>", "</s>")
+    with pytest.raises(UserError, match=r"give it as `synth\.pre_query_template` in the recipe"):
+        pre_query(loud)
+    bare = built({"<s>": 0, "</s>": 1}, None, "<s>", "</s>")
+    with pytest.raises(UserError, match=r"`chat_template` of the model, or `synth\.pre_query_template`"):
+        pre_query(bare)
+    found = pre_query(loud, None, {"text": "[user]"})
+    assert found.text == "[user]" and found.stop_token_ids == (0, 1) and "end an instruction" in found.derived["notes"][0]
+
+
+def test_template_that_is_no_valid_jinja_is_named_with_the_line_as_it_was_written(smollm: Any) -> None:
+    broken = "{# one #}\n{# two #}\n{% for m in messages %}{{ m.content }}"
+    with pytest.raises(UserError, match=r"no valid Jinja in line 3: "):
+        pre_query(smollm, None, {"chat_template": broken})
+    with pytest.raises(UserError, match=r"no valid Jinja in line 3: "):
+        pre_query(worded(smollm, broken, {"a": 1, "b": 2}))
 
 
 def test_template_that_refuses_or_ignores_a_system_prompt_is_one_sentence() -> None:
