@@ -113,15 +113,20 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     facts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in provenance.items() if k not in ("funnel", "recipe") and v}
-    teachers = sorted({*figures.models.get("model", {}), *(str(provenance[k]) for k in ("teacher", "responder") if provenance.get(k))})
     return loader.get_template("dataset_card.md.jinja").render(
         front=yaml.safe_dump({k: v for k, v in front.items() if v is not None}, sort_keys=False).strip(),
-        name=name, form=form, rows=figures.rows, failed=figures.failed, licence=licence, warnings=licences(teachers),
+        name=name, form=form, rows=figures.rows, failed=figures.failed, licence=licence, warnings=licences(writers(figures, provenance)),
         labels=[(LABELS[k], counts.most_common(30), sum(counts.values())) for k, counts in figures.labels.items()],
         numbers=[(NUMBERS[k], int(n), total / n, low, high, total) for k, (n, total, low, high) in figures.numbers.items()],
         models={k: dict(v.most_common(5)) for k, v in figures.models.items() if v}, columns=list(columns),
         drawn=bool(provenance.get("teacher")), facts=facts, funnel=provenance.get("funnel"), recipe=provenance.get("recipe"),
     )  # fmt: skip
+
+
+def writers(figures: Figures, provenance: Mapping[str, Any]) -> list[str]:
+    """The models whose texts the rows hold."""
+    facts = ("teacher", "responder", "model of the further turns")
+    return sorted({*figures.models.get("model", {}), *(str(provenance[k]) for k in facts if provenance.get(k))})
 
 
 def licences(models: Iterable[str]) -> list[str]:

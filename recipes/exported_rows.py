@@ -13,9 +13,11 @@ import yaml
 
 from core.columns import OK
 from core.errors import UserError, nearest
+from recipes import imported_rows
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.session import environment
 from synth import published
+from synth.config import ImportConfig
 from synth.measures import COLUMNS
 from synth.published_forms import NAMES
 from synth.tags_config import TagConfig
@@ -48,10 +50,16 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     if arm is not None and (data := arms[arm].data) is not None:
         return Export(name, _kept(published.read(data), _ids_of_data(loaded, arm, seed)), {"source": data, "recipe": _text(recipe)}, data)
     snapshot = folder / "measure" / "pool.parquet"
+    source = recipe.synth.rows
     if not snapshot.is_file():
         raise UserError(f"recipe {recipe.name} has no finished pool at {snapshot}; `magpie run {loaded.source.path} --until select` makes it.")
     chosen, funnel = _selection(folder / "select" / arm, loaded, seed) if arm else (None, None)
-    provenance = {**_provenance(recipe, snapshot), "funnel": funnel, "recipe": _text(recipe)}
+    if isinstance(source, ImportConfig):
+        told = imported_rows.told(source, snapshot)
+        facts = imported_rows.provenance(recipe.synth, snapshot, told)
+        frames = imported_rows.with_origin(_rows(recipe, snapshot), told, _measurers(recipe))
+        return Export(name, _kept(frames, chosen), {**facts, **_software(), "funnel": funnel, "recipe": _text(recipe)}, source.import_)
+    provenance = {**_provenance(recipe, snapshot), **_software(), "funnel": funnel, "recipe": _text(recipe)}
     return Export(name, _kept(_rows(recipe, snapshot), chosen), provenance)
 
 
@@ -152,9 +160,11 @@ def _provenance(recipe: Recipe, snapshot: Path) -> dict[str, Any]:
         "responder": synth.responder.model if synth.responder else None,
         "sampling of responses": synth.response,
         "embeddings for neighbour distances": near,
-        "git commit of the software": environment()["git"],
-        "versions": environment()["versions"],
     }
+
+
+def _software() -> dict[str, Any]:
+    return {"git commit of the software": environment()["git"], "versions": environment()["versions"]}
 
 
 def _text(recipe: Recipe) -> str:

@@ -43,7 +43,7 @@ def main(
         print(f"{rows:,} rows in the form {form} written to {folder}" + (f"; {figures.failed:,} failed rows left out" if figures.failed else ""))
         if checked in ("sharegpt", "messages"):
             print(f"this form holds the conversation only; left out: {', '.join(sorted(_others(figures.columns)))}")
-        for line in card.licences(sorted({*figures.models.get("model", {}), *filter(None, [export.provenance.get("teacher")])})):
+        for line in card.licences(card.writers(figures, export.provenance)):
             print(f"licence of the teacher, to be checked before publishing: {line}")
         if push:
             print(f"pushed to {pushed(folder, push, token, private=private)}")

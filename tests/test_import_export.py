@@ -234,6 +234,38 @@ def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(finished: Pa
     assert set(made["gen_input_config"].struct.field("temperature")) == {1.0} and made["seed"].null_count() == 0
 
 
+def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path: Path) -> None:
+    llama = small_recipe.model(tmp_path / "llama")
+    rows = [row25(i) for i in range(6)]
+    for row in rows[:3]:
+        row["difficulty_generator"] = None
+    for row in rows:
+        row |= {"model": "Qwen2-72B-Instruct", "instruct_reward": 1.0, "reward_model": "some/reward"}
+        del row["input_quality"], row["quality_explanation"], row["quality_generator"]
+    pl.from_dicts(rows, infer_schema_length=None).write_parquet(tmp_path / "source.parquet")
+    with ScriptedServer(small_recipe.answer) as server:
+        arms = {"good": {"where": "input_quality >= 'very poor' AND difficulty >= 'very easy'", "choose": "all"}}
+        path = small_recipe.recipe(
+            tmp_path, llama, server.url, synth__rows={"import": str(tmp_path / "source.parquet")}, synth__heldout=0, arms=arms, random_arm=False
+        )
+        graph.run(schema.load(path), "select")
+    exporting.main(str(path), tmp_path / "out", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+    made = pl.read_parquet(tmp_path / "out" / "data" / "*.parquet").sort("uuid")
+    assert set(made["model"]) == {"Qwen2-72B-Instruct"} and set(made["reward_model"]) == {"some/reward"}
+    assert made["difficulty_generator"].to_list() == [None] * 3 + ["meta-llama/Meta-Llama-3-8B-Instruct"] * 3
+    assert set(made["quality_generator"]) == {str(llama)}, "the quality was missing, so the recipe's tagger gave it"
+    assert made["gen_input_configs"].struct.field("pre_query_template").to_list() == ["<|im_start|>user\n"] * 6
+    assert set(made["gen_input_configs"].struct.field("input_generator")) == {"Qwen2-72B-Instruct"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    facts = card.partition("## Provenance")[2].partition("## Selection")[0]
+    assert "rows imported from: source.parquet" in facts and "columns measured by this recipe: input_quality" in facts
+    assert "difficulty" not in facts.partition("columns measured by this recipe: ")[2].partition("\n")[0]
+    for absent in ("teacher:", "sampling", "embeddings", "responder"):
+        assert absent not in facts
+    licence = card.partition("## Licence")[2].partition("## Figures")[0]
+    assert "Qwen2" in licence and str(llama) not in licence and "were made with the [Magpie]" not in card
+
+
 def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
     exporting.main(str(finished), tmp_path / "pool.jsonl", arm=None, seed=None, form="messages", licence=None, push=None, private=False)
     pool = pl.read_parquet(finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet")
