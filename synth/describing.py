@@ -16,7 +16,8 @@ def described(model: str, system_prompt: str | None = None, chat_template: str |
     """Facts about a model's template, ready for JSON.
 
     `system_prompt` as in a recipe (None: what suits the family); `chat_template`: a Jinja file in place of the tokenizer's own. Raises UserError
-    for an unknown model, a missing file, and a template that cannot be derived.
+    for an unknown model, a missing file, a file that is no valid Jinja (with its line), and a template that cannot be derived.
+    `tested` speaks of the model's own chat template with its family's system prompt; whatever else is asked for is tested against nothing real.
     """
     words = tokenizer(resolve(model).path)
     overrides: dict[str, Any] = {}
@@ -26,8 +27,15 @@ def described(model: str, system_prompt: str | None = None, chat_template: str |
             raise UserError(f"the chat template {file} does not exist; check --chat-template.")
         overrides["chat_template"] = file.read_text()
     meant = system_prompt_of(model, system_prompt)
-    found = pre_query(words, meant, overrides)
+    try:
+        found = pre_query(words, meant, overrides)
+    except UserError as error:
+        line = getattr(error.__cause__, "lineno", None)  # of Jinja's syntax error
+        if line is None or chat_template is None:
+            raise
+        raise UserError(f"{file}, line {line}: this chat template is no valid Jinja: {getattr(error.__cause__, 'message', '')}") from error
     family = family_of(model)
+    as_tested = family is not None and not overrides and (meant or None) == family.system_prompt
     thinking = thinking_of(words, overrides.get("chat_template"))
     facts: dict[str, Any] = {
         "text": found.text,
@@ -37,7 +45,7 @@ def described(model: str, system_prompt: str | None = None, chat_template: str |
         "system_prompt_is": "given" if system_prompt is not None else "the family's default" if meant is not None else "left out",
         "overridden": sorted(overrides),
         "family": family.name if family else None,
-        "tested": family.tested if family else UNTESTED,
+        "tested": family.tested if family and as_tested else UNTESTED,
     }
     if thinking:
         facts["thinking"] = {"open": thinking.style.open, "close": thinking.style.close, "opened_by_the_prompt": thinking.opened}

@@ -44,7 +44,7 @@ class ThinkingStyle:
 
 
 UNTESTED = "against nothing real"
-"""`tested` of a model that no family matches: only the derivation itself is tested."""
+"""`tested` of a model that no family matches, and of another chat template or system prompt than the family's: only the derivation is tested."""
 
 
 def family_of(model: str) -> Family | None:

@@ -135,3 +135,18 @@ def test_a_chat_template_of_ones_own_is_described_as_overridden_and_a_renamed_mo
     assert shown["text"] == "<|im_start|>user: " and shown["overridden"] == ["chat_template"]
     assert (shown["family"], shown["tested"]) == (None, "against nothing real")
     assert shown["thinking"] == {"open": "<think>", "close": "</think>", "opened_by_the_prompt": True}
+
+
+def test_tested_speaks_of_the_models_own_template_with_its_familys_system_prompt_only(tmp_path: Path) -> None:
+    teacher, own = "embedded/SmolLM2-135M-Instruct", tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    assert described(teacher, "")["tested"] == "golden token ids", "left out, as the family's recipes leave it"
+    assert described(teacher, chat_template=str(own))["tested"] == "against nothing real"
+    assert described(teacher, "Be brief.")["tested"] == "against nothing real"
+
+
+def test_a_chat_template_file_that_is_no_valid_jinja_is_named_with_its_line(tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("{# one #}\n{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    with pytest.raises(UserError, match=r"own\.jinja, line 3: this chat template is no valid Jinja: unexpected '}'"):
+        described("embedded/SmolLM2-135M-Instruct", chat_template=str(own))
