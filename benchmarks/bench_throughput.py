@@ -27,7 +27,7 @@ from typing import Any
 
 import aiohttp
 
-from core.endpoint import Endpoint, Request, Servers, ServerSpec
+from core.endpoint import Endpoint, Request, Servers, ServerSpec, Target
 from core.models import resolve, tokenizer
 from core.tracking import Log
 from synth.config import ArmConfig, SynthConfig
@@ -101,7 +101,7 @@ def bare(endpoint: Endpoint, servers: Servers, rows: int, seed: int, sampling: t
         for i in range(rows)
     ]
     with servers.targets(endpoint.spec) as targets:
-        drawn = asyncio.run(_loop(targets[0].address, endpoint.spec, first))
+        drawn = asyncio.run(_loop(targets[0], endpoint.spec, first))
         # Ready-made means that rendering the conversations is not in the time; it is what `paused` gives back.
         started = time.perf_counter()
         texts = [c["choices"][0]["text"].strip() or "?" for c in drawn]
@@ -109,19 +109,19 @@ def bare(endpoint: Endpoint, servers: Servers, rows: int, seed: int, sampling: t
             {**sampling[1], "prompt": encode_conversation(made, [{"role": "user", "content": t}], add_generation_prompt=True)} for t in texts
         ]
         bare.paused = time.perf_counter() - started  # type: ignore[attr-defined]
-        answers = asyncio.run(_loop(targets[0].address, endpoint.spec, second))
+        answers = asyncio.run(_loop(targets[0], endpoint.spec, second))
     return len(answers), sum(c["usage"]["completion_tokens"] for c in [*drawn, *answers])
 
 
-async def _loop(url: str, spec: ServerSpec, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _loop(target: Target, spec: ServerSpec, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     queue = list(reversed([json.dumps({"model": spec.model, **b}).encode() for b in bodies]))
     done: list[dict[str, Any]] = []
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {target.key}"} if target.key else {})
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=3600)) as session:
 
         async def worker() -> None:
             while queue:
-                async with session.post(url + "/v1/completions", data=queue.pop(), headers=headers) as response:
+                async with session.post(target.address + "/v1/completions", data=queue.pop(), headers=headers) as response:
                     done.append(await response.json())
 
         await asyncio.gather(*(worker() for _ in range(spec.max_in_flight)))
