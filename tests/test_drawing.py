@@ -50,9 +50,10 @@ class Teacher:
         if self.kill and self.seen >= self.kill[1]:
             os.kill(self.kill[0], signal.SIGKILL)
             self.kill = None
-        if body["seed"] % 1000 < self.empty * 1000:
+        seed = body.get("seed", 999)  # answers at temperature 0 have none
+        if seed % 1000 < self.empty * 1000:
             return completion("  ")
-        return completion(f"question {body['seed']}\nof an assistant, in two lines?")
+        return completion(f"question {seed}\nof an assistant, in two lines?")
 
 
 @pytest.fixture
