@@ -153,7 +153,7 @@ def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatc
 def test_other_text_columns_are_not_taken_from_an_older_versions_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean, "REMEMBERED", 5)
     filled(tmp_path).frame()
-    monkeypatch.setattr(pools.text, "VERSION", 2)
+    monkeypatch.setattr(pools.text, "VERSION", 99)
     monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
     assert set(opened(tmp_path).frame()["instruction_length"].to_list()) == {7}
 

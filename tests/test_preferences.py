@@ -163,7 +163,7 @@ def test_cut_off_answers_are_never_chosen_and_ties_and_failures_are_counted(room
     assert "cut" not in texts and all(margin > 0 for margin in both["margin"])
     dropped = pl.read_parquet(room.root / "set" / "dropped.parquet")
     assert len(dropped) == 30 - len(both) and not set(dropped["id"]) & set(both["id"])
-    monkeypatch.setattr(room.server, "answer", lambda path, body: completion("always this"))
+    monkeypatch.setattr(room.server, "answer", lambda path, body: answer(path, body) if path.endswith("/classify") else completion("always this"))
     with pytest.raises(UserError, match="none of 30 rows gives a pair"):
         room.build("none", sampling={"temperature": 0.7})
 
