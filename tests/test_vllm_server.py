@@ -208,3 +208,14 @@ def test_real_vllm_answers_token_ids_seeds_choices_and_prompt_logprobs(teacher_e
     assert choices["choice"]["text"] in ("m", "M") and {"m", "M"} <= set(choices["choice"]["logprobs"]["top_logprobs"][0])
     assert [str(token) in entry for token, entry in zip(ids[1:], choices["scored"]["prompt_logprobs"][1:], strict=True)] == [True] * (len(ids) - 1)
     assert replies["too long"].error and replies["too long"].error.startswith("HTTP 400: ")
+
+
+def test_sampling_parameters_that_a_request_does_not_name_are_neutral_unless_the_recipe_wants_the_models_own() -> None:
+    neutral = vllm_server.sampling_defaults({"max_model_len": 2048})["override_generation_config"]
+    assert neutral["top_k"] == 0 and neutral["repetition_penalty"] == 1.0 and neutral["max_new_tokens"] is None
+    assert vllm_server.sampling_defaults({"generation_config": "auto"}) == {} == vllm_server.sampling_defaults({"runner": "pooling"})
+
+
+def test_the_installed_vllms_sampling_parameters_are_known_without_importing_it() -> None:
+    known = vllm_server.completion_fields()
+    assert {"temperature", "top_p", "min_p", "logit_bias", "stop_token_ids"} <= known and "temprature" not in known
