@@ -243,7 +243,7 @@ class Endpoint:
                 yield reply
             if reply.fault == "access" or len(held) >= SILENT:
                 raise UserError(f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: mend that, and run again.")
-        if len(held) > answered:  # one that fails after others were answered is that request's own
+        if len(held) > 1 or (held and not answered):  # a single one that fails after others were answered is that request's own
             raise UserError(f"{self.spec.model}: {held[-1].error}; nothing was stored of what it did not answer: mend that, and run again.")
         yield from held
 

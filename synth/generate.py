@@ -160,13 +160,21 @@ def failed(key: str, reason: str, **values: Any) -> Row:
 
 
 def batched(rows: Iterable[Row], schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic) -> Iterator[pl.DataFrame]:
-    """Rows as frames of `schema`, each at most BATCH_ROWS long and BATCH_SECONDS old when a row arrives, so that a kill loses little."""
+    """Rows as frames of `schema`, each at most BATCH_ROWS long and BATCH_SECONDS old when a row arrives, so that a kill loses little.
+
+    An error in between (a server that went down) comes after the rows that were finished before it.
+    """
     held: list[Row] = []
     since = clock()
-    for row in rows:
-        held.append({name: row.get(name) for name in schema})
-        if len(held) >= BATCH_ROWS or clock() - since >= BATCH_SECONDS:
+    try:
+        for row in rows:
+            held.append({name: row.get(name) for name in schema})
+            if len(held) >= BATCH_ROWS or clock() - since >= BATCH_SECONDS:
+                yield pl.DataFrame(held, schema=dict(schema), strict=False)
+                held, since = [], clock()
+    except Exception:
+        if held:
             yield pl.DataFrame(held, schema=dict(schema), strict=False)
-            held, since = [], clock()
+        raise
     if held:
         yield pl.DataFrame(held, schema=dict(schema), strict=False)

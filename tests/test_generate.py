@@ -10,6 +10,7 @@ import pytest
 
 from core import client
 from core.endpoint import Endpoint, Servers, ServerSpec
+from core.errors import UserError
 from core.models import Model, tokenizer
 from synth import generate
 from synth.generate import batched, instructions, responses
@@ -113,6 +114,18 @@ def test_a_slow_batch_is_handed_out_when_it_is_old_enough() -> None:
     times = iter([0.0, 1.0, 6.0, 6.0, 7.0])
     parts = list(batched(({"id": str(i)} for i in range(3)), {"id": pl.String}, clock=lambda: next(times)))
     assert [part["id"].to_list() for part in parts] == [["0", "1"], ["2"]]
+
+
+def test_rows_that_were_finished_before_an_error_are_handed_out_first() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from ({"id": f"{i}"} for i in range(5))
+        raise UserError("the server went down")
+
+    frames: list[pl.DataFrame] = []
+    with pytest.raises(UserError, match="went down"):
+        for part in batched(rows(), {"id": pl.String}):
+            frames.append(part)
+    assert [i for frame in frames for i in frame["id"]] == ["0", "1", "2", "3", "4"]
 
 
 def test_first_batch_comes_before_the_last_request_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
