@@ -11,7 +11,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
-	@echo "make test      install, then the tests (about 15 minutes on 2 cores)"
+	@echo "make test      install, then the tests (about 20 minutes on 2 cores)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make check     ruff and mypy"
 	@echo "make install   only the environment in $(VENV)"

@@ -196,7 +196,7 @@ def filter_data(
     allow_short: Annotated[bool, typer.Option("--allow-short", help="Take fewer rows where there are not enough.")] = False,
     embedding: Annotated[str | None, typer.Option(help="Model that embeds instructions, for diverse and deita.")] = None,
     student: Annotated[str | None, typer.Option(help="Model whose tokens a budget in tokens counts.")] = None,
-    chat_template_path: Annotated[str | None, typer.Option(help="Its chat template where it has none: chatml, llama3, or a file.")] = None,
+    chat_template_path: Annotated[str | None, typer.Option(help="Its chat template where it has none: chatml, llama3, smollm2, or a file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were chosen."""
