@@ -71,18 +71,19 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, nargs="*")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    from eval import alpaca, benchmarks, length_control
+    from eval.prompt_sets import prompts
+    from eval.scoring import alpaca, length_control
 
     files = arguments.annotations or sorted((arguments.data / "annotations").glob("*.json*"))
     reference = length_control.load_reference(arguments.data)
     gamed = next(arguments.data.glob("df_gamed*.csv"))
     done = subprocess.run([oracle(), "-c", ORACLE, gamed, *files], check=True, capture_output=True, text=True)
     package = json.loads(done.stdout.strip().split("\n")[-1])
-    code = "import time; t = time.perf_counter(); import eval.score; print(time.perf_counter() - t)"
+    code = "import time; t = time.perf_counter(); import eval.scoring.of_files; print(time.perf_counter() - t)"
     imported = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))
     rows = []
     for path in files:
-        annotations = [row for _, row in benchmarks.records(path)]
+        annotations = [row for _, row in prompts.records(path)]
 
         def official(annotations: list[dict[str, Any]] = annotations) -> tuple[dict[str, Any], float, float]:
             (model,) = alpaca.judged(annotations)

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--battles", type=Path, nargs="+", default=[default])
     parser.add_argument("--resamples", type=int, default=10_000)
     arguments = parser.parse_args()
-    from eval import arena
+    from eval.scoring import arena
 
     models = arena.read(arguments.battles)
     official = arena.official_intervals(models)

@@ -17,18 +17,19 @@ from pathlib import Path
 
 import polars as pl
 
-from core.endpoint import Servers
 from core.models import resolve
+from core.servers import Servers
 from core.tracking import Log
-from synth.config import ArmConfig, SynthConfig
+from synth.config import SynthConfig
 from synth.context import Context
-from synth.drawing import draw
-from synth.filters import Filter
-from synth.filters import resolve as resolve_filter
-from synth.measure import measure
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import Filter
+from synth.filters.rule import resolve as resolve_filter
+from synth.filters.schedule import select, wanted
 from synth.measures import COLUMNS, MEASURES
-from synth.pool import Pool
-from synth.schedule import select, wanted
+from synth.pool.draw import draw
+from synth.pool.measure import measure
+from synth.pool.pool import Pool
 
 TEACHER = {"model": "embedded/SmolLM2-135M-Instruct", "server": {"args": {"max_model_len": 2048}}}
 AIR = "input_quality >= 'good' AND difficulty >= 'medium' AND min_neighbor_distance > 0"

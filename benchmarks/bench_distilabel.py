@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from core.models import resolve, tokenizer
-from synth.templates import pre_query
+from synth.chat.templates import pre_query
 
 MODEL = "embedded/SmolLM2-135M-Instruct"
 

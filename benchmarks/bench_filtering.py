@@ -116,10 +116,10 @@ def _group(dice: np.random.Generator, prose: str, n: int) -> dict[str, Any]:
 def ours(path: Path) -> dict[str, Any]:
     """Seconds of filtering alone and of everything (imports included), rows kept by strategy, processor seconds, and peak memory in bytes."""
     start = time.perf_counter()
-    from recipes.filtering import apply_all, rules_of
-    from synth import tagged
-    from synth.filters import ALLOWED, verdicts
-    from synth.strategies import PAPER
+    from recipes.verbs.filter import apply_all, rules_of
+    from synth.filters.rule import ALLOWED, verdicts
+    from synth.filters.strategies import PAPER
+    from synth.published import tagged
 
     imports = time.perf_counter() - start
     start = time.perf_counter()

@@ -20,7 +20,8 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
-from synth import decontaminate, minhash, pii, sanitize, text
+from synth.duplicates import decontaminate, minhash
+from synth.tags import pii, sanitize, text_figures
 
 Made = TypeVar("Made")
 WORDS, LENGTH = 50_000, 40
@@ -113,8 +114,8 @@ def main() -> None:
     responses = few.select("id", pl.concat_str([pl.col("instruction").shift(k, fill_value="") for k in range(5)], separator="\n").alias("response"))
     print(f"{args.rows:,} instructions of {characters(frame['instruction'])} characters, {args.prompts} evaluation prompts, "
           f"{len(responses):,} responses of {characters(responses['response'])} characters")  # fmt: skip
-    timed("text (instructions)", args.rows, lambda: text.instruction_columns(frame.select("id", "instruction")))
-    timed("text (responses)", len(responses), lambda: text.response_columns(responses))
+    timed("text (instructions)", args.rows, lambda: text_figures.instruction_columns(frame.select("id", "instruction")))
+    timed("text (responses)", len(responses), lambda: text_figures.response_columns(responses))
     timed("sanitized", args.rows, lambda: sanitize.sanitized(frame["instruction"], "llama-3"))
     kinds = timed("pii (instructions)", args.rows, lambda: pii.kinds(frame["instruction"]))
     print(rates(kinds != "", frame["personal"]))

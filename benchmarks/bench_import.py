@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synth import published
+from synth.published import rows as published
 
 BLOCK = 20_000
 WORDS = ["river", "stone", "tree", "bird", "write", "count", "red", "blue", "seven", "small", "great", "why", "make", "water", "energy", "code"]

@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from core.endpoint import Servers
+from core.servers import Servers
 from core.tracking import Log
-from eval import judges
+from eval.judging import pairwise
 from tests.eval_files import alpaca, duel
 
 PROMPTS, DELAY, IN_FLIGHT = 805, 0.2, 64
@@ -39,7 +39,7 @@ def main() -> None:
             protocol = alpaca(url, {"server": {"max_in_flight": IN_FLIGHT, "timeout": 60}}, order="both")
             with Servers(Log(), folder / "logs") as servers:
                 started = time.perf_counter()
-                counts = judges.run(protocol, inputs, folder / "store", folder / "out", servers=servers, log=Log())
+                counts = pairwise.run(protocol, inputs, folder / "store", folder / "out", servers=servers, log=Log())
                 seconds = time.perf_counter() - started
         finally:
             server.kill()

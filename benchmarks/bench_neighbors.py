@@ -42,7 +42,7 @@ def pool(rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def ours(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    from synth.neighbors import neighbors
+    from synth.duplicates.neighbors import neighbors
 
     found = neighbors([str(i) for i in range(len(vectors))], vectors, THRESHOLD)
     return found["min_neighbor_distance"].to_numpy(), found["repeat_count"].to_numpy(), found["min_similar_id"].cast(int).to_numpy()

@@ -21,12 +21,13 @@ from pathlib import Path
 import polars as pl
 
 from core.models import Model
-from synth.config import ArmConfig, SynthConfig
+from synth.config import SynthConfig
 from synth.context import Context
-from synth.filters import resolve
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import resolve
+from synth.filters.schedule import select, wanted
 from synth.measures import QUALITY
-from synth.pool import Pool
-from synth.schedule import select, wanted
+from synth.pool.pool import Pool
 
 PART = 20_000
 

@@ -27,16 +27,18 @@ from typing import Any
 
 import aiohttp
 
-from core.endpoint import Endpoint, Request, Servers, ServerSpec, Target
 from core.models import resolve, tokenizer
+from core.servers import Endpoint, Servers
 from core.tracking import Log
-from synth.config import ArmConfig, SynthConfig
+from core.wire import Request, ServerSpec, Target
+from synth.chat.templates import encode_conversation, pre_query
+from synth.config import SynthConfig
 from synth.context import Context
-from synth.drawing import draw
-from synth.filters import resolve as resolve_filter
-from synth.measure import measure
-from synth.pool import Pool
-from synth.templates import encode_conversation, pre_query
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import resolve as resolve_filter
+from synth.pool.draw import draw
+from synth.pool.measure import measure
+from synth.pool.pool import Pool
 
 MODEL = "embedded/SmolLM2-135M-Instruct"
 ROUND = 200

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from core.endpoint import Reply, Request, Target
+from core.wire import Reply, Request, Target
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -13,7 +13,7 @@ Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks
 
 def _server(block: dict[str, Any]) -> dict[str, Any]:
     """Check a `server:` block where it is written, by the class that it ends up in."""
-    from core.endpoint import ServerSpec
+    from core.wire import ServerSpec
 
     ServerSpec(model="model", **{k: v for k, v in block.items() if k != "model"})
     if "model" in block:
@@ -31,7 +31,7 @@ class AnswersConfig(BaseModel):
     system: str | None = None
     """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may bring one of its own."""
     server: dict[str, Any] = {}
-    """The checkpoint's server, as core.endpoint.ServerSpec has it: replicas, max_in_flight, timeout, args (vLLM's, verbatim), env."""
+    """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout, args (vLLM's, verbatim), env."""
 
     _check_server = field_validator("server")(_server)
 
@@ -57,7 +57,7 @@ class JudgeConfig(BaseModel):
     revision: str | None = None
     """Hub branch, tag or commit; for a hosted judge any note of yours that should count as part of its identity."""
     server: dict[str, Any] = {}
-    """As core.endpoint.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args` are vLLM's, verbatim."""
+    """As core.wire.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args` are vLLM's, verbatim."""
     api: Literal["completions", "chat"] | None = None
     """How to ask. `completions` sends token ids, so that no control token of an answer survives; `chat` sends messages, as hosted judges want
     it. Default: chat when `server.urls` is given, else completions."""
@@ -332,3 +332,14 @@ class EvalConfig(BaseModel):
         if any(p.judge is not None and p.judge.asks_by == "chat" for p in constrained):
             raise ValueError("`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)")
         return self
+
+
+RatedBenchmark = Literal["wildbench", "mtbench"]
+
+
+RATED: tuple[RatedBenchmark, ...] = ("wildbench", "mtbench")
+
+
+def rated_benchmarks(config: EvalConfig) -> list[RatedBenchmark]:
+    """The rated rated_benchmarks that a recipe runs."""
+    return [name for name in RATED if getattr(config, name) is not None]

@@ -33,14 +33,16 @@ def run(
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest
-    from recipes import graph, results, schema
+    from recipes import schema
+    from recipes.stages import graph
+    from recipes.verbs import terminal
 
     if until is not None and until not in graph.STAGES:
         raise UserError(f"--until {until}: no such stage{nearest(until, graph.STAGES)}.")
     loaded = schema.load(recipe, overrides or [])
     outcome = graph.run(loaded, until)
     if not outcome.stopped:
-        results.show(loaded, outcome)
+        terminal.show(loaded, outcome)
 
 
 @app.command()
@@ -48,10 +50,12 @@ def plan(
     recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """Show for every stage whether it is reused or must run, the cells still missing, and the field that caused it."""
-    from recipes import graph, results, schema
+    from recipes import schema
+    from recipes.stages import graph
+    from recipes.verbs import terminal
 
     loaded = schema.load(recipe, overrides or [])
-    results.show_plan(loaded, graph.plan(loaded), as_json=as_json)
+    terminal.show_plan(loaded, graph.plan(loaded), as_json=as_json)
 
 
 @app.command()
@@ -71,7 +75,9 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print the comparison of a finished recipe again."""
     from core.errors import UserError
-    from recipes import graph, results, schema
+    from recipes import schema
+    from recipes.stages import graph
+    from recipes.verbs import terminal
 
     loaded = schema.load(recipe, overrides or [])
     outcome = graph.plan(loaded)
@@ -80,7 +86,7 @@ def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[
     if as_json:
         print((outcome.results["compare"].path / "comparison.json").read_text())
     else:
-        results.show(loaded, outcome)
+        terminal.show(loaded, outcome)
 
 
 @app.command()
@@ -91,7 +97,7 @@ def why(
 ) -> None:
     """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row to the arms that took it."""
     from recipes import schema
-    from recipes.why import explain
+    from recipes.verbs.why import explain
 
     for line in explain(schema.load(recipe, overrides or []), what):
         print(line)
@@ -108,8 +114,8 @@ Compat = Annotated[str | None, typer.Option(help="`official`: the published rule
 @score_app.command("alpaca-eval")
 def score_alpaca_eval(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
     """Win rate, length-controlled win rate and their errors of AlpacaEval annotation files."""
-    from eval.score import score_alpaca
-    from recipes.results import show_scores
+    from eval.scoring.of_files import score_alpaca
+    from recipes.verbs.terminal import show_scores
 
     show_scores(score_alpaca(files, data, compat), as_json=as_json)
 
@@ -120,8 +126,8 @@ def score_arena_hard(
     control: Annotated[list[str] | None, typer.Option(help="Style control: length, markdown (repeatable); needs --data.")] = None,
 ) -> None:  # fmt: skip
     """Scores of Arena-Hard battle or judgment files."""
-    from eval.score import score_arena
-    from recipes.results import show_scores
+    from eval.scoring.of_files import score_arena
+    from recipes.verbs.terminal import show_scores
 
     show_scores(score_arena(files, data, compat, control or ()), as_json=as_json)
 
@@ -129,8 +135,8 @@ def score_arena_hard(
 @score_app.command("wildbench")
 def score_wildbench(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
     """WB-Score or WB-Reward of WildBench judgment files."""
-    from eval.score import score_wildbench as scored
-    from recipes.results import show_scores
+    from eval.scoring.of_files import score_wildbench as scored
+    from recipes.verbs.terminal import show_scores
 
     show_scores(scored(files, data, compat), as_json=as_json)
 
@@ -142,8 +148,8 @@ def write_annotations(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("annotations"),
 ) -> None:
     """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which `magpie score` and their own tools read."""
-    from recipes import annotations as files
     from recipes import schema
+    from recipes.verbs import annotations as files
 
     for path in files.write(schema.load(recipe, overrides or []), out):
         print(path)
@@ -160,7 +166,7 @@ def agreement(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed beside its scores."""
-    from recipes import agreeing
+    from recipes.verbs import agreement as agreeing
 
     agreeing.main(judge, overrides or [], on=on, data=data, benchmark=benchmark, limit=limit, as_json=as_json)
 
@@ -176,7 +182,7 @@ def schema() -> None:
 @app.command()
 def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the named filter strategies with rule and source, and reward models with the threshold that belongs to each."""
-    from recipes.filtering import show_filters
+    from recipes.verbs.filter import show_filters
 
     show_filters(as_json=as_json)
 
@@ -200,9 +206,9 @@ def filter_data(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were chosen."""
-    from recipes import filtering
+    from recipes.verbs.filter import main as filter_rows
 
-    filtering.main(
+    filter_rows(
         data, strategy, params=param or (), rows=rows, tokens=tokens, where=where, choose=choose, out=out, form=form, as_json=as_json,
         seed=seed, allow_short=allow_short, embedding=embedding, student=student, chat_template_path=chat_template_path,
     )  # fmt: skip
@@ -215,7 +221,7 @@ def template(
     chat_template: Annotated[str | None, typer.Option(help="A Jinja file in place of the tokenizer's chat template.")] = None,
 ) -> None:
     """Print a model's pre-query template: text, token ids, stop ids, what was derived or overridden, and what it was tested against."""
-    from synth.describing import described
+    from synth.chat.describe import described
 
     print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
 
@@ -223,7 +229,7 @@ def template(
 @app.command()
 def doctor(recipe: Annotated[str | None, typer.Argument(help="Also check what this recipe needs.")] = None, overrides: Overrides = None) -> None:
     """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with what to do."""
-    from recipes import doctor as checks
+    from recipes.verbs import doctor as checks
 
     raise typer.Exit(checks.main(recipe, overrides or []))
 
@@ -239,7 +245,7 @@ def launch(
     tasks: Annotated[int, typer.Option(help="With --stage synth: how many tasks share the rows, each with a model server of its own.")] = 1,
 ) -> None:
     """Print the resolved recipe and the exact training command of every machine, or train on this machine; or run the synthesis on a cluster."""
-    from recipes import launching
+    from recipes.verbs import launch as launching
 
     launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm, stage=stage, on=on, tasks=tasks)
 
@@ -252,9 +258,9 @@ def import_(
     form: Annotated[str, typer.Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
 ) -> None:
     """Read published data into our form, or any other, and count failed rows and failed tags by reason."""
-    from recipes import importing
+    from recipes.exchange import import_data
 
-    importing.main(source, out, form=form, limit=limit)
+    import_data.main(source, out, form=form, limit=limit)
 
 
 @app.command()
@@ -269,9 +275,9 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Write data, or an arm of a recipe, in a published form with a dataset card."""
-    from recipes import exporting
+    from recipes.exchange import export_data
 
-    exporting.main(source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private)
+    export_data.main(source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private)
 
 
 def main() -> None:

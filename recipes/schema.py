@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
-from synth.config import ArmConfig, SynthConfig
+from synth.config import SynthConfig
+from synth.filters.arm import ArmConfig
 from train.config import TrainConfig
 
 HERE = Path(__file__).parent
@@ -79,7 +80,7 @@ class Recipe(BaseModel):
 
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
     """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing Random", arXiv 2410.15225)."""
-    from synth.strategies import STRATEGIES
+    from synth.filters.strategies import STRATEGIES
 
     arms = dict(recipe.arms)
     if not recipe.random_arm:

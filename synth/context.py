@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, tokenizer
-from synth.tags_config import ModelConfig
-from synth.templates import worded
+from core.servers import Endpoint, Servers
+from core.wire import ServerSpec
+from synth.chat.templates import worded
+from synth.config import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

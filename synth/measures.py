@@ -1,4 +1,4 @@
-"""Everything that can be measured of a row, and the columns that a filter may name. Light: what computes them is in synth/computing.py."""
+"""Everything that can be measured of a row, and the columns that a filter may name. Light: what computes them is in synth/pool/computed.py."""
 
 from __future__ import annotations
 

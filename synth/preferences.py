@@ -19,11 +19,12 @@ from core.columns import OK, Column, merging_read
 from core.errors import UserError
 from core.store import Counts, digest
 from core.tracking import Log
-from synth import generate, reward, templates
-from synth.choose import hash_rank
-from synth.config import PreferencesConfig, SynthConfig
+from synth.chat import templates
+from synth.config import ModelConfig, PreferencesConfig, SynthConfig
 from synth.context import Context
-from synth.tags_config import ModelConfig
+from synth.filters.orders import hash_rank
+from synth.generate import single_turn
+from synth.tags import reward
 
 VERSION = 1
 """Part of every key of a preference set; raised when the same settings would give other pairs."""
@@ -59,7 +60,7 @@ def spec(config: SynthConfig, context: Context) -> dict[str, Any]:
 
 def _answer_cell(config: SynthConfig, block: PreferencesConfig, context: Context) -> dict[str, Any]:
     responder = context.revision(config.responder or config.teacher)
-    return {"responder": responder, "sampling": block.sampling, "VERSION": [VERSION, generate.VERSION, templates.VERSION]}
+    return {"responder": responder, "sampling": block.sampling, "VERSION": [VERSION, single_turn.VERSION, templates.VERSION]}
 
 
 def _reward_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def build(rows: pl.DataFrame, config: SynthConfig, context: Context, out: Path, 
     assert block is not None
     first = pl.col("messages").list.eval(pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")).list.first()
     asked = rows.select("id", first.alias("instruction"))
-    answers = Column.open(context.root, "preference_answer", _answer_cell(config, block, context), generate.RESPONSE_FIELDS)
+    answers = Column.open(context.root, "preference_answer", _answer_cell(config, block, context), single_turn.RESPONSE_FIELDS)
     rewards = Column.open(
         context.root, "preference_reward", _reward_cell(config, context), {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}
     )
@@ -124,7 +125,7 @@ def _answer(asked: pl.DataFrame, config: SynthConfig, block: PreferencesConfig, 
         done += len(keys) - len(missing)
         seeds = [int(digest([key, block.sampling.get("seed")])[:8], 16) % 2**31 for key in missing["key"].to_list()]
         due = missing.select(pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64))
-        for part in generate.responses(due, served.tokenizer, sampling, served.endpoint, max_model_len=limit):
+        for part in single_turn.responses(due, served.tokenizer, sampling, served.endpoint, max_model_len=limit):
             answers.append(part)
             done += len(part)
             log.progress(done, total, "answers")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from core import client
-from core.endpoint import Endpoint, Servers, ServerSpec
 from core.models import Model, resolve
+from core.servers import Endpoint, Servers
 from core.store import Store
 from core.tracking import Log
+from core.wire import ServerSpec
 from tests.scripted_server import ScriptedServer
 
 TEACHER = "embedded/SmolLM2-135M-Instruct"

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from eval.benchmarks import ANSWERS, Prompt, write_prompts
 from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
+from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

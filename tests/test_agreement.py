@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval import agreement
+from eval.judging import agreement
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/human"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the human labels are not at {SHARED}")

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from eval import alpaca, length_control, logistic, score, stats
+from eval import stats
+from eval.scoring import alpaca, length_control, logistic, of_files
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/alpaca_eval"
 MODELS = sorted(p.name.removesuffix(".json.gz") for p in (SHARED / "annotations").glob("*.json.gz"))
@@ -132,26 +133,26 @@ def test_another_baseline_or_prompt_set_is_not_called_alpacaeval(reference: leng
     rows = [dict(row) for row in _annotations("claude-2")[:60]]
     for row in rows:
         row["generator_1"] = "Llama-3-8B-Instruct"
-    (own,) = score.score_alpaca([_write(tmp_path, rows)], SHARED)
+    (own,) = of_files.score_alpaca([_write(tmp_path, rows)], SHARED)
     assert own["length_controlled_winrate"] is None and own["lc_standard_error"] is None
     assert 0 < own["length_controlled_minimal"] < 100 and "not AlpacaEval's" in own["notes"][0]
     for row in rows:
         row |= {"generator_1": alpaca.BASELINE, "instruction": row["instruction"] + " please"}
-    (other,) = score.score_alpaca([_write(tmp_path, rows)], SHARED, "official")
+    (other,) = of_files.score_alpaca([_write(tmp_path, rows)], SHARED, "official")
     assert other["length_controlled_winrate"] is None
     assert other["length_controlled_minimal"] == pytest.approx(own["length_controlled_minimal"])
 
 
 @needs_data
 def test_scores_come_under_the_official_tables_names(tmp_path: Path) -> None:
-    (row,) = score.score_alpaca([SHARED / "annotations" / "alpaca-7b.json.gz"], SHARED, "official")
+    (row,) = of_files.score_alpaca([SHARED / "annotations" / "alpaca-7b.json.gz"], SHARED, "official")
     names = {"model", "win_rate", "standard_error", "n_total", "discrete_win_rate", "length_controlled_winrate", "lc_standard_error"}
     assert names <= row.keys() and json.loads(json.dumps(row, allow_nan=False)) == row
 
 
 @needs_data
 def test_without_difficulties_length_control_is_null_and_says_why(tmp_path: Path) -> None:
-    (row,) = score.score_alpaca([SHARED / "annotations" / "alpaca-7b.json.gz"], tmp_path)
+    (row,) = of_files.score_alpaca([SHARED / "annotations" / "alpaca-7b.json.gz"], tmp_path)
     assert row["length_controlled_winrate"] is None and "instruction_difficulty*.csv" in row["notes"][0]
 
 
@@ -159,7 +160,7 @@ def test_without_difficulties_length_control_is_null_and_says_why(tmp_path: Path
 def test_unjudged_rows_are_counted_beside_the_score(tmp_path: Path) -> None:
     rows = _annotations("alpaca-7b")[:50]
     rows[3]["preference"], rows[4]["preference"], rows[5]["preference"] = None, 7.0, 0
-    (row,) = score.score_alpaca([_write(tmp_path, rows)], SHARED)
+    (row,) = of_files.score_alpaca([_write(tmp_path, rows)], SHARED)
     assert (row["n_total"], row["n_unjudged"]) == (48, 2)
     assert row["notes"][0].startswith("2 rows")
 
@@ -179,7 +180,7 @@ def test_malformed_annotations_are_one_sentence(change: dict[str, Any], sentence
     ]
     rows[1] |= change
     with pytest.raises(UserError, match=sentence):
-        score.score_alpaca([_write(tmp_path, rows)], tmp_path)
+        of_files.score_alpaca([_write(tmp_path, rows)], tmp_path)
 
 
 def test_several_models_in_one_file_are_scored_apart(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_several_models_in_one_file_are_scored_apart(tmp_path: Path) -> None:
         for m, p in (("x", 1.0), ("y", 2.0))
         for i in range(3)
     ]
-    assert [(r["model"], r["win_rate"]) for r in score.score_alpaca([_write(tmp_path, rows)], tmp_path)] == [("x", 0.0), ("y", 100.0)]
+    assert [(r["model"], r["win_rate"]) for r in of_files.score_alpaca([_write(tmp_path, rows)], tmp_path)] == [("x", 0.0), ("y", 100.0)]
 
 
 def test_the_fit_solves_the_penalised_problem() -> None:
@@ -220,14 +221,14 @@ def test_too_few_instructions_have_no_bootstrap_interval(tmp_path: Path) -> None
         {"instruction": f"q{i}", "output_1": "a" * i, "output_2": "b", "generator_1": "base", "generator_2": "m", "preference": 1 + i / 10}
         for i in range(10)
     ]
-    (row,) = score.score_alpaca([_write(tmp_path, rows)], tmp_path)
+    (row,) = of_files.score_alpaca([_write(tmp_path, rows)], tmp_path)
     assert row["length_controlled_minimal"] is not None and row["lc_minimal_standard_error"] is None
     assert any("too narrow" in note for note in row["notes"])
 
 
 def test_scoring_loads_no_heavy_library() -> None:
     heavy = "torch transformers sklearn pandas scipy vllm datasets wandb"
-    code = f"import sys, eval.score; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    code = f"import sys, eval.scoring.of_files; print([m for m in {heavy.split()!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]"
 

@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval import alpaca as reading
-from eval import annotations, arena
-from eval.benchmarks import Prompt, records
-from eval.judges import JUDGMENTS
+from eval.judging.pairwise import JUDGMENTS
+from eval.prompt_sets.prompts import Prompt, records
+from eval.scoring import alpaca as reading
+from eval.scoring import arena, official_files
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/alpaca_eval"
 
@@ -37,7 +37,7 @@ def test_annotations_keep_the_prompts_order_and_an_unjudged_row(tmp_path: Path) 
         {"item": "b", "preference": 1.0}, {"item": "b", "preference": None},
     ])  # fmt: skip
     texts = answers({"a": "one", "b": None, "c": "three"})
-    rows = annotations.alpaca(prompts, texts, texts, games, model="m", baseline_model="base", annotator="judge")
+    rows = official_files.alpaca(prompts, texts, texts, games, model="m", baseline_model="base", annotator="judge")
     assert [(r["instruction"], r["preference"]) for r in rows] == [("say a", 1.25), ("say b", None), ("say c", 1.7)]
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     (model,) = reading.read(tmp_path / "annotations.json")
@@ -47,7 +47,7 @@ def test_annotations_keep_the_prompts_order_and_an_unjudged_row(tmp_path: Path) 
 
 def test_prompts_that_were_not_judged_are_refused() -> None:
     with pytest.raises(UserError, match="none for the prompt a"):
-        annotations.alpaca([Prompt("a", "p")], answers({}), answers({}), judgments([]), model="m", baseline_model="b", annotator="j")
+        official_files.alpaca([Prompt("a", "p")], answers({}), answers({}), judgments([]), model="m", baseline_model="b", annotator="j")
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2.0"])
@@ -58,7 +58,7 @@ def test_arena_judgments_are_read_back_with_the_same_score(version: str, tmp_pat
          "verdict": f"[[{label}]]" if label else "no idea", "status": "ok" if label else "unjudged"}
         for i, pair in enumerate(labels) for g, label in enumerate(pair)
     ])  # fmt: skip
-    rows = list(annotations.arena(games, model="m", baseline_model={"hard_prompt": "b"}, judge="j", version=version))
+    rows = list(official_files.arena(games, model="m", baseline_model={"hard_prompt": "b"}, judge="j", version=version))
     assert rows[0]["games"][0] == {"judgment": "[[A>>B]]", "score": "A>>B"} and rows[2]["games"][0]["score"] is None
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (found,) = arena.read([tmp_path / "m.jsonl"])
@@ -71,7 +71,7 @@ def test_arena_judgments_are_read_back_with_the_same_score(version: str, tmp_pat
 def test_a_question_without_both_games_is_refused() -> None:
     games = judgments([{"item": "q", "game": 1, "order": "baseline", "label": "A>B", "status": "ok"}])
     with pytest.raises(UserError, match="question q has 1 games"):
-        list(annotations.arena(games, model="m", baseline_model="b", judge="j", version="v0.1"))
+        list(official_files.arena(games, model="m", baseline_model="b", judge="j", version="v0.1"))
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_alpaca_eval_itself_reads_what_we_write_and_agrees(tmp_path: Path) -> No
         games = judgments(
             [{"item": p.id, "preference": None if i % 97 == 5 else float(v)} for i, (p, v) in enumerate(zip(prompts, preferences, strict=True))]
         )
-        rows = annotations.alpaca(prompts, own, base, games, model=name, baseline_model=reading.BASELINE, annotator="ours")
+        rows = official_files.alpaca(prompts, own, base, games, model=name, baseline_model=reading.BASELINE, annotator="ours")
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps(rows))
     bench = Path(__file__).parents[1] / "benchmarks/bench_alpaca_lc.py"

@@ -12,11 +12,11 @@ import pytest
 
 import core.client
 from core import models
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import Model
+from core.servers import Servers
 from core.tracking import Log
-from eval import answers
+from eval.checkpoint import answers
 from eval.config import AnswersConfig
 from tests import tiny
 from tests.eval_files import LLAMA3, prompt_file

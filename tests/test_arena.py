@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from eval import arena, score, stats, style, verdicts
+from eval import stats
+from eval.judging import verdicts
+from eval.scoring import arena, of_files, style_control
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/arena_hard"
 OFFICIAL = SHARED / "battles_gpt-4-0613.jsonl"
@@ -33,7 +35,7 @@ def judgment(uid: str, first: str | None, second: str | None, **more: Any) -> di
 
 @needs_data
 def test_gpt_4_0613_has_its_published_score_and_a_question_level_error() -> None:
-    (row,) = score.score_arena([OFFICIAL])
+    (row,) = of_files.score_arena([OFFICIAL])
     assert row["score"] == pytest.approx(37.90, abs=0.01)
     assert row["standard_error"] == pytest.approx(2.01, rel=0.05)
     assert (row["lower"], row["upper"]) == (pytest.approx(34.0, abs=0.4), pytest.approx(41.8, abs=0.4))
@@ -43,13 +45,13 @@ def test_gpt_4_0613_has_its_published_score_and_a_question_level_error() -> None
 @needs_data
 def test_the_score_is_the_bradley_terry_win_rate() -> None:
     (games,) = arena.read([OFFICIAL])
-    strength = style._fit(np.ones((len(games.outcome), 1)), games.outcome, games.weight, np.zeros(1))[0]
+    strength = style_control._fit(np.ones((len(games.outcome), 1)), games.outcome, games.weight, np.zeros(1))[0]
     assert 100 / (1 + math.exp(-strength)) == pytest.approx(arena.score(games), abs=1e-8)
 
 
 @needs_data
 def test_the_official_interval_resamples_battles_and_is_too_narrow() -> None:
-    ours, official = score.score_arena([OFFICIAL])[0], score.score_arena([OFFICIAL], compat="official")[0]
+    ours, official = of_files.score_arena([OFFICIAL])[0], of_files.score_arena([OFFICIAL], compat="official")[0]
     assert official["score"] == ours["score"]
     assert official["standard_error"] == pytest.approx(1.26, rel=0.15)
     assert official["lower"] > ours["lower"] and official["upper"] < ours["upper"]
@@ -65,7 +67,7 @@ def test_question_values_have_the_score_as_mean_and_its_bootstrap_error() -> Non
 
 @needs_data
 def test_every_model_of_the_open_judge_is_scored_in_one_call() -> None:
-    rows = score.score_arena([OPEN])
+    rows = of_files.score_arena([OPEN])
     assert len(rows) == 9 and {r["baseline"] for r in rows} == {"Phi-3-medium-128k-instruct"}
     assert all(0 < r["lower"] < r["score"] < r["upper"] < 100 for r in rows if r["model"] != r["baseline"])
     (own,) = [r for r in rows if r["model"] == r["baseline"]]
@@ -86,7 +88,7 @@ def test_stored_judge_texts_are_parsed_without_a_mismatch() -> None:
 
 @needs_data
 def test_a_game_without_a_verdict_is_dropped_alone_under_v01() -> None:
-    rows = score.score_arena(sorted((SHARED / "judgment_samples").glob("*.jsonl")))
+    rows = of_files.score_arena(sorted((SHARED / "judgment_samples").glob("*.jsonl")))
     assert sum(r["unjudged"] for r in rows) == 4
     athene = next(r for r in rows if "Athene" in r["model"])
     assert athene["unjudged"] == 2 and athene["baseline"] == arena.V01_BASELINE
@@ -101,7 +103,7 @@ def test_clear_verdicts_count_three_times_and_places_are_swapped_back(tmp_path: 
 
 def test_half_a_question_counts_as_none_under_v2(tmp_path: Path) -> None:
     path = write(tmp_path, [judgment("q1", "A>B", None), judgment("q2", "gone", "A>B"), judgment("q3", "[[A]]", "A>B"), judgment("q4", "B>A", "A>B")])
-    (row,) = score.score_arena([path])
+    (row,) = of_files.score_arena([path])
     assert (row["score"], row["questions"], row["unjudged"]) == (100.0, 1, 6)
 
 
@@ -123,16 +125,16 @@ def test_a_judgment_without_a_stored_verdict_is_parsed_by_its_versions_rules(tmp
 def test_categories_are_scored_apart_and_judges_of_one_category_are_pooled(tmp_path: Path) -> None:
     hard = [judgment(f"h{i}", "B>A", "A>B") for i in range(45)]
     creative = [judgment(f"c{i}", "A>B", "B>A", category="creative_writing", judge=j) for i in range(45) for j in ("gpt", "gemini")]
-    rows = score.score_arena([write(tmp_path, hard + creative)])
+    rows = of_files.score_arena([write(tmp_path, hard + creative)])
     assert [(r["category"], r["score"], r["questions"]) for r in rows] == [("hard_prompt", 100.0, 45), ("creative_writing", 0.0, 45)]
     assert rows[1]["notes"] == ["pooled over the judges gpt, gemini"]
-    official = score.score_arena([write(tmp_path, hard + creative)], compat="official")
+    official = of_files.score_arena([write(tmp_path, hard + creative)], compat="official")
     assert [(r["category"], r["score"]) for r in official] == [("hard_prompt", 100.0), ("creative_writing", 0.0)]
 
 
 def test_few_questions_get_a_t_interval_within_0_and_100(tmp_path: Path) -> None:
     rows = [judgment(f"q{i}", "B>A" if i else "A>B", "A>B") for i in range(6)]
-    (row,) = score.score_arena([write(tmp_path, rows)])
+    (row,) = of_files.score_arena([write(tmp_path, rows)])
     assert row["upper"] == 100.0 and row["lower"] < row["score"] and "too few for a bootstrap" in row["notes"][0]
 
 
@@ -168,38 +170,38 @@ def styled(tmp_path: Path, bias: float, longer: float, n: int = 400) -> tuple[li
     own = np.maximum(1, base * np.exp(rng.normal(longer, 0.5, n))).astype(int)
     chance = 1 / (1 + np.exp(-bias * (own - base) / (own + base + 1)))
     games = arena.Games("m", "b", "", (), [str(i) for i in range(n)], (rng.uniform(size=n) < chance).astype(float), np.ones(n), 0)
-    answers = {name: {str(i): style.count("word", int(t)) for i, t in enumerate(tokens)} for name, tokens in (("m", own), ("b", base))}
+    answers = {name: {str(i): style_control.count("word", int(t)) for i, t in enumerate(tokens)} for name, tokens in (("m", own), ("b", base))}
     return [games], answers
 
 
 def test_style_control_takes_the_judges_taste_for_length_out(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=4.0, longer=0.8)
     assert arena.score(games[0]) > 70
-    (row,) = style.scores(games, answers, control=("length",), resamples=200)
+    (row,) = style_control.scores(games, answers, control=("length",), resamples=200)
     assert row["lower"] < 50 < row["upper"]
     assert row["style"]["tokens"] > 0.5
 
 
 def test_official_style_control_centres_and_so_keeps_the_advantage(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=4.0, longer=0.8)
-    (row,) = style.scores(games, answers, control=("length",), compat="official")
+    (row,) = style_control.scores(games, answers, control=("length",), compat="official")
     assert row["score"] > 65
 
 
 def test_controls_take_their_own_columns(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=4.0, longer=0.8)
-    assert list(style.scores(games, answers, control=("length",), resamples=50)[0]["style"]) == ["tokens"]
-    assert list(style.scores(games, answers, control=("markdown",), resamples=50)[0]["style"]) == ["headers", "lists", "bold"]
+    assert list(style_control.scores(games, answers, control=("length",), resamples=50)[0]["style"]) == ["tokens"]
+    assert list(style_control.scores(games, answers, control=("markdown",), resamples=50)[0]["style"]) == ["headers", "lists", "bold"]
 
 
 def test_markdown_is_counted_outside_code() -> None:
     text = "# One\n\n- a\n  * b\n1. c\n**bold** and __too__\n```\n# no\n- no\n**no**\n```\n####### no\n## Two"
-    assert style.count(text, 9).tolist() == [9, 2, 3, 2]
+    assert style_control.count(text, 9).tolist() == [9, 2, 3, 2]
 
 
 @needs_data
 def test_style_control_reads_published_answers(tmp_path: Path) -> None:
-    (row,) = score.score_arena([OFFICIAL], SHARED, control=("length", "markdown"))
+    (row,) = of_files.score_arena([OFFICIAL], SHARED, control=("length", "markdown"))
     assert 37 < row["score"] < 50  # shorter answers than the baseline's: style control helps it
     assert row["lower"] < row["score"] < row["upper"]
 
@@ -208,8 +210,8 @@ def test_style_control_names_the_answers_it_lacks(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=1.0, longer=0.1, n=50)
     del answers["b"]
     with pytest.raises(UserError, match="needs the answers of b"):
-        style.scores(games, answers)
+        style_control.scores(games, answers)
     with pytest.raises(UserError, match="needs --data"):
-        score.score_arena([write(tmp_path, [judgment("q", "A>B", "A>B")])], control=("length",))
+        of_files.score_arena([write(tmp_path, [judgment("q", "A>B", "A>B")])], control=("length",))
     with pytest.raises(UserError, match="did you mean 'length'"):
-        score.score_arena([write(tmp_path, [judgment("q", "A>B", "A>B")])], control=("lenght",))
+        of_files.score_arena([write(tmp_path, [judgment("q", "A>B", "A>B")])], control=("lenght",))

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval import benchmarks
-from eval.benchmarks import Prompt
+from eval.prompt_sets import prompts
+from eval.prompt_sets.prompts import Prompt
 from synth.measures import CATEGORY
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared")) / "data" / "eval"
@@ -25,21 +25,21 @@ def _write(path: Path, *records: object) -> Path:
 
 
 def test_the_shipped_set_has_four_different_prompts_in_each_of_the_twelve_categories() -> None:
-    wanted = benchmarks.prompts("magpie-48")
+    wanted = prompts.prompts("magpie-48")
     assert Counter(p.category for p in wanted) == dict.fromkeys(CATEGORY, 4)
     assert len({p.prompt for p in wanted}) == len({p.id for p in wanted}) == 48
 
 
 def test_a_limit_spreads_evenly_over_the_set() -> None:
-    assert set(Counter(p.category for p in benchmarks.prompts("magpie-48", 24)).values()) == {2}
-    assert len(benchmarks.prompts("magpie-48", 7)) == 7
-    assert benchmarks.prompts("magpie-48", 48) == benchmarks.prompts("magpie-48", 1000) == benchmarks.prompts("magpie-48")
+    assert set(Counter(p.category for p in prompts.prompts("magpie-48", 24)).values()) == {2}
+    assert len(prompts.prompts("magpie-48", 7)) == 7
+    assert prompts.prompts("magpie-48", 48) == prompts.prompts("magpie-48", 1000) == prompts.prompts("magpie-48")
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     wanted = [Prompt("a", "two\nlines \u2028 and a line separator", "Math"), Prompt("b", '{"json": true}')]
-    benchmarks.write_prompts(wanted, tmp_path / "p.jsonl")
-    assert benchmarks.prompts(str(tmp_path / "p.jsonl")) == wanted
+    prompts.write_prompts(wanted, tmp_path / "p.jsonl")
+    assert prompts.prompts(str(tmp_path / "p.jsonl")) == wanted
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_a_broken_prompt_file_is_one_sentence_with_file_and_line(tmp_path: Path,
     path = tmp_path / "mine.jsonl"
     path.write_text(lines)
     with pytest.raises(UserError) as error:
-        benchmarks.prompts(str(path))
+        prompts.prompts(str(path))
     assert said in str(error.value) and str(path) in str(error.value)
 
 
 def test_an_unknown_prompt_set_names_the_nearest_one() -> None:
     with pytest.raises(UserError, match="did you mean 'magpie-48'"):
-        benchmarks.prompts("magpie-84")
+        prompts.prompts("magpie-84")
 
 
 def test_a_prompt_without_a_baseline_answer_stays_and_is_counted(tmp_path: Path) -> None:
     answers = _write(tmp_path / "answers.jsonl", {"id": "b", "answer": "yes"})
-    counts = benchmarks.baseline(str(answers), [Prompt("a", "?"), Prompt("b", "!")], tmp_path / "out")
+    counts = prompts.baseline(str(answers), [Prompt("a", "?"), Prompt("b", "!")], tmp_path / "out")
     frame = pl.read_parquet(tmp_path / "out" / "answers.parquet")
     assert counts == {"rows": 2, "failed": 1}
     assert frame.select("id", "answer", "status").rows() == [("a", None, "failed"), ("b", "yes", "ok")]
@@ -77,13 +77,13 @@ def test_a_prompt_without_a_baseline_answer_stays_and_is_counted(tmp_path: Path)
 def test_a_baseline_that_answers_none_of_the_prompts_is_refused(tmp_path: Path) -> None:
     answers = _write(tmp_path / "answers.jsonl", {"id": "other", "answer": "yes"})
     with pytest.raises(UserError, match="no answer to any of the 1 prompts"):
-        benchmarks.baseline(str(answers), [Prompt("a", "?")], tmp_path / "out")
+        prompts.baseline(str(answers), [Prompt("a", "?")], tmp_path / "out")
 
 
 def test_two_baseline_answers_to_one_prompt_are_refused(tmp_path: Path) -> None:
     answers = _write(tmp_path / "answers.jsonl", {"id": "a", "answer": "yes"}, {"id": "a", "answer": "no"})
     with pytest.raises(UserError, match=r"answers.jsonl, record 2: a second answer to 'a'"):
-        benchmarks.baseline(str(answers), [Prompt("a", "?")], tmp_path / "out")
+        prompts.baseline(str(answers), [Prompt("a", "?")], tmp_path / "out")
 
 
 def test_each_category_has_its_own_baseline(tmp_path: Path) -> None:
@@ -91,20 +91,20 @@ def test_each_category_has_its_own_baseline(tmp_path: Path) -> None:
     hard = _write(tmp_path / "o3.jsonl", {"uid": "a", "messages": [asked, {"role": "assistant", "content": {"answer": "hard"}}]})
     creative = _write(tmp_path / "gemini.jsonl", {"uid": "b", "messages": [asked, {"role": "assistant", "content": "soft"}]})
     wanted = [Prompt("a", "?", "hard_prompt"), Prompt("b", "!", "creative_writing")]
-    benchmarks.baseline({"hard_prompt": str(hard), "creative_writing": str(creative)}, wanted, tmp_path / "out")
+    prompts.baseline({"hard_prompt": str(hard), "creative_writing": str(creative)}, wanted, tmp_path / "out")
     assert pl.read_parquet(tmp_path / "out" / "answers.parquet")["answer"].to_list() == ["hard", "soft"]
     with pytest.raises(UserError, match="names no file for category 'creative_writing'"):
-        benchmarks.baseline({"hard_prompt": str(hard)}, wanted, tmp_path / "again")
+        prompts.baseline({"hard_prompt": str(hard)}, wanted, tmp_path / "again")
 
 
 @needs_shared
 def test_the_published_sets_are_read_whole_and_their_baselines_answer_every_prompt(tmp_path: Path) -> None:
-    arena = benchmarks.prompts(str(SHARED / "arena_hard" / "question_v0.1.jsonl"))
+    arena = prompts.prompts(str(SHARED / "arena_hard" / "question_v0.1.jsonl"))
     assert len(arena) == 500
-    assert benchmarks.baseline(str(SHARED / "arena_hard" / "model_answer_gpt-4-0314.jsonl.gz"), arena, tmp_path / "a") == {"rows": 500, "failed": 0}
-    newer = benchmarks.prompts(str(SHARED / "arena_hard" / "question_v2.0.jsonl"))
+    assert prompts.baseline(str(SHARED / "arena_hard" / "model_answer_gpt-4-0314.jsonl.gz"), arena, tmp_path / "a") == {"rows": 500, "failed": 0}
+    newer = prompts.prompts(str(SHARED / "arena_hard" / "question_v2.0.jsonl"))
     assert Counter(p.category for p in newer) == {"hard_prompt": 500, "creative_writing": 250}
     outputs = str(SHARED / "alpaca_eval" / "gpt4_1106_preview_model_outputs.json.gz")
-    alpaca = benchmarks.prompts(outputs)
+    alpaca = prompts.prompts(outputs)
     assert len(alpaca) == 805
-    assert benchmarks.baseline(outputs, alpaca, tmp_path / "b") == {"rows": 805, "failed": 0}
+    assert prompts.baseline(outputs, alpaca, tmp_path / "b") == {"rows": 805, "failed": 0}

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from synth.choose import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
-from synth.filters import Vectors
+from synth.filters.orders import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
+from synth.filters.rule import Vectors
+from synth.filters.schedule import select, wanted
 from synth.measures import CATEGORY
-from synth.schedule import select, wanted
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_schedule import World, rule
@@ -283,7 +283,8 @@ def test_a_choice_that_cannot_be_is_one_sentence(arm: dict[str, object], says: s
 
 
 def test_an_arm_of_a_recipe_chooses_by_likeness_and_pays_for_no_more_answers(tmp_path: Path) -> None:
-    from recipes import graph, schema
+    from recipes import schema
+    from recipes.stages import graph
 
     arms = {"diverse": {"strategy": "diverse", "budget": {"rows": 6}}}
     with ScriptedServer(small_recipe.answer) as server:

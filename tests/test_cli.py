@@ -111,8 +111,8 @@ def test_report_before_a_run_is_one_sentence(tmp_path: Path, llama: Path, server
 
 
 def test_why_of_a_row_leads_to_its_seed_its_tags_and_its_arms(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
-    from recipes import graph
-    from recipes.why import explain
+    from recipes.stages import graph
+    from recipes.verbs.why import explain
 
     loaded = schema.load(small_recipe.recipe(tmp_path, llama, server.url))
     graph.run(loaded, "select")
@@ -125,7 +125,7 @@ def test_why_of_a_row_leads_to_its_seed_its_tags_and_its_arms(tmp_path: Path, ll
 
 
 def test_agreement_is_measured_stored_and_found_again(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
-    from eval import calibrate
+    from eval.judging import against_people
 
     path = small_recipe.recipe(tmp_path, llama, server.url, train=True)
     labelled = tmp_path / "people.jsonl"
@@ -135,8 +135,8 @@ def test_agreement_is_measured_stored_and_found_again(tmp_path: Path, llama: Pat
     assert found["n"] > 0 and 0 <= found["accuracy"] <= 1 and found["position_consistency"] is not None
     recipe = schema.load(path).recipe
     assert recipe.eval is not None
-    known = calibrate.find(recipe.eval.protocol("alpaca"), Path(recipe.store))
-    assert len(known) == 1 and "agrees with people on people in" in calibrate.sentence(known[0])
+    known = against_people.find(recipe.eval.protocol("alpaca"), Path(recipe.store))
+    assert len(known) == 1 and "agrees with people on people in" in against_people.sentence(known[0])
 
 
 def test_score_prints_the_official_names_as_json(shared: Path) -> None:

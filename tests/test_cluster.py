@@ -19,9 +19,12 @@ import yaml
 from core.errors import UserError
 from core.models import Model
 from core.tracking import Log
-from recipes import cluster, cluster_task, graph, launching, schema, selection
-from recipes.session import Session
-from synth.drawing import mine
+from recipes import schema
+from recipes.stages import graph, synthesis
+from recipes.stages.session import Session
+from recipes.verbs import cluster, cluster_task
+from recipes.verbs import launch as launching
+from synth.pool.draw import mine
 from tests import slurm_cluster, small_recipe
 from tests.ray_cluster import RayCluster
 from tests.scripted_server import ScriptedServer
@@ -117,12 +120,12 @@ def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
 
 def pool_of(path: Path) -> Any:
     loaded = schema.load(path)
-    from core.endpoint import Servers
+    from core.servers import Servers
     from core.store import Store
 
     root = Store(store(path))
     session = Session(root, "small", True, graph.tracker_of(loaded.recipe, root), Servers(Log(), root.root), Log())
-    return selection.pool_of(graph.Stages(loaded, session))
+    return synthesis.pool_of(graph.Stages(loaded, session))
 
 
 class Shares:
@@ -246,7 +249,7 @@ def task() -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        code = f"from recipes.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
+        code = f"from recipes.verbs.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
         started.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment))
         return started[-1]
 
@@ -322,7 +325,7 @@ def test_a_killed_task_continues_when_it_is_started_again(tmp_path: Path, llama:
 
 def test_a_task_ends_with_the_process_that_started_it() -> None:
     code = "; ".join([
-        "import os, time, recipes.cluster_task as t", "os.fork() and time.sleep(60)", "t._end_with_parent()", "print(os.getpid(), flush=True)",
+        "import os, time, recipes.verbs.cluster_task as t", "os.fork() and time.sleep(60)", "t._end_with_parent()", "print(os.getpid(), flush=True)",
         "time.sleep(60)",
     ])  # fmt: skip
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.decontaminate import distance, overlap, read_prompts
+from synth.duplicates.decontaminate import distance, overlap, read_prompts
 
 PROMPTS = pl.DataFrame({
     "id": ["count", "love", "long", "shorter"],
@@ -76,7 +76,7 @@ def test_order_and_number_of_rows_are_kept_and_no_prompts_mean_no_overlap() -> N
 
 
 def test_rows_of_many_slices_are_found_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    from synth import decontaminate
+    from synth.duplicates import decontaminate
 
     monkeypatch.setattr(decontaminate, "SLICE", 3)
     texts = ["x", "what is love made of", "y", "z", "w", "One two three four five six seven eight nine ten", "v"]

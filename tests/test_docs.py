@@ -16,8 +16,9 @@ import yaml
 from typer.testing import CliRunner
 
 from core.models import resolve
-from recipes import graph, schema
+from recipes import schema
 from recipes.cli import app
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row25

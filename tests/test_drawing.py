@@ -16,16 +16,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import resolve, tokenizer
+from core.servers import Servers
 from core.tracking import Log
-from synth import balance, generate
 from synth.config import SynthConfig
 from synth.context import Context
-from synth.drawing import draw, mine
-from synth.pool import Pool
-from synth.steering import chosen, domains, steered
+from synth.generate import single_turn
+from synth.generate.system_prompts import chosen, domains, steered
+from synth.pool import category_balance
+from synth.pool.draw import draw, mine
+from synth.pool.pool import Pool
 from tests import small_recipe
 from tests.scripted_model import magpie
 from tests.scripted_server import Fault, ScriptedServer, completion
@@ -101,7 +102,7 @@ def stored(made: Pool) -> pl.DataFrame:
 def test_as_many_instructions_as_were_asked_for_whatever_the_concurrency_and_batch(
     tmp_path: Path, llama: Path, server: ScriptedServer, teacher: Teacher, monkeypatch: pytest.MonkeyPatch, in_flight: int, batch: int
 ) -> None:
-    monkeypatch.setattr(generate, "BATCH_ROWS", batch)
+    monkeypatch.setattr(single_turn, "BATCH_ROWS", batch)
     teacher.empty = 0.1
     made, counts = filled(tmp_path, settings(llama, server, in_flight, rows=200))
     assert counts["rows"] == 200 == len(made.frame()) == made.frame()["id"].n_unique()
@@ -119,9 +120,9 @@ def test_1000_instructions_after_three_kills_none_lost_none_doubled(tmp_path: Pa
     teacher.empty = 0.05
     data = settings(llama, server, rows=1000)
     code = (
-        "import json, sys; from pathlib import Path; from core.endpoint import Servers; from core.models import resolve;"
-        "from core.tracking import Log; from synth.config import SynthConfig; from synth.context import Context; from synth.drawing import draw;"
-        "from synth.pool import Pool; root = Path(sys.argv[1]); config = SynthConfig.model_validate(json.loads(sys.argv[2]));"
+        "import json, sys; from pathlib import Path; from core.servers import Servers; from core.models import resolve;"
+        "from core.tracking import Log; from synth.config import SynthConfig; from synth.context import Context; from synth.pool.draw import draw;"
+        "from synth.pool.pool import Pool; root = Path(sys.argv[1]); config = SynthConfig.model_validate(json.loads(sys.argv[2]));"
         "draw(Pool(config, Context(root, resolve)), Servers(Log(), root / 'logs'), Log())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(data)]
@@ -229,7 +230,7 @@ def test_domains_are_shipped_and_unknown_ones_named(tmp_path: Path) -> None:
 
 
 def test_responses_are_made_without_the_steering_prompt(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
-    from synth.computing import COMPUTED
+    from synth.pool.computed import COMPUTED
 
     made, _ = filled(tmp_path, settings(llama, server, rows=5, system_prompts=[{"text": "Only about cheese."}]))
     asked = len(server.requests)
@@ -244,7 +245,7 @@ def test_responses_are_made_without_the_steering_prompt(tmp_path: Path, llama: P
 def test_the_category_balance_is_labelled_and_told_while_drawing(
     tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balance, "SAMPLE", 10)
+    monkeypatch.setattr(category_balance, "SAMPLE", 10)
     log = Heard()
     data = settings(llama, server, 8, rows=100, category_balance=40)
     made, _ = filled(tmp_path, data, log)
@@ -285,7 +286,7 @@ def test_template_variables_of_a_model_are_part_of_its_keys(tmp_path: Path, llam
 
 
 def test_a_models_chat_template_and_its_variables_reach_instructions_and_responses(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
-    from synth.computing import COMPUTED
+    from synth.pool.computed import COMPUTED
 
     own = tmp_path / "own.jinja"
     own.write_text(

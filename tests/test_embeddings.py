@@ -10,8 +10,8 @@ import pytest
 
 from core.errors import UserError
 from core.models import Model, resolve
-from synth import embeddings
-from synth.embeddings import Vectors, embed, vectors
+from synth.duplicates import embeddings
+from synth.duplicates.embeddings import Vectors, embed, vectors
 
 TEXTS = [f"How do I cook {n} eggs?" for n in ("two", "three", "four", "five", "six")]
 

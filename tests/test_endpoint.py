@@ -1,4 +1,4 @@
-"""core.endpoint against a real HTTP server on loopback: nothing lost, nothing twice, and every way a server can misbehave."""
+"""core.servers against a real HTTP server on loopback: nothing lost, nothing twice, and every way a server can misbehave."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from core import client
-from core.endpoint import Endpoint, Reply, Request, Servers, ServerSpec
 from core.errors import UserError
+from core.servers import Endpoint, Servers
+from core.wire import Reply, Request, ServerSpec
 from tests.scripted_model import magpie
 from tests.scripted_server import FAULTS, Fault, ScriptedServer, completion, flaky
 

@@ -10,15 +10,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Servers
 from core.errors import UserError
+from core.servers import Servers
 from core.tracking import Log
-from eval import ensembles, judges, scores
 from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
-from recipes import annotations as written
-from recipes import doctor, graph, schema
-from recipes.results import judge_lines
-from recipes.why import explain
+from eval.judging import pairwise, settle, several_judges
+from eval.scoring import of_checkpoint
+from recipes import schema
+from recipes.report.judges import judge_lines
+from recipes.stages import graph
+from recipes.verbs import annotations as written
+from recipes.verbs import doctor
+from recipes.verbs.why import explain
 from tests import small_recipe
 from tests.eval_files import alpaca, arena, chat_logprobs, duel, shown
 from tests.scripted_server import Fault, ScriptedServer, chat
@@ -27,7 +30,7 @@ from tests.test_recipe_annotations import models_only
 
 def test_judges_of_one_name_are_numbered() -> None:
     judge = [JudgeConfig(model=name) for name in ("a/judge", "b/judge", "other", "judge")]
-    assert ensembles.names(judge) == ["judge", "judge~2", "other", "judge~3"]
+    assert several_judges.names(judge) == ["judge", "judge~2", "other", "judge~3"]
 
 
 def test_a_benchmark_names_one_judge_or_several() -> None:
@@ -44,8 +47,8 @@ def test_a_judgments_key_does_not_change_when_other_judges_join() -> None:
     one = JudgeConfig(model="a", server={"urls": ["http://127.0.0.1:1"]})
     alone = EvalConfig(alpaca=AlpacaConfig(judge=one)).protocol("alpaca")
     first = EvalConfig(alpaca=AlpacaConfig(judges=(one, JudgeConfig(model="b")))).protocol("alpaca")
-    assert judges.determines(one, alone) == judges.determines(one, first)
-    assert "judges" not in judges.determines(one, first)
+    assert settle.determines(one, alone) == settle.determines(one, first)
+    assert "judges" not in settle.determines(one, first)
 
 
 def _ask(tmp_path: Path, protocols: dict[str, Any], inputs: dict[str, Path]) -> tuple[dict[str, Any], pl.DataFrame]:
@@ -54,8 +57,8 @@ def _ask(tmp_path: Path, protocols: dict[str, Any], inputs: dict[str, Path]) -> 
         for name, protocol in protocols.items():
             folders[name] = tmp_path / name
             asked = protocol.model_copy(update={"judge": protocol.judge.model_copy(update={"model": name})})
-            judges.run(asked, inputs, tmp_path / "store", folders[name], servers=servers, log=Log())
-    counts = ensembles.combine(folders, tmp_path / "judgments")
+            pairwise.run(asked, inputs, tmp_path / "store", folders[name], servers=servers, log=Log())
+    counts = several_judges.combine(folders, tmp_path / "judgments")
     return counts, pl.read_parquet(tmp_path / "judgments" / "judgments.parquet")
 
 
@@ -68,13 +71,13 @@ def test_an_items_preference_is_the_mean_over_the_judges_that_judged_it(tmp_path
     with ScriptedServer(lambda path, body: chat_logprobs({"m": 0.9, "M": 0.1})) as kind, ScriptedServer(strict) as other:
         counts, games = _ask(tmp_path, {"kind": alpaca(kind.url), "strict": alpaca(other.url)}, duel(tmp_path, 3))
     by_judge = {(j, i): p for j, i, p in games.select("judge", "item", "preference").iter_rows()}
-    items = ensembles.by_item(games).rows_by_key("item", named=True, unique=True)
+    items = several_judges.by_item(games).rows_by_key("item", named=True, unique=True)
     assert items["p0"]["preference"] == pytest.approx((by_judge["kind", "p0"] + by_judge["strict", "p0"]) / 2)
     assert items["p2"]["preference"] == by_judge["kind", "p2"] and by_judge["strict", "p2"] is None
     assert items["p2"]["partly"] and items["p2"]["reason"].startswith("1 of 2 judges left a game unjudged (neither m nor M")
     assert counts["partly_judged"] == 1 and counts["unjudged_by_judge"] == {"strict": 1}
     assert (counts["agreement"], counts["agreement_pairs"]) == (0.5, 2)  # alike on p1, opposed on p0
-    scores.run({"judgments-alpaca": tmp_path / "judgments"}, tmp_path / "scores")
+    of_checkpoint.run({"judgments-alpaca": tmp_path / "judgments"}, tmp_path / "scores")
     rows = pl.read_parquet(tmp_path / "scores" / "scores.parquet")
     assert rows["value"].to_list() == pytest.approx([100 * items[i]["preference"] for i in ("p0", "p1", "p2")])
     assert rows["reason"].to_list()[:2] == [None, None] and "1 of 2 judges" in rows["reason"][2] and rows["status"][2] == "ok"
@@ -86,13 +89,13 @@ def test_the_games_of_all_judges_enter_an_arena_score(tmp_path: Path) -> None:
     with ScriptedServer(lambda p, b: chat("[[A>>B]]")) as one, ScriptedServer(lambda p, b: chat("[[A=B]]")) as other:
         counts, games = _ask(tmp_path, {"one": arena(one.url, version="v2.0"), "other": arena(other.url, version="v2.0")}, duel(tmp_path, 2))
     assert games.height == 8 and counts["position_pairs"] == 4 and counts["position_consistency"] == 0.5
-    scores.run({"judgments-arena": tmp_path / "judgments"}, tmp_path / "scores")
+    of_checkpoint.run({"judgments-arena": tmp_path / "judgments"}, tmp_path / "scores")
     assert json.loads((tmp_path / "scores" / "summary.json").read_text())["arena"]["arena_score"]["value"] == pytest.approx(50)
 
 
 def test_a_folder_without_judgments_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run that judge first"):
-        ensembles.combine({"x": tmp_path}, tmp_path / "out")
+        several_judges.combine({"x": tmp_path}, tmp_path / "out")
 
 
 def test_a_recipe_with_two_judges_asks_each_and_scores_their_mean(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from core.errors import UserError
 from core.models import resolve
+from synth.chat.describe import described
+from synth.chat.families import _data, family_of, system_prompt_of, thinking_style
 from synth.config import SynthConfig
-from synth.describing import described
-from synth.families import _data, family_of, system_prompt_of, thinking_style
 
 RECORDED = {f["family"]: f for f in json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())}
 

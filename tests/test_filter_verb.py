@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from recipes.filtering import main
-from synth import gather
+from recipes.verbs.filter import main
+from synth.published import chosen_rows
 from tests import tiny
 from tests.test_cli import call
 from tests.test_published import loaded, row23, row25, saved
@@ -68,8 +68,8 @@ def test_lines_are_copied_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_more_rows_than_fit_into_memory_at_once_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "BUCKET", 7)
-    monkeypatch.setattr(gather, "BATCH", 10)
+    monkeypatch.setattr(chosen_rows, "BUCKET", 7)
+    monkeypatch.setattr(chosen_rows, "BATCH", 10)
     rows = [row23(i, output="x" * (i * 37 % 101 + 1), output_length=i * 37 % 101 + 1) for i in range(60)]
     best = [r["uuid"] for r in sorted(rows, key=lambda r: -r["output_length"])[:30]]
     folder = tmp_path / "set"

@@ -8,12 +8,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, tokenizer
-from synth.first_token import first_token, markdown_openers
-from synth.generate import instructions
-from synth.templates import pre_query
+from core.servers import Endpoint, Servers
+from core.wire import ServerSpec
+from synth.chat.templates import pre_query
+from synth.generate.first_token import first_token, markdown_openers
+from synth.generate.single_turn import instructions
 from tests.scripted_server import Fault, ScriptedServer, completion
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 50, "min_tokens": 3, "logit_bias": {"7": 1.5}}

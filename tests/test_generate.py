@@ -9,12 +9,14 @@ import polars as pl
 import pytest
 
 from core import client
-from core.endpoint import Endpoint, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, tokenizer
-from synth import generate
-from synth.generate import batched, instructions, responses
-from synth.templates import PreQuery, pre_query
+from core.servers import Endpoint, Servers
+from core.wire import ServerSpec
+from synth.chat.templates import PreQuery, pre_query
+from synth.generate import single_turn
+from synth.generate.ask import batched
+from synth.generate.single_turn import instructions, responses
 from tests.scripted_server import Fault, ScriptedServer, completion
 
 PROMPT = PreQuery("<user>", (1, 5, 6), (2, 3))
@@ -105,7 +107,7 @@ def test_refused_request_is_a_failed_cell_with_the_servers_words(serve: Any) -> 
 
 
 def test_finished_rows_come_in_batches_of_a_bounded_size(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "BATCH_ROWS", 10)
+    monkeypatch.setattr(single_turn, "BATCH_ROWS", 10)
     endpoint, _ = serve(lambda _, body: completion("x"))
     assert [len(part) for part in instructions(rows(25), PROMPT, SAMPLING, endpoint)] == [10, 10, 5]
 
@@ -129,7 +131,7 @@ def test_rows_that_were_finished_before_an_error_are_handed_out_first() -> None:
 
 
 def test_first_batch_comes_before_the_last_request_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "BATCH_ROWS", 8)
+    monkeypatch.setattr(single_turn, "BATCH_ROWS", 8)
     endpoint, server = serve(lambda _, body: completion("x"))
     parts = instructions(rows(1000), PROMPT, SAMPLING, endpoint)
     next(parts)

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from recipes import graph, schema
-from recipes.graph import Outcome
+from recipes import schema
+from recipes.stages import graph
+from recipes.stages.graph import Outcome
 from tests import small_recipe, wandb_file
 from tests.scripted_server import ScriptedServer
 

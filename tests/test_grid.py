@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from core.errors import UserError
 from core.store import canonical
 from synth.config import SynthConfig
-from synth.grid import DRAWS, PRESETS, Plan, apportion, cells
+from synth.generate.sampling_grid import DRAWS, PRESETS, Plan, apportion, cells
 
 BASE = {"teacher": "r0", "system_prompt": None, "sampling": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 64}, "seed": 0}
 HOT = {"temperature": 1.2, "top_p": 0.995}

@@ -9,12 +9,14 @@ import polars as pl
 import pytest
 
 from core import models
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import Model
+from core.servers import Servers
 from core.tracking import Log
-from eval import answers, benchmarks, heldout, judges
+from eval.checkpoint import answers, heldout_loss
 from eval.config import EvalConfig, HeldoutConfig
+from eval.judging import pairwise
+from eval.prompt_sets import prompts as benchmarks
 from tests import tiny
 from tests.eval_files import CHATML
 from tests.scripted_server import Fault, ScriptedServer, completion
@@ -61,32 +63,32 @@ def _chatml() -> tuple[Any, list[int]]:
 
 def test_only_the_assistants_words_and_their_end_token_count() -> None:
     words, stops = _chatml()
-    scored = heldout.spans_of(words, CONVERSATIONS[1], stops)
+    scored = heldout_loss.spans_of(words, CONVERSATIONS[1], stops)
     assert [words.decode(scored.ids[start:end]) for start, end in scored.spans] == ["Hello!<|im_end|>", "One, two, three, four, five.<|im_end|>"]
     assert scored.ids == models.render(words, CONVERSATIONS[1], add_generation_prompt=False)[:-1]  # the line feed after the last turn
 
 
 def test_the_end_token_counts_also_where_the_model_names_another_eos() -> None:
     words, stops = _chatml()
-    assert heldout.spans_of(words, CONVERSATIONS[1], [words.eos_token_id]) == heldout.spans_of(words, CONVERSATIONS[1], stops)
+    assert heldout_loss.spans_of(words, CONVERSATIONS[1], [words.eos_token_id]) == heldout_loss.spans_of(words, CONVERSATIONS[1], stops)
 
 
 def test_what_follows_the_last_assistant_turn_is_left_out() -> None:
     words, stops = _chatml()
     longer = [*CONVERSATIONS[0], {"role": "user", "content": "More?"}]
-    assert heldout.spans_of(words, longer, stops) == heldout.spans_of(words, CONVERSATIONS[0], stops)
+    assert heldout_loss.spans_of(words, longer, stops) == heldout_loss.spans_of(words, CONVERSATIONS[0], stops)
 
 
 def test_a_conversation_without_an_assistant_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="no words of the assistant"):
-        heldout.spans_of(_chatml()[0], CONVERSATIONS[0][:1], [])
+        heldout_loss.spans_of(_chatml()[0], CONVERSATIONS[0][:1], [])
 
 
 def test_a_template_that_rewrites_earlier_turns_is_noticed() -> None:
     words, stops = _chatml()
     words.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] if loop.last else 'earlier' }}<|im_end|>{% endfor %}"
     with pytest.raises(ValueError, match="otherwise than the whole"):
-        heldout.spans_of(words, CONVERSATIONS[1], stops)
+        heldout_loss.spans_of(words, CONVERSATIONS[1], stops)
 
 
 def _given(value: float, failing: str = "") -> Any:
@@ -105,7 +107,7 @@ def _run(url: str, path: Path, out: Path, model: Path, log: Log | None = None) -
     out.mkdir(exist_ok=True)
     config = HeldoutConfig(server={"urls": [url], "max_in_flight": 1})
     with Servers(Log(), out.parent / "logs") as servers:
-        counts = heldout.run(config, {"heldout": path}, out, model=str(model), servers=servers, log=log or Log())
+        counts = heldout_loss.run(config, {"heldout": path}, out, model=str(model), servers=servers, log=log or Log())
     return counts, pl.read_parquet(out / "losses.parquet")
 
 
@@ -113,7 +115,7 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path, checkpo
     words, stops = _chatml()
     with ScriptedServer(_given(0.01)) as server:
         counts, frame = _run(server.url, _file(tmp_path, CONVERSATIONS), tmp_path / "out", checkpoint)
-    places = [[i for start, end in heldout.spans_of(words, c, stops).spans for i in range(start, end)] for c in CONVERSATIONS]
+    places = [[i for start, end in heldout_loss.spans_of(words, c, stops).spans for i in range(start, end)] for c in CONVERSATIONS]
     assert frame["loss"].to_list() == pytest.approx([0.01 * sum(p) / len(p) for p in places])
     assert frame["tokens"].to_list() == [len(p) for p in places]
     assert counts["loss"] == pytest.approx(frame["loss"].mean())
@@ -162,10 +164,10 @@ def test_the_loss_through_vllm_is_that_of_a_transformers_forward(tmp_path: Path,
     config = HeldoutConfig(server={"args": {"max_model_len": 2048}})
     (tmp_path / "out").mkdir()
     inputs = {"heldout": _file(tmp_path, [LONGER])}
-    heldout.run(config, inputs, tmp_path / "out", model="embedded/SmolLM2-135M-Instruct", servers=vllm, log=Log())
+    heldout_loss.run(config, inputs, tmp_path / "out", model="embedded/SmolLM2-135M-Instruct", servers=vllm, log=Log())
     loss, tokens = pl.read_parquet(tmp_path / "out" / "losses.parquet").select("loss", "tokens").row(0)
     model = AutoModelForCausalLM.from_pretrained(teacher.path, dtype=torch.float32)
-    scored = heldout.spans_of(models.tokenizer(teacher.path), LONGER, answers.stop_ids(teacher.path))
+    scored = heldout_loss.spans_of(models.tokenizer(teacher.path), LONGER, answers.stop_ids(teacher.path))
     with torch.no_grad():
         logs = model(torch.tensor([scored.ids])).logits[0].log_softmax(-1)
     places = [i for start, end in scored.spans for i in range(start, end)]
@@ -190,11 +192,11 @@ def test_a_real_model_answers_and_judges_four_prompts_in_both_ways(tmp_path: Pat
         made = answers.run(settings, {"prompts": prompts}, tmp_path / name, model=who, servers=vllm, log=Log())
         assert made["failed"] == 0
     inputs = {"prompts": prompts, "answers": tmp_path / "answers", "baseline": tmp_path / "baseline"}
-    soft = judges.run(config.protocol("alpaca"), inputs, tmp_path / "store", tmp_path / "alpaca", servers=vllm, log=Log())
-    games = judges.run(config.protocol("arena"), inputs, tmp_path / "store", tmp_path / "arena", servers=vllm, log=Log())
+    soft = pairwise.run(config.protocol("alpaca"), inputs, tmp_path / "store", tmp_path / "alpaca", servers=vllm, log=Log())
+    games = pairwise.run(config.protocol("arena"), inputs, tmp_path / "store", tmp_path / "arena", servers=vllm, log=Log())
     assert soft["judged"] + soft["unjudged"] == 8 and soft["judged"] >= 6 and 0 < soft["mass"] < 1
     assert games["judged"] == 8 and games["constrained"] >= 1 and soft["models"] == [who]
-    again = judges.run(config.protocol("arena"), inputs, tmp_path / "store", tmp_path / "again", servers=vllm, log=Log())
+    again = pairwise.run(config.protocol("arena"), inputs, tmp_path / "store", tmp_path / "again", servers=vllm, log=Log())
     assert again["asked"] == 0
     frame = pl.read_parquet(tmp_path / "arena" / "judgments.parquet")
     assert frame.equals(pl.read_parquet(tmp_path / "again" / "judgments.parquet"))

@@ -9,16 +9,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import Model
+from core.servers import Servers
 from core.tracking import Log
-from recipes import graph, schema
-from synth.config import ArmConfig, SynthConfig
+from recipes import schema
+from recipes.stages import graph
+from synth.config import SynthConfig
 from synth.context import Context
-from synth.filters import resolve
-from synth.measure import measure
-from synth.pool import Pool
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import resolve
+from synth.pool.measure import measure
+from synth.pool.pool import Pool
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_ratings import MT, WILD, lines
@@ -58,8 +60,8 @@ def test_columns_that_a_filter_names_are_measured(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_are_found_over_slices_of_texts_that_are_never_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from synth import minhash
-    from synth import pool as pools
+    from synth.duplicates import minhash
+    from synth.pool import pool as pools
 
     monkeypatch.setattr(pools, "SLICE", 2)
     held: list[int] = []
@@ -130,7 +132,7 @@ def test_a_file_of_prompts_that_is_not_there_is_one_sentence(tmp_path: Path) -> 
 def test_distance_to_the_evaluation_prompts_is_that_of_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from synth import embeddings
+    from synth.duplicates import embeddings
 
     axis = {"sea": 0, "2": 1}
 
@@ -178,8 +180,8 @@ def test_a_recipe_hands_its_evaluation_prompts_over_whole_and_rows_that_repeat_t
 def test_histories_and_second_turns_are_evaluation_prompts_too(tmp_path: Path, llama: Path) -> None:
     from core.store import Store
     from core.tracking import Tracker
-    from recipes.contamination import eval_prompts
-    from recipes.session import Session
+    from recipes.stages.eval_prompts import eval_prompts
+    from recipes.stages.session import Session
 
     settings = {"judge": {"model": str(llama)}, "wildbench": {"prompts": str(lines(tmp_path / "wild.jsonl", WILD))},
                 "mtbench": {"prompts": str(lines(tmp_path / "mt.jsonl", MT))}}  # fmt: skip

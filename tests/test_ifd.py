@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Endpoint
 from core.models import Model, resolve, tokenizer
-from synth.ifd import ifd
-from synth.templates import encode_conversation, encode_text
+from core.servers import Endpoint
+from synth.chat.templates import encode_conversation, encode_text
+from synth.tags.ifd import ifd
 from tests import tiny
 from tests.scripted_server import Fault, completion
 

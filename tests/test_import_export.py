@@ -17,9 +17,12 @@ from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from core.errors import UserError
-from recipes import exporting, graph, importing, schema
+from recipes import schema
 from recipes.cli import app
-from synth import published, sources
+from recipes.exchange import export_data, import_data
+from recipes.stages import graph
+from synth.published import files as sources
+from synth.published import rows as published
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row23, row25
@@ -62,13 +65,13 @@ def test_import_filter_export_gives_back_every_value_type_and_name(tmp_path: Pat
     before = published_set(row, names)
     source = tmp_path / f"set{ending}"
     before.write_parquet(source) if ending == ".parquet" else before.write_ndjson(source)
-    importing.main(str(source), tmp_path / "ours.parquet", form="magpie", limit=None)
+    import_data.main(str(source), tmp_path / "ours.parquet", form="magpie", limit=None)
     ours = pl.read_parquet(tmp_path / "ours.parquet")
     assert ours["status"].to_list() == ["ok"] * len(before)
     rule = ["--where", "min_neighbor_distance > 0.055", "--choose", "all"]
     done = CliRunner().invoke(app, ["filter", str(tmp_path / "ours.parquet"), *rule, "--out", str(tmp_path / "kept.parquet")])
     assert done.exit_code == 0, done.output
-    exporting.main(
+    export_data.main(
         str(tmp_path / "kept.parquet"), tmp_path / f"again{ending}", arm=None, seed=None, form=form, licence=None, push=None, private=False
     )
     read = pl.read_parquet if ending == ".parquet" else pl.read_ndjson
@@ -94,7 +97,7 @@ def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_pat
 def test_our_form_as_json_lines_is_read_again_with_its_types(tmp_path: Path) -> None:
     for name, rows in (("plain", [row23(i) for i in range(3)]), ("odd", published_set(row23, None).to_dicts())):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        importing.main(str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}-ours.jsonl", form="magpie", limit=None)
+        import_data.main(str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}-ours.jsonl", form="magpie", limit=None)
         published.write(published.read(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23")
         assert_frame_equal(pl.read_ndjson(tmp_path / "again.jsonl"), pl.read_ndjson(tmp_path / f"{name}.jsonl"))
 
@@ -117,8 +120,8 @@ def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(tmp_path: Pat
     (tmp_path / "set").mkdir()
     pl.from_dicts([row23(i) for i in range(5)]).write_parquet(tmp_path / "set" / "1.parquet")
     pl.from_dicts([row25(i) for i in range(5, 10)]).write_parquet(tmp_path / "set" / "2.parquet")
-    monkeypatch.setattr(importing, "SHARD", 2)
-    importing.shards(published.read(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
+    monkeypatch.setattr(import_data, "SHARD", 2)
+    import_data.shards(published.read(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
     files = sorted((tmp_path / "out").iterdir())
     assert [len(pl.read_parquet(f)) for f in files] == [2, 2, 1, 2, 2, 1]
     assert [i for f in published.read(tmp_path / "out") for i in f["id"]] == [f"u{i}" for i in range(10)], "our own form is read as it is"
@@ -130,7 +133,7 @@ def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path
     published_set(row23, None).write_parquet(tmp_path / "set" / "1.parquet")
     frame = published_set(row23, OLD)
     frame.with_columns(pl.format("x{}", "conversation_id").alias("conversation_id")).write_parquet(tmp_path / "set" / "2.parquet")
-    importing.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
+    import_data.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
     first, second = (pl.read_parquet(f) for f in sorted((tmp_path / "out").iterdir()))
     assert first.columns[0] == "uuid" and second.columns[0] == "conversation_id" and len(first) == len(second) == 46
 
@@ -138,14 +141,14 @@ def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path
 def test_an_import_that_breaks_leaves_nothing_and_never_overwrites_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row23(0)) + "\n{oops")
     with pytest.raises(UserError, match="line 2"):
-        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
+        import_data.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="not an empty folder"):
-        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
+        import_data.main(str(tmp_path / "a.jsonl"), tmp_path / "out", form="magpie", limit=None)
     with pytest.raises(UserError, match="no such form"):
-        importing.main(str(tmp_path / "a.jsonl"), tmp_path / "o", form="24", limit=None)
+        import_data.main(str(tmp_path / "a.jsonl"), tmp_path / "o", form="24", limit=None)
 
 
 @pytest.mark.parametrize("out", ["set/a.jsonl", "set", "."])
@@ -155,9 +158,9 @@ def test_import_and_export_never_replace_their_own_source(tmp_path: Path, out: s
     source.write_text(json.dumps(row23(0)) + "\n")
     before = source.read_bytes()
     with pytest.raises(UserError, match="would replace the source"):
-        importing.main(str(source), tmp_path / out, form="magpie", limit=None)
+        import_data.main(str(source), tmp_path / out, form="magpie", limit=None)
     with pytest.raises(UserError, match="would replace the source"):
-        exporting.main(str(source), tmp_path / out, arm=None, seed=None, form="messages", licence=None, push=None, private=False)
+        export_data.main(str(source), tmp_path / out, arm=None, seed=None, form="messages", licence=None, push=None, private=False)
     assert source.read_bytes() == before
 
 
@@ -228,7 +231,7 @@ def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(finish
 
 
 def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(finished: Path, tmp_path: Path) -> None:
-    exporting.main(str(finished), tmp_path / "set.parquet", arm="good", seed=None, form="23", licence=None, push=None, private=False)
+    export_data.main(str(finished), tmp_path / "set.parquet", arm="good", seed=None, form="23", licence=None, push=None, private=False)
     made = pl.read_parquet(tmp_path / "set.parquet")
     assert made.schema["gen_input_config"] == pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64})
     assert set(made["gen_input_config"].struct.field("temperature")) == {1.0} and made["seed"].null_count() == 0
@@ -249,7 +252,7 @@ def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path:
             tmp_path, llama, server.url, synth__rows={"import": str(tmp_path / "source.parquet")}, synth__heldout=0, arms=arms, random_arm=False
         )
         graph.run(schema.load(path), "select")
-    exporting.main(str(path), tmp_path / "out", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+    export_data.main(str(path), tmp_path / "out", arm="good", seed=None, form="25", licence=None, push=None, private=False)
     made = pl.read_parquet(tmp_path / "out" / "data" / "*.parquet").sort("uuid")
     assert set(made["model"]) == {"Qwen2-72B-Instruct"} and set(made["reward_model"]) == {"some/reward"}
     assert made["difficulty_generator"].to_list() == [None] * 3 + ["meta-llama/Meta-Llama-3-8B-Instruct"] * 3
@@ -267,7 +270,7 @@ def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path:
 
 
 def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
-    exporting.main(str(finished), tmp_path / "pool.jsonl", arm=None, seed=None, form="messages", licence=None, push=None, private=False)
+    export_data.main(str(finished), tmp_path / "pool.jsonl", arm=None, seed=None, form="messages", licence=None, push=None, private=False)
     pool = pl.read_parquet(finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet")
     lines = [json.loads(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()]
     assert [r["id"] for r in lines] == pool.filter(pl.col("status:response") == "ok")["id"].to_list()
@@ -276,19 +279,19 @@ def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_
 
 def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(finished: Path, tmp_path: Path) -> None:
     store = finished.parent / "store" / "recipes" / "small"
-    exporting.main(str(finished), tmp_path / "r.jsonl", arm="random", seed=0, form="messages", licence=None, push=None, private=False)
+    export_data.main(str(finished), tmp_path / "r.jsonl", arm="random", seed=0, form="messages", licence=None, push=None, private=False)
     chosen = pl.read_parquet(store / "select" / "random" / "0" / "selection.parquet")
     assert {json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()} == set(chosen["id"])
     for arm, seed, sentence in (("goood", None, "no such arm; did you mean"), ("random", 7, "was drawn for the seeds 0")):
         with pytest.raises(UserError, match=sentence):
-            exporting.main(str(finished), tmp_path / "x", arm=arm, seed=seed, form="25", licence=None, push=None, private=False)
+            export_data.main(str(finished), tmp_path / "x", arm=arm, seed=seed, form="25", licence=None, push=None, private=False)
     with pytest.raises(UserError, match="no recipe"):
-        exporting.main(str(tmp_path / "r.jsonl"), tmp_path / "x", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+        export_data.main(str(tmp_path / "r.jsonl"), tmp_path / "x", arm="good", seed=None, form="25", licence=None, push=None, private=False)
 
 
 def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_licence(tmp_path: Path) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
-    exporting.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    export_data.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**No licence is stated.**" in card and "license" not in yaml.safe_load(card.split("---\n")[1])
     assert "forbids the use of outputs" in card and "Meta-Llama-3-70B-Instruct" in card
@@ -297,7 +300,7 @@ def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_lice
 
 def test_texts_of_models_are_plain_text_in_the_card(tmp_path: Path) -> None:
     pl.from_dicts([row23(0, llama_guard_2="<img src=x onerror=alert(1)> | [a](b)", model="<b>m</b>")]).write_parquet(tmp_path / "set.parquet")
-    exporting.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    export_data.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<img" not in card and "<b>" not in card and "&lt;img src=x" in card
 
@@ -353,7 +356,7 @@ def test_push_creates_a_private_repository_and_uploads_shards_and_card(
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    exporting.main(str(tmp_path / "set.parquet"), None, arm=None, seed=None, form="23", licence="other", push="me/set", private=True)
+    export_data.main(str(tmp_path / "set.parquet"), None, arm=None, seed=None, form="23", licence="other", push="me/set", private=True)
     created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
     assert created["visibility"] == "private" and created["type"] == "dataset"
     lines = [json.loads(line) for path, _, body in hub.asked if "/commit/main" in path for line in body.splitlines()]
@@ -372,9 +375,9 @@ def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(hub: Any,
     monkeypatch.delenv("HF_TOKEN", raising=False)
     arguments: dict[str, Any] = {"arm": None, "seed": None, "form": "23", "licence": None, "push": "me/set", "private": False}
     with pytest.raises(UserError, match="HF_TOKEN"):
-        exporting.main(str(tmp_path / "set.parquet"), None, **arguments)
+        export_data.main(str(tmp_path / "set.parquet"), None, **arguments)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.status = 403
     with pytest.raises(UserError, match="did not take me/set") as refused:
-        exporting.main(str(tmp_path / "set.parquet"), None, **arguments)
+        export_data.main(str(tmp_path / "set.parquet"), None, **arguments)
     assert "hf_secret" not in str(refused.value)

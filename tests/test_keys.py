@@ -17,7 +17,8 @@ import yaml
 
 from core import models
 from core.store import Result, Store, digest
-from recipes import graph, schema
+from recipes import schema
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_published import row23, row25, saved
@@ -172,7 +173,7 @@ def test_every_key_is_what_it_was_before(tmp_path: Path) -> None:
 
 
 def test_the_keys_cover_every_measure_and_every_stage() -> None:
-    from recipes.graph import STAGES
+    from recipes.stages.graph import STAGES
     from synth.measures import MEASURES
 
     recorded = json.loads(KEYS.read_text())

@@ -19,7 +19,8 @@ import polars as pl
 import psutil
 import pytest
 
-from recipes import graph, schema
+from recipes import schema
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer
 

@@ -1,4 +1,5 @@
-"""The house: three floors, every arrow pointing down; packages that resolve here; a light command line; files that tell nothing of a machine."""
+"""The house: three floors of rooms, every arrow pointing down, packages that resolve here, a light
+command line."""
 
 from __future__ import annotations
 
@@ -6,29 +7,85 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {
+FLOORS = {
     "core": {"core"},
     "synth": {"core", "synth"},
     "train": {"core", "train"},
     "eval": {"core", "eval"},
     "recipes": {"core", "synth", "train", "eval", "recipes"},
 }
+ORDER = {
+    "synth": [
+        {"pool", "preferences"},
+        {"published"},
+        {"tags"},
+        {"generate", "duplicates"},
+        {"filters", "context"},
+        {"chat", "config", "measures"},
+    ],
+    "eval": [
+        {"scoring"},
+        {"judging", "checkpoint"},
+        {"prompt_sets"},
+        {"config", "stats", "compare"},
+    ],
+    "recipes": [{"cli"}, {"verbs"}, {"exchange"}, {"stages"}, {"report"}, {"schema"}],
+}
+"""The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A file
+at a floor's root is a room of its own."""
+
 HEAVY = {
-    "torch", "vllm", "trl", "transformers", "wandb", "deepspeed", "sentence_transformers", "lingua", "datasets", "lm_eval", "plotly", "aiohttp",
+    "aiohttp",
+    "datasets",
+    "deepspeed",
+    "lingua",
+    "lm_eval",
+    "plotly",
     "scipy",
-}  # fmt: skip
-MODULES = [p for package in ALLOWED for p in sorted((ROOT / package).rglob("*.py"))]
+    "sentence_transformers",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "wandb",
+}
+MODULES = [p for package in FLOORS for p in sorted((ROOT / package).rglob("*.py"))]
+MOST_ENTRIES = 12
+MOST_LINES = 400
 
 
-def imports(path: Path, *, top_level: bool) -> set[str]:
+def module_name(path: Path) -> str:
+    """The dotted name that a file is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path): path for path in MODULES}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of this repository that a file imports anywhere, also for types and in functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in NAMES else node.module)
+    return found & set(NAMES)
+
+
+def first_parts(path: Path, *, top_level: bool) -> set[str]:
     """First parts of the modules that a file imports (only at module level, or anywhere)."""
     tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree)) if not top_level else _run_on_import(tree.body)
+    nodes = _run_on_import(tree.body) if top_level else list(ast.walk(tree))
     found: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -48,27 +105,123 @@ def _run_on_import(body: list[ast.stmt]) -> list[ast.AST]:
     return found
 
 
+def room(module: str) -> str:
+    """FLOOR.ROOM of a module: its folder, or itself where it lies at its floor's root."""
+    return ".".join(module.split(".")[:2])
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of two and more nodes that reach each other (Tarjan's components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_every_arrow_points_down(path: Path) -> None:
+def test_every_arrow_between_floors_points_down(path: Path) -> None:
     floor = path.relative_to(ROOT).parts[0]
-    assert imports(path, top_level=False) & set(ALLOWED) <= ALLOWED[floor]
+    assert first_parts(path, top_level=False) & set(FLOORS) <= FLOORS[floor]
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name not in ("sft.py",)], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("floor", sorted(ORDER))
+def test_every_arrow_between_rooms_points_down(floor: str) -> None:
+    tiers = {f"{floor}.{name}": tier for tier, names in enumerate(ORDER[floor]) for name in names}
+    upwards = []
+    for module, path in NAMES.items():
+        if module.startswith(f"{floor}."):
+            for other in imported(path):
+                if room(other) in tiers and tiers[room(other)] < tiers[room(module)]:
+                    upwards.append(f"{module} -> {other}")
+    assert upwards == []
+
+
+@pytest.mark.parametrize("floor", sorted(ORDER))
+def test_every_room_has_its_place_in_the_order(floor: str) -> None:
+    rooms = {room(module) for module in NAMES if module.startswith(f"{floor}.")}
+    placed = {f"{floor}.{name}" for tier in ORDER[floor] for name in tier}
+    assert rooms == placed
+
+
+@pytest.mark.xfail(reason="the stages share one object", strict=True)
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles({module: imported(path) - {module} for module, path in NAMES.items()}) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for module, path in NAMES.items():
+        graph[room(module)] |= {room(other) for other in imported(path)} - {room(module)}
+    assert circles(graph) == []
+
+
+def test_no_folder_has_more_than_twelve_entries() -> None:
+    entries: dict[str, set[str]] = defaultdict(set)
+    for path in MODULES:
+        inside = path.relative_to(ROOT)
+        for depth in range(1, len(inside.parts)):
+            if inside.parts[depth] != "__init__.py":
+                entries["/".join(inside.parts[:depth])].add(inside.parts[depth])
+    assert {folder: len(names) for folder, names in entries.items() if len(names) > MOST_ENTRIES} == {}
+
+
+def test_every_package_says_what_lives_in_it() -> None:
+    packages = [path for path in MODULES if path.name == "__init__.py"]
+    undescribed = []
+    for path in packages:
+        body = ast.parse(path.read_text()).body
+        if len(body) != 1 or not ast.get_docstring(ast.parse(path.read_text())):
+            undescribed.append(module_name(path))
+    assert packages and undescribed == []
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in NAMES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.name != "sft.py"], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_heavy_imports_wait_until_they_are_needed(path: Path) -> None:
-    assert not imports(path, top_level=True) & HEAVY
+    assert not first_parts(path, top_level=True) & HEAVY
 
 
-@pytest.mark.parametrize("package", sorted(ALLOWED))
+@pytest.mark.parametrize("package", sorted(FLOORS))
 def test_packages_resolve_inside_this_repository(package: str) -> None:
     found = importlib.import_module(package).__file__
     assert found is not None and Path(found).is_relative_to(ROOT)
 
 
+def test_every_package_is_listed_for_the_build() -> None:
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(listed) == {module_name(p) for p in MODULES if p.name == "__init__.py"}
+
+
 def test_the_command_line_imports_nothing_heavy() -> None:
-    code = "import recipes.cli, sys; print([m for m in sys.modules if m in ('torch', 'polars', 'wandb', 'transformers', 'pydantic', 'yaml')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_no_module_is_longer_than_350_lines() -> None:
-    assert {p.relative_to(ROOT).as_posix(): n for p in MODULES if (n := len(p.read_text().splitlines())) > 350} == {}
+    heavy = ("torch", "polars", "wandb", "transformers", "pydantic", "yaml")
+    code = f"import recipes.cli, sys; print([m for m in sys.modules if m in {heavy}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from synth import minhash as rooms
-from synth.minhash import groups, minhash, signatures
+from synth.duplicates import minhash as rooms
+from synth.duplicates.minhash import groups, minhash, signatures
 
 SETTINGS: dict[str, Any] = {"threshold": 0.7, "ngram": 3, "permutations": 128}
 TEXT = "Write a short story about a lighthouse keeper who finds an old map in the attic of his house and sets out to sea."

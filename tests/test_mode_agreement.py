@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes import graph
 from recipes.schema import load
-from synth.mode_agreement import agreement, sentence
+from recipes.stages import graph
+from synth.pool.mode_agreement import agreement, sentence
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 

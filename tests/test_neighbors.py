@@ -11,19 +11,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import Model, resolve
+from core.servers import Servers
 from core.tracking import Log
-from synth import blocks
-from synth.config import ArmConfig, SynthConfig
+from synth.config import SynthConfig
 from synth.context import Context
-from synth.embeddings import embed
-from synth.filters import resolve as resolve_filter
-from synth.measure import measure
-from synth.neighbors import neighbors
-from synth.pool import Pool
-from synth.sieve import Codes, rates
+from synth.duplicates import all_pairs as blocks
+from synth.duplicates.embeddings import embed
+from synth.duplicates.int8_bounds import Codes, rates
+from synth.duplicates.neighbors import neighbors
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import resolve as resolve_filter
+from synth.pool.measure import measure
+from synth.pool.pool import Pool
 
 CLOSE = 1 - 0.05 / 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from synth.pii import kinds
+from synth.tags.pii import kinds
 
 
 def kind(text: str) -> str:

@@ -9,16 +9,18 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from core.endpoint import Servers
 from core.models import Model
+from core.servers import Servers
 from core.tracking import Log
-from synth import drawing, lean, published
-from synth import pool as pools
 from synth.config import SynthConfig
 from synth.context import Context
-from synth.drawing import draw
 from synth.measures import COLUMNS
-from synth.pool import Pool
+from synth.pool import draw as drawing
+from synth.pool import pool as pools
+from synth.pool import short_columns
+from synth.pool.draw import draw
+from synth.pool.pool import Pool
+from synth.published import rows as published
 from tests.test_published import row25
 
 WORDS = "a long instruction, word after word " * 200
@@ -133,17 +135,17 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
 
 
 def test_what_is_computed_from_the_words_of_a_large_part_is_read_from_disk_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     before = filled(tmp_path).frame()
     computed: list[int] = []
-    plain = pools.text.instruction_columns
-    monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: computed.append(len(rows)) or plain(rows))
+    plain = pools.text_figures.instruction_columns
+    monkeypatch.setattr(pools.text_figures, "instruction_columns", lambda rows: computed.append(len(rows)) or plain(rows))
     assert opened(tmp_path).frame().equals(before)
     assert sum(computed) <= 1, "parts of seven rows are remembered, the last one of a single row is not"
 
 
 def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     before = filled(tmp_path).frame()
     for remembered in tmp_path.rglob("short/*.parquet"):
         remembered.write_bytes(b"torn")
@@ -151,10 +153,10 @@ def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatc
 
 
 def test_other_text_columns_are_not_taken_from_an_older_versions_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "REMEMBERED", 5)
+    monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     filled(tmp_path).frame()
-    monkeypatch.setattr(pools.text, "VERSION", 99)
-    monkeypatch.setattr(pools.text, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
+    monkeypatch.setattr(pools.text_figures, "VERSION", 99)
+    monkeypatch.setattr(pools.text_figures, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
     assert set(opened(tmp_path).frame()["instruction_length"].to_list()) == {7}
 
 

@@ -13,16 +13,17 @@ import polars as pl
 import pytest
 
 from core.columns import Column
-from core.endpoint import Servers
 from core.errors import UserError
 from core.models import resolve
+from core.servers import Servers
 from core.store import digest
 from core.tracking import Log
-from recipes import graph, schema
+from recipes import schema
+from recipes.stages import graph
 from synth import preferences
-from synth.choose import hash_rank
 from synth.config import SynthConfig
 from synth.context import Context
+from synth.filters.orders import hash_rank
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_kill import assert_columns_whole, start

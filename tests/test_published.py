@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.published import read, write
+from synth.published.rows import read, write
 
 COMMON: dict[str, Any] = {
     "task_category": "Math", "difficulty": "hard", "intent": "to count", "knowledge": "numbers", "input_quality": "excellent",

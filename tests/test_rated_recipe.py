@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from recipes import graph, schema
+from recipes import schema
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_ratings import MT, WILD, lines

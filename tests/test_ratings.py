@@ -12,12 +12,15 @@ import polars as pl
 import pytest
 
 import core.client
-from core.endpoint import Servers
 from core.errors import UserError
+from core.servers import Servers
 from core.tracking import Log
-from eval import questions, ratings, scores, turns, verdicts, wildbench
-from eval.benchmarks import Prompt, write_prompts
+from eval.checkpoint import second_turns
 from eval.config import AnswersConfig, EvalConfig, MTBenchConfig, WildBenchConfig
+from eval.judging import ratings, verdicts
+from eval.prompt_sets import rated_tasks
+from eval.prompt_sets.prompts import Prompt, write_prompts
+from eval.scoring import of_checkpoint, wildbench
 from tests import tiny
 from tests.eval_files import CHATML, answers_folder, judge, shown
 from tests.scripted_server import Fault, ScriptedServer, chat, completion
@@ -79,7 +82,7 @@ def says(score: Any) -> dict[str, Any]:
 
 
 def score(folder: Path, **inputs: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    scores.run({name.replace("_", "-"): path for name, path in inputs.items()}, folder)
+    of_checkpoint.run({name.replace("_", "-"): path for name, path in inputs.items()}, folder)
     return pl.read_parquet(folder / "scores.parquet"), json.loads((folder / "summary.json").read_text())
 
 
@@ -243,7 +246,7 @@ def test_the_second_turn_is_asked_after_the_models_own_first_answer(tmp_path: Pa
     with ScriptedServer(answer) as server, Servers(Log(), tmp_path / "logs") as servers:
         config = AnswersConfig(server={"urls": [server.url], "timeout": 5})
         inputs = {"prompts": lines(tmp_path / "q.jsonl", MT)}
-        counts = turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
+        counts = second_turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
     frame = pl.read_parquet(tmp_path / "out" / "answers.parquet").sort("id")
     assert frame.select("id", "answer", "status").rows() == [
         ("81", None, "failed"), ("81#2", None, "failed"), ("82", "Four, I say.", "ok"), ("82#2", "Twelve.", "ok")
@@ -265,9 +268,9 @@ def test_first_turns_that_were_answered_are_not_asked_again_when_the_second_fail
         config = AnswersConfig(server={"urls": [server.url], "timeout": 5})
         inputs = {"prompts": lines(tmp_path / "q.jsonl", MT)}
         with pytest.raises(UserError, match="answered none of the 2 prompts"):
-            turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
+            second_turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
         broken = False
-        counts = turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
+        counts = second_turns.run(config, inputs, tmp_path / "out", model=str(llama), servers=servers, log=Log())
     assert (counts["rows"], counts["failed"]) == (4, 0) and len(server.requests) == 6
 
 
@@ -307,11 +310,11 @@ def test_a_plain_prompt_is_written_as_before_so_that_its_answers_stay_valid() ->
 
 def test_tasks_survive_being_written_in_our_form_and_a_parquet_file_is_read(tmp_path: Path) -> None:
     for kind, records in (("wildbench", WILD), ("mtbench", MT)):
-        found = questions.tasks("wildbench" if kind == "wildbench" else "mtbench", str(lines(tmp_path / f"{kind}.jsonl", records)))
+        found = rated_tasks.tasks("wildbench" if kind == "wildbench" else "mtbench", str(lines(tmp_path / f"{kind}.jsonl", records)))
         write_prompts(found, tmp_path / "ours.jsonl")
-        assert questions.tasks("wildbench" if kind == "wildbench" else "mtbench", str(tmp_path / "ours.jsonl")) == found
+        assert rated_tasks.tasks("wildbench" if kind == "wildbench" else "mtbench", str(tmp_path / "ours.jsonl")) == found
     pl.DataFrame(WILD).write_parquet(tmp_path / "test.parquet")
-    assert questions.tasks("wildbench", str(tmp_path / "test.parquet"), 2) == questions.tasks("wildbench", str(tmp_path / "wildbench.jsonl"), 2)
+    assert rated_tasks.tasks("wildbench", str(tmp_path / "test.parquet"), 2) == rated_tasks.tasks("wildbench", str(tmp_path / "wildbench.jsonl"), 2)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ def test_tasks_survive_being_written_in_our_form_and_a_parquet_file_is_read(tmp_
 )
 def test_a_broken_task_is_one_sentence_with_its_place(tmp_path: Path, kind: Any, record: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        questions.tasks(kind, str(lines(tmp_path / "t.jsonl", [record])))
+        rated_tasks.tasks(kind, str(lines(tmp_path / "t.jsonl", [record])))
 
 
 def test_the_benchmarks_stand_in_a_fixed_order_and_a_rated_one_may_decide() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from eval.score import score_alpaca, score_arena
-from recipes import annotations as written
-from recipes import graph, schema
+from eval.scoring.of_files import score_alpaca, score_arena
+from recipes import schema
+from recipes.stages import graph
+from recipes.verbs import annotations as written
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 

@@ -11,19 +11,20 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Servers
 from core.errors import UserError
+from core.servers import Servers
 from core.tracking import Log
-from eval import judge_prompts, judges, ratings, rewarding, verdicts, wildbench
 from eval.config import WildBenchConfig
-from recipes import graph, schema
+from eval.judging import ratings, settle, templates, verdicts, wb_reward
+from recipes import schema
+from recipes.stages import graph
 from tests import test_rated_recipe, tiny
 from tests.eval_files import CHATML, answers_folder, judge, shown
 from tests.scripted_server import Fault, ScriptedServer, chat, completion
 from tests.test_ratings import lines, says, score, wild
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared")) / "data" / "eval" / "wildbench"
-FIRST = {f"s{i}": judges.model_shown_first(f"s{i}") for i in range(4)}
+FIRST = {f"s{i}": settle.model_shown_first(f"s{i}") for i in range(4)}
 """Whether the model's answer to a task of test_ratings.WILD is A."""
 
 
@@ -114,7 +115,7 @@ def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(t
     plain = WildBenchConfig(judge=judge("http://127.0.0.1:1"))
     assert plain.judge is not None
     known = {"kind", "sampling", "prompt", "version", "judge", "max_answer_characters", "api"}
-    assert judges.determines(plain.judge, plain).keys() == known
+    assert settle.determines(plain.judge, plain).keys() == known
     with ScriptedServer(favours(0, 0, 0, 0)) as server:
         with Servers(Log(), tmp_path / "logs") as servers:
             bare = protocol(server.url, references={})
@@ -207,15 +208,15 @@ def test_ratings_and_choices_share_one_budget(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published template is not at {SHARED}")
 def test_the_official_template_is_taken_as_it_is() -> None:
-    shape = judge_prompts.template(str(SHARED / "eval_template.pairwise.v2.md"), slots=rewarding.SLOTS)
-    ((_, text),) = (tuple(m.values()) for m in judge_prompts.messages(shape, {name: f"<{name}>" for name in rewarding.SLOTS}))
-    assert all(f"<{name}>" in text for name in rewarding.SLOTS) and "{$" not in text
+    shape = templates.template(str(SHARED / "eval_template.pairwise.v2.md"), slots=wb_reward.SLOTS)
+    ((_, text),) = (tuple(m.values()) for m in templates.messages(shape, {name: f"<{name}>" for name in wb_reward.SLOTS}))
+    assert all(f"<{name}>" in text for name in wb_reward.SLOTS) and "{$" not in text
 
 
 @pytest.mark.parametrize(("ours", "theirs", "margin", "expected"), [(11, 0, 10, 0.0), (10, 0, 10, 0.5), (0, 99, 10, 0.5), (99, 0, None, 0.5)])
 def test_the_margin_is_counted_in_characters_of_the_winner(ours: int, theirs: int, margin: int | None, expected: float) -> None:
-    assert wildbench.worth(1, 1, ours, theirs, margin) == expected == -wildbench.worth(-1, 1, theirs, ours, margin)
-    assert wildbench.worth(1, 2, ours, theirs, margin) == 1.0
+    assert verdicts.worth(1, 1, ours, theirs, margin) == expected == -verdicts.worth(-1, 1, theirs, ours, margin)
+    assert verdicts.worth(1, 2, ours, theirs, margin) == 1.0
 
 
 def test_a_recipe_compares_with_references_once(tmp_path: Path) -> None:

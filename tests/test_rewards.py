@@ -13,12 +13,13 @@ import pytest
 
 import core.client
 from core import models
-from core.endpoint import Servers
 from core.errors import UserError
+from core.servers import Servers
 from core.tracking import Log
-from eval import judges, rewards, scores
 from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
-from recipes.evaluation import _judge_estimate
+from eval.judging import pairwise, reward_model, settle
+from eval.scoring import of_checkpoint
+from recipes.stages.evaluation import _judge_estimate
 from tests import small_recipe
 from tests.eval_files import answers_folder, duel, prompt_file
 from tests.scripted_model import magpie
@@ -52,7 +53,7 @@ def scored(llama: Path, value: Callable[[str], float | list[float]]) -> Callable
 def ask(llama: Path, url: str, folder: Path, inputs: dict[str, Path], name: str = "out", **judge: Any) -> tuple[dict[str, Any], pl.DataFrame]:
     protocol = AlpacaConfig(mode="reward", judge=JudgeConfig(model=str(llama), server={"urls": [url], "timeout": 2, "max_in_flight": 8}, **judge))
     with Servers(Log(), folder / "logs") as servers:
-        counts = judges.run(protocol, inputs, folder / "store", folder / name, servers=servers, log=Log())
+        counts = pairwise.run(protocol, inputs, folder / "store", folder / name, servers=servers, log=Log())
     return counts, pl.read_parquet(folder / name / "judgments.parquet")
 
 
@@ -70,13 +71,13 @@ def test_the_preference_is_the_sigmoid_of_the_rewards_difference_and_both_are_ke
         assert kept[model] == max(kept.values()) == (-47 if row["item"] == "p0" else 3)
     assert counts["judged"] == 4 and counts["asked"] == 8 and counts["mass"] is None and counts["models"] == ["reward"]
     assert counts["prompt_tokens"] == frame["prompt_tokens"].sum() > 0
-    scores.run({"judgments-alpaca": tmp_path / "out"}, tmp_path / "scores")
+    of_checkpoint.run({"judgments-alpaca": tmp_path / "out"}, tmp_path / "scores")
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())["alpaca"]["win_rate"]
     assert summary["value"] == pytest.approx(100 / (1 + math.exp(-1))) and summary["discrete_win_rate"] == 100
 
 
 def test_rewards_far_apart_do_not_overflow() -> None:
-    assert (rewards.preference(2000, -2000), rewards.preference(-2000, 2000), rewards.preference(1, 1)) == (1.0, 0.0, 0.5)
+    assert (reward_model.preference(2000, -2000), reward_model.preference(-2000, 2000), reward_model.preference(1, 1)) == (1.0, 0.0, 0.5)
 
 
 def test_what_is_scored_is_the_conversation_by_the_models_template_without_a_turn_to_come(llama: Path, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_other_codes_orders_or_prompts_do_not_buy_a_reward_again(llama: Path) ->
     judge = JudgeConfig(model=str(llama))
     one = AlpacaConfig(mode="reward", judge=judge)
     other = AlpacaConfig(mode="reward", judge=judge, codes=("1", "2"), order="both", sampling={"max_tokens": 5})
-    assert judges.determines(judge, one) == judges.determines(judge, other) != judges.determines(judge, AlpacaConfig(judge=judge))
+    assert settle.determines(judge, one) == settle.determines(judge, other) != settle.determines(judge, AlpacaConfig(judge=judge))
 
 
 def test_the_plan_counts_a_call_for_each_answer_and_nothing_generated(llama: Path) -> None:

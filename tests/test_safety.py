@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.safety import GUARDS, content_parts, family, safety
+from synth.tags.safety import GUARDS, content_parts, family, safety
 from tests import tiny
 from tests.scripted_server import Fault, completion
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 
-from synth.sanitize import Rules, sanitized
+from synth.tags.sanitize import Rules, sanitized
 
 
 def clean(text: str | None, rules: Rules = "llama-3") -> tuple[str | None, str]:

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.config import ArmConfig
-from synth.filters import Filter, held_out, resolve
+from synth.filters.arm import ArmConfig
+from synth.filters.rule import Filter, held_out, resolve
+from synth.filters.schedule import Selection, select, wanted
 from synth.measures import DIFFICULTY, MEASURES, QUALITY
-from synth.schedule import Selection, select, wanted
 
 N = 400
 
@@ -243,7 +243,7 @@ def test_a_bad_arm_is_one_sentence(arm: dict[str, object], says: str) -> None:
 
 
 def test_every_named_strategy_resolves() -> None:
-    from synth.strategies import STRATEGIES
+    from synth.filters.strategies import STRATEGIES
 
     for name in STRATEGIES:
         assert rule(strategy=name, **({} if name == "all" else {"budget": {"rows": 5}})).name == "arm"

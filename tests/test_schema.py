@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import UserError
 from recipes.schema import json_schema, load, shipped, with_random
-from synth.filters import resolve
+from synth.filters.rule import resolve
 
 MINIMAL = """\
 name: small
@@ -68,7 +68,7 @@ def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, old: str, new:
     ],
 )
 def test_unknown_labels_columns_and_models_name_file_and_line(tmp_path: Path, old: str, new: str, says: str) -> None:
-    from recipes.graph import plan
+    from recipes.stages.graph import plan
 
     with pytest.raises(UserError) as error:
         plan(load(write(tmp_path, MINIMAL.replace(old, new)), [f"store={tmp_path}"]))

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval import scores
-from eval.judges import JUDGMENTS
+from eval.judging.pairwise import JUDGMENTS
+from eval.scoring import of_checkpoint
 
 
 def _judgments(folder: Path, rows: list[dict[str, Any]], version: str | None = None) -> Path:
@@ -25,7 +25,7 @@ def _judgments(folder: Path, rows: list[dict[str, Any]], version: str | None = N
 
 
 def _score(tmp_path: Path, **inputs: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    scores.run({name.replace("_", "-"): path for name, path in inputs.items()}, tmp_path / "out")
+    of_checkpoint.run({name.replace("_", "-"): path for name, path in inputs.items()}, tmp_path / "out")
     return pl.read_parquet(tmp_path / "out" / "scores.parquet"), json.loads((tmp_path / "out" / "summary.json").read_text())
 
 

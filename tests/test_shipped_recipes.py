@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes import graph, schema
+from recipes import schema
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.tiny import WORDS

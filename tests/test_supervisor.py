@@ -184,7 +184,8 @@ REAL_HARNESS = """
     # Streams from a real vLLM: 40 rows, noting each reply, then sits with an open stream until it is killed.
     import json, sys
     from pathlib import Path
-    from core.endpoint import Request, Servers, ServerSpec
+    from core.servers import Servers
+    from core.wire import Request, ServerSpec
     from core.tracking import Log
 
     folder, model = Path(sys.argv[1]), sys.argv[2]

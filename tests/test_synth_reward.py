@@ -8,10 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Servers, ServerSpec
 from core.errors import UserError
 from core.models import tokenizer
-from synth.reward import REWARD_MODELS, check, known, reward
+from core.servers import Servers
+from core.wire import ServerSpec
+from synth.tags.reward import REWARD_MODELS, check, known, reward
 from tests.scripted_server import Fault
 
 PAIR = pl.DataFrame({"id": ["a"], "instruction": ["Write a poem about {curly} braces."], "response": ["A curly poem."]})
@@ -69,8 +70,8 @@ def test_only_the_papers_reward_model_has_a_published_threshold() -> None:
 
 
 def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_path: Path) -> None:
-    from recipes.doctor import thresholds
     from recipes.schema import load
+    from recipes.verbs.doctor import thresholds
 
     text = (
         "name: x\nstore: {store}\nsynth: {{teacher: {{model: m}}, rows: 10, tags: {{reward: {{model: {rm}}}}}}}\n"
@@ -114,7 +115,7 @@ def test_reward_of_a_real_pooling_server_is_the_models_own_logit(vllm: Servers, 
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from synth.templates import encode_conversation
+    from synth.chat.templates import encode_conversation
     from tests import tiny
 
     made = tiny.tokenizer()

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from recipes.filtering import apply_all
-from synth import published
-from synth.choose import hash_rank
-from synth.config import ArmConfig
-from synth.filters import Filter, resolve
+from recipes.verbs.filter import apply_all
+from synth.filters.arm import ArmConfig
+from synth.filters.orders import hash_rank
+from synth.filters.rule import Filter, resolve
+from synth.filters.strategies import PAPER
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
-from synth.strategies import PAPER
-from synth.tagged import read
+from synth.published import rows as published
+from synth.published.tagged import read
 from tests.test_published import loaded, row23, row25, saved
 
 Row = dict[str, Any]
@@ -131,7 +131,7 @@ def rule(where: str | None = None, choose: str = "hash_order", **arm: Any) -> Fi
 
 
 def kept(path: Path, where: str) -> list[str]:
-    from synth.filters import ALLOWED, verdicts
+    from synth.filters.rule import ALLOWED, verdicts
 
     data = read(path, [rule(where)])
     return data.frame.filter(verdicts(data.frame, data.rules[0]) == ALLOWED)["id"].to_list()
@@ -227,7 +227,7 @@ def test_a_row_without_an_id_gets_one_from_its_content(tmp_path: Path) -> None:
 
 def test_of_parquet_only_the_needed_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "set.parquet", [row23(i) for i in range(5)])
-    monkeypatch.setattr("synth.published.read", lambda *_: pytest.fail("read row by row"))
+    monkeypatch.setattr("synth.published.rows.read", lambda *_: pytest.fail("read row by row"))
     data = read(path, [rule("input_quality >= 'good' AND instruction NOT LIKE '%:'", "longest")])
     assert {c for c in data.frame.columns if not c.startswith("status:")} == {
         "id", "input_quality", "response_length", "instruction ends with ':'", "heldout", "reserved"

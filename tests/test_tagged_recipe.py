@@ -12,8 +12,8 @@ import pytest
 
 from core.errors import UserError
 from core.models import tokenizer
-from recipes import graph
 from recipes.schema import load
+from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer, completion
 

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.models import resolve, tokenizer
-from synth.templates import encode_conversation, follow_up, pre_query, worded
+from synth.chat.templates import encode_conversation, follow_up, pre_query, worded
 
 FAMILIES = json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())
 

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.language import language
-from synth.text import instruction_columns, response_columns
+from synth.tags.language import language
+from synth.tags.text_figures import instruction_columns, response_columns
 
 
 def instruction(text: str | None, finish_reason: str | None = "stop") -> dict[str, object]:

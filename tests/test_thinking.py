@@ -8,10 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.endpoint import Endpoint, Servers, ServerSpec
-from synth.generate import instructions, responses
-from synth.templates import PreQuery, worded
-from synth.thinking import thinking_of
+from core.servers import Endpoint, Servers
+from core.wire import ServerSpec
+from synth.chat.templates import PreQuery, worded
+from synth.chat.thinking import thinking_of
+from synth.generate.single_turn import instructions, responses
 from tests.scripted_server import ScriptedServer, completion
 from tests.test_templates import family, smollm  # noqa: F401
 

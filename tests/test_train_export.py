@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core.endpoint import Request, Servers, ServerSpec
 from core.errors import UserError
 from core.models import render
+from core.servers import Servers
+from core.wire import Request, ServerSpec
 from tests import tiny
 from train import chat
 from train.config import TrainConfig

@@ -14,13 +14,15 @@ import polars as pl
 import pytest
 
 from core.columns import Column
-from core.endpoint import Servers, ServerSpec
 from core.errors import UserError
 from core.models import resolve, tokenizer
-from recipes import graph, schema
-from synth import turns
+from core.servers import Servers
+from core.wire import ServerSpec
+from recipes import schema
+from recipes.stages import graph
 from synth.config import SynthConfig
-from synth.first_token import first_token
+from synth.generate import turns
+from synth.generate.first_token import first_token
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_kill import assert_columns_whole, start
@@ -199,7 +201,7 @@ def test_two_models_speak_in_turn(room: Any, smollm: Any) -> None:
 
 
 def test_what_was_said_before_a_stop_is_not_asked_again_and_more_turns_go_on_from_there(room: Any, smollm: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("synth.generate.BATCH_ROWS", 1)
+    monkeypatch.setattr("synth.generate.single_turn.BATCH_ROWS", 1)
     here = room(counting)
     rows = [(f"r{n}", f"Question {n}", f"Answer {n}") for n in range(10)]
     user = turns.user_side(here.served(smollm), {"temperature": 1.0}, None)

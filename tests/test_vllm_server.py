@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from core import client, vllm_server
-from core.endpoint import Endpoint, Request, Servers, ServerSpec
 from core.errors import UserError
 from core.models import Model, render, tokenizer
+from core.servers import Endpoint, Servers
 from core.tracking import Log
+from core.wire import Request, ServerSpec
 
 
 @pytest.fixture(autouse=True)

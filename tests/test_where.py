@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
+from synth.filters.where import parse
 from synth.measures import COLUMNS, QUALITY
-from synth.where import parse
 
 FIELDS = {name: field for name, (_, field) in COLUMNS.items()}
 

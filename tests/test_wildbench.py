@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from eval import mtbench, score, wildbench
+from eval.judging import verdicts
+from eval.scoring import mtbench, of_files, wildbench
 
 SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/wildbench"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the stored judgments are not at {SHARED}")
@@ -21,7 +22,7 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the stored judgmen
 @pytest.mark.parametrize("name", ["gemma-7b-it", "reka-edge"])
 def test_wb_score_equals_the_published_one(name: str) -> None:
     published = json.loads((SHARED / "score.json").read_text())[name]
-    (row,) = score.score_wildbench([SHARED / f"score_{name}.json.gz"])
+    (row,) = of_files.score_wildbench([SHARED / f"score_{name}.json.gz"])
     assert row["model"] == name
     for column in ("score", "adjusted_score", "total", "avg_len"):
         assert row[column] == pytest.approx(published[column], abs=1e-9), column
@@ -34,7 +35,7 @@ def test_macro_score_is_the_mean_over_groups_when_the_tags_are_given(tmp_path: P
         rows = json.load(handle)
     tags = [{"id": r["session_id"], "primary_tag": "Math" if i % 4 else "Editing", "secondary_tags": ["Data Analysis"]} for i, r in enumerate(rows)]
     (tmp_path / "wildbench-v2.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tags))
-    (row,) = score.score_wildbench([SHARED / "score_gemma-7b-it.json.gz"], tmp_path)
+    (row,) = of_files.score_wildbench([SHARED / "score_gemma-7b-it.json.gz"], tmp_path)
     values = [(float(r["score"]) - 5) * 2 for r in rows]
     math_group = [v for i, v in enumerate(values) for _ in range(2 if i % 4 else 1)]  # tagged Math and Data Analysis: twice in one group
     creative = values[::4]
@@ -63,7 +64,7 @@ def test_wb_reward_takes_its_reference_from_the_official_folder_name(tmp_path: P
     folder = tmp_path / "ref=ref"
     folder.mkdir()
     (folder / "m.json").write_text(json.dumps([reward_row("1", "m", 2), reward_row("2", "tie", 0)]))
-    (row,) = score.score_wildbench([folder / "m.json"])
+    (row,) = of_files.score_wildbench([folder / "m.json"])
     assert (row["model"], row["reference"], row["reward"]) == ("m", "ref", 0.5)
     with pytest.raises(UserError, match="m and ref could be the reference"):
         wildbench.reward([reward_row("1", "m", 2)])
@@ -71,9 +72,9 @@ def test_wb_reward_takes_its_reference_from_the_official_folder_name(tmp_path: P
 
 @pytest.mark.parametrize(("label", "expected"), [("A++", (1, 2)), ("B+", (-1, 1)), ("A=B", (0, 0)), ("A", None), ("A+++", None)])
 def test_pairwise_choices_are_read_for_the_model(label: str, expected: tuple[int, int] | None) -> None:
-    assert wildbench.choice(label, model_is_a=True) == expected
+    assert verdicts.choice(label, model_is_a=True) == expected
     mirrored = None if expected is None else (-expected[0], expected[1])
-    assert wildbench.choice(label, model_is_a=False) == mirrored
+    assert verdicts.choice(label, model_is_a=False) == mirrored
 
 
 def test_malformed_judgments_are_one_sentence() -> None:

@@ -12,7 +12,10 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
 
 PEAK_FLOPS = {
     "B200": 2250e12, "H200": 989.5e12, "H100 PCIe": 756e12, "H100": 989.5e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12,
@@ -78,3 +81,28 @@ def disk(weights: int, *, bf16: bool, kept: int = 2, trainable: int | None = Non
     trained = weights if trainable is None else trainable
     checkpoint = trained * (2 + 12 if bf16 else 4 + 8)
     return {"checkpoint": checkpoint, "peak": checkpoint * (kept + 1) + weights * export_bytes, "export": weights * export_bytes}
+
+
+def peak_disk(config: TrainConfig | None) -> int | None:
+    """Bytes that training one arm needs at its peak (checkpoints with optimizer state, then the export), or None where the base is not on disk."""
+    from core.errors import UserError
+    from core.models import resolve
+
+    if config is None:
+        return None
+    try:
+        folder = Path(resolve(config.base, config.revision).path)
+    except UserError:
+        return None
+    if not folder.is_dir():
+        return None
+    weights, _ = parameters(folder)
+    kept = int(config.trainer_arguments().get("save_total_limit", 2))
+    return disk(weights, bf16=half_precision(config), kept=kept)["peak"] if weights else None
+
+
+def half_precision(config: TrainConfig) -> bool:
+    """Whether training keeps bf16 weights beside fp32 ones: TRL's default where there is a GPU."""
+    from train.arguments import gpus
+
+    return bool(config.trainer.get("bf16", gpus() > 0))

@@ -1,1 +1,4 @@
-"""The HTML report of one recipe run: what was read (`sources`), drawn (`figures`, `tags`), embedded (`browser`) and put together (`page`)."""
+"""The HTML page of a run, and the sentences that stand beside scores.
+
+Reads finished results only. May import the schema and the floors below.
+"""

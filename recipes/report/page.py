@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from core.store import MANIFEST, Counts, canonical, write_atomic
 from recipes.report import browser, figures, outcome, sources, tags
-from synth.mode_agreement import sentence
+from synth.pool.mode_agreement import sentence
 
 FOLDER = Path(__file__).parent
 VERSION = 2

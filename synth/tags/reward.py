@@ -1,0 +1,117 @@
+"""Rewards of conversations by sequence-classification reward models, and what is known of those that the field names.
+
+A threshold on a reward belongs to one model: the paper's tau1 = -12 is a logit of FsfairX. With another model a recipe sets `tau1` itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from core.columns import OK
+from core.errors import UserError
+from core.servers import Endpoint
+from core.wire import Reply, Request
+from synth.chat.templates import encode_conversation
+from synth.generate.ask import Row, batched, context, failed, spent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Part of every key of a reward; raised when the same model would give other scores."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """What a recipe needs to know of a reward model.
+
+    `args`: vLLM arguments it needs; None: vLLM (0.32) cannot serve it. `tau1`: the published threshold of `instruct_reward` on this model's
+    scale, None: none was published with Magpie, so a strategy's `tau1` must be set. `note`: what behaves otherwise than expected.
+    """
+
+    name: str
+    architecture: str
+    args: dict[str, Any] | None
+    tau1: float | None
+    note: str
+
+
+_POOLING = {"runner": "pooling"}
+_SKYWORK = "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; another scale than FsfairX: take tau1 from a percentile of your rows"
+REWARD_MODELS: tuple[RewardModel, ...] = (
+    RewardModel(
+        "sfairXC/FsfairX-LLaMA3-RM-v0.1", "LlamaForSequenceClassification", _POOLING | {"max_model_len": 8192}, -12.0,
+        "the paper's: tau1 of Table 5 (the repository's notebook has -10); the published rewards were computed in fp16",
+    ),
+    RewardModel(
+        "RLHFlow/ArmoRM-Llama3-8B-v0.1", "LlamaForRewardModelWithGating", None, None,
+        "19 objectives mixed by a gate of the prompt, in code of its own. vLLM refuses the architecture, and with trust_remote_code it would load "
+        "an embedding model without that head; give `urls` of a server of yours that answers /classify, or take a Skywork-Reward-V2",
+    ),
+    *(RewardModel(f"Skywork/Skywork-Reward-V2-{size}", f"{kind}ForSequenceClassification", _POOLING | {"max_model_len": 16384}, None, _SKYWORK)
+      for kind, size in (("Qwen3", "Qwen3-0.6B"), ("Qwen3", "Qwen3-1.7B"), ("Qwen3", "Qwen3-4B"), ("Qwen3", "Qwen3-8B"), ("Llama", "Llama-3.2-1B"),
+                         ("Llama", "Llama-3.2-3B"), ("Llama", "Llama-3.1-8B"), ("Llama", "Llama-3.1-8B-40M"))),
+)  # fmt: skip
+
+
+def known(model: str) -> RewardModel | None:
+    """What is known of a reward model by its name on the hub; None of any other, local copies under other names included."""
+    return next((m for m in REWARD_MODELS if m.name.lower() == model.lower()), None)
+
+
+def check(model: str, *, own_server: bool) -> None:
+    """Raises UserError for a reward model that vLLM is known not to serve, where vLLM is to serve it (`own_server`: no `urls` are given)."""
+    found = known(model)
+    if own_server and found is not None and found.args is None:
+        raise UserError(f"synth.tags.reward: vLLM cannot serve {found.name}: {found.note}.")
+
+
+def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None) -> Iterator[pl.DataFrame]:
+    """The score of a sequence-classification reward model behind a vLLM pooling server (`runner: pooling`): the logit, not its sigmoid.
+
+    `rows`: id, instruction, response; `tokenizer` is the reward model's. Yields [id, instruct_reward, prompt_tokens, status, reason]. A model with
+    several outputs, a conversation longer than the server takes, and a score that is not finite are failed cells.
+    """
+    limit = context(endpoint)
+    refused: list[Row] = []
+
+    def requests() -> Iterator[Request]:
+        for row in rows.iter_rows(named=True):
+            messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
+            prompt = encode_conversation(tokenizer, messages, add_generation_prompt=False, chat_template=chat_template)
+            if limit is not None and len(prompt) > limit:
+                refused.append(failed(row["id"], f"a conversation of {len(prompt)} tokens is longer than max_model_len {limit}"))
+                continue
+            # Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless told otherwise.
+            yield Request(row["id"], {"input": prompt, "use_activation": False}, "/classify")
+
+    def finished() -> Iterator[Row]:
+        for reply in endpoint.answers(requests()):
+            yield _score(reply)
+            while refused:
+                yield refused.pop()
+        yield from refused
+
+    schema = {"id": pl.String, "instruct_reward": pl.Float64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
+    return batched(finished(), schema)
+
+
+def _score(reply: Reply) -> Row:
+    if reply.error is not None or reply.body is None:
+        return failed(reply.key, f"request failed: {reply.error or 'empty reply'}")
+    cost = {"prompt_tokens": spent(reply)["prompt_tokens"]}
+    try:
+        scores = reply.body["data"][0]["probs"]
+        score = float(scores[0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return failed(reply.key, "request failed: the reply holds no score", **cost)
+    if len(scores) != 1:
+        return failed(reply.key, f"the reward model has {len(scores)} outputs, not one", **cost)
+    if not math.isfinite(score):
+        return failed(reply.key, "the score is not a finite number", **cost)
+    return {"id": reply.key, "instruct_reward": score, **cost, "status": OK}
