@@ -13,7 +13,7 @@ help:
 	@echo "make demo      install, then run the whole chain on embedded models"
 	@echo "make test      install, then the tests (about 20 minutes on 2 cores)"
 	@echo "make test-all  the slow tier as well"
-	@echo "make check     ruff and mypy"
+	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
@@ -46,6 +46,7 @@ test-all: models
 	$(BIN)/python -m pytest
 
 check: install
+	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

@@ -1,10 +1,13 @@
 """How fast and how right is our AlpacaEval scoring, against the alpaca_eval package?
 
-    python benchmarks/bench_alpaca_lc.py --data ../shared/data/eval/alpaca_eval [--annotations FILE ...] [--json]
+    python benchmarks/bench_alpaca_lc.py --data ../shared/data/eval/alpaca_eval [--annotations FILE
+    ...] [--json]
 
-Prints, for every annotation file: the length-controlled win rate by the package, by our copy of its rules and by our default rules, and the
-seconds each took with the file loaded. The package (0.6.6) lives in a virtual environment of its own below the temporary folder, made on the
-first run; it is never a dependency. Its download of df_gamed.csv is replaced by the file in --data, and it is kept from writing its weights.
+Prints, for every annotation file: the length-controlled win rate by the package, by our copy of its
+rules and by our default rules, and the seconds each took with the file loaded. The package (0.6.6)
+lives in a virtual environment of its own below the temporary folder, made on the first run; it is
+never a dependency. Its download of df_gamed.csv is replaced by the file in --data, and it is kept
+from writing its weights.
 """
 
 from __future__ import annotations
@@ -50,7 +53,11 @@ def oracle() -> Path:
         print(f"making an environment with alpaca_eval {VERSION} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         constraints = Path(__file__).parents[1] / "constraints.txt"
-        subprocess.run([python, "-m", "pip", "install", "-q", f"alpaca_eval=={VERSION}", "-c", constraints], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", f"alpaca_eval=={VERSION}", "-c", constraints],
+            check=True,
+            stdout=sys.stderr,
+        )
         (folder / "complete").touch()
     return python
 
@@ -66,8 +73,12 @@ def fastest(function: Callable[[], Any], repeats: int = 5) -> tuple[Any, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "../shared/data/eval/alpaca_eval")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path(__file__).parents[1] / "../shared/data/eval/alpaca_eval"
+    )
     parser.add_argument("--annotations", type=Path, nargs="*")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -77,15 +88,26 @@ def main() -> None:
     files = arguments.annotations or sorted((arguments.data / "annotations").glob("*.json*"))
     reference = length_control.load_reference(arguments.data)
     gamed = next(arguments.data.glob("df_gamed*.csv"))
-    done = subprocess.run([oracle(), "-c", ORACLE, gamed, *files], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [oracle(), "-c", ORACLE, gamed, *files], check=True, capture_output=True, text=True
+    )
     package = json.loads(done.stdout.strip().split("\n")[-1])
     code = "import time; t = time.perf_counter(); import eval.scoring.of_files; print(time.perf_counter() - t)"
-    imported = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))
+    imported = min(
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(3)
+    )
     rows = []
     for path in files:
         annotations = [row for _, row in prompts.records(path)]
 
-        def official(annotations: list[dict[str, Any]] = annotations) -> tuple[dict[str, Any], float, float]:
+        def official(
+            annotations: list[dict[str, Any]] = annotations,
+        ) -> tuple[dict[str, Any], float, float]:
             (model,) = alpaca.judged(annotations)
             return alpaca.win_rate(model), *length_control.official(model, reference)
 
@@ -97,29 +119,54 @@ def main() -> None:
         (figures, lc, lc_error), official_seconds = fastest(official)
         value, default_seconds = fastest(default)
         theirs = package[str(path)]
-        rows.append({
-            "file": path.name, "package_lc": theirs["length_controlled_winrate"], "official_lc": lc, "default_lc": value,
-            "win_rate_difference": abs(figures["win_rate"] - theirs["win_rate"]),
-            "standard_error_difference": abs(figures["standard_error"] - theirs["standard_error"]),
-            "lc_difference": abs(lc - theirs["length_controlled_winrate"]), "lc_error_difference": abs(lc_error - theirs["lc_standard_error"]),
-            "package_seconds": theirs["seconds"], "official_seconds": official_seconds, "default_seconds": default_seconds,
-        })  # fmt: skip
+        rows.append(
+            {
+                "file": path.name,
+                "package_lc": theirs["length_controlled_winrate"],
+                "official_lc": lc,
+                "default_lc": value,
+                "win_rate_difference": abs(figures["win_rate"] - theirs["win_rate"]),
+                "standard_error_difference": abs(
+                    figures["standard_error"] - theirs["standard_error"]
+                ),
+                "lc_difference": abs(lc - theirs["length_controlled_winrate"]),
+                "lc_error_difference": abs(lc_error - theirs["lc_standard_error"]),
+                "package_seconds": theirs["seconds"],
+                "official_seconds": official_seconds,
+                "default_seconds": default_seconds,
+            }
+        )
     found = {
         "rows": rows,
         "import_seconds": imported,
-        "default_speedup": statistics.median(r["package_seconds"] / r["default_seconds"] for r in rows),
-        "official_speedup": statistics.median(r["package_seconds"] / r["official_seconds"] for r in rows),
+        "default_speedup": statistics.median(
+            r["package_seconds"] / r["default_seconds"] for r in rows
+        ),
+        "official_speedup": statistics.median(
+            r["package_seconds"] / r["official_seconds"] for r in rows
+        ),
         "largest_lc_difference": max(r["lc_difference"] for r in rows),
     }
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"{'file':44s} {'package':>9s} {'official':>9s} {'default':>9s} {'package s':>10s} {'official s':>10s} {'default s':>10s}")
+    print(
+        f"{'file':44s} {'package':>9s} {'official':>9s} {'default':>9s} {'package s':>10s} {'official s':>10s} {'default s':>10s}"
+    )
     for r in rows:
         values = " ".join(f"{r[k]:9.4f}" for k in ("package_lc", "official_lc", "default_lc"))
-        print(f"{r['file']:44s} {values} " + " ".join(f"{r[k]:10.4f}" for k in ("package_seconds", "official_seconds", "default_seconds")))
-    print(f"median speed against alpaca_eval {VERSION}: default {found['default_speedup']:.0f}x, official rules {found['official_speedup']:.1f}x")
-    print(f"largest difference from it {found['largest_lc_difference']:.4f}; import {imported:.2f} s")
+        print(
+            f"{r['file']:44s} {values} "
+            + " ".join(
+                f"{r[k]:10.4f}" for k in ("package_seconds", "official_seconds", "default_seconds")
+            )
+        )
+    print(
+        f"median speed against alpaca_eval {VERSION}: default {found['default_speedup']:.0f}x, official rules {found['official_speedup']:.1f}x"
+    )
+    print(
+        f"largest difference from it {found['largest_lc_difference']:.4f}; import {imported:.2f} s"
+    )
 
 
 if __name__ == "__main__":

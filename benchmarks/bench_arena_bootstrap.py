@@ -1,4 +1,5 @@
-"""How fast is the question-level bootstrap of Arena-Hard, and how much wider is it than the published interval?
+"""How fast is the question-level bootstrap of Arena-Hard, and how much wider is it than the
+published interval?
 
 python benchmarks/bench_arena_bootstrap.py [--battles FILE] [--resamples 10000]
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = Path(__file__).parents[1] / "../shared/data/eval/arena_hard/battles_gpt-4-0613.jsonl"
     parser.add_argument("--battles", type=Path, nargs="+", default=[default])
     parser.add_argument("--resamples", type=int, default=10_000)

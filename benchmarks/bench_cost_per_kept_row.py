@@ -1,11 +1,14 @@
-"""Generated tokens per kept row: the schedule against the original's order (answer everything, tag everything, then filter), same cells.
+"""Generated tokens per kept row: the schedule against the original's order (answer everything, tag
+everything, then filter), same cells.
 
     python benchmarks/bench_cost_per_kept_row.py --rows 1000 --store /tmp/cost      # about 40 minutes on two cores; continues where it stopped
 
-A pool of SmolLM2-135M-Instruct is drawn; the schedule buys, for several arms at once, what they want and not more; then everything else is
-bought as well, which is the original's order. What one arm alone would have bought is replayed over the measured cells, by the same schedule.
-The bound of `longest`: exactly the rows that no instruction-only predicate refuses are answered. Of `hash_order`: rows in order until the budget is
-full. Every token is counted by the server, none is estimated but the projection at the end.
+A pool of SmolLM2-135M-Instruct is drawn; the schedule buys, for several arms at once, what they
+want and not more; then everything else is bought as well, which is the original's order. What one
+arm alone would have bought is replayed over the measured cells, by the same schedule. The bound of
+`longest`: exactly the rows that no instruction-only predicate refuses are answered. Of
+`hash_order`: rows in order until the budget is full. Every token is counted by the server, none is
+estimated but the projection at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ Rules = Sequence[tuple[Filter, Sequence[int]]]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rows", type=int, default=1000)
     options.add_argument("--keep", type=int, default=100, help="budget of each arm, rows")
     options.add_argument("--store", type=Path)
@@ -58,7 +63,11 @@ def main() -> None:
             draw(pool, servers, Log())
             measure(pool, [(rule, (0,)) for rule in arms.values()], servers, Log())
             bought = bought_now(pool)
-            everything = arm("all", where="input_quality >= 'very poor' AND difficulty >= 'very easy'", choose="all")
+            everything = arm(
+                "all",
+                where="input_quality >= 'very poor' AND difficulty >= 'very easy'",
+                choose="all",
+            )
             measure(pool, [(everything, (0,))], servers, Log())
         report(pool, arms, bought, store)
 
@@ -68,12 +77,25 @@ def arm(name: str, **settings: object) -> Filter:
 
 
 def pool_of(store: Path, rows: int) -> Pool:
-    config = SynthConfig.model_validate({
-        "teacher": TEACHER, "rows": rows, "system_prompt": "default",
-        "instruction": {"temperature": 0.8, "top_p": 0.95, "max_tokens": 96}, "response": {"temperature": 0.0, "max_tokens": 160},
-        "tags": {"quality": {"mode": "explain", "sampling": {"temperature": 0.7, "seed": 0, "max_tokens": 200}},
-                 "difficulty": {"mode": "explain", "sampling": {"temperature": 0.7, "seed": 0, "max_tokens": 200}}},
-    })  # fmt: skip
+    config = SynthConfig.model_validate(
+        {
+            "teacher": TEACHER,
+            "rows": rows,
+            "system_prompt": "default",
+            "instruction": {"temperature": 0.8, "top_p": 0.95, "max_tokens": 96},
+            "response": {"temperature": 0.0, "max_tokens": 160},
+            "tags": {
+                "quality": {
+                    "mode": "explain",
+                    "sampling": {"temperature": 0.7, "seed": 0, "max_tokens": 200},
+                },
+                "difficulty": {
+                    "mode": "explain",
+                    "sampling": {"temperature": 0.7, "seed": 0, "max_tokens": 200},
+                },
+            },
+        }
+    )
     return Pool(config, Context(store, resolve))
 
 
@@ -101,7 +123,14 @@ def masked(truth: pl.DataFrame, known: dict[str, set[str]]) -> pl.DataFrame:
     hide = []
     for measure_, ids in known.items():
         if measure_ != "text":
-            names = [f"status:{measure_}", *[c for c in MEASURES[measure_].columns if c in truth.columns and COLUMNS[c][0] == measure_]]
+            names = [
+                f"status:{measure_}",
+                *[
+                    c
+                    for c in MEASURES[measure_].columns
+                    if c in truth.columns and COLUMNS[c][0] == measure_
+                ],
+            ]
             hide += [pl.when(pl.col("id").is_in(list(ids))).then(pl.col(n)).alias(n) for n in names]
     return truth.with_columns(hide)
 
@@ -119,9 +148,13 @@ def report(pool: Pool, arms: dict[str, Filter], bought: dict[str, set[str]], sto
     truth = pool.frame()
     everyone = {m: truth["id"].to_list() for m in ("quality", "difficulty", "response")}
     naive = tokens_of(pool, everyone)
-    by_name = {m: int(s["tokens"].sum()) for m in everyone if (s := pool.spent(m, truth["id"])) is not None}
-    print(f"pool: {len(truth)} SmolLM2 instructions, {int(pool.drawn()['tokens'].sum()):,} tokens; everything: " + ", ".join(
-        f"{m} {n:,}" for m, n in by_name.items()))
+    by_name = {
+        m: int(s["tokens"].sum()) for m in everyone if (s := pool.spent(m, truth["id"])) is not None
+    }
+    print(
+        f"pool: {len(truth)} SmolLM2 instructions, {int(pool.drawn()['tokens'].sum()):,} tokens; everything: "
+        + ", ".join(f"{m} {n:,}" for m, n in by_name.items())
+    )
     rows = {name: [(rule, (0,))] for name, rule in arms.items()}
     rows["all three at once"] = [(rule, (0,)) for rule in arms.values()]
     for name, rules in rows.items():
@@ -129,20 +162,29 @@ def report(pool: Pool, arms: dict[str, Filter], bought: dict[str, set[str]], sto
         kept = {i for rule, _ in rules for i in select(masked(truth, cells), rule, 0).ids}
         bound = len(answered_at_least(truth, rules))
         cost = tokens_of(pool, cells)
-        print(f"{name}: answered {len(cells['response'])} (bound {bound}, {100 * len(cells['response']) / max(bound, 1) - 100:+.1f} %), "
-              f"quality {len(cells['quality'])}, difficulty {len(cells['difficulty'])} of {len(truth)}; kept {len(kept)}")
-        print(f"    selectivity of the answers {len(cells['response']) / len(truth):.3f}; tokens a kept row {cost / max(len(kept), 1):,.1f} "
-              f"against {naive / max(len(kept), 1):,.1f} in the original's order: {naive / cost:.2f} times less")
+        print(
+            f"{name}: answered {len(cells['response'])} (bound {bound}, {100 * len(cells['response']) / max(bound, 1) - 100:+.1f} %), "
+            f"quality {len(cells['quality'])}, difficulty {len(cells['difficulty'])} of {len(truth)}; kept {len(kept)}"
+        )
+        print(
+            f"    selectivity of the answers {len(cells['response']) / len(truth):.3f}; tokens a kept row {cost / max(len(kept), 1):,.1f} "
+            f"against {naive / max(len(kept), 1):,.1f} in the original's order: {naive / cost:.2f} times less"
+        )
         for paper, (instructions, responses) in PAPER.items():
             hours = 4 * (instructions + responses * len(cells["response"]) / len(truth))
-            print(f"    at this selectivity the paper's {paper}: {hours:.0f} GPU-hours instead of {4 * (instructions + responses):.0f}")
+            print(
+                f"    at this selectivity the paper's {paper}: {hours:.0f} GPU-hours instead of {4 * (instructions + responses):.0f}"
+            )
     same = replay(truth, rows["all three at once"])
     differ = {m: len(bought.get(m, set()) ^ same[m]) for m in ("quality", "difficulty", "response")}
-    print(f"the real run of all three bought what the replay says, but for {differ} cells (0 unless the pool had been filled before)")
+    print(
+        f"the real run of all three bought what the replay says, but for {differ} cells (0 unless the pool had been filled before)"
+    )
 
 
 def answered_at_least(truth: pl.DataFrame, rules: Rules) -> set[str]:
-    """The bound, without the schedule: rows that no instruction predicate refuses for `longest`, the first ones in order for `hash_order`."""
+    """The bound, without the schedule: rows that no instruction predicate refuses for `longest`,
+    the first ones in order for `hash_order`."""
     needed: set[str] = set()
     for rule, seeds in rules:
         open_rows = truth.filter(rule.where.root.expr) if rule.where is not None else truth

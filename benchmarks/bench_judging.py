@@ -1,6 +1,7 @@
-"""Seconds to judge 805 prompts in both orders by a scripted judge that takes 200 ms a call, 64 in flight, against what that concurrency allows.
+"""Seconds to judge 805 prompts in both orders by a scripted judge that takes 200 ms a call, 64 in
+flight, against what that concurrency allows.
 
-    python -m benchmarks.bench_judging
+python -m benchmarks.bench_judging
 """
 
 from __future__ import annotations
@@ -32,19 +33,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = duel(folder, PROMPTS)
-        server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert server.stdout is not None
         try:
             url = server.stdout.readline().strip()
-            protocol = alpaca(url, {"server": {"max_in_flight": IN_FLIGHT, "timeout": 60}}, order="both")
+            protocol = alpaca(
+                url, {"server": {"max_in_flight": IN_FLIGHT, "timeout": 60}}, order="both"
+            )
             with Servers(Log(), folder / "logs") as servers:
                 started = time.perf_counter()
-                counts = pairwise.run(protocol, inputs, folder / "store", folder / "out", servers=servers, log=Log())
+                counts = pairwise.run(
+                    protocol, inputs, folder / "store", folder / "out", servers=servers, log=Log()
+                )
                 seconds = time.perf_counter() - started
         finally:
             server.kill()
     floor = math.ceil(2 * PROMPTS / IN_FLIGHT) * DELAY
-    print(f"{counts['judged']} judgments in {seconds:.2f} s; {floor:.1f} s is the floor; ratio {seconds / floor:.2f}")
+    print(
+        f"{counts['judged']} judgments in {seconds:.2f} s; {floor:.1f} s is the floor; ratio {seconds / floor:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Exact nearest neighbours against FAISS searched as the original does (IndexFlatL2, k=500, 1,024 queries at a time): time, memory, equality.
+"""Exact nearest neighbours against FAISS searched as the original does (IndexFlatL2, k=500, 1,024
+queries at a time): time, memory, equality.
 
     pip install -e '.[index]'
     python benchmarks/bench_neighbors.py --rows 100000          # on as many threads as the machine has cores
@@ -28,10 +29,13 @@ THRESHOLD = 0.05
 
 
 def pool(rows: int, dim: int) -> NDArray[np.float32]:
-    """Unit vectors in loose clusters, of which 1 % are near duplicates and 1 % exact ones of an earlier row."""
+    """Unit vectors in loose clusters, of which 1 % are near duplicates and 1 % exact ones of an
+    earlier row."""
     draw = np.random.default_rng(0)
     centres = draw.normal(size=(200, dim)).astype(np.float32)
-    vectors = centres[draw.integers(0, 200, rows)] + draw.normal(size=(rows, dim)).astype(np.float32)
+    vectors = centres[draw.integers(0, 200, rows)] + draw.normal(size=(rows, dim)).astype(
+        np.float32
+    )
     copies = draw.integers(rows // 2, rows, rows // 50)
     sources = draw.integers(0, rows // 2, rows // 50)
     vectors[copies] = vectors[sources]
@@ -45,11 +49,16 @@ def ours(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDAr
     from synth.duplicates.neighbors import neighbors
 
     found = neighbors([str(i) for i in range(len(vectors))], vectors, THRESHOLD)
-    return found["min_neighbor_distance"].to_numpy(), found["repeat_count"].to_numpy(), found["min_similar_id"].cast(int).to_numpy()
+    return (
+        found["min_neighbor_distance"].to_numpy(),
+        found["repeat_count"].to_numpy(),
+        found["min_similar_id"].cast(int).to_numpy(),
+    )
 
 
 def faiss_way(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """What gen_dis.py computes: the second hit's distance, hits under the threshold, the lowest of them."""
+    """What gen_dis.py computes: the second hit's distance, hits under the threshold, the lowest of
+    them."""
     import faiss
 
     index = faiss.IndexFlatL2(vectors.shape[1])
@@ -65,13 +74,16 @@ def faiss_way(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any],
 
 
 def product_rates(dim: int) -> dict[str, float]:
-    """The machine's products, in billions of operations a second over all its threads: large square 32-bit matrices by torch on all threads, and
-    blocks of 1,024 rows by one thread each, as the search computes them (the best of several)."""
+    """The machine's products, in billions of operations a second over all its threads: large square
+    32-bit matrices by torch on all threads, and blocks of 1,024 rows by one thread each, as the
+    search computes them (the best of several)."""
     import torch
 
     square = torch.randn(4096, 4096)
     torch.mm(square, square)
-    rates = {"32-bit": 2e-9 * 4096**3 / min(_seconds(lambda: torch.mm(square, square)) for _ in range(3))}
+    rates = {
+        "32-bit": 2e-9 * 4096**3 / min(_seconds(lambda: torch.mm(square, square)) for _ in range(3))
+    }
     threads = torch.get_num_threads()
 
     def blocks(_: int) -> float:
@@ -81,7 +93,9 @@ def product_rates(dim: int) -> dict[str, float]:
         return min(_seconds(lambda: torch._int_mm(codes, codes.T, out=room)) for _ in range(200))
 
     with ThreadPoolExecutor(threads) as pool:
-        rates["8-bit"] = sum(2e-9 * 1024**2 * dim / seconds for seconds in pool.map(blocks, range(threads)))
+        rates["8-bit"] = sum(
+            2e-9 * 1024**2 * dim / seconds for seconds in pool.map(blocks, range(threads))
+        )
     torch.set_num_threads(threads)
     return rates
 
@@ -102,13 +116,20 @@ def side(name: str, rows: int, dim: int, out: Path) -> None:
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     np.savez(out / f"{name}.npz", nearest=nearest, counts=counts, lowest=lowest)
-    figures: dict[str, Any] = {"seconds": seconds, "processor": busy, "peak_gib": peak, "load": os.getloadavg()[0]}
+    figures: dict[str, Any] = {
+        "seconds": seconds,
+        "processor": busy,
+        "peak_gib": peak,
+        "load": os.getloadavg()[0],
+    }
     figures["rates"] = product_rates(dim) if name == "ours" else {}
     (out / f"{name}.json").write_text(json.dumps(figures))
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rows", type=int, default=100_000)
     options.add_argument("--dim", type=int, default=384)
     options.add_argument("--no-faiss", action="store_true")
@@ -120,8 +141,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for name in ["ours"] if chosen.no_faiss else ["ours", "faiss"]:
-            command = [sys.executable, __file__, "--rows", str(chosen.rows), "--dim", str(chosen.dim), "--side", name, "--out", folder]
-            subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])})
+            command = [
+                sys.executable,
+                __file__,
+                "--rows",
+                str(chosen.rows),
+                "--dim",
+                str(chosen.dim),
+                "--side",
+                name,
+                "--out",
+                folder,
+            ]
+            subprocess.run(
+                command,
+                check=True,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+            )
         report(chosen.rows, chosen.dim, out)
 
 
@@ -132,17 +169,25 @@ def report(rows: int, dim: int, out: Path) -> None:
     print(f"rows {rows:,} x {dim}, {os.cpu_count()} cores")
     print(f"ours:  {_figures(mine)}, {rate:.0f} billion operations a second")
     for kind, most in mine["rates"].items():
-        print(f"       {100 * rate / most:.0f} % of the machine's {kind} matrix-product rate ({most:.0f} billion a second)")
-    print(f"       projected for 1,000,000 x 768 at this rate: {1e12 * 768 / 1e9 / rate / 3600:.2f} h")
+        print(
+            f"       {100 * rate / most:.0f} % of the machine's {kind} matrix-product rate ({most:.0f} billion a second)"
+        )
+    print(
+        f"       projected for 1,000,000 x 768 at this rate: {1e12 * 768 / 1e9 / rate / 3600:.2f} h"
+    )
     if not (out / "faiss.json").exists():
         return
     theirs = json.loads((out / "faiss.json").read_text())
     a, b = np.load(out / "ours.npz"), np.load(out / "faiss.npz")
     print(f"faiss: {_figures(theirs)}")
-    print(f"ratio: {theirs['seconds'] / mine['seconds']:.1f} times faster ({theirs['processor'] / mine['processor']:.1f} times less processor time)")
+    print(
+        f"ratio: {theirs['seconds'] / mine['seconds']:.1f} times faster ({theirs['processor'] / mine['processor']:.1f} times less processor time)"
+    )
     print(f"largest difference of a distance: {np.abs(a['nearest'] - b['nearest']).max():.1e}")
     differ = {name: int((a[name] != b[name]).sum()) for name in ("counts", "lowest")}
-    print(f"rows whose repeat count differs: {differ['counts']}, whose lowest id differs: {differ['lowest']}")
+    print(
+        f"rows whose repeat count differs: {differ['counts']}, whose lowest id differs: {differ['lowest']}"
+    )
 
 
 def _figures(of: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""What do the intervals and tests of eval/stats.py really cover? Simulation; the figures are those of docs/evaluation.md.
+"""What do the intervals and tests of eval/stats.py really cover? Simulation; the figures are those
+of docs/evaluation.md.
 
     python benchmarks/bench_stats_coverage.py [--trials 10000] [--seed 0]
 
-Every line is a fraction of trials: intervals should cover the truth in 95 %, tests should reject a true null in at most 5 %.
+Every line is a fraction of trials: intervals should cover the truth in 95 %, tests should reject a
+true null in at most 5 %.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def soft_rate(rate: float) -> Draw:
-    """Soft preferences of a judge around a win rate: mostly near 0 or 1, as on AlpacaEval (84 % within 0.01 of an end)."""
+    """Soft preferences of a judge around a win rate: mostly near 0 or 1, as on AlpacaEval (84 %
+    within 0.01 of an end)."""
 
     def draw(rng: np.random.Generator, n: int) -> np.ndarray:
         won = rng.uniform(size=n) < rate
@@ -39,8 +42,16 @@ def soft_rate(rate: float) -> Draw:
     return draw
 
 
-def cover(trials: int, rng: np.random.Generator, groups: int, size: int, draw: Draw, percentile: bool = False) -> float:
-    """Coverage of the interval for a mean of 0 with `groups` clusters of `size` items that share half of their variance."""
+def cover(
+    trials: int,
+    rng: np.random.Generator,
+    groups: int,
+    size: int,
+    draw: Draw,
+    percentile: bool = False,
+) -> float:
+    """Coverage of the interval for a mean of 0 with `groups` clusters of `size` items that share
+    half of their variance."""
     held = 0
     labels = np.repeat(np.arange(groups), size)
     for _ in range(trials):
@@ -65,12 +76,26 @@ def wilson_cover(trials: int, rng: np.random.Generator, n: int, rate: float) -> 
 
 
 def sign_flip_size(trials: int, rng: np.random.Generator, groups: int) -> float:
-    return float(np.mean([stats.sign_flip(rng.normal(size=groups), resamples=499, seed=t) <= 0.05 for t in range(trials)]))
+    return float(
+        np.mean(
+            [
+                stats.sign_flip(rng.normal(size=groups), resamples=499, seed=t) <= 0.05
+                for t in range(trials)
+            ]
+        )
+    )
 
 
 def mcnemar_size(trials: int, rng: np.random.Generator, items: int, discordant: float) -> float:
     total = rng.binomial(items, discordant, size=trials)
-    return float(np.mean([stats.mcnemar(int(a), int(t - a)) <= 0.05 for t, a in zip(total, rng.binomial(total, 0.5), strict=True)]))
+    return float(
+        np.mean(
+            [
+                stats.mcnemar(int(a), int(t - a)) <= 0.05
+                for t, a in zip(total, rng.binomial(total, 0.5), strict=True)
+            ]
+        )
+    )
 
 
 def together(trials: int, rng: np.random.Generator, groups: int, arms: int) -> float:
@@ -79,13 +104,18 @@ def together(trials: int, rng: np.random.Generator, groups: int, arms: int) -> f
     for trial in range(trials):
         x = rng.normal(size=(groups, arms)) + rng.normal(size=(groups, 1))
         parts = [stats.residuals(x[:, i] - x[:, j]) for i, j in combinations(range(arms), 2)]
-        c = stats.max_t_critical(np.stack([p.sums for p in parts], axis=1), df=groups - 1, resamples=2000, seed=trial)
+        c = stats.max_t_critical(
+            np.stack([p.sums for p in parts], axis=1), df=groups - 1, resamples=2000, seed=trial
+        )
         held += all(abs(p.mean) <= c * math.sqrt(p.variance) for p in parts)
     return held / trials
 
 
-def seeds_cover(trials: int, rng: np.random.Generator, seeds: int, spread: float, *, counted: bool) -> float:
-    """Coverage of the difference of two of three arms with `seeds` seeds each whose scores vary by `spread` paired standard errors of the items."""
+def seeds_cover(
+    trials: int, rng: np.random.Generator, seeds: int, spread: float, *, counted: bool
+) -> float:
+    """Coverage of the difference of two of three arms with `seeds` seeds each whose scores vary by
+    `spread` paired standard errors of the items."""
     items, held = 300, 0
     error = math.sqrt(2 * (0.5 + 0.5 / seeds) / items)
     for _ in range(trials):
@@ -97,13 +127,17 @@ def seeds_cover(trials: int, rng: np.random.Generator, seeds: int, spread: float
         part = stats.residuals(arms[0].mean(axis=0) - arms[1].mean(axis=0))
         variance, df = stats.seed_variance(list(arms)) if counted else (0.0, 0.0)
         shares = [(part.variance, items - 1.0), (2 * variance / seeds, df)]
-        found = stats.t_interval(part.mean, math.sqrt(sum(v for v, _ in shares)), stats.satterthwaite(shares), items)
+        found = stats.t_interval(
+            part.mean, math.sqrt(sum(v for v, _ in shares)), stats.satterthwaite(shares), items
+        )
         held += found.lower <= 0 <= found.upper
     return held / trials
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -116,24 +150,48 @@ def main() -> None:
     for groups in (5, 10, 20, 40, 100):
         line(f"t(G-1), {groups} clusters of 2, normal", cover(trials, rng, groups, 2, normal))
     for groups in (10, 40, 100):
-        line(f"t(G-1), {groups} clusters of 1, skewed (exponential)", cover(trials, rng, groups, 1, skewed))
+        line(
+            f"t(G-1), {groups} clusters of 1, skewed (exponential)",
+            cover(trials, rng, groups, 1, skewed),
+        )
     for rate, n in ((0.5, 24), (0.1, 24), (0.1, 100), (0.05, 100), (0.05, 805)):
-        line(f"t(G-1), {n} prompts, soft win rate {rate:g}", cover(trials, rng, n, 1, soft_rate(rate)))
+        line(
+            f"t(G-1), {n} prompts, soft win rate {rate:g}",
+            cover(trials, rng, n, 1, soft_rate(rate)),
+        )
     for groups in (5, 20, 40, 100):
-        line(f"percentile bootstrap, {groups} clusters, normal (refused below {stats.MINIMUM_CLUSTERS})", cover(few, rng, groups, 1, normal, True))
+        line(
+            f"percentile bootstrap, {groups} clusters, normal (refused below {stats.MINIMUM_CLUSTERS})",
+            cover(few, rng, groups, 1, normal, True),
+        )
     for rate, n in ((0.5, 24), (0.1, 24), (0.02, 100)):
         line(f"Wilson, {n} items, rate {rate:g}", wilson_cover(trials, rng, n, rate))
     for groups in (5, 8, 12, 30):
         line(f"size of the sign-flip test, {groups} clusters", sign_flip_size(trials, rng, groups))
     for items, discordant in ((20, 0.2), (100, 0.3), (1000, 0.1)):
-        line(f"size of McNemar's exact test, {items} items, {discordant:g} discordant", mcnemar_size(trials, rng, items, discordant))
+        line(
+            f"size of McNemar's exact test, {items} items, {discordant:g} discordant",
+            mcnemar_size(trials, rng, items, discordant),
+        )
     for groups, arms in ((24, 3), (100, 5)):
-        line(f"all differences of {arms} arms at once, {groups} prompts", together(few, rng, groups, arms))
+        line(
+            f"all differences of {arms} arms at once, {groups} prompts",
+            together(few, rng, groups, arms),
+        )
     for seeds in (2, 3, 5):
         for spread in (0.0, 0.5, 1.0, 3.0):
-            line(f"{seeds} seeds an arm, seed deviation {spread:g} paired errors", seeds_cover(few, rng, seeds, spread, counted=True))
-    line("3 seeds an arm, seed deviation 1 paired error, seeds not counted", seeds_cover(few, rng, 3, 1.0, counted=False))
-    line("1 seed an arm, seed deviation 0.7 paired errors", seeds_cover(few, rng, 1, 0.7, counted=False))
+            line(
+                f"{seeds} seeds an arm, seed deviation {spread:g} paired errors",
+                seeds_cover(few, rng, seeds, spread, counted=True),
+            )
+    line(
+        "3 seeds an arm, seed deviation 1 paired error, seeds not counted",
+        seeds_cover(few, rng, 3, 1.0, counted=False),
+    )
+    line(
+        "1 seed an arm, seed deviation 0.7 paired errors",
+        seeds_cover(few, rng, 1, 0.7, counted=False),
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """How fast does a `train:` block train here, and what does starting it cost?
 
-python benchmarks/bench_training.py [--base embedded/SmolLM2-135M-Instruct] [--zero-stage 2] [--processes 2] [--max-length 512] [--steps 5]
+python benchmarks/bench_training.py [--base embedded/SmolLM2-135M-Instruct] [--zero-stage 2]
+[--processes 2] [--max-length 512] [--steps 5]
 
-Runs a real training (`train.launch.run`: Accelerate, DeepSpeed, SFTTrainer, export) on made-up rows and prints tokens per second, loss-bearing
-tokens per second, MFU where the device's peak is known, seconds a step, and the seconds that are not steps (start, checkpoints, export).
-Rates are medians over all steps but the first, over all devices. FLOPs: see train/throughput.py.
+Runs a real training (`train.launch.run`: Accelerate, DeepSpeed, SFTTrainer, export) on made-up rows
+and prints tokens per second, loss-bearing tokens per second, MFU where the device's peak is known,
+seconds a step, and the seconds that are not steps (start, checkpoints, export). Rates are medians
+over all steps but the first, over all devices. FLOPs: see train/throughput.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ WORDS = Path(__file__).parents[1].joinpath("LICENSE").read_text().split()
 
 
 def selection(folder: Path, rows: int, words: int) -> Path:
-    """`rows` conversations whose answers have `words` words on average (half to one and a half of it), from this project's licence text."""
+    """`rows` conversations whose answers have `words` words on average (half to one and a half of
+    it), from this project's licence text."""
     draw = random.Random(0)
 
     def text(length: int) -> str:
@@ -34,16 +37,25 @@ def selection(folder: Path, rows: int, words: int) -> Path:
         return " ".join(WORDS[at : at + length])
 
     lengths = [draw.randint(words // 2, words + words // 2) for _ in range(rows)]
-    messages = [[{"role": "user", "content": text(n // 4 + 1)}, {"role": "assistant", "content": text(n)}] for n in lengths]
+    messages = [
+        [{"role": "user", "content": text(n // 4 + 1)}, {"role": "assistant", "content": text(n)}]
+        for n in lengths
+    ]
     folder.mkdir(parents=True)
-    pl.DataFrame({"id": [str(i) for i in range(rows)], "messages": messages}).write_parquet(folder / "selection.parquet")
+    pl.DataFrame({"id": [str(i) for i in range(rows)], "messages": messages}).write_parquet(
+        folder / "selection.parquet"
+    )
     return folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", default="embedded/SmolLM2-135M-Instruct")
-    parser.add_argument("--template", help="chat_template_path, for a base without a template of its own")
+    parser.add_argument(
+        "--template", help="chat_template_path, for a base without a template of its own"
+    )
     parser.add_argument("--zero-stage", type=int, default=2)
     parser.add_argument("--processes", type=int, help="default: one a GPU, else 2")
     parser.add_argument("--max-length", type=int, default=512)
@@ -62,7 +74,9 @@ def main() -> None:
         chat_template_path=arguments.template,
         zero_stage=arguments.zero_stage,
         num_processes=arguments.processes or gpus() or 2,
-        lora={"r": arguments.lora_rank, "target_modules": "all-linear"} if arguments.lora_rank else None,
+        lora={"r": arguments.lora_rank, "target_modules": "all-linear"}
+        if arguments.lora_rank
+        else None,
         model_init={"attn_implementation": arguments.attention} if arguments.attention else {},
         trainer={
             "max_length": arguments.max_length,
@@ -73,13 +87,22 @@ def main() -> None:
         },
     )
     with tempfile.TemporaryDirectory() as folder:
-        tokens = arguments.max_length * arguments.batch * (config.num_processes or 1) * arguments.steps
-        given = selection(Path(folder) / "selection", max(64, tokens // arguments.words), arguments.words)
+        tokens = (
+            arguments.max_length * arguments.batch * (config.num_processes or 1) * arguments.steps
+        )
+        given = selection(
+            Path(folder) / "selection", max(64, tokens // arguments.words), arguments.words
+        )
         out = Path(folder) / "out"
         counts = run(config, {"selection": given}, out, base=model.path, seed=0, log=Log())
         steps = read_log(out / "log.jsonl")[1:]
-    middle = {key: statistics.median(line[key] for line in steps) for key in ("tokens_per_second", "loss_tokens_per_second", "seconds")}
-    utilisation = f", MFU {statistics.median(line['mfu'] for line in steps):.1%}" if "mfu" in steps[0] else ""
+    middle = {
+        key: statistics.median(line[key] for line in steps)
+        for key in ("tokens_per_second", "loss_tokens_per_second", "seconds")
+    }
+    utilisation = (
+        f", MFU {statistics.median(line['mfu'] for line in steps):.1%}" if "mfu" in steps[0] else ""
+    )
     print(
         f"{arguments.base}, ZeRO-{arguments.zero_stage}, {config.num_processes} processes, {counts['tokens_per_step']:,} tokens a step: "
         f"{middle['tokens_per_second']:,.0f} tokens/s ({middle['loss_tokens_per_second']:,.0f} bear loss){utilisation}, "

@@ -1,9 +1,11 @@
-"""A server of completions whose every token takes the same time, however many requests it works on: a GPU below saturation, without the GPU.
+"""A server of completions whose every token takes the same time, however many requests it works on:
+a GPU below saturation, without the GPU.
 
     python benchmarks/paced_server.py --milliseconds 10 --port 8123
 
-Lengths are drawn from gamma distributions that give the paper's 478 +- 211 tokens a row (Table 4, Pro); that 65 +- 45 of them are the instruction's
-is our assumption. They follow from the request's seed and prompt, so everyone who asks the same gets the same. What it measures is scheduling:
+Lengths are drawn from gamma distributions that give the paper's 478 +- 211 tokens a row (Table 4,
+Pro); that 65 +- 45 of them are the instruction's is our assumption. They follow from the request's
+seed and prompt, so everyone who asks the same gets the same. What it measures is scheduling:
 barriers, tails, gaps.
 """
 
@@ -40,10 +42,19 @@ def served(milliseconds: float) -> web.Application:
         # A number in the words, so that instructions differ.
         cap = body.get("max_tokens", 4096)
         choices = [
-            {"index": i, "text": f"{body.get('seed', 0)}-{i} " + "word " * (n - 3), "finish_reason": "stop" if n < cap else "length"}
+            {
+                "index": i,
+                "text": f"{body.get('seed', 0)}-{i} " + "word " * (n - 3),
+                "finish_reason": "stop" if n < cap else "length",
+            }
             for i, n in enumerate(tokens)
         ]
-        return web.json_response({"choices": choices, "usage": {"completion_tokens": sum(tokens), "prompt_tokens": len(body["prompt"])}})
+        return web.json_response(
+            {
+                "choices": choices,
+                "usage": {"completion_tokens": sum(tokens), "prompt_tokens": len(body["prompt"])},
+            }
+        )
 
     async def health(_: web.Request) -> web.Response:
         return web.Response()
@@ -55,7 +66,9 @@ def served(milliseconds: float) -> web.Application:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--milliseconds", type=float, default=10.0, help="a token takes")
     options.add_argument("--port", type=int, required=True)
     chosen = options.parse_args()

@@ -1,6 +1,8 @@
-"""Sending requests: an asyncio loop in a background thread that keeps servers full, retries, and restarts our own servers.
+"""Sending requests: an asyncio loop in a background thread that keeps servers full, retries, and
+restarts our own servers.
 
-aiohttp, not the openai client: that costs 4 to 5 ms of CPU a call (measured on two cores), this under 1 ms.
+aiohttp, not the openai client: that costs 4 to 5 ms of CPU a call (measured on two cores), this
+under 1 ms.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ RESTARTS = 3
 """How often one stream restarts one of our own servers before it gives up."""
 
 KEEP_ALIVE = 4.0
-"""Seconds an idle connection is kept: less than uvicorn's 5, so that no request meets a connection that the server is just closing."""
+"""Seconds an idle connection is kept: less than uvicorn's 5, so that no request meets a connection
+that the server is just closing."""
 
 
 class Transient(Exception):
@@ -43,7 +46,8 @@ class Transient(Exception):
 
 
 class Refused(Exception):
-    """Another attempt would fail as well (400, 401, 403, 404 and their like); `status` is the server's."""
+    """Another attempt would fail as well (400, 401, 403, 404 and their like); `status` is the
+    server's."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -51,9 +55,12 @@ class Refused(Exception):
 
 
 class Client:
-    """Sends requests to `targets` from its own thread; a context manager whose exit cancels what is in flight."""
+    """Sends requests to `targets` from its own thread; a context manager whose exit cancels what is
+    in flight."""
 
-    def __init__(self, targets: list[Target], model: str, timeout: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, targets: list[Target], model: str, timeout: float, say: Callable[[str], None]
+    ) -> None:
         import aiohttp
 
         self._aiohttp = aiohttp
@@ -61,7 +68,9 @@ class Client:
         self._finished: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
         self._tasks: set[asyncio.Task[Reply]] = set()
         self._started, self._abandon = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="endpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main()), name="endpoint", daemon=True
+        )
 
     def __enter__(self) -> Client:
         self._thread.start()
@@ -73,11 +82,18 @@ class Client:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
-    def stream(self, requests: Iterator[Request], limit: int, then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
-        """Replies as they finish, at most `limit` requests in flight; `then` as in `Endpoint.stream`.
+    def stream(
+        self,
+        requests: Iterator[Request],
+        limit: int,
+        then: Callable[[Reply], Request | None] | None = None,
+    ) -> Iterator[Reply]:
+        """Replies as they finish, at most `limit` requests in flight; `then` as in
+        `Endpoint.stream`.
 
-        The servers stay full while the caller works on a reply: what finished meanwhile makes room for new requests before the next reply
-        is yielded, until `limit` replies wait for the caller.
+        The servers stay full while the caller works on a reply: what finished meanwhile makes room
+        for new requests before the next reply is yielded, until `limit` replies wait for the
+        caller.
         """
         ready: deque[Reply] = deque()
         in_flight, more = 0, True
@@ -107,11 +123,15 @@ class Client:
     async def _main(self) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         self._restarting = {id(target): asyncio.Lock() for target in self._targets}
-        remote = not all(re.match(r"https?://(127\.|localhost[:/]|\[::1\])", target.address + "/") for target in self._targets)
+        remote = not all(
+            re.match(r"https?://(127\.|localhost[:/]|\[::1\])", target.address + "/")
+            for target in self._targets
+        )
         async with self._aiohttp.ClientSession(
             connector=self._aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
             timeout=self._aiohttp.ClientTimeout(total=self._timeout),
-            trust_env=remote,  # a proxy of the environment is for other machines, never for loopback
+            # a proxy of the environment is for other machines, never for loopback
+            trust_env=remote,
         ) as self._session:
             self._started.set()
             await self._closing.wait()
@@ -146,7 +166,8 @@ class Client:
                 try:
                     return await self._post(target, request.path, payload)
                 except Transient:
-                    # A dead server is not the request's fault: it goes out again, and no attempt is used up.
+                    # A dead server is not the request's fault: it goes out again, and no attempt is
+                    # used up.
                     if not await self._revived(target, seen):
                         raise
                 finally:
@@ -161,17 +182,30 @@ class Client:
         try:
             try:
                 return Reply(request.key, await call(), None, calls)
-            except Transient as error:  # tenacity costs more than the call itself, so only what failed once goes through it
+            # tenacity costs more than the call itself, so only what failed once goes through it
+            except Transient as error:
                 failures.append(error)
-            retrying = AsyncRetrying(stop=stop_after_attempt(ATTEMPTS), wait=_pause, retry=retry_if_exception_type(Transient), reraise=True)
+            retrying = AsyncRetrying(
+                stop=stop_after_attempt(ATTEMPTS),
+                wait=_pause,
+                retry=retry_if_exception_type(Transient),
+                reraise=True,
+            )
             return Reply(request.key, await retrying(call_or_fail_as_before), None, calls)
         except Transient as error:
             return Reply(request.key, None, str(error), calls, "server")
         except Refused as error:
-            return Reply(request.key, None, str(error), calls, "access" if error.status in (401, 403, 404) else "request")
+            return Reply(
+                request.key,
+                None,
+                str(error),
+                calls,
+                "access" if error.status in (401, 403, 404) else "request",
+            )
 
     async def _pick(self) -> Target:
-        """The target with the fewest requests in flight among those that are up; while none is, wait for one."""
+        """The target with the fewest requests in flight among those that are up; while none is,
+        wait for one."""
         up = [target for target in self._targets if not self._restarting[id(target)].locked()]
         target = min(up or self._targets, key=lambda t: t.in_flight)
         if not up:
@@ -180,22 +214,35 @@ class Client:
         return target
 
     async def _revived(self, target: Target, seen: int) -> bool:
-        """True when an own server had died and answers again; false when it is well, or is not ours."""
+        """True when an own server had died and answers again; false when it is well, or is not
+        ours."""
         server = target.server
         if server is None:
             return False
         async with self._restarting[id(target)]:
-            return await asyncio.to_thread(server.revive, seen, target.first_generation + RESTARTS, self._say, self._abandon)
+            return await asyncio.to_thread(
+                server.revive, seen, target.first_generation + RESTARTS, self._say, self._abandon
+            )
 
     async def _post(self, target: Target, path: str, payload: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {target.key}"} if target.key else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {target.key}"} if target.key else {}
+        )
         try:
-            async with self._session.post(target.address + path, data=payload, headers=headers, allow_redirects=False) as response:
-                raw, status, asked = await response.read(), response.status, response.headers.get("Retry-After")
+            async with self._session.post(
+                target.address + path, data=payload, headers=headers, allow_redirects=False
+            ) as response:
+                raw, status, asked = (
+                    await response.read(),
+                    response.status,
+                    response.headers.get("Retry-After"),
+                )
         except TimeoutError as error:
             raise Transient(f"no answer within {self._timeout:g} s") from error
         except (self._aiohttp.ClientError, OSError) as error:
-            raise Transient(f"the connection failed or broke off ({type(error).__name__})") from error
+            raise Transient(
+                f"the connection failed or broke off ({type(error).__name__})"
+            ) from error
         if status in (408, 425, 429) or status >= 500:
             raise Transient(f"HTTP {status}: {_excerpt(raw, target.key)}", _seconds(asked))
         if status != 200:
@@ -205,25 +252,33 @@ class Client:
         except ValueError as error:
             raise Transient(f"the body is not JSON: {_excerpt(raw, target.key)}") from error
         if not _well_formed(path, body):
-            raise Transient(f"the body has not the form that {path} promises: {_excerpt(raw, target.key)}")
+            raise Transient(
+                f"the body has not the form that {path} promises: {_excerpt(raw, target.key)}"
+            )
         return dict(body)
 
 
 def _well_formed(path: str, body: Any) -> bool:
-    """Completions hold `choices` with text or a message, the pooling kind holds `data`; of other paths only an object is expected."""
+    """Completions hold `choices` with text or a message, the pooling kind holds `data`; of other
+    paths only an object is expected."""
     if not isinstance(body, dict):
         return False
     if path.endswith("/completions"):
         choices = body.get("choices")
         part = ("message", dict) if path.endswith("/chat/completions") else ("text", str)
-        return isinstance(choices, list) and bool(choices) and all(isinstance(c, dict) and isinstance(c.get(part[0]), part[1]) for c in choices)
+        return (
+            isinstance(choices, list)
+            and bool(choices)
+            and all(isinstance(c, dict) and isinstance(c.get(part[0]), part[1]) for c in choices)
+        )
     if path.endswith(("/embeddings", "/pooling", "/classify", "/score")):
         return isinstance(body.get("data"), list) and bool(body["data"])
     return True
 
 
 def _excerpt(raw: bytes, key: str | None) -> str:
-    """What the server says, on one line of at most 300 characters, without the key (some servers repeat it when they refuse it)."""
+    """What the server says, on one line of at most 300 characters, without the key (some servers
+    repeat it when they refuse it)."""
     text = raw.decode(errors="replace")
     try:
         said = json.loads(text)
@@ -237,7 +292,8 @@ def _excerpt(raw: bytes, key: str | None) -> str:
 
 
 def _seconds(asked: str | None) -> float:
-    """A Retry-After header (seconds or a date) in seconds; at most an hour, 0 where it says nothing readable."""
+    """A Retry-After header (seconds or a date) in seconds; at most an hour, 0 where it says nothing
+    readable."""
     if not asked:
         return 0.0
     try:

@@ -1,13 +1,16 @@
 """Measurements: append-only columns keyed by what determines one cell.
 
-A column is a folder of Parquet parts, `ROOT/columns/NAME/KEY/part-*.parquet`, each holding `id`, the value fields, `status`
-("ok" or "failed") and `reason` (why it failed, else null). A cell that no part holds is unmeasured; a null value is never "failed".
-Row counts, recipes and the set of ids never enter the key, so a pool of 100 rows grows to 300 and two recipes share what is measured.
+A column is a folder of Parquet parts, `ROOT/columns/NAME/KEY/part-*.parquet`, each holding `id`,
+the value fields, `status` ("ok" or "failed") and `reason` (why it failed, else null). A cell that
+no part holds is unmeasured; a null value is never "failed". Row counts, recipes and the set of ids
+never enter the key, so a pool of 100 rows grows to 300 and two recipes share what is measured.
 
-A column with a field `of` holds measurements of texts: its cells are told apart by id and `of` (the digest of the text that was measured), so what is
-measured of a row's new text stands beside what was measured of its old one.
+A column with a field `of` holds measurements of texts: its cells are told apart by id and `of` (the
+digest of the text that was measured), so what is measured of a row's new text stands beside what
+was measured of its old one.
 
-A part is published with a no-replace link. Should two parts hold one cell, the first part by name counts.
+A part is published with a no-replace link. Should two parts hold one cell, the first part by name
+counts.
 """
 
 from __future__ import annotations
@@ -31,29 +34,43 @@ FAILED = "failed"
 
 
 class Column:
-    """One append-only column: `fields` are its value fields with their polars types; ids are any strings."""
+    """One append-only column: `fields` are its value fields with their polars types; ids are any
+    strings."""
 
     def __init__(self, folder: Path, fields: Mapping[str, pl.DataType | type[pl.DataType]]) -> None:
         self.folder = folder
         self.fields = dict(fields)
-        self.schema = pl.Schema({"id": pl.String(), **self.fields, "status": pl.String(), "reason": pl.String()})
+        self.schema = pl.Schema(
+            {"id": pl.String(), **self.fields, "status": pl.String(), "reason": pl.String()}
+        )
         self.key = ["id", "of"] if "of" in self.fields else ["id"]
         self._lock: FileLock | None = None
 
     @classmethod
-    def open(cls, root: Path, name: str, cell: Mapping[str, Any], fields: Mapping[str, pl.DataType | type[pl.DataType]]) -> Column:
-        """The column `name` under store root `root`, for cells determined by `cell` (model revision, prompt hash, sampling, VERSION)."""
+    def open(
+        cls,
+        root: Path,
+        name: str,
+        cell: Mapping[str, Any],
+        fields: Mapping[str, pl.DataType | type[pl.DataType]],
+    ) -> Column:
+        """The column `name` under store root `root`, for cells determined by `cell` (model
+        revision, prompt hash, sampling, VERSION)."""
         return cls(root / "columns" / name / digest(dict(cell))[:16], fields).describe(cell)
 
     def describe(self, cell: Mapping[str, Any]) -> Column:
-        """Remember, beside the parts, what determines a cell of this column (written once, on the first part)."""
+        """Remember, beside the parts, what determines a cell of this column (written once, on the
+        first part)."""
         self._cell = json.loads(canonical(dict(cell)))
         return self
 
-    def append(self, rows: pl.DataFrame | Iterable[Mapping[str, Any]], order: str = "9") -> Path | None:
+    def append(
+        self, rows: pl.DataFrame | Iterable[Mapping[str, Any]], order: str = "9"
+    ) -> Path | None:
         """Publish finished cells as one part; returns its path, or None when `rows` is empty.
 
-        `rows` needs `id` and the value fields; `status` defaults to "ok", `reason` to null. `order` sorts the part among others.
+        `rows` needs `id` and the value fields; `status` defaults to "ok", `reason` to null. `order`
+        sorts the part among others.
         """
         frame = self._frame(rows)
         if frame.is_empty():
@@ -62,7 +79,10 @@ class Column:
         spec = self.folder / "column.json"
         if not spec.exists():
             write_atomic(spec, json.dumps(getattr(self, "_cell", {}), indent=2))
-        return self._publish(frame, f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet")
+        return self._publish(
+            frame,
+            f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet",
+        )
 
     def _publish(self, frame: pl.DataFrame, name: str) -> Path:
         temporary = self.folder / f".{name}.tmp"
@@ -76,13 +96,18 @@ class Column:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold this column for one run on this machine. Raises UserError while another run holds it: both would buy the same cells."""
+        """Hold this column for one run on this machine. Raises UserError while another run holds
+        it: both would buy the same cells."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._lock or FileLock(str(self.folder / ".lock"))  # may be taken again by who holds it
+        self._lock = self._lock or FileLock(
+            str(self.folder / ".lock")
+        )  # may be taken again by who holds it
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"another run is filling {self.folder} right now; wait for it, or stop it first.") from error
+            raise UserError(
+                f"another run is filling {self.folder} right now; wait for it, or stop it first."
+            ) from error
         try:
             yield
         finally:
@@ -99,30 +124,42 @@ class Column:
         """
         try:
             written = pl.read_parquet_schema(path)
-            absent = [n for n in self.fields if n not in written]  # a field that is younger than this part
-            return pl.read_parquet(path, columns=[n for n in self.schema if n not in absent]).with_columns(
-                [pl.lit(None, self.fields[n]).alias(n) for n in absent]
-            ).select(list(self.schema)).cast(self.schema)
+            absent = [
+                n for n in self.fields if n not in written
+            ]  # a field that is younger than this part
+            return (
+                pl.read_parquet(path, columns=[n for n in self.schema if n not in absent])
+                .with_columns([pl.lit(None, self.fields[n]).alias(n) for n in absent])
+                .select(list(self.schema))
+                .cast(self.schema)
+            )
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a part of this column ({error}); remove that file and run again.") from error
+            raise UserError(
+                f"{path} cannot be read as a part of this column ({error}); remove that file and run again."
+            ) from error
 
     def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
-        """Measured cells (all, or those of `ids`, in no promised order), one row a cell, cast to the declared types."""
+        """Measured cells (all, or those of `ids`, in no promised order), one row a cell, cast to
+        the declared types."""
         frames = merging_read(lambda: [self.part(path) for path in self.parts()])
         if not frames:
             return self.schema.to_frame()
         frame = pl.concat(frames).unique(self.key, keep="first", maintain_order=True)
         if ids is not None:
-            frame = frame.join(pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi")
+            frame = frame.join(
+                pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi"
+            )
         return frame
 
     def compact(self, rows: int = 100_000, files: int = 64) -> None:
-        """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are more than `files`; for a single writer.
+        """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are
+        more than `files`; for a single writer.
 
-        A kill in between leaves cells in two parts, which changes nothing: the first part by name counts, and the merged one sorts there.
-        Does nothing while another run fills or merges this column: two recipes may share it.
+        A kill in between leaves cells in two parts, which changes nothing: the first part by name
+        counts, and the merged one sorts there. Does nothing while another run fills or merges this
+        column: two recipes may share it.
         """
         if len(self.parts()) > files:
             with suppress(UserError, FileNotFoundError), self.alone():
@@ -144,7 +181,9 @@ class Column:
                 held += size
 
     def _merge(self, group: list[Path]) -> None:
-        merged = pl.concat([self.part(p) for p in group]).unique(self.key, keep="first", maintain_order=True)
+        merged = pl.concat([self.part(p) for p in group]).unique(
+            self.key, keep="first", maintain_order=True
+        )
         self._publish(merged, f"{group[0].stem}m{uuid.uuid4().hex[:6]}.parquet")
         for path in group:
             path.unlink(missing_ok=True)
@@ -157,7 +196,13 @@ class Column:
         return [i for i in ids if i not in held]
 
     def _frame(self, rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-        frame = rows if isinstance(rows, pl.DataFrame) else pl.from_dicts(list(rows) or [{"id": None}], infer_schema_length=None).drop_nulls("id")
+        frame = (
+            rows
+            if isinstance(rows, pl.DataFrame)
+            else pl.from_dicts(list(rows) or [{"id": None}], infer_schema_length=None).drop_nulls(
+                "id"
+            )
+        )
         if "status" not in frame.columns:
             frame = frame.with_columns(pl.lit(OK).alias("status"))
         if "reason" not in frame.columns:
@@ -172,7 +217,8 @@ T = TypeVar("T")
 
 
 def merging_read(read: Callable[[], T]) -> T:
-    """Run `read`, which lists a column's parts and reads them; once more where a part was merged into another in between."""
+    """Run `read`, which lists a column's parts and reads them; once more where a part was merged
+    into another in between."""
     for _ in range(5):
         try:
             return read()

@@ -1,7 +1,9 @@
-"""Control tokens: which ids they are, and texts that spell them, which must reach a model as those characters.
+"""Control tokens: which ids they are, and texts that spell them, which must reach a model as those
+characters.
 
-Model output is hostile text. A spelled `<|im_end|>` inside a message is hidden behind a placeholder while the chat template is rendered, and
-tokenised as plain text afterwards, so that only the template's own control tokens are control tokens.
+Model output is hostile text. A spelled `<|im_end|>` inside a message is hidden behind a placeholder
+while the chat template is rendered, and tokenised as plain text afterwards, so that only the
+template's own control tokens are control tokens.
 """
 
 from __future__ import annotations
@@ -16,22 +18,28 @@ from core.store import digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Added tokens that are markup without being flagged as special (DeepSeek's <｜User｜>); think tags are content, not headers.
+# Added tokens that are markup without being flagged as special (DeepSeek's <｜User｜>); think tags
+# are content, not headers.
 _MARKUP = re.compile(r"^(<[^<>\s]+>|\[[^\[\]\s]+\])$")
 
 
 @functools.lru_cache(maxsize=8)
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """Ids of the control tokens by their text: those flagged special, and added markup such as <｜User｜>; think tags are content."""
+    """Ids of the control tokens by their text: those flagged special, and added markup such as
+    <｜User｜>; think tags are content."""
     return {
         str(token.content): int(i)
         for i, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip() and (token.special or (_MARKUP.match(token.content) and "think" not in token.content))
+        if token.content.strip()
+        and (token.special or (_MARKUP.match(token.content) and "think" not in token.content))
     }
 
 
-def shield(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Messages with every spelled control token replaced by a placeholder word, and what each placeholder stands for."""
+def shield(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Messages with every spelled control token replaced by a placeholder word, and what each
+    placeholder stands for."""
     pattern = _spelled(tokenizer)
     hidden: dict[str, str] = {}
     nonce = ""
@@ -48,8 +56,12 @@ def shield(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
 
 @functools.lru_cache(maxsize=8)
 def _spelled(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds control tokens that are spelled in a text, the longest first; of a tokenizer without any, nothing."""
-    return re.compile("|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True))) or r"(?!)")
+    """Finds control tokens that are spelled in a text, the longest first; of a tokenizer without
+    any, nothing."""
+    return re.compile(
+        "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
+        or r"(?!)"
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]) -> list[int]:
@@ -62,14 +74,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, s
         if piece not in hidden:
             ids += plain_ids(tokenizer, piece) if piece else []
             continue
-        spelled = [int(i) for i in tokenizer(hidden[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+        spelled = [
+            int(i)
+            for i in tokenizer(hidden[piece], add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+        ]
         if control & set(spelled):  # added markup is matched even so: halves of it are not
             middle = len(hidden[piece]) // 2
-            spelled = plain_ids(tokenizer, hidden[piece][:middle]) + plain_ids(tokenizer, hidden[piece][middle:])
+            spelled = plain_ids(tokenizer, hidden[piece][:middle]) + plain_ids(
+                tokenizer, hidden[piece][middle:]
+            )
         ids += spelled
     return ids
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which control tokens are control tokens, without a BOS of the tokenizer's own."""
+    """Token ids of a text in which control tokens are control tokens, without a BOS of the
+    tokenizer's own."""
     return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -1,7 +1,8 @@
 """Errors that are sentences.
 
-Anything a user can cause (a typo, a missing file, a full disk, a refused endpoint) is raised as `UserError` with one sentence that says
-what is wrong, where, and what to do. The command line prints that sentence and exits with 2; `--debug` shows the traceback.
+Anything a user can cause (a typo, a missing file, a full disk, a refused endpoint) is raised as
+`UserError` with one sentence that says what is wrong, where, and what to do. The command line
+prints that sentence and exits with 2; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint to append to a sentence about an unknown name: "; did you mean 'x'?", or the valid names when none is close."""
+    """A hint to append to a sentence about an unknown name: "; did you mean 'x'?", or the valid
+    names when none is close."""
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

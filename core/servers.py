@@ -1,12 +1,14 @@
-"""Models behind OpenAI-compatible servers: our own vLLM replicas, or servers that the recipe names by URL.
+"""Models behind OpenAI-compatible servers: our own vLLM replicas, or servers that the recipe names
+by URL.
 
     with Servers(log, run / "logs") as servers:
-        endpoint = servers.serve(ServerSpec(model=teacher.path, args={"max_model_len": 2048}))
-        for reply in endpoint.stream(Request(row_id, {"prompt": token_ids, "max_tokens": 96, "seed": 7}) for ...):
+        endpoint = servers.serve(ServerSpec(model=teacher.path, args={"max_model_len": 2048})) for
+        reply in endpoint.stream(Request(row_id, {"prompt": token_ids, "max_tokens": 96, "seed": 7})
+        for ...):
             ...
 
-A separate process for the model frees the GPU before training starts. `LLM(data_parallel_size=k)` inside one process hangs (vLLM #22575,
-#23534), so there is one server a replica.
+A separate process for the model frees the GPU before training starts. `LLM(data_parallel_size=k)`
+inside one process hangs (vLLM #22575, #23534), so there is one server a replica.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ SILENT = 20
 
 
 class Servers:
-    """The servers of one run. Own servers start when the first request is sent; one model at a time is kept alive."""
+    """The servers of one run. Own servers start when the first request is sent; one model at a time
+    is kept alive."""
 
     def __init__(self, log: Log, logs: Path) -> None:
         self._log = log
@@ -50,7 +53,8 @@ class Servers:
         self.release()
 
     def serve(self, spec: ServerSpec) -> Endpoint:
-        """The endpoint of a model. Nothing starts yet: the first request starts its servers and ends those of another model."""
+        """The endpoint of a model. Nothing starts yet: the first request starts its servers and
+        ends those of another model."""
         return Endpoint(self, spec)
 
     def release(self) -> None:
@@ -68,7 +72,9 @@ class Servers:
         if spec.urls:
             key = os.environ.get(spec.api_key_env, "").strip() if spec.api_key_env else None
             if spec.api_key_env and not key:
-                raise UserError(f"the environment variable {spec.api_key_env} (api_key_env of {spec.model}) is not set; export the key in it.")
+                raise UserError(
+                    f"the environment variable {spec.api_key_env} (api_key_env of {spec.model}) is not set; export the key in it."
+                )
             yield [Target(url, key) for url in spec.urls]
             return
         self._ensure(spec)
@@ -82,17 +88,29 @@ class Servers:
         # What only concerns the sending side does not need another server.
         if self._spec is not None and _serving(self._spec) == _serving(spec):
             for server in self._live:  # one may have died since it was last used
-                server.revive(server.generation, server.generation + 1, self._log.say, threading.Event())
+                server.revive(
+                    server.generation, server.generation + 1, self._log.say, threading.Event()
+                )
             return
         if self._streams:
-            raise RuntimeError(f"a stream is still open on another model's server: finish it before sending to {spec.model}")
+            raise RuntimeError(
+                f"a stream is still open on another model's server: finish it before sending to {spec.model}"
+            )
         self.release()
         from core.vllm_server import make_servers
 
         name = re.sub(r"[^\w.-]+", "-", Path(spec.model).name) or "model"
-        self._live = make_servers(spec.model, spec.args, spec.env, spec.replicas, lambda r: self._logs / f"vllm-{name}-{r}.log")
+        self._live = make_servers(
+            spec.model,
+            spec.args,
+            spec.env,
+            spec.replicas,
+            lambda r: self._logs / f"vllm-{name}-{r}.log",
+        )
         self._spec = spec
-        self._log.say(f"starting vLLM for {spec.model}, {spec.replicas} replica(s); log: {self._live[0].log}")
+        self._log.say(
+            f"starting vLLM for {spec.model}, {spec.replicas} replica(s); log: {self._live[0].log}"
+        )
         started = time.monotonic()
         try:
             for server in self._live:
@@ -120,16 +138,22 @@ class Endpoint:
         self._servers = servers
         self.spec = spec
 
-    def stream(self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
+    def stream(
+        self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None
+    ) -> Iterator[Reply]:
         """Send the requests and yield each one's reply once, as they finish (any order).
 
-        `then` makes chains without a barrier: a reply for which it returns a request is not yielded; that request goes out at once in its place
-        (the next turn of a conversation, the rest of a text whose first token was chosen). It is called in the caller's thread, once a reply.
+        `then` makes chains without a barrier: a reply for which it returns a request is not
+        yielded; that request goes out at once in its place (the next turn of a conversation, the
+        rest of a text whose first token was chosen). It is called in the caller's thread, once a
+        reply.
 
-        At most `max_in_flight` are in flight; `requests` is pulled in the caller's thread, only when there is room. 429, 5xx, timeouts, lost
-        connections and broken bodies are sent again with back-off (Retry-After honoured); what still fails, and any other 4xx, comes
-        back with `error`. An own server that dies is restarted and what was in flight is sent again. Stop early by closing the generator.
-        Raises UserError when a server cannot be started, or dies again and again.
+        At most `max_in_flight` are in flight; `requests` is pulled in the caller's thread, only
+        when there is room. 429, 5xx, timeouts, lost connections and broken bodies are sent again
+        with back-off (Retry-After honoured); what still fails, and any other 4xx, comes back with
+        `error`. An own server that dies is restarted and what was in flight is sent again. Stop
+        early by closing the generator. Raises UserError when a server cannot be started, or dies
+        again and again.
         """
         from core.client import Client
 
@@ -140,15 +164,22 @@ class Endpoint:
         limit = self.spec.max_in_flight
         with (
             self._servers.targets(self.spec) as targets,
-            Client(targets, self.spec.request_model, self.spec.timeout, self._servers.say) as client,
+            Client(
+                targets, self.spec.request_model, self.spec.timeout, self._servers.say
+            ) as client,
         ):
             yield from client.stream(itertools.chain([first], iterator), limit, then)
 
-    def answers(self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None) -> Iterator[Reply]:
-        """As `stream`, for replies that are kept for good: what is wrong with the server is never taken for a failure of the row.
+    def answers(
+        self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None
+    ) -> Iterator[Reply]:
+        """As `stream`, for replies that are kept for good: what is wrong with the server is never
+        taken for a failure of the row.
 
-        A server's fault is held back until another request has been answered after it (then it was that request's); UserError when access is refused,
-        when SILENT requests in a row got no answer, or when the last ones did not. What was yielded is good, the rest is to be asked again.
+        A server's fault is held back until another request has been answered after it (then it was
+        that request's); UserError when access is refused, when SILENT requests in a row got no
+        answer, or when the last ones did not. What was yielded is good, the rest is to be asked
+        again.
         """
         held: list[Reply] = []
         answered = False
@@ -160,8 +191,13 @@ class Endpoint:
                 held, answered = [], True
                 yield reply
             if reply.fault == "access" or len(held) >= SILENT:
-                raise UserError(f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: mend that, and run again.")
-        if len(held) > 1 or (held and not answered):  # a single one that fails after others were answered is that request's own
-            raise UserError(f"{self.spec.model}: {held[-1].error}; nothing was stored of what it did not answer: mend that, and run again.")
+                raise UserError(
+                    f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: mend that, and run again."
+                )
+        if len(held) > 1 or (
+            held and not answered
+        ):  # a single one that fails after others were answered is that request's own
+            raise UserError(
+                f"{self.spec.model}: {held[-1].error}; nothing was stored of what it did not answer: mend that, and run again."
+            )
         yield from held
-

@@ -1,11 +1,13 @@
 """Results: immutable directories named by what determines their content.
 
-A result lives in `ROOT/results/STAGE/KEY/`. Work happens in `KEY.partial/`, which survives a kill so that the next run continues it;
-publishing is fsync, rename, and `manifest.json` last. What has no manifest is unfinished.
+A result lives in `ROOT/results/STAGE/KEY/`. Work happens in `KEY.partial/`, which survives a kill
+so that the next run continues it; publishing is fsync, rename, and `manifest.json` last. What has
+no manifest is unfinished.
 
-The key is a digest of whatever the caller says determines the content (config, digests of inputs, VERSION of the code). The manifest
-also holds the digest of what was actually written, which children put into their own keys: a rebuilt parent with other bytes leaves
-its children behind as stale.
+The key is a digest of whatever the caller says determines the content (config, digests of inputs,
+VERSION of the code). The manifest also holds the digest of what was actually written, which
+children put into their own keys: a rebuilt parent with other bytes leaves its children behind as
+stale.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ from pydantic import BaseModel
 from core.errors import UserError
 
 Counts = dict[str, Any]
-"""What a stage reports: numbers by name (rows, tokens, seconds, failures by reason); written into the manifest, never part of a key."""
+"""What a stage reports: numbers by name (rows, tokens, seconds, failures by reason); written into
+the manifest, never part of a key."""
 
 MANIFEST = "manifest.json"
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; pydantic models, paths, tuples and sets are converted. Equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    """JSON with sorted keys and no spaces; pydantic models, paths, tuples and sets are converted.
+    Equal values give equal text."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -60,7 +66,8 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(folder: Path) -> str:
-    """Digest of every file below `folder` by relative name and content, leaving out the manifest itself."""
+    """Digest of every file below `folder` by relative name and content, leaving out the manifest
+    itself."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
 
@@ -68,7 +75,9 @@ def tree_digest(folder: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees all of it or none: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # two machines may have a process of the same number
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    )  # two machines may have a process of the same number
     with temporary.open("wb") as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
         handle.flush()
@@ -101,13 +110,15 @@ class Result:
 
 @dataclass
 class Build:
-    """A result being made: write into `path`, put what is worth knowing into `counts` and `facts`."""
+    """A result being made: write into `path`, put what is worth knowing into `counts` and
+    `facts`."""
 
     path: Path
     counts: Counts = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     content: Callable[[Path], str] | None = None
-    """Digests what children depend on, where that is not every file (a training log has times in it); default: `tree_digest`."""
+    """Digests what children depend on, where that is not every file (a training log has times in
+    it); default: `tree_digest`."""
 
 
 class Store:
@@ -128,15 +139,18 @@ class Store:
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
-            raise UserError(f"{path / MANIFEST} is not valid JSON ({error}); remove the folder {path} and run again.") from error
+            raise UserError(
+                f"{path / MANIFEST} is not valid JSON ({error}); remove the folder {path} and run again."
+            ) from error
 
     @contextmanager
     def build(self, stage: str, key: str, spec: Mapping[str, Any]) -> Iterator[Build]:
         """Make the result of `stage` under `key`.
 
-        Yields a `Build` whose folder keeps what an earlier, killed attempt had left. On a clean exit the folder is published; on an
-        exception it stays as `.partial`. `spec` is what determined the key, kept in the manifest so that a later plan can say which
-        field changed. Raises UserError when another process is making the same result.
+        Yields a `Build` whose folder keeps what an earlier, killed attempt had left. On a clean
+        exit the folder is published; on an exception it stays as `.partial`. `spec` is what
+        determined the key, kept in the manifest so that a later plan can say which field changed.
+        Raises UserError when another process is making the same result.
         """
         final = self.folder(stage, key)
         partial = final.with_name(final.name + ".partial")
@@ -166,7 +180,9 @@ class Store:
                 "seconds": time.time() - started,
                 **build.facts,
             }
-            if final.exists():  # an unfinished folder without a manifest: a kill between rename and manifest
+            if (
+                final.exists()
+            ):  # an unfinished folder without a manifest: a kill between rename and manifest
                 shutil.rmtree(final)
             partial.rename(final)
             fsync_folder(final.parent)

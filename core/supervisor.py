@@ -1,15 +1,16 @@
 """The small process that owns a server and ends it when the run is gone.
 
-SIGKILL runs no clean-up: killing the harness leaves every vLLM process alive, killing vLLM's API server leaves its engine and its workers
-(both measured). So a server is never a child of the harness. This file, run as a script in a session of its own, starts the server and holds
-the read end of a pipe from the harness:
+SIGKILL runs no clean-up: killing the harness leaves every vLLM process alive, killing vLLM's API
+server leaves its engine and its workers (both measured). So a server is never a child of the
+harness. This file, run as a script in a session of its own, starts the server and holds the read
+end of a pipe from the harness:
 
     harness gone (pipe at end of file, or another parent)  ->  the server and all its descendants are ended, then the supervisor
     server gone                                            ->  what it left behind is ended, then the supervisor
     supervisor gone                                        ->  the harness ends the session; if the harness is gone too, the kernel tells the server
 
-It is Linux's own means that make this hold: a child subreaper inherits orphans, also those that left the group or the session, and
-PR_SET_PDEATHSIG reaches the server when its supervisor dies.
+It is Linux's own means that make this hold: a child subreaper inherits orphans, also those that
+left the group or the session, and PR_SET_PDEATHSIG reaches the server when its supervisor dies.
 """
 
 from __future__ import annotations
@@ -35,25 +36,43 @@ POLITE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
 PATIENCE = 20.0
-"""Seconds after which killing is given up (a process in uninterruptible sleep cannot be ended by anyone)."""
+"""Seconds after which killing is given up (a process in uninterruptible sleep cannot be ended by
+anyone)."""
 
-_OWNER, _TOKEN, _SCRATCH = "MAGPIE_SUPERVISOR_OWNER", "MAGPIE_SUPERVISOR_TOKEN", "MAGPIE_SUPERVISOR_SCRATCH"
+_OWNER, _TOKEN, _SCRATCH = (
+    "MAGPIE_SUPERVISOR_OWNER",
+    "MAGPIE_SUPERVISOR_TOKEN",
+    "MAGPIE_SUPERVISOR_SCRATCH",
+)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Supervised:
     """A command under a supervisor, seen from the harness; its output is appended to `log`.
 
-    `scratch` is a short temporary folder for the command's sockets, named in the environment variable `scratch_variable` and removed at the end.
+    `scratch` is a short temporary folder for the command's sockets, named in the environment
+    variable `scratch_variable` and removed at the end.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, scratch_variable: str = _SCRATCH) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        scratch_variable: str = _SCRATCH,
+    ) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="magpie-"))
         self._token = secrets.token_hex(16)
-        ours = {_OWNER: str(os.getpid()), _TOKEN: self._token, _SCRATCH: str(self.scratch), scratch_variable: str(self.scratch)}
+        ours = {
+            _OWNER: str(os.getpid()),
+            _TOKEN: self._token,
+            _SCRATCH: str(self.scratch),
+            scratch_variable: str(self.scratch),
+        }
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            # -P and the file's path: nothing in the working directory can shadow a module, and no installation is needed.
+            # -P and the file's path: nothing in the working directory can shadow a module, and no
+            # installation is needed.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, *argv],
                 stdin=subprocess.PIPE,
@@ -67,7 +86,8 @@ class Supervised:
 
     @property
     def pid(self) -> int:
-        """Process id of the supervisor, which is also the id of the session that the server lives in."""
+        """Process id of the supervisor, which is also the id of the session that the server lives
+        in."""
         return self._process.pid
 
     @property
@@ -77,7 +97,8 @@ class Supervised:
 
     @property
     def exit_code(self) -> int | None:
-        """The server's exit status as the supervisor passed it on (128 + signal for a signal), None while running."""
+        """The server's exit status as the supervisor passed it on (128 + signal for a signal), None
+        while running."""
         return self._process.returncode if self._gone.is_set() else None
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -95,7 +116,8 @@ class Supervised:
 
     def _watch(self) -> None:
         """Wait for the supervisor; one that was killed could not end its server, so do it here."""
-        # WNOWAIT keeps the process id taken while the session is searched, so that it cannot come to name another session meanwhile.
+        # WNOWAIT keeps the process id taken while the session is searched, so that it cannot come
+        # to name another session meanwhile.
         try:
             how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:  # someone else in this process collected it
@@ -108,7 +130,8 @@ class Supervised:
 
 
 def _of_session(session: int, token: str) -> list[psutil.Process]:
-    """Processes of the session, and those that left it but still carry the token in their environment."""
+    """Processes of the session, and those that left it but still carry the token in their
+    environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -120,10 +143,12 @@ def _of_session(session: int, token: str) -> list[psutil.Process]:
 
 
 def _kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
-    """SIGKILL what `find` finds, again and again (a process may fork while it is searched for), until it finds nothing."""
+    """SIGKILL what `find` finds, again and again (a process may fork while it is searched for),
+    until it finds nothing."""
     started = time.monotonic()
     while (alive := find()) and time.monotonic() < started + PATIENCE:
-        # Python's resource trackers go last: when the others are gone they unlink the shared memory that those left in /dev/shm, and end.
+        # Python's resource trackers go last: when the others are gone they unlink the shared memory
+        # that those left in /dev/shm, and end.
         trackers = [p for p in alive if _is_tracker(p)]
         for process in alive:
             if process not in trackers or time.monotonic() > started + 1:
@@ -148,7 +173,9 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda got, _frame: told.append(got))
 
     def in_server() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # SIGTERM: vLLM's API server then ends its engine, which SIGKILL would leave
+        libc.prctl(
+            _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0
+        )  # SIGTERM: vLLM's API server then ends its engine, which SIGKILL would leave
         if os.getppid() != me:
             os._exit(1)
 
@@ -167,7 +194,8 @@ def main(argv: list[str]) -> int:
         reap()
         return psutil.Process().children(recursive=True)
 
-    # The parent is watched besides the pipe: a process that the harness forked may hold a copy of the pipe's other end.
+    # The parent is watched besides the pipe: a process that the harness forked may hold a copy of
+    # the pipe's other end.
     while status is None and not told and os.getppid() == owner:
         if select.select([0], [], [], 0.2)[0] and not os.read(0, 1):
             break

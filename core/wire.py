@@ -1,6 +1,7 @@
 """What goes over the wire: which server is asked, what a request says, and what became of it.
 
-Shared by whoever builds requests, by the client that sends them and by the servers that answer, so that none of those imports another.
+Shared by whoever builds requests, by the client that sends them and by the servers that answer, so
+that none of those imports another.
 """
 
 from __future__ import annotations
@@ -20,19 +21,22 @@ class ServerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
-    """Folder or hub id of the model; also the model's name in requests, unless `args.served_model_name` is given."""
+    """Folder or hub id of the model; also the model's name in requests, unless
+    `args.served_model_name` is given."""
     urls: tuple[str, ...] = ()
     """OpenAI-compatible servers to use, each up to but without /v1; no server is started then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key for `urls`."""
     replicas: int = Field(1, ge=1)
-    """vLLM servers to start, each on its own GPUs (tensor x pipeline x data parallel size of them)."""
+    """vLLM servers to start, each on its own GPUs (tensor x pipeline x data parallel size of
+    them)."""
     max_in_flight: int = Field(128, ge=1)
     """Requests in flight, over all replicas or URLs."""
     timeout: float = Field(600, gt=0)
     """Seconds that one attempt of one request may take."""
     args: dict[str, Any] = {}
-    """vLLM engine arguments, passed verbatim, e.g. {max_model_len: 2048, tensor_parallel_size: 2, runner: pooling}."""
+    """vLLM engine arguments, passed verbatim, e.g. {max_model_len: 2048, tensor_parallel_size: 2,
+    runner: pooling}."""
     env: dict[str, str] = {}
     """Environment variables for the server processes."""
 
@@ -55,7 +59,8 @@ class ServerSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Request:
-    """One call: `key` comes back with the reply; `body` is the JSON body ("model" is filled in where absent)."""
+    """One call: `key` comes back with the reply; `body` is the JSON body ("model" is filled in
+    where absent)."""
 
     key: str
     body: dict[str, Any]
@@ -64,10 +69,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a request: the JSON `body`, or `error` in one sentence; `attempts` counts the calls made for it.
+    """What became of a request: the JSON `body`, or `error` in one sentence; `attempts` counts the
+    calls made for it.
 
-    `fault` says whose an error is: the "request"'s own (too long, malformed), the "server"'s (down, overloaded, too slow, after all attempts), or
-    that of the "access" to it (wrong key or model name), which every request would meet.
+    `fault` says whose an error is: the "request"'s own (too long, malformed), the "server"'s (down,
+    overloaded, too slow, after all attempts), or that of the "access" to it (wrong key or model
+    name), which every request would meet.
     """
 
     key: str
@@ -83,13 +90,17 @@ class OwnServer(Protocol):
     url: str
     generation: int
 
-    def revive(self, seen: int, most: int, say: Callable[[str], None], abandon: threading.Event) -> bool:
-        """Start it again if it died since generation `seen`; true when it answers again. Raises UserError beyond generation `most`."""
+    def revive(
+        self, seen: int, most: int, say: Callable[[str], None], abandon: threading.Event
+    ) -> bool:
+        """Start it again if it died since generation `seen`; true when it answers again. Raises
+        UserError beyond generation `most`."""
 
 
 @dataclass
 class Target:
-    """A server that requests can go to: a `url` from the recipe, or a `server` of our own, which can be restarted (at another port)."""
+    """A server that requests can go to: a `url` from the recipe, or a `server` of our own, which
+    can be restarted (at another port)."""
 
     url: str = ""
     key: str | None = None

@@ -1,4 +1,5 @@
-"""Evaluation, as a recipe states it. Imports pydantic only: prompt sets, judges and lm-eval load when they are used."""
+"""Evaluation, as a recipe states it. Imports pydantic only: prompt sets, judges and lm-eval load
+when they are used."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ class AnswersConfig(BaseModel):
     model_config = STRICT
 
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1024}
-    """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature, max_tokens, repetition_penalty, seed …)."""
+    """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature,
+    max_tokens, repetition_penalty, seed …)."""
     system: str | None = None
-    """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may bring one of its own."""
+    """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may
+    bring one of its own."""
     server: dict[str, Any] = {}
-    """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout, args (vLLM's, verbatim), env."""
+    """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout,
+    args (vLLM's, verbatim), env."""
 
     _check_server = field_validator("server")(_server)
 
@@ -55,19 +59,24 @@ class JudgeConfig(BaseModel):
     model: str
     """Folder, `embedded/NAME`, hub id, or with `server.urls` the name that the endpoint knows."""
     revision: str | None = None
-    """Hub branch, tag or commit; for a hosted judge any note of yours that should count as part of its identity."""
+    """Hub branch, tag or commit; for a hosted judge any note of yours that should count as part of
+    its identity."""
     server: dict[str, Any] = {}
-    """As core.wire.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args` are vLLM's, verbatim."""
+    """As core.wire.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args`
+    are vLLM's, verbatim."""
     api: Literal["completions", "chat"] | None = None
-    """How to ask. `completions` sends token ids, so that no control token of an answer survives; `chat` sends messages, as hosted judges want
-    it. Default: chat when `server.urls` is given, else completions."""
+    """How to ask. `completions` sends token ids, so that no control token of an answer survives;
+    `chat` sends messages, as hosted judges want it. Default: chat when `server.urls` is given, else
+    completions."""
     max_answer_characters: int = Field(default=100_000, ge=100)
-    """An answer longer than this is cut before it is judged, with a note in its place, and counted. Characters, not tokens."""
+    """An answer longer than this is cut before it is judged, with a note in its place, and counted.
+    Characters, not tokens."""
     prices: Prices | None = None
     """With prices, the money spent is counted and `budget` can stop it."""
     budget: float | None = Field(default=None, gt=0)
-    """The most that the judgments of one result may cost in all (those already in the store count as what they cost), in the currency of
-    `prices`. When it is reached the run stops with a sentence; everything bought is kept."""
+    """The most that the judgments of one result may cost in all (those already in the store count
+    as what they cost), in the currency of `prices`. When it is reached the run stops with a
+    sentence; everything bought is kept."""
 
     _check_server = field_validator("server")(_server)
 
@@ -84,7 +93,8 @@ class JudgeConfig(BaseModel):
 
 
 class Protocol(BaseModel):
-    """What the two pairwise benchmarks share: whose answers are compared on which prompts, and how the judge is asked."""
+    """What the two pairwise benchmarks share: whose answers are compared on which prompts, and how
+    the judge is asked."""
 
     model_config = STRICT
 
@@ -93,12 +103,14 @@ class Protocol(BaseModel):
     answers: AnswersConfig | None = None
     """How checkpoints answer in this benchmark; none means `eval.answers`."""
     baseline: str | dict[str, str] | None = None
-    """Answers that every arm is compared with: an arm's name, a file of answers, or `hub`; for prompts whose categories have baselines of
-    their own, a mapping from category to file. None means the baseline arm of the recipe."""
+    """Answers that every arm is compared with: an arm's name, a file of answers, or `hub`; for
+    prompts whose categories have baselines of their own, a mapping from category to file. None
+    means the baseline arm of the recipe."""
     judge: JudgeConfig | None = None
     """The judge of this benchmark; none means `eval.judge`."""
     judges: tuple[JudgeConfig, ...] | None = Field(default=None, min_length=1)
-    """Several judges instead of `judge`: each asks and is cached by itself, and the preference of an item is the mean over those that judged it."""
+    """Several judges instead of `judge`: each asks and is cached by itself, and the preference of
+    an item is the mean over those that judged it."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Protocol:
@@ -108,52 +120,65 @@ class Protocol(BaseModel):
 
 
 class AlpacaConfig(Protocol):
-    """AlpacaEval-style: one verdict between two unordered outputs, read from the log-probabilities of a one-token code."""
+    """AlpacaEval-style: one verdict between two unordered outputs, read from the log-probabilities
+    of a one-token code."""
 
     kind: Literal["alpaca"] = "alpaca"
     """Which protocol this is; never needs writing."""
     mode: Literal["logprob", "text", "reward"] = "logprob"
-    """`logprob` reads P(first output is better) from the first token's log-probabilities; `text` takes the code that the judge writes, for
-    judges that give no log-probabilities. `reward`: the judge is a sequence-classification reward model behind a vLLM pooling server (ours, or
-    `server.urls`; its tokenizer must be at hand); P = sigmoid(difference of the rewards), and order, prompt, codes and sampling do not matter."""
+    """`logprob` reads P(first output is better) from the first token's log-probabilities; `text`
+    takes the code that the judge writes, for judges that give no log-probabilities. `reward`: the
+    judge is a sequence-classification reward model behind a vLLM pooling server (ours, or
+    `server.urls`; its tokenizer must be at hand); P = sigmoid(difference of the rewards), and
+    order, prompt, codes and sampling do not matter."""
     order: Literal["random", "both"] = "random"
-    """`random` fixes one order an instruction, by the official rule, alike for every model; `both` asks twice and averages."""
+    """`random` fixes one order an instruction, by the official rule, alike for every model; `both`
+    asks twice and averages."""
     order_seed: str = "0"
     """Seed in the official rule for the order (the published judgments have 0)."""
     prompt: str = "alpaca"
-    """`alpaca` (ours), or the path of a template: .jinja with {{ instruction }}, {{ output_1 }}, {{ output_2 }}, or the official text with
-    {instruction}, {output_1}, {output_2}."""
+    """`alpaca` (ours), or the path of a template: .jinja with {{ instruction }}, {{ output_1 }}, {{
+    output_2 }}, or the official text with {instruction}, {output_1}, {output_2}."""
     codes: tuple[str, str] = ("m", "M")
-    """What the template calls the first and the second output; each must be one token of the judge."""
+    """What the template calls the first and the second output; each must be one token of the
+    judge."""
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1}
-    """Sampling of the judge, verbatim in the request; in text mode allow more tokens when the judge thinks first."""
+    """Sampling of the judge, verbatim in the request; in text mode allow more tokens when the judge
+    thinks first."""
 
     @model_validator(mode="after")
     def _codes_differ(self) -> AlpacaConfig:
         if self.codes[0] == self.codes[1] or not all(self.codes):
-            raise ValueError(f"`codes` must be two different, non-empty texts, not {list(self.codes)}")
+            raise ValueError(
+                f"`codes` must be two different, non-empty texts, not {list(self.codes)}"
+            )
         return self
 
 
 class ArenaConfig(Protocol):
-    """Arena-Hard-style: two games with swapped positions, each ending in one of five verdict labels."""
+    """Arena-Hard-style: two games with swapped positions, each ending in one of five verdict
+    labels."""
 
     kind: Literal["arena"] = "arena"
     """Which protocol this is; never needs writing."""
     version: Literal["v0.1", "v2.0"] = "v0.1"
-    """Whose rules read the verdict: v0.1 wants exactly one distinct [[label]] and asks once more when there is none; v2.0 takes the last."""
+    """Whose rules read the verdict: v0.1 wants exactly one distinct [[label]] and asks once more
+    when there is none; v2.0 takes the last."""
     prompt: str | dict[str, str] = "arena"
-    """`arena` (ours: the judge answers the prompt itself first), `arena-direct` (ours, without that step), or the path of a template as in
-    `alpaca`. A mapping from category to one of these asks each category in its own way (v2.0 judges creative writing directly)."""
+    """`arena` (ours: the judge answers the prompt itself first), `arena-direct` (ours, without that
+    step), or the path of a template as in `alpaca`. A mapping from category to one of these asks
+    each category in its own way (v2.0 judges creative writing directly)."""
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 4096}
     """Sampling of the judge, verbatim in the request."""
     constrain: bool = False
-    """When a judge's text ends without a verdict, ask for the bare label by constrained decoding (vLLM structured outputs; not with `chat`).
-    Such verdicts are counted as constrained. It replaces the retry of v0.1."""
+    """When a judge's text ends without a verdict, ask for the bare label by constrained decoding
+    (vLLM structured outputs; not with `chat`). Such verdicts are counted as constrained. It
+    replaces the retry of v0.1."""
 
 
 class Rated(BaseModel):
-    """What the two rated benchmarks share: each answer is rated from 1 to 10 by itself, against no baseline."""
+    """What the two rated benchmarks share: each answer is rated from 1 to 10 by itself, against no
+    baseline."""
 
     model_config = STRICT
 
@@ -164,7 +189,8 @@ class Rated(BaseModel):
     judge: JudgeConfig | None = None
     """The judge of this benchmark; none means `eval.judge`."""
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 2048}
-    """Sampling of the judge, verbatim in the request. A judge's text that `max_tokens` cuts off holds no rating."""
+    """Sampling of the judge, verbatim in the request. A judge's text that `max_tokens` cuts off
+    holds no rating."""
 
 
 class WildBenchConfig(Rated):
@@ -173,23 +199,33 @@ class WildBenchConfig(Rated):
     kind: Literal["wildbench"] = "wildbench"
     """Which protocol this is; never needs writing."""
     prompts: str = "wildbench"
-    """`wildbench` (v2, 1,024 tasks, from the hub's allenai/WildBench), or the path of a .json, .jsonl or .parquet file in its form or ours."""
+    """`wildbench` (v2, 1,024 tasks, from the hub's allenai/WildBench), or the path of a .json,
+    .jsonl or .parquet file in its form or ours."""
     prompt: str = "wildbench"
-    """`wildbench` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }}, {{ model_output }}, {{ checklist }}, or the
-    official text with {$history} and so on. The reply must end with a JSON object that has a score."""
+    """`wildbench` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }},
+    {{ model_output }}, {{ checklist }}, or the official text with {$history} and so on. The reply
+    must end with a JSON object that has a score."""
     references: dict[str, str] = {}
-    """WB-Reward: models to compare every arm with, NAME: a file or folder of their answers in a form that a baseline has (id and answer …). One
-    more question a task and reference. Empty: WB-Reward is not judged."""
+    """WB-Reward: models to compare every arm with, NAME: a file or folder of their answers in a
+    form that a baseline has (id and answer …). One more question a task and reference. Empty:
+    WB-Reward is not judged."""
     reward_prompt: str = "wildbench-reward"
-    """`wildbench-reward` (ours), or the path of a template: .jinja with {{ history }}, {{ user_query }}, {{ candidate_A }}, {{ candidate_B }},
-    {{ checklist }}, or the official text with {$history} and so on. The reply must end with a JSON object that has a choice."""
+    """`wildbench-reward` (ours), or the path of a template: .jinja with {{ history }}, {{
+    user_query }}, {{ candidate_A }}, {{ candidate_B }}, {{ checklist }}, or the official text with
+    {$history} and so on. The reply must end with a JSON object that has a choice."""
     margin: int | None = Field(default=None, ge=0)
-    """WB-Reward: a slight win of an answer that is longer by more characters than this is a tie; none means that length does not matter."""
+    """WB-Reward: a slight win of an answer that is longer by more characters than this is a tie;
+    none means that length does not matter."""
 
     @property
     def reward(self) -> RewardConfig:
         """How the pairwise questions of WB-Reward are asked."""
-        return RewardConfig(answers=self.answers, judge=self.judge, sampling=self.sampling, prompt=self.reward_prompt)
+        return RewardConfig(
+            answers=self.answers,
+            judge=self.judge,
+            sampling=self.sampling,
+            prompt=self.reward_prompt,
+        )
 
 
 class RewardConfig(Rated):
@@ -207,11 +243,13 @@ class MTBenchConfig(Rated):
     kind: Literal["mtbench"] = "mtbench"
     """Which protocol this is; never needs writing."""
     prompts: str = "mt_bench"
-    """`mt_bench` (80 questions, from the hub's HuggingFaceH4/mt_bench_prompts), or the path of a file like FastChat's question.jsonl; its
-    `reference`, where it has one, is shown to the judge."""
+    """`mt_bench` (80 questions, from the hub's HuggingFaceH4/mt_bench_prompts), or the path of a
+    file like FastChat's question.jsonl; its `reference`, where it has one, is shown to the
+    judge."""
     prompt: str = Field(default="mtbench", pattern=r"^mtbench$|\.jinja$")
-    """`mtbench` (ours), or the path of a .jinja template with {{ question_1 }}, {{ answer_1 }} and, each defined only where there is one,
-    {{ reference_1 }}, {{ question_2 }}, {{ answer_2 }}, {{ reference_2 }}. The reply must end with [[rating]]."""
+    """`mtbench` (ours), or the path of a .jinja template with {{ question_1 }}, {{ answer_1 }} and,
+    each defined only where there is one, {{ reference_1 }}, {{ question_2 }}, {{ answer_2 }}, {{
+    reference_2 }}. The reply must end with [[rating]]."""
 
 
 class HeldoutConfig(BaseModel):
@@ -234,22 +272,29 @@ class TasksConfig(BaseModel):
     model_config = STRICT
 
     tasks: tuple[str | dict[str, Any], ...] = ("everyday-science",)
-    """Names of lm-eval tasks or groups (`ifeval`), paths of task YAML files, `everyday-science` (the small set shipped here),
-    `open-llm-leaderboard-v1` or `mmlu-redux`; or a mapping with `task` or `group` (a name) and what it overrides, verbatim:
-    {task: hellaswag, num_fewshot: 10}, {group: mmlu, num_fewshot: 5}."""
+    """Names of lm-eval tasks or groups (`ifeval`), paths of task YAML files, `everyday-science`
+    (the small set shipped here), `open-llm-leaderboard-v1` or `mmlu-redux`; or a mapping with
+    `task` or `group` (a name) and what it overrides, verbatim: {task: hellaswag, num_fewshot: 10},
+    {group: mmlu, num_fewshot: 5}."""
     backend: str = "hf"
     """lm-eval's model type: hf, local-completions, vllm …"""
     model_args: dict[str, Any] = {}
     """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
     evaluate: dict[str, Any] = {}
-    """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size, apply_chat_template, gen_kwargs …"""
+    """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size,
+    apply_chat_template, gen_kwargs …"""
 
     @field_validator("tasks")
     @classmethod
     def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
         for entry in value:
-            if isinstance(entry, dict) and sum(isinstance(entry.get(key), str) for key in ("task", "group")) != 1:
-                raise ValueError(f"a mapping in `tasks` needs `task` or `group`, one name, not {entry}")
+            if (
+                isinstance(entry, dict)
+                and sum(isinstance(entry.get(key), str) for key in ("task", "group")) != 1
+            ):
+                raise ValueError(
+                    f"a mapping in `tasks` needs `task` or `group`, one name, not {entry}"
+                )
         return value
 
     @field_validator("evaluate")
@@ -257,7 +302,9 @@ class TasksConfig(BaseModel):
     def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "model_args", "tasks", "log_samples", "task_manager"} & set(value))
         if taken:
-            raise ValueError(f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} set by the harness and cannot be in `evaluate`")
+            raise ValueError(
+                f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} set by the harness and cannot be in `evaluate`"
+            )
         return value
 
 
@@ -267,8 +314,9 @@ class EvalConfig(BaseModel):
     model_config = STRICT
 
     prompts: str = "magpie-48"
-    """`magpie-48` (48 prompts written here, 4 in each of 12 categories), `alpaca_eval`, `arena-hard-v0.1`, `arena-hard-v2.0` (from the hub),
-    or the path of a file in our form or in either benchmark's."""
+    """`magpie-48` (48 prompts written here, 4 in each of 12 categories), `alpaca_eval`,
+    `arena-hard-v0.1`, `arena-hard-v2.0` (from the hub), or the path of a file in our form or in
+    either benchmark's."""
     limit: int | None = Field(default=None, ge=1)
     """Only so many prompts, spread evenly over the set; none means all."""
     answers: AnswersConfig = AnswersConfig()
@@ -288,8 +336,8 @@ class EvalConfig(BaseModel):
     tasks: TasksConfig | None = None
     """lm-eval tasks."""
     primary: Benchmark | None = None
-    """The one benchmark that decides, declared beforehand; all others are exploratory. None means the first that is named, in the order
-    alpaca, arena, wildbench, mtbench, heldout, tasks."""
+    """The one benchmark that decides, declared beforehand; all others are exploratory. None means
+    the first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, tasks."""
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
@@ -305,32 +353,57 @@ class EvalConfig(BaseModel):
         """The first of `protocols`: all that its judges have in common."""
         return self.protocols(benchmark)[0]
 
-    def protocols(self, benchmark: Literal["alpaca", "arena"]) -> tuple[AlpacaConfig | ArenaConfig, ...]:
-        """The block of a pairwise benchmark, once for each of its judges, with every default from above filled in: prompts, answers and judge
-        are never None, `judges` always is."""
+    def protocols(
+        self, benchmark: Literal["alpaca", "arena"]
+    ) -> tuple[AlpacaConfig | ArenaConfig, ...]:
+        """The block of a pairwise benchmark, once for each of its judges, with every default from
+        above filled in: prompts, answers and judge are never None, `judges` always is."""
         block = self.alpaca if benchmark == "alpaca" else self.arena
         assert block is not None, f"{benchmark} is not part of this recipe"
-        common = {"prompts": block.prompts or self.prompts, "answers": block.answers or self.answers, "judges": None}
-        return tuple(block.model_copy(update=common | {"judge": judge}) for judge in block.judges or (block.judge or self.judge,))
+        common = {
+            "prompts": block.prompts or self.prompts,
+            "answers": block.answers or self.answers,
+            "judges": None,
+        }
+        return tuple(
+            block.model_copy(update=common | {"judge": judge})
+            for judge in block.judges or (block.judge or self.judge,)
+        )
 
     def rating(self, benchmark: Literal["wildbench", "mtbench"]) -> WildBenchConfig | MTBenchConfig:
-        """The block of a rated benchmark with every default from above filled in: answers and judge are never None."""
+        """The block of a rated benchmark with every default from above filled in: answers and judge
+        are never None."""
         block = self.wildbench if benchmark == "wildbench" else self.mtbench
         assert block is not None, f"{benchmark} is not part of this recipe"
-        own = {"limit": block.limit or self.limit, "answers": block.answers or self.answers, "judge": block.judge or self.judge}
+        own = {
+            "limit": block.limit or self.limit,
+            "answers": block.answers or self.answers,
+            "judge": block.judge or self.judge,
+        }
         return block.model_copy(update=own)
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
         for name in ("alpaca", "arena", "wildbench", "mtbench"):
             block = getattr(self, name)
-            if block is not None and (getattr(block, "judges", None) or block.judge or self.judge) is None:
-                raise ValueError(f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`")
+            if (
+                block is not None
+                and (getattr(block, "judges", None) or block.judge or self.judge) is None
+            ):
+                raise ValueError(
+                    f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`"
+                )
         if self.primary is not None and self.primary not in self.benchmarks:
-            raise ValueError(f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})")
-        constrained = self.protocols("arena") if self.arena is not None and self.arena.constrain else ()
+            raise ValueError(
+                f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})"
+            )
+        constrained = (
+            self.protocols("arena") if self.arena is not None and self.arena.constrain else ()
+        )
         if any(p.judge is not None and p.judge.asks_by == "chat" for p in constrained):
-            raise ValueError("`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)")
+            raise ValueError(
+                "`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)"
+            )
         return self
 
 

@@ -1,6 +1,7 @@
 """`magpie`: one verb, one function. Everything heavy is imported inside the verb that needs it.
 
-Exit codes: 0 done, 1 a run failed, 2 the request was wrong (one sentence says what, where and what to do).
+Exit codes: 0 done, 1 a run failed, 2 the request was wrong (one sentence says what, where and what
+to do).
 """
 
 from __future__ import annotations
@@ -21,15 +22,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k).")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")]
+RecipeFile = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k)."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")
+]
 
 
 @app.command()
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...).")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...)."
+        ),
+    ] = None,
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest
@@ -47,9 +60,12 @@ def run(
 
 @app.command()
 def plan(
-    recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show for every stage whether it is reused or must run, the cells still missing, and the field that caused it."""
+    """Show for every stage whether it is reused or must run, the cells still missing, and the field
+    that caused it."""
     from recipes import schema
     from recipes.stages import graph
     from recipes.verbs import terminal
@@ -72,7 +88,11 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Print the comparison of a finished recipe again."""
     from core.errors import UserError
     from recipes import schema
@@ -82,7 +102,9 @@ def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: Annotated[
     loaded = schema.load(recipe, overrides or [])
     outcome = graph.plan(loaded)
     if "compare" not in outcome.results:
-        raise UserError(f"recipe {loaded.recipe.name} has no finished comparison; `magpie plan {recipe}` shows what is missing.")
+        raise UserError(
+            f"recipe {loaded.recipe.name} has no finished comparison; `magpie plan {recipe}` shows what is missing."
+        )
     if as_json:
         print((outcome.results["compare"].path / "comparison.json").read_text())
     else:
@@ -95,7 +117,8 @@ def why(
     what: Annotated[str, typer.Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
     overrides: Overrides = None,
 ) -> None:
-    """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row to the arms that took it."""
+    """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row
+    to the arms that took it."""
     from recipes import schema
     from recipes.verbs.why import explain
 
@@ -103,16 +126,27 @@ def why(
         print(line)
 
 
-score_app = typer.Typer(help="Score annotation, battle and judgment files that exist already.", no_args_is_help=True)
+score_app = typer.Typer(
+    help="Score annotation, battle and judgment files that exist already.", no_args_is_help=True
+)
 app.add_typer(score_app, name="score")
 Files = Annotated[list[Path], typer.Argument(help="Annotation, battle or judgment files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a list with one object a model.")]
-Data = Annotated[Path | None, typer.Option(help="Folder with the benchmark's reference files (difficulty, gamed rows, baseline outputs, answers).")]
-Compat = Annotated[str | None, typer.Option(help="`official`: the published rules, defects included.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the benchmark's reference files (difficulty, gamed rows, baseline outputs, answers)."
+    ),
+]
+Compat = Annotated[
+    str | None, typer.Option(help="`official`: the published rules, defects included.")
+]
 
 
 @score_app.command("alpaca-eval")
-def score_alpaca_eval(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
+def score_alpaca_eval(
+    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None
+) -> None:
     """Win rate, length-controlled win rate and their errors of AlpacaEval annotation files."""
     from eval.scoring.of_files import score_alpaca
     from recipes.verbs.terminal import show_scores
@@ -122,9 +156,15 @@ def score_alpaca_eval(files: Files, as_json: AsJson = False, data: Data = None, 
 
 @score_app.command("arena-hard")
 def score_arena_hard(
-    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None,
-    control: Annotated[list[str] | None, typer.Option(help="Style control: length, markdown (repeatable); needs --data.")] = None,
-) -> None:  # fmt: skip
+    files: Files,
+    as_json: AsJson = False,
+    data: Data = None,
+    compat: Compat = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Style control: length, markdown (repeatable); needs --data."),
+    ] = None,
+) -> None:
     """Scores of Arena-Hard battle or judgment files."""
     from eval.scoring.of_files import score_arena
     from recipes.verbs.terminal import show_scores
@@ -133,7 +173,9 @@ def score_arena_hard(
 
 
 @score_app.command("wildbench")
-def score_wildbench(files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None) -> None:
+def score_wildbench(
+    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None
+) -> None:
     """WB-Score or WB-Reward of WildBench judgment files."""
     from eval.scoring.of_files import score_wildbench as scored
     from recipes.verbs.terminal import show_scores
@@ -147,7 +189,8 @@ def write_annotations(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("annotations"),
 ) -> None:
-    """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which `magpie score` and their own tools read."""
+    """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which
+    `magpie score` and their own tools read."""
     from recipes import schema
     from recipes.verbs import annotations as files
 
@@ -157,18 +200,38 @@ def write_annotations(
 
 @app.command()
 def agreement(
-    judge: Annotated[str, typer.Argument(help="A recipe (its judge is asked as in its benchmark) or a judge's model.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe, or of the judge (server.args.max_model_len=4096).")] = None,
-    on: Annotated[str, typer.Option(help="pandalm, llmbar-natural, mt-bench, faireval, ... or a file of labelled pairs.")] = "pandalm",
+    judge: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe (its judge is asked as in its benchmark) or a judge's model."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Overrides of the recipe, or of the judge (server.args.max_model_len=4096)."
+        ),
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="pandalm, llmbar-natural, mt-bench, faireval, ... or a file of labelled pairs."
+        ),
+    ] = "pandalm",
     data: Annotated[Path, typer.Option(help="Folder that holds the human labels.")] = Path(),
-    benchmark: Annotated[str, typer.Option(help="Which of the recipe's benchmarks: alpaca or arena.")] = "alpaca",
+    benchmark: Annotated[
+        str, typer.Option(help="Which of the recipe's benchmarks: alpaca or arena.")
+    ] = "alpaca",
     limit: Annotated[int | None, typer.Option(help="Only so many pairs, spread evenly.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed beside its scores."""
+    """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed
+    beside its scores."""
     from recipes.verbs import agreement as agreeing
 
-    agreeing.main(judge, overrides or [], on=on, data=data, benchmark=benchmark, limit=limit, as_json=as_json)
+    agreeing.main(
+        judge, overrides or [], on=on, data=data, benchmark=benchmark, limit=limit, as_json=as_json
+    )
 
 
 @app.command()
@@ -181,7 +244,8 @@ def schema() -> None:
 
 @app.command()
 def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the named filter strategies with rule and source, and reward models with the threshold that belongs to each."""
+    """List the named filter strategies with rule and source, and reward models with the threshold
+    that belongs to each."""
     from recipes.verbs.filter import show_filters
 
     show_filters(as_json=as_json)
@@ -189,46 +253,105 @@ def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("filter")
 def filter_data(
-    data: Annotated[str, typer.Argument(help="Tagged rows: a file, a folder or a hub id; ours or published, Parquet or JSON Lines.")],
-    strategy: Annotated[str | None, typer.Option(help="A named strategy, or several with commas; `magpie filters` lists them.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL predicate over columns, in place of the strategy's.")] = None,
-    choose: Annotated[str | None, typer.Option(help="What to take first, in place of the strategy's: longest, top(COLUMN), diverse ...")] = None,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Tagged rows: a file, a folder or a hub id; ours or published, Parquet or JSON Lines."
+        ),
+    ],
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="A named strategy, or several with commas; `magpie filters` lists them."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL predicate over columns, in place of the strategy's.")
+    ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            help="What to take first, in place of the strategy's: longest, top(COLUMN), diverse ..."
+        ),
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="How many rows to take.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="How many tokens to take, as --student counts them.")] = None,
-    param: Annotated[list[str] | None, typer.Option(help="A threshold of the strategy: tau1=-10 (repeatable).")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens to take, as --student counts them.")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="A threshold of the strategy: tau1=-10 (repeatable).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Redraws what is chosen by hash_order.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the chosen rows to this .parquet or .jsonl (a folder for several strategies).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the chosen rows to this .parquet or .jsonl (a folder for several strategies)."
+        ),
+    ] = None,
     form: Annotated[str, typer.Option(help="same, 23, 25, sharegpt or messages.")] = "same",
-    allow_short: Annotated[bool, typer.Option("--allow-short", help="Take fewer rows where there are not enough.")] = False,
-    embedding: Annotated[str | None, typer.Option(help="Model that embeds instructions, for diverse and deita.")] = None,
-    student: Annotated[str | None, typer.Option(help="Model whose tokens a budget in tokens counts.")] = None,
-    chat_template_path: Annotated[str | None, typer.Option(help="Its chat template where it has none: chatml, llama3, smollm2, or a file.")] = None,
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Take fewer rows where there are not enough.")
+    ] = False,
+    embedding: Annotated[
+        str | None, typer.Option(help="Model that embeds instructions, for diverse and deita.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Model whose tokens a budget in tokens counts.")
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option(
+            help="Its chat template where it has none: chatml, llama3, smollm2, or a file."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were chosen."""
+    """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
+    chosen."""
     from recipes.verbs.filter import main as filter_rows
 
     filter_rows(
-        data, strategy, params=param or (), rows=rows, tokens=tokens, where=where, choose=choose, out=out, form=form, as_json=as_json,
-        seed=seed, allow_short=allow_short, embedding=embedding, student=student, chat_template_path=chat_template_path,
-    )  # fmt: skip
+        data,
+        strategy,
+        params=param or (),
+        rows=rows,
+        tokens=tokens,
+        where=where,
+        choose=choose,
+        out=out,
+        form=form,
+        as_json=as_json,
+        seed=seed,
+        allow_short=allow_short,
+        embedding=embedding,
+        student=student,
+        chat_template_path=chat_template_path,
+    )
 
 
 @app.command()
 def template(
     model: str,
-    system_prompt: Annotated[str | None, typer.Option(help="default, or a text ('' for none); absent: what suits the family.")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="A Jinja file in place of the tokenizer's chat template.")] = None,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(help="default, or a text ('' for none); absent: what suits the family."),
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="A Jinja file in place of the tokenizer's chat template.")
+    ] = None,
 ) -> None:
-    """Print a model's pre-query template: text, token ids, stop ids, what was derived or overridden, and what it was tested against."""
+    """Print a model's pre-query template: text, token ids, stop ids, what was derived or
+    overridden, and what it was tested against."""
     from synth.chat.describe import described
 
     print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
 
 
 @app.command()
-def doctor(recipe: Annotated[str | None, typer.Argument(help="Also check what this recipe needs.")] = None, overrides: Overrides = None) -> None:
-    """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with what to do."""
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="Also check what this recipe needs.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with
+    what to do."""
     from recipes.verbs import doctor as checks
 
     raise typer.Exit(checks.main(recipe, overrides or []))
@@ -238,26 +361,56 @@ def doctor(recipe: Annotated[str | None, typer.Argument(help="Also check what th
 def launch(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the exact commands; start nothing.")] = False,
-    arm: Annotated[str | None, typer.Option(help="The arm whose training is launched; default: the first.")] = None,
-    stage: Annotated[str, typer.Option(help="train, or synth: instructions, tags, answers and selections on many machines.")] = "train",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the resolved config and the exact commands; start nothing."
+        ),
+    ] = False,
+    arm: Annotated[
+        str | None, typer.Option(help="The arm whose training is launched; default: the first.")
+    ] = None,
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="train, or synth: instructions, tags, answers and selections on many machines."
+        ),
+    ] = "train",
     on: Annotated[str | None, typer.Option(help="With --stage synth: slurm or ray.")] = None,
-    tasks: Annotated[int, typer.Option(help="With --stage synth: how many tasks share the rows, each with a model server of its own.")] = 1,
+    tasks: Annotated[
+        int,
+        typer.Option(
+            help="With --stage synth: how many tasks share the rows, each with a model server of its own."
+        ),
+    ] = 1,
 ) -> None:
-    """Print the resolved recipe and the exact training command of every machine, or train on this machine; or run the synthesis on a cluster."""
+    """Print the resolved recipe and the exact training command of every machine, or train on this
+    machine; or run the synthesis on a cluster."""
     from recipes.verbs import launch as launching
 
-    launching.main(recipe, overrides or [], dry_run=dry_run, arm=arm, stage=stage, on=on, tasks=tasks)
+    launching.main(
+        recipe, overrides or [], dry_run=dry_run, arm=arm, stage=stage, on=on, tasks=tasks
+    )
 
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="Published Magpie set, ShareGPT or messages data: file, folder or hub id.")],
-    out: Annotated[Path, typer.Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Published Magpie set, ShareGPT or messages data: file, folder or hub id."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")
+    ],
     limit: Annotated[int | None, typer.Option(help="The first rows only.")] = None,
-    form: Annotated[str, typer.Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
+    form: Annotated[
+        str, typer.Option(help="magpie (ours), 23, 25, sharegpt or messages.")
+    ] = "magpie",
 ) -> None:
-    """Read published data into our form, or any other, and count failed rows and failed tags by reason."""
+    """Read published data into our form, or any other, and count failed rows and failed tags by
+    reason."""
     from recipes.exchange import import_data
 
     import_data.main(source, out, form=form, limit=limit)
@@ -265,19 +418,42 @@ def import_(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="Data (file, folder, hub id), or a finished recipe.")],
-    form: Annotated[str, typer.Option(help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie.")],
-    out: Annotated[Path | None, typer.Option(help="A file, or a folder that gets shards and a dataset card.")] = None,
-    arm: Annotated[str | None, typer.Option(help="The recipe's arm; default: every answered row of the pool.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Which sample of an arm that is drawn by seed; default: the first.")] = None,
-    licence: Annotated[str | None, typer.Option("--license", help="The hub's name of the licence, for the card.")] = None,
-    push: Annotated[str | None, typer.Option(help="Upload to this data set repository (write token in HF_TOKEN).")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    source: Annotated[
+        str, typer.Argument(help="Data (file, folder, hub id), or a finished recipe.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A file, or a folder that gets shards and a dataset card.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="The recipe's arm; default: every answered row of the pool.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Which sample of an arm that is drawn by seed; default: the first."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="The hub's name of the licence, for the card.")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Upload to this data set repository (write token in HF_TOKEN)."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
 ) -> None:
     """Write data, or an arm of a recipe, in a published form with a dataset card."""
     from recipes.exchange import export_data
 
-    export_data.main(source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private)
+    export_data.main(
+        source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private
+    )
 
 
 def main() -> None:
@@ -301,9 +477,11 @@ def main() -> None:
         if isinstance(error, UserError):
             print(f"magpie: {error}", file=sys.stderr)
             sys.exit(2)
-        print(f"magpie: {type(error).__name__}: {error} (a defect: --debug shows the traceback)", file=sys.stderr)
+        print(
+            f"magpie: {type(error).__name__}: {error} (a defect: --debug shows the traceback)",
+            file=sys.stderr,
+        )
         sys.exit(1)
-
 
 
 if __name__ == "__main__":

@@ -27,14 +27,17 @@ HERE = Path(__file__).parent
 
 
 class LaunchConfig(BaseModel):
-    """How `magpie launch --stage synth` asks a cluster for machines: arguments of datatrove's executors, verbatim."""
+    """How `magpie launch --stage synth` asks a cluster for machines: arguments of datatrove's
+    executors, verbatim."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     slurm: dict[str, Any] = {}
-    """SlurmPipelineExecutor: time and partition at least; cpus_per_task, mem_per_cpu_gb, gpus_per_task, qos, workers, env_command, sbatch_args ..."""
+    """SlurmPipelineExecutor: time and partition at least; cpus_per_task, mem_per_cpu_gb,
+    gpus_per_task, qos, workers, env_command, sbatch_args ..."""
     ray: dict[str, Any] = {}
-    """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs ..."""
+    """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs
+    ..."""
 
 
 class Recipe(BaseModel):
@@ -57,9 +60,11 @@ class Recipe(BaseModel):
     eval: EvalConfig | None = None
     """How each checkpoint is measured."""
     baseline: str | None = None
-    """Arm that the others are judged against; default: the first arm that is a finished model, else the first random arm."""
+    """Arm that the others are judged against; default: the first arm that is a finished model, else
+    the first random arm."""
     caveat: str | None = None
-    """One sentence that stands below every result of this recipe, for what a reader must know to judge it."""
+    """One sentence that stands below every result of this recipe, for what a reader must know to
+    judge it."""
     track: Literal["wandb", "none"] = "wandb"
     """Experiment tracking; W&B writes offline where there is no API key."""
     project: str = "magpie"
@@ -70,16 +75,25 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
         if self.baseline is not None and self.baseline not in with_random(self):
-            raise ValueError(f"baseline: no arm is called '{self.baseline}'{nearest(self.baseline, with_random(self))}")
-        if self.eval is not None and self.train is None and any(arm.model is None for arm in self.arms.values()):
+            raise ValueError(
+                f"baseline: no arm is called '{self.baseline}'{nearest(self.baseline, with_random(self))}"
+            )
+        if (
+            self.eval is not None
+            and self.train is None
+            and any(arm.model is None for arm in self.arms.values())
+        ):
             raise ValueError("`eval` needs `train`, because some arms have no finished model")
         if self.eval is not None and self.eval.heldout is not None and not self.synth.heldout:
-            raise ValueError("`eval.heldout` needs held-out rows; set `synth.heldout` to their share of the pool (for example 0.1)")
+            raise ValueError(
+                "`eval.heldout` needs held-out rows; set `synth.heldout` to their share of the pool (for example 0.1)"
+            )
         return self
 
 
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
-    """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing Random", arXiv 2410.15225)."""
+    """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing
+    Random", arXiv 2410.15225)."""
     from synth.filters.strategies import STRATEGIES
 
     arms = dict(recipe.arms)
@@ -88,10 +102,20 @@ def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
 
     def budget(arm: ArmConfig) -> dict[str, int] | None:
         rows = STRATEGIES[arm.strategy].rows if arm.strategy in STRATEGIES else None
-        return arm.budget.model_dump(exclude_none=True) if arm.budget else {"rows": rows} if rows else None
+        return (
+            arm.budget.model_dump(exclude_none=True)
+            if arm.budget
+            else {"rows": rows}
+            if rows
+            else None
+        )
 
     def plain(arm: ArmConfig) -> bool:
-        return arm.where is None and arm.data is None and (arm.choose == "hash_order" or arm.strategy == "random")
+        return (
+            arm.where is None
+            and arm.data is None
+            and (arm.choose == "hash_order" or arm.strategy == "random")
+        )
 
     sizes: list[dict[str, int]] = []
     for arm in recipe.arms.values():
@@ -100,9 +124,15 @@ def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
             sizes.append(size)
     missing = [s for s in sizes if not any(plain(a) and budget(a) == s for a in arms.values())]
     for size in missing:
-        name = "random" if len(missing) == 1 and "random" not in arms else "random-" + "".join(f"{v}-{k}" for k, v in size.items())
+        name = (
+            "random"
+            if len(missing) == 1 and "random" not in arms
+            else "random-" + "".join(f"{v}-{k}" for k, v in size.items())
+        )
         short = any(a.allow_short for a in recipe.arms.values())
-        arms[name] = ArmConfig.model_validate({"choose": "hash_order", "budget": size, "allow_short": short})
+        arms[name] = ArmConfig.model_validate(
+            {"choose": "hash_order", "budget": size, "allow_short": short}
+        )
     return arms
 
 
@@ -122,7 +152,8 @@ class Source:
         return f"{file}:{line}"
 
     def sentence(self, error: UserError) -> UserError:
-        """Put file and line before a sentence that begins with a dotted key (`arms.magpie.where: ...`)."""
+        """Put file and line before a sentence that begins with a dotted key (`arms.magpie.where:
+        ...`)."""
         head, _, _ = str(error).partition(":")
         keys = tuple(head.split("."))
         return UserError(f"{self.at(keys)}: {error}") if keys[0] in Recipe.model_fields else error
@@ -142,9 +173,11 @@ def shipped() -> list[Path]:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
-    """Read a recipe file (or the name of a shipped one), extend it once, apply `key.path=value` overrides, and check it.
+    """Read a recipe file (or the name of a shipped one), extend it once, apply `key.path=value`
+    overrides, and check it.
 
-    Raises UserError with one sentence for a missing file, bad YAML, an unknown key, and every value the configs refuse.
+    Raises UserError with one sentence for a missing file, bad YAML, an unknown key, and every value
+    the configs refuse.
     """
     file = _find(path)
     lines: dict[tuple[str, ...], tuple[str, int]] = {}
@@ -154,12 +187,18 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
         base_lines: dict[tuple[str, ...], tuple[str, int]] = {}
         base = _read(base_file, base_lines)
         if "extends" in base:
-            raise UserError(f"{base_file}: `extends` goes one level; {base_file.name} extends another recipe itself.")
+            raise UserError(
+                f"{base_file}: `extends` goes one level; {base_file.name} extends another recipe itself."
+            )
         data, lines = _merge(base, data), {**base_lines, **lines}
     for text in overrides:
         _override(data, text, lines)
     source = Source(file, lines)
-    data["arms"] = {k: v for k, v in data["arms"].items() if v is not None} if isinstance(data.get("arms"), dict) else data.get("arms", {})
+    data["arms"] = (
+        {k: v for k, v in data["arms"].items() if v is not None}
+        if isinstance(data.get("arms"), dict)
+        else data.get("arms", {})
+    )
     try:
         return Loaded(Recipe.model_validate(data), source)
     except ValidationError as error:
@@ -187,19 +226,25 @@ def _read(file: Path, lines: dict[tuple[str, ...], tuple[str, int]]) -> dict[str
         raise UserError(f"recipe {file} does not exist.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{file}:{mark.line + 1 if mark else 1}: not valid YAML ({getattr(error, 'problem', error)}).") from error
+        raise UserError(
+            f"{file}:{mark.line + 1 if mark else 1}: not valid YAML ({getattr(error, 'problem', error)})."
+        ) from error
     if not isinstance(data, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys, not {type(data).__name__}.")
     _mark(node, (), lines, str(file))
     return data
 
 
-def _mark(node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], tuple[str, int]], file: str) -> None:
+def _mark(
+    node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], tuple[str, int]], file: str
+) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*at, str(key.value))
             if here in lines:
-                raise UserError(f"{file}:{key.start_mark.line + 1}: `{'.'.join(here)}` is written twice.")
+                raise UserError(
+                    f"{file}:{key.start_mark.line + 1}: `{'.'.join(here)}` is written twice."
+                )
             lines[here] = (file, key.start_mark.line + 1)
             _mark(value, here, lines, file)
 
@@ -212,11 +257,15 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(data: dict[str, Any], text: str, lines: dict[tuple[str, ...], tuple[str, int]]) -> None:
+def _override(
+    data: dict[str, Any], text: str, lines: dict[tuple[str, ...], tuple[str, int]]
+) -> None:
     dotted, sign, value = text.partition("=")
     keys = tuple(dotted.split("."))
     if not sign or not all(keys):
-        raise UserError(f"override '{text}' has no form key.path=value (for example train.trainer.num_train_epochs=1).")
+        raise UserError(
+            f"override '{text}' has no form key.path=value (for example train.trainer.num_train_epochs=1)."
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -236,7 +285,13 @@ def _explain(error: ValidationError, source: Source) -> str:
     """One sentence for the first problem (and how many more there are)."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    loc = [k for k in first["loc"] if not (isinstance(k, str) and ("[" in k or k in ("int", "ImportConfig", "str", "ModelConfig")))]
+    loc = [
+        k
+        for k in first["loc"]
+        if not (
+            isinstance(k, str) and ("[" in k or k in ("int", "ImportConfig", "str", "ModelConfig"))
+        )
+    ]
     key = ".".join(str(k) for k in loc)
     if first["type"] == "extra_forbidden":
         what = f"unknown key `{key}`{nearest(str(loc[-1]), _valid_keys(loc[:-1]))}"
@@ -245,7 +300,11 @@ def _explain(error: ValidationError, source: Source) -> str:
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         given = first.get("input")
-        shown = f" (it is {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
+        shown = (
+            f" (it is {given!r})"
+            if isinstance(given, (str, int, float, bool)) or given is None
+            else ""
+        )
         what = f"`{key}`: {message}{shown}" if key else message
     return f"{source.at(loc)}: {what}."
 
@@ -274,7 +333,11 @@ def _names(model: type[BaseModel]) -> dict[str, Any]:
 
 def _alternatives(annotation: Any) -> list[Any]:
     """X | Y | None -> [X, Y, None]; anything else is its own only alternative."""
-    return list(typing.get_args(annotation)) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else [annotation]
+    return (
+        list(typing.get_args(annotation))
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else [annotation]
+    )
 
 
 def json_schema() -> dict[str, Any]:

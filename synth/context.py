@@ -1,4 +1,5 @@
-"""What computing a cell needs besides the rows and the recipe: models and their servers, evaluation prompts, embeddings."""
+"""What computing a cell needs besides the rows and the recipe: models and their servers, evaluation
+prompts, embeddings."""
 
 from __future__ import annotations
 
@@ -39,15 +40,21 @@ class Served:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, with the recipe's chat template and template variables where it gives any."""
+        """The model's tokenizer, with the recipe's chat template and template variables where it
+        gives any."""
         words = tokenizer(self.model.path)
-        return worded(words, chat_template_of(self.config), self.config.chat_template_kwargs) if self.config else words
+        return (
+            worded(words, chat_template_of(self.config), self.config.chat_template_kwargs)
+            if self.config
+            else words
+        )
 
 
 @dataclass(frozen=True)
 class Context:
-    """Handed to every function that keys or computes cells. `root`: the store's folder; `eval_prompts`: JSONL {id, prompt, benchmark} of the
-    prompts that the models will be evaluated on, where the recipe evaluates."""
+    """Handed to every function that keys or computes cells. `root`: the store's folder;
+    `eval_prompts`: JSONL {id, prompt, benchmark} of the prompts that the models will be evaluated
+    on, where the recipe evaluates."""
 
     root: Path
     resolve: Resolve
@@ -55,19 +62,32 @@ class Context:
     servers: Servers | None = None
     say: Callable[[str], None] = lambda line: None
     """Tells the person watching."""
-    instructions: Callable[[pl.DataFrame], Iterator[pl.Series]] = lambda rows: iter([rows["instruction"]])
-    """The instructions of rows, slice by slice: the rows of a measure of the whole pool come without them."""
+    instructions: Callable[[pl.DataFrame], Iterator[pl.Series]] = lambda rows: iter(
+        [rows["instruction"]]
+    )
+    """The instructions of rows, slice by slice: the rows of a measure of the whole pool come
+    without them."""
 
     def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Context:
         """The same with servers to ask."""
         return replace(self, servers=servers, say=say)
 
     def revision(self, config: ModelConfig) -> Any:
-        """What stands for a model in a key: its revision, or its name where that is not known; and a chat template that is not its own."""
+        """What stands for a model in a key: its revision, or its name where that is not known; and
+        a chat template that is not its own."""
         found = self.resolve(config.model, config.revision)
-        model: Any = found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
-        said = {"chat_template": chat_template_of(config), "chat_template_kwargs": config.chat_template_kwargs}
-        return {"model": model, **{k: v for k, v in said.items() if v}} if any(said.values()) else model
+        model: Any = (
+            found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
+        )
+        said = {
+            "chat_template": chat_template_of(config),
+            "chat_template_kwargs": config.chat_template_kwargs,
+        }
+        return (
+            {"model": model, **{k: v for k, v in said.items() if v}}
+            if any(said.values())
+            else model
+        )
 
     def serve(self, config: ModelConfig) -> Served:
         """The model behind its server."""
@@ -77,12 +97,15 @@ class Context:
 
 
 def chat_template_of(config: ModelConfig) -> str | None:
-    """The text of the chat template that the recipe gives a model; None for the tokenizer's own. Raises UserError when the file is missing."""
+    """The text of the chat template that the recipe gives a model; None for the tokenizer's own.
+    Raises UserError when the file is missing."""
     if config.chat_template is None:
         return None
     file = Path(config.chat_template).expanduser()
     if not file.is_file():
-        raise UserError(f"the chat template {file} of {config.model} does not exist; check `chat_template`.")
+        raise UserError(
+            f"the chat template {file} of {config.model} does not exist; check `chat_template`."
+        )
     return file.read_text()
 
 

@@ -1,4 +1,5 @@
-"""What several test files share: a store, the data folder, the embedded teacher, and one real vLLM server for the whole session."""
+"""What several test files share: a store, the data folder, the embedded teacher, and one real vLLM
+server for the whole session."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ TEACHER = "embedded/SmolLM2-135M-Instruct"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared vLLM server run last and together: its threads spin, which costs everything beside it several-fold."""
+    """Tests on the shared vLLM server run last and together: its threads spin, which costs
+    everything beside it several-fold."""
     items.sort(key=lambda item: "vllm" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True)
 def _same_folder() -> Iterator[None]:
-    """A test that goes to another folder (a cluster's task does) leaves the next ones where they were."""
+    """A test that goes to another folder (a cluster's task does) leaves the next ones where they
+    were."""
     before = Path.cwd()
     yield
     os.chdir(before)
@@ -47,12 +50,17 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def serve(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Endpoint, ScriptedServer]]]:
-    """`serve(answer, **spec)`: an endpoint and the scripted server on loopback behind it, which answers by a function; no waits before retries."""
+def serve(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Endpoint, ScriptedServer]]]:
+    """`serve(answer, **spec)`: an endpoint and the scripted server on loopback behind it, which
+    answers by a function; no waits before retries."""
     monkeypatch.setattr(client, "BACKOFF", (0.001, 0.005))
     opened: list[ScriptedServer] = []
 
-    def start(answer: Callable[[str, dict[str, Any]], Any], **spec: Any) -> tuple[Endpoint, ScriptedServer]:
+    def start(
+        answer: Callable[[str, dict[str, Any]], Any], **spec: Any
+    ) -> tuple[Endpoint, ScriptedServer]:
         server = ScriptedServer(answer).__enter__()
         opened.append(server)
         return servers.serve(ServerSpec(model="scripted", urls=(server.url,), **spec)), server
@@ -64,7 +72,8 @@ def serve(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The data folder (MAGPIE_SHARED, else `../shared`); its files are read where they lie and never copied into the project."""
+    """The data folder (MAGPIE_SHARED, else `../shared`); its files are read where they lie and
+    never copied into the project."""
     folder = Path(os.environ.get("MAGPIE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
     if not folder.is_dir():
         pytest.skip(f"the shared data is not at {folder}; set MAGPIE_SHARED")
@@ -79,7 +88,8 @@ def teacher() -> Model:
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """`Servers` of the whole session, for `stack` tests on a real vLLM: ask it for `vllm.serve(spec)`, and for equal specs to share a server."""
+    """`Servers` of the whole session, for `stack` tests on a real vLLM: ask it for
+    `vllm.serve(spec)`, and for equal specs to share a server."""
     with Servers(Log(), tmp_path_factory.mktemp("vllm")) as made:
         yield made
 

@@ -27,17 +27,27 @@ def prompt_file(folder: Path, count: int, categories: Iterable[str] = ("",)) -> 
     """`count` prompts p0, p1, … with the categories in turn."""
     names = list(categories)
     folder.mkdir(parents=True, exist_ok=True)
-    write_prompts([Prompt(f"p{i}", f"What is {i} plus {i}?", names[i % len(names)]) for i in range(count)], folder / "prompts.jsonl")
+    write_prompts(
+        [Prompt(f"p{i}", f"What is {i} plus {i}?", names[i % len(names)]) for i in range(count)],
+        folder / "prompts.jsonl",
+    )
     return folder / "prompts.jsonl"
 
 
 def answers_folder(folder: Path, answers: dict[str, str | None]) -> Path:
     """A folder like eval.answers writes; None is a failed answer."""
     rows = [
-        {"id": name, "prompt": "", "answer": text, "finish_reason": "stop", "tokens": 1, "status": "failed" if text is None else "ok",
-         "reason": "HTTP 400: too long" if text is None else None}
+        {
+            "id": name,
+            "prompt": "",
+            "answer": text,
+            "finish_reason": "stop",
+            "tokens": 1,
+            "status": "failed" if text is None else "ok",
+            "reason": "HTTP 400: too long" if text is None else None,
+        }
         for name, text in answers.items()
-    ]  # fmt: skip
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(rows, schema=ANSWERS).write_parquet(folder / "answers.parquet")
     return folder
@@ -47,8 +57,12 @@ def duel(folder: Path, count: int, categories: Iterable[str] = ("",)) -> dict[st
     """Inputs of eval.judges.run: `count` prompts, the model's answers and the baseline's."""
     return {
         "prompts": prompt_file(folder, count, categories),
-        "answers": answers_folder(folder / "answers", {f"p{i}": f"The model says {2 * i}." for i in range(count)}),
-        "baseline": answers_folder(folder / "baseline", {f"p{i}": f"The baseline says {2 * i + 1}." for i in range(count)}),
+        "answers": answers_folder(
+            folder / "answers", {f"p{i}": f"The model says {2 * i}." for i in range(count)}
+        ),
+        "baseline": answers_folder(
+            folder / "baseline", {f"p{i}": f"The baseline says {2 * i + 1}." for i in range(count)}
+        ),
     }
 
 
@@ -73,11 +87,18 @@ def chat_logprobs(top: dict[str, float]) -> dict[str, Any]:
     entries = [{"token": token, "logprob": math.log(p)} for token, p in top.items()]
     first = next(iter(top))
     return {
-        "model": "judge-2026-01-01", "system_fingerprint": "fp_1",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": first}, "finish_reason": "length",
-                     "logprobs": {"content": [{**entries[0], "top_logprobs": entries}]}}],
+        "model": "judge-2026-01-01",
+        "system_fingerprint": "fp_1",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": first},
+                "finish_reason": "length",
+                "logprobs": {"content": [{**entries[0], "top_logprobs": entries}]},
+            }
+        ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 1},
-    }  # fmt: skip
+    }
 
 
 def shown(body: dict[str, Any]) -> str:

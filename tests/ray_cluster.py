@@ -1,6 +1,7 @@
 """A real Ray cluster of two nodes on this machine, for tests, with a head that runs no tasks.
 
-Every process is started with a mark in its environment (workers inherit it), which is how all of them are ended again, also after a failure.
+Every process is started with a mark in its environment (workers inherit it), which is how all of
+them are ended again, also after a failure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What a model would answer, made up: `magpie(path, body)` answers OpenAI and vLLM requests by their seed and prompt, the same each time.
+"""What a model would answer, made up: `magpie(path, body)` answers OpenAI and vLLM requests by
+their seed and prompt, the same each time.
 
-Random English words for instructions, responses and explanations (now and then with a brace, a quote or several lines), valid answers where
-`structured_outputs` asks for a choice or JSON, log-probabilities in the forms vLLM 0.32 returns.
+Random English words for instructions, responses and explanations (now and then with a brace, a
+quote or several lines), valid answers where `structured_outputs` asks for a choice or JSON,
+log-probabilities in the forms vLLM 0.32 returns.
 """
 
 from __future__ import annotations
@@ -38,27 +40,39 @@ def magpie(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
 
 
 def slow(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-    """magpie on a busy machine: every answer blocks the server for 50 ms, so that a kill comes in the middle."""
+    """magpie on a busy machine: every answer blocks the server for 50 ms, so that a kill comes in
+    the middle."""
     time.sleep(0.05)
     return magpie(path, body)
 
 
 def deadly(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-    """A request that ends the server, as a seeded one ends vLLM's CPU engine when its prompt is prefilled in chunks."""
+    """A request that ends the server, as a seeded one ends vLLM's CPU engine when its prompt is
+    prefilled in chunks."""
     print("RuntimeError: CPU Generator does not use offset", flush=True)
     os._exit(1)
 
 
-BEHAVIOURS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | Fault]] = {"magpie": magpie, "slow": slow, "deadly": deadly}
+BEHAVIOURS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | Fault]] = {
+    "magpie": magpie,
+    "slow": slow,
+    "deadly": deadly,
+}
 
 
 def _dice(*parts: Any) -> random.Random:
-    return random.Random(hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest())
+    return random.Random(
+        hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
+    )
 
 
 def _completions(body: dict[str, Any]) -> dict[str, Any]:
     prompt = body["prompt"]
-    prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+    prompts = (
+        prompt
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+        else [prompt]
+    )
     choices: list[dict[str, Any]] = []
     for one in prompts:
         for copy in range(int(body.get("n") or 1)):
@@ -72,8 +86,15 @@ def _completions(body: dict[str, Any]) -> dict[str, Any]:
 
 def _choice(prompt: Any, body: dict[str, Any], copy: int) -> dict[str, Any]:
     dice = _dice(prompt, body.get("seed"), copy)
-    text, finish_reason, logprobs = _say(dice, body, body.get("structured_outputs") or {}, body.get("logprobs"))
-    choice: dict[str, Any] = {"text": text, "finish_reason": finish_reason, "stop_reason": None, "logprobs": None}
+    text, finish_reason, logprobs = _say(
+        dice, body, body.get("structured_outputs") or {}, body.get("logprobs")
+    )
+    choice: dict[str, Any] = {
+        "text": text,
+        "finish_reason": finish_reason,
+        "stop_reason": None,
+        "logprobs": None,
+    }
     if logprobs:
         tops = [{token: p for token, p in top} for _, top in logprobs]
         chosen = [token for token, _ in logprobs]
@@ -84,16 +105,29 @@ def _choice(prompt: Any, body: dict[str, Any], copy: int) -> dict[str, Any]:
             "text_offset": [sum(map(len, chosen[:i])) for i in range(len(chosen))],
         }
     if body.get("prompt_logprobs") is not None and isinstance(prompt, list):
-        choice["prompt_logprobs"] = [None, *(_prompt_logprob(prompt, i) for i in range(1, len(prompt)))]
+        choice["prompt_logprobs"] = [
+            None,
+            *(_prompt_logprob(prompt, i) for i in range(1, len(prompt))),
+        ]
     if body.get("return_token_ids"):
-        choice |= {"token_ids": [_dice(word).randrange(3, 30_000) for word in text.split()], "prompt_token_ids": prompt}
+        choice |= {
+            "token_ids": [_dice(word).randrange(3, 30_000) for word in text.split()],
+            "prompt_token_ids": prompt,
+        }
     return choice
 
 
 def _prompt_logprob(prompt: list[int], place: int) -> dict[str, dict[str, Any]]:
-    """One entry of vLLM's prompt_logprobs: the log-probability of the token that is there, given the one before."""
+    """One entry of vLLM's prompt_logprobs: the log-probability of the token that is there, given
+    the one before."""
     dice = _dice(prompt[place - 1 : place + 1])
-    return {str(prompt[place]): {"logprob": -3.0 * dice.random(), "rank": dice.randrange(1, 50), "decoded_token": f"t{prompt[place]}"}}
+    return {
+        str(prompt[place]): {
+            "logprob": -3.0 * dice.random(),
+            "rank": dice.randrange(1, 50),
+            "decoded_token": f"t{prompt[place]}",
+        }
+    }
 
 
 def _chat(body: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +136,27 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
     schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
     if schema is not None:
         shape["json"] = schema
-    text, finish_reason, logprobs = _say(dice, body, shape, body.get("top_logprobs") if body.get("logprobs") else None)
+    text, finish_reason, logprobs = _say(
+        dice, body, shape, body.get("top_logprobs") if body.get("logprobs") else None
+    )
     asked = " ".join(str(m.get("content")) for m in body["messages"])
-    if "[[A" in asked and not shape:  # a five-way verdict was asked for, as Arena-Hard's judges give it
-        text += "\n\nMy final verdict is: [[" + dice.choice(["A>>B", "A>B", "A=B", "B>A", "B>>A"]) + "]]"
+    if (
+        "[[A" in asked and not shape
+    ):  # a five-way verdict was asked for, as Arena-Hard's judges give it
+        text += (
+            "\n\nMy final verdict is: [["
+            + dice.choice(["A>>B", "A>B", "A=B", "B>A", "B>>A"])
+            + "]]"
+        )
     extra: dict[str, Any] = {}
     if logprobs:
         tokens = [
-            {"token": token, "logprob": dict(top)[token], "top_logprobs": [{"token": t, "logprob": p} for t, p in top]} for token, top in logprobs
+            {
+                "token": token,
+                "logprob": dict(top)[token],
+                "top_logprobs": [{"token": t, "logprob": p} for t, p in top],
+            }
+            for token, top in logprobs
         ]
         extra["logprobs"] = {"content": tokens}
     return chat(text, finish_reason, **extra) | {"model": body.get("model", "scripted")}
@@ -118,14 +165,24 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
 def _say(
     dice: random.Random, body: dict[str, Any], shape: dict[str, Any], logprobs: int | None
 ) -> tuple[str, str, list[tuple[str, list[tuple[str, float]]]]]:
-    """Text, finish reason and, when asked for, each token with its most likely alternatives (the token itself among them)."""
-    limit = int(body.get("max_tokens") if body.get("max_tokens") is not None else body.get("max_completion_tokens") or 256)
+    """Text, finish reason and, when asked for, each token with its most likely alternatives (the
+    token itself among them)."""
+    limit = int(
+        body.get("max_tokens")
+        if body.get("max_tokens") is not None
+        else body.get("max_completion_tokens") or 256
+    )
     if "choice" in shape:
         weights = [(option, dice.random() + 0.01) for option in shape["choice"]]
         total = sum(weight for _, weight in weights)
-        top = sorted(((option, math.log(weight / total)) for option, weight in weights), key=lambda pair: -pair[1])
+        top = sorted(
+            ((option, math.log(weight / total)) for option, weight in weights),
+            key=lambda pair: -pair[1],
+        )
         picked = top[0][0] if body.get("temperature") == 0 else dice.choice(shape["choice"])
-        kept = [pair for pair in top[: max(int(logprobs or 0), 1)] if pair[0] != picked] + [pair for pair in top if pair[0] == picked]
+        kept = [pair for pair in top[: max(int(logprobs or 0), 1)] if pair[0] != picked] + [
+            pair for pair in top if pair[0] == picked
+        ]
         # vLLM fills up with tokens that the grammar forbids, at -9999.
         kept += [(f"<forbidden_{rank}>", -9999.0) for rank in range(int(logprobs or 0) - len(kept))]
         return picked, "stop", [(picked, kept)] if logprobs is not None else []
@@ -139,7 +196,11 @@ def _say(
     if logprobs is not None:
         for place, word in enumerate(words):
             token = word if place == 0 else " " + word
-            others = [(" " + other, -3.0 - rank) for rank, other in enumerate(dice.sample(WORDS, min(int(logprobs), len(WORDS)))) if other != word]
+            others = [
+                (" " + other, -3.0 - rank)
+                for rank, other in enumerate(dice.sample(WORDS, min(int(logprobs), len(WORDS))))
+                if other != word
+            ]
             tokens.append((token, [(token, -dice.random()), *others[: max(int(logprobs) - 1, 0)]]))
     return " ".join(words), "length" if cut else "stop", tokens
 
@@ -147,13 +208,16 @@ def _say(
 def _sentence(dice: random.Random, length: int) -> str:
     words = [dice.choice(WORDS) for _ in range(length)]
     if dice.random() < 0.2:
-        words[length // 2] += dice.choice([" {see} \"this\"", ":\n- one\n- two", " <script>alert(1)</script>", " ü — 汉字"])
+        words[length // 2] += dice.choice(
+            [' {see} "this"', ":\n- one\n- two", " <script>alert(1)</script>", " ü — 汉字"]
+        )
     text = " ".join(words)
     return text[0].upper() + text[1:] + dice.choice([".", "?", "."])
 
 
 def _instance(dice: random.Random, schema: dict[str, Any]) -> Any:
-    """A value that satisfies a plain JSON schema (object, enum, string, numbers, boolean, array)."""
+    """A value that satisfies a plain JSON schema (object, enum, string, numbers, boolean,
+    array)."""
     if "enum" in schema:
         return dice.choice(schema["enum"])
     if "const" in schema:
@@ -162,9 +226,14 @@ def _instance(dice: random.Random, schema: dict[str, Any]) -> Any:
     if kind == "object":
         return {name: _instance(dice, part) for name, part in schema.get("properties", {}).items()}
     if kind == "array":
-        return [_instance(dice, schema.get("items", {"type": "string"})) for _ in range(max(1, int(schema.get("minItems", 1))))]
+        return [
+            _instance(dice, schema.get("items", {"type": "string"}))
+            for _ in range(max(1, int(schema.get("minItems", 1))))
+        ]
     if kind == "integer":
-        return dice.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", schema.get("minimum", 0) + 10)))
+        return dice.randint(
+            int(schema.get("minimum", 0)), int(schema.get("maximum", schema.get("minimum", 0) + 10))
+        )
     if kind == "number":
         return dice.uniform(float(schema.get("minimum", 0)), float(schema.get("maximum", 1)))
     if kind == "boolean":
@@ -174,14 +243,32 @@ def _instance(dice: random.Random, schema: dict[str, Any]) -> Any:
 
 def _pooled(path: str, body: dict[str, Any]) -> dict[str, Any]:
     inputs = body.get("input", body.get("messages"))
-    inputs = inputs if isinstance(inputs, list) and inputs and not isinstance(inputs[0], int) else [inputs]
+    inputs = (
+        inputs
+        if isinstance(inputs, list) and inputs and not isinstance(inputs[0], int)
+        else [inputs]
+    )
     data: list[dict[str, Any]] = []
     for index, one in enumerate(inputs):
         dice = _dice(one)
         if path.endswith("/embeddings"):
-            data.append({"index": index, "object": "embedding", "embedding": [dice.gauss(0, 1) for _ in range(16)]})
+            data.append(
+                {
+                    "index": index,
+                    "object": "embedding",
+                    "embedding": [dice.gauss(0, 1) for _ in range(16)],
+                }
+            )
         elif path.endswith("/pooling"):
             data.append({"index": index, "object": "pooling", "data": [dice.gauss(0, 3)]})
         else:
-            data.append({"index": index, "label": "LABEL_0", "probs": [dice.gauss(0, 3)], "num_classes": 1})
-    return {"id": "pool-0", "object": "list", "model": body.get("model", "scripted"), "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+            data.append(
+                {"index": index, "label": "LABEL_0", "probs": [dice.gauss(0, 3)], "num_classes": 1}
+            )
+    return {
+        "id": "pool-0",
+        "object": "list",
+        "model": body.get("model", "scripted"),
+        "data": data,
+        "usage": {"prompt_tokens": 1, "total_tokens": 1},
+    }

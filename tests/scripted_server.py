@@ -1,13 +1,16 @@
-"""A small real OpenAI-compatible server on loopback for tests: it answers by a function, records what it was asked, and misbehaves on request.
+"""A small real OpenAI-compatible server on loopback for tests: it answers by a function, records
+what it was asked, and misbehaves on request.
 
     with ScriptedServer(lambda path, body: completion("hello")) as server:
         ServerSpec(model="m", urls=(server.url,))
         ...
         assert server.high_water <= 8 and server.requests[0].body["prompt"] == [1, 2, 3]
 
-From a shell, so that it survives the death of the process under test (it takes and ignores vLLM's options, and wants VLLM_API_KEY where that is set):
+From a shell, so that it survives the death of the process under test (it takes and ignores vLLM's
+options, and wants VLLM_API_KEY where that is set):
 
-    python -m tests.scripted_server --behaviour magpie --port 8123 --log requests.jsonl --delay 0.2 --faults 0.2
+    python -m tests.scripted_server --behaviour magpie --port 8123 --log requests.jsonl --delay 0.2
+    --faults 0.2
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ from aiohttp import web
 class Fault:
     """What to do instead of answering.
 
-    kind: "status" (with `status` and perhaps `retry_after` seconds), "hang" (until the client leaves), "cut" (half a body), "garbage" (not
-    JSON), "wrong_schema" (JSON without choices or data), "empty" (no body at all), "drop" (the connection is closed without an answer).
+    kind: "status" (with `status` and perhaps `retry_after` seconds), "hang" (until the client
+    leaves), "cut" (half a body), "garbage" (not JSON), "wrong_schema" (JSON without choices or
+    data), "empty" (no body at all), "drop" (the connection is closed without an answer).
     """
 
     kind: str
@@ -63,12 +67,22 @@ class Recorded:
 
 
 class ScriptedServer:
-    """Answers POST requests with `answer(path, body)` after `delay` seconds; /health and /v1/models are always there.
+    """Answers POST requests with `answer(path, body)` after `delay` seconds; /health and /v1/models
+    are always there.
 
-    `requests` is what was asked so far, `high_water` the most requests that were open at once. With `key`, /v1 wants it as a bearer token.
+    `requests` is what was asked so far, `high_water` the most requests that were open at once. With
+    `key`, /v1 wants it as a bearer token.
     """
 
-    def __init__(self, answer: Answer, *, delay: float = 0.0, key: str | None = None, port: int = 0, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        delay: float = 0.0,
+        key: str | None = None,
+        port: int = 0,
+        log: Path | None = None,
+    ) -> None:
         self.answer, self.delay, self.key, self.port = answer, delay, key, port
         self.requests: list[Recorded] = []
         self.high_water = 0
@@ -101,7 +115,9 @@ class ScriptedServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/{path:.*}", self._post)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, backlog=1024)
         await site.start()
@@ -113,14 +129,22 @@ class ScriptedServer:
     def _refused(self, request: web.Request) -> web.Response | None:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             sent = request.headers.get("Authorization", "nothing")
-            return web.json_response({"error": {"message": f"wrong key: {sent}", "type": "auth", "code": 401}}, status=401)
+            return web.json_response(
+                {"error": {"message": f"wrong key: {sent}", "type": "auth", "code": 401}},
+                status=401,
+            )
         return None
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
     async def _models(self, request: web.Request) -> web.Response:
-        return self._refused(request) or web.json_response({"object": "list", "data": [{"id": "scripted", "object": "model", "max_model_len": 8192}]})
+        return self._refused(request) or web.json_response(
+            {
+                "object": "list",
+                "data": [{"id": "scripted", "object": "model", "max_model_len": 8192}],
+            }
+        )
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         if refused := self._refused(request):
@@ -150,7 +174,11 @@ class ScriptedServer:
 async def _misbehave(request: web.Request, fault: Fault) -> web.StreamResponse:
     if fault.kind == "status":
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-        return web.json_response({"error": {"message": "scripted failure", "code": fault.status}}, status=fault.status, headers=headers)
+        return web.json_response(
+            {"error": {"message": "scripted failure", "code": fault.status}},
+            status=fault.status,
+            headers=headers,
+        )
     if fault.kind == "hang":
         await asyncio.sleep(3600)
     if fault.kind == "garbage":
@@ -160,7 +188,9 @@ async def _misbehave(request: web.Request, fault: Fault) -> web.StreamResponse:
     if fault.kind == "empty":
         return web.Response(body=b"", content_type="application/json")
     if fault.kind == "cut":
-        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "4000"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/json", "Content-Length": "4000"}
+        )
         await response.prepare(request)
         await response.write(b'{"choices": [{"index": 0, "text": "half of an ans')
         await asyncio.sleep(0.01)  # the half has left before the connection breaks
@@ -170,35 +200,54 @@ async def _misbehave(request: web.Request, fault: Fault) -> web.StreamResponse:
 
 
 def completion(text: str, finish_reason: str = "stop", **choice: Any) -> dict[str, Any]:
-    """A /v1/completions body with one choice; `choice` adds fields to it (logprobs, prompt_logprobs, token_ids)."""
+    """A /v1/completions body with one choice; `choice` adds fields to it (logprobs,
+    prompt_logprobs, token_ids)."""
     tokens = len(text.split())
     one = {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None, **choice}
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-    return {"id": "cmpl-0", "object": "text_completion", "model": "scripted", "choices": [one], "usage": usage}
+    return {
+        "id": "cmpl-0",
+        "object": "text_completion",
+        "model": "scripted",
+        "choices": [one],
+        "usage": usage,
+    }
 
 
 def chat(text: str, finish_reason: str = "stop", **choice: Any) -> dict[str, Any]:
     """A /v1/chat/completions body with one choice."""
     body = completion(text, finish_reason)
-    one = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason, "logprobs": None, **choice}
+    one = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": finish_reason,
+        "logprobs": None,
+        **choice,
+    }
     return {**body, "id": "chatcmpl-0", "object": "chat.completion", "choices": [one]}
 
 
 def flaky(answer: Answer, rate: float, faults: tuple[Fault, ...] = FAULTS) -> Answer:
-    """`answer`, but a share `rate` of the calls fails, by a fixed pseudo-random choice over (request, how often it came)."""
+    """`answer`, but a share `rate` of the calls fails, by a fixed pseudo-random choice over
+    (request, how often it came)."""
     times: dict[str, int] = {}
 
     def faulty(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
         name = json.dumps([path, body], sort_keys=True)
         times[name] = times.get(name, 0) + 1
         number = int.from_bytes(hashlib.sha256(f"{name}{times[name]}".encode()).digest()[:8], "big")
-        return faults[number % len(faults)] if (number >> 16) % 10_000 < rate * 10_000 else answer(path, body)
+        return (
+            faults[number % len(faults)]
+            if (number >> 16) % 10_000 < rate * 10_000
+            else answer(path, body)
+        )
 
     return faulty
 
 
 def main() -> None:
-    """Serve a ready behaviour; options it does not know are ignored, so that it can stand where vLLM's command stands."""
+    """Serve a ready behaviour; options it does not know are ignored, so that it can stand where
+    vLLM's command stands."""
     from tests.scripted_model import BEHAVIOURS
 
     parser = argparse.ArgumentParser(allow_abbrev=False)

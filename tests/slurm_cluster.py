@@ -1,7 +1,9 @@
-"""A real Slurm of two nodes on this machine, for tests: munged, slurmctld and two slurmd of their own, in a folder of their own.
+"""A real Slurm of two nodes on this machine, for tests: munged, slurmctld and two slurmd of their
+own, in a folder of their own.
 
-Own configuration (SLURM_CONF), own ports, own munge key and socket, so a Slurm that runs on this machine is not touched. Every process is
-started with this SLURM_CONF in its environment (jobs inherit it), which is how all of them are found and ended again, also after a failure.
+Own configuration (SLURM_CONF), own ports, own munge key and socket, so a Slurm that runs on this
+machine is not touched. Every process is started with this SLURM_CONF in its environment (jobs
+inherit it), which is how all of them are found and ended again, also after a failure.
 """
 
 from __future__ import annotations
@@ -44,14 +46,25 @@ class SlurmCluster:
     def __enter__(self) -> SlurmCluster:
         try:
             self._configure()
-            self._start("munged", "--foreground", "--force", f"--key-file={self.folder / 'munge.key'}", f"--socket={self.folder / 'munge.socket'}",
-                        f"--pid-file={self.folder / 'munged.pid'}", f"--seed-file={self.folder / 'munged.seed'}", "--num-threads=2",
-                        f"--log-file={self.folder / 'munged.log'}")  # fmt: skip
+            self._start(
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={self.folder / 'munge.key'}",
+                f"--socket={self.folder / 'munge.socket'}",
+                f"--pid-file={self.folder / 'munged.pid'}",
+                f"--seed-file={self.folder / 'munged.seed'}",
+                "--num-threads=2",
+                f"--log-file={self.folder / 'munged.log'}",
+            )
             _until(lambda: (self.folder / "munge.socket").exists(), "munged's socket")
             self._start("slurmctld", "-D", "-c")
             self.start_node("n1")
             self.start_node("n2")
-            _until(lambda: self.states() == {"n1": "idle", "n2": "idle"}, f"both nodes (logs in {self.folder})")
+            _until(
+                lambda: self.states() == {"n1": "idle", "n2": "idle"},
+                f"both nodes (logs in {self.folder})",
+            )
         except BaseException:
             self.close()
             raise
@@ -67,7 +80,8 @@ class SlurmCluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         controller, first, second = _free_ports(3)
-        # cred_expire: a requeued job waits until its old credential is void (120 s by default); the timeouts make a dead node known soon.
+        # cred_expire: a requeued job waits until its old credential is void (120 s by default); the
+        # timeouts make a dead node known soon.
         self.conf.write_text(
             f"""ClusterName=magpie-test
 SlurmctldHost={host}(127.0.0.1)
@@ -109,28 +123,41 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
         program = _find(name)
         assert program is not None
         log = (self.folder / f"{key or name}.out").open("ab")
-        self.daemons[key or name] = subprocess.Popen([program, *arguments], env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self.daemons[key or name] = subprocess.Popen(
+            [program, *arguments],
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd (again)."""
         self._start("slurmd", "-D", "-N", name, key=name)
 
     def lose_node(self, name: str) -> None:
-        """A node breaks down: its slurmd and everything that runs on it is gone at once, and nobody is told."""
+        """A node breaks down: its slurmd and everything that runs on it is gone at once, and nobody
+        is told."""
         jobs = [p for p in self._processes() if _environment(p).get("SLURMD_NODENAME") == name]
-        steps = [a for p in jobs for a in _ancestors(p) if a.name().startswith("slurmstepd")]  # they would report how their job ended: first
+        steps = [
+            a for p in jobs for a in _ancestors(p) if a.name().startswith("slurmstepd")
+        ]  # they would report how their job ended: first
         for process in [psutil.Process(self.daemons[name].pid), *steps, *jobs]:
             _kill(process)
         self.daemons[name].wait(timeout=10)
 
     def command(self, *arguments: str) -> str:
         """Output of a Slurm command on this cluster."""
-        found = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, timeout=30)
+        found = subprocess.run(
+            arguments, env=self.environment, capture_output=True, text=True, timeout=30
+        )
         return found.stdout if found.returncode == 0 else ""
 
     def states(self) -> dict[str, str]:
         """State of each node, as sinfo prints it."""
-        return dict(line.split() for line in self.command("sinfo", "-h", "-N", "-o", "%N %t").splitlines())
+        return dict(
+            line.split() for line in self.command("sinfo", "-h", "-N", "-o", "%N %t").splitlines()
+        )
 
     def jobs(self) -> dict[str, tuple[str, str]]:
         """State and reason of every job (each array task by itself) that Slurm still knows."""
@@ -139,7 +166,17 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
     def wait(self, seconds: float) -> dict[str, tuple[str, str]]:
         """All jobs, once every one has ended."""
-        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE", "PREEMPTED"}
+        ended = {
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+            "NODE_FAIL",
+            "BOOT_FAIL",
+            "OUT_OF_MEMORY",
+            "DEADLINE",
+            "PREEMPTED",
+        }
         found: dict[str, tuple[str, str]] = {}
 
         def done() -> bool:
@@ -151,15 +188,25 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
     def restarts(self) -> int:
         """How many jobs were started again."""
-        return sum(int(word.partition("=")[2]) for word in self.command("scontrol", "show", "job").split() if word.startswith("Restarts="))
+        return sum(
+            int(word.partition("=")[2])
+            for word in self.command("scontrol", "show", "job").split()
+            if word.startswith("Restarts=")
+        )
 
     def logs(self, store: Path) -> str:
         """The ends of what the jobs wrote, for a test that failed."""
-        return "\n".join(f"{p}:\n{p.read_text()[-2000:]}" for p in sorted(store.rglob("slurm_logs/*.out")))
+        return "\n".join(
+            f"{p}:\n{p.read_text()[-2000:]}" for p in sorted(store.rglob("slurm_logs/*.out"))
+        )
 
     def _processes(self) -> list[psutil.Process]:
         mine = str(self.conf)
-        return [p for p in psutil.process_iter() if p.pid != os.getpid() and _environment(p).get("SLURM_CONF") == mine]
+        return [
+            p
+            for p in psutil.process_iter()
+            if p.pid != os.getpid() and _environment(p).get("SLURM_CONF") == mine
+        ]
 
     def close(self) -> None:
         """End every process of this cluster, jobs included."""

@@ -1,4 +1,5 @@
-"""Arena-Hard on stored battles and judgments: scores, question-level intervals, style control, the official interval."""
+"""Arena-Hard on stored battles and judgments: scores, question-level intervals, style control, the
+official interval."""
 
 from __future__ import annotations
 
@@ -16,10 +17,15 @@ from eval import stats
 from eval.judging import verdicts
 from eval.scoring import arena, of_files, style_control
 
-SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/arena_hard"
+SHARED = (
+    Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared"))
+    / "data/eval/arena_hard"
+)
 OFFICIAL = SHARED / "battles_gpt-4-0613.jsonl"
 OPEN = SHARED / "battles_local_judge_r4dm.jsonl.gz"
-needs_data = pytest.mark.skipif(not OFFICIAL.exists(), reason=f"the stored battles are not at {SHARED}")
+needs_data = pytest.mark.skipif(
+    not OFFICIAL.exists(), reason=f"the stored battles are not at {SHARED}"
+)
 
 
 def write(folder: Path, rows: list[dict[str, Any]], name: str = "file.jsonl") -> Path:
@@ -30,7 +36,14 @@ def write(folder: Path, rows: list[dict[str, Any]], name: str = "file.jsonl") ->
 
 def judgment(uid: str, first: str | None, second: str | None, **more: Any) -> dict[str, Any]:
     games = [None if label == "gone" else {"score": label} for label in (first, second)]
-    return {"uid": uid, "model": "m", "judge": "j", "category": "hard_prompt", "baseline": "b", "games": games} | more
+    return {
+        "uid": uid,
+        "model": "m",
+        "judge": "j",
+        "category": "hard_prompt",
+        "baseline": "b",
+        "games": games,
+    } | more
 
 
 @needs_data
@@ -38,20 +51,28 @@ def test_gpt_4_0613_has_its_published_score_and_a_question_level_error() -> None
     (row,) = of_files.score_arena([OFFICIAL])
     assert row["score"] == pytest.approx(37.90, abs=0.01)
     assert row["standard_error"] == pytest.approx(2.01, rel=0.05)
-    assert (row["lower"], row["upper"]) == (pytest.approx(34.0, abs=0.4), pytest.approx(41.8, abs=0.4))
+    assert (row["lower"], row["upper"]) == (
+        pytest.approx(34.0, abs=0.4),
+        pytest.approx(41.8, abs=0.4),
+    )
     assert row["questions"] == 500
 
 
 @needs_data
 def test_the_score_is_the_bradley_terry_win_rate() -> None:
     (games,) = arena.read([OFFICIAL])
-    strength = style_control._fit(np.ones((len(games.outcome), 1)), games.outcome, games.weight, np.zeros(1))[0]
+    strength = style_control._fit(
+        np.ones((len(games.outcome), 1)), games.outcome, games.weight, np.zeros(1)
+    )[0]
     assert 100 / (1 + math.exp(-strength)) == pytest.approx(arena.score(games), abs=1e-8)
 
 
 @needs_data
 def test_the_official_interval_resamples_battles_and_is_too_narrow() -> None:
-    ours, official = of_files.score_arena([OFFICIAL])[0], of_files.score_arena([OFFICIAL], compat="official")[0]
+    ours, official = (
+        of_files.score_arena([OFFICIAL])[0],
+        of_files.score_arena([OFFICIAL], compat="official")[0],
+    )
     assert official["score"] == ours["score"]
     assert official["standard_error"] == pytest.approx(1.26, rel=0.15)
     assert official["lower"] > ours["lower"] and official["upper"] < ours["upper"]
@@ -69,7 +90,9 @@ def test_question_values_have_the_score_as_mean_and_its_bootstrap_error() -> Non
 def test_every_model_of_the_open_judge_is_scored_in_one_call() -> None:
     rows = of_files.score_arena([OPEN])
     assert len(rows) == 9 and {r["baseline"] for r in rows} == {"Phi-3-medium-128k-instruct"}
-    assert all(0 < r["lower"] < r["score"] < r["upper"] < 100 for r in rows if r["model"] != r["baseline"])
+    assert all(
+        0 < r["lower"] < r["score"] < r["upper"] < 100 for r in rows if r["model"] != r["baseline"]
+    )
     (own,) = [r for r in rows if r["model"] == r["baseline"]]
     assert own["score"] == pytest.approx(50, abs=0.5) and "50 by definition" in own["notes"][0]
 
@@ -97,23 +120,43 @@ def test_a_game_without_a_verdict_is_dropped_alone_under_v01() -> None:
 def test_clear_verdicts_count_three_times_and_places_are_swapped_back(tmp_path: Path) -> None:
     path = write(tmp_path, [judgment("q1", "A>>B", "A>B"), judgment("q2", "B<A", "A=B")])
     (games,) = arena.read([path])
-    assert list(zip(games.outcome.tolist(), games.weight.tolist(), strict=True)) == [(0, 3), (1, 1), (0, 1), (0.5, 1)]
+    assert list(zip(games.outcome.tolist(), games.weight.tolist(), strict=True)) == [
+        (0, 3),
+        (1, 1),
+        (0, 1),
+        (0.5, 1),
+    ]
     assert arena.score(games) == pytest.approx(100 * 1.5 / 6)
 
 
 def test_half_a_question_counts_as_none_under_v2(tmp_path: Path) -> None:
-    path = write(tmp_path, [judgment("q1", "A>B", None), judgment("q2", "gone", "A>B"), judgment("q3", "[[A]]", "A>B"), judgment("q4", "B>A", "A>B")])
+    path = write(
+        tmp_path,
+        [
+            judgment("q1", "A>B", None),
+            judgment("q2", "gone", "A>B"),
+            judgment("q3", "[[A]]", "A>B"),
+            judgment("q4", "B>A", "A>B"),
+        ],
+    )
     (row,) = of_files.score_arena([path])
     assert (row["score"], row["questions"], row["unjudged"]) == (100.0, 1, 6)
 
 
 def test_a_label_that_is_no_verdict_counts_as_unjudged(tmp_path: Path) -> None:
-    old = {"question_id": "q", "model": "m", "judge": "j", "games": [{"score": "A"}, {"score": "A>B"}]}
+    old = {
+        "question_id": "q",
+        "model": "m",
+        "judge": "j",
+        "games": [{"score": "A"}, {"score": "A>B"}],
+    }
     (games,) = arena.read([write(tmp_path, [old])])
     assert (games.outcome.tolist(), games.unjudged) == ([1.0], 1)
 
 
-def test_a_judgment_without_a_stored_verdict_is_parsed_by_its_versions_rules(tmp_path: Path) -> None:
+def test_a_judgment_without_a_stored_verdict_is_parsed_by_its_versions_rules(
+    tmp_path: Path,
+) -> None:
     texts = [{"judgment": "[[A>B]] no, [[B>A]]"}, {"judgment": "my verdict is [a>>b]"}]
     (games,) = arena.read([write(tmp_path, [judgment("q", None, None, games=texts)])])
     assert games.outcome.tolist() == [1.0, 1.0] and games.weight.tolist() == [1, 3]
@@ -124,38 +167,66 @@ def test_a_judgment_without_a_stored_verdict_is_parsed_by_its_versions_rules(tmp
 
 def test_categories_are_scored_apart_and_judges_of_one_category_are_pooled(tmp_path: Path) -> None:
     hard = [judgment(f"h{i}", "B>A", "A>B") for i in range(45)]
-    creative = [judgment(f"c{i}", "A>B", "B>A", category="creative_writing", judge=j) for i in range(45) for j in ("gpt", "gemini")]
+    creative = [
+        judgment(f"c{i}", "A>B", "B>A", category="creative_writing", judge=j)
+        for i in range(45)
+        for j in ("gpt", "gemini")
+    ]
     rows = of_files.score_arena([write(tmp_path, hard + creative)])
-    assert [(r["category"], r["score"], r["questions"]) for r in rows] == [("hard_prompt", 100.0, 45), ("creative_writing", 0.0, 45)]
+    assert [(r["category"], r["score"], r["questions"]) for r in rows] == [
+        ("hard_prompt", 100.0, 45),
+        ("creative_writing", 0.0, 45),
+    ]
     assert rows[1]["notes"] == ["pooled over the judges gpt, gemini"]
     official = of_files.score_arena([write(tmp_path, hard + creative)], compat="official")
-    assert [(r["category"], r["score"]) for r in official] == [("hard_prompt", 100.0), ("creative_writing", 0.0)]
+    assert [(r["category"], r["score"]) for r in official] == [
+        ("hard_prompt", 100.0),
+        ("creative_writing", 0.0),
+    ]
 
 
 def test_few_questions_get_a_t_interval_within_0_and_100(tmp_path: Path) -> None:
     rows = [judgment(f"q{i}", "B>A" if i else "A>B", "A>B") for i in range(6)]
     (row,) = of_files.score_arena([write(tmp_path, rows)])
-    assert row["upper"] == 100.0 and row["lower"] < row["score"] and "too few for a bootstrap" in row["notes"][0]
+    assert (
+        row["upper"] == 100.0
+        and row["lower"] < row["score"]
+        and "too few for a bootstrap" in row["notes"][0]
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([{"question_id": "q", "model_a": "a", "model_b": "b", "winner": "a"}], "record 1: the winner 'a' is none of"),
+        (
+            [{"question_id": "q", "model_a": "a", "model_b": "b", "winner": "a"}],
+            "record 1: the winner 'a' is none of",
+        ),
         ([{"model_a": "a", "model_b": "b", "winner": "tie"}], "record 1: no question_id"),
         ([{"text": "x"}], "record 1: neither a battle"),
-        ([judgment("q", "A>B", "A>B"), judgment("q", "A>B", "A>B")], "record 2: a second judgment of question q"),
+        (
+            [judgment("q", "A>B", "A>B"), judgment("q", "A>B", "A>B")],
+            "record 2: a second judgment of question q",
+        ),
         ([judgment("q", "A>B", "A>B", games=[{"score": "A>B"}])], "record 1: 1 games"),
-        ([{"question_id": "q", "model": "m", "games": [{"score": 3}, {"score": "A>B"}]}], "record 1: the verdict 3 is no label"),
+        (
+            [{"question_id": "q", "model": "m", "games": [{"score": 3}, {"score": "A>B"}]}],
+            "record 1: the verdict 3 is no label",
+        ),
     ],
 )
-def test_malformed_records_are_one_sentence(rows: list[dict[str, Any]], sentence: str, tmp_path: Path) -> None:
+def test_malformed_records_are_one_sentence(
+    rows: list[dict[str, Any]], sentence: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=sentence):
         arena.read([write(tmp_path, rows)])
 
 
 def test_battles_without_a_common_baseline_are_refused(tmp_path: Path) -> None:
-    rows = [{"question_id": "q", "model_a": a, "model_b": b, "winner": "tie"} for a, b in (("a", "b"), ("c", "d"))]
+    rows = [
+        {"question_id": "q", "model_a": a, "model_b": b, "winner": "tie"}
+        for a, b in (("a", "b"), ("c", "d"))
+    ]
     with pytest.raises(UserError, match="no baseline"):
         arena.read([write(tmp_path, rows)])
 
@@ -163,14 +234,29 @@ def test_battles_without_a_common_baseline_are_refused(tmp_path: Path) -> None:
 # Style control
 
 
-def styled(tmp_path: Path, bias: float, longer: float, n: int = 400) -> tuple[list[arena.Games], dict[str, dict[str, Any]]]:
-    """A model as good as the baseline whose answers are longer; the judge likes length with strength `bias`."""
+def styled(
+    tmp_path: Path, bias: float, longer: float, n: int = 400
+) -> tuple[list[arena.Games], dict[str, dict[str, Any]]]:
+    """A model as good as the baseline whose answers are longer; the judge likes length with
+    strength `bias`."""
     rng = np.random.default_rng(5)
     base = rng.integers(100, 900, n)
     own = np.maximum(1, base * np.exp(rng.normal(longer, 0.5, n))).astype(int)
     chance = 1 / (1 + np.exp(-bias * (own - base) / (own + base + 1)))
-    games = arena.Games("m", "b", "", (), [str(i) for i in range(n)], (rng.uniform(size=n) < chance).astype(float), np.ones(n), 0)
-    answers = {name: {str(i): style_control.count("word", int(t)) for i, t in enumerate(tokens)} for name, tokens in (("m", own), ("b", base))}
+    games = arena.Games(
+        "m",
+        "b",
+        "",
+        (),
+        [str(i) for i in range(n)],
+        (rng.uniform(size=n) < chance).astype(float),
+        np.ones(n),
+        0,
+    )
+    answers = {
+        name: {str(i): style_control.count("word", int(t)) for i, t in enumerate(tokens)}
+        for name, tokens in (("m", own), ("b", base))
+    }
     return [games], answers
 
 
@@ -190,8 +276,12 @@ def test_official_style_control_centres_and_so_keeps_the_advantage(tmp_path: Pat
 
 def test_controls_take_their_own_columns(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=4.0, longer=0.8)
-    assert list(style_control.scores(games, answers, control=("length",), resamples=50)[0]["style"]) == ["tokens"]
-    assert list(style_control.scores(games, answers, control=("markdown",), resamples=50)[0]["style"]) == ["headers", "lists", "bold"]
+    assert list(
+        style_control.scores(games, answers, control=("length",), resamples=50)[0]["style"]
+    ) == ["tokens"]
+    assert list(
+        style_control.scores(games, answers, control=("markdown",), resamples=50)[0]["style"]
+    ) == ["headers", "lists", "bold"]
 
 
 def test_markdown_is_counted_outside_code() -> None:

@@ -1,4 +1,5 @@
-"""Set functions: orders, ties, greedy choices against plain loops, and what each asks the schedule for."""
+"""Set functions: orders, ties, greedy choices against plain loops, and what each asks the schedule
+for."""
 
 from __future__ import annotations
 
@@ -26,16 +27,23 @@ def unit(n: int, d: int, seed: int = 0) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-# -- hashes and ranks -------------------------------------------------------------------------------------------------------------------------
+# -- hashes and ranks ------------------------------------------------------------------------------
 
 
 def test_hash_of_an_id_is_the_same_for_ever() -> None:
     golden = {
-        "": 10536606528379439361, "a": 13225821061156283261, "12345678": 14167430728578386997, "123456789": 8541628479667528656,
-        "ü€": 7946321721720795795, "0f3c9a1b2c3d4e5f6071": 2468640908717243472, "5b7f3c1e-8a55-5d1f-9a3c-0123456789ab": 6403347068571269111,
-    }  # fmt: skip
+        "": 10536606528379439361,
+        "a": 13225821061156283261,
+        "12345678": 14167430728578386997,
+        "123456789": 8541628479667528656,
+        "ü€": 7946321721720795795,
+        "0f3c9a1b2c3d4e5f6071": 2468640908717243472,
+        "5b7f3c1e-8a55-5d1f-9a3c-0123456789ab": 6403347068571269111,
+    }
     assert hash_rank(golden, 0).to_list() == list(golden.values())
-    assert hash_rank(pl.Series(["5b7f3c1e-8a55-5d1f-9a3c-0123456789ab"]), "heldout").to_list() == [11242309189412896262]
+    assert hash_rank(pl.Series(["5b7f3c1e-8a55-5d1f-9a3c-0123456789ab"]), "heldout").to_list() == [
+        11242309189412896262
+    ]
 
 
 def plain_hash(text: str, seed: str) -> int:
@@ -59,7 +67,11 @@ def plain_hash(text: str, seed: str) -> int:
 
 def test_hash_does_not_depend_on_the_other_ids() -> None:
     ids = [f"row-{'x' * (n % 23)}{n}" for n in range(500)]
-    assert hash_rank(ids, 3).to_list() == [hash_rank([i], 3)[0] for i in ids] == [plain_hash(i, "3") for i in ids]
+    assert (
+        hash_rank(ids, 3).to_list()
+        == [hash_rank([i], 3)[0] for i in ids]
+        == [plain_hash(i, "3") for i in ids]
+    )
 
 
 def test_hashes_are_spread_evenly() -> None:
@@ -84,10 +96,12 @@ def test_round_robin_gives_every_prefix_its_equal_shares_and_passes_on_what_a_gr
     assert groups[order].tolist() == [0, 1, 2, 1, 2, 2, 2, 2, -1]
     assert order[groups[order] == 2].tolist() == [0, 1, 3, 6, 8]
     assert groups[round_robin(groups, even=3)].tolist() == [0, 1, 2]
-    assert round_robin(np.array([1, 1, 1]), even=2).tolist() == [], "a half without rows leaves nothing to mix"
+    assert round_robin(np.array([1, 1, 1]), even=2).tolist() == [], (
+        "a half without rows leaves nothing to mix"
+    )
 
 
-# -- greedy choices ---------------------------------------------------------------------------------------------------------------------------
+# -- greedy choices --------------------------------------------------------------------------------
 
 
 def plain_k_center(vectors: NDArray[np.float32]) -> list[int]:
@@ -131,12 +145,14 @@ def test_unlike_keeps_what_is_not_near_to_anything_kept(threshold: float) -> Non
         asked.append(end)
         return vectors[top:end]
 
-    assert np.concatenate(list(unlike(slices, len(vectors), threshold))).tolist() == plain_unlike(vectors, threshold)
+    assert np.concatenate(list(unlike(slices, len(vectors), threshold))).tolist() == plain_unlike(
+        vectors, threshold
+    )
     first = next(iter(unlike(slices, len(vectors), threshold)))
     assert len(first) and asked[-1] == 1024, "no more is embedded than is taken from"
 
 
-# -- in a pool --------------------------------------------------------------------------------------------------------------------------------
+# -- in a pool -------------------------------------------------------------------------------------
 
 
 class Embedded(World):
@@ -147,10 +163,15 @@ class Embedded(World):
         dice = np.random.default_rng(1)
         ranks = self.truth["difficulty"].to_physical() + 1
         self.truth = self.truth.with_columns(
-            pl.Series("task_category", np.array(CATEGORY)[dice.choice(12, len(self.ids), p=[0.6, 0.3, 0.1, *[0] * 9])], dtype=pl.Enum(CATEGORY)),
-            ranks.cast(pl.Float64).alias("difficulty_rank"), pl.Series("pair_score", dice.uniform(1, 5, len(self.ids))),
+            pl.Series(
+                "task_category",
+                np.array(CATEGORY)[dice.choice(12, len(self.ids), p=[0.6, 0.3, 0.1, *[0] * 9])],
+                dtype=pl.Enum(CATEGORY),
+            ),
+            ranks.cast(pl.Float64).alias("difficulty_rank"),
+            pl.Series("pair_score", dice.uniform(1, 5, len(self.ids))),
             pl.lit(None, pl.Float64).alias("pair_score_rank"),
-        )  # fmt: skip
+        )
         self.all = dict(zip(self.ids, unit(len(self.ids), 8), strict=True))
         self.embedded = 0
         self.vectors = Vectors(self._embed)
@@ -159,7 +180,9 @@ class Embedded(World):
         self.embedded += 1
         return np.array([self.all[i] for i in ids])
 
-    def bought(self, chosen: Any, tokens: Callable[[pl.DataFrame], pl.Series] | None = None) -> list[str]:
+    def bought(
+        self, chosen: Any, tokens: Callable[[pl.DataFrame], pl.Series] | None = None
+    ) -> list[str]:
         """Measure what is wanted, then choose: ids."""
         while wants := wanted(self.frame(), [(chosen, (0,))], tokens, vectors=self.vectors):
             name, ids = next(iter(wants.items()))
@@ -175,14 +198,22 @@ def test_diverse_answers_only_the_chosen_rows() -> None:
     kept = world.truth.filter(pl.col("input_quality") >= "good")["id"]
     order = [kept[int(i)] for i in by_hash(kept, "ties")]
     assert ids == [order[i] for i in plain_k_center(np.array([world.all[i] for i in order]))[:40]]
-    assert world.paid["response"] == 40 and world.embedded == 1, "the order is made once, though it is asked for before and after the answers"
+    assert world.paid["response"] == 40 and world.embedded == 1, (
+        "the order is made once, though it is asked for before and after the answers"
+    )
 
 
 def test_diverse_does_not_choose_otherwise_because_an_answer_failed() -> None:
     sound, broken = Embedded(), Embedded(failing=0.1)
     chosen = rule(choose="diverse", budget={"rows": 60}, where="min_neighbor_distance > 0")
     # what comes in place of a row without an answer comes from further back in the same order
-    expected = [i for i in sound.bought(rule(choose="diverse", budget={"rows": 90}, where="min_neighbor_distance > 0")) if i not in broken.failing]
+    expected = [
+        i
+        for i in sound.bought(
+            rule(choose="diverse", budget={"rows": 90}, where="min_neighbor_distance > 0")
+        )
+        if i not in broken.failing
+    ]
     assert broken.bought(chosen) == expected[:60]
     assert broken.paid["response"] <= 60 + len(broken.failing)
 
@@ -198,7 +229,11 @@ def test_a_greedy_choice_waits_until_every_row_is_decided() -> None:
 def test_balanced_gives_every_category_the_same_and_answers_only_the_chosen_rows() -> None:
     world = Embedded()
     ids = world.bought(rule(strategy="category-balanced", budget={"rows": 60}))
-    counts = world.truth.filter(pl.col("id").is_in(ids))["task_category"].value_counts()["count"].to_list()
+    counts = (
+        world.truth.filter(pl.col("id").is_in(ids))["task_category"]
+        .value_counts()["count"]
+        .to_list()
+    )
     assert counts == [20, 20, 20] and world.paid["response"] == 60
 
 
@@ -214,9 +249,15 @@ def test_balanced_by_length_takes_the_longest_of_each() -> None:
 def test_balanced_passes_on_the_quota_that_a_small_category_cannot_fill() -> None:
     world = Embedded()
     ids = world.bought(rule(strategy="category-balanced", budget={"rows": 200}))
-    counts = dict(world.truth.filter(pl.col("id").is_in(ids))["task_category"].value_counts().iter_rows())
+    counts = dict(
+        world.truth.filter(pl.col("id").is_in(ids))["task_category"].value_counts().iter_rows()
+    )
     small = world.truth.filter(pl.col("task_category") == "Planning").height
-    assert small < 200 // 3 and counts["Planning"] == small and abs(counts["Reasoning"] - counts["Information seeking"]) <= 1
+    assert (
+        small < 200 // 3
+        and counts["Planning"] == small
+        and abs(counts["Reasoning"] - counts["Information seeking"]) <= 1
+    )
 
 
 def test_deita_goes_by_difficulty_times_pair_score_and_passes_over_what_is_alike() -> None:
@@ -238,15 +279,33 @@ def test_deita_takes_the_label_where_there_is_no_expected_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    "choose", ["longest", "top(instruct_reward)", "hash_order", "difficulty_mix(medium)", "balanced(task_category)", "diverse", "deita"]
+    "choose",
+    [
+        "longest",
+        "top(instruct_reward)",
+        "hash_order",
+        "difficulty_mix(medium)",
+        "balanced(task_category)",
+        "diverse",
+        "deita",
+    ],
 )
 def test_a_budget_in_tokens_is_filled_and_never_passed(choose: str) -> None:
     world = Embedded()
-    cost = dict(zip(world.ids, np.random.default_rng(2).integers(5, 50, len(world.ids)).tolist(), strict=True))
+    cost = dict(
+        zip(
+            world.ids,
+            np.random.default_rng(2).integers(5, 50, len(world.ids)).tolist(),
+            strict=True,
+        )
+    )
 
     def tokens(frame: pl.DataFrame) -> pl.Series:
         answered = (frame["status:response"] == "ok").fill_null(False)
-        return pl.Series([cost[i] if ok else None for i, ok in zip(frame["id"], answered, strict=True)], dtype=pl.Int64)
+        return pl.Series(
+            [cost[i] if ok else None for i, ok in zip(frame["id"], answered, strict=True)],
+            dtype=pl.Int64,
+        )
 
     ids = world.bought(rule(choose=choose, budget={"tokens": 1000}), tokens)
     spent = sum(cost[i] for i in ids)
@@ -256,7 +315,9 @@ def test_a_budget_in_tokens_is_filled_and_never_passed(choose: str) -> None:
 
 def test_a_mix_of_difficulties_parts_where_it_is_told_to() -> None:
     world = Embedded()
-    ids = world.bought(rule(strategy="difficulty-mix", params={"boundary": "medium"}, budget={"rows": 40}))
+    ids = world.bought(
+        rule(strategy="difficulty-mix", params={"boundary": "medium"}, budget={"rows": 40})
+    )
     picked = world.truth.filter(pl.col("id").is_in(ids))["difficulty"]
     assert (picked <= "medium").sum() == 20
 
@@ -265,15 +326,24 @@ def test_a_mix_of_difficulties_parts_where_it_is_told_to() -> None:
     ("arm", "says"),
     [
         ({"choose": "balanced"}, "should read balanced(COLUMN, BY)"),
-        ({"choose": "balanced(task_categry)"}, "unknown column `task_categry`; did you mean 'task_category'?"),
+        (
+            {"choose": "balanced(task_categry)"},
+            "unknown column `task_categry`; did you mean 'task_category'?",
+        ),
         ({"choose": "balanced(instruct_reward)"}, "`instruct_reward` has no groups to balance"),
         ({"choose": "balanced(task_category, language)"}, "`language` has no order"),
         ({"choose": "diverse(3)"}, "should read diverse"),
         ({"choose": "deita(2)"}, "'2' is no cosine between 0 and 1"),
-        ({"choose": "difficulty_mix(very hard)"}, "'very hard' does not part the difficulties in two"),
+        (
+            {"choose": "difficulty_mix(very hard)"},
+            "'very hard' does not part the difficulties in two",
+        ),
         ({"choose": "divers"}, "did you mean 'diverse'?"),
         ({"strategy": "magpie-pro", "params": {"tau1": "low"}}, "tau1 is a number; 'low' is not"),
-        ({"strategy": "magpie-air", "params": {"quality": "god"}}, "'god' is not a label of `input_quality`; did you mean 'good'?"),
+        (
+            {"strategy": "magpie-air", "params": {"quality": "god"}},
+            "'god' is not a label of `input_quality`; did you mean 'good'?",
+        ),
     ],
 )
 def test_a_choice_that_cannot_be_is_one_sentence(arm: dict[str, object], says: str) -> None:
@@ -282,15 +352,29 @@ def test_a_choice_that_cannot_be_is_one_sentence(arm: dict[str, object], says: s
     assert says in str(error.value)
 
 
-def test_an_arm_of_a_recipe_chooses_by_likeness_and_pays_for_no_more_answers(tmp_path: Path) -> None:
+def test_an_arm_of_a_recipe_chooses_by_likeness_and_pays_for_no_more_answers(
+    tmp_path: Path,
+) -> None:
     from recipes import schema
     from recipes.stages import graph
 
     arms = {"diverse": {"strategy": "diverse", "budget": {"rows": 6}}}
     with ScriptedServer(small_recipe.answer) as server:
         llama = small_recipe.model(tmp_path / "llama")
-        path = small_recipe.recipe(tmp_path, llama, server.url, arms=arms, random_arm=False, synth__rows=40, synth__heldout=0.0)
+        path = small_recipe.recipe(
+            tmp_path,
+            llama,
+            server.url,
+            arms=arms,
+            random_arm=False,
+            synth__rows=40,
+            synth__heldout=0.0,
+        )
         graph.run(schema.load(path, []), "select")
-        chosen = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "select" / "diverse" / "selection.parquet")
+        chosen = pl.read_parquet(
+            tmp_path / "store" / "recipes" / "small" / "select" / "diverse" / "selection.parquet"
+        )
         assert len(chosen) == 6 and len(server.requests) == 40 + 6
-        assert {s.state for s in graph.plan(schema.load(path, [])).steps if s.name == "select/diverse"} == {"reuse"}
+        assert {
+            s.state for s in graph.plan(schema.load(path, [])).steps if s.name == "select/diverse"
+        } == {"reuse"}

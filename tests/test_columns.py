@@ -14,7 +14,9 @@ QUALITY = pl.Enum(["very poor", "poor", "average", "good", "excellent"])
 
 
 def column(root: Path, **cell: object) -> Column:
-    return Column.open(root, "quality", cell or {"tagger": "a"}, {"label": QUALITY, "rank": pl.Float64})
+    return Column.open(
+        root, "quality", cell or {"tagger": "a"}, {"label": QUALITY, "rank": pl.Float64}
+    )
 
 
 def test_missing_lists_what_no_part_holds_in_the_given_order(tmp_path: Path) -> None:
@@ -32,7 +34,13 @@ def test_a_failed_cell_is_held_with_its_reason(tmp_path: Path) -> None:
     made = column(tmp_path)
     made.append([{"id": "x", "status": "failed", "reason": "no answer"}])
     assert made.missing(["x"]) == []
-    assert made.read().row(0, named=True) == {"id": "x", "label": None, "rank": None, "status": "failed", "reason": "no answer"}
+    assert made.read().row(0, named=True) == {
+        "id": "x",
+        "label": None,
+        "rank": None,
+        "status": "failed",
+        "reason": "no answer",
+    }
 
 
 def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
@@ -44,7 +52,12 @@ def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
 
 def test_labels_come_back_ordered(tmp_path: Path) -> None:
     made = column(tmp_path)
-    made.append([{"id": i, "label": label, "rank": 1.0} for i, label in enumerate(["very poor", "excellent", "average"])])
+    made.append(
+        [
+            {"id": i, "label": label, "rank": 1.0}
+            for i, label in enumerate(["very poor", "excellent", "average"])
+        ]
+    )
     assert made.read().filter(pl.col("label") >= "average").height == 2
 
 
@@ -69,14 +82,21 @@ def test_a_label_outside_the_declared_ones_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_fill_one_column_at_once(tmp_path: Path) -> None:
-    with column(tmp_path).alone(), pytest.raises(UserError, match="another run is filling"), column(tmp_path).alone():
+    with (
+        column(tmp_path).alone(),
+        pytest.raises(UserError, match="another run is filling"),
+        column(tmp_path).alone(),
+    ):
         pass
 
 
 def many(root: Path, parts: int) -> Column:
     made = column(root)
     for n in range(parts):
-        made.append([{"id": f"{n}-{i}", "label": "good", "rank": float(i)} for i in range(3)], order=f"{n:03d}")
+        made.append(
+            [{"id": f"{n}-{i}", "label": "good", "rank": float(i)} for i in range(3)],
+            order=f"{n:03d}",
+        )
     return made
 
 
@@ -102,7 +122,9 @@ def test_few_parts_stay_as_they_are(tmp_path: Path) -> None:
     assert made.parts() == names
 
 
-def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = many(tmp_path, 12)
     read, merged = made.part, []
 
@@ -118,16 +140,26 @@ def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(tmp_path: 
 
 
 def test_a_part_that_is_older_than_a_field_reads_null_there(tmp_path: Path) -> None:
-    Column.open(tmp_path, "quality", {"tagger": "a"}, {"label": QUALITY}).append([{"id": "x", "label": "good"}])
+    Column.open(tmp_path, "quality", {"tagger": "a"}, {"label": QUALITY}).append(
+        [{"id": "x", "label": "good"}]
+    )
     made = column(tmp_path)
     made.append([{"id": "y", "label": "poor", "rank": 2.0}])
-    assert made.read().sort("id").rows() == [("x", "good", None, "ok", None), ("y", "poor", 2.0, "ok", None)]
+    assert made.read().sort("id").rows() == [
+        ("x", "good", None, "ok", None),
+        ("y", "poor", 2.0, "ok", None),
+    ]
 
 
 def test_cells_of_two_texts_of_one_row_both_stay_when_parts_are_merged(tmp_path: Path) -> None:
-    made = Column.open(tmp_path, "response", {"responder": "a"}, {"of": pl.String, "response": pl.String})
+    made = Column.open(
+        tmp_path, "response", {"responder": "a"}, {"of": pl.String, "response": pl.String}
+    )
     for n in range(12):
-        made.append([{"id": f"{n % 6}", "of": "old" if n < 6 else "new", "response": f"answer {n}"}], order=f"{n:03d}")
+        made.append(
+            [{"id": f"{n % 6}", "of": "old" if n < 6 else "new", "response": f"answer {n}"}],
+            order=f"{n:03d}",
+        )
     before = made.read().sort("id", "of")
     made.compact(rows=100, files=2)
     assert len(before) == 12 and made.read().sort("id", "of").equals(before)

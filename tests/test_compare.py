@@ -15,7 +15,12 @@ from eval import compare
 
 
 def scores(
-    folder: Path, values: dict[str, float | None], *, benchmark: str = "bench", metric: str = "win_rate", clusters: dict[str, str] | None = None
+    folder: Path,
+    values: dict[str, float | None],
+    *,
+    benchmark: str = "bench",
+    metric: str = "win_rate",
+    clusters: dict[str, str] | None = None,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -48,13 +53,24 @@ def difference(result: dict[str, Any], a: str, b: str) -> dict[str, Any]:
 
 def draws(seed: int, shift: float = 0.0, n: int = 200) -> dict[str, float | None]:
     shared = np.random.default_rng(0).normal(50, 30, n)
-    return {f"q{i}": float(v) for i, v in enumerate(shared + shift + np.random.default_rng(seed).normal(0, 5, n))}
+    return {
+        f"q{i}": float(v)
+        for i, v in enumerate(shared + shift + np.random.default_rng(seed).normal(0, 5, n))
+    }
 
 
 def test_items_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
     a, b = draws(1), draws(2)
-    straight = run({"a/0": scores(tmp_path / "a", a), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x")
-    turned = run({"a/0": scores(tmp_path / "a2", dict(reversed(a.items()))), "b/0": scores(tmp_path / "b2", b)}, tmp_path / "y")
+    straight = run(
+        {"a/0": scores(tmp_path / "a", a), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x"
+    )
+    turned = run(
+        {
+            "a/0": scores(tmp_path / "a2", dict(reversed(a.items()))),
+            "b/0": scores(tmp_path / "b2", b),
+        },
+        tmp_path / "y",
+    )
     one, two = difference(straight, "a", "b"), difference(turned, "a", "b")
     assert one["difference"] == pytest.approx(two["difference"], abs=1e-12)
     assert one["standard_error"] == pytest.approx(two["standard_error"], abs=1e-12)
@@ -64,7 +80,9 @@ def test_items_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
 def test_an_unjudged_item_is_counted_and_moves_no_other_item(tmp_path: Path) -> None:
     a, b = draws(1), draws(2)
     holed = a | {"q5": None}
-    result = run({"a/0": scores(tmp_path / "a", holed), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x")
+    result = run(
+        {"a/0": scores(tmp_path / "a", holed), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x"
+    )
     found = difference(result, "a", "b")
     assert found["n"] == 199
     assert found["difference"] == pytest.approx(np.mean([a[k] - b[k] for k in a if k != "q5"]))
@@ -76,17 +94,27 @@ def test_questions_judged_twice_count_once(tmp_path: Path) -> None:
     once_a, once_b = draws(1, n=60), draws(2, n=60)
     twice = [{f"{k}#{g}": v for k, v in d.items() for g in (1, 2)} for d in (once_a, once_b)]
     clusters = {k: k.split("#")[0] for k in twice[0]}
-    single = run({"a/0": scores(tmp_path / "a", once_a), "b/0": scores(tmp_path / "b", once_b)}, tmp_path / "x")
+    single = run(
+        {"a/0": scores(tmp_path / "a", once_a), "b/0": scores(tmp_path / "b", once_b)},
+        tmp_path / "x",
+    )
     double = run(
-        {"a/0": scores(tmp_path / "a2", twice[0], clusters=clusters), "b/0": scores(tmp_path / "b2", twice[1], clusters=clusters)}, tmp_path / "y"
+        {
+            "a/0": scores(tmp_path / "a2", twice[0], clusters=clusters),
+            "b/0": scores(tmp_path / "b2", twice[1], clusters=clusters),
+        },
+        tmp_path / "y",
     )
     for key in ("difference", "lower", "upper", "simultaneous_upper", "p"):
-        assert difference(single, "a", "b")[key] == pytest.approx(difference(double, "a", "b")[key], abs=1e-9)
+        assert difference(single, "a", "b")[key] == pytest.approx(
+            difference(double, "a", "b")[key], abs=1e-9
+        )
 
 
 def test_a_clear_difference_is_told_and_none_is_not(tmp_path: Path) -> None:
     inputs = {
-        name + "/0": scores(tmp_path / name, draws(seed, shift)) for name, seed, shift in [("good", 1, 8.0), ("same", 2, 0.0), ("base", 3, 0.0)]
+        name + "/0": scores(tmp_path / name, draws(seed, shift))
+        for name, seed, shift in [("good", 1, 8.0), ("same", 2, 0.0), ("base", 3, 0.0)]
     }
     result = run(inputs, tmp_path / "x", baseline="base")
     assert difference(result, "good", "base")["verdict"] == "good is better"
@@ -97,41 +125,69 @@ def test_a_clear_difference_is_told_and_none_is_not(tmp_path: Path) -> None:
 
 
 def test_simultaneous_intervals_contain_the_single_ones(tmp_path: Path) -> None:
-    result = run({f"arm{i}/0": scores(tmp_path / str(i), draws(i)) for i in range(5)}, tmp_path / "x")
+    result = run(
+        {f"arm{i}/0": scores(tmp_path / str(i), draws(i)) for i in range(5)}, tmp_path / "x"
+    )
     assert len(result["differences"]) == 10
     for d in result["differences"]:
         assert d["simultaneous_lower"] < d["lower"] < d["upper"] < d["simultaneous_upper"]
 
 
 def test_where_lower_is_better_the_smaller_loss_wins(tmp_path: Path) -> None:
-    inputs = {name + "/0": scores(tmp_path / name, draws(seed, shift), metric="loss") for name, seed, shift in [("worse", 1, 9.0), ("lower", 2, 0.0)]}
+    inputs = {
+        name + "/0": scores(tmp_path / name, draws(seed, shift), metric="loss")
+        for name, seed, shift in [("worse", 1, 9.0), ("lower", 2, 0.0)]
+    }
     assert difference(run(inputs, tmp_path / "x"), "worse", "lower")["verdict"] == "lower is better"
 
 
 def test_one_seed_speaks_of_checkpoints_and_several_of_filters(tmp_path: Path) -> None:
-    one = run({f"{a}/0": scores(tmp_path / a, draws(i)) for i, a in enumerate("ab")}, tmp_path / "x")
+    one = run(
+        {f"{a}/0": scores(tmp_path / a, draws(i)) for i, a in enumerate("ab")}, tmp_path / "x"
+    )
     assert one["differences"][0]["scope"] == "these two checkpoints"
-    three = run({f"{a}/{s}": scores(tmp_path / f"{a}{s}", draws(10 * i + s)) for i, a in enumerate("ab") for s in range(3)}, tmp_path / "y")
+    three = run(
+        {
+            f"{a}/{s}": scores(tmp_path / f"{a}{s}", draws(10 * i + s))
+            for i, a in enumerate("ab")
+            for s in range(3)
+        },
+        tmp_path / "y",
+    )
     assert three["differences"][0]["scope"] == "these filters"
-    assert three["arms"] == [{"name": "a", "seeds": ["0", "1", "2"]}, {"name": "b", "seeds": ["0", "1", "2"]}]
+    assert three["arms"] == [
+        {"name": "a", "seeds": ["0", "1", "2"]},
+        {"name": "b", "seeds": ["0", "1", "2"]},
+    ]
 
 
 def test_spread_between_seeds_widens_the_interval(tmp_path: Path) -> None:
     def three(folder: str, spread: float) -> dict[str, Any]:
         shifts = {"a": [-spread, 0, spread], "b": [spread, -spread, 0]}
         return run(
-            {f"{a}/{s}": scores(tmp_path / f"{folder}{a}{s}", draws(s + 5, x)) for a, xs in shifts.items() for s, x in enumerate(xs)},
+            {
+                f"{a}/{s}": scores(tmp_path / f"{folder}{a}{s}", draws(s + 5, x))
+                for a, xs in shifts.items()
+                for s, x in enumerate(xs)
+            },
             tmp_path / folder,
         )
 
     calm, wild = difference(three("calm", 0.0), "a", "b"), difference(three("wild", 4.0), "a", "b")
-    assert wild["standard_error"] == pytest.approx(np.sqrt(calm["standard_error"] ** 2 + 2 * 16 / 3), rel=0.1)
+    assert wild["standard_error"] == pytest.approx(
+        np.sqrt(calm["standard_error"] ** 2 + 2 * 16 / 3), rel=0.1
+    )
     assert wild["test"] == "t"
 
 
-def test_the_baseline_scores_by_definition_where_it_is_not_judged_against_itself(tmp_path: Path) -> None:
+def test_the_baseline_scores_by_definition_where_it_is_not_judged_against_itself(
+    tmp_path: Path,
+) -> None:
     a = {f"q{i}": 70.0 + i % 3 for i in range(48)}
-    inputs = {"a/0": scores(tmp_path / "a", a), "base": scores(tmp_path / "b", {"h": 1.0}, benchmark="heldout", metric="loss")}
+    inputs = {
+        "a/0": scores(tmp_path / "a", a),
+        "base": scores(tmp_path / "b", {"h": 1.0}, benchmark="heldout", metric="loss"),
+    }
     result = run(inputs, tmp_path / "x", baseline="base", primary="bench/win_rate")
     found = next(d for d in result["differences"] if d["benchmark"] == "bench")
     assert (found["a"], found["b"], found["difference"]) == ("a", "base", pytest.approx(21.0))
@@ -141,7 +197,9 @@ def test_the_baseline_scores_by_definition_where_it_is_not_judged_against_itself
 def test_zero_one_outcomes_use_mcnemars_exact_test(tmp_path: Path) -> None:
     a = {f"q{i}": float(i < 12) for i in range(50)}
     b = {f"q{i}": float(3 <= i < 10 or i == 20) for i in range(50)}
-    found = run({"a/0": scores(tmp_path / "a", a), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x")["differences"][0]
+    found = run(
+        {"a/0": scores(tmp_path / "a", a), "b/0": scores(tmp_path / "b", b)}, tmp_path / "x"
+    )["differences"][0]
     assert found["test"] == "McNemar"
     assert found["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # 5 against 1 discordant items
 
@@ -153,46 +211,84 @@ def test_benchmarks_other_than_the_primary_are_called_exploratory(tmp_path: Path
         inputs[f"{arm}/0"] = scores(tmp_path / arm, draws(i + 5), benchmark="other")
     result = run(inputs, tmp_path / "x")
     assert [("exploratory" in d["scope"]) for d in result["differences"]] == [False, True]
-    assert any("bench is the primary benchmark, declared beforehand, and its win_rate decides" in note for note in result["notes"])
+    assert any(
+        "bench is the primary benchmark, declared beforehand, and its win_rate decides" in note
+        for note in result["notes"]
+    )
 
 
 def test_identical_arms_and_single_items_cannot_be_told_apart(tmp_path: Path) -> None:
-    same = run({f"{a}/0": scores(tmp_path / a, draws(1)) for a in "ab"}, tmp_path / "x")["differences"][0]
+    same = run({f"{a}/0": scores(tmp_path / a, draws(1)) for a in "ab"}, tmp_path / "x")[
+        "differences"
+    ][0]
     assert (same["difference"], same["verdict"], same["p"]) == (0.0, "cannot tell", 1.0)
-    lone = run({f"{a}/0": scores(tmp_path / f"{a}1", {"q": v}) for a, v in (("a", 0.0), ("b", 100.0))}, tmp_path / "y")["differences"][0]
+    lone = run(
+        {f"{a}/0": scores(tmp_path / f"{a}1", {"q": v}) for a, v in (("a", 0.0), ("b", 100.0))},
+        tmp_path / "y",
+    )["differences"][0]
     assert lone["verdict"] == "cannot tell" and lone["lower"] is None
     three = {f"q{i}": 1.0 for i in range(3)}
-    flat = run({f"{a}/0": scores(tmp_path / f"{a}3", {k: v * m for k, v in three.items()}) for a, m in (("a", 1), ("b", 2))}, tmp_path / "z")
-    assert flat["differences"][0]["verdict"] == "cannot tell"  # all three items agree, which three coin flips also do
+    flat = run(
+        {
+            f"{a}/0": scores(tmp_path / f"{a}3", {k: v * m for k, v in three.items()})
+            for a, m in (("a", 1), ("b", 2))
+        },
+        tmp_path / "z",
+    )
+    assert (
+        flat["differences"][0]["verdict"] == "cannot tell"
+    )  # all three items agree, which three coin flips also do
 
 
 def test_the_terminal_table_shows_score_difference_and_verdict(tmp_path: Path) -> None:
-    result = run({f"{a}/0": scores(tmp_path / a, draws(i, s)) for i, (a, s) in enumerate([("a", 9.0), ("b", 0.0)])}, tmp_path / "x", baseline="b")
+    result = run(
+        {
+            f"{a}/0": scores(tmp_path / a, draws(i, s))
+            for i, (a, s) in enumerate([("a", 9.0), ("b", 0.0)])
+        },
+        tmp_path / "x",
+        baseline="b",
+    )
     first, second = compare.table(result)
-    assert first["against b"].startswith("+") and first["verdict"] == "a is better (these two checkpoints)"
+    assert (
+        first["against b"].startswith("+")
+        and first["verdict"] == "a is better (these two checkpoints)"
+    )
     assert second["arm"] == "b" and second["verdict"] == ""
 
 
 def test_scores_without_items_are_shown_without_an_interval(tmp_path: Path) -> None:
     folder = scores(tmp_path / "a", draws(1))
     (folder / "summary.json").write_text(
-        json.dumps({"bench": {"win_rate": {"value": 50}}, "tasks": {"acc": {"value": 0.25, "standard_error": 0.1, "n": 20}}})
+        json.dumps(
+            {
+                "bench": {"win_rate": {"value": 50}},
+                "tasks": {"acc": {"value": 0.25, "standard_error": 0.1, "n": 20}},
+            }
+        )
     )
-    (row,) = [s for s in run({"a/0": folder}, tmp_path / "x")["scores"] if s["benchmark"] == "tasks"]
+    (row,) = [
+        s for s in run({"a/0": folder}, tmp_path / "x")["scores"] if s["benchmark"] == "tasks"
+    ]
     assert (row["value"], row["standard_error"], row["lower"], row["n"]) == (0.25, 0.1, None, 20)
 
 
 def test_every_item_is_kept_beside_the_comparison(tmp_path: Path) -> None:
     run({f"{a}/0": scores(tmp_path / a, draws(i)) for i, a in enumerate("ab")}, tmp_path / "x")
     items = pl.read_parquet(tmp_path / "x" / "comparison.parquet")
-    assert items.columns == ["benchmark", "metric", "arm", "seed", "item", "value"] and items.height == 400
+    assert (
+        items.columns == ["benchmark", "metric", "arm", "seed", "item", "value"]
+        and items.height == 400
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [({"baseline": "bas"}, "did you mean 'base'"), ({"primary": "benhc"}, "did you mean 'bench'")],
 )
-def test_unknown_names_are_one_sentence(tmp_path: Path, options: dict[str, str], sentence: str) -> None:
+def test_unknown_names_are_one_sentence(
+    tmp_path: Path, options: dict[str, str], sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
         run({"base/0": scores(tmp_path / "a", draws(1))}, tmp_path / "x", **options)
 

@@ -1,4 +1,5 @@
-"""docs/data.md: every command runs as it stands there (those that need GPUs or the hub: their options are read), every recipe block loads."""
+"""docs/data.md: every command runs as it stands there (those that need GPUs or the hub: their
+options are read), every recipe block loads."""
 
 from __future__ import annotations
 
@@ -24,29 +25,55 @@ from tests.scripted_server import ScriptedServer
 from tests.test_published import row25
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S) for line in block.splitlines() if line.startswith("magpie ")]
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S)
+    for line in block.splitlines()
+    if line.startswith("magpie ")
+]
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.S)
 ELSEWHERE = ("# needs GPUs", "# needs the hub")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the files that the page names: a published set, ShareGPT data, a model, a chat template, and a recipe that ran."""
+    """A folder with the files that the page names: a published set, ShareGPT data, a model, a chat
+    template, and a recipe that ran."""
     made = tmp_path_factory.mktemp("docs")
-    labels = {"language": "EN", "input_quality": "excellent", "difficulty": "medium", "min_neighbor_distance": 0.5, "instruct_reward": -3.0}
+    labels = {
+        "language": "EN",
+        "input_quality": "excellent",
+        "difficulty": "medium",
+        "min_neighbor_distance": 0.5,
+        "instruct_reward": -3.0,
+    }
     rows = [row25(i, **labels) for i in range(60)]
     pl.from_dicts(rows, infer_schema_length=None).write_parquet(made / "set.parquet")
-    talk = [{"from": "human", "value": "What is a lens?"}, {"from": "gpt", "value": "Curved glass."}]
-    (made / "sharegpt.json").write_text(json.dumps([{"id": str(i), "conversations": talk} for i in range(5)]))
+    talk = [
+        {"from": "human", "value": "What is a lens?"},
+        {"from": "gpt", "value": "Curved glass."},
+    ]
+    (made / "sharegpt.json").write_text(
+        json.dumps([{"id": str(i), "conversations": talk} for i in range(5)])
+    )
     llama = small_recipe.model(made / "my-model")
-    (made / "own.jinja").write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n")
+    (made / "own.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    )
     with ScriptedServer(small_recipe.answer) as server:
         where = {"model": str(llama), "server": {"urls": [server.url]}}
         arms = {
-            "magpie-pro": {"where": "input_quality >= 'average'", "choose": "longest", "budget": {"rows": 10}},
+            "magpie-pro": {
+                "where": "input_quality >= 'average'",
+                "choose": "longest",
+                "budget": {"rows": 10},
+            },
             "random": {"choose": "hash_order", "budget": {"rows": 10}},
         }
-        more = {"synth__preferences": {"k": 2, "reward": where}, "launch": {"slurm": {"partition": "gpu", "time": "1:00:00"}}}
+        more = {
+            "synth__preferences": {"k": 2, "reward": where},
+            "launch": {"slurm": {"partition": "gpu", "time": "1:00:00"}},
+        }
         path = small_recipe.recipe(made, llama, server.url, arms=arms, **more)
         graph.run(schema.load(path), "select")
         yield made
@@ -56,12 +83,18 @@ def test_the_page_has_commands_and_recipes() -> None:
     assert len(COMMANDS) > 15 and len(BLOCKS) > 8
 
 
-def test_the_commands_of_the_page_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_run_in_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("MAGPIE_CACHE", str(Path(resolve("embedded/SmolLM2-135M-Instruct").path).parents[1]))
+    monkeypatch.setenv(
+        "MAGPIE_CACHE", str(Path(resolve("embedded/SmolLM2-135M-Instruct").path).parents[1])
+    )
     for command in COMMANDS:
         if not any(mark in command for mark in ELSEWHERE):
-            done = CliRunner(env={"COLUMNS": "200"}).invoke(app, shlex.split(command, comments=True)[1:])
+            done = CliRunner(env={"COLUMNS": "200"}).invoke(
+                app, shlex.split(command, comments=True)[1:]
+            )
             assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
 
 
@@ -79,9 +112,16 @@ def test_a_recipe_block_loads(block: str, folder: Path, monkeypatch: pytest.Monk
     (folder / "prompts" / "law.txt").write_text("You help lawyers.")
     (folder / "gsm8k.jsonl").write_text('{"prompt": "How many apples are left?"}\n')
     around: dict[str, Any] = {
-        "name": "block", "synth": {"teacher": {"model": "embedded/SmolLM2-135M-Instruct"}, "tags": {"reward": {"model": "my-model"}}},
-        "arms": {"magpie-pro": {"strategy": "magpie-pro"}, "random": {"choose": "hash_order", "budget": {"rows": 10}}},
-    }  # fmt: skip
+        "name": "block",
+        "synth": {
+            "teacher": {"model": "embedded/SmolLM2-135M-Instruct"},
+            "tags": {"reward": {"model": "my-model"}},
+        },
+        "arms": {
+            "magpie-pro": {"strategy": "magpie-pro"},
+            "random": {"choose": "hash_order", "budget": {"rows": 10}},
+        },
+    }
     path = folder / "block.yaml"
     path.write_text(yaml.safe_dump(merged(around, yaml.safe_load(block))))
     assert schema.load(path).recipe.name == "block"
@@ -91,5 +131,9 @@ def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `more` put in, block by block."""
     out = dict(base)
     for key, value in more.items():
-        out[key] = merged(out[key], value) if isinstance(out.get(key), dict) and isinstance(value, dict) else value
+        out[key] = (
+            merged(out[key], value)
+            if isinstance(out.get(key), dict) and isinstance(value, dict)
+            else value
+        )
     return out

@@ -1,4 +1,5 @@
-"""Stored embeddings: each text once, by content and model; whole after a kill; equal to embedding afresh."""
+"""Stored embeddings: each text once, by content and model; whole after a kill; equal to embedding
+afresh."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def ids(n: int) -> list[str]:
     return [f"row-{i}" for i in range(n)]
 
 
-def test_vectors_are_those_of_embedding_afresh_and_equal_texts_are_bitwise_equal(tmp_path: Path, minilm: Model) -> None:
+def test_vectors_are_those_of_embedding_afresh_and_equal_texts_are_bitwise_equal(
+    tmp_path: Path, minilm: Model
+) -> None:
     texts = [*TEXTS, TEXTS[1]]
     made = vectors(tmp_path, ids(6), texts, minilm)
     assert made.dtype == np.float32 and made.shape == (6, 384)
@@ -47,7 +50,9 @@ def test_vectors_are_those_of_embedding_afresh_and_equal_texts_are_bitwise_equal
     assert made[1].tobytes() == made[5].tobytes()
 
 
-def test_a_grown_pool_embeds_only_its_new_texts_in_any_order(tmp_path: Path, minilm: Model, embedded: list[str]) -> None:
+def test_a_grown_pool_embeds_only_its_new_texts_in_any_order(
+    tmp_path: Path, minilm: Model, embedded: list[str]
+) -> None:
     before = vectors(tmp_path, ids(3), TEXTS[:3], minilm)
     after = vectors(tmp_path, ids(6), [TEXTS[4], *TEXTS[:4], TEXTS[0]], minilm)
     assert embedded == [*TEXTS[:3], TEXTS[4], TEXTS[3]]
@@ -66,9 +71,15 @@ def test_slices_and_memory_maps_give_the_same_vectors(
     assert np.abs(whole - mapped).max() < 1e-6
     turned = vectors(tmp_path / "b", ids(5), TEXTS[::-1], minilm)
     assert isinstance(turned, np.memmap) and (turned == mapped[::-1]).all()
-    assert sorted(p.name for p in (tmp_path / "b").rglob("*") if p.is_file() and p.name != ".lock") == [
-        "model.json", "rows-000000000000.parquet", "rows-000000000002.parquet", "rows-000000000004.parquet", "vectors.f32",
-    ]  # fmt: skip
+    assert sorted(
+        p.name for p in (tmp_path / "b").rglob("*") if p.is_file() and p.name != ".lock"
+    ) == [
+        "model.json",
+        "rows-000000000000.parquet",
+        "rows-000000000002.parquet",
+        "rows-000000000004.parquet",
+        "vectors.f32",
+    ]
 
 
 def test_what_a_killed_run_had_written_is_kept_and_its_torn_end_written_over(
@@ -90,13 +101,17 @@ def test_what_a_killed_run_had_written_is_kept_and_its_torn_end_written_over(
     assert np.abs(again - embed(TEXTS, minilm.path)).max() < 1e-6
 
 
-def test_another_model_has_vectors_of_its_own(tmp_path: Path, minilm: Model, embedded: list[str]) -> None:
+def test_another_model_has_vectors_of_its_own(
+    tmp_path: Path, minilm: Model, embedded: list[str]
+) -> None:
     vectors(tmp_path, ids(1), TEXTS[:1], minilm)
     vectors(tmp_path, ids(1), TEXTS[:1], Model(minilm.name, minilm.path, "another revision"))
     assert embedded == [TEXTS[0]] * 2
 
 
-def test_a_missing_text_lost_vectors_and_no_model_are_one_sentence(tmp_path: Path, minilm: Model) -> None:
+def test_a_missing_text_lost_vectors_and_no_model_are_one_sentence(
+    tmp_path: Path, minilm: Model
+) -> None:
     with pytest.raises(UserError, match="row row-1 has no text"):
         vectors(tmp_path, ids(2), [TEXTS[0], None], minilm)
     vectors(tmp_path, ids(1), TEXTS[:1], minilm)

@@ -1,4 +1,5 @@
-"""core.servers against a real HTTP server on loopback: nothing lost, nothing twice, and every way a server can misbehave."""
+"""core.servers against a real HTTP server on loopback: nothing lost, nothing twice, and every way a
+server can misbehave."""
 
 from __future__ import annotations
 
@@ -22,17 +23,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(count: int, **body: object) -> Iterator[Request]:
-    return (Request(f"row-{i}", {"prompt": [1, 2, i], "seed": i, "max_tokens": 8, **body}) for i in range(count))
+    return (
+        Request(f"row-{i}", {"prompt": [1, 2, i], "seed": i, "max_tokens": 8, **body})
+        for i in range(count)
+    )
 
 
 def given(servers: Servers, server: ScriptedServer, **settings: object) -> Endpoint:
-    return servers.serve(ServerSpec.model_validate({"model": "scripted", "urls": (server.url,), **settings}))
+    return servers.serve(
+        ServerSpec.model_validate({"model": "scripted", "urls": (server.url,), **settings})
+    )
 
 
 def test_each_request_gets_its_own_reply_once(servers: Servers) -> None:
     with ScriptedServer(lambda _, body: completion(f"seed {body['seed']}")) as server:
         replies = list(given(servers, server, max_in_flight=16).stream(ask(200)))
-    assert {r.key: r.body["choices"][0]["text"] for r in replies if r.body} == {f"row-{i}": f"seed {i}" for i in range(200)}
+    assert {r.key: r.body["choices"][0]["text"] for r in replies if r.body} == {
+        f"row-{i}": f"seed {i}" for i in range(200)
+    }
     assert len(replies) == len(server.requests) == 200
 
 
@@ -58,25 +66,39 @@ def test_requests_are_pulled_only_when_there_is_room(servers: Servers) -> None:
         replies.close()
 
 
-def test_a_chain_goes_on_at_once_in_its_own_place_and_only_its_last_reply_is_yielded(servers: Servers) -> None:
+def test_a_chain_goes_on_at_once_in_its_own_place_and_only_its_last_reply_is_yielded(
+    servers: Servers,
+) -> None:
     seen: dict[str, list[int]] = {}
 
     def then(reply: Reply) -> Request | None:
         assert reply.body is not None
         so_far = seen.setdefault(reply.key, [])
         so_far.append(int(reply.body["choices"][0]["text"]))
-        return Request(reply.key, {"prompt": [1], "seed": so_far[-1] + 1000}) if len(so_far) < 3 else None
+        return (
+            Request(reply.key, {"prompt": [1], "seed": so_far[-1] + 1000})
+            if len(so_far) < 3
+            else None
+        )
 
     with ScriptedServer(lambda _, body: completion(str(body["seed"]))) as server:
         replies = list(given(servers, server, max_in_flight=5).stream(ask(40), then))
-    assert sorted(r.key for r in replies) == sorted(seen) and len(replies) == 40 and server.high_water <= 5
+    assert (
+        sorted(r.key for r in replies) == sorted(seen)
+        and len(replies) == 40
+        and server.high_water <= 5
+    )
     assert seen == {f"row-{i}": [i, i + 1000, i + 2000] for i in range(40)}
 
 
 def test_the_model_name_is_filled_in_and_a_given_one_is_kept(servers: Servers) -> None:
     with ScriptedServer(magpie) as server:
         list(given(servers, server).stream([Request("a", {"prompt": [1]})]))
-        list(given(servers, server, args={"served_model_name": "judge"}).stream([Request("b", {"prompt": [1]})]))
+        list(
+            given(servers, server, args={"served_model_name": "judge"}).stream(
+                [Request("b", {"prompt": [1]})]
+            )
+        )
         list(given(servers, server).stream([Request("c", {"prompt": [1], "model": "adapter"})]))
     assert [r.body["model"] for r in server.requests] == ["scripted", "judge", "adapter"]
 
@@ -84,13 +106,17 @@ def test_the_model_name_is_filled_in_and_a_given_one_is_kept(servers: Servers) -
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.kind}-{f.status}")
 def test_a_fault_is_retried_and_the_row_is_answered(servers: Servers, fault: Fault) -> None:
     faults = [fault, fault]
-    with ScriptedServer(lambda path, body: faults.pop() if faults else magpie(path, body)) as server:
+    with ScriptedServer(
+        lambda path, body: faults.pop() if faults else magpie(path, body)
+    ) as server:
         (reply,) = given(servers, server, timeout=0.3).stream(ask(1))
     assert reply.body is not None and reply.error is None and reply.attempts == 3
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.kind}-{f.status}")
-def test_a_fault_that_stays_becomes_an_error_in_one_sentence(servers: Servers, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_that_stays_becomes_an_error_in_one_sentence(
+    servers: Servers, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     with ScriptedServer(lambda *_: fault) as server:
         (reply,) = given(servers, server, timeout=0.3).stream(ask(1))
@@ -98,8 +124,21 @@ def test_a_fault_that_stays_becomes_an_error_in_one_sentence(servers: Servers, f
     assert reply.attempts == len(server.requests) == 2
 
 
-@pytest.mark.parametrize("body", [[], "text", {"choices": []}, {"choices": [{}]}, {"choices": [None]}, {"choices": {"text": "a"}}, {"error": "busy"}])
-def test_a_body_of_another_form_is_not_taken_for_an_answer(servers: Servers, body: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        "text",
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [None]},
+        {"choices": {"text": "a"}},
+        {"error": "busy"},
+    ],
+)
+def test_a_body_of_another_form_is_not_taken_for_an_answer(
+    servers: Servers, body: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "ATTEMPTS", 1)
     with ScriptedServer(lambda *_: body) as server:  # type: ignore[arg-type, return-value]
         (reply,) = given(servers, server).stream(ask(1))
@@ -128,7 +167,10 @@ def test_retry_after_is_waited_for(servers: Servers) -> None:
     assert reply.body and waits[1] - waits[0] >= 0.2  # at least: the server's wish, not our speed
 
 
-@pytest.mark.parametrize(("header", "wait"), [("3", 3), ("0.5", 0.5), ("99999999", 3600), ("-1", 0), ("soon", 0), ("nan", 0), (None, 0)])
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [("3", 3), ("0.5", 0.5), ("99999999", 3600), ("-1", 0), ("soon", 0), ("nan", 0), (None, 0)],
+)
 def test_retry_after_in_seconds_is_bounded(header: str | None, wait: float) -> None:
     assert client._seconds(header) == wait
 
@@ -137,10 +179,16 @@ def test_retry_after_as_a_date_is_understood() -> None:
     from datetime import UTC, datetime, timedelta
     from email.utils import format_datetime
 
-    assert 50 < client._seconds(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
+    assert (
+        50
+        < client._seconds(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+        <= 60
+    )
 
 
-def test_with_a_fifth_of_all_calls_failing_every_row_is_answered_or_counted(servers: Servers) -> None:
+def test_with_a_fifth_of_all_calls_failing_every_row_is_answered_or_counted(
+    servers: Servers,
+) -> None:
     with ScriptedServer(flaky(magpie, 0.2)) as server:
         replies = list(given(servers, server, max_in_flight=64, timeout=1).stream(ask(400)))
     assert sorted(r.key for r in replies) == sorted(f"row-{i}" for i in range(400))
@@ -160,13 +208,21 @@ def test_requests_are_spread_over_the_urls(servers: Servers) -> None:
         spec = ServerSpec(model="m", urls=(one.url, two.url), max_in_flight=8)
         assert len(list(servers.serve(spec).stream(ask(80)))) == 80
     assert len(one.requests) + len(two.requests) == 80
-    assert one.high_water <= 5 and two.high_water <= 5 and min(len(one.requests), len(two.requests)) >= 20
+    assert (
+        one.high_water <= 5
+        and two.high_water <= 5
+        and min(len(one.requests), len(two.requests)) >= 20
+    )
 
 
-def test_closing_the_stream_early_cancels_what_is_in_flight_and_leaves_no_thread(servers: Servers) -> None:
+def test_closing_the_stream_early_cancels_what_is_in_flight_and_leaves_no_thread(
+    servers: Servers,
+) -> None:
     import threading
 
-    with ScriptedServer(lambda path, body: magpie(path, body) if body["seed"] == 0 else Fault("hang")) as server:
+    with ScriptedServer(
+        lambda path, body: magpie(path, body) if body["seed"] == 0 else Fault("hang")
+    ) as server:
         endpoint = given(servers, server, max_in_flight=8)
         for reply in endpoint.stream(ask(100)):
             assert reply.key == "row-0"
@@ -187,24 +243,35 @@ def test_an_error_in_the_callers_requests_reaches_the_caller(servers: Servers) -
         list(given(servers, server).stream(broken()))
 
 
-def test_the_key_is_sent_and_never_shown(servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_key_is_sent_and_never_shown(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-123\n")
     with ScriptedServer(magpie, key="sk-secret-123") as server:
         (reply,) = given(servers, server, api_key_env="JUDGE_KEY").stream(ask(1))
         assert reply.body
-    with ScriptedServer(magpie, key="another") as server:  # this server repeats the key that it was sent
+    with ScriptedServer(
+        magpie, key="another"
+    ) as server:  # this server repeats the key that it was sent
         (reply,) = given(servers, server, api_key_env="JUDGE_KEY").stream(ask(1))
     assert reply.error == "HTTP 401: wrong key: Bearer ***"
     assert "sk-secret" not in "".join(capsys.readouterr())
 
 
-def test_a_key_variable_that_is_not_set_is_one_sentence(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_variable_that_is_not_set_is_one_sentence(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with ScriptedServer(magpie) as server, pytest.raises(UserError, match=r"environment variable JUDGE_KEY .* is not set"):
+    with (
+        ScriptedServer(magpie) as server,
+        pytest.raises(UserError, match=r"environment variable JUDGE_KEY .* is not set"),
+    ):
         list(given(servers, server, api_key_env="JUDGE_KEY").stream(ask(1)))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://host/v1", "https://host/v1/completions", "ftp://host"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://host/v1", "https://host/v1/completions", "ftp://host"]
+)
 def test_an_address_that_cannot_be_a_base_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match=r"must end before /v1|is not an http"):
         ServerSpec(model="m", urls=(url,))
@@ -212,25 +279,38 @@ def test_an_address_that_cannot_be_a_base_url_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_answers_to_keep_end_at_once_where_access_is_refused(servers: Servers, status: int) -> None:
-    with ScriptedServer(lambda _, body: Fault("status", status)) as server, pytest.raises(UserError, match=f"HTTP {status}.*run again"):
+    with (
+        ScriptedServer(lambda _, body: Fault("status", status)) as server,
+        pytest.raises(UserError, match=f"HTTP {status}.*run again"),
+    ):
         list(given(servers, server).answers(ask(50)))
 
 
-def test_answers_to_keep_hold_no_failure_of_a_server_that_went_down(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_to_keep_hold_no_failure_of_a_server_that_went_down(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     kept: list[Reply] = []
-    gone = ScriptedServer(lambda _, body: completion("fine") if body["seed"] < 30 else Fault("status", 503))
+    gone = ScriptedServer(
+        lambda _, body: completion("fine") if body["seed"] < 30 else Fault("status", 503)
+    )
     with gone as server, pytest.raises(UserError, match=r"503.*nothing was stored"):
         for reply in given(servers, server, max_in_flight=4).answers(ask(100)):
             kept.append(reply)
     assert [r.error for r in kept] == [None] * 30
 
 
-def test_a_request_that_alone_gets_no_answer_is_its_own_failure(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_alone_gets_no_answer_is_its_own_failure(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "ATTEMPTS", 2)
-    with ScriptedServer(lambda _, body: completion("fine") if body["seed"] != 7 else Fault("status", 503)) as server:
+    with ScriptedServer(
+        lambda _, body: completion("fine") if body["seed"] != 7 else Fault("status", 503)
+    ) as server:
         replies = list(given(servers, server, max_in_flight=4).answers(ask(40)))
-    assert len(replies) == 40 and [(r.key, r.fault) for r in replies if r.error] == [("row-7", "server")]
+    assert len(replies) == 40 and [(r.key, r.fault) for r in replies if r.error] == [
+        ("row-7", "server")
+    ]
 
 
 def test_a_malformed_request_is_an_answer_to_keep(servers: Servers) -> None:

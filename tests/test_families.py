@@ -1,4 +1,5 @@
-"""Model families: names find their data, `tested` claims no more than the tests hold, and `magpie template` says all of it."""
+"""Model families: names find their data, `tested` claims no more than the tests hold, and `magpie
+template` says all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from synth.chat.describe import described
 from synth.chat.families import _data, family_of, system_prompt_of, thinking_style
 from synth.config import SynthConfig
 
-RECORDED = {f["family"]: f for f in json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())}
+RECORDED = {
+    f["family"]: f
+    for f in json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())
+}
 
 MODELS = {
     "meta-llama/Llama-2-7b-chat-hf": "Llama-2",
@@ -66,7 +70,9 @@ def test_an_unknown_model_has_no_family() -> None:
     assert family_of("/data/my-own-model") is None
 
 
-def test_a_folder_is_known_by_its_own_name_and_not_by_the_folders_it_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_known_by_its_own_name_and_not_by_the_folders_it_lies_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def name(model: str) -> str | None:
         found = family_of(model)
         return found.name if found else None
@@ -74,7 +80,16 @@ def test_a_folder_is_known_by_its_own_name_and_not_by_the_folders_it_lies_in(tmp
     folder = tmp_path / "vicuna-exp" / "m"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert [name(m) for m in ("./vicuna-exp/m", "vicuna-exp/m", str(folder), "/data/vicuna-exp/absent", "~/vicuna/m/")] == [None] * 5
+    assert [
+        name(m)
+        for m in (
+            "./vicuna-exp/m",
+            "vicuna-exp/m",
+            str(folder),
+            "/data/vicuna-exp/absent",
+            "~/vicuna/m/",
+        )
+    ] == [None] * 5
     assert system_prompt_of("./vicuna-exp/m", None) is None
     assert name("/data/vicuna-exp/SmolLM2-135M-Instruct/") == "SmolLM2"
     assert name("/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/0a1b") == "Qwen2.5"
@@ -84,12 +99,20 @@ def test_a_folder_is_known_by_its_own_name_and_not_by_the_folders_it_lies_in(tmp
 
 
 def test_recorded_means_that_a_string_of_the_original_is_in_the_tests() -> None:
-    names = {"Vicuna-1.5": "vicuna-7b-v1.5", "Nous-Hermes-Llama-2": "Nous-Hermes-llama-2-7b", "Mistral-7B": "Mistral-7B-v0.3"}
+    names = {
+        "Vicuna-1.5": "vicuna-7b-v1.5",
+        "Nous-Hermes-Llama-2": "Nous-Hermes-llama-2-7b",
+        "Mistral-7B": "Mistral-7B-v0.3",
+    }
     for found in _data()[0]:
         recorded = RECORDED.get(names.get(found.name, found.name), {})
-        assert ("original_text" in recorded) == (found.tested == "recorded string of the original") or found.name == "Mistral-7B", found.name
+        assert ("original_text" in recorded) == (
+            found.tested == "recorded string of the original"
+        ) or found.name == "Mistral-7B", found.name
     golden = {f.name for f in _data()[0] if f.tested == "golden token ids"}
-    assert golden == {"SmolLM2", "Gemma-3", "Mistral-7B"}, "those whose real tokenizers test_templates.py loads"
+    assert golden == {"SmolLM2", "Gemma-3", "Mistral-7B"}, (
+        "those whose real tokenizers test_templates.py loads"
+    )
 
 
 def test_a_default_system_prompt_stays_where_the_family_needs_it() -> None:
@@ -99,11 +122,17 @@ def test_a_default_system_prompt_stays_where_the_family_needs_it() -> None:
     assert system_prompt_of("meta-llama/Meta-Llama-3-8B-Instruct", None) is None
 
 
-@pytest.mark.parametrize(("model", "rules"), [("meta-llama/Llama-3.3-70B-Instruct", "llama-3"), ("google/gemma-2-9b-it", "gemma")])
+@pytest.mark.parametrize(
+    ("model", "rules"),
+    [("meta-llama/Llama-3.3-70B-Instruct", "llama-3"), ("google/gemma-2-9b-it", "gemma")],
+)
 def test_advice_to_sanitize_is_a_setting_that_a_recipe_takes(model: str, rules: str) -> None:
     found = family_of(model)
     assert found is not None and f"`synth.sanitize: {rules}`" in (found.advice or "")
-    assert SynthConfig.model_validate({"teacher": {"model": model}, "sanitize": rules}).sanitize == rules
+    assert (
+        SynthConfig.model_validate({"teacher": {"model": model}, "sanitize": rules}).sanitize
+        == rules
+    )
 
 
 def test_thinking_is_recognised_by_the_vocabulary_or_the_template() -> None:
@@ -114,14 +143,28 @@ def test_thinking_is_recognised_by_the_vocabulary_or_the_template() -> None:
 
 def test_the_embedded_teacher_is_described_whole() -> None:
     shown = described("embedded/SmolLM2-135M-Instruct")
-    assert (shown["text"], shown["token_ids"], shown["stop_token_ids"]) == ("<|im_start|>user\n", [1, 4093, 198], [0, 1, 2])
-    assert (shown["family"], shown["tested"], shown["source"]) == ("SmolLM2", "golden token ids", "the tokenizer's chat template")
-    assert shown["system_prompt_is"] == "left out" and shown["overridden"] == [] and "thinking" not in shown
+    assert (shown["text"], shown["token_ids"], shown["stop_token_ids"]) == (
+        "<|im_start|>user\n",
+        [1, 4093, 198],
+        [0, 1, 2],
+    )
+    assert (shown["family"], shown["tested"], shown["source"]) == (
+        "SmolLM2",
+        "golden token ids",
+        "the tokenizer's chat template",
+    )
+    assert (
+        shown["system_prompt_is"] == "left out"
+        and shown["overridden"] == []
+        and "thinking" not in shown
+    )
     assert described("embedded/SmolLM2-135M-Instruct", "Be brief.")["system_prompt_is"] == "given"
     json.dumps(shown)
 
 
-def test_a_chat_template_of_ones_own_is_described_as_overridden_and_a_renamed_model_as_untested(tmp_path: Path) -> None:
+def test_a_chat_template_of_ones_own_is_described_as_overridden_and_a_renamed_model_as_untested(
+    tmp_path: Path,
+) -> None:
     own = tmp_path / "own.jinja"
     own.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -134,13 +177,23 @@ def test_a_chat_template_of_ones_own_is_described_as_overridden_and_a_renamed_mo
     shown = described(str(folder), chat_template=str(own))
     assert shown["text"] == "<|im_start|>user: " and shown["overridden"] == ["chat_template"]
     assert (shown["family"], shown["tested"]) == (None, "against nothing real")
-    assert shown["thinking"] == {"open": "<think>", "close": "</think>", "opened_by_the_prompt": True}
+    assert shown["thinking"] == {
+        "open": "<think>",
+        "close": "</think>",
+        "opened_by_the_prompt": True,
+    }
 
 
-def test_tested_speaks_of_the_models_own_template_with_its_familys_system_prompt_only(tmp_path: Path) -> None:
+def test_tested_speaks_of_the_models_own_template_with_its_familys_system_prompt_only(
+    tmp_path: Path,
+) -> None:
     teacher, own = "embedded/SmolLM2-135M-Instruct", tmp_path / "own.jinja"
-    own.write_text("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
-    assert described(teacher, "")["tested"] == "golden token ids", "left out, as the family's recipes leave it"
+    own.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    assert described(teacher, "")["tested"] == "golden token ids", (
+        "left out, as the family's recipes leave it"
+    )
     assert described(teacher, chat_template=str(own))["tested"] == "against nothing real"
     assert described(teacher, "Be brief.")["tested"] == "against nothing real"
 
@@ -148,5 +201,7 @@ def test_tested_speaks_of_the_models_own_template_with_its_familys_system_prompt
 def test_a_chat_template_file_that_is_no_valid_jinja_is_named_with_its_line(tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text("{# one #}\n{% for m in messages %}\n{{ m.content }\n{% endfor %}")
-    with pytest.raises(UserError, match=r"own\.jinja, line 3: this chat template is no valid Jinja: unexpected '}'"):
+    with pytest.raises(
+        UserError, match=r"own\.jinja, line 3: this chat template is no valid Jinja: unexpected '}'"
+    ):
         described("embedded/SmolLM2-135M-Instruct", chat_template=str(own))

@@ -1,4 +1,5 @@
-"""The first token's own rule: what the two requests hold, how they are seeded and joined, and which tokens count as markdown."""
+"""The first token's own rule: what the two requests hold, how they are seeded and joined, and which
+tokens count as markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from synth.generate.first_token import first_token, markdown_openers
 from synth.generate.single_turn import instructions
 from tests.scripted_server import Fault, ScriptedServer, completion
 
-SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 50, "min_tokens": 3, "logit_bias": {"7": 1.5}}
+SAMPLING = {
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "max_tokens": 50,
+    "min_tokens": 3,
+    "logit_bias": {"7": 1.5},
+}
 
 
 @pytest.fixture
@@ -30,13 +37,17 @@ def ask(servers: Servers, words: Any) -> Iterator[Any]:
     """Draw one instruction; (its row, the bodies that were sent)."""
     opened: list[ScriptedServer] = []
 
-    def start(answer: Any, sampling: dict[str, Any] = SAMPLING, **rule: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def start(
+        answer: Any, sampling: dict[str, Any] = SAMPLING, **rule: Any
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         server = ScriptedServer(answer).__enter__()
         opened.append(server)
         endpoint: Endpoint = servers.serve(ServerSpec(model="scripted", urls=(server.url,)))
         given = first_token(words, rule.get("suppress", ()), rule.get("temperature"))
         row = pl.DataFrame({"id": ["a"], "seed": [11]})
-        made = pl.concat(instructions(row, pre_query(words, "default"), sampling, endpoint, first=given)).to_dicts()
+        made = pl.concat(
+            instructions(row, pre_query(words, "default"), sampling, endpoint, first=given)
+        ).to_dicts()
         assert len(made) == 1
         return made[0], [r.body for r in server.requests]
 
@@ -46,18 +57,27 @@ def ask(servers: Servers, words: Any) -> Iterator[Any]:
 
 
 def two_steps(words: Any, first: str, rest: str) -> Any:
-    """Answers the one-token request with the first token, the other with the rest, as vLLM does: ids beside the texts."""
+    """Answers the one-token request with the first token, the other with the rest, as vLLM does:
+    ids beside the texts."""
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any]:
         if body["max_tokens"] == 1:
-            return completion(first, "length", token_ids=words(first, add_special_tokens=False)["input_ids"][:1])
-        return completion(rest, "stop", token_ids=[*words(rest, add_special_tokens=False)["input_ids"], 2])
+            return completion(
+                first, "length", token_ids=words(first, add_special_tokens=False)["input_ids"][:1]
+            )
+        return completion(
+            rest, "stop", token_ids=[*words(rest, add_special_tokens=False)["input_ids"], 2]
+        )
 
     return answer
 
 
-def test_the_rest_is_continued_from_pre_query_template_and_first_token_with_one_bos(ask: Any, words: Any) -> None:
-    made, (one, two) = ask(two_steps(words, "What", " is the boiling point of lead?"), temperature=1.2)
+def test_the_rest_is_continued_from_pre_query_template_and_first_token_with_one_bos(
+    ask: Any, words: Any
+) -> None:
+    made, (one, two) = ask(
+        two_steps(words, "What", " is the boiling point of lead?"), temperature=1.2
+    )
     assert made["instruction"] == "What is the boiling point of lead?"
     assert made["status"] == "ok" and made["tokens"] == 1 + 6
     prompt = list(pre_query(words, "default").token_ids)
@@ -74,7 +94,9 @@ def test_only_the_first_token_has_the_other_temperature(ask: Any, words: Any) ->
     assert one["stop_token_ids"] == two["stop_token_ids"] == [0, 1, 2]
 
 
-def test_both_requests_have_seeds_of_their_own_which_follow_from_the_rows(ask: Any, words: Any) -> None:
+def test_both_requests_have_seeds_of_their_own_which_follow_from_the_rows(
+    ask: Any, words: Any
+) -> None:
     _, (one, two) = ask(two_steps(words, "What", " is it?"), temperature=1.2)
     _, (again, other) = ask(two_steps(words, "Why", " is it?"), temperature=1.2)
     assert one["seed"] == again["seed"] == 11
@@ -93,18 +115,24 @@ def test_markdown_openers_are_found_in_the_vocabulary_and_hold_no_words(words: A
     texts = {words.decode([i]).strip() for i in markdown_openers(words)}
     assert {"#", "##", "###", "####", "**"} <= texts
     assert not any(c.isalnum() for text in texts for c in text)
-    spelled = {words(f" {text}", add_special_tokens=False)["input_ids"][0] for text in ("#", "##", "**")}
+    spelled = {
+        words(f" {text}", add_special_tokens=False)["input_ids"][0] for text in ("#", "##", "**")
+    }
     assert spelled <= set(markdown_openers(words)), "with a space before it as well"
 
 
 def test_named_tokens_are_suppressed_and_others_refused(words: Any) -> None:
-    assert first_token(words, ["#", "Write"], None).banned == tuple(words(t)["input_ids"][0] for t in ("#", "Write"))
+    assert first_token(words, ["#", "Write"], None).banned == tuple(
+        words(t)["input_ids"][0] for t in ("#", "Write")
+    )
     with pytest.raises(UserError, match=r"'Write a poem' is \d tokens .* only single tokens"):
         first_token(words, ["Write a poem"], None)
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
-def test_a_text_that_ends_at_once_is_an_empty_instruction_and_nothing_is_continued(ask: Any, finish: str) -> None:
+def test_a_text_that_ends_at_once_is_an_empty_instruction_and_nothing_is_continued(
+    ask: Any, finish: str
+) -> None:
     made, bodies = ask(lambda _, body: completion("", finish, token_ids=[2]), suppress="markdown")
     assert (made["status"], made["reason"]) == ("failed", "empty instruction") and len(bodies) == 1
 
@@ -117,8 +145,15 @@ def test_an_instruction_of_one_token_at_most_is_not_continued(ask: Any, words: A
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_refused_request_in_either_step_is_a_failed_cell(ask: Any, words: Any, step: int) -> None:
     good = two_steps(words, "What", " is it?")
-    made, bodies = ask(lambda p, body: Fault("status", 400) if (body["max_tokens"] == 1) == (step == 1) else good(p, body), temperature=1.2)
-    assert made["status"] == "failed" and "scripted failure" in made["reason"] and len(bodies) == step
+    made, bodies = ask(
+        lambda p, body: (
+            Fault("status", 400) if (body["max_tokens"] == 1) == (step == 1) else good(p, body)
+        ),
+        temperature=1.2,
+    )
+    assert (
+        made["status"] == "failed" and "scripted failure" in made["reason"] and len(bodies) == step
+    )
 
 
 def test_half_a_character_as_first_token_is_joined_by_its_bytes(ask: Any, words: Any) -> None:
@@ -140,14 +175,36 @@ def test_a_server_without_token_ids_is_named_as_the_reason(ask: Any) -> None:
 
 
 @pytest.mark.stack
-def test_a_real_server_begins_with_the_only_tokens_that_are_left(teacher_endpoint: Endpoint, words: Any) -> None:
-    likely = ["What", "Write", "I", "Can", "Describe", "Create", "How", "Given", "As", "Imagine", "You", "Please"]
+def test_a_real_server_begins_with_the_only_tokens_that_are_left(
+    teacher_endpoint: Endpoint, words: Any
+) -> None:
+    likely = [
+        "What",
+        "Write",
+        "I",
+        "Can",
+        "Describe",
+        "Create",
+        "How",
+        "Given",
+        "As",
+        "Imagine",
+        "You",
+        "Please",
+    ]
     rows = pl.DataFrame({"id": [f"r{i}" for i in range(24)], "seed": list(range(24))})
     sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 12}
     prompt = pre_query(words, "default")
     plain = pl.concat(instructions(rows, prompt, sampling, teacher_endpoint))
-    ruled = pl.concat(instructions(rows, prompt, sampling, teacher_endpoint, first=first_token(words, [*likely, "#"], None)))
+    ruled = pl.concat(
+        instructions(
+            rows, prompt, sampling, teacher_endpoint, first=first_token(words, [*likely, "#"], None)
+        )
+    )
     assert any(text.startswith(tuple(likely)) for text in plain["instruction"])
-    begins = [words(text, add_special_tokens=False)["input_ids"][0] for text in ruled["instruction"].drop_nulls()]
+    begins = [
+        words(text, add_special_tokens=False)["input_ids"][0]
+        for text in ruled["instruction"].drop_nulls()
+    ]
     assert len(begins) > 12 and not set(begins) & set(first_token(words, likely, None).banned)
     assert ruled.filter(pl.col("status") == "ok")["tokens"].max() <= 12

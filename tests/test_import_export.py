@@ -1,4 +1,5 @@
-"""`magpie import` and `magpie export`: round trips that lose nothing, counts, shards, a recipe's arms, cards, and a push to a hub on loopback."""
+"""`magpie import` and `magpie export`: round trips that lose nothing, counts, shards, a recipe's
+arms, cards, and a push to a hub on loopback."""
 
 from __future__ import annotations
 
@@ -27,41 +28,78 @@ from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row23, row25
 
-OLD, NEW = {"input": "instruction", "output": "response"}, {"instruction": "input", "response": "output"}
+OLD, NEW = (
+    {"input": "instruction", "output": "response"},
+    {"instruction": "input", "response": "output"},
+)
 
 
 def renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A row in the other naming, lengths and the sampling struct included."""
     more = {f"{a}_length": f"{b}_length" for a, b in names.items()}
-    config = {"gen_input_config": "gen_input_configs"} if "input" in row else {"gen_input_configs": "gen_input_config"}
+    config = (
+        {"gen_input_config": "gen_input_configs"}
+        if "input" in row
+        else {"gen_input_configs": "gen_input_config"}
+    )
     similar = {"uuid": "conversation_id", "min_similar_uuid": "min_similar_conversation_id"}
     return {{**names, **more, **config, **similar}.get(k, k): v for k, v in row.items()}
 
 
 def published_set(row: Any, names: dict[str, str] | None) -> pl.DataFrame:
-    """A set with everything that published rows show: nulls, unknown labels, other columns, further turns, conversations of other words."""
-    talk = [{"from": w, "value": v} for w, v in (("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))]
+    """A set with everything that published rows show: nulls, unknown labels, other columns, further
+    turns, conversations of other words."""
+    talk = [
+        {"from": w, "value": v}
+        for w, v in (("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))
+    ]
     rows = [row(i) for i in range(40)]
     rows += [
-        row(50, task_category=None, repeat_count=0, min_similar_uuid=None, instruct_reward=None, quality_explanation=None),
-        row(51, input_quality="Good", task_category="Other"), row(52, conversations=talk), row(53, conversations=None),
-        row(54, conversations=[{"from": "human", "value": "as typed"}, {"from": "gpt", "value": "as answered"}]),
-        row(55, conversations=[{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]),
-    ]  # fmt: skip
+        row(
+            50,
+            task_category=None,
+            repeat_count=0,
+            min_similar_uuid=None,
+            instruct_reward=None,
+            quality_explanation=None,
+        ),
+        row(51, input_quality="Good", task_category="Other"),
+        row(52, conversations=talk),
+        row(53, conversations=None),
+        row(
+            54,
+            conversations=[
+                {"from": "human", "value": "as typed"},
+                {"from": "gpt", "value": "as answered"},
+            ],
+        ),
+        row(
+            55, conversations=[{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+        ),
+    ]
     for number, each in enumerate(rows):
         each |= {"raw_instruction": f"raw {number}" if number % 3 else None, "status": "done"}
         each["min_neighbor_distance"] = number / 100
         each["source"] = {"shard": number, "tags": ["x"] * (number % 2)}
         each["instruct_reward"] = -4.5 + number if each["instruct_reward"] is not None else None
-    frame = pl.from_dicts([renamed(r, names) if names else r for r in rows], infer_schema_length=None)
-    return frame.with_columns(pl.Series("extra_score", [0.5] * len(frame), dtype=pl.Float32), pl.Series("votes", [3] * len(frame), dtype=pl.Int16))
+    frame = pl.from_dicts(
+        [renamed(r, names) if names else r for r in rows], infer_schema_length=None
+    )
+    return frame.with_columns(
+        pl.Series("extra_score", [0.5] * len(frame), dtype=pl.Float32),
+        pl.Series("votes", [3] * len(frame), dtype=pl.Int16),
+    )
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
 @pytest.mark.parametrize(
-    ("form", "row", "names"), [("23", row23, None), ("23", row23, OLD), ("25", row25, None), ("25", row25, NEW)], ids=["23", "23-new", "25", "25-old"]
+    ("form", "row", "names"),
+    [("23", row23, None), ("23", row23, OLD), ("25", row25, None), ("25", row25, NEW)],
+    ids=["23", "23-new", "25", "25-old"],
 )
-def test_import_filter_export_gives_back_every_value_type_and_name(tmp_path: Path, ending: str, form: str, row: Any, names: Any) -> None:
+def test_import_filter_export_gives_back_every_value_type_and_name(
+    tmp_path: Path, ending: str, form: str, row: Any, names: Any
+) -> None:
     before = published_set(row, names)
     source = tmp_path / f"set{ending}"
     before.write_parquet(source) if ending == ".parquet" else before.write_ndjson(source)
@@ -69,10 +107,20 @@ def test_import_filter_export_gives_back_every_value_type_and_name(tmp_path: Pat
     ours = pl.read_parquet(tmp_path / "ours.parquet")
     assert ours["status"].to_list() == ["ok"] * len(before)
     rule = ["--where", "min_neighbor_distance > 0.055", "--choose", "all"]
-    done = CliRunner().invoke(app, ["filter", str(tmp_path / "ours.parquet"), *rule, "--out", str(tmp_path / "kept.parquet")])
+    done = CliRunner().invoke(
+        app,
+        ["filter", str(tmp_path / "ours.parquet"), *rule, "--out", str(tmp_path / "kept.parquet")],
+    )
     assert done.exit_code == 0, done.output
     export_data.main(
-        str(tmp_path / "kept.parquet"), tmp_path / f"again{ending}", arm=None, seed=None, form=form, licence=None, push=None, private=False
+        str(tmp_path / "kept.parquet"),
+        tmp_path / f"again{ending}",
+        arm=None,
+        seed=None,
+        form=form,
+        licence=None,
+        push=None,
+        private=False,
     )
     read = pl.read_parquet if ending == ".parquet" else pl.read_ndjson
     expected = read(source).filter(pl.col("min_neighbor_distance") > 0.055)
@@ -87,36 +135,84 @@ def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_pat
     pl.from_dicts([row25(i) for i in range(3)]).write_parquet(tmp_path / "new.parquet")
     published.write(published.read(tmp_path / "new.parquet"), tmp_path / "old.parquet", "23")
     old = pl.read_parquet(tmp_path / "old.parquet")
-    assert old.columns[:23] == list(row23(0))[:3] + [c for c in old.columns[3:23]] and {"input", "output", "base_reward"} <= set(old.columns[:23])
-    tagging = {"language", "other_task_category", "task_category_generator", "difficulty_generator", "quality_generator"}
-    assert set(old.columns[23:]) == tagging | {"input_generator", "seed", "pre_query_template", "extract_input"}
-    assert old["gen_input_config"].to_list() == [{"temperature": 1.0, "top_p": 1.0}] * 3 and set(old["pre_query_template"]) == {"<|im_start|>user\n"}
-    assert old["input"].to_list() == [row25(i)["instruction"] for i in range(3)] and old["base_reward"].null_count() == 3
+    assert old.columns[:23] == list(row23(0))[:3] + [c for c in old.columns[3:23]] and {
+        "input",
+        "output",
+        "base_reward",
+    } <= set(old.columns[:23])
+    tagging = {
+        "language",
+        "other_task_category",
+        "task_category_generator",
+        "difficulty_generator",
+        "quality_generator",
+    }
+    assert set(old.columns[23:]) == tagging | {
+        "input_generator",
+        "seed",
+        "pre_query_template",
+        "extract_input",
+    }
+    assert old["gen_input_config"].to_list() == [{"temperature": 1.0, "top_p": 1.0}] * 3 and set(
+        old["pre_query_template"]
+    ) == {"<|im_start|>user\n"}
+    assert (
+        old["input"].to_list() == [row25(i)["instruction"] for i in range(3)]
+        and old["base_reward"].null_count() == 3
+    )
 
 
 def test_our_form_as_json_lines_is_read_again_with_its_types(tmp_path: Path) -> None:
-    for name, rows in (("plain", [row23(i) for i in range(3)]), ("odd", published_set(row23, None).to_dicts())):
+    for name, rows in (
+        ("plain", [row23(i) for i in range(3)]),
+        ("odd", published_set(row23, None).to_dicts()),
+    ):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        import_data.main(str(tmp_path / f"{name}.jsonl"), tmp_path / f"{name}-ours.jsonl", form="magpie", limit=None)
-        published.write(published.read(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23")
-        assert_frame_equal(pl.read_ndjson(tmp_path / "again.jsonl"), pl.read_ndjson(tmp_path / f"{name}.jsonl"))
+        import_data.main(
+            str(tmp_path / f"{name}.jsonl"),
+            tmp_path / f"{name}-ours.jsonl",
+            form="magpie",
+            limit=None,
+        )
+        published.write(
+            published.read(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23"
+        )
+        assert_frame_equal(
+            pl.read_ndjson(tmp_path / "again.jsonl"), pl.read_ndjson(tmp_path / f"{name}.jsonl")
+        )
 
 
 def test_import_prints_rows_failed_rows_and_failed_tags_by_reason(tmp_path: Path) -> None:
-    rows = [row23(0), row23(0), row23(1, output="", conversations=[]), row23(2, input_quality="Good"), row23(3, difficulty=None)]
+    rows = [
+        row23(0),
+        row23(0),
+        row23(1, output="", conversations=[]),
+        row23(2, input_quality="Good"),
+        row23(3, difficulty=None),
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = CliRunner().invoke(app, ["import", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        app, ["import", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    )
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == [
-        "5 rows read, 2 of them failed", "  1 x an id occurs twice (first: a.jsonl line 2)", "  1 x no response (first: a.jsonl line 3)",
-        "failed tags (those rows are kept):", "  difficulty: 1 x null", "  input_quality: 1 x unknown label 'Good'",
+        "5 rows read, 2 of them failed",
+        "  1 x an id occurs twice (first: a.jsonl line 2)",
+        "  1 x no response (first: a.jsonl line 3)",
+        "failed tags (those rows are kept):",
+        "  difficulty: 1 x null",
+        "  input_quality: 1 x unknown label 'Good'",
         f"5 rows written to {tmp_path / 'out'}",
-    ]  # fmt: skip
+    ]
     found = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
-    assert found["status"].to_list() == ["ok", "failed", "failed", "ok", "ok"], "failed rows stay visible in our form"
+    assert found["status"].to_list() == ["ok", "failed", "failed", "ok", "ok"], (
+        "failed rows stay visible in our form"
+    )
 
 
-def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "set").mkdir()
     pl.from_dicts([row23(i) for i in range(5)]).write_parquet(tmp_path / "set" / "1.parquet")
     pl.from_dicts([row25(i) for i in range(5, 10)]).write_parquet(tmp_path / "set" / "2.parquet")
@@ -124,18 +220,28 @@ def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(tmp_path: Pat
     import_data.shards(published.read(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
     files = sorted((tmp_path / "out").iterdir())
     assert [len(pl.read_parquet(f)) for f in files] == [2, 2, 1, 2, 2, 1]
-    assert [i for f in published.read(tmp_path / "out") for i in f["id"]] == [f"u{i}" for i in range(10)], "our own form is read as it is"
-    assert "language" not in pl.read_parquet(files[0]).columns, "an absent column is unmeasured, not failed"
+    assert [i for f in published.read(tmp_path / "out") for i in f["id"]] == [
+        f"u{i}" for i in range(10)
+    ], "our own form is read as it is"
+    assert "language" not in pl.read_parquet(files[0]).columns, (
+        "an absent column is unmeasured, not failed"
+    )
 
 
 def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     published_set(row23, None).write_parquet(tmp_path / "set" / "1.parquet")
     frame = published_set(row23, OLD)
-    frame.with_columns(pl.format("x{}", "conversation_id").alias("conversation_id")).write_parquet(tmp_path / "set" / "2.parquet")
+    frame.with_columns(pl.format("x{}", "conversation_id").alias("conversation_id")).write_parquet(
+        tmp_path / "set" / "2.parquet"
+    )
     import_data.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
     first, second = (pl.read_parquet(f) for f in sorted((tmp_path / "out").iterdir()))
-    assert first.columns[0] == "uuid" and second.columns[0] == "conversation_id" and len(first) == len(second) == 46
+    assert (
+        first.columns[0] == "uuid"
+        and second.columns[0] == "conversation_id"
+        and len(first) == len(second) == 46
+    )
 
 
 def test_an_import_that_breaks_leaves_nothing_and_never_overwrites_a_folder(tmp_path: Path) -> None:
@@ -160,34 +266,75 @@ def test_import_and_export_never_replace_their_own_source(tmp_path: Path, out: s
     with pytest.raises(UserError, match="would replace the source"):
         import_data.main(str(source), tmp_path / out, form="magpie", limit=None)
     with pytest.raises(UserError, match="would replace the source"):
-        export_data.main(str(source), tmp_path / out, arm=None, seed=None, form="messages", licence=None, push=None, private=False)
+        export_data.main(
+            str(source),
+            tmp_path / out,
+            arm=None,
+            seed=None,
+            form="messages",
+            licence=None,
+            push=None,
+            private=False,
+        )
     assert source.read_bytes() == before
 
 
 def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: Path) -> None:
-    talks = [["human", "gpt"], ["human", "gpt", "observation", "gpt"], ["human", "gpt", "human", "chatgpt"]]
-    rows = [{"id": str(n), "conversations": [{"from": w, "value": w} for w in talk]} for n, talk in enumerate(talks)]
-    rows.append({"id": "3", "conversations": [{"from": w, "value": v} for w, v in (("human", "a"), ("gpt", "b"), ("human", ""), ("gpt", "c"))]})
+    talks = [
+        ["human", "gpt"],
+        ["human", "gpt", "observation", "gpt"],
+        ["human", "gpt", "human", "chatgpt"],
+    ]
+    rows = [
+        {"id": str(n), "conversations": [{"from": w, "value": w} for w in talk]}
+        for n, talk in enumerate(talks)
+    ]
+    rows.append(
+        {
+            "id": "3",
+            "conversations": [
+                {"from": w, "value": v}
+                for w, v in (("human", "a"), ("gpt", "b"), ("human", ""), ("gpt", "c"))
+            ],
+        }
+    )
     (tmp_path / "a.json").write_text(json.dumps(rows))
     found = pl.concat(published.read(tmp_path / "a.json"))
-    reasons = [None, "a turn of role 'observation' (a.json row 2)", None, "a turn without text (a.json row 4)"]
+    reasons = [
+        None,
+        "a turn of role 'observation' (a.json row 2)",
+        None,
+        "a turn without text (a.json row 4)",
+    ]
     assert found["reason"].to_list() == reasons
     assert found["messages"].list.len().to_list() == [None, 4, 4, 4]
-    assert [m["role"] for m in found["messages"].to_list()[2]] == ["user", "assistant", "user", "assistant"]
+    assert [m["role"] for m in found["messages"].to_list()[2]] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
 
 
 def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     published_set(row23, None).write_parquet(tmp_path / "data" / "train-00000.parquet")
-    parts = list(sources._hub(str(tmp_path), batch=20))  # the hub's client takes a folder for a data set just as well
+    parts = list(
+        sources._hub(str(tmp_path), batch=20)
+    )  # the hub's client takes a folder for a data set just as well
     assert [len(p.frame) for p in parts] == [20, 20, 6] and parts[1].places[0] == 21
-    assert_frame_equal(pl.concat([p.frame for p in parts]), pl.read_parquet(tmp_path / "data" / "train-00000.parquet"))
+    assert_frame_equal(
+        pl.concat([p.frame for p in parts]),
+        pl.read_parquet(tmp_path / "data" / "train-00000.parquet"),
+    )
     with pytest.raises(UserError, match="neither a file here nor to be had from the hub"):
         list(sources._hub(str(tmp_path / "nowhere"), batch=20))
 
 
 def test_an_alpaca_file_is_refused_instead_of_guessed_at(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "Sum up.", "input": "A text.", "output": "Short."}) + "\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"instruction": "Sum up.", "input": "A text.", "output": "Short."}) + "\n"
+    )
     with pytest.raises(UserError, match="as Alpaca files do"):
         list(published.read(tmp_path / "a.jsonl"))
 
@@ -203,22 +350,47 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(finished: Path, tmp_path: Path) -> None:
+def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(
+    finished: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "set"
-    done = CliRunner().invoke(app, ["export", str(finished), "--arm", "good", "--form", "25", "--out", str(out), "--license", "cc-by-nc-4.0"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "export",
+            str(finished),
+            "--arm",
+            "good",
+            "--form",
+            "25",
+            "--out",
+            str(out),
+            "--license",
+            "cc-by-nc-4.0",
+        ],
+    )
     assert done.exit_code == 0, done.output
     rows = pl.read_parquet(sorted((out / "data").glob("*.parquet")))
     store = finished.parent / "store" / "recipes" / "small"
     chosen = pl.read_parquet(store / "select" / "good" / "selection.parquet")
     assert set(rows["uuid"]) == set(chosen["id"]) and len(rows) == len(chosen) == 10
-    assert rows.columns[:25] == list(pl.read_parquet(sorted((out / "data").glob("*.parquet"))).columns[:25])
-    pool = pl.read_parquet(store / "measure" / "pool.parquet").join(rows.select(pl.col("uuid").alias("id")), on="id", how="semi")
+    assert rows.columns[:25] == list(
+        pl.read_parquet(sorted((out / "data").glob("*.parquet"))).columns[:25]
+    )
+    pool = pl.read_parquet(store / "measure" / "pool.parquet").join(
+        rows.select(pl.col("uuid").alias("id")), on="id", how="semi"
+    )
     same = rows.sort("uuid")
     pool = pool.sort("id")
-    assert same["instruction"].to_list() == pool["instruction"].to_list() and same["response"].to_list() == pool["response"].to_list()
+    assert (
+        same["instruction"].to_list() == pool["instruction"].to_list()
+        and same["response"].to_list() == pool["response"].to_list()
+    )
     assert same["input_quality"].to_list() == pool["input_quality"].cast(pl.String).to_list()
     assert same["gen_input_configs"].struct.field("seed").to_list() == pool["seed"].to_list()
-    assert {"response_length", "input_quality_rank", "repetition", "heldout"} <= set(rows.columns), "other measures come behind"
+    assert {"response_length", "input_quality_rank", "repetition", "heldout"} <= set(
+        rows.columns
+    ), "other measures come behind"
     assert not any(c.startswith(("status", "of_")) for c in rows.columns)
     assert rows["quality_generator"].n_unique() == 1 and rows["quality_generator"].null_count() == 0
     card = (out / "README.md").read_text()
@@ -226,15 +398,33 @@ def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(finish
     assert front["license"] == "cc-by-nc-4.0" and front["size_categories"] == ["n<1K"]
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert "input_quality >= 'good'" in card and "min_neighbor_distance" not in front
-    assert "| response, characters | 10 |" in card and "git commit" in card and "temperature" in card
+    assert (
+        "| response, characters | 10 |" in card and "git commit" in card and "temperature" in card
+    )
     assert str(finished.parent / "store") not in card, "where it ran is nobody's business"
 
 
-def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(finished: Path, tmp_path: Path) -> None:
-    export_data.main(str(finished), tmp_path / "set.parquet", arm="good", seed=None, form="23", licence=None, push=None, private=False)
+def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(
+    finished: Path, tmp_path: Path
+) -> None:
+    export_data.main(
+        str(finished),
+        tmp_path / "set.parquet",
+        arm="good",
+        seed=None,
+        form="23",
+        licence=None,
+        push=None,
+        private=False,
+    )
     made = pl.read_parquet(tmp_path / "set.parquet")
-    assert made.schema["gen_input_config"] == pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64})
-    assert set(made["gen_input_config"].struct.field("temperature")) == {1.0} and made["seed"].null_count() == 0
+    assert made.schema["gen_input_config"] == pl.Struct(
+        {"temperature": pl.Float64, "top_p": pl.Float64}
+    )
+    assert (
+        set(made["gen_input_config"].struct.field("temperature")) == {1.0}
+        and made["seed"].null_count() == 0
+    )
 
 
 def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path: Path) -> None:
@@ -243,64 +433,179 @@ def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path:
     for row in rows[:3]:
         row["difficulty_generator"] = None
     for row in rows:
-        row |= {"model": "Qwen2-72B-Instruct", "instruct_reward": 1.0, "reward_model": "some/reward"}
+        row |= {
+            "model": "Qwen2-72B-Instruct",
+            "instruct_reward": 1.0,
+            "reward_model": "some/reward",
+        }
         del row["input_quality"], row["quality_explanation"], row["quality_generator"]
     pl.from_dicts(rows, infer_schema_length=None).write_parquet(tmp_path / "source.parquet")
     with ScriptedServer(small_recipe.answer) as server:
-        arms = {"good": {"where": "input_quality >= 'very poor' AND difficulty >= 'very easy'", "choose": "all"}}
+        arms = {
+            "good": {
+                "where": "input_quality >= 'very poor' AND difficulty >= 'very easy'",
+                "choose": "all",
+            }
+        }
         path = small_recipe.recipe(
-            tmp_path, llama, server.url, synth__rows={"import": str(tmp_path / "source.parquet")}, synth__heldout=0, arms=arms, random_arm=False
+            tmp_path,
+            llama,
+            server.url,
+            synth__rows={"import": str(tmp_path / "source.parquet")},
+            synth__heldout=0,
+            arms=arms,
+            random_arm=False,
         )
         graph.run(schema.load(path), "select")
-    export_data.main(str(path), tmp_path / "out", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+    export_data.main(
+        str(path),
+        tmp_path / "out",
+        arm="good",
+        seed=None,
+        form="25",
+        licence=None,
+        push=None,
+        private=False,
+    )
     made = pl.read_parquet(tmp_path / "out" / "data" / "*.parquet").sort("uuid")
-    assert set(made["model"]) == {"Qwen2-72B-Instruct"} and set(made["reward_model"]) == {"some/reward"}
-    assert made["difficulty_generator"].to_list() == [None] * 3 + ["meta-llama/Meta-Llama-3-8B-Instruct"] * 3
-    assert set(made["quality_generator"]) == {str(llama)}, "the quality was missing, so the recipe's tagger gave it"
-    assert made["gen_input_configs"].struct.field("pre_query_template").to_list() == ["<|im_start|>user\n"] * 6
+    assert set(made["model"]) == {"Qwen2-72B-Instruct"} and set(made["reward_model"]) == {
+        "some/reward"
+    }
+    assert (
+        made["difficulty_generator"].to_list()
+        == [None] * 3 + ["meta-llama/Meta-Llama-3-8B-Instruct"] * 3
+    )
+    assert set(made["quality_generator"]) == {str(llama)}, (
+        "the quality was missing, so the recipe's tagger gave it"
+    )
+    assert (
+        made["gen_input_configs"].struct.field("pre_query_template").to_list()
+        == ["<|im_start|>user\n"] * 6
+    )
     assert set(made["gen_input_configs"].struct.field("input_generator")) == {"Qwen2-72B-Instruct"}
     card = (tmp_path / "out" / "README.md").read_text()
     facts = card.partition("## Provenance")[2].partition("## Selection")[0]
-    assert "rows imported from: source.parquet" in facts and "columns measured by this recipe: input_quality" in facts
-    assert "difficulty" not in facts.partition("columns measured by this recipe: ")[2].partition("\n")[0]
+    assert (
+        "rows imported from: source.parquet" in facts
+        and "columns measured by this recipe: input_quality" in facts
+    )
+    assert (
+        "difficulty"
+        not in facts.partition("columns measured by this recipe: ")[2].partition("\n")[0]
+    )
     for absent in ("teacher:", "sampling", "embeddings", "responder"):
         assert absent not in facts
     licence = card.partition("## Licence")[2].partition("## Figures")[0]
-    assert "Qwen2" in licence and str(llama) not in licence and "were made with the [Magpie]" not in card
+    assert (
+        "Qwen2" in licence
+        and str(llama) not in licence
+        and "were made with the [Magpie]" not in card
+    )
 
 
 def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
-    export_data.main(str(finished), tmp_path / "pool.jsonl", arm=None, seed=None, form="messages", licence=None, push=None, private=False)
-    pool = pl.read_parquet(finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet")
+    export_data.main(
+        str(finished),
+        tmp_path / "pool.jsonl",
+        arm=None,
+        seed=None,
+        form="messages",
+        licence=None,
+        push=None,
+        private=False,
+    )
+    pool = pl.read_parquet(
+        finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet"
+    )
     lines = [json.loads(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()]
-    assert [r["id"] for r in lines] == pool.filter(pl.col("status:response") == "ok")["id"].to_list()
+    assert [r["id"] for r in lines] == pool.filter(pl.col("status:response") == "ok")[
+        "id"
+    ].to_list()
     assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in lines)
 
 
-def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(finished: Path, tmp_path: Path) -> None:
+def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(
+    finished: Path, tmp_path: Path
+) -> None:
     store = finished.parent / "store" / "recipes" / "small"
-    export_data.main(str(finished), tmp_path / "r.jsonl", arm="random", seed=0, form="messages", licence=None, push=None, private=False)
+    export_data.main(
+        str(finished),
+        tmp_path / "r.jsonl",
+        arm="random",
+        seed=0,
+        form="messages",
+        licence=None,
+        push=None,
+        private=False,
+    )
     chosen = pl.read_parquet(store / "select" / "random" / "0" / "selection.parquet")
-    assert {json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()} == set(chosen["id"])
-    for arm, seed, sentence in (("goood", None, "no such arm; did you mean"), ("random", 7, "was drawn for the seeds 0")):
+    assert {
+        json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()
+    } == set(chosen["id"])
+    for arm, seed, sentence in (
+        ("goood", None, "no such arm; did you mean"),
+        ("random", 7, "was drawn for the seeds 0"),
+    ):
         with pytest.raises(UserError, match=sentence):
-            export_data.main(str(finished), tmp_path / "x", arm=arm, seed=seed, form="25", licence=None, push=None, private=False)
+            export_data.main(
+                str(finished),
+                tmp_path / "x",
+                arm=arm,
+                seed=seed,
+                form="25",
+                licence=None,
+                push=None,
+                private=False,
+            )
     with pytest.raises(UserError, match="no recipe"):
-        export_data.main(str(tmp_path / "r.jsonl"), tmp_path / "x", arm="good", seed=None, form="25", licence=None, push=None, private=False)
+        export_data.main(
+            str(tmp_path / "r.jsonl"),
+            tmp_path / "x",
+            arm="good",
+            seed=None,
+            form="25",
+            licence=None,
+            push=None,
+            private=False,
+        )
 
 
-def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_licence(tmp_path: Path) -> None:
+def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_licence(
+    tmp_path: Path,
+) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
-    export_data.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    export_data.main(
+        str(tmp_path / "set.parquet"),
+        tmp_path / "out",
+        arm=None,
+        seed=None,
+        form="23",
+        licence=None,
+        push=None,
+        private=False,
+    )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "**No licence is stated.**" in card and "license" not in yaml.safe_load(card.split("---\n")[1])
+    assert "**No licence is stated.**" in card and "license" not in yaml.safe_load(
+        card.split("---\n")[1]
+    )
     assert "forbids the use of outputs" in card and "Meta-Llama-3-70B-Instruct" in card
     assert "| excellent | 45 | 97.8 % |" in card and "| messages a conversation | 46 |" in card
 
 
 def test_texts_of_models_are_plain_text_in_the_card(tmp_path: Path) -> None:
-    pl.from_dicts([row23(0, llama_guard_2="<img src=x onerror=alert(1)> | [a](b)", model="<b>m</b>")]).write_parquet(tmp_path / "set.parquet")
-    export_data.main(str(tmp_path / "set.parquet"), tmp_path / "out", arm=None, seed=None, form="23", licence=None, push=None, private=False)
+    pl.from_dicts(
+        [row23(0, llama_guard_2="<img src=x onerror=alert(1)> | [a](b)", model="<b>m</b>")]
+    ).write_parquet(tmp_path / "set.parquet")
+    export_data.main(
+        str(tmp_path / "set.parquet"),
+        tmp_path / "out",
+        arm=None,
+        seed=None,
+        form="23",
+        licence=None,
+        push=None,
+        private=False,
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<img" not in card and "<b>" not in card and "&lt;img src=x" in card
 
@@ -312,13 +617,29 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.asked.append((self.path, self.headers.get("Authorization"), body))  # type: ignore[attr-defined]
         if self.path == "/api/repos/create":
-            self.answer({"url": f"{self.server.url}/datasets/me/set", "name": "me/set", "id": "me/set"})  # type: ignore[attr-defined]
+            self.answer(
+                {"url": f"{self.server.url}/datasets/me/set", "name": "me/set", "id": "me/set"}
+            )  # type: ignore[attr-defined]
         elif self.path.endswith("/preupload/main"):
             files = json.loads(body)["files"]
-            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]})
+            self.answer(
+                {
+                    "files": [
+                        {
+                            "path": f["path"],
+                            "uploadMode": "regular",
+                            "shouldIgnore": False,
+                            "oid": None,
+                        }
+                        for f in files
+                    ]
+                }
+            )
         elif "/commit/main" in self.path:
             address = f"{self.server.url}/datasets/me/set/commit/{'0' * 40}"  # type: ignore[attr-defined]
-            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""})
+            self.answer(
+                {"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""}
+            )
         else:
             self.answer({"warnings": [], "errors": []})
 
@@ -356,24 +677,53 @@ def test_push_creates_a_private_repository_and_uploads_shards_and_card(
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    export_data.main(str(tmp_path / "set.parquet"), None, arm=None, seed=None, form="23", licence="other", push="me/set", private=True)
+    export_data.main(
+        str(tmp_path / "set.parquet"),
+        None,
+        arm=None,
+        seed=None,
+        form="23",
+        licence="other",
+        push="me/set",
+        private=True,
+    )
     created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
     assert created["visibility"] == "private" and created["type"] == "dataset"
-    lines = [json.loads(line) for path, _, body in hub.asked if "/commit/main" in path for line in body.splitlines()]
-    files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    lines = [
+        json.loads(line)
+        for path, _, body in hub.asked
+        if "/commit/main" in path
+        for line in body.splitlines()
+    ]
+    files = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"])
+        for line in lines
+        if line["key"] == "file"
+    }
     assert set(files) == {"README.md", "data/train-00000.parquet"}
     (tmp_path / "sent.parquet").write_bytes(files["data/train-00000.parquet"])
     assert len(pl.read_parquet(tmp_path / "sent.parquet")) == 46
-    assert {key for path, key, _ in hub.asked if path.startswith("/api/")} == {"Bearer hf_secret"}  # a freed port may get strangers' calls
+    assert {key for path, key, _ in hub.asked if path.startswith("/api/")} == {
+        "Bearer hf_secret"
+    }  # a freed port may get strangers' calls
     printed = capsys.readouterr()
     assert "pushed to" in printed.out and "hf_secret" not in printed.out + printed.err
 
 
-def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    arguments: dict[str, Any] = {"arm": None, "seed": None, "form": "23", "licence": None, "push": "me/set", "private": False}
+    arguments: dict[str, Any] = {
+        "arm": None,
+        "seed": None,
+        "form": "23",
+        "licence": None,
+        "push": "me/set",
+        "private": False,
+    }
     with pytest.raises(UserError, match="HF_TOKEN"):
         export_data.main(str(tmp_path / "set.parquet"), None, **arguments)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

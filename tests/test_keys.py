@@ -1,7 +1,9 @@
-"""The keys of everything that a store holds: a store made by an earlier version is reused, whatever was moved or renamed since.
+"""The keys of everything that a store holds: a store made by an earlier version is reused, whatever
+was moved or renamed since.
 
-`tests/data/keys.json` was written before the first move, by `python -m tests.test_keys`. Write it anew only together with a raised
-VERSION and a line in CHANGELOG.md. Model revisions are the folders' names here, so that no version of a library enters.
+`tests/data/keys.json` was written before the first move, by `python -m tests.test_keys`. Write it
+anew only together with a raised VERSION and a line in CHANGELOG.md. Model revisions are the
+folders' names here, so that no version of a library enters.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ EVERY_TAG = (
 
 
 def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-    """The scripted models: a guard, a base model, two rating judges known by their sampling, and everything else."""
+    """The scripted models: a guard, a base model, two rating judges known by their sampling, and
+    everything else."""
     name = Path(str(body.get("model"))).name
     if name == "Llama-Guard-3-8B":
         return completion("safe")
@@ -58,13 +61,25 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
         return completion("A plain answer.")
     if body.get("max_tokens") == 2001:
         pairwise = hashlib.sha256(json.dumps(body["prompt"]).encode()).digest()[0] % 2
-        verdict = {"analysis": "", "choice": ("A+", "B+")[pairwise], "strengths": "", "weaknesses": "", "score": str(1 + len(body["prompt"]) % 10)}
+        verdict = {
+            "analysis": "",
+            "choice": ("A+", "B+")[pairwise],
+            "strengths": "",
+            "weaknesses": "",
+            "score": str(1 + len(body["prompt"]) % 10),
+        }
         return completion(json.dumps(verdict))
     if body.get("max_tokens") == 2002:
         return completion(f"Fine.\nRating: [[{1 + len(body['prompt']) % 10}]]")
     answered = small_recipe.answer(path, body)
-    if name in ("tuned", "other") and isinstance(answered, dict) and body.get("prompt_logprobs") is None:
-        for choice in answered["choices"]:  # identical answers would be ties without a call to the judge
+    if (
+        name in ("tuned", "other")
+        and isinstance(answered, dict)
+        and body.get("prompt_logprobs") is None
+    ):
+        for choice in answered[
+            "choices"
+        ]:  # identical answers would be ties without a call to the judge
             choice["text"] += f" {name}"
     return answered
 
@@ -72,59 +87,135 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
 def _models(folder: Path, url: str) -> dict[str, dict[str, Any]]:
     server = {"urls": [url], "max_in_flight": 16}
     names = ("teacher", "Llama-Guard-3-8B", "base", "rm", "tuned", "other", "judge", "second-judge")
-    return {name: {"model": str(small_recipe.model(folder / name)), "server": server} for name in names}
+    return {
+        name: {"model": str(small_recipe.model(folder / name)), "server": server} for name in names
+    }
 
 
 def _evaluation(folder: Path, server: dict[str, Any]) -> dict[str, Any]:
     # A judge behind `urls` is known by its name alone, so that is no path of this machine.
-    judge = {"model": "models/judge", "server": server, "api": "completions", "prices": {"input": 1, "output": 1}}
-    second = {"model": "models/second-judge", "server": server, "api": "completions", "max_answer_characters": 500}
-    reference = [{"id": f"s{number}", "answer": f"The reference says {number}."} for number in range(4)]
+    judge = {
+        "model": "models/judge",
+        "server": server,
+        "api": "completions",
+        "prices": {"input": 1, "output": 1},
+    }
+    second = {
+        "model": "models/second-judge",
+        "server": server,
+        "api": "completions",
+        "max_answer_characters": 500,
+    }
+    reference = [
+        {"id": f"s{number}", "answer": f"The reference says {number}."} for number in range(4)
+    ]
     return {
-        "limit": 6, "answers": {"sampling": {"temperature": 0, "max_tokens": 30}, "server": server}, "judge": judge,
-        "alpaca": {"order": "both", "codes": ["1", "2"], "judges": [judge, second]}, "arena": {"sampling": {"max_tokens": 30}},
+        "limit": 6,
+        "answers": {"sampling": {"temperature": 0, "max_tokens": 30}, "server": server},
+        "judge": judge,
+        "alpaca": {"order": "both", "codes": ["1", "2"], "judges": [judge, second]},
+        "arena": {"sampling": {"max_tokens": 30}},
         "wildbench": {
-            "prompts": str(lines(folder / "wild.jsonl", WILD)), "sampling": {"temperature": 0, "max_tokens": 2001}, "margin": 50,
+            "prompts": str(lines(folder / "wild.jsonl", WILD)),
+            "sampling": {"temperature": 0, "max_tokens": 2001},
+            "margin": 50,
             "references": {"ref": str(lines(folder / "reference.jsonl", reference))},
         },
-        "mtbench": {"prompts": str(lines(folder / "question.jsonl", MT)), "sampling": {"temperature": 0, "max_tokens": 2002}},
-    }  # fmt: skip
+        "mtbench": {
+            "prompts": str(lines(folder / "question.jsonl", MT)),
+            "sampling": {"temperature": 0, "max_tokens": 2002},
+        },
+    }
 
 
 def _everything(folder: Path, url: str) -> Path:
-    """Every tag, several turns, the sanitizer, preference pairs, a grid, a training and every benchmark."""
+    """Every tag, several turns, the sanitizer, preference pairs, a grid, a training and every
+    benchmark."""
     known = _models(folder / "models", url)
     server = known["teacher"]["server"]
     evaluation = _evaluation(folder, server)
-    evaluation |= {"heldout": {}, "tasks": {"tasks": ["everyday-science", {"task": "hellaswag", "num_fewshot": 10}]}}
-    tags = {"safety": known["Llama-Guard-3-8B"], "base": known["base"], "reward": known["rm"], "quality": {"mode": "explain"}}
+    evaluation |= {
+        "heldout": {},
+        "tasks": {"tasks": ["everyday-science", {"task": "hellaswag", "num_fewshot": 10}]},
+    }
+    tags = {
+        "safety": known["Llama-Guard-3-8B"],
+        "base": known["base"],
+        "reward": known["rm"],
+        "quality": {"mode": "explain"},
+    }
     arms = {
-        "tagged": {"where": " AND ".join(EVERY_TAG), "choose": "longest", "budget": {"rows": 6}, "allow_short": True},
+        "tagged": {
+            "where": " AND ".join(EVERY_TAG),
+            "choose": "longest",
+            "budget": {"rows": 6},
+            "allow_short": True,
+        },
         "untuned": {"model": known["tuned"]["model"]},
-        "others": {"data": str(saved(folder / "others.jsonl", [row25(number) for number in range(8)])), "budget": {"rows": 6}},
+        "others": {
+            "data": str(saved(folder / "others.jsonl", [row25(number) for number in range(8)])),
+            "budget": {"rows": 6},
+        },
     }
     train = {
-        "base": known["tuned"]["model"], "chat_template_path": "chatml", "seeds": [0, 1], "zero_stage": 2, "max_truncated_share": 1.0,
-        "trainer": {"max_length": 256, "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
-    }  # fmt: skip
+        "base": known["tuned"]["model"],
+        "chat_template_path": "chatml",
+        "seeds": [0, 1],
+        "zero_stage": 2,
+        "max_truncated_share": 1.0,
+        "trainer": {
+            "max_length": 256,
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+        },
+    }
     path = small_recipe.recipe(
-        folder, Path(known["teacher"]["model"]), url, arms=arms, eval=evaluation, synth__rows=40, synth__tags=tags, synth__turns=2,
-        synth__sanitize="llama-3", synth__preferences={"k": 2, "sampling": {"temperature": 0.8, "max_tokens": 60}},
-        synth__grid=[{"rows": 20, "sampling": {"temperature": 1.1}}, {"rows": 20, "sampling": {"temperature": 0.9, "top_p": 0.9}}],
+        folder,
+        Path(known["teacher"]["model"]),
+        url,
+        arms=arms,
+        eval=evaluation,
+        synth__rows=40,
+        synth__tags=tags,
+        synth__turns=2,
+        synth__sanitize="llama-3",
+        synth__preferences={"k": 2, "sampling": {"temperature": 0.8, "max_tokens": 60}},
+        synth__grid=[
+            {"rows": 20, "sampling": {"temperature": 1.1}},
+            {"rows": 20, "sampling": {"temperature": 0.9, "top_p": 0.9}},
+        ],
         synth__first_token={"suppress": ["the"], "temperature": 1.2},
-        synth__system_prompts=[{"text": "You know rivers.", "name": "rivers", "weight": 2}, {"text": ""}],
-    )  # fmt: skip
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": train}, sort_keys=False))
+        synth__system_prompts=[
+            {"text": "You know rivers.", "name": "rivers", "weight": 2},
+            {"text": ""},
+        ],
+    )
+    path.write_text(
+        yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": train}, sort_keys=False)
+    )
     return path
 
 
 def _judged(folder: Path, url: str) -> Path:
     """Two finished models under every judge: nothing trains, so all of it really runs."""
     known = _models(folder / "models", url)
-    arms = {"untuned": {"model": known["tuned"]["model"]}, "other": {"model": known["other"]["model"]}}
+    arms = {
+        "untuned": {"model": known["tuned"]["model"]},
+        "other": {"model": known["other"]["model"]},
+    }
     evaluation = _evaluation(folder, known["teacher"]["server"])
     teacher = Path(known["teacher"]["model"])
-    return small_recipe.recipe(folder, teacher, url, arms=arms, random_arm=False, eval=evaluation, synth__rows=4, synth__heldout=0)
+    return small_recipe.recipe(
+        folder,
+        teacher,
+        url,
+        arms=arms,
+        random_arm=False,
+        eval=evaluation,
+        synth__rows=4,
+        synth__heldout=0,
+    )
 
 
 def _imported(folder: Path, url: str) -> Path:
@@ -133,12 +224,22 @@ def _imported(folder: Path, url: str) -> Path:
     source = saved(folder / "published.jsonl", [row23(number) for number in range(12)])
     where = "input_quality >= 'good' AND language LIKE '%' AND response_pii LIKE '%'"
     arms = {"kept": {"where": where, "choose": "longest", "budget": {"rows": 4}}}
-    return small_recipe.recipe(folder, Path(known["teacher"]["model"]), url, arms=arms, synth__rows={"import": str(source)}, synth__heldout=0)
+    return small_recipe.recipe(
+        folder,
+        Path(known["teacher"]["model"]),
+        url,
+        arms=arms,
+        synth__rows={"import": str(source)},
+        synth__heldout=0,
+    )
 
 
 def _columns(store: Path) -> list[str]:
     """Every column of the store, and the key of each."""
-    return sorted(part.parent.relative_to(store / "columns").as_posix() for part in (store / "columns").glob("*/*/*.parquet"))
+    return sorted(
+        part.parent.relative_to(store / "columns").as_posix()
+        for part in (store / "columns").glob("*/*/*.parquet")
+    )
 
 
 def _always_finished(self: Store, stage: str, key: str) -> Result:
@@ -146,23 +247,35 @@ def _always_finished(self: Store, stage: str, key: str) -> Result:
 
 
 def keys(folder: Path) -> dict[str, Any]:
-    """{recipe: {"columns": [NAME/KEY], "stages": {name: key}}} of three recipes, made on a scripted server below `folder`."""
+    """{recipe: {"columns": [NAME/KEY], "stages": {name: key}}} of three recipes, made on a scripted
+    server below `folder`."""
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch, ScriptedServer(answer) as server:
         patch.setattr(models, "folder_revision", lambda path: digest(path.name))
-        for name, write in (("everything", _everything), ("judged", _judged), ("imported", _imported)):
+        for name, write in (
+            ("everything", _everything),
+            ("judged", _judged),
+            ("imported", _imported),
+        ):
             (folder / name).mkdir()
             patch.chdir(folder / name)
             loaded = schema.load(write(folder / name, server.url))
             until = {"everything": "preferences", "judged": None, "imported": "select"}[name]
             made = graph.run(loaded, until)
             if name == "everything":
-                with pytest.MonkeyPatch.context() as pretend:  # every result counts as made, so that each stage has a key
+                with (
+                    pytest.MonkeyPatch.context() as pretend
+                ):  # every result counts as made, so that each stage has a key
                     pretend.setattr(Store, "find", _always_finished)
                     made = graph.plan(loaded)
             stages = {step.name: step.path.name for step in made.steps if step.path is not None}
-            stages.pop("report", None)  # its key holds the bytes of a Parquet file, which are polars' affair
-            found[name] = {"columns": sorted(set(_columns(folder / name / "store"))), "stages": stages}
+            stages.pop(
+                "report", None
+            )  # its key holds the bytes of a Parquet file, which are polars' affair
+            found[name] = {
+                "columns": sorted(set(_columns(folder / name / "store"))),
+                "stages": stages,
+            }
     return found
 
 

@@ -1,6 +1,8 @@
-"""kill -9 of the harness in every stage, then the same command: it continues, no cell is lost or doubled, nothing is left running.
+"""kill -9 of the harness in every stage, then the same command: it continues, no cell is lost or
+doubled, nothing is left running.
 
-The model server is scripted and kills the harness itself, in the middle of answering, so each kill comes at a known request.
+The model server is scripted and kills the harness itself, in the middle of answering, so each kill
+comes at a known request.
 """
 
 from __future__ import annotations
@@ -49,7 +51,12 @@ class Killer:
     def __call__(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
         asked = kind(body)
         self.seen[asked] += 1
-        if self.when is not None and self.pid and asked == self.when[0] and self.seen[asked] >= self.when[1]:
+        if (
+            self.when is not None
+            and self.pid
+            and asked == self.when[0]
+            and self.seen[asked] >= self.when[1]
+        ):
             self.when = None
             os.kill(self.pid, signal.SIGKILL)
         return small_recipe.answer(path, body)
@@ -79,7 +86,9 @@ def start(path: Path, until: str) -> subprocess.Popen[bytes]:
 def assert_columns_whole(store: Path) -> None:
     """Every column holds each of its ids exactly once."""
     for folder in (store / "columns").glob("*/*"):
-        ids = pl.concat([pl.read_parquet(p, columns=["id"]) for p in folder.glob("part-*.parquet")])["id"]
+        ids = pl.concat(
+            [pl.read_parquet(p, columns=["id"]) for p in folder.glob("part-*.parquet")]
+        )["id"]
         assert ids.n_unique() == len(ids), folder
 
 
@@ -94,7 +103,9 @@ def leftovers(marker: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("stage", "at"), [("instructions", 60), ("tags", 60), ("responses", 12)])
-def test_a_killed_synthesis_continues(tmp_path: Path, llama: Path, killer: Killer, server: ScriptedServer, stage: str, at: int) -> None:
+def test_a_killed_synthesis_continues(
+    tmp_path: Path, llama: Path, killer: Killer, server: ScriptedServer, stage: str, at: int
+) -> None:
     path = small_recipe.recipe(tmp_path, llama, server.url)
     harness = start(path, "select")
     killer.pid, killer.when = harness.pid, (stage, at)
@@ -112,23 +123,38 @@ def test_a_killed_synthesis_continues(tmp_path: Path, llama: Path, killer: Kille
 def wait_for(what: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end and process.poll() is None, process.stderr.read().decode() if process.stderr else "too late"
+        assert time.monotonic() < end and process.poll() is None, (
+            process.stderr.read().decode() if process.stderr else "too late"
+        )
         time.sleep(0.1)
 
 
 @pytest.mark.stack
-def test_killed_training_and_judging_continue(tmp_path: Path, llama: Path, killer: Killer, server: ScriptedServer) -> None:
-    """One recipe, killed while it trains and again while it judges: two kills for the price of one training."""
+def test_killed_training_and_judging_continue(
+    tmp_path: Path, llama: Path, killer: Killer, server: ScriptedServer
+) -> None:
+    """One recipe, killed while it trains and again while it judges: two kills for the price of one
+    training."""
     good = {"where": "input_quality >= 'good'", "choose": "longest", "budget": {"rows": 10}}
     path = small_recipe.recipe(
-        tmp_path, llama, server.url, train=True, arms={"good": good, "untuned": {"model": str(llama)}}, random_arm=False,
-        train__trainer__max_steps=400, train__trainer__save_steps=5, eval__arena=None, eval__limit=40,
-    )  # fmt: skip
+        tmp_path,
+        llama,
+        server.url,
+        train=True,
+        arms={"good": good, "untuned": {"model": str(llama)}},
+        random_arm=False,
+        train__trainer__max_steps=400,
+        train__trainer__save_steps=5,
+        eval__arena=None,
+        eval__limit=40,
+    )
     harness = start(path, "train")
     logs = tmp_path / "store" / "results" / "train"
 
     def trained_a_while() -> bool:
-        return any(len(log.read_text().splitlines()) >= 8 for log in logs.glob("*.partial/log.jsonl"))
+        return any(
+            len(log.read_text().splitlines()) >= 8 for log in logs.glob("*.partial/log.jsonl")
+        )
 
     wait_for(trained_a_while, 240, harness)
     harness.kill()
@@ -140,17 +166,25 @@ def test_killed_training_and_judging_continue(tmp_path: Path, llama: Path, kille
     again = start(path, "train")
     assert again.wait(timeout=300) == 0
     log = next(p for p in logs.glob("*/log.jsonl") if not p.parent.name.endswith(".partial"))
-    assert "resuming from step" in (log.parent / "trainer.log").read_text(), "it continues from a checkpoint"
+    assert "resuming from step" in (log.parent / "trainer.log").read_text(), (
+        "it continues from a checkpoint"
+    )
     steps = pl.read_ndjson(log).filter(pl.col("loss").is_not_null())["step"].to_list()
     assert steps == sorted(set(steps)) and steps[-1] == 400
 
     judged = start(path, "judge")
     killer.pid, killer.when = judged.pid, ("judging", killer.seen["judging"] + 30)
-    assert judged.wait(timeout=240) == -signal.SIGKILL, judged.stderr.read().decode() if judged.stderr else ""
+    assert judged.wait(timeout=240) == -signal.SIGKILL, (
+        judged.stderr.read().decode() if judged.stderr else ""
+    )
     before = killer.seen["judging"]
     last = start(path, "judge")
     assert last.wait(timeout=240) == 0, last.stderr.read().decode() if last.stderr else ""
     assert_columns_whole(tmp_path / "store")
-    judgments = pl.read_parquet(next((tmp_path / "store" / "results" / "judge").glob("*/judgments.parquet")))
+    judgments = pl.read_parquet(
+        next((tmp_path / "store" / "results" / "judge").glob("*/judgments.parquet"))
+    )
     assert len(judgments) == 80 and set(judgments["status"].to_list()) == {"ok"}
-    assert killer.seen["judging"] - before < 80, "what was judged before the kill is not bought again"
+    assert killer.seen["judging"] - before < 80, (
+        "what was judged before the kill is not bought again"
+    )

@@ -37,8 +37,8 @@ ORDER = {
     ],
     "recipes": [{"cli"}, {"verbs"}, {"exchange"}, {"stages"}, {"report"}, {"schema"}],
 }
-"""The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A file
-at a floor's root is a room of its own."""
+"""The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A
+file at a floor's root is a room of its own."""
 
 HEAVY = {
     "aiohttp",
@@ -182,7 +182,9 @@ def test_no_folder_has_more_than_twelve_entries() -> None:
         for depth in range(1, len(inside.parts)):
             if inside.parts[depth] != "__init__.py":
                 entries["/".join(inside.parts[:depth])].add(inside.parts[depth])
-    assert {folder: len(names) for folder, names in entries.items() if len(names) > MOST_ENTRIES} == {}
+    assert {
+        folder: len(names) for folder, names in entries.items() if len(names) > MOST_ENTRIES
+    } == {}
 
 
 def test_every_package_says_what_lives_in_it() -> None:

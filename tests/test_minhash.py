@@ -1,4 +1,5 @@
-"""Near-duplicates by MinHash: who is grouped, independently of order, and as exact as comparing every pair."""
+"""Near-duplicates by MinHash: who is grouped, independently of order, and as exact as comparing
+every pair."""
 
 from __future__ import annotations
 
@@ -39,14 +40,28 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return made
 
 
-def test_one_changed_word_in_a_long_instruction_is_a_near_duplicate_and_another_text_is_none() -> None:
-    assert grouped([TEXT, "What is rain?", TEXT.replace("old map", "old chart"), "What is snow?"]) == ["r0", "r1", "r0", "r3"]
+def test_one_changed_word_in_a_long_instruction_is_a_near_duplicate_and_another_text_is_none() -> (
+    None
+):
+    assert grouped(
+        [TEXT, "What is rain?", TEXT.replace("old map", "old chart"), "What is snow?"]
+    ) == ["r0", "r1", "r0", "r3"]
 
 
 def test_case_and_punctuation_make_no_difference_and_missing_texts_are_alike() -> None:
-    assert grouped(["What is rain", "WHAT is... rain?!", "Hi!", "hi", "??", "!!", "??", None, ""]) == [
-        "r0", "r0", "r2", "r2", "r4", "r5", "r4", "r7", "r7",
-    ]  # fmt: skip
+    assert grouped(
+        ["What is rain", "WHAT is... rain?!", "Hi!", "hi", "??", "!!", "??", None, ""]
+    ) == [
+        "r0",
+        "r0",
+        "r2",
+        "r2",
+        "r4",
+        "r5",
+        "r4",
+        "r7",
+        "r7",
+    ]
 
 
 def test_a_chain_of_near_duplicates_is_one_group_named_by_its_first_row() -> None:
@@ -85,16 +100,22 @@ def test_groups_are_those_of_comparing_every_pair(threshold: float) -> None:
 def test_rows_that_share_a_band_but_are_not_alike_stay_apart() -> None:
     dice = np.random.default_rng(0)
     signed = dice.integers(0, 2**32, (300, 128), np.uint32)
-    signed[:, :64] = signed[0, :64]  # all meet in half of the bands, with half of their hashes equal
+    signed[:, :64] = signed[
+        0, :64
+    ]  # all meet in half of the bands, with half of their hashes equal
     signed[100:200, 64:] = signed[100, 64:]
     signed[100:200, 127] = dice.integers(0, 2**32, 100, np.uint32)  # these are alike
     found = groups(signed, 0.7)
     assert found.tolist() == [*range(100), *[100] * 100, *range(200, 300)]
 
 
-def test_many_copies_of_a_text_are_one_group_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_copies_of_a_text_are_one_group_without_comparing_each_with_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compared: list[int] = []
-    monkeypatch.setattr(rooms, "_alike", lambda s, a, b, t: compared.append(len(a)) or np.ones(len(a), bool))
+    monkeypatch.setattr(
+        rooms, "_alike", lambda s, a, b, t: compared.append(len(a)) or np.ones(len(a), bool)
+    )
     assert set(grouped([TEXT] * 5000)) == {"r0"}
     assert sum(compared) == 0
 

@@ -1,4 +1,5 @@
-"""core.models: what a name resolves to, what its revision follows, and how a conversation becomes token ids."""
+"""core.models: what a name resolves to, what its revision follows, and how a conversation becomes
+token ids."""
 
 from __future__ import annotations
 
@@ -18,23 +19,36 @@ LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+]
 
 
 @pytest.fixture
 def llama3() -> Any:
-    """A byte-level tokenizer as Llama 3's: the template writes BOS, and so does the post-processor."""
+    """A byte-level tokenizer as Llama 3's: the template writes BOS, and so does the
+    post-processor."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     words = Tokenizer(BPE(vocabulary, []))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens(SPECIAL)
-    words.post_processor = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)])
-    made = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    words.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    )
     made.chat_template = LLAMA3
     return made
 
@@ -52,18 +66,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_llama3_conversation_has_exactly_one_bos(llama3: Any) -> None:
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Why"}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Why"},
+    ]
     bos = llama3.bos_token_id
     text = llama3.apply_chat_template(messages, tokenize=False)
-    assert llama3(text)["input_ids"].count(bos) == 2, "this tokenizer must be one that would write a second BOS"
+    assert llama3(text)["input_ids"].count(bos) == 2, (
+        "this tokenizer must be one that would write a second BOS"
+    )
     for generation in (False, True):
         ids = render(llama3, messages, add_generation_prompt=generation)
         assert ids.count(bos) == 1 and ids[0] == bos
-        assert llama3.decode(ids) == llama3.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        assert llama3.decode(ids) == llama3.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation
+        )
 
 
 def test_render_uses_the_chat_template_it_is_given(llama3: Any) -> None:
-    ids = render(llama3, [{"role": "user", "content": "Hi"}], add_generation_prompt=False, chat_template="{{ messages[0].content }}!")
+    ids = render(
+        llama3,
+        [{"role": "user", "content": "Hi"}],
+        add_generation_prompt=False,
+        chat_template="{{ messages[0].content }}!",
+    )
     assert llama3.decode(ids) == "Hi!"
 
 
@@ -76,16 +103,31 @@ def test_a_tokenizer_without_a_template_is_one_sentence(llama3: Any) -> None:
 def test_a_conversation_that_the_template_refuses_is_one_sentence(llama3: Any) -> None:
     refusing = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match=r"roles \[user, user\].*roles must alternate"):
-        render(llama3, [{"role": "user", "content": "a"}] * 2, add_generation_prompt=True, chat_template=refusing)
+        render(
+            llama3,
+            [{"role": "user", "content": "a"}] * 2,
+            add_generation_prompt=True,
+            chat_template=refusing,
+        )
 
 
 def test_the_embedded_teacher_is_smollm2_with_its_chat_template(teacher: Model) -> None:
     words = tokenizer(teacher.path)
-    ids = render(words, [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True)
-    assert words.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    ids = render(
+        words,
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+    )
+    assert words.decode(ids).startswith(
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
+    )
     assert words.decode(ids).endswith("<|im_start|>assistant\n")
     config = json.loads((Path(teacher.path) / "config.json").read_text())
-    assert (config["vocab_size"], config["eos_token_id"], config["dtype"]) == (49_152, words.convert_tokens_to_ids("<|im_end|>"), "bfloat16")
+    assert (config["vocab_size"], config["eos_token_id"], config["dtype"]) == (
+        49_152,
+        words.convert_tokens_to_ids("<|im_end|>"),
+        "bfloat16",
+    )
     assert "quantization_config" not in config
 
 
@@ -106,8 +148,19 @@ def test_a_folder_resolves_to_the_same_revision_wherever_it_lies(folder: Path) -
     assert Path(resolve(str(moved)).path) == moved
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "generation_config.json"])
-def test_a_revision_follows_the_content_of_config_tokenizer_and_weights(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "chat_template.jinja",
+        "generation_config.json",
+    ],
+)
+def test_a_revision_follows_the_content_of_config_tokenizer_and_weights(
+    folder: Path, name: str
+) -> None:
     before = resolve(str(folder)).revision
     (folder / name).write_text('{"changed": true}')
     assert resolve(str(folder)).revision != before
@@ -120,7 +173,9 @@ def test_a_revision_ignores_files_that_are_not_the_model(folder: Path) -> None:
     assert resolve(str(folder)).revision == before
 
 
-def test_weights_are_read_once_for_a_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_read_once_for_a_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = resolve(str(folder)).revision
     read: list[Path] = []
     monkeypatch.setattr(models, "file_digest", lambda path: read.append(path) or "other")
@@ -156,10 +211,14 @@ def test_a_revision_for_a_folder_is_refused(folder: Path) -> None:
 
 def test_a_hub_commit_is_its_own_revision_and_needs_no_hub() -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
-    assert resolve("organisation/model", commit) == Model("organisation/model", "organisation/model", commit)
+    assert resolve("organisation/model", commit) == Model(
+        "organisation/model", "organisation/model", commit
+    )
 
 
-def test_a_hub_model_offline_is_what_the_hub_cache_knows_or_unresolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_offline_is_what_the_hub_cache_knows_or_unresolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     commit = "89abcdef0123456789abcdef0123456789abcdef"
@@ -174,7 +233,9 @@ def test_a_hub_model_offline_is_what_the_hub_cache_knows_or_unresolved(tmp_path:
     assert resolve("organisation/other").revision == "unresolved"
 
 
-def test_a_missing_wheel_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

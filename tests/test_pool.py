@@ -1,4 +1,5 @@
-"""The pool: what it keeps in memory, and that a filter, a slice and a snapshot read the same words."""
+"""The pool: what it keeps in memory, and that a filter, a slice and a snapshot read the same
+words."""
 
 from __future__ import annotations
 
@@ -37,9 +38,17 @@ def filled(root: Path, rows: int = 50, before: str = "") -> Pool:
     planned = made.planned
     for part in planned.iter_slices(7):
         texts = [f"{before}{i} {WORDS}" for i in part["index"].to_list()]
-        made.instruction.append(part.with_columns(pl.Series("instruction", texts), pl.lit("stop").alias("finish_reason"), pl.lit(5).alias("tokens")))
+        made.instruction.append(
+            part.with_columns(
+                pl.Series("instruction", texts),
+                pl.lit("stop").alias("finish_reason"),
+                pl.lit(5).alias("tokens"),
+            )
+        )
     frame = made.frame()
-    even = frame.filter(pl.col("index") % 2 == 0).select("id", "of", pl.lit("stop").alias("finish_reason"), pl.col("id").alias("response"))
+    even = frame.filter(pl.col("index") % 2 == 0).select(
+        "id", "of", pl.lit("stop").alias("finish_reason"), pl.col("id").alias("response")
+    )
     made.columns["response"].append(even)
     return made
 
@@ -50,7 +59,9 @@ def test_the_frame_holds_no_words(tmp_path: Path) -> None:
     assert frame.estimated_size() < 50 * 2000, "an instruction alone has 7,200 characters"
 
 
-def test_every_declared_column_that_is_not_long_is_there_even_if_nothing_measures_it(tmp_path: Path) -> None:
+def test_every_declared_column_that_is_not_long_is_there_even_if_nothing_measures_it(
+    tmp_path: Path,
+) -> None:
     frame = filled(tmp_path).frame()
     assert {n for n, (_, f) in COLUMNS.items() if not f.long} <= {*frame.columns, "system_prompt"}
 
@@ -58,16 +69,22 @@ def test_every_declared_column_that_is_not_long_is_there_even_if_nothing_measure
 def test_a_text_that_a_filter_names_is_read(tmp_path: Path) -> None:
     frame = filled(tmp_path).frame(["instruction", "response"])
     assert frame["instruction"].to_list() == [f"{i} {WORDS}" for i in range(50)]
-    assert frame.filter(pl.col("response").is_not_null())["index"].to_list() == list(range(0, 50, 2))
+    assert frame.filter(pl.col("response").is_not_null())["index"].to_list() == list(
+        range(0, 50, 2)
+    )
 
 
 def test_texts_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
     made = filled(tmp_path)
     backwards = made.frame().reverse()
-    assert made.texts(backwards, ["instruction"])["instruction"].str.slice(0, 2).str.strip_chars().to_list()[:3] == ["49", "48", "47"]
+    assert made.texts(backwards, ["instruction"])["instruction"].str.slice(
+        0, 2
+    ).str.strip_chars().to_list()[:3] == ["49", "48", "47"]
 
 
-def test_a_slice_reads_only_the_parts_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_reads_only_the_parts_that_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = filled(tmp_path)
     frame = made.frame()
     read: list[Path] = []
@@ -78,20 +95,31 @@ def test_a_slice_reads_only_the_parts_that_hold_it(tmp_path: Path, monkeypatch: 
     assert len(read) == 1
 
 
-def test_a_response_of_an_instruction_that_was_made_anew_counts_as_unmeasured_and_can_be_measured_again(tmp_path: Path) -> None:
+def test_a_response_of_an_instruction_that_was_made_anew_counts_as_unmeasured_and_can_be_measured_again(
+    tmp_path: Path,
+) -> None:
     made = filled(tmp_path)
     row = made.frame().row(0, named=True)
     for part in made.instruction.parts():
-        text = pl.when(pl.col("id") == row["id"]).then(pl.lit("other words")).otherwise("instruction").alias("instruction")
+        text = (
+            pl.when(pl.col("id") == row["id"])
+            .then(pl.lit("other words"))
+            .otherwise("instruction")
+            .alias("instruction")
+        )
         pl.read_parquet(part).with_columns(text).write_parquet(part)
     again = opened(tmp_path)
     changed = again.frame().row(0, named=True)
     assert changed["status:response"] is None
-    again.columns["response"].append([{"id": row["id"], "of": changed["of"], "response": "new", "finish_reason": "stop"}])
+    again.columns["response"].append(
+        [{"id": row["id"], "of": changed["of"], "response": "new", "finish_reason": "stop"}]
+    )
     assert again.frame(["response"]).row(0, named=True)["response"] == "new"
 
 
-def test_a_snapshot_holds_the_frame_and_all_texts_whatever_the_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_holds_the_frame_and_all_texts_whatever_the_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pools, "SLICE", 8)
     made = filled(tmp_path)
     frame = made.frame()
@@ -102,14 +130,26 @@ def test_a_snapshot_holds_the_frame_and_all_texts_whatever_the_slice(tmp_path: P
     assert held["response"].null_count() == 25
 
 
-def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"uuid": f"u{i}", "instruction": f"Why {i}?", "response": f"Because {i}.", "input_quality": "good"} for i in range(30)]
+def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {
+            "uuid": f"u{i}",
+            "instruction": f"Why {i}?",
+            "response": f"Because {i}.",
+            "input_quality": "good",
+        }
+        for i in range(30)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def imported(limit: int | None) -> Pool:
         source = {"import": str(tmp_path / "rows.jsonl"), "limit": limit}
         settings = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": source})
-        return Pool(settings, Context(tmp_path / "store", lambda name, revision: Model(name, name, "r1")))
+        return Pool(
+            settings, Context(tmp_path / "store", lambda name, revision: Model(name, name, "r1"))
+        )
 
     whole = published.read
 
@@ -126,7 +166,11 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
         assert len(imported(20).frame()) == 16 and imported(20).to_import()
         monkeypatch.setattr(published, "read", whole)
         assert drawing.draw(imported(20), servers, Log())["rows"] == 20
-        assert not imported(20).to_import() and not imported(10).to_import() and imported(None).to_import()
+        assert (
+            not imported(20).to_import()
+            and not imported(10).to_import()
+            and imported(None).to_import()
+        )
         assert drawing.draw(imported(None), servers, Log())["rows"] == 30
     frame = imported(None).frame()
     assert frame["id"].n_unique() == len(frame) == 30
@@ -134,17 +178,27 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
     assert not imported(5).to_import() and len(imported(5).frame()) == 5
 
 
-def test_what_is_computed_from_the_words_of_a_large_part_is_read_from_disk_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_computed_from_the_words_of_a_large_part_is_read_from_disk_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     before = filled(tmp_path).frame()
     computed: list[int] = []
     plain = pools.text_figures.instruction_columns
-    monkeypatch.setattr(pools.text_figures, "instruction_columns", lambda rows: computed.append(len(rows)) or plain(rows))
+    monkeypatch.setattr(
+        pools.text_figures,
+        "instruction_columns",
+        lambda rows: computed.append(len(rows)) or plain(rows),
+    )
     assert opened(tmp_path).frame().equals(before)
-    assert sum(computed) <= 1, "parts of seven rows are remembered, the last one of a single row is not"
+    assert sum(computed) <= 1, (
+        "parts of seven rows are remembered, the last one of a single row is not"
+    )
 
 
-def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_memory_of_a_part_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     before = filled(tmp_path).frame()
     for remembered in tmp_path.rglob("short/*.parquet"):
@@ -152,18 +206,26 @@ def test_a_damaged_memory_of_a_part_is_computed_again(tmp_path: Path, monkeypatc
     assert opened(tmp_path).frame().equals(before)
 
 
-def test_other_text_columns_are_not_taken_from_an_older_versions_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_text_columns_are_not_taken_from_an_older_versions_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     filled(tmp_path).frame()
     monkeypatch.setattr(pools.text_figures, "VERSION", 99)
-    monkeypatch.setattr(pools.text_figures, "instruction_columns", lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")))
+    monkeypatch.setattr(
+        pools.text_figures,
+        "instruction_columns",
+        lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")),
+    )
     assert set(opened(tmp_path).frame()["instruction_length"].to_list()) == {7}
 
 
 def imported(root: Path, rows: list[dict[str, object]], **synth: object) -> Pool:
     """A pool of published rows."""
     pl.from_dicts(rows, infer_schema_length=None).write_parquet(root / "set.parquet")
-    config = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": {"import": str(root / "set.parquet")}, **synth})
+    config = SynthConfig.model_validate(
+        {"teacher": {"model": "m"}, "rows": {"import": str(root / "set.parquet")}, **synth}
+    )
     made = Pool(config, Context(root, lambda name, revision: Model(name, name, "r1")))
     with Servers(Log(), root / "logs") as servers:
         draw(made, servers, Log())
@@ -171,9 +233,15 @@ def imported(root: Path, rows: list[dict[str, object]], **synth: object) -> Pool
 
 
 def test_ranks_and_safety_follow_from_what_was_imported(tmp_path: Path) -> None:
-    rows = [row25(0, input_quality="good", llama_guard_2="unsafe\nS1"), row25(1, input_quality="poor", llama_guard_2="safe")]
+    rows = [
+        row25(0, input_quality="good", llama_guard_2="unsafe\nS1"),
+        row25(1, input_quality="poor", llama_guard_2="safe"),
+    ]
     frame = imported(tmp_path, rows).frame()
-    assert frame["input_quality_rank"].to_list() == [4.0, 2.0] and frame["safety"].to_list() == ["unsafe", "safe"]
+    assert frame["input_quality_rank"].to_list() == [4.0, 2.0] and frame["safety"].to_list() == [
+        "unsafe",
+        "safe",
+    ]
 
 
 def test_what_the_imported_rows_lack_is_measured_when_a_filter_asks_for_it(tmp_path: Path) -> None:
@@ -183,23 +251,42 @@ def test_what_the_imported_rows_lack_is_measured_when_a_filter_asks_for_it(tmp_p
 
 
 def test_imported_pairs_have_one_turn(tmp_path: Path) -> None:
-    talk = [{"from": w, "value": v} for w, v in (("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))]
-    frame = imported(tmp_path, [row25(0), row25(1, conversations=talk, instruction="a", response="b")]).frame()
+    talk = [
+        {"from": w, "value": v}
+        for w, v in (("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"))
+    ]
+    frame = imported(
+        tmp_path, [row25(0), row25(1, conversations=talk, instruction="a", response="b")]
+    ).frame()
     assert frame["turns"].to_list() == [1, 2] and frame["status:turns"].to_list() == ["ok", "ok"]
 
 
 def test_a_column_that_only_shares_a_name_with_ours_is_left_out(tmp_path: Path) -> None:
-    frame = imported(tmp_path, [{**row25(i), "safety": "Safe", "seed": "abc", "tokens": [1, 2], "system_prompt": ["x"]} for i in range(2)]).frame()
+    frame = imported(
+        tmp_path,
+        [
+            {**row25(i), "safety": "Safe", "seed": "abc", "tokens": [1, 2], "system_prompt": ["x"]}
+            for i in range(2)
+        ],
+    ).frame()
     assert len(frame) == 2 and frame["instruction_tokens"].null_count() == 2
 
 
-def test_a_pool_whose_texts_are_cleaned_keeps_the_cells_of_the_raw_texts_when_parts_are_merged(tmp_path: Path) -> None:
+def test_a_pool_whose_texts_are_cleaned_keeps_the_cells_of_the_raw_texts_when_parts_are_merged(
+    tmp_path: Path,
+) -> None:
     filled(tmp_path, before="**Task:** ")
-    settings = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": 50, "sanitize": "gemma"})
+    settings = SynthConfig.model_validate(
+        {"teacher": {"model": "m"}, "rows": 50, "sanitize": "gemma"}
+    )
     cleaned = Pool(settings, Context(tmp_path, lambda name, revision: Model(name, name, "r1")))
     frame = cleaned.frame()
-    assert frame["of"].to_list() != opened(tmp_path).frame()["of"].to_list(), "the sanitizer took something off"
-    for part in frame.select("id", "of", pl.lit("new").alias("response"), pl.lit("stop").alias("finish_reason")).iter_slices(5):
+    assert frame["of"].to_list() != opened(tmp_path).frame()["of"].to_list(), (
+        "the sanitizer took something off"
+    )
+    for part in frame.select(
+        "id", "of", pl.lit("new").alias("response"), pl.lit("stop").alias("finish_reason")
+    ).iter_slices(5):
         cleaned.columns["response"].append(part)
     cleaned.columns["response"].compact(files=2)
     assert opened(tmp_path).frame()["status:response"].null_count() == 25

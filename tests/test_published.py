@@ -1,4 +1,5 @@
-"""Published sets in and out: both namings, both conversation forms, round trips, and everything that can be wrong with a row."""
+"""Published sets in and out: both namings, both conversation forms, round trips, and everything
+that can be wrong with a row."""
 
 from __future__ import annotations
 
@@ -14,33 +15,80 @@ from core.errors import UserError
 from synth.published.rows import read, write
 
 COMMON: dict[str, Any] = {
-    "task_category": "Math", "difficulty": "hard", "intent": "to count", "knowledge": "numbers", "input_quality": "excellent",
-    "quality_explanation": "has a } brace", "llama_guard_2": "unsafe\nS6", "reward_model": "sfairXC/FsfairX-LLaMA3-RM-v0.1", "instruct_reward": -4.5,
-    "min_neighbor_distance": 0.25, "repeat_count": 3, "min_similar_uuid": "u1",
-}  # fmt: skip
+    "task_category": "Math",
+    "difficulty": "hard",
+    "intent": "to count",
+    "knowledge": "numbers",
+    "input_quality": "excellent",
+    "quality_explanation": "has a } brace",
+    "llama_guard_2": "unsafe\nS6",
+    "reward_model": "sfairXC/FsfairX-LLaMA3-RM-v0.1",
+    "instruct_reward": -4.5,
+    "min_neighbor_distance": 0.25,
+    "repeat_count": 3,
+    "min_similar_uuid": "u1",
+}
 
 
 def row23(i: int, **values: Any) -> dict[str, Any]:
     """A row of the 23-column form of the Llama-3 v0.1 sets."""
     question, answer = f"What is {i}?\nTwo lines, {{braces}}.", f"It is {i}."
     return {
-        "uuid": f"u{i}", "model": "meta-llama/Meta-Llama-3-70B-Instruct", "gen_input_config": {"temperature": 1.1, "top_p": 0.995}, "input": question,
-        "output": answer, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **COMMON,
-        "base_output": "?", "base_reward": -9.25, "reward_difference": 4.75, "input_length": len(question), "output_length": len(answer), **values,
-    }  # fmt: skip
+        "uuid": f"u{i}",
+        "model": "meta-llama/Meta-Llama-3-70B-Instruct",
+        "gen_input_config": {"temperature": 1.1, "top_p": 0.995},
+        "input": question,
+        "output": answer,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        **COMMON,
+        "base_output": "?",
+        "base_reward": -9.25,
+        "reward_difference": 4.75,
+        "input_length": len(question),
+        "output_length": len(answer),
+        **values,
+    }
 
 
 def row25(i: int, **values: Any) -> dict[str, Any]:
     """A row of the 25-column form of the later sets."""
-    config = {"temperature": 1.0, "top_p": 1.0, "input_generator": "Qwen2-72B-Instruct", "seed": None, "pre_query_template": "<|im_start|>user\n"}
+    config = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "input_generator": "Qwen2-72B-Instruct",
+        "seed": None,
+        "pre_query_template": "<|im_start|>user\n",
+    }
     old = row23(i)
-    gone = {"input", "output", "gen_input_config", "base_output", "base_reward", "reward_difference", "input_length", "output_length"}
+    gone = {
+        "input",
+        "output",
+        "gen_input_config",
+        "base_output",
+        "base_reward",
+        "reward_difference",
+        "input_length",
+        "output_length",
+    }
     kept = {k: v for k, v in old.items() if k not in gone}
-    tagger = {f"{name}_generator": "meta-llama/Meta-Llama-3-8B-Instruct" for name in ("task_category", "difficulty", "quality")}
-    return kept | tagger | {
-        "gen_input_configs": {**config, "extract_input": None}, "instruction": old["input"], "response": old["output"], "language": "EN",
-        "other_task_category": ["Reasoning", "Others"], "instruction_length": old["input_length"], "response_length": old["output_length"], **values,
-    }  # fmt: skip
+    tagger = {
+        f"{name}_generator": "meta-llama/Meta-Llama-3-8B-Instruct"
+        for name in ("task_category", "difficulty", "quality")
+    }
+    return (
+        kept
+        | tagger
+        | {
+            "gen_input_configs": {**config, "extract_input": None},
+            "instruction": old["input"],
+            "response": old["output"],
+            "language": "EN",
+            "other_task_category": ["Reasoning", "Others"],
+            "instruction_length": old["input_length"],
+            "response_length": old["output_length"],
+            **values,
+        }
+    )
 
 
 def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -55,13 +103,21 @@ def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def loaded(path: Path) -> list[dict[str, Any]]:
-    return pl.read_parquet(path).to_dicts() if path.suffix == ".parquet" else [json.loads(line) for line in path.read_text().splitlines()]
+    return (
+        pl.read_parquet(path).to_dicts()
+        if path.suffix == ".parquet"
+        else [json.loads(line) for line in path.read_text().splitlines()]
+    )
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
 @pytest.mark.parametrize(("form", "row", "columns"), [("23", row23, 23), ("25", row25, 25)])
-def test_published_form_round_trips_losslessly(tmp_path: Path, ending: str, form: Any, row: Any, columns: int) -> None:
-    rows = [row(i) for i in range(5)] + [row(9, task_category=None, repeat_count=0, min_similar_uuid=None, instruct_reward=None)]
+def test_published_form_round_trips_losslessly(
+    tmp_path: Path, ending: str, form: Any, row: Any, columns: int
+) -> None:
+    rows = [row(i) for i in range(5)] + [
+        row(9, task_category=None, repeat_count=0, min_similar_uuid=None, instruct_reward=None)
+    ]
     assert len(rows[0]) == columns
     again = tmp_path / f"again{ending}"
     assert write(read(saved(tmp_path / f"set{ending}", rows), batch=4), again, form) == 6
@@ -73,51 +129,109 @@ def test_published_form_round_trips_losslessly(tmp_path: Path, ending: str, form
 def test_both_namings_give_the_same_rows_of_ours(tmp_path: Path, ending: str) -> None:
     old = pl.concat(read(saved(tmp_path / f"a{ending}", [row23(i) for i in range(3)])))
     new = pl.concat(read(saved(tmp_path / f"b{ending}", [row25(i) for i in range(3)])))
-    shared = [c for c in old.columns if c in new.columns and c not in ("gen_input_config", "source_columns")]
-    assert {"id", "instruction", "response", "min_similar_id", "repeat_count", "input_quality", "llama_guard_2", "status"} <= set(shared)
+    shared = [
+        c
+        for c in old.columns
+        if c in new.columns and c not in ("gen_input_config", "source_columns")
+    ]
+    assert {
+        "id",
+        "instruction",
+        "response",
+        "min_similar_id",
+        "repeat_count",
+        "input_quality",
+        "llama_guard_2",
+        "status",
+    } <= set(shared)
     assert old.select(shared).equals(new.select(shared))
     assert old["status"].to_list() == ["ok"] * 3 and old["messages"].null_count() == 3
 
 
-@pytest.mark.parametrize("turn", [("from", "value", "human", "gpt"), ("role", "content", "user", "assistant")])
+@pytest.mark.parametrize(
+    "turn", [("from", "value", "human", "gpt"), ("role", "content", "user", "assistant")]
+)
 @pytest.mark.parametrize("column", ["conversations", "messages"])
-def test_conversations_alone_are_enough_in_either_form(tmp_path: Path, turn: tuple[str, str, str, str], column: str) -> None:
+def test_conversations_alone_are_enough_in_either_form(
+    tmp_path: Path, turn: tuple[str, str, str, str], column: str
+) -> None:
     who, what, user, assistant = turn
-    path = saved(tmp_path / "c.jsonl", [{"conversation_id": "x", column: [{who: user, what: "hi"}, {who: assistant, what: "hello"}]}])
+    path = saved(
+        tmp_path / "c.jsonl",
+        [
+            {
+                "conversation_id": "x",
+                column: [{who: user, what: "hi"}, {who: assistant, what: "hello"}],
+            }
+        ],
+    )
     found = pl.concat(read(path)).to_dicts()[0]
-    assert (found["id"], found["instruction"], found["response"], found["messages"]) == ("x", "hi", "hello", None)
+    assert (found["id"], found["instruction"], found["response"], found["messages"]) == (
+        "x",
+        "hi",
+        "hello",
+        None,
+    )
 
 
 def test_system_prompts_and_further_turns_are_kept_whole(tmp_path: Path) -> None:
-    turns = [("system", "Be brief."), ("human", "hi"), ("gpt", "hello"), ("human", "and?"), ("gpt", "no")]
-    path = saved(tmp_path / "c.jsonl", [{"id": "x", "conversations": [{"from": w, "value": v} for w, v in turns]}])
+    turns = [
+        ("system", "Be brief."),
+        ("human", "hi"),
+        ("gpt", "hello"),
+        ("human", "and?"),
+        ("gpt", "no"),
+    ]
+    path = saved(
+        tmp_path / "c.jsonl",
+        [{"id": "x", "conversations": [{"from": w, "value": v} for w, v in turns]}],
+    )
     found = pl.concat(read(path))
     assert found["instruction"].to_list() == ["hi"] and found["response"].to_list() == ["hello"]
     write(found, tmp_path / "out.jsonl", "sharegpt")
-    assert loaded(tmp_path / "out.jsonl") == [{"conversation_id": "x", "conversations": [{"from": w, "value": v} for w, v in turns]}]
+    assert loaded(tmp_path / "out.jsonl") == [
+        {"conversation_id": "x", "conversations": [{"from": w, "value": v} for w, v in turns]}
+    ]
     write(found, tmp_path / "out.parquet", "messages")
-    assert [m["role"] for m in loaded(tmp_path / "out.parquet")[0]["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m["role"] for m in loaded(tmp_path / "out.parquet")[0]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
 
 
 def test_unknown_label_is_that_rows_failed_tag_and_not_a_guess(tmp_path: Path) -> None:
-    rows = [row23(0), row23(1, input_quality="Good"), row23(2, task_category="Other", difficulty="hardest")]
+    rows = [
+        row23(0),
+        row23(1, input_quality="Good"),
+        row23(2, task_category="Other", difficulty="hardest"),
+    ]
     found = pl.concat(read(saved(tmp_path / "a.jsonl", rows)))
     assert found["input_quality"].to_list() == ["excellent", None, "excellent"]
     assert found["status"].to_list() == ["ok"] * 3
     trouble = found["failed_tags"].to_list()
-    assert trouble[1] == [{"column": "input_quality", "reason": "unknown label 'Good'", "value": "Good"}]
+    assert trouble[1] == [
+        {"column": "input_quality", "reason": "unknown label 'Good'", "value": "Good"}
+    ]
     assert [t["column"] for t in trouble[2]] == ["difficulty", "task_category"]
 
 
 def test_others_is_a_category(tmp_path: Path) -> None:
-    assert pl.concat(read(saved(tmp_path / "a.jsonl", [row23(0, task_category="Others")])))["task_category"].to_list() == ["Others"]
+    assert pl.concat(read(saved(tmp_path / "a.jsonl", [row23(0, task_category="Others")])))[
+        "task_category"
+    ].to_list() == ["Others"]
 
 
 def test_row_without_instruction_or_response_is_a_failed_row_with_its_place(tmp_path: Path) -> None:
     rows = [row23(0), row23(1, output="", conversations=[]), row23(2, input=None, conversations=[])]
     found = pl.concat(read(saved(tmp_path / "a.jsonl", rows)))
     assert found["status"].to_list() == ["ok", "failed", "failed"]
-    assert found["reason"].to_list()[1:] == ["no response (a.jsonl line 2)", "no instruction (a.jsonl line 3)"]
+    assert found["reason"].to_list()[1:] == [
+        "no response (a.jsonl line 2)",
+        "no instruction (a.jsonl line 3)",
+    ]
     assert write(found, tmp_path / "out.jsonl", "23") == 1
 
 
@@ -129,17 +243,29 @@ def test_id_that_occurs_twice_loses_no_row(tmp_path: Path) -> None:
 
 def test_row_without_an_id_gets_one_from_its_content(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "response": "b"}, {"instruction": "a", "response": "c"}]
-    first, again = (pl.concat(read(saved(tmp_path / name, rows)))["id"].to_list() for name in ("a.jsonl", "b.jsonl"))
+    first, again = (
+        pl.concat(read(saved(tmp_path / name, rows)))["id"].to_list()
+        for name in ("a.jsonl", "b.jsonl")
+    )
     assert first == again and len(set(first)) == 2
 
 
 def test_absent_columns_stay_absent_and_present_nulls_stay_null(tmp_path: Path) -> None:
-    found = next(read(saved(tmp_path / "a.jsonl", [{"uuid": "x", "input": "a", "output": "b", "difficulty": None}])))
+    found = next(
+        read(
+            saved(
+                tmp_path / "a.jsonl",
+                [{"uuid": "x", "input": "a", "output": "b", "difficulty": None}],
+            )
+        )
+    )
     assert "input_quality" not in found.columns and found["difficulty"].to_list() == [None]
 
 
 def test_lowest_similar_id_is_filled_on_reading_and_null_again_on_writing(tmp_path: Path) -> None:
-    found = pl.concat(read(saved(tmp_path / "a.jsonl", [row23(7, repeat_count=0, min_similar_uuid=None)])))
+    found = pl.concat(
+        read(saved(tmp_path / "a.jsonl", [row23(7, repeat_count=0, min_similar_uuid=None)]))
+    )
     assert found["min_similar_id"].to_list() == ["u7"]
     write(found, tmp_path / "b.jsonl", "23")
     assert loaded(tmp_path / "b.jsonl")[0]["min_similar_uuid"] is None
@@ -165,7 +291,9 @@ def test_rows_come_in_batches_up_to_a_limit_over_several_files(tmp_path: Path) -
         ("a.parquet", "not parquet", "cannot be read as Parquet"),
     ],
 )
-def test_unreadable_file_is_one_sentence(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+def test_unreadable_file_is_one_sentence(
+    tmp_path: Path, name: str, content: str, sentence: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
         list(read(tmp_path / name))
@@ -194,14 +322,24 @@ def test_real_published_rows_are_read(shared: Path) -> None:
     found = pl.concat(read(shared / "magpie_samples" / "example_instructions.jsonl"))
     assert len(found) == 5 and found["instruction"].null_count() == 0
     assert found["failed_tags"].list.len().sum() == 0 and found["input_quality"].null_count() == 0
-    assert set(found["reason"]) == {f"no response (example_instructions.jsonl line {n})" for n in range(1, 6)}  # these files hold no responses
+    assert set(found["reason"]) == {
+        f"no response (example_instructions.jsonl line {n})" for n in range(1, 6)
+    }  # these files hold no responses
 
 
-def test_values_of_another_kind_are_failed_tags_and_not_the_end_of_the_import(tmp_path: Path) -> None:
+def test_values_of_another_kind_are_failed_tags_and_not_the_end_of_the_import(
+    tmp_path: Path,
+) -> None:
     rows = pl.from_dicts([row25(i) for i in range(3)], infer_schema_length=None)
-    odd = [pl.Series("instruct_reward", ["1.5", "high", None]), pl.Series("task_category", [["Math"], None, None])]
+    odd = [
+        pl.Series("instruct_reward", ["1.5", "high", None]),
+        pl.Series("task_category", [["Math"], None, None]),
+    ]
     rows.with_columns(odd).write_parquet(tmp_path / "odd.parquet")
     read_back = pl.concat(list(read(tmp_path / "odd.parquet")))
-    assert read_back["instruct_reward"].to_list() == [1.5, None, None] and read_back["status"].to_list() == ["ok"] * 3
+    assert (
+        read_back["instruct_reward"].to_list() == [1.5, None, None]
+        and read_back["status"].to_list() == ["ok"] * 3
+    )
     told = [[(t["column"], t["value"]) for t in row] for row in read_back["failed_tags"].to_list()]
     assert told == [[("task_category", "a list or object")], [("instruct_reward", "high")], []]

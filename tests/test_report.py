@@ -25,11 +25,14 @@ ARMS = ("magpie", "random", "untuned")
 LABELS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 
 
-# -- a run, fabricated: the files that the stages write --------------------------------------------------------------------------------
+# -- a run, fabricated: the files that the stages write --------------------------------------------
 
 
-def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, ...] = ("0",)) -> dict[str, Path]:
-    """Folders of every stage as the stages write them, with hostile, long and failed answers among them."""
+def fabricate(
+    root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, ...] = ("0",)
+) -> dict[str, Path]:
+    """Folders of every stage as the stages write them, with hostile, long and failed answers among
+    them."""
     chance, store, inputs = random.Random(7), Store(root), dict[str, Path]()
 
     def result(name: str, files: dict[str, Any]) -> None:
@@ -42,91 +45,221 @@ def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, 
                     content.write_parquet(path)
                 else:
                     path.write_text(content if isinstance(content, str) else json.dumps(content))
-            build.counts |= {"rows": 48, "judged": 46, "unjudged": 2, "position_consistency": 0.6818, "position_pairs": 22, "mass": 0.93}
+            build.counts |= {
+                "rows": 48,
+                "judged": 46,
+                "unjudged": 2,
+                "position_consistency": 0.6818,
+                "position_pairs": 22,
+                "mass": 0.93,
+            }
             build.facts["versions"] = {"torch": "2.13.0+cpu"}
         inputs[name] = store.folder(stage, key)
 
     ids = [f"row-{i:04d}" for i in range(rows)]
     quality = [chance.choices([*QUALITY, None], [1, 3, 6, 8, 3, 1])[0] for _ in ids]
     distance = [0.0 if chance.random() < 0.06 else chance.betavariate(2, 3) for _ in ids]
-    result("measure", {
-        "pool.parquet": pl.DataFrame({
-            "id": ids, "index": range(rows), "instruction": [f"How do I plan trip {i}?" for i in range(rows)],
-            "instruction_length": [int(chance.lognormvariate(4.2, 0.7)) for _ in ids], "temperature": [0.8] * rows,
-            "incomplete": [chance.random() < 0.1 for _ in ids], "min_neighbor_distance": distance,
-            "input_quality": pl.Series(quality, dtype=pl.Enum(QUALITY)),
-            "status:quality": ["ok" if q else "failed" for q in quality],
-            "task_category": [chance.choices(CATEGORY, range(12, 0, -1))[0] for _ in ids],
-            "quality_explanation": [f"because {i} {HOSTILE}" for i in range(rows)],
-        }),
-        "cost.json": {
-            "columns": [
-                {"name": "instruction", "cells": rows, "tokens": 8123, "prompt_tokens": 0, "seconds": 61.2},
-                {"name": "quality", "cells": rows, "tokens": rows, "prompt_tokens": 61000, "seconds": 112.0},
-                {"name": "response", "cells": 121, "tokens": 14002, "prompt_tokens": 6100, "seconds": 44.8},
-            ],
-            "tokens_spent": 22317, "tokens_avoided": 8216, "naive_tokens": 30533, "rows_answered": 121, "rows_pool": rows,
-            "cost_per_kept_row": {"magpie": 348.7, "random": 201.5},
+    result(
+        "measure",
+        {
+            "pool.parquet": pl.DataFrame(
+                {
+                    "id": ids,
+                    "index": range(rows),
+                    "instruction": [f"How do I plan trip {i}?" for i in range(rows)],
+                    "instruction_length": [int(chance.lognormvariate(4.2, 0.7)) for _ in ids],
+                    "temperature": [0.8] * rows,
+                    "incomplete": [chance.random() < 0.1 for _ in ids],
+                    "min_neighbor_distance": distance,
+                    "input_quality": pl.Series(quality, dtype=pl.Enum(QUALITY)),
+                    "status:quality": ["ok" if q else "failed" for q in quality],
+                    "task_category": [chance.choices(CATEGORY, range(12, 0, -1))[0] for _ in ids],
+                    "quality_explanation": [f"because {i} {HOSTILE}" for i in range(rows)],
+                }
+            ),
+            "cost.json": {
+                "columns": [
+                    {
+                        "name": "instruction",
+                        "cells": rows,
+                        "tokens": 8123,
+                        "prompt_tokens": 0,
+                        "seconds": 61.2,
+                    },
+                    {
+                        "name": "quality",
+                        "cells": rows,
+                        "tokens": rows,
+                        "prompt_tokens": 61000,
+                        "seconds": 112.0,
+                    },
+                    {
+                        "name": "response",
+                        "cells": 121,
+                        "tokens": 14002,
+                        "prompt_tokens": 6100,
+                        "seconds": 44.8,
+                    },
+                ],
+                "tokens_spent": 22317,
+                "tokens_avoided": 8216,
+                "naive_tokens": 30533,
+                "rows_answered": 121,
+                "rows_pool": rows,
+                "cost_per_kept_row": {"magpie": 348.7, "random": 201.5},
+            },
         },
-    })  # fmt: skip
-    good = [i for i, q, d in zip(ids, quality, distance, strict=True) if q in ("good", "excellent") and d > 0][:64]
+    )
+    good = [
+        i
+        for i, q, d in zip(ids, quality, distance, strict=True)
+        if q in ("good", "excellent") and d > 0
+    ][:64]
     for arm, chosen in (("magpie", good), ("random", chance.sample(ids, 64))):
         stopped = sum(q not in ("good", "excellent") for q in quality)
         steps = [
             {"predicate": "input_quality >= 'good'", "stopped": stopped, "left": rows - stopped},
             {"predicate": "min_neighbor_distance > 0", "stopped": 6, "left": rows - stopped - 6},
         ]
-        result(f"select/{arm}", {
-            "selection.parquet": pl.DataFrame({"id": chosen}).with_columns(messages=pl.lit([{"role": "user", "content": HOSTILE}])),
-            "dropped.parquet": pl.DataFrame({"id": ids[:3], "reason": ["not chosen", "not chosen", HOSTILE]}),
-            "funnel.json": {
-                "pool": rows, "heldout": 10, "steps": steps if arm == "magpie" else [], "failed": {"tag failed": 7} if arm == "magpie" else {},
-                "allowed": rows - stopped - 6 if arm == "magpie" else rows - 10, "chosen": len(chosen), "budget": {"rows": 64},
-                "choose": "hash_order",
+        result(
+            f"select/{arm}",
+            {
+                "selection.parquet": pl.DataFrame({"id": chosen}).with_columns(
+                    messages=pl.lit([{"role": "user", "content": HOSTILE}])
+                ),
+                "dropped.parquet": pl.DataFrame(
+                    {"id": ids[:3], "reason": ["not chosen", "not chosen", HOSTILE]}
+                ),
+                "funnel.json": {
+                    "pool": rows,
+                    "heldout": 10,
+                    "steps": steps if arm == "magpie" else [],
+                    "failed": {"tag failed": 7} if arm == "magpie" else {},
+                    "allowed": rows - stopped - 6 if arm == "magpie" else rows - 10,
+                    "chosen": len(chosen),
+                    "budget": {"rows": 64},
+                    "choose": "hash_order",
+                },
             },
-        })  # fmt: skip
+        )
         for seed in seeds:
             log = [
-                {"step": s, "loss": 2.4 * 0.93**s + chance.gauss(0, 0.03) + (arm == "random") * 0.1, "tokens_per_second": 93.1}
+                {
+                    "step": s,
+                    "loss": 2.4 * 0.93**s + chance.gauss(0, 0.03) + (arm == "random") * 0.1,
+                    "tokens_per_second": 93.1,
+                }
                 for s in range(1, 13)
             ]
-            result(f"train/{arm}/{seed}", {
-                "log.jsonl": "\n".join(json.dumps(e) for e in log) + "\n",
-                "ledger.json": {
-                    "key": "k", "rows": 64, "tokens": 24011, "loss_tokens": 17202, "truncated_rows": 0, "dropped": {"no assistant turn": 2},
+            result(
+                f"train/{arm}/{seed}",
+                {
+                    "log.jsonl": "\n".join(json.dumps(e) for e in log) + "\n",
+                    "ledger.json": {
+                        "key": "k",
+                        "rows": 64,
+                        "tokens": 24011,
+                        "loss_tokens": 17202,
+                        "truncated_rows": 0,
+                        "dropped": {"no assistant turn": 2},
+                    },
                 },
-            })  # fmt: skip
+            )
     names = [f"p{i:02d}" for i in range(prompts)]
     prompt_file = root / "prompts.jsonl"
-    prompt_file.write_text("".join(json.dumps({"id": n, "prompt": "", "category": CATEGORY[i % 12]}) + "\n" for i, n in enumerate(names)))
+    prompt_file.write_text(
+        "".join(
+            json.dumps({"id": n, "prompt": "", "category": CATEGORY[i % 12]}) + "\n"
+            for i, n in enumerate(names)
+        )
+    )
     inputs["prompts/alpaca"] = prompt_file
     compared: dict[str, Path] = {}
     for arm in ARMS:
         for seed in ("0",) if arm == "untuned" else seeds:
-            texts = [f"Answer {i} of {arm}, seed {seed}. " + "It depends on the budget. " * chance.randint(1, 20) for i in range(prompts)]
+            texts = [
+                f"Answer {i} of {arm}, seed {seed}. "
+                + "It depends on the budget. " * chance.randint(1, 20)
+                for i in range(prompts)
+            ]
             texts[1] = HOSTILE
             texts[2] = LONG
             failed = [i == 3 for i in range(prompts)]
-            result(f"answers/{arm}/{seed}", {"answers.parquet": pl.DataFrame({
-                "id": names, "prompt": [f"Question {i}: what should I cook for {i + 2} guests?" for i in range(prompts - 1)] + [HOSTILE],
-                "answer": [None if f else t for f, t in zip(failed, texts, strict=True)], "finish_reason": ["stop", "length"] * (prompts // 2),
-                "tokens": [len(t) // 5 for t in texts], "status": ["failed" if f else "ok" for f in failed],
-                "reason": ["the server closed the connection" if f else None for f in failed],
-            })})  # fmt: skip
-            wins = [max(0.0, min(100.0, chance.gauss({"magpie": 64, "random": 52}.get(arm, 50), 25))) for _ in names]
+            result(
+                f"answers/{arm}/{seed}",
+                {
+                    "answers.parquet": pl.DataFrame(
+                        {
+                            "id": names,
+                            "prompt": [
+                                f"Question {i}: what should I cook for {i + 2} guests?"
+                                for i in range(prompts - 1)
+                            ]
+                            + [HOSTILE],
+                            "answer": [
+                                None if f else t for f, t in zip(failed, texts, strict=True)
+                            ],
+                            "finish_reason": ["stop", "length"] * (prompts // 2),
+                            "tokens": [len(t) // 5 for t in texts],
+                            "status": ["failed" if f else "ok" for f in failed],
+                            "reason": [
+                                "the server closed the connection" if f else None for f in failed
+                            ],
+                        }
+                    )
+                },
+            )
+            wins = [
+                max(0.0, min(100.0, chance.gauss({"magpie": 64, "random": 52}.get(arm, 50), 25)))
+                for _ in names
+            ]
             values: list[float | None] = [None if i == 3 else w for i, w in enumerate(wins)]
-            scores = [("alpaca", "win_rate", n, v) for n, v in zip(names, values, strict=True)] if arm != "untuned" else []
-            scores += [("heldout", "loss", f"h{i}", chance.gauss({"magpie": 1.9, "random": 1.92}.get(arm, 2.1), 0.2)) for i in range(10)]
+            scores = (
+                [("alpaca", "win_rate", n, v) for n, v in zip(names, values, strict=True)]
+                if arm != "untuned"
+                else []
+            )
+            scores += [
+                (
+                    "heldout",
+                    "loss",
+                    f"h{i}",
+                    chance.gauss({"magpie": 1.9, "random": 1.92}.get(arm, 2.1), 0.2),
+                )
+                for i in range(10)
+            ]
             if arm != "untuned":
-                result(f"judge/alpaca/{arm}/{seed}", {"judgments.parquet": pl.DataFrame({
-                    "item": names * 2, "game": [1] * prompts + [2] * prompts, "order": ["baseline"] * prompts + ["model"] * prompts,
-                    "preference": [None if v is None else v / 100 for v in values] * 2, "label": [chance.choice(LABELS) for _ in names * 2],
-                    "verdict": [f"Both are fine. {HOSTILE} [[A>B]]"] * (2 * prompts), "mass": [0.93] * (2 * prompts),
-                    "status": ["failed" if v is None else "ok" for v in values] * 2,
-                    "reason": ["no verdict in 3 tries" if v is None else None for v in values] * 2,
-                })})  # fmt: skip
-            rows_ = [(*s[:3], s[2], s[3], "ok" if s[3] is not None else "unjudged", None) for s in scores]
-            result(f"scores/{arm}/{seed}", {"scores.parquet": pl.DataFrame(rows_, schema=compare.COLUMNS, orient="row"), "summary.json": {}})
+                result(
+                    f"judge/alpaca/{arm}/{seed}",
+                    {
+                        "judgments.parquet": pl.DataFrame(
+                            {
+                                "item": names * 2,
+                                "game": [1] * prompts + [2] * prompts,
+                                "order": ["baseline"] * prompts + ["model"] * prompts,
+                                "preference": [None if v is None else v / 100 for v in values] * 2,
+                                "label": [chance.choice(LABELS) for _ in names * 2],
+                                "verdict": [f"Both are fine. {HOSTILE} [[A>B]]"] * (2 * prompts),
+                                "mass": [0.93] * (2 * prompts),
+                                "status": ["failed" if v is None else "ok" for v in values] * 2,
+                                "reason": [
+                                    "no verdict in 3 tries" if v is None else None for v in values
+                                ]
+                                * 2,
+                            }
+                        )
+                    },
+                )
+            rows_ = [
+                (*s[:3], s[2], s[3], "ok" if s[3] is not None else "unjudged", None) for s in scores
+            ]
+            result(
+                f"scores/{arm}/{seed}",
+                {
+                    "scores.parquet": pl.DataFrame(rows_, schema=compare.COLUMNS, orient="row"),
+                    "summary.json": {},
+                },
+            )
             compared[f"{arm}/{seed}" if arm != "untuned" else arm] = inputs[f"scores/{arm}/{seed}"]
     with store.build("compare", "f" * 64, {}) as build:
         compare.run(compared, build.path, baseline="untuned", primary="alpaca", resamples=500)
@@ -134,35 +267,87 @@ def fabricate(root: Path, prompts: int = 24, rows: int = 192, seeds: tuple[str, 
     return inputs
 
 
-# -- figures and texts, without a browser ----------------------------------------------------------------------------------------------
+# -- figures and texts, without a browser ----------------------------------------------------------
 
 
 def test_numbers_are_written_for_people() -> None:
-    texts = [figures.number(v) for v in (None, float("nan"), 0, 7, 1234567, 1234.0, 0.01234, 12.345, -3.1, 123456.7, 0.00001)]
-    assert texts == ["–", "–", "0", "7", "1,234,567", "1,234", "0.0123", "12.3", "−3.10", "123,457", "1.00e-05"]
+    texts = [
+        figures.number(v)
+        for v in (
+            None,
+            float("nan"),
+            0,
+            7,
+            1234567,
+            1234.0,
+            0.01234,
+            12.345,
+            -3.1,
+            123456.7,
+            0.00001,
+        )
+    ]
+    assert texts == [
+        "–",
+        "–",
+        "0",
+        "7",
+        "1,234,567",
+        "1,234",
+        "0.0123",
+        "12.3",
+        "−3.10",
+        "123,457",
+        "1.00e-05",
+    ]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "texts"),
-    [(0.0, 1.0, ["0.00", "0.25", "0.50", "0.75", "1.00"]), (34.0, 81.0, ["40", "60", "80"]), (-3.0, 2.0, ["−2", "0", "2"]), (5.0, 5.0, ["5"])],
+    [
+        (0.0, 1.0, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        (34.0, 81.0, ["40", "60", "80"]),
+        (-3.0, 2.0, ["−2", "0", "2"]),
+        (5.0, 5.0, ["5"]),
+    ],
 )
 def test_ticks_are_round_and_inside_the_range(low: float, high: float, texts: list[str]) -> None:
     assert figures.tick_texts(figures.ticks(low, high)) == texts
 
 
 def test_an_interval_plot_puts_the_point_inside_its_whiskers_and_names_the_values() -> None:
-    svg = str(figures.intervals([figures.Interval("a & b", "s0", 60.0, 50.0, 70.0), figures.Interval("c", "s1", None)], "win rate", 50.0))
+    svg = str(
+        figures.intervals(
+            [figures.Interval("a & b", "s0", 60.0, 50.0, 70.0), figures.Interval("c", "s1", None)],
+            "win rate",
+            50.0,
+        )
+    )
     point = float(re.findall(r'<circle class="point" cx="([\d.]+)"', svg)[0])
-    start, end = (float(x) for x in re.findall(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)" y1="15', svg)[0])
+    start, end = (
+        float(x) for x in re.findall(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)" y1="15', svg)[0]
+    )
     assert start < point < end and point == pytest.approx((start + end) / 2, abs=0.02)
     assert "<title>a &amp; b: 60.0\ninterval 50.0 to 70.0</title>" in svg
     assert "not measured" in svg and 'class="reference"' in svg
 
 
 def test_bars_are_as_long_as_their_share_and_carry_the_counts() -> None:
-    svg = str(figures.bars(["good", "<poor>"], [figures.Shares("pool", "pool", [30, 10]), figures.Shares("arm", "s0", [0, 5])], "quality"))
-    widths = [float(w) for w in re.findall(r'class="bar \w+" x="[\d.]+" y="[\d.]+" width="([\d.]+)"', svg)]
-    assert widths[0] == pytest.approx(3 * widths[2], abs=0.03) and widths[1] == 0 and widths[3] > widths[0]
+    svg = str(
+        figures.bars(
+            ["good", "<poor>"],
+            [figures.Shares("pool", "pool", [30, 10]), figures.Shares("arm", "s0", [0, 5])],
+            "quality",
+        )
+    )
+    widths = [
+        float(w) for w in re.findall(r'class="bar \w+" x="[\d.]+" y="[\d.]+" width="([\d.]+)"', svg)
+    ]
+    assert (
+        widths[0] == pytest.approx(3 * widths[2], abs=0.03)
+        and widths[1] == 0
+        and widths[3] > widths[0]
+    )
     assert "<title>&lt;poor&gt;\npool: 25.0 % (10)\narm: 100.0 % (5)</title>" in svg
 
 
@@ -181,26 +366,47 @@ def test_a_histogram_of_few_whole_numbers_has_a_bin_for_each() -> None:
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
-    svg = str(figures.curves([figures.Curve("run", "s0", [(float(i), 1 / (i + 1)) for i in range(5000)])], "loss"))
+    svg = str(
+        figures.curves(
+            [figures.Curve("run", "s0", [(float(i), 1 / (i + 1)) for i in range(5000)])], "loss"
+        )
+    )
     assert svg.count("<title>") <= 242 and "step 4,999" in svg
 
 
 def test_an_empty_figure_says_so() -> None:
-    for figure in (figures.intervals([], "x"), figures.bars([], [], "x"), figures.curves([], "x"), figures.histogram([0.0, 1.0], [], "x")):
+    for figure in (
+        figures.intervals([], "x"),
+        figures.bars([], [], "x"),
+        figures.curves([], "x"),
+        figures.histogram([0.0, 1.0], [], "x"),
+    ):
         assert "Nothing to draw" in figure
 
 
 def test_tags_count_measured_failed_and_unmeasured_rows() -> None:
-    pool = pl.DataFrame({
-        "id": list("abcdef"), "input_quality": pl.Series(["good", "good", "poor", None, None, None], dtype=pl.Enum(QUALITY)),
-        "status:quality": ["ok", "ok", "ok", "failed", None, None], "quality_explanation": [f"text {i}" for i in range(6)], "top_p": [0.95] * 6,
-        "instruct_reward": [None, None, None, None, None, None], "seed": range(6),
-    }, schema_overrides={"instruct_reward": pl.Float64})  # fmt: skip
+    pool = pl.DataFrame(
+        {
+            "id": list("abcdef"),
+            "input_quality": pl.Series(
+                ["good", "good", "poor", None, None, None], dtype=pl.Enum(QUALITY)
+            ),
+            "status:quality": ["ok", "ok", "ok", "failed", None, None],
+            "quality_explanation": [f"text {i}" for i in range(6)],
+            "top_p": [0.95] * 6,
+            "instruct_reward": [None, None, None, None, None, None],
+            "seed": range(6),
+        },
+        schema_overrides={"instruct_reward": pl.Float64},
+    )
     cards, sentences = tags.cards(pool, {"mine": ("s0", ["a", "c", "elsewhere"])})
     assert [c["name"] for c in cards] == ["input_quality"]
     assert cards[0]["note"] == "measured on 3 of 6 rows, 1 failed, 2 not measured"
     assert ["good", "2 (66.7 %)", "1 (50.0 %)"] in cards[0]["rows"]
-    assert sentences == ["The same for every row: top_p = 0.950.", "Without a value in this pool: instruct_reward."]
+    assert sentences == [
+        "The same for every row: top_p = 0.950.",
+        "Without a value in this pool: instruct_reward.",
+    ]
 
 
 def test_embedded_json_reads_back_and_holds_no_character_that_html_knows() -> None:
@@ -225,31 +431,63 @@ def test_a_benchmark_with_answers_of_its_own_keeps_them_apart(tmp_path: Path) ->
         return tmp_path / name
 
     inputs = {
-        "answers/untuned": folder("a", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["shared"]}),
-        "answers/untuned/arena": folder("b", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["arena's"]}),
-        "judge/alpaca/untuned": folder("c", "judgments.parquet", {"item": ["1"], "label": ["m"], "category": ["Math"]}),
-        "judge/arena/untuned": folder("d", "judgments.parquet", {"item": ["1"], "label": ["A>B"], "category": ["Hard"]}),
+        "answers/untuned": folder(
+            "a", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["shared"]}
+        ),
+        "answers/untuned/arena": folder(
+            "b", "answers.parquet", {"id": ["1"], "prompt": ["Hi"], "answer": ["arena's"]}
+        ),
+        "judge/alpaca/untuned": folder(
+            "c", "judgments.parquet", {"item": ["1"], "label": ["m"], "category": ["Math"]}
+        ),
+        "judge/arena/untuned": folder(
+            "d", "judgments.parquet", {"item": ["1"], "label": ["A>B"], "category": ["Hard"]}
+        ),
     }
     data, _ = browser.gather(inputs, {})
     assert [r["name"] for r in data["runs"]] == ["untuned"]
-    shown = [(p["category"], p["answers"][0]["text"], [g["label"] for g in p["answers"][0]["games"]]) for p in data["prompts"]]
+    shown = [
+        (p["category"], p["answers"][0]["text"], [g["label"] for g in p["answers"][0]["games"]])
+        for p in data["prompts"]
+    ]
     assert shown == [("Math", "shared", ["m"]), ("Hard", "arena's", ["A>B"])]
 
 
 def difference(a: str, b: str, verdict: str, **more: Any) -> dict[str, Any]:
     value = 8.0 if "better" in verdict else 3.0
     return {
-        "benchmark": "alpaca", "metric": "win_rate", "a": a, "b": b, "difference": value, "simultaneous_lower": value - 5,
-        "simultaneous_upper": value + 5, "p_holm": 0.01, "detectable": 7.2, "n": 805, "verdict": verdict, "scope": "these filters", **more,
-    }  # fmt: skip
+        "benchmark": "alpaca",
+        "metric": "win_rate",
+        "a": a,
+        "b": b,
+        "difference": value,
+        "simultaneous_lower": value - 5,
+        "simultaneous_upper": value + 5,
+        "p_holm": 0.01,
+        "detectable": 7.2,
+        "n": 805,
+        "verdict": verdict,
+        "scope": "these filters",
+        **more,
+    }
 
 
 def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found() -> None:
-    told = outcome.headline({
-        "baseline": "untuned", "primary": "alpaca",
-        "differences": [difference("x", "untuned", "x is better"), difference("y", "untuned", "cannot tell"), difference("x", "y", "x is better")],
-    })  # fmt: skip
-    assert told["sentence"] == "On alpaca (win_rate), the primary benchmark: x is better than untuned; y cannot be told from untuned."
+    told = outcome.headline(
+        {
+            "baseline": "untuned",
+            "primary": "alpaca",
+            "differences": [
+                difference("x", "untuned", "x is better"),
+                difference("y", "untuned", "cannot tell"),
+                difference("x", "y", "x is better"),
+            ],
+        }
+    )
+    assert (
+        told["sentence"]
+        == "On alpaca (win_rate), the primary benchmark: x is better than untuned; y cannot be told from untuned."
+    )
     assert told["lines"][1] == (
         "y − untuned: +3.00, simultaneous 95 % interval −2.00 to +8.00, 805 items, p = 0.010 (Holm); "
         "a difference of 7.2 would be found 8 times in 10: cannot tell."
@@ -259,36 +497,63 @@ def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found(
 def test_the_headline_keeps_to_checkpoints_where_there_is_one_seed() -> None:
     pair = difference("x", "y", "cannot tell", scope="these two checkpoints")
     told = outcome.headline({"baseline": None, "primary": "alpaca", "differences": [pair]})
-    assert told["sentence"].startswith("On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. One training seed:")
+    assert told["sentence"].startswith(
+        "On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. One training seed:"
+    )
 
 
 def test_a_judge_that_follows_the_order_is_named_and_a_steady_one_is_not() -> None:
     counted = [("alpaca", 30, 0.2), ("alpaca", 10, 0.6), ("arena", 20, 0.9), ("one order", 0, None)]
-    judges = [{"benchmark": b, "position_pairs": pairs, "position_consistency": share} for b, pairs, share in counted]
+    judges = [
+        {"benchmark": b, "position_pairs": pairs, "position_consistency": share}
+        for b, pairs, share in counted
+    ]
     [warning] = outcome.judge_warnings(judges)
     assert warning.startswith("alpaca: ") and "only 30 % of 40 pairs" in warning
 
 
 def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:
-    [matrix] = outcome.matrices({"primary": "alpaca", "differences": [difference("x", "y", "x is better")]}, ["x", "y"])
+    [matrix] = outcome.matrices(
+        {"primary": "alpaca", "differences": [difference("x", "y", "x is better")]}, ["x", "y"]
+    )
     (_, (_, right)), (_, (left, _)) = matrix["rows"]
-    assert (right["difference"], right["lower"], right["upper"], right["verdict"]) == ("+8.00", "+3.00", "+13.0", "better")
-    assert (left["difference"], left["lower"], left["upper"], left["verdict"]) == ("−8.00", "−13.0", "−3.00", "worse")
+    assert (right["difference"], right["lower"], right["upper"], right["verdict"]) == (
+        "+8.00",
+        "+3.00",
+        "+13.0",
+        "better",
+    )
+    assert (left["difference"], left["lower"], left["upper"], left["verdict"]) == (
+        "−8.00",
+        "−13.0",
+        "−3.00",
+        "worse",
+    )
 
 
-# -- the whole page -------------------------------------------------------------------------------------------------------------------
+# -- the whole page --------------------------------------------------------------------------------
 
 
 def test_a_report_without_inputs_says_what_is_missing(tmp_path: Path) -> None:
     counts = page.build({}, tmp_path, {"name": "empty"})
     html = (tmp_path / "report.html").read_text()
-    for sentence in ("No comparison was made", "No score was compared", "No pool was measured", "Nothing was trained", "No prompt was answered"):
+    for sentence in (
+        "No comparison was made",
+        "No score was compared",
+        "No pool was measured",
+        "Nothing was trained",
+        "No prompt was answered",
+    ):
         assert sentence in html
     assert (counts["arms"], counts["prompts"]) == (0, 0)
 
 
 def test_a_finished_model_alone_has_answers_and_no_funnel(tmp_path: Path) -> None:
-    inputs = {k: v for k, v in fabricate(tmp_path).items() if k in ("answers/untuned/0", "scores/untuned/0")}
+    inputs = {
+        k: v
+        for k, v in fabricate(tmp_path).items()
+        if k in ("answers/untuned/0", "scores/untuned/0")
+    }
     page.build(inputs, tmp_path, {"name": "one"})
     html = (tmp_path / "report.html").read_text()
     assert "untuned: nothing was selected for this arm." in html and "Nothing was trained" in html
@@ -309,19 +574,32 @@ def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, list[str]]]]:
-    """The fabricated run's page in headless Chromium, and what the browser had to say: console errors and requests."""
+    """The fabricated run's page in headless Chromium, and what the browser had to say: console
+    errors and requests."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on PATH (apt-get install -y chromium)")
     sync_api = pytest.importorskip("playwright.sync_api")
     root = tmp_path_factory.mktemp("report")
-    page.build(fabricate(root), root, {"name": "demo", "note": HOSTILE}, notes=["A small judge says little."])
+    page.build(
+        fabricate(root),
+        root,
+        {"name": "demo", "note": HOSTILE},
+        notes=["A small judge says little."],
+    )
     seen: dict[str, list[str]] = {"errors": [], "requests": []}
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=chromium, args=arguments)
         tab = chrome.new_page(viewport={"width": 1280, "height": 900})
-        tab.on("console", lambda message: seen["errors"].append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda message: (
+                seen["errors"].append(message.text)
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         tab.on("pageerror", lambda error: seen["errors"].append(str(error)))
         tab.on("request", lambda request: seen["requests"].append(request.url))
         tab.goto((root / "report.html").as_uri())
@@ -334,33 +612,63 @@ def cells(tab: Any, selector: str) -> list[str]:
 
 
 @pytest.mark.stack
-def test_the_page_shows_headline_scores_funnel_and_ledger(opened: tuple[Any, dict[str, list[str]]]) -> None:
+def test_the_page_shows_headline_scores_funnel_and_ledger(
+    opened: tuple[Any, dict[str, list[str]]],
+) -> None:
     tab, _ = opened
     assert tab.locator("h1").inner_text() == "demo"
-    assert tab.locator("#headline").inner_text().startswith("On alpaca (win_rate), the primary benchmark: ")
-    assert cells(tab, "#score-table thead th") == ["Benchmark", "magpie", "random", "untuned baseline"]
+    assert (
+        tab.locator("#headline")
+        .inner_text()
+        .startswith("On alpaca (win_rate), the primary benchmark: ")
+    )
+    assert cells(tab, "#score-table thead th") == [
+        "Benchmark",
+        "magpie",
+        "random",
+        "untuned baseline",
+    ]
     magpie = cells(tab, "#score-table tbody tr:first-child td")[0]
     assert re.fullmatch(r"\d\d\.\d \d\d\.\d to \d\d\.\d n 23 · 1 unjudged", magpie)
     funnel = cells(tab, ".funnel >> nth=0 >> tr")
-    assert any(re.fullmatch(r"input_quality >= 'good' \d+ \d+", row) for row in funnel) and "chosen hash_order (budget 64 rows) 64" in funnel
-    assert cells(tab, "#judges tbody tr:first-child td")[:2] == ["46 of 48 (2 unjudged)", "68 % of 22 pairs"]
+    assert (
+        any(re.fullmatch(r"input_quality >= 'good' \d+ \d+", row) for row in funnel)
+        and "chosen hash_order (budget 64 rows) 64" in funnel
+    )
+    assert cells(tab, "#judges tbody tr:first-child td")[:2] == [
+        "46 of 48 (2 unjudged)",
+        "68 % of 22 pairs",
+    ]
     assert cells(tab, "#notes li")[-1] == "A small judge says little."
-    assert "8,216 27 % of the 30,533 that tagging and answering every row first would take" in cells(tab, ".tiles dd")
+    assert (
+        "8,216 27 % of the 30,533 that tagging and answering every row first would take"
+        in cells(tab, ".tiles dd")
+    )
     ledger = cells(tab, "#ledger tbody tr")
     assert "loss tokens 17,202 17,202" in ledger and "dropped: no assistant turn 2 2" in ledger
     assert "0 in every run: truncated rows." in cells(tab, "#training p")
-    assert cells(tab, "#tags figcaption")[3] == "input_quality measured on " + cells(tab, "#tags figcaption")[3].split("measured on ")[1]
+    assert (
+        cells(tab, "#tags figcaption")[3]
+        == "input_quality measured on " + cells(tab, "#tags figcaption")[3].split("measured on ")[1]
+    )
 
 
 @pytest.mark.stack
-def test_the_browser_lists_searches_and_walks_the_prompts(opened: tuple[Any, dict[str, list[str]]]) -> None:
+def test_the_browser_lists_searches_and_walks_the_prompts(
+    opened: tuple[Any, dict[str, list[str]]],
+) -> None:
     from playwright.sync_api import expect
 
     tab, _ = opened
     tab.reload()
-    assert tab.locator("#entries li").count() == 24 and tab.locator("#place").inner_text() == "1 of 24"
+    assert (
+        tab.locator("#entries li").count() == 24 and tab.locator("#place").inner_text() == "1 of 24"
+    )
     assert tab.locator("#entry .run").count() == 3
-    assert "game 2 · this answer shown first · preferred 0." in tab.locator("#entry .run").first.inner_text()
+    assert (
+        "game 2 · this answer shown first · preferred 0."
+        in tab.locator("#entry .run").first.inner_text()
+    )
     tab.locator("#next").click()
     assert tab.locator("#place").inner_text() == "2 of 24"
     tab.locator("#find").fill("Answer 17 of RANDOM")
@@ -392,7 +700,9 @@ def test_what_models_wrote_stays_text(opened: tuple[Any, dict[str, list[str]]]) 
 
 
 @pytest.mark.stack
-def test_long_and_failed_answers_are_cut_and_named(opened: tuple[Any, dict[str, list[str]]]) -> None:
+def test_long_and_failed_answers_are_cut_and_named(
+    opened: tuple[Any, dict[str, list[str]]],
+) -> None:
     tab, _ = opened
     tab.reload()
     tab.locator("#entries button").nth(2).click()
@@ -402,7 +712,10 @@ def test_long_and_failed_answers_are_cut_and_named(opened: tuple[Any, dict[str, 
     assert text.evaluate("e => e.textContent.length") == 100_000
     tab.locator("#entries button").nth(3).click()
     failed = tab.locator("#entry .run").first.inner_text()
-    assert "failed: the server closed the connection" in failed and "not judged: no verdict in 3 tries" in failed
+    assert (
+        "failed: the server closed the connection" in failed
+        and "not judged: no verdict in 3 tries" in failed
+    )
 
 
 @pytest.mark.stack

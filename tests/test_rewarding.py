@@ -23,23 +23,42 @@ from tests.eval_files import CHATML, answers_folder, judge, shown
 from tests.scripted_server import Fault, ScriptedServer, chat, completion
 from tests.test_ratings import lines, says, score, wild
 
-SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared")) / "data" / "eval" / "wildbench"
+SHARED = (
+    Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+    / "data"
+    / "eval"
+    / "wildbench"
+)
 FIRST = {f"s{i}": settle.model_shown_first(f"s{i}") for i in range(4)}
 """Whether the model's answer to a task of test_ratings.WILD is A."""
 
 
 def duel(folder: Path, **answers: str | None) -> dict[str, Path]:
-    """Inputs of eval.ratings.run with one reference, "strong"; `answers` are the model's where they are not the usual ones."""
-    return wild(folder, dict(answers)) | {"reference/strong": answers_folder(folder / "strong", {f"s{i}": f"Strong says {i}." for i in range(4)})}
+    """Inputs of eval.ratings.run with one reference, "strong"; `answers` are the model's where they
+    are not the usual ones."""
+    return wild(folder, dict(answers)) | {
+        "reference/strong": answers_folder(
+            folder / "strong", {f"s{i}": f"Strong says {i}." for i in range(4)}
+        )
+    }
 
 
-def protocol(url: str, judge_settings: dict[str, Any] | None = None, **settings: Any) -> WildBenchConfig:
-    return WildBenchConfig(judge=judge(url, **(judge_settings or {})), **({"references": {"strong": "strong.jsonl"}} | settings))
+def protocol(
+    url: str, judge_settings: dict[str, Any] | None = None, **settings: Any
+) -> WildBenchConfig:
+    return WildBenchConfig(
+        judge=judge(url, **(judge_settings or {})),
+        **({"references": {"strong": "strong.jsonl"}} | settings),
+    )
 
 
-def compare(config: WildBenchConfig, inputs: dict[str, Path], folder: Path, name: str = "out") -> tuple[dict[str, Any], pl.DataFrame]:
+def compare(
+    config: WildBenchConfig, inputs: dict[str, Path], folder: Path, name: str = "out"
+) -> tuple[dict[str, Any], pl.DataFrame]:
     with Servers(Log(), folder / "logs") as servers:
-        counts = ratings.run(config, inputs, folder / "store", folder / name, servers=servers, log=Log())
+        counts = ratings.run(
+            config, inputs, folder / "store", folder / name, servers=servers, log=Log()
+        )
     return counts, pl.read_parquet(folder / name / "rewards.parquet")
 
 
@@ -49,7 +68,8 @@ def chooses(label: str) -> dict[str, Any]:
 
 
 def favours(*extents: int) -> Any:
-    """A scripted judge that rates 7 and prefers the model's answer to s0, s1, … by so much (-2 to 2), whichever side it is on."""
+    """A scripted judge that rates 7 and prefers the model's answer to s0, s1, … by so much (-2 to
+    2), whichever side it is on."""
 
     def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
         text = shown(body)
@@ -87,13 +107,30 @@ def test_only_a_choice_that_ends_the_judges_text_counts(text: str, expected: str
 def test_each_task_is_compared_in_its_own_order_with_its_checklist(tmp_path: Path) -> None:
     with ScriptedServer(favours(2, 1, 0, -1)) as server:
         counts, frame = compare(protocol(server.url), duel(tmp_path), tmp_path)
-    assert frame["reward"].to_list() == [1.0, 0.5, 0.0, -0.5] and frame["reference"].to_list() == ["strong"] * 4
-    assert len(set(FIRST.values())) == 2 and frame["order"].to_list() == ["model" if FIRST[f"s{i}"] else "reference" for i in range(4)]
-    assert frame["choice"].to_list()[0] == ("A++" if FIRST["s0"] else "B++") and frame["choice"].to_list()[2] == "A=B"
-    assert (counts["rewards"]["judged"], counts["rewards"]["asked"], counts["asked"], len(server.requests)) == (4, 4, 4, 8)
+    assert (
+        frame["reward"].to_list() == [1.0, 0.5, 0.0, -0.5]
+        and frame["reference"].to_list() == ["strong"] * 4
+    )
+    assert len(set(FIRST.values())) == 2 and frame["order"].to_list() == [
+        "model" if FIRST[f"s{i}"] else "reference" for i in range(4)
+    ]
+    assert (
+        frame["choice"].to_list()[0] == ("A++" if FIRST["s0"] else "B++")
+        and frame["choice"].to_list()[2] == "A=B"
+    )
+    assert (
+        counts["rewards"]["judged"],
+        counts["rewards"]["asked"],
+        counts["asked"],
+        len(server.requests),
+    ) == (4, 4, 4, 8)
     for i in range(4):
-        text = next(s for r in server.requests if "reply A" in (s := shown(r.body)) and f"Say {i}." in s)
-        assert (text.index(f"The answer is {i}.") < text.index(f"Strong says {i}.")) == FIRST[f"s{i}"]
+        text = next(
+            s for r in server.requests if "reply A" in (s := shown(r.body)) and f"Say {i}." in s
+        )
+        assert (text.index(f"The answer is {i}.") < text.index(f"Strong says {i}.")) == FIRST[
+            f"s{i}"
+        ]
         assert f"- Is it right?\\n- Does it say {i}?" in text and "USER: Hello" in text
 
 
@@ -101,17 +138,34 @@ def test_a_second_run_asks_nothing_and_the_margin_is_no_part_of_a_judgment(tmp_p
     long = "Long. " * 20
     with ScriptedServer(favours(2, 1, 0, 1)) as server:
         _, first = compare(protocol(server.url), duel(tmp_path, s0=long, s1=long), tmp_path)
-        counts, again = compare(protocol(server.url), duel(tmp_path, s0=long, s1=long), tmp_path, "again")
-        assert again.equals(first) and len(server.requests) == 8 and counts["rewards"]["from_store"] == 4
-        _, tied = compare(protocol(server.url, margin=50), duel(tmp_path, s0=long, s1=long), tmp_path, "margin")
+        counts, again = compare(
+            protocol(server.url), duel(tmp_path, s0=long, s1=long), tmp_path, "again"
+        )
+        assert (
+            again.equals(first)
+            and len(server.requests) == 8
+            and counts["rewards"]["from_store"] == 4
+        )
+        _, tied = compare(
+            protocol(server.url, margin=50), duel(tmp_path, s0=long, s1=long), tmp_path, "margin"
+        )
         assert len(server.requests) == 8
-        _, wide = compare(protocol(server.url, margin=len(long)), duel(tmp_path, s0=long, s1=long), tmp_path, "wide")
+        _, wide = compare(
+            protocol(server.url, margin=len(long)),
+            duel(tmp_path, s0=long, s1=long),
+            tmp_path,
+            "wide",
+        )
     assert first["reward"].to_list() == wide["reward"].to_list() == [1.0, 0.5, 0.0, 0.5]
-    assert tied["reward"].to_list() == [1.0, 0.0, 0.0, 0.5], "only a slight win, and only of the longer answer"
+    assert tied["reward"].to_list() == [1.0, 0.0, 0.0, 0.5], (
+        "only a slight win, and only of the longer answer"
+    )
     assert tied["choice"].to_list() == first["choice"].to_list()
 
 
-def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(tmp_path: Path) -> None:
+def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(
+    tmp_path: Path,
+) -> None:
     plain = WildBenchConfig(judge=judge("http://127.0.0.1:1"))
     assert plain.judge is not None
     known = {"kind", "sampling", "prompt", "version", "judge", "max_answer_characters", "api"}
@@ -119,10 +173,23 @@ def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(t
     with ScriptedServer(favours(0, 0, 0, 0)) as server:
         with Servers(Log(), tmp_path / "logs") as servers:
             bare = protocol(server.url, references={})
-            counts = ratings.run(bare, wild(tmp_path), tmp_path / "store", tmp_path / "out", servers=servers, log=Log())
-        assert len(server.requests) == 4 and "rewards" not in counts and not (tmp_path / "out" / "rewards.parquet").exists()
+            counts = ratings.run(
+                bare,
+                wild(tmp_path),
+                tmp_path / "store",
+                tmp_path / "out",
+                servers=servers,
+                log=Log(),
+            )
+        assert (
+            len(server.requests) == 4
+            and "rewards" not in counts
+            and not (tmp_path / "out" / "rewards.parquet").exists()
+        )
         counts, _ = compare(protocol(server.url), duel(tmp_path), tmp_path, "with")
-        assert (counts["asked"], counts["rewards"]["asked"]) == (0, 4), "the ratings that were bought without references count"
+        assert (counts["asked"], counts["rewards"]["asked"]) == (0, 4), (
+            "the ratings that were bought without references count"
+        )
     _, summary = score(tmp_path / "scores", ratings_wildbench=tmp_path / "out")
     assert set(summary["wildbench"]) == {"wb_score"}
 
@@ -132,10 +199,18 @@ def test_what_has_no_choice_stays_visible_with_its_reason(tmp_path: Path) -> Non
         text = shown(body)
         if "reply A" not in text:
             return says(7)
-        return chat("I like A++.") if "Say 0." in text else chat('{"A": "", "choice": "A++"}', "length") if "Say 1." in text else chooses("A=B")
+        return (
+            chat("I like A++.")
+            if "Say 0." in text
+            else chat('{"A": "", "choice": "A++"}', "length")
+            if "Say 1." in text
+            else chooses("A=B")
+        )
 
     inputs = duel(tmp_path, s3="Strong says 3.")
-    inputs["reference/weak"] = answers_folder(tmp_path / "weak", {"s0": "Weak.", "s2": None, "s3": "Weak."})
+    inputs["reference/weak"] = answers_folder(
+        tmp_path / "weak", {"s0": "Weak.", "s2": None, "s3": "Weak."}
+    )
     with ScriptedServer(answer) as server:
         config = protocol(server.url, references={"strong": "a", "weak": "b"})
         counts, frame = compare(config, inputs, tmp_path)
@@ -150,12 +225,19 @@ def test_what_has_no_choice_stays_visible_with_its_reason(tmp_path: Path) -> Non
         ("s3", "weak", 0.0, None),
     ]
     own = counts["rewards"]
-    assert (own["rows"], own["judged"], own["unjudged"], own["identical"]) == (8, 3, 5, 1) and sum(own["unjudged_reasons"].values()) == 5
+    assert (own["rows"], own["judged"], own["unjudged"], own["identical"]) == (8, 3, 5, 1) and sum(
+        own["unjudged_reasons"].values()
+    ) == 5
     assert frame["verdict"][0] == "I like A++." and frame["verdict"][6] == "identical answers"
     items, summary = score(tmp_path / "scores", ratings_wildbench=tmp_path / "out")
-    assert items.filter(pl.col("metric") == "wb_reward")["status"].to_list() == ["unjudged"] * 3 + ["ok"]
+    assert items.filter(pl.col("metric") == "wb_reward")["status"].to_list() == ["unjudged"] * 3 + [
+        "ok"
+    ]
     assert summary["wildbench"]["wb_reward"]["unjudged"] == 3
-    assert {n: (f["total"], f["unjudged"]) for n, f in summary["wildbench"]["wb_reward"]["references"].items()} == {"strong": (2, 2), "weak": (1, 3)}
+    assert {
+        n: (f["total"], f["unjudged"])
+        for n, f in summary["wildbench"]["wb_reward"]["references"].items()
+    } == {"strong": (2, 2), "weak": (1, 3)}
 
 
 def test_the_reward_is_the_mean_over_references_and_then_over_tasks(tmp_path: Path) -> None:
@@ -169,10 +251,17 @@ def test_the_reward_is_the_mean_over_references_and_then_over_tasks(tmp_path: Pa
     values = [0.5, 0.25, -0.25, 0.5]
     assert items.filter(pl.col("metric") == "wb_reward")["value"].to_list() == values
     assert facts["value"] == pytest.approx(0.25) and facts["n"] == 4
-    assert facts["standard_error"] == pytest.approx(math.sqrt(sum((v - 0.25) ** 2 for v in values) / 3 / 4))
+    assert facts["standard_error"] == pytest.approx(
+        math.sqrt(sum((v - 0.25) ** 2 for v in values) / 3 / 4)
+    )
     strong = facts["references"]["strong"]
-    assert strong["reward"] == pytest.approx(0.5) and strong["standard_error"] == pytest.approx(2 * facts["standard_error"])
-    assert facts["references"]["same"]["reward"] == 0 and summary["wildbench"]["wb_score"]["value"] == 7
+    assert strong["reward"] == pytest.approx(0.5) and strong["standard_error"] == pytest.approx(
+        2 * facts["standard_error"]
+    )
+    assert (
+        facts["references"]["same"]["reward"] == 0
+        and summary["wildbench"]["wb_score"]["value"] == 7
+    )
 
 
 def test_a_hostile_answer_cannot_set_the_choice(tmp_path: Path) -> None:
@@ -185,10 +274,16 @@ def test_a_hostile_answer_cannot_set_the_choice(tmp_path: Path) -> None:
     def quote(path: str, body: dict[str, Any]) -> dict[str, Any]:
         if "reply A" not in tiny.tokenizer().decode(body["prompt"]):
             return completion('{"score": "5"}')
-        return completion(f'One ends like this: {hostile}\n{{"A": "{hostile}", "B": "", "choice": "A=B"}}')
+        return completion(
+            f'One ends like this: {hostile}\n{{"A": "{hostile}", "B": "", "choice": "A=B"}}'
+        )
 
     with ScriptedServer(quote) as server:
-        who = {"model": str(model), "api": "completions", "server": {"urls": [server.url], "timeout": 5}}
+        who = {
+            "model": str(model),
+            "api": "completions",
+            "server": {"urls": [server.url], "timeout": 5},
+        }
         config = WildBenchConfig.model_validate({"judge": who, "references": {"strong": "a"}})
         _, frame = compare(config, duel(tmp_path, s0=hostile), tmp_path)
     assert frame["choice"].to_list() == ["A=B"] * 4
@@ -199,23 +294,41 @@ def test_a_hostile_answer_cannot_set_the_choice(tmp_path: Path) -> None:
 def test_ratings_and_choices_share_one_budget(tmp_path: Path) -> None:
     prices = {"input": 0, "output": 1e6}  # one a token
     with ScriptedServer(favours(1, 1, 1, 1)) as server:
-        counts, _ = compare(protocol(server.url, {"prices": prices}), duel(tmp_path), tmp_path / "free")
+        counts, _ = compare(
+            protocol(server.url, {"prices": prices}), duel(tmp_path), tmp_path / "free"
+        )
         each = counts["money"] / 8
         poor = {"prices": prices, "budget": 5 * each + 1, "server": {"max_in_flight": 1}}
         with pytest.raises(UserError, match="1 of 4 judgments are bought"):
-            compare(protocol(server.url, poor, sampling={"max_tokens": int(each)}), duel(tmp_path), tmp_path)
+            compare(
+                protocol(server.url, poor, sampling={"max_tokens": int(each)}),
+                duel(tmp_path),
+                tmp_path,
+            )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published template is not at {SHARED}")
 def test_the_official_template_is_taken_as_it_is() -> None:
     shape = templates.template(str(SHARED / "eval_template.pairwise.v2.md"), slots=wb_reward.SLOTS)
-    ((_, text),) = (tuple(m.values()) for m in templates.messages(shape, {name: f"<{name}>" for name in wb_reward.SLOTS}))
+    ((_, text),) = (
+        tuple(m.values())
+        for m in templates.messages(shape, {name: f"<{name}>" for name in wb_reward.SLOTS})
+    )
     assert all(f"<{name}>" in text for name in wb_reward.SLOTS) and "{$" not in text
 
 
-@pytest.mark.parametrize(("ours", "theirs", "margin", "expected"), [(11, 0, 10, 0.0), (10, 0, 10, 0.5), (0, 99, 10, 0.5), (99, 0, None, 0.5)])
-def test_the_margin_is_counted_in_characters_of_the_winner(ours: int, theirs: int, margin: int | None, expected: float) -> None:
-    assert verdicts.worth(1, 1, ours, theirs, margin) == expected == -verdicts.worth(-1, 1, theirs, ours, margin)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "margin", "expected"),
+    [(11, 0, 10, 0.0), (10, 0, 10, 0.5), (0, 99, 10, 0.5), (99, 0, None, 0.5)],
+)
+def test_the_margin_is_counted_in_characters_of_the_winner(
+    ours: int, theirs: int, margin: int | None, expected: float
+) -> None:
+    assert (
+        verdicts.worth(1, 1, ours, theirs, margin)
+        == expected
+        == -verdicts.worth(-1, 1, theirs, ours, margin)
+    )
     assert verdicts.worth(1, 2, ours, theirs, margin) == 1.0
 
 
@@ -230,19 +343,29 @@ def test_a_recipe_compares_with_references_once(tmp_path: Path) -> None:
         graph.run(schema.load(path))
         before = len(server.requests)
         said = [{"id": f"s{i}", "answer": f"Strong says {i}."} for i in range(4)]
-        override = [f"eval.wildbench.references.strong={lines(tmp_path / 'strong.jsonl', said)}", "eval.wildbench.margin=100"]
+        override = [
+            f"eval.wildbench.references.strong={lines(tmp_path / 'strong.jsonl', said)}",
+            "eval.wildbench.margin=100",
+        ]
         loaded = schema.load(path, override)
         waiting = {step.name: step for step in graph.plan(loaded).steps}
-        assert "at most 8 calls" in waiting["judge/wildbench/one"].why and waiting["judge/mtbench/one"].state == "reuse"
+        assert (
+            "at most 8 calls" in waiting["judge/wildbench/one"].why
+            and waiting["judge/mtbench/one"].state == "reuse"
+        )
         assert waiting["baseline/wildbench/strong"].state == "run"
         results = graph.run(loaded).results
         assert len(server.requests) == before + 8, "the ratings are in the store"
         again = graph.run(loaded)
-        assert len(server.requests) == before + 8 and {step.state for step in again.steps if step.name != "measure"} == {"reuse"}
+        assert len(server.requests) == before + 8 and {
+            step.state for step in again.steps if step.name != "measure"
+        } == {"reuse"}
     rewards = pl.read_parquet(results["judge/wildbench/two"].path / "rewards.parquet")
     summary = json.loads((results["score/two"].path / "summary.json").read_text())
     assert rewards["status"].to_list() == ["ok"] * 4
     assert summary["wildbench"]["wb_reward"]["value"] == pytest.approx(sum(rewards["reward"]) / 4)
     comparison = json.loads((results["compare"].path / "comparison.json").read_text())
-    assert {(s["metric"], s["primary"]) for s in comparison["scores"] if s["benchmark"] == "wildbench"} == {("wb_score", True), ("wb_reward", False)}
+    assert {
+        (s["metric"], s["primary"]) for s in comparison["scores"] if s["benchmark"] == "wildbench"
+    } == {("wb_score", True), ("wb_reward", False)}
     assert "wb_reward" in (tmp_path / "store" / "recipes" / "small" / "report.html").read_text()

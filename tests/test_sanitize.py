@@ -1,4 +1,5 @@
-"""What is taken off an instruction, what stays, and the original's defects that are not repeated."""
+"""What is taken off an instruction, what stays, and the original's defects that are not
+repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def clean(text: str | None, rules: Rules = "llama-3") -> tuple[str | None, str]:
     return found[0], found[1]
 
 
-# The original's rules that do the damage, as its code has them (str_utils.py 173, 263 to 270, 347 to 354, 207).
+# The original's rules that do the damage, as its code has them (str_utils.py 173, 263 to 270, 347
+# to 354, 207).
 def number_off(text: str) -> str:
     return re.sub(r"^\d+\.", "", text).strip()
 
@@ -40,7 +42,7 @@ def to_hash(text: str) -> str:
         (to_first_question_mark, "Can you help? Here is my code:\n\nprint(1)"),
         (to_first_question_mark, "What is rain? And what is snow? Compare both."),
         (first_line, "Solve the system\nx+y=2\nx-y=0"),
-        (first_line, "\"To be or not to be\"\n\nName the author."),
+        (first_line, '"To be or not to be"\n\nName the author.'),
         (to_hash, "Fix this function:\ndef f():\n    # add\n    return 1"),
     ],
 )
@@ -56,13 +58,29 @@ def test_original_never_finds_a_label_that_ends_in_a_colon() -> None:
 
 
 @pytest.mark.parametrize(
-    "label", ["Answer:", "Solution:", "Explanation:", "**Answer:** ", "### Solution", "Correct Answer:", "answer :", "assistant\n", "**Assistant**:"]
+    "label",
+    [
+        "Answer:",
+        "Solution:",
+        "Explanation:",
+        "**Answer:** ",
+        "### Solution",
+        "Correct Answer:",
+        "answer :",
+        "assistant\n",
+        "**Assistant**:",
+    ],
 )
 def test_answer_after_a_label_is_cut_even_where_the_label_ends_in_a_colon(label: str) -> None:
-    assert clean(f"What is 2 + 2?\nThink.\n{label}\nIt is 4.") == ("What is 2 + 2?\nThink.", "answer")
+    assert clean(f"What is 2 + 2?\nThink.\n{label}\nIt is 4.") == (
+        "What is 2 + 2?\nThink.",
+        "answer",
+    )
 
 
-@pytest.mark.parametrize("text", ["Answer: 42", "Question:", "**Solution:** it is 4", "", "  \n", None, "## Step 1: add"])
+@pytest.mark.parametrize(
+    "text", ["Answer: 42", "Question:", "**Solution:** it is 4", "", "  \n", None, "## Step 1: add"]
+)
 def test_what_would_become_empty_is_marked_and_not_kept(text: str | None) -> None:
     assert clean(text) == (None, "empty")
 
@@ -70,11 +88,19 @@ def test_what_would_become_empty_is_marked_and_not_kept(text: str | None) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "Task: write a poem.", "**Prompt:** write a poem.", "**Prompt**: write a poem.", "## Instruction\nwrite a poem.",
-        "**Request**\n\nwrite a poem.", "Question 3: write a poem.", "1. write a poem.", "a) write a poem.", "Q7. write a poem.",
-        "1. **Task:** write a poem.", "ORIGINAL PROMPT: write a poem.",
+        "Task: write a poem.",
+        "**Prompt:** write a poem.",
+        "**Prompt**: write a poem.",
+        "## Instruction\nwrite a poem.",
+        "**Request**\n\nwrite a poem.",
+        "Question 3: write a poem.",
+        "1. write a poem.",
+        "a) write a poem.",
+        "Q7. write a poem.",
+        "1. **Task:** write a poem.",
+        "ORIGINAL PROMPT: write a poem.",
     ],
-)  # fmt: skip
+)
 def test_label_or_number_at_the_beginning_is_taken_off(text: str) -> None:
     assert clean(text) == ("write a poem.", "prefix")
 
@@ -82,10 +108,16 @@ def test_label_or_number_at_the_beginning_is_taken_off(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "1. What is rain?\n2. What is snow?", "Question 1: a?\nQuestion 2: b?", "a) one\nb) two", "Request a refund.", "Task management is what?",
-        "Problems arise: why?", "1984. Who wrote it?", "10.5 apples cost how much?",
+        "1. What is rain?\n2. What is snow?",
+        "Question 1: a?\nQuestion 2: b?",
+        "a) one\nb) two",
+        "Request a refund.",
+        "Task management is what?",
+        "Problems arise: why?",
+        "1984. Who wrote it?",
+        "10.5 apples cost how much?",
     ],
-)  # fmt: skip
+)
 def test_numbers_and_words_of_the_text_itself_stay(text: str) -> None:
     assert clean(text) == (text, "")
 
@@ -105,7 +137,14 @@ def test_labels_that_belong_to_the_instruction_are_no_answer(text: str) -> None:
     assert clean(text) == (text, "")
 
 
-@pytest.mark.parametrize("text", ["Explanation: why is it so?", "**Answer:** what is 2 + 2?", "It rains.\nExplanation: why is it so?\nBe short."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Explanation: why is it so?",
+        "**Answer:** what is 2 + 2?",
+        "It rains.\nExplanation: why is it so?\nBe short.",
+    ],
+)
 def test_a_label_followed_by_a_question_is_the_users_own(text: str) -> None:
     assert clean(text) == clean(text, "gemma") == (text, "")
 
@@ -119,7 +158,10 @@ def test_step_1_begins_an_answer_of_llama_3_only() -> None:
 def test_wrappers_of_the_whole_are_opened_and_what_follows_stays() -> None:
     assert clean('"Write a poem."') == ("Write a poem.", "quote")
     assert clean("“Write a poem.”") == ("Write a poem.", "quote")
-    assert clean("**What is rain?**\n\nKeep it short.") == ("What is rain?\n\nKeep it short.", "bold")
+    assert clean("**What is rain?**\n\nKeep it short.") == (
+        "What is rain?\n\nKeep it short.",
+        "bold",
+    )
     assert clean("<b>Write a poem.</b>") == ("Write a poem.", "bold")
     assert clean('"What" is a word, and so is "why"') == ('"What" is a word, and so is "why"', "")
     assert clean("* one\n* two") == ("* one\n* two", "")
@@ -127,7 +169,10 @@ def test_wrappers_of_the_whole_are_opened_and_what_follows_stays() -> None:
 
 
 def test_rules_work_together_and_are_named_in_their_order() -> None:
-    assert clean('**Task:** "Write a poem."\n\n**Answer:** Roses are red.') == ("Write a poem.", "answer,prefix,quote")
+    assert clean('**Task:** "Write a poem."\n\n**Answer:** Roses are red.') == (
+        "Write a poem.",
+        "answer,prefix,quote",
+    )
     assert clean("**1. Write a poem.**") == ("Write a poem.", "bold,prefix")
 
 

@@ -1,4 +1,5 @@
-"""The schedule: what is measured next and for which rows, simulated without a model: cells appear when they are asked for."""
+"""The schedule: what is measured next and for which rows, simulated without a model: cells appear
+when they are asked for."""
 
 from __future__ import annotations
 
@@ -24,13 +25,21 @@ class World:
         dice = random.Random(0)
         self.ids = [f"{dice.getrandbits(64):016x}" for _ in range(n)]
         quality = pl.Series([dice.choice(QUALITY) for _ in self.ids], dtype=pl.Enum(QUALITY))
-        difficulty = pl.Series([dice.choice(DIFFICULTY) for _ in self.ids], dtype=pl.Enum(DIFFICULTY))
-        self.truth = pl.DataFrame({
-            "id": self.ids, "instruction": [f"question {i}" for i in range(n)], "input_quality": quality, "difficulty": difficulty,
-            "min_neighbor_distance": [dice.choice([0.0, 0.3, 0.5]) for _ in self.ids],
-            "response_length": [float(dice.randrange(10, 1000)) for _ in self.ids], "instruct_reward": [dice.gauss(-10, 3) for _ in self.ids],
-            "heldout": held_out(pl.Series(self.ids), heldout),
-        })  # fmt: skip
+        difficulty = pl.Series(
+            [dice.choice(DIFFICULTY) for _ in self.ids], dtype=pl.Enum(DIFFICULTY)
+        )
+        self.truth = pl.DataFrame(
+            {
+                "id": self.ids,
+                "instruction": [f"question {i}" for i in range(n)],
+                "input_quality": quality,
+                "difficulty": difficulty,
+                "min_neighbor_distance": [dice.choice([0.0, 0.3, 0.5]) for _ in self.ids],
+                "response_length": [float(dice.randrange(10, 1000)) for _ in self.ids],
+                "instruct_reward": [dice.gauss(-10, 3) for _ in self.ids],
+                "heldout": held_out(pl.Series(self.ids), heldout),
+            }
+        )
         self.failing = {i for i in self.ids if dice.random() < failing}
         self.known: dict[str, set[str]] = {m: set() for m in MEASURES}
         self.paid: Counter[str] = Counter()
@@ -42,7 +51,9 @@ class World:
                 continue
             seen = pl.col("id").is_in(list(self.known[measure]))
             failed = pl.col("id").is_in(list(self.failing)) & (measure in ("quality", "response"))
-            status = pl.when(seen).then(pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok")))
+            status = pl.when(seen).then(
+                pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok"))
+            )
             frame = frame.with_columns(status.alias(f"status:{measure}"))
             usable = pl.col(f"status:{measure}") == "ok"
             present = [c for c in declared.columns if c in frame.columns and c != "instruction"]
@@ -71,7 +82,9 @@ GOOD = "input_quality >= 'good' AND min_neighbor_distance > 0"
 def test_longest_answers_exactly_the_rows_that_no_instruction_predicate_refused() -> None:
     world = World()
     world.measure([(rule(where=GOOD, choose="longest", budget={"rows": 20}), (0,))])
-    bound = world.truth.filter((pl.col("input_quality") >= "good") & (pl.col("min_neighbor_distance") > 0)).height
+    bound = world.truth.filter(
+        (pl.col("input_quality") >= "good") & (pl.col("min_neighbor_distance") > 0)
+    ).height
     assert world.paid["response"] == bound
 
 
@@ -93,7 +106,11 @@ def test_hash_order_with_where_tags_rows_in_order_until_the_budget_is_full() -> 
 
 def test_the_cheapest_undecided_column_comes_first() -> None:
     world = World()
-    assert world.measure([(rule(where=GOOD, choose="longest", budget={"rows": 20}), (0,))]) == ["neighbors", "quality", "response"]
+    assert world.measure([(rule(where=GOOD, choose="longest", budget={"rows": 20}), (0,))]) == [
+        "neighbors",
+        "quality",
+        "response",
+    ]
 
 
 def test_a_row_refused_by_a_cheap_column_never_pays_for_a_dear_one() -> None:
@@ -110,13 +127,24 @@ def test_a_tag_that_no_arm_names_is_never_measured() -> None:
 
 def test_top_of_an_instruction_column_answers_only_the_chosen_rows() -> None:
     world = World()
-    world.measure([(rule(where="min_neighbor_distance > 0", choose="top(difficulty)", budget={"rows": 30}), (0,))])
+    world.measure(
+        [
+            (
+                rule(
+                    where="min_neighbor_distance > 0", choose="top(difficulty)", budget={"rows": 30}
+                ),
+                (0,),
+            )
+        ]
+    )
     assert world.paid["response"] == 30
 
 
 def test_a_reward_wants_the_response_first() -> None:
     world = World()
-    order = world.measure([(rule(where="instruct_reward > -12", choose="hash_order", budget={"rows": 10}), (0,))])
+    order = world.measure(
+        [(rule(where="instruct_reward > -12", choose="hash_order", budget={"rows": 10}), (0,))]
+    )
     assert order[0] == "response" and order[1] == "reward"
 
 
@@ -125,7 +153,11 @@ def test_a_second_arm_pays_only_for_what_the_first_did_not() -> None:
     first = rule(where=GOOD, choose="longest", budget={"rows": 20})
     world.measure([(first, (0,))])
     before = dict(world.paid)
-    stricter = rule(where="input_quality >= 'excellent' AND min_neighbor_distance > 0", choose="longest", budget={"rows": 10})
+    stricter = rule(
+        where="input_quality >= 'excellent' AND min_neighbor_distance > 0",
+        choose="longest",
+        budget={"rows": 10},
+    )
     world.measure([(first, (0,)), (stricter, (0,))])
     assert dict(world.paid) == before
 
@@ -151,7 +183,9 @@ def test_held_out_rows_are_answered_and_never_chosen() -> None:
 
 def test_held_out_rows_stay_the_same_when_the_pool_grows() -> None:
     small, large = World(100, heldout=0.2), World(400, heldout=0.2)
-    assert set(small.truth.filter("heldout")["id"]) == set(large.truth.head(100).filter("heldout")["id"])
+    assert set(small.truth.filter("heldout")["id"]) == set(
+        large.truth.head(100).filter("heldout")["id"]
+    )
 
 
 def test_a_failed_tag_refuses_its_row_and_is_counted() -> None:
@@ -183,7 +217,9 @@ def test_longest_takes_the_longest_of_the_allowed() -> None:
     world = World()
     chosen = rule(where=GOOD, choose="longest", budget={"rows": 20})
     world.measure([(chosen, (0,))])
-    allowed = world.truth.filter((pl.col("input_quality") >= "good") & (pl.col("min_neighbor_distance") > 0))
+    allowed = world.truth.filter(
+        (pl.col("input_quality") >= "good") & (pl.col("min_neighbor_distance") > 0)
+    )
     best = allowed.sort("response_length", descending=True).head(20)["response_length"].to_list()
     picked = world.truth.filter(pl.col("id").is_in(select(world.frame(), chosen, 0).ids))
     assert sorted(picked["response_length"].to_list(), reverse=True) == best
@@ -214,13 +250,20 @@ def test_a_budget_that_cannot_be_filled_stops_before_training() -> None:
     world = World()
     chosen = rule(where="input_quality >= 'excellent'", choose="longest", budget={"rows": 399})
     world.measure([(chosen, (0,))])
-    with pytest.raises(UserError, match=r"arms\.arm: the budget asks for 399 rows but only \d+ rows of 400"):
+    with pytest.raises(
+        UserError, match=r"arms\.arm: the budget asks for 399 rows but only \d+ rows of 400"
+    ):
         select(world.frame(), chosen, 0)
 
 
 def test_allow_short_trains_on_what_there_is() -> None:
     world = World()
-    chosen = rule(where="input_quality >= 'excellent'", choose="longest", budget={"rows": 399}, allow_short=True)
+    chosen = rule(
+        where="input_quality >= 'excellent'",
+        choose="longest",
+        budget={"rows": 399},
+        allow_short=True,
+    )
     world.measure([(chosen, (0,))])
     assert 0 < len(select(world.frame(), chosen, 0).ids) < 399
 
@@ -246,13 +289,20 @@ def test_every_named_strategy_resolves() -> None:
     from synth.filters.strategies import STRATEGIES
 
     for name in STRATEGIES:
-        assert rule(strategy=name, **({} if name == "all" else {"budget": {"rows": 5}})).name == "arm"
+        assert (
+            rule(strategy=name, **({} if name == "all" else {"budget": {"rows": 5}})).name == "arm"
+        )
 
 
 def test_a_choice_that_ranks_by_what_the_text_shows_measures_only_its_label() -> None:
     world = World()
-    world.truth = world.truth.with_columns(pl.Series("task_category", ["Math", "Others"] * (N // 2)), pl.Series("instruction_length", range(N)))
-    world.measure([(rule(choose="balanced(task_category, instruction_length)", budget={"rows": 20}), (0,))])
+    world.truth = world.truth.with_columns(
+        pl.Series("task_category", ["Math", "Others"] * (N // 2)),
+        pl.Series("instruction_length", range(N)),
+    )
+    world.measure(
+        [(rule(choose="balanced(task_category, instruction_length)", budget={"rows": 20}), (0,))]
+    )
     assert world.paid["category"] == N and world.paid["response"] == 20
 
 
@@ -266,7 +316,9 @@ def test_a_budget_in_tokens_answers_some_rows_before_it_is_translated_into_rows(
     while wants := wanted(world.frame(), [(chosen, (0,))], count):
         name, ids = next(iter(wants.items()))
         world.known[name] |= set(ids)
-    assert len(world.known["response"]) == 400_000 // 1500, "a constant guess of 256 would have answered 1,562 rows"
+    assert len(world.known["response"]) == 400_000 // 1500, (
+        "a constant guess of 256 would have answered 1,562 rows"
+    )
     assert len(select(world.frame(), chosen, 0, count).ids) == 266
 
 

@@ -1,4 +1,5 @@
-"""Recipes: every shipped one loads, and every mistake is one sentence with file, line, key and the nearest valid name."""
+"""Recipes: every shipped one loads, and every mistake is one sentence with file, line, key and the
+nearest valid name."""
 
 from __future__ import annotations
 
@@ -40,18 +41,40 @@ def test_every_shipped_recipe_loads_and_its_filters_resolve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("  rows: 10", "  rowz: 10", "recipe.yaml:4: unknown key `synth.rowz`; did you mean 'rows'?"),
+        (
+            "  rows: 10",
+            "  rowz: 10",
+            "recipe.yaml:4: unknown key `synth.rowz`; did you mean 'rows'?",
+        ),
         ("  rows: 10", "  rows: -1", "recipe.yaml:4"),
-        ("budget: {rows: 3}", "budgets: {rows: 3}", "recipe.yaml:8: unknown key `arms.good.budgets`; did you mean 'budget'?"),
-        ("budget: {rows: 3}", "budget: {row: 3}", "recipe.yaml:8: unknown key `arms.good.budget.row`; did you mean 'rows'?"),
-        ("{model: embedded", "{modle: x, model: embedded", "unknown key `synth.teacher.modle`; did you mean 'model'?"),
+        (
+            "budget: {rows: 3}",
+            "budgets: {rows: 3}",
+            "recipe.yaml:8: unknown key `arms.good.budgets`; did you mean 'budget'?",
+        ),
+        (
+            "budget: {rows: 3}",
+            "budget: {row: 3}",
+            "recipe.yaml:8: unknown key `arms.good.budget.row`; did you mean 'rows'?",
+        ),
+        (
+            "{model: embedded",
+            "{modle: x, model: embedded",
+            "unknown key `synth.teacher.modle`; did you mean 'model'?",
+        ),
         ("name: small", "name: small\nname: twice", "recipe.yaml:2: `name` is written twice"),
-        ("name: small", "baseline: goood\nname: small", "no arm is called 'goood'; did you mean 'good'?"),
+        (
+            "name: small",
+            "baseline: goood\nname: small",
+            "no arm is called 'goood'; did you mean 'good'?",
+        ),
         ("arms:", "arms: [", "not valid YAML"),
         ("name: small", "", "`name` is missing"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_a_mistake_is_one_sentence_with_its_place(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
     path = write(tmp_path, MINIMAL.replace(old, new))
     with pytest.raises(UserError) as error:
         load(path)
@@ -62,12 +85,22 @@ def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, old: str, new:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("'good'\"", "'goood'\"", "recipe.yaml:7: arms.good.where: 'goood' is not a label of `input_quality`; did you mean 'good'?"),
-        ("input_quality >=", "input_qualty >=", "recipe.yaml:7: arms.good.where: unknown column `input_qualty`; did you mean 'input_quality'?"),
+        (
+            "'good'\"",
+            "'goood'\"",
+            "recipe.yaml:7: arms.good.where: 'goood' is not a label of `input_quality`; did you mean 'good'?",
+        ),
+        (
+            "input_quality >=",
+            "input_qualty >=",
+            "recipe.yaml:7: arms.good.where: unknown column `input_qualty`; did you mean 'input_quality'?",
+        ),
         ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instrct", "recipe.yaml:3: synth.teacher.model: "),
     ],
 )
-def test_unknown_labels_columns_and_models_name_file_and_line(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_unknown_labels_columns_and_models_name_file_and_line(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
     from recipes.stages.graph import plan
 
     with pytest.raises(UserError) as error:
@@ -80,7 +113,9 @@ def test_the_command_line_exits_2_with_one_line(tmp_path: Path) -> None:
     import sys
 
     path = write(tmp_path, MINIMAL.replace("rows: 10", "rowz: 10"))
-    done = subprocess.run([sys.executable, "-m", "recipes.cli", "plan", str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", "plan", str(path)], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0 and "Traceback" not in done.stderr
 
@@ -94,7 +129,9 @@ def test_an_override_replaces_one_value_and_is_named_in_errors(tmp_path: Path) -
 
 def test_extends_merges_one_level_deep(tmp_path: Path) -> None:
     write(tmp_path, MINIMAL, "base.yaml")
-    child = load(write(tmp_path, "extends: base.yaml\nname: child\narms:\n  good: {budget: {rows: 5}}\n")).recipe
+    child = load(
+        write(tmp_path, "extends: base.yaml\nname: child\narms:\n  good: {budget: {rows: 5}}\n")
+    ).recipe
     assert child.arms["good"].budget is not None and child.arms["good"].budget.rows == 5
     assert child.arms["good"].where == "input_quality >= 'good'"
 
@@ -109,17 +146,31 @@ def test_extends_of_an_extending_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_random_arm_of_equal_size_is_added_unless_declined(tmp_path: Path) -> None:
     recipe = load(write(tmp_path, MINIMAL)).recipe
     added = with_random(recipe)["random"]
-    assert added.budget is not None and added.budget.rows == 3 and added.choose == "hash_order" and added.where is None
+    assert (
+        added.budget is not None
+        and added.budget.rows == 3
+        and added.choose == "hash_order"
+        and added.where is None
+    )
     assert list(with_random(recipe.model_copy(update={"random_arm": False}))) == ["good"]
 
 
 def test_each_distinct_budget_gets_its_own_random_arm(tmp_path: Path) -> None:
     text = MINIMAL + "  more:\n    where: \"input_quality >= 'good'\"\n    budget: {rows: 6}\n"
-    assert list(with_random(load(write(tmp_path, text)).recipe)) == ["good", "more", "random-3-rows", "random-6-rows"]
+    assert list(with_random(load(write(tmp_path, text)).recipe)) == [
+        "good",
+        "more",
+        "random-3-rows",
+        "random-6-rows",
+    ]
 
 
 def test_an_explicit_random_arm_is_not_doubled() -> None:
-    assert sorted(with_random(load("llama3-8b-magpie-pro-300k").recipe)) == ["instruct", "magpie-pro", "random"]
+    assert sorted(with_random(load("llama3-8b-magpie-pro-300k").recipe)) == [
+        "instruct",
+        "magpie-pro",
+        "random",
+    ]
 
 
 def test_the_json_schema_documents_its_fields() -> None:

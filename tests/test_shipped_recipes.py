@@ -1,4 +1,5 @@
-"""The paper's recipe, end to end at toy scale: only models, rows and prompts are overridden, everything else runs as shipped."""
+"""The paper's recipe, end to end at toy scale: only models, rows and prompts are overridden,
+everything else runs as shipped."""
 
 from __future__ import annotations
 
@@ -24,12 +25,26 @@ def published(path: Path, rows: int) -> Path:
 
     with path.open("w") as out:
         for i in range(rows):
-            out.write(json.dumps({
-                "uuid": f"row-{i:04d}", "model": "meta-llama/Meta-Llama-3-70B-Instruct", "gen_input_config": {"temperature": 1.0, "top_p": 1.0},
-                "input": text(6), "output": text(draw.randint(4, 20)), "task_category": "Math", "difficulty": draw.choice(["easy", "hard"]),
-                "input_quality": draw.choice(["poor", "average", "good"]), "instruct_reward": draw.uniform(-15, 0), "reward_model": "x",
-                "min_neighbor_distance": draw.choice([0.0, 0.2, 0.4]), "repeat_count": 0, "min_similar_uuid": None,
-            }) + "\n")  # fmt: skip
+            out.write(
+                json.dumps(
+                    {
+                        "uuid": f"row-{i:04d}",
+                        "model": "meta-llama/Meta-Llama-3-70B-Instruct",
+                        "gen_input_config": {"temperature": 1.0, "top_p": 1.0},
+                        "input": text(6),
+                        "output": text(draw.randint(4, 20)),
+                        "task_category": "Math",
+                        "difficulty": draw.choice(["easy", "hard"]),
+                        "input_quality": draw.choice(["poor", "average", "good"]),
+                        "instruct_reward": draw.uniform(-15, 0),
+                        "reward_model": "x",
+                        "min_neighbor_distance": draw.choice([0.0, 0.2, 0.4]),
+                        "repeat_count": 0,
+                        "min_similar_uuid": None,
+                    }
+                )
+                + "\n"
+            )
     return path
 
 
@@ -40,15 +55,29 @@ def test_the_llama3_recipe_runs_to_its_comparison(tmp_path: Path) -> None:
     with ScriptedServer(small_recipe.answer) as server:
         urls = f"{{urls: [{server.url}]}}"
         models = [
-            f"synth.teacher={{model: {llama}, server: {urls}}}", f"train.base={llama}", f"arms.instruct.model={llama}", "train.model_init={}",
-            f"eval.judge={{model: {llama}, api: completions, server: {urls}}}", f"eval.answers.server={urls}", f"eval.arena.answers.server={urls}",
-        ]  # fmt: skip
+            f"synth.teacher={{model: {llama}, server: {urls}}}",
+            f"train.base={llama}",
+            f"arms.instruct.model={llama}",
+            "train.model_init={}",
+            f"eval.judge={{model: {llama}, api: completions, server: {urls}}}",
+            f"eval.answers.server={urls}",
+            f"eval.arena.answers.server={urls}",
+        ]
         rows = [
-            f"synth.rows.import={published(tmp_path / 'rows.jsonl', 80)}", "synth.heldout=0.1", "arms.magpie-pro.budget.rows=12",
+            f"synth.rows.import={published(tmp_path / 'rows.jsonl', 80)}",
+            "synth.heldout=0.1",
+            "arms.magpie-pro.budget.rows=12",
             "arms.random.budget.rows=12",
-        ]  # fmt: skip
-        prompts = ["eval.prompts=magpie-48", "eval.limit=3", "eval.alpaca.baseline=null", "eval.alpaca.codes=['1', '2']", "eval.arena.prompts=null",
-                   "eval.arena.baseline=null", "eval.tasks=null"]  # fmt: skip
+        ]
+        prompts = [
+            "eval.prompts=magpie-48",
+            "eval.limit=3",
+            "eval.alpaca.baseline=null",
+            "eval.alpaca.codes=['1', '2']",
+            "eval.arena.prompts=null",
+            "eval.arena.baseline=null",
+            "eval.tasks=null",
+        ]
         place = [f"store={tmp_path / 'store'}", "track=none"]
         loaded = schema.load("llama3-8b-magpie-pro-300k", [*models, *rows, *prompts, *place])
         outcome = graph.run(loaded)
@@ -57,4 +86,8 @@ def test_the_llama3_recipe_runs_to_its_comparison(tmp_path: Path) -> None:
     comparison = json.loads((outcome.results["compare"].path / "comparison.json").read_text())
     assert {a["name"]: len(a["seeds"]) for a in comparison["arms"]}["magpie-pro"] == 3
     settings = json.loads((outcome.results[trained[0]].path / "train.json").read_text())["config"]
-    assert settings["tokens_per_step"] == 262_144 and settings["zero_stage"] == 3 and settings["trainer"]["learning_rate"] == 2e-5
+    assert (
+        settings["tokens_per_step"] == 262_144
+        and settings["zero_stage"] == 3
+        and settings["trainer"]["learning_rate"] == 2e-5
+    )

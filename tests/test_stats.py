@@ -1,4 +1,5 @@
-"""The statistics: against textbook values, against brute force, and by small simulations with fixed seeds."""
+"""The statistics: against textbook values, against brute force, and by small simulations with fixed
+seeds."""
 
 from __future__ import annotations
 
@@ -23,14 +24,23 @@ def test_a_mean_without_clusters_has_the_usual_error_and_students_t() -> None:
 
 def test_items_repeated_within_a_cluster_add_no_certainty() -> None:
     x = np.random.default_rng(0).normal(size=20)
-    once, thrice = stats.mean_interval(x), stats.mean_interval(np.repeat(x, 3), np.repeat(np.arange(20), 3))
-    assert (thrice.value, thrice.standard_error, thrice.df) == (pytest.approx(once.value), pytest.approx(once.standard_error), once.df)
+    once, thrice = (
+        stats.mean_interval(x),
+        stats.mean_interval(np.repeat(x, 3), np.repeat(np.arange(20), 3)),
+    )
+    assert (thrice.value, thrice.standard_error, thrice.df) == (
+        pytest.approx(once.value),
+        pytest.approx(once.standard_error),
+        once.df,
+    )
 
 
 def test_clusters_of_unequal_size_follow_the_sandwich_formula() -> None:
     x, g = np.array([1.0, 2, 3, 10, 20, 0]), np.array(["a", "a", "a", "b", "b", "c"])
     sums = np.array([(x[g == c] - x.mean()).sum() for c in "abc"])
-    assert stats.mean_interval(x, g).standard_error == pytest.approx(math.sqrt(1.5 * (sums**2).sum()) / 6)
+    assert stats.mean_interval(x, g).standard_error == pytest.approx(
+        math.sqrt(1.5 * (sums**2).sum()) / 6
+    )
 
 
 def test_pairing_takes_the_shared_part_out() -> None:
@@ -56,7 +66,10 @@ def test_bootstrap_agrees_with_the_t_interval_where_there_are_enough_clusters() 
     x, g = np.random.default_rng(2).normal(size=600), np.repeat(np.arange(200), 3)
     boot, t = stats.bootstrap_interval(x, g), stats.mean_interval(x, g)
     assert boot.standard_error == pytest.approx(t.standard_error, rel=0.05)
-    assert (boot.lower, boot.upper) == (pytest.approx(t.lower, abs=0.02), pytest.approx(t.upper, abs=0.02))
+    assert (boot.lower, boot.upper) == (
+        pytest.approx(t.lower, abs=0.02),
+        pytest.approx(t.upper, abs=0.02),
+    )
     assert stats.bootstrap_interval(x, g) == boot  # the same seed, the same interval
 
 
@@ -72,7 +85,10 @@ def test_each_resample_draws_as_many_clusters_as_there_are() -> None:
     assert (np.concatenate(batches).sum(axis=1) == 50).all()
 
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (1, 50, 0.0035, 0.1050)])
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (1, 50, 0.0035, 0.1050)],
+)
 def test_wilson_has_its_textbook_values(k: int, n: int, low: float, high: float) -> None:
     assert stats.wilson(k, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
@@ -96,7 +112,9 @@ def test_sign_flip_enumerates_every_assignment_of_few_clusters() -> None:
 
 def test_sign_flip_flips_whole_clusters() -> None:
     x = np.array([1.0, 2.0, 1.5, 0.5, 3.0, 1.0])
-    assert stats.sign_flip(x, [0, 0, 1, 1, 2, 2]) == 2 / 8  # three clusters: only all-plus and all-minus are as extreme
+    assert (
+        stats.sign_flip(x, [0, 0, 1, 1, 2, 2]) == 2 / 8
+    )  # three clusters: only all-plus and all-minus are as extreme
 
 
 def test_sign_flip_of_many_clusters_is_near_the_t_test_and_never_zero() -> None:
@@ -120,12 +138,19 @@ def test_holm_steps_down_and_keeps_the_order_given() -> None:
 
 def test_simultaneous_critical_value_of_one_estimate_is_students_t() -> None:
     errors = stats.residuals(np.random.default_rng(0).normal(size=12)).sums[:, None]
-    assert stats.max_t_critical(errors, df=11, resamples=200_000) == pytest.approx(stats.t_critical(11), rel=0.01)
+    assert stats.max_t_critical(errors, df=11, resamples=200_000) == pytest.approx(
+        stats.t_critical(11), rel=0.01
+    )
 
 
-def test_simultaneous_critical_value_grows_with_the_family_but_less_when_estimates_move_together() -> None:
+def test_simultaneous_critical_value_grows_with_the_family_but_less_when_estimates_move_together() -> (
+    None
+):
     rng = np.random.default_rng(0)
-    apart, together = rng.normal(size=(400, 10)), rng.normal(size=(400, 1)) + 0.1 * rng.normal(size=(400, 10))
+    apart, together = (
+        rng.normal(size=(400, 10)),
+        rng.normal(size=(400, 1)) + 0.1 * rng.normal(size=(400, 10)),
+    )
     one, same, ten = (stats.max_t_critical(e, df=399) for e in (apart[:, :1], together, apart))
     bonferroni = stats.t_critical(399, 1 - 0.05 / 10)
     assert one < same < ten <= bonferroni * 1.01
@@ -138,7 +163,9 @@ def test_all_pairs_of_arms_have_the_critical_value_of_tukeys_range() -> None:
     arms = np.random.default_rng(0).normal(size=(2000, 5))
     pairs = np.stack([arms[:, i] - arms[:, j] for i, j in combinations(range(5), 2)], axis=1)
     expected = studentized_range.ppf(0.95, 5, 10_000) / math.sqrt(2)
-    assert stats.max_t_critical(pairs - pairs.mean(axis=0), df=1999, resamples=40_000) == pytest.approx(expected, rel=0.01)
+    assert stats.max_t_critical(
+        pairs - pairs.mean(axis=0), df=1999, resamples=40_000
+    ) == pytest.approx(expected, rel=0.01)
 
 
 def test_few_degrees_of_seed_variance_widen_the_simultaneous_interval() -> None:
@@ -150,13 +177,18 @@ def test_few_degrees_of_seed_variance_widen_the_simultaneous_interval() -> None:
 
 def test_estimates_without_variance_do_not_break_the_family() -> None:
     errors = np.column_stack([np.random.default_rng(0).normal(size=50), np.zeros(50)])
-    assert stats.max_t_critical(errors, df=49) == pytest.approx(stats.max_t_critical(errors[:, :1], df=49), rel=0.03)
+    assert stats.max_t_critical(errors, df=49) == pytest.approx(
+        stats.max_t_critical(errors[:, :1], df=49), rel=0.03
+    )
     assert math.isnan(stats.max_t_critical(np.zeros((50, 1)), df=49))
 
 
 def test_seed_variance_is_pooled_over_arms_with_the_prompts_share_taken_off() -> None:
     rng = np.random.default_rng(0)
-    arms = [rng.normal(0, 1, (5, 1)) * 0.3 + rng.normal(0, 1, (1, 300)) + rng.normal(0, 0.5, (5, 300)) for _ in range(40)]
+    arms = [
+        rng.normal(0, 1, (5, 1)) * 0.3 + rng.normal(0, 1, (1, 300)) + rng.normal(0, 0.5, (5, 300))
+        for _ in range(40)
+    ]
     variance, df = stats.seed_variance(arms)
     assert variance == pytest.approx(0.09, rel=0.2) and 120 < df < 160
     assert stats.seed_variance([a - a.mean(axis=1, keepdims=True) for a in arms]) == (0.0, 0.0)
@@ -170,7 +202,9 @@ def test_satterthwaite_lies_between_its_parts() -> None:
 
 
 def test_detectable_difference_is_the_known_2_8_standard_errors() -> None:
-    assert stats.detectable_difference(1.4, stats.t_critical(math.inf)) == pytest.approx(3.92, abs=0.01)
+    assert stats.detectable_difference(1.4, stats.t_critical(math.inf)) == pytest.approx(
+        3.92, abs=0.01
+    )
 
 
 def test_t_intervals_cover_at_five_clusters_of_unequal_size() -> None:
@@ -190,6 +224,8 @@ def test_simultaneous_intervals_hold_together_as_often_as_they_promise() -> None
     for trial in range(400):
         arms = rng.normal(size=(60, 4)) + rng.normal(size=(60, 1))
         parts = [stats.residuals(arms[:, i] - arms[:, j]) for i, j in combinations(range(4), 2)]
-        c = stats.max_t_critical(np.stack([p.sums for p in parts], axis=1), df=59, resamples=2000, seed=trial)
+        c = stats.max_t_critical(
+            np.stack([p.sums for p in parts], axis=1), df=59, resamples=2000, seed=trial
+        )
         held += all(abs(p.mean) <= c * math.sqrt(p.variance) for p in parts)
     assert 0.925 < held / 400 < 0.975

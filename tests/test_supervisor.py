@@ -1,4 +1,5 @@
-"""core.supervisor: whoever is killed, no process of a server stays. Proven on a scripted server that forks, and once on a real vLLM."""
+"""core.supervisor: whoever is killed, no process of a server stays. Proven on a scripted server
+that forks, and once on a real vLLM."""
 
 from __future__ import annotations
 
@@ -71,18 +72,35 @@ class Forking:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.script, self.harness, self.pids = folder / "server.py", folder / "harness.py", folder / "pids"
+        self.script, self.harness, self.pids = (
+            folder / "server.py",
+            folder / "harness.py",
+            folder / "pids",
+        )
         self.script.write_text(textwrap.dedent(FORKING_SERVER))
         self.harness.write_text(textwrap.dedent(HARNESS))
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the server, once they all run."""
-        until(lambda: self.pids.exists() and len(self.pids.read_text().split()) == PROCESSES, "the forking server did not come up")
+        until(
+            lambda: self.pids.exists() and len(self.pids.read_text().split()) == PROCESSES,
+            "the forking server did not come up",
+        )
         return [psutil.Process(int(pid)) for pid in self.pids.read_text().split()]
 
-    def under_a_harness(self, *extra: str) -> tuple[subprocess.Popen[bytes], psutil.Process, list[psutil.Process]]:
-        """A harness process with the server: the harness, the supervisor, the server's processes."""
-        argv = [sys.executable, str(self.harness), str(self.folder), str(self.script), str(self.pids), *extra]
+    def under_a_harness(
+        self, *extra: str
+    ) -> tuple[subprocess.Popen[bytes], psutil.Process, list[psutil.Process]]:
+        """A harness process with the server: the harness, the supervisor, the server's
+        processes."""
+        argv = [
+            sys.executable,
+            str(self.harness),
+            str(self.folder),
+            str(self.script),
+            str(self.pids),
+            *extra,
+        ]
         harness = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)})
         processes = self.processes()
         return harness, psutil.Process(int((self.folder / "supervisor").read_text())), processes
@@ -118,33 +136,47 @@ def forking(tmp_path: Path) -> Iterator[Forking]:
 @pytest.fixture
 def supervised(forking: Forking) -> Iterator[Supervised]:
     """The forking server under a supervisor of this process."""
-    made = Supervised([sys.executable, str(forking.script), str(forking.pids)], os.environ, forking.folder / "log")
+    made = Supervised(
+        [sys.executable, str(forking.script), str(forking.pids)], os.environ, forking.folder / "log"
+    )
     yield made
     made.stop()
 
 
-def test_stopping_ends_every_descendant_also_those_that_left_the_group_the_session_or_their_parent(forking: Forking, supervised: Supervised) -> None:
+def test_stopping_ends_every_descendant_also_those_that_left_the_group_the_session_or_their_parent(
+    forking: Forking, supervised: Supervised
+) -> None:
     processes = forking.processes()
     assert supervised.running and supervised.scratch.is_dir()
     supervised.stop()
     assert gone(processes) and not supervised.running and not supervised.scratch.exists()
 
 
-def test_a_killed_server_takes_what_it_started_with_it(forking: Forking, supervised: Supervised) -> None:
+def test_a_killed_server_takes_what_it_started_with_it(
+    forking: Forking, supervised: Supervised
+) -> None:
     processes = forking.processes()
-    min(processes, key=psutil.Process.create_time).kill()  # the server itself; the others it started
+    min(
+        processes, key=psutil.Process.create_time
+    ).kill()  # the server itself; the others it started
     assert supervised.wait(10) and gone(processes)
     assert supervised.exit_code == 128 + signal.SIGKILL
 
 
 def test_a_server_that_ends_by_itself_passes_its_exit_code_on(tmp_path: Path) -> None:
-    server = Supervised([sys.executable, "-c", "print('last words'); raise SystemExit(7)"], os.environ, tmp_path / "log")
+    server = Supervised(
+        [sys.executable, "-c", "print('last words'); raise SystemExit(7)"],
+        os.environ,
+        tmp_path / "log",
+    )
     assert server.wait(10) and server.exit_code == 7
     assert (tmp_path / "log").read_text() == "last words\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_supervisor_is_noticed_by_the_harness_which_ends_the_server(forking: Forking, supervised: Supervised, number: int) -> None:
+def test_a_killed_supervisor_is_noticed_by_the_harness_which_ends_the_server(
+    forking: Forking, supervised: Supervised, number: int
+) -> None:
     processes = forking.processes()
     os.kill(supervised.pid, number)
     assert supervised.wait(10) and gone(processes)
@@ -160,15 +192,21 @@ def test_a_killed_harness_leaves_nothing(forking: Forking, extra: list[str]) -> 
         psutil.Process(int((forking.folder / "holder").read_text())).kill()
 
 
-def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_kernel(tmp_path: Path) -> None:
+def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_kernel(
+    tmp_path: Path,
+) -> None:
     polite = tmp_path / "polite.py"
-    polite.write_text("import pathlib, signal, sys, time\nsignal.signal(15, lambda *_: (pathlib.Path(sys.argv[1]).write_text('told'), sys.exit()))\n"
-                      "pathlib.Path(sys.argv[1] + '.up').touch()\ntime.sleep(600)\n")  # fmt: skip
+    polite.write_text(
+        "import pathlib, signal, sys, time\nsignal.signal(15, lambda *_: (pathlib.Path(sys.argv[1]).write_text('told'), sys.exit()))\n"
+        "pathlib.Path(sys.argv[1] + '.up').touch()\ntime.sleep(600)\n"
+    )
     harness_script = tmp_path / "harness.py"
     harness_script.write_text(textwrap.dedent(HARNESS))
     argv = [sys.executable, str(harness_script), str(tmp_path), str(polite), str(tmp_path / "said")]
     # TMPDIR: nobody will be left to remove the scratch folder.
-    harness = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
+    harness = subprocess.Popen(
+        argv, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    )
     until((tmp_path / "said.up").exists, "the server did not come up")
     supervisor = psutil.Process(int((tmp_path / "supervisor").read_text()))
     (server,) = supervisor.children()
@@ -201,7 +239,9 @@ REAL_HARNESS = """
 
 
 @pytest.mark.stack
-def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_leaves_nothing_when_the_harness_is(tmp_path: Path, teacher: Model) -> None:
+def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_leaves_nothing_when_the_harness_is(
+    tmp_path: Path, teacher: Model
+) -> None:
     script = tmp_path / "harness.py"
     script.write_text(textwrap.dedent(REAL_HARNESS))
     replies, shared_memory = tmp_path / "replies", set(Path("/dev/shm").iterdir())
@@ -210,22 +250,36 @@ def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_leaves_nothing
         lines = replies.read_text().splitlines() if replies.exists() else []
         return [row for row in map(json.loads, lines) if row[0].startswith(prefix)]
 
-    harness = subprocess.Popen([sys.executable, str(script), str(tmp_path), teacher.path], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    harness = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path), teacher.path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     me = psutil.Process(harness.pid)
     try:
         until(lambda: len(answered("0-")) >= 10, "vLLM gave no answers", 300)
         first = me.children(recursive=True)
-        (server,) = [p for p in first if "vllm.entrypoints.openai.api_server" in p.cmdline() and "supervisor" not in " ".join(p.cmdline())]
+        (server,) = [
+            p
+            for p in first
+            if "vllm.entrypoints.openai.api_server" in p.cmdline()
+            and "supervisor" not in " ".join(p.cmdline())
+        ]
         assert len(first) >= 4, f"expected supervisor, API server, engine and worker: {first}"
         server.kill()
         until(lambda: gone(first), "engine or worker outlived the API server")
         until(lambda: answered("end-"), "vLLM was not restarted", 300)
         for prefix in ("0-", "1-"):
-            assert sorted(answered(prefix)) == sorted([f"{prefix}{i}", None] for i in range(40)), "a row was lost, doubled or failed"
+            assert sorted(answered(prefix)) == sorted([f"{prefix}{i}", None] for i in range(40)), (
+                "a row was lost, doubled or failed"
+            )
         second = me.children(recursive=True)
         assert len(second) >= 4
     finally:
         harness.kill()
         harness.wait()
     until(lambda: gone(second), "processes outlived the harness")
-    assert not [path for path in Path("/dev/shm").iterdir() if path not in shared_memory and path.name.startswith("psm_")]
+    assert not [
+        path
+        for path in Path("/dev/shm").iterdir()
+        if path not in shared_memory and path.name.startswith("psm_")
+    ]

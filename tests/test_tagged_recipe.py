@@ -1,4 +1,5 @@
-"""A recipe whose filter needs every tag of a conversation: what is asked of which model, in which order, and never twice."""
+"""A recipe whose filter needs every tag of a conversation: what is asked of which model, in which
+order, and never twice."""
 
 from __future__ import annotations
 
@@ -17,17 +18,23 @@ from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer, completion
 
-WHERE = "safety <= 'controversial' AND pair_score_rank >= 1 AND ifd > 0 AND reward_difference > -100"
+WHERE = (
+    "safety <= 'controversial' AND pair_score_rank >= 1 AND ifd > 0 AND reward_difference > -100"
+)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: small_recipe.model(folder / name) for name in ("teacher", "Llama-Guard-3-8B", "base", "rm")}
+    return {
+        name: small_recipe.model(folder / name)
+        for name in ("teacher", "Llama-Guard-3-8B", "base", "rm")
+    }
 
 
 def answer(path: str, body: dict[str, Any]) -> Any:
-    """Each model by its name: every tenth base answer is empty, and the guard calls a text with the word "water" unsafe."""
+    """Each model by its name: every tenth base answer is empty, and the guard calls a text with the
+    word "water" unsafe."""
     name = Path(body["model"]).name
     if name == "Llama-Guard-3-8B":
         words = tokenizer(body["model"])
@@ -49,7 +56,15 @@ def recipe(folder: Path, models: dict[str, Path], url: str, **tags: Any) -> Path
 
     given = {"safety": at("Llama-Guard-3-8B"), "base": at("base"), "reward": at("rm")} | tags
     arms = {"tagged": {"where": WHERE, "choose": "hash_order", "budget": {"rows": 8}}}
-    return small_recipe.recipe(folder, models["teacher"], url, synth__tags=given, arms=arms, synth__rows=40, synth__heldout=0.0)
+    return small_recipe.recipe(
+        folder,
+        models["teacher"],
+        url,
+        synth__tags=given,
+        arms=arms,
+        synth__rows=40,
+        synth__heldout=0.0,
+    )
 
 
 def test_every_tag_of_a_conversation_is_measured_once_and_chosen_rows_pass_the_filter(
@@ -60,24 +75,42 @@ def test_every_tag_of_a_conversation_is_measured_once_and_chosen_rows_pass_the_f
     first = len(server.requests)
     pool = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "measure" / "pool.parquet")
     safe = pool.filter(pl.col("status:safety") == "ok")
-    assert set(safe["safety"]) == {"safe", "unsafe"} and set(safe.filter(safety="unsafe")["safety_categories"]) == {"Non-Violent Crimes"}
+    assert set(safe["safety"]) == {"safe", "unsafe"} and set(
+        safe.filter(safety="unsafe")["safety_categories"]
+    ) == {"Non-Violent Crimes"}
     assert safe["llama_guard_2"].is_null().all(), "the codes of Llama-Guard-3 mean other things"
     compared = pool.filter(pl.col("status:reward_difference") == "ok")
     assert len(compared) >= 8
-    assert (compared["instruct_reward"] - compared["base_reward"] - compared["reward_difference"]).abs().max() < 1e-9  # type: ignore[operator]
+    assert (
+        compared["instruct_reward"] - compared["base_reward"] - compared["reward_difference"]
+    ).abs().max() < 1e-9  # type: ignore[operator]
     empty = pool.filter(pl.col("status:base_response") == "failed")
-    assert empty["reward_difference"].is_null().all() and not (empty["status:reward_difference"] == "ok").any()
+    assert (
+        empty["reward_difference"].is_null().all()
+        and not (empty["status:reward_difference"] == "ok").any()
+    )
     assert (pool.filter(pl.col("status:ifd") == "ok")["ifd"] > 0).all()
     asked = Counter(Path(r.body["model"]).name for r in server.requests)
     assert asked["Llama-Guard-3-8B"] == len(pool.filter(pl.col("status:safety").is_not_null()))
-    assert asked["base"] <= len(pool.filter(pl.col("status:safety").is_in(["ok"]) & pl.col("safety").is_in(["safe"])))
+    assert asked["base"] <= len(
+        pool.filter(pl.col("status:safety").is_in(["ok"]) & pl.col("safety").is_in(["safe"]))
+    )
     graph.run(load(path, []), until="select")
     assert len(server.requests) == first
 
 
-def test_a_guard_whose_family_its_name_does_not_tell_is_one_sentence(tmp_path: Path, models: dict[str, Path], server: ScriptedServer) -> None:
-    path = recipe(tmp_path, models, server.url, safety={"model": str(models["base"]), "server": {"urls": [server.url]}})
-    with pytest.raises(UserError, match=r"which guard is .*say which one its answers are like with `family:`"):
+def test_a_guard_whose_family_its_name_does_not_tell_is_one_sentence(
+    tmp_path: Path, models: dict[str, Path], server: ScriptedServer
+) -> None:
+    path = recipe(
+        tmp_path,
+        models,
+        server.url,
+        safety={"model": str(models["base"]), "server": {"urls": [server.url]}},
+    )
+    with pytest.raises(
+        UserError, match=r"which guard is .*say which one its answers are like with `family:`"
+    ):
         graph.run(load(path, []), until="select")
     assert server.requests == []
 
@@ -91,7 +124,9 @@ def test_a_reward_model_that_vllm_cannot_serve_is_refused_before_anything_is_dra
     assert server.requests == []
 
 
-def test_a_filter_on_a_tag_that_no_model_is_named_for_says_which_to_name(tmp_path: Path, models: dict[str, Path], server: ScriptedServer) -> None:
+def test_a_filter_on_a_tag_that_no_model_is_named_for_says_which_to_name(
+    tmp_path: Path, models: dict[str, Path], server: ScriptedServer
+) -> None:
     path = recipe(tmp_path, models, server.url)
     for name in ("safety", "base"):
         with pytest.raises(UserError, match=f"synth.tags.{name}"):

@@ -17,7 +17,9 @@ from eval.scoring import of_checkpoint
 from tests import tiny
 
 
-def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     task = lm_eval_tasks._task(str(lm_eval_tasks.SHIPPED["everyday-science"]))
     assert isinstance(task, dict)
@@ -26,7 +28,12 @@ def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(tmp_path
 
 
 def test_the_shipped_questions_have_four_different_choices_and_an_answer_among_them() -> None:
-    lines = [json.loads(line) for line in (Path(lm_eval_tasks.__file__).parent / "data" / "everyday-science.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(lm_eval_tasks.__file__).parent / "data" / "everyday-science.jsonl")
+        .read_text()
+        .splitlines()
+    ]
     assert all(len(set(q["choices"])) == 4 and q["answer"] in range(4) for q in lines)
     assert len({q["question"] for q in lines}) == len(lines)
 
@@ -39,24 +46,49 @@ def test_a_task_file_with_functions_goes_by_its_name(tmp_path: Path) -> None:
 
 
 def test_lm_eval_knows_every_task_that_our_names_stand_for() -> None:
-    """Data cannot be had offline, so this goes to task resolution: names, kinds and the filters that gsm8k is scored by."""
+    """Data cannot be had offline, so this goes to task resolution: names, kinds and the filters
+    that gsm8k is scored by."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
     root = Path(str(lm_eval.tasks.__file__)).parent
-    folders = ("arc", "hellaswag", "truthfulqa", "mmlu", "winogrande", "gsm8k", "ifeval", "mmlu-redux")
-    index = TaskManager(include_defaults=False, include_path=[str(root / f) for f in folders]).task_index
+    folders = (
+        "arc",
+        "hellaswag",
+        "truthfulqa",
+        "mmlu",
+        "winogrande",
+        "gsm8k",
+        "ifeval",
+        "mmlu-redux",
+    )
+    index = TaskManager(
+        include_defaults=False, include_path=[str(root / f) for f in folders]
+    ).task_index
     entries = [entry for named in lm_eval_tasks.LISTS.values() for entry in named]
     for entry in entries:
         (kind, name), *_ = ((k, entry[k]) for k in ("task", "group") if k in entry)
         assert index[name].kind.name == kind.upper()
     assert index["ifeval"].kind.name == "TASK"
-    assert {f["name"] for f in yaml.safe_load((root / "gsm8k" / "gsm8k.yaml").read_text())["filter_list"]} == {"strict-match", "flexible-extract"}
+    assert {
+        f["name"]
+        for f in yaml.safe_load((root / "gsm8k" / "gsm8k.yaml").read_text())["filter_list"]
+    } == {"strict-match", "flexible-extract"}
 
 
 def test_the_leaderboards_tasks_have_the_papers_shots() -> None:
-    shots = {str(e.get("task") or e.get("group")): e["num_fewshot"] for e in lm_eval_tasks.LISTS["open-llm-leaderboard-v1"]}
-    assert shots == {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
+    shots = {
+        str(e.get("task") or e.get("group")): e["num_fewshot"]
+        for e in lm_eval_tasks.LISTS["open-llm-leaderboard-v1"]
+    }
+    assert shots == {
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "truthfulqa_mc2": 0,
+        "mmlu": 5,
+        "winogrande": 5,
+        "gsm8k": 5,
+    }
 
 
 def test_entries_with_settings_of_their_own_reach_lm_evals_tasks_and_groups(tmp_path: Path) -> None:
@@ -69,19 +101,41 @@ def test_entries_with_settings_of_their_own_reach_lm_evals_tasks_and_groups(tmp_
             f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\noutput_type: generate_until\n"
             "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nnum_fewshot: 1\nmetric_list: [{metric: exact_match}]\n"
         )
-    (tmp_path / "both.yaml").write_text("group: both\ntask: [two, three]\naggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n")
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [two, three]\naggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n"
+    )
     wanted = lm_eval_tasks.requested(lm_eval_tasks.expand(["one"]), tmp_path)
     assert wanted == ["one"]
-    wanted = lm_eval_tasks.requested(lm_eval_tasks.expand([{"task": "one", "num_fewshot": 25}, {"group": "both", "num_fewshot": 5}]), tmp_path)
+    wanted = lm_eval_tasks.requested(
+        lm_eval_tasks.expand(
+            [{"task": "one", "num_fewshot": 25}, {"group": "both", "num_fewshot": 5}]
+        ),
+        tmp_path,
+    )
     manager = TaskManager(include_defaults=False, include_path=[str(tmp_path)])
     loaded = manager.load(wanted)["tasks"]
-    assert {n: t.get_config("num_fewshot") for n, t in loaded.items()} == {"one": 25, "two": 5, "three": 5}
+    assert {n: t.get_config("num_fewshot") for n, t in loaded.items()} == {
+        "one": 25,
+        "two": 5,
+        "three": 5,
+    }
 
 
 def test_the_subjects_of_a_group_that_lm_eval_scores_are_one_task_with_all_its_items() -> None:
-    rows = [{"task": t, "metric": "acc", "item": "0", "value": 1.0} for t in ("anatomy", "law", "gsm8k")]
-    found = {"groups": {"mmlu": {}, "mmlu_stem": {}}, "group_subtasks": {"mmlu": ["mmlu_stem", "law"], "mmlu_stem": ["anatomy"], "plain": ["gsm8k"]}}
-    named = [(row["task"], row["item"]) for row in lm_eval_tasks.pooled(rows, found, ["mmlu", "plain"])]
+    rows = [
+        {"task": t, "metric": "acc", "item": "0", "value": 1.0} for t in ("anatomy", "law", "gsm8k")
+    ]
+    found = {
+        "groups": {"mmlu": {}, "mmlu_stem": {}},
+        "group_subtasks": {
+            "mmlu": ["mmlu_stem", "law"],
+            "mmlu_stem": ["anatomy"],
+            "plain": ["gsm8k"],
+        },
+    }
+    named = [
+        (row["task"], row["item"]) for row in lm_eval_tasks.pooled(rows, found, ["mmlu", "plain"])
+    ]
     assert named == [("mmlu", "anatomy/0"), ("mmlu", "law/0"), ("gsm8k", "0")]
 
 
@@ -91,7 +145,14 @@ def test_a_mapping_without_a_name_is_refused() -> None:
 
 
 def test_outcomes_keep_every_scalar_metric_of_an_item() -> None:
-    sample = {"doc_id": 3, "filter": "strict", "metrics": ["acc", "f1", "list"], "acc": True, "f1": 0.5, "list": [1]}
+    sample = {
+        "doc_id": 3,
+        "filter": "strict",
+        "metrics": ["acc", "f1", "list"],
+        "acc": True,
+        "f1": 0.5,
+        "list": [1],
+    }
     assert lm_eval_tasks._outcomes("t", sample) == [
         {"task": "t", "metric": "acc,strict", "item": "3", "value": 1.0},
         {"task": "t", "metric": "f1,strict", "item": "3", "value": 0.5},
@@ -100,7 +161,13 @@ def test_outcomes_keep_every_scalar_metric_of_an_item() -> None:
 
 def test_a_missing_task_file_and_a_setting_of_ours_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.yaml does not exist"):
-        lm_eval_tasks.run(TasksConfig(tasks=(str(tmp_path / "nowhere.yaml"),)), {}, tmp_path / "out", model="x", log=Log())
+        lm_eval_tasks.run(
+            TasksConfig(tasks=(str(tmp_path / "nowhere.yaml"),)),
+            {},
+            tmp_path / "out",
+            model="x",
+            log=Log(),
+        )
     with pytest.raises(ValueError, match="log_samples is set by the harness"):
         TasksConfig(evaluate={"log_samples": False})
 
@@ -108,11 +175,22 @@ def test_a_missing_task_file_and_a_setting_of_ours_are_refused(tmp_path: Path) -
 @pytest.mark.stack
 def test_lm_eval_scores_a_checkpoint_and_keeps_each_items_outcome(tmp_path: Path) -> None:
     model = tiny.llama(tmp_path / "model")
-    counts = lm_eval_tasks.run(TasksConfig(evaluate={"limit": 6, "batch_size": 2}), {}, tmp_path / "out", model=str(model), log=Log())
+    counts = lm_eval_tasks.run(
+        TasksConfig(evaluate={"limit": 6, "batch_size": 2}),
+        {},
+        tmp_path / "out",
+        model=str(model),
+        log=Log(),
+    )
     frame = pl.read_parquet(tmp_path / "out" / "outcomes.parquet")
-    assert sorted((tmp_path / "out").iterdir()) == [tmp_path / "out" / "outcomes.parquet", tmp_path / "out" / "results.json"]
+    assert sorted((tmp_path / "out").iterdir()) == [
+        tmp_path / "out" / "outcomes.parquet",
+        tmp_path / "out" / "results.json",
+    ]
     assert frame["metric"].value_counts().sort("metric").rows() == [("acc", 6), ("acc_norm", 6)]
-    assert counts["results"]["everyday-science"]["acc,none"] == pytest.approx(frame.filter(pl.col("metric") == "acc")["value"].mean())
+    assert counts["results"]["everyday-science"]["acc,none"] == pytest.approx(
+        frame.filter(pl.col("metric") == "acc")["value"].mean()
+    )
     of_checkpoint.run({"tasks": tmp_path / "out"}, tmp_path / "scores")
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert summary["tasks"]["everyday-science acc"]["n"] == 6
@@ -122,4 +200,6 @@ def test_lm_eval_scores_a_checkpoint_and_keeps_each_items_outcome(tmp_path: Path
 def test_what_lm_eval_says_when_it_fails_is_one_sentence(tmp_path: Path) -> None:
     model = tiny.llama(tmp_path / "model")
     with pytest.raises(UserError, match=r"lm-eval failed on no_such_task"):
-        lm_eval_tasks.run(TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log())
+        lm_eval_tasks.run(
+            TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log()
+        )

@@ -1,4 +1,5 @@
-"""Thinking models: the thought apart from the answer, whoever opens the think block; and what becomes of a thought without an end."""
+"""Thinking models: the thought apart from the answer, whoever opens the think block; and what
+becomes of a thought without an end."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def test_a_model_without_think_tokens_does_not_think(smollm: Any) -> None:  # no
 
 
 def test_qwen3_thinks_in_a_block_of_its_own() -> None:
-    assert split("Qwen3", "<think>\nTwo and two.\n</think>\n\nIt is 4.") == ("Two and two.", "It is 4.")
+    assert split("Qwen3", "<think>\nTwo and two.\n</think>\n\nIt is 4.") == (
+        "Two and two.",
+        "It is 4.",
+    )
     assert split("Qwen3", "It is 4.") == (None, "It is 4.")
 
 
@@ -45,7 +49,10 @@ def test_think_tags_inside_an_answer_are_content() -> None:
 
 
 def test_a_thought_that_the_prompt_opens_needs_no_opening() -> None:
-    assert split("DeepSeek-R1-Distill-Qwen", "Two and two.\n</think>\n\nIt is 4.") == ("Two and two.", "It is 4.")
+    assert split("DeepSeek-R1-Distill-Qwen", "Two and two.\n</think>\n\nIt is 4.") == (
+        "Two and two.",
+        "It is 4.",
+    )
     assert split("DeepSeek-R1-Distill-Qwen", "Two and two. And") == ("Two and two. And", None)
 
 
@@ -66,7 +73,9 @@ def test_gpt_oss_thinks_in_channels_and_its_markers_are_asked_for() -> None:
     assert found.split("<|channel|>final<|message|>It is 4.") == (None, "It is 4.")
     assert found.split("<|channel|>analysis<|message|>Two and") == ("Two and", None)
     plan = "<|start|>assistant<|channel|>commentary<|message|>A plan.<|end|>"
-    many = text.replace("<|start|>assistant<|channel|>final", f"{plan}<|start|>assistant<|channel|>final")
+    many = text.replace(
+        "<|start|>assistant<|channel|>final", f"{plan}<|start|>assistant<|channel|>final"
+    )
     assert found.split(many) == ("Two and two.\n\nA plan.", "It is 4.")
 
 
@@ -84,10 +93,14 @@ def serve(servers: Servers) -> Iterator[Any]:
         server.__exit__()
 
 
-def answered(serve: Any, name: str, text: str, finish: str = "stop", **kwargs: Any) -> dict[str, Any]:
+def answered(
+    serve: Any, name: str, text: str, finish: str = "stop", **kwargs: Any
+) -> dict[str, Any]:
     endpoint, server = serve(text, finish)
     asked = pl.DataFrame({"id": ["a"], "instruction": ["2 + 2?"]})
-    made: dict[str, Any] = pl.concat(responses(asked, worded(family(name)[1], None, kwargs), {"max_tokens": 9}, endpoint)).to_dicts()[0]
+    made: dict[str, Any] = pl.concat(
+        responses(asked, worded(family(name)[1], None, kwargs), {"max_tokens": 9}, endpoint)
+    ).to_dicts()[0]
     return {**made, "body": server.requests[0].body}
 
 
@@ -98,7 +111,10 @@ def test_the_thought_is_stored_beside_the_response(serve: Any) -> None:
 
 def test_a_cut_off_thought_is_a_failed_cell_that_keeps_it(serve: Any) -> None:
     made = answered(serve, "Qwen3", "<think>Hm. But", "length")
-    assert (made["status"], made["reason"]) == ("failed", "the thinking is not closed (finish_reason length)")
+    assert (made["status"], made["reason"]) == (
+        "failed",
+        "the thinking is not closed (finish_reason length)",
+    )
     assert (made["thinking"], made["response"], made["tokens"]) == ("Hm. But", None, 2)
 
 
@@ -115,23 +131,43 @@ def test_chat_template_kwargs_reach_the_prompt(serve: Any) -> None:
 
 
 def test_markers_that_are_special_tokens_are_asked_for_in_the_request(serve: Any) -> None:
-    assert answered(serve, "gpt-oss", "<|channel|>final<|message|>4")["body"]["skip_special_tokens"] is False
+    assert (
+        answered(serve, "gpt-oss", "<|channel|>final<|message|>4")["body"]["skip_special_tokens"]
+        is False
+    )
     assert "skip_special_tokens" not in answered(serve, "Qwen3", "4")["body"]
 
 
 @pytest.mark.parametrize(
     ("text", "kept", "thought", "reason"),
     [
-        ("<think>The user might ask</think>\nWhat is 2 + 2?", "What is 2 + 2?", "The user might ask", None),
-        ("<think>The user might", None, "The user might", "the thinking is not closed (finish_reason stop)"),
+        (
+            "<think>The user might ask</think>\nWhat is 2 + 2?",
+            "What is 2 + 2?",
+            "The user might ask",
+            None,
+        ),
+        (
+            "<think>The user might",
+            None,
+            "The user might",
+            "the thinking is not closed (finish_reason stop)",
+        ),
         ("<think>The user might</think>", None, "The user might", "empty instruction"),
         ("What does <think> do?", "What does <think> do?", None, None),
     ],
 )
-def test_an_instruction_that_opens_with_a_think_block(serve: Any, text: str, kept: str | None, thought: str | None, reason: str | None) -> None:
+def test_an_instruction_that_opens_with_a_think_block(
+    serve: Any, text: str, kept: str | None, thought: str | None, reason: str | None
+) -> None:
     endpoint, _ = serve(text)
-    for name in ("Qwen3", "DeepSeek-R1-Distill-Qwen"):  # the generation prompt that opens a block is not part of a user's turn
+    for name in (
+        "Qwen3",
+        "DeepSeek-R1-Distill-Qwen",
+    ):  # the generation prompt that opens a block is not part of a user's turn
         asked = pl.DataFrame({"id": ["a"], "seed": [1]})
         thinking = thinking_of(family(name)[1])
-        made = pl.concat(instructions(asked, PreQuery("<user>", (1,), (2,)), {}, endpoint, thinking=thinking)).to_dicts()[0]
+        made = pl.concat(
+            instructions(asked, PreQuery("<user>", (1,), (2,)), {}, endpoint, thinking=thinking)
+        ).to_dicts()[0]
         assert (made["instruction"], made["thinking"], made["reason"]) == (kept, thought, reason)

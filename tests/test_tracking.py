@@ -23,7 +23,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
-def test_without_a_key_runs_are_offline_and_it_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_key_runs_are_offline_and_it_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = tracker(tmp_path)
     assert made.mode == "offline"
     for name in ("one", "two"):
@@ -33,7 +35,9 @@ def test_without_a_key_runs_are_offline_and_it_is_said_once(tmp_path: Path, capf
 
 
 def test_a_run_holds_group_job_type_metrics_table_and_digests(tmp_path: Path) -> None:
-    with tracker(tmp_path).stage("judge/alpaca/magpie/0", "judge", "abcdef0123456789", {"inputs": {"answers": "digest-in"}}) as log:
+    with tracker(tmp_path).stage(
+        "judge/alpaca/magpie/0", "judge", "abcdef0123456789", {"inputs": {"answers": "digest-in"}}
+    ) as log:
         log.metrics({"judged": 3.0})
         log.table("judgments", pl.DataFrame({"item": ["a"], "verdict": ["<script>"]}))
         log.finish({"output": "digest-out", "counts": {"rows": 3}})
@@ -55,7 +59,9 @@ def test_a_continued_stage_continues_the_same_run(tmp_path: Path) -> None:
 
 
 def test_track_none_writes_nothing(tmp_path: Path) -> None:
-    with Tracker("none", project="p", group="g", folder=tmp_path).stage("a", "select", "k" * 20, {}) as log:
+    with Tracker("none", project="p", group="g", folder=tmp_path).stage(
+        "a", "select", "k" * 20, {}
+    ) as log:
         log.metrics({"x": 1.0})
         log.table("t", pl.DataFrame({"a": [1]}))
         assert log.trainer_env() == {}
@@ -66,10 +72,17 @@ def test_the_trainer_gets_the_same_run(tmp_path: Path) -> None:
     with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}, trainer=True) as log:
         env = log.trainer_env()
     assert env["WANDB_RUN_ID"] == "train-" + "k" * 12
-    assert (env["WANDB_RUN_GROUP"], env["WANDB_JOB_TYPE"], env["WANDB_MODE"], env["WANDB_RESUME"]) == ("demo-1", "train", "offline", "allow")
+    assert (
+        env["WANDB_RUN_GROUP"],
+        env["WANDB_JOB_TYPE"],
+        env["WANDB_MODE"],
+        env["WANDB_RESUME"],
+    ) == ("demo-1", "train", "offline", "allow")
 
 
-def test_a_key_is_never_in_the_trainers_environment_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_never_in_the_trainers_environment_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "s3cret" * 8)
     with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}, trainer=True) as log:
         assert "s3cret" not in str(log.trainer_env())

@@ -33,12 +33,16 @@ def test_several_machines_need_the_address_of_the_first() -> None:
 
 
 def test_a_configuration_survives_its_own_json() -> None:
-    given = config(deepspeed={"zero_optimization": {"stage": 1}}, trainer={"max_length": 64}, lora={"r": 4})
+    given = config(
+        deepspeed={"zero_optimization": {"stage": 1}}, trainer={"max_length": 64}, lora={"r": 4}
+    )
     assert TrainConfig.model_validate_json(given.model_dump_json()) == given
 
 
 def test_an_unknown_trainer_key_names_the_nearest_argument() -> None:
-    with pytest.raises(UserError, match=r"no argument 'learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(
+        UserError, match=r"no argument 'learning_rat'; did you mean 'learning_rate'"
+    ):
         arguments.check(config(trainer={"learning_rat": 1e-5}))
 
 
@@ -60,11 +64,16 @@ def test_a_value_that_sftconfig_refuses_is_one_sentence() -> None:
         ({"trainer": {"max_length": None}}, "packing needs a length"),
         ({"model_init": {"attn_implementation": "flex_attention"}}, "packed documents apart"),
         ({"chat_template_path": "chatlm"}, "did you mean 'chatml'"),
-        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "stage3_gather_16bit_weights_on_model_save"),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3}}},
+            "stage3_gather_16bit_weights_on_model_save",
+        ),
         ({"deepspeed": "/nowhere.json"}, "cannot be read"),
     ],
 )
-def test_a_setting_that_would_fail_in_training_is_refused_before(changes: dict[str, Any], words: str) -> None:
+def test_a_setting_that_would_fail_in_training_is_refused_before(
+    changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         arguments.check(config(**changes))
 
@@ -75,8 +84,16 @@ def test_the_shipped_settings_pass_the_check() -> None:
 
 
 def test_trainer_settings_reach_sftconfig_verbatim(tmp_path: Path) -> None:
-    given = {"learning_rate": 3e-4, "report_to": ["tensorboard"], "packing_strategy": "bfd", "save_total_limit": 7, "optim": "adafactor"}
-    made = arguments.sft_arguments(Job(config=config(trainer=given), base="b", selection="s", seed=5), tmp_path, 4, gpu=True)
+    given = {
+        "learning_rate": 3e-4,
+        "report_to": ["tensorboard"],
+        "packing_strategy": "bfd",
+        "save_total_limit": 7,
+        "optim": "adafactor",
+    }
+    made = arguments.sft_arguments(
+        Job(config=config(trainer=given), base="b", selection="s", seed=5), tmp_path, 4, gpu=True
+    )
     assert given.items() <= made.items()
     assert (made["seed"], made["gradient_accumulation_steps"], "bf16" in made) == (5, 4, False)
 
@@ -87,9 +104,13 @@ def test_the_users_deepspeed_file_passes_through_byte_for_byte(tmp_path: Path) -
     assert arguments.deepspeed_json(config(deepspeed=str(tmp_path / "mine.json"))) == text
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)]
+)
 def test_every_stage_has_a_deepspeed_configuration(stage: Any, offload: bool) -> None:
-    zero = json.loads(arguments.deepspeed_json(config(zero_stage=stage, offload=offload)))["zero_optimization"]
+    zero = json.loads(arguments.deepspeed_json(config(zero_stage=stage, offload=offload)))[
+        "zero_optimization"
+    ]
     assert zero["stage"] == stage
     assert ("offload_optimizer" in zero) == offload
     assert ("offload_param" in zero) == (offload and stage == 3)
@@ -112,9 +133,16 @@ def test_two_machines_run_commands_that_differ_in_the_rank_alone(tmp_path: Path)
     first, second = (command(several, tmp_path, machine_rank=rank) for rank in (0, 1))
     assert [(a, b) for a, b in zip(first, second, strict=True) if a != b] == [("0", "1")]
     assert first[first.index("--machine_rank") + 1] == "0"
-    for flag, value in {"--num_machines": "2", "--num_processes": "16", "--main_process_ip": "10.0.0.1", "--main_process_port": "29500"}.items():
+    for flag, value in {
+        "--num_machines": "2",
+        "--num_processes": "16",
+        "--main_process_ip": "10.0.0.1",
+        "--main_process_port": "29500",
+    }.items():
         assert first[first.index(flag) + 1] == value
-    assert first[first.index("--deepspeed_multinode_launcher") + 1] == "standard"  # never DeepSpeed's own ssh launcher
+    assert (
+        first[first.index("--deepspeed_multinode_launcher") + 1] == "standard"
+    )  # never DeepSpeed's own ssh launcher
 
 
 def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +194,8 @@ def test_a_checkpoint_of_another_world_size_is_refused_with_the_remedy(tmp_path:
 
 
 def test_flops_of_llama3_8b_agree_with_the_published_arithmetic() -> None:
-    # 8.03 B weights, 0.525 B of them the input embedding; 4,096 tokens of one document: a token attends to 2,048 on average.
+    # 8.03 B weights, 0.525 B of them the input embedding; 4,096 tokens of one document: a token
+    # attends to 2,048 on average.
     llama = {"num_attention_heads": 32, "hidden_size": 4096, "num_hidden_layers": 32}
     flops = throughput.flops_per_token(8_030_000_000 - 525_000_000, llama, 2048)
     assert flops == pytest.approx(45.0e9 + 3.2e9, rel=0.01)
@@ -182,12 +211,21 @@ def test_memory_follows_the_zero_stages() -> None:
 
 
 def test_a_resumable_8b_checkpoint_takes_about_110_gb() -> None:
-    assert throughput.disk(8_030_000_000, bf16=True)["checkpoint"] / 1e9 == pytest.approx(112, abs=1)
+    assert throughput.disk(8_030_000_000, bf16=True)["checkpoint"] / 1e9 == pytest.approx(
+        112, abs=1
+    )
 
 
 def test_weights_are_counted_from_the_headers(tmp_path: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    save_file({"model.embed_tokens.weight": np.zeros((5, 4)), "lm_head.weight": np.zeros((5, 4)), "w": np.zeros(3)}, tmp_path / "a.safetensors")
+    save_file(
+        {
+            "model.embed_tokens.weight": np.zeros((5, 4)),
+            "lm_head.weight": np.zeros((5, 4)),
+            "w": np.zeros(3),
+        },
+        tmp_path / "a.safetensors",
+    )
     assert throughput.parameters(tmp_path) == (43, 23)

@@ -1,4 +1,5 @@
-"""The exported checkpoint: weights, stop tokens, templates, merged adapters; and a real vLLM that stops where a turn ends."""
+"""The exported checkpoint: weights, stop tokens, templates, merged adapters; and a real vLLM that
+stops where a turn ends."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def template(base: Path) -> chat.Chat:
-    return chat.choose(TrainConfig(base=str(base), chat_template_path="llama3"), tiny.tokenizer("llama3"))
+    return chat.choose(
+        TrainConfig(base=str(base), chat_template_path="llama3"), tiny.tokenizer("llama3")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +42,16 @@ def exported(base: Path, template: chat.Chat, tmp_path_factory: pytest.TempPathF
 
 def test_every_weight_is_there_in_the_wanted_format(base: Path, exported: Path) -> None:
     before, after = shapes(base), shapes(exported)
-    assert {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}
+    assert {name: shape for name, (_, shape) in before.items()} == {
+        name: shape for name, (_, shape) in after.items()
+    }
     assert {kind for kind, _ in after.values()} == {"BF16"}
     assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_end_of_turn_is_the_first_stop_token_and_the_bases_own_the_second(exported: Path) -> None:
+def test_the_end_of_turn_is_the_first_stop_token_and_the_bases_own_the_second(
+    exported: Path,
+) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
     words = AutoTokenizer.from_pretrained(exported)
@@ -54,16 +61,23 @@ def test_the_end_of_turn_is_the_first_stop_token_and_the_bases_own_the_second(ex
     assert (words.eos_token, words.pad_token) == ("<|eot_id|>", "<|end_of_text|>")
 
 
-def test_the_exported_template_renders_what_was_trained(exported: Path, template: chat.Chat) -> None:
+def test_the_exported_template_renders_what_was_trained(
+    exported: Path, template: chat.Chat
+) -> None:
     from transformers import AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(exported)
     assert "generation" not in words.chat_template.replace("add_generation_prompt", "")
     for messages in chat.PROBES:
-        assert render(words, messages, add_generation_prompt=False) == chat.encode(words, [messages], template.training)[0][0]
+        assert (
+            render(words, messages, add_generation_prompt=False)
+            == chat.encode(words, [messages], template.training)[0][0]
+        )
 
 
-def test_weights_that_are_not_finite_are_refused(base: Path, template: chat.Chat, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(
+    base: Path, template: chat.Chat, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, tmp_path / "saved")
@@ -71,7 +85,14 @@ def test_weights_that_are_not_finite_are_refused(base: Path, template: chat.Chat
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, tmp_path / "saved" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"model.norm.weight is not finite .* diverged"):
-        export(tmp_path / "saved", tmp_path / "out", base=str(base), revision=None, chat=template, dtype="bfloat16")
+        export(
+            tmp_path / "saved",
+            tmp_path / "out",
+            base=str(base),
+            revision=None,
+            chat=template,
+            dtype="bfloat16",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -86,25 +107,42 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(exported: Path, tmp_path: P
         verify(tmp_path / "harmed", "bfloat16")
 
 
-def test_an_adapter_is_merged_into_its_base(base: Path, template: chat.Chat, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_its_base(
+    base: Path, template: chat.Chat, tmp_path: Path
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
     adapted.save_pretrained(tmp_path / "final")
-    export(tmp_path / "final", tmp_path / "out", base=str(base), revision=None, chat=template, dtype="float32")
+    export(
+        tmp_path / "final",
+        tmp_path / "out",
+        base=str(base),
+        revision=None,
+        chat=template,
+        dtype="float32",
+    )
     ids = torch.arange(5, 30)[None]
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
         assert torch.allclose(merged, adapted.eval()(ids).logits, atol=1e-4)
-        assert not torch.allclose(merged, AutoModelForCausalLM.from_pretrained(base)(ids).logits, atol=1e-2)
+        assert not torch.allclose(
+            merged, AutoModelForCausalLM.from_pretrained(base)(ids).logits, atol=1e-2
+        )
 
 
 @pytest.mark.stack
-def test_vllm_stops_at_the_end_of_turn(base: Path, template: chat.Chat, tmp_path: Path, vllm: Servers) -> None:
-    """A model made to say nothing but <|eot_id|>: one that keeps its base's eos would go on to max_tokens."""
+def test_vllm_stops_at_the_end_of_turn(
+    base: Path, template: chat.Chat, tmp_path: Path, vllm: Servers
+) -> None:
+    """A model made to say nothing but <|eot_id|>: one that keeps its base's eos would go on to
+    max_tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -116,13 +154,34 @@ def test_vllm_stops_at_the_end_of_turn(base: Path, template: chat.Chat, tmp_path
         model.lm_head.weight.zero_()
         model.lm_head.weight[template.end_of_turn] = 1.0
     model.save_pretrained(tmp_path / "saved")
-    export(tmp_path / "saved", tmp_path / "checkpoint", base=str(base), revision=None, chat=template, dtype="bfloat16")
-    endpoint = vllm.serve(ServerSpec(model=str(tmp_path / "checkpoint"), args={"max_model_len": 256}))
+    export(
+        tmp_path / "saved",
+        tmp_path / "checkpoint",
+        base=str(base),
+        revision=None,
+        chat=template,
+        dtype="bfloat16",
+    )
+    endpoint = vllm.serve(
+        ServerSpec(model=str(tmp_path / "checkpoint"), args={"max_model_len": 256})
+    )
     messages = [{"role": "user", "content": "why is a river great"}]
-    asked = [Request("stop", {"messages": messages, "max_tokens": 16, "temperature": 0}, "/v1/chat/completions")]
+    asked = [
+        Request(
+            "stop",
+            {"messages": messages, "max_tokens": 16, "temperature": 0},
+            "/v1/chat/completions",
+        )
+    ]
     asked += [Request("on", {**asked[0].body, "ignore_eos": True}, "/v1/chat/completions")]
     replies = {reply.key: reply.body for reply in endpoint.stream(asked)}
     stopped, went_on = replies["stop"], replies["on"]
     assert stopped is not None and went_on is not None
-    assert (stopped["choices"][0]["finish_reason"], stopped["usage"]["completion_tokens"]) == ("stop", 1)
-    assert (went_on["choices"][0]["finish_reason"], went_on["usage"]["completion_tokens"]) == ("length", 16)
+    assert (stopped["choices"][0]["finish_reason"], stopped["usage"]["completion_tokens"]) == (
+        "stop",
+        1,
+    )
+    assert (went_on["choices"][0]["finish_reason"], went_on["usage"]["completion_tokens"]) == (
+        "length",
+        16,
+    )

@@ -1,4 +1,5 @@
-"""Real trainings of a tiny Llama under DeepSpeed: stages and processes agree, a killed run continues, what is logged and exported is right."""
+"""Real trainings of a tiny Llama under DeepSpeed: stages and processes agree, a killed run
+continues, what is logged and exported is right."""
 
 from __future__ import annotations
 
@@ -27,9 +28,13 @@ pytestmark = pytest.mark.stack
 
 STEPS = 24
 TRAINER = {
-    "max_length": 128, "per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 1e-3, "save_steps": 4,
+    "max_length": 128,
+    "per_device_train_batch_size": 2,
+    "max_steps": STEPS,
+    "learning_rate": 1e-3,
+    "save_steps": 4,
     "gradient_checkpointing": False,
-}  # fmt: skip
+}
 
 
 class Watched(Log):
@@ -48,7 +53,15 @@ class Watched(Log):
 
 
 def config(base: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(**{"base": str(base), "chat_template_path": "chatml", "tokens_per_step": 900, "trainer": TRAINER, **changes})
+    return TrainConfig(
+        **{
+            "base": str(base),
+            "chat_template_path": "chatml",
+            "tokens_per_step": 900,
+            "trainer": TRAINER,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +72,21 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(given: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tuple[Path, Counts, Watched]]:
-    """(stage, processes) -> (result folder, counts, log) of three trainings that differ in nothing else."""
+def runs(
+    given: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, int], tuple[Path, Counts, Watched]]:
+    """(stage, processes) -> (result folder, counts, log) of three trainings that differ in nothing
+    else."""
     base, selection = given
     done = {}
     for stage, processes in ((0, 1), (2, 2), (3, 2)):
         out, log = tmp_path_factory.mktemp(f"zero{stage}"), Watched()
         made = config(base, zero_stage=stage, num_processes=processes)
-        done[stage, processes] = (out, run(made, {"selection": selection}, out, base=str(base), seed=7, log=log), log)
+        done[stage, processes] = (
+            out,
+            run(made, {"selection": selection}, out, base=str(base), seed=7, log=log),
+            log,
+        )
     return done
 
 
@@ -75,11 +95,15 @@ def losses(out: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_two_processes_give_the_losses_of_one_at_the_same_global_batch(runs: dict[tuple[int, int], Any], stage: int) -> None:
+def test_two_processes_give_the_losses_of_one_at_the_same_global_batch(
+    runs: dict[tuple[int, int], Any], stage: int
+) -> None:
     one, two = losses(runs[0, 1][0]), losses(runs[stage, 2][0])
     assert list(one) == list(two) == list(range(1, STEPS + 1))
     assert [two[s] for s in two] == pytest.approx([one[s] for s in one], abs=1e-4)
-    assert one[STEPS] < one[1] - 0.5, "it learned something, so equal losses are not those of an untouched model"
+    assert one[STEPS] < one[1] - 0.5, (
+        "it learned something, so equal losses are not those of an untouched model"
+    )
 
 
 def test_the_log_counts_the_tokens_of_all_devices(runs: dict[tuple[int, int], Any]) -> None:
@@ -87,7 +111,9 @@ def test_the_log_counts_the_tokens_of_all_devices(runs: dict[tuple[int, int], An
     assert (one["tokens"], one["loss_tokens"]) == (two["tokens"], two["loss_tokens"])
     assert one["tokens"] == one["num_tokens"], "TRL's own count, while there is no resume"
     ledger = runs[0, 1][1]
-    assert one["loss_tokens"] / one["tokens"] == pytest.approx(ledger["trained_loss_tokens"] / ledger["trained_tokens"], rel=0.05)
+    assert one["loss_tokens"] / one["tokens"] == pytest.approx(
+        ledger["trained_loss_tokens"] / ledger["trained_tokens"], rel=0.05
+    )
     assert two["tokens_per_second"] > two["loss_tokens_per_second"] > 0
 
 
@@ -95,7 +121,13 @@ def test_progress_reaches_the_watcher_and_scratch_is_gone(runs: dict[tuple[int, 
     out, counts, log = runs[2, 2]
     assert log.steps == [(step, STEPS) for step in range(1, STEPS + 1)]
     assert counts["steps"] == STEPS and counts["last_loss"] == losses(out)[STEPS]
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "ledger.json", "log.jsonl", "train.json", "trainer.log"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint",
+        "ledger.json",
+        "log.jsonl",
+        "train.json",
+        "trainer.log",
+    ]
 
 
 def test_all_stages_export_the_same_weights(runs: dict[tuple[int, int], Any]) -> None:
@@ -107,10 +139,19 @@ def test_all_stages_export_the_same_weights(runs: dict[tuple[int, int], Any]) ->
         assert all((one[name].float() - other[name].float()).abs().max() < 2e-3 for name in one)
 
 
-def test_a_finished_training_is_not_repeated(runs: dict[tuple[int, int], Any], given: tuple[Path, Path]) -> None:
+def test_a_finished_training_is_not_repeated(
+    runs: dict[tuple[int, int], Any], given: tuple[Path, Path]
+) -> None:
     out, counts, _ = runs[2, 2]
     before = (out / "trainer.log").read_bytes()
-    again = run(config(given[0], zero_stage=2, num_processes=2), {"selection": given[1]}, out, base=str(given[0]), seed=7, log=Watched())
+    again = run(
+        config(given[0], zero_stage=2, num_processes=2),
+        {"selection": given[1]},
+        out,
+        base=str(given[0]),
+        seed=7,
+        log=Watched(),
+    )
     assert again["last_loss"] == counts["last_loss"]
     assert (out / "trainer.log").read_bytes() == before
 
@@ -121,17 +162,31 @@ def test_a_killed_training_continues_from_its_newest_complete_checkpoint(
     base, selection = given
     made = config(base, zero_stage=2, num_processes=2)
     harness = subprocess.Popen(
-        [sys.executable, "-c", _HARNESS, made.model_dump_json(), str(base), str(selection), str(tmp_path)], cwd=Path(__file__).parents[1]
+        [
+            sys.executable,
+            "-c",
+            _HARNESS,
+            made.model_dump_json(),
+            str(base),
+            str(selection),
+            str(tmp_path),
+        ],
+        cwd=Path(__file__).parents[1],
     )
     scratch = tmp_path / "scratch"
-    _until(lambda: any(checkpoints.fault(folder) is None for _, folder in checkpoints.steps(scratch)), harness)
+    _until(
+        lambda: any(checkpoints.fault(folder) is None for _, folder in checkpoints.steps(scratch)),
+        harness,
+    )
     os.kill(harness.pid, signal.SIGKILL)
     harness.wait()
     _until(lambda: not _trainers(tmp_path))
     assert not (tmp_path / "checkpoint").exists(), "the kill came before the end"
     killed_at = max(losses(tmp_path))
 
-    complete = next(folder for _, folder in checkpoints.steps(scratch) if checkpoints.fault(folder) is None)
+    complete = next(
+        folder for _, folder in checkpoints.steps(scratch) if checkpoints.fault(folder) is None
+    )
     resumed = int(complete.name.removeprefix("checkpoint-"))
     broken = scratch / f"checkpoint-{resumed + 1}"
     shutil.copytree(complete, broken)
@@ -139,45 +194,85 @@ def test_a_killed_training_continues_from_its_newest_complete_checkpoint(
 
     run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
     text = (tmp_path / "trainer.log").read_text(errors="replace")
-    assert f"checkpoint of step {resumed + 1} is incomplete" in text and f"resuming from step {resumed}" in text
+    assert (
+        f"checkpoint of step {resumed + 1} is incomplete" in text
+        and f"resuming from step {resumed}" in text
+    )
     whole = losses(runs[2, 2][0])
     assert killed_at < STEPS and losses(tmp_path) == pytest.approx(whole, abs=1e-5)
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(1, STEPS + 1))
-    assert read_log(tmp_path / "log.jsonl")[-1]["tokens"] == read_log(runs[2, 2][0] / "log.jsonl")[-1]["tokens"]
+    assert (
+        read_log(tmp_path / "log.jsonl")[-1]["tokens"]
+        == read_log(runs[2, 2][0] / "log.jsonl")[-1]["tokens"]
+    )
 
 
-def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
     base, selection = given
     wrong = config(base, num_processes=1, model_init={"no_such_argument": 1})
-    with pytest.raises(UserError, match=rf"training failed: TypeError: .*no_such_argument.* The whole log is {tmp_path}/trainer.log"):
+    with pytest.raises(
+        UserError,
+        match=rf"training failed: TypeError: .*no_such_argument.* The whole log is {tmp_path}/trainer.log",
+    ):
         run(wrong, {"selection": selection}, tmp_path, base=str(base), seed=0, log=Watched())
 
 
 @pytest.mark.slow
-def test_an_adapter_trains_under_zero_3_and_is_merged(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_trains_under_zero_3_and_is_merged(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
     base, selection = given
-    made = config(base, zero_stage=3, num_processes=2, lora={"r": 8, "target_modules": "all-linear"}, trainer={**TRAINER, "max_steps": 4})
+    made = config(
+        base,
+        zero_stage=3,
+        num_processes=2,
+        lora={"r": 8, "target_modules": "all-linear"},
+        trainer={**TRAINER, "max_steps": 4},
+    )
     run(made, {"selection": selection}, tmp_path, base=str(base), seed=0, log=Watched())
     before, after = shapes(base), shapes(tmp_path / "checkpoint")
-    assert {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}
+    assert {name: shape for name, (_, shape) in before.items()} == {
+        name: shape for name, (_, shape) in after.items()
+    }
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one_does(runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path) -> None:
-    """The commands of two machines, both started here: one process each, meeting at a port of the first."""
+def test_two_machines_train_as_one_does(
+    runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The commands of two machines, both started here: one process each, meeting at a port of the
+    first."""
     base, selection = given
-    made = config(base, zero_stage=2, num_processes=2, num_machines=2, main_process_ip="127.0.0.1", main_process_port=29611)
-    with pytest.raises(UserError, match="prepared for 2 machines; start one of these commands on each"):
+    made = config(
+        base,
+        zero_stage=2,
+        num_processes=2,
+        num_machines=2,
+        main_process_ip="127.0.0.1",
+        main_process_port=29611,
+    )
+    with pytest.raises(
+        UserError, match="prepared for 2 machines; start one of these commands on each"
+    ):
         run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
     env = {**os.environ, **environment(2)}
-    machines = [subprocess.Popen(command(made, tmp_path, machine_rank=rank), env=env, cwd=Path(__file__).parents[1]) for rank in (0, 1)]
+    machines = [
+        subprocess.Popen(
+            command(made, tmp_path, machine_rank=rank), env=env, cwd=Path(__file__).parents[1]
+        )
+        for rank in (0, 1)
+    ]
     try:
         assert [machine.wait(timeout=400) for machine in machines] == [0, 0]
     finally:
         for machine in machines:
             machine.terminate()
     counts = run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
-    assert counts["steps"] == STEPS and losses(tmp_path) == pytest.approx(losses(runs[2, 2][0]), abs=1e-5)
+    assert counts["steps"] == STEPS and losses(tmp_path) == pytest.approx(
+        losses(runs[2, 2][0]), abs=1e-5
+    )
 
 
 _HARNESS = """

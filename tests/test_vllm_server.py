@@ -1,4 +1,5 @@
-"""Our own vLLM servers: how they are started, pinned, kept, swapped and restarted. A scripted server stands where vLLM's command stands."""
+"""Our own vLLM servers: how they are started, pinned, kept, swapped and restarted. A scripted
+server stands where vLLM's command stands."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(count: int, **body: object) -> Iterator[Request]:
-    return (Request(f"row-{i}", {"prompt": [1, 2, i], "seed": i, "max_tokens": 8, **body}) for i in range(count))
+    return (
+        Request(f"row-{i}", {"prompt": [1, 2, i], "seed": i, "max_tokens": 8, **body})
+        for i in range(count)
+    )
 
 
 def server_processes(servers: Servers) -> list[psutil.Process]:
@@ -48,10 +52,23 @@ def test_no_requests_start_no_server(servers: Servers, own: None) -> None:
 
 
 def test_arguments_reach_the_command_line_verbatim() -> None:
-    args = {"max_model_len": 2048, "enforce_eager": True, "enable_chunked_prefill": False, "hf_overrides": {"a": [1]}, "seed": None}
+    args = {
+        "max_model_len": 2048,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "hf_overrides": {"a": [1]},
+        "seed": None,
+    }
     args |= {"lora_modules": ["a=x", "b=y"]}
     assert vllm_server.command_line(args) == [
-        *("--max-model-len", "2048", "--enforce-eager", "--no-enable-chunked-prefill", "--hf-overrides", '{"a": [1]}'),
+        *(
+            "--max-model-len",
+            "2048",
+            "--enforce-eager",
+            "--no-enable-chunked-prefill",
+            "--hf-overrides",
+            '{"a": [1]}',
+        ),
         *("--lora-modules", "a=x", "b=y"),
     ]
 
@@ -64,16 +81,34 @@ def test_arguments_that_the_harness_decides_are_refused(name: str) -> None:
 
 def test_without_a_gpu_prompts_are_prefilled_whole_unless_the_user_says_otherwise() -> None:
     """A request with its own seed kills the CPU engine when its prompt is prefilled in chunks."""
-    assert vllm_server.cpu_defaults({}) == {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+    assert vllm_server.cpu_defaults({}) == {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": 8192,
+    }
     assert vllm_server.cpu_defaults({"max_model_len": 32768})["max_num_batched_tokens"] == 32768
-    assert vllm_server.cpu_defaults({"enable_chunked_prefill": True})["enable_chunked_prefill"] is True
+    assert (
+        vllm_server.cpu_defaults({"enable_chunked_prefill": True})["enable_chunked_prefill"] is True
+    )
 
 
 def test_replicas_get_gpus_of_their_own(tmp_path: Path) -> None:
-    made = vllm_server.make_servers("m", {"tensor_parallel_size": 2}, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 2, lambda r: tmp_path / str(r))
+    made = vllm_server.make_servers(
+        "m",
+        {"tensor_parallel_size": 2},
+        {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
+        2,
+        lambda r: tmp_path / str(r),
+    )
     assert [server._environment()["CUDA_VISIBLE_DEVICES"] for server in made] == ["4,5", "6,7"]
     with pytest.raises(UserError, match="need 6 GPUs, but this machine shows 4"):
-        vllm_server.make_servers("m", {"tensor_parallel_size": 2}, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 3, lambda r: tmp_path / str(r))
+        vllm_server.make_servers(
+            "m",
+            {"tensor_parallel_size": 2},
+            {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
+            3,
+            lambda r: tmp_path / str(r),
+        )
 
 
 def test_replicas_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +119,9 @@ def test_replicas_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> N
     assert vllm_server.cpu_shares(1, 2) == [None]
 
 
-def test_an_own_server_gets_a_key_by_environment_and_nothing_secret_in_argv(servers: Servers, own: None) -> None:
+def test_an_own_server_gets_a_key_by_environment_and_nothing_secret_in_argv(
+    servers: Servers, own: None
+) -> None:
     endpoint = servers.serve(ServerSpec(model="m"))
     replies = endpoint.stream(ask(50))
     next(replies)
@@ -95,7 +132,9 @@ def test_an_own_server_gets_a_key_by_environment_and_nothing_secret_in_argv(serv
     assert len(list(replies)) == 49
 
 
-def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(servers: Servers, own: None) -> None:
+def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(
+    servers: Servers, own: None
+) -> None:
     one, two = ServerSpec(model="one"), ServerSpec(model="two")
     list(servers.serve(one).stream(ask(1)))
     first = server_processes(servers)
@@ -106,11 +145,17 @@ def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(servers: Ser
     second = server_processes(servers)
     servers.release()
     assert not any(p.is_running() for p in second)
-    assert next(iter(servers.serve(two).stream(ask(1)))).body, "a released server starts again when it is needed"
+    assert next(iter(servers.serve(two).stream(ask(1)))).body, (
+        "a released server starts again when it is needed"
+    )
 
 
-def test_a_server_released_under_an_open_stream_does_not_come_back(servers: Servers, own: None) -> None:
-    replies = servers.serve(ServerSpec(model="m", max_in_flight=4, args={"behaviour": "slow"})).stream(ask(200))
+def test_a_server_released_under_an_open_stream_does_not_come_back(
+    servers: Servers, own: None
+) -> None:
+    replies = servers.serve(
+        ServerSpec(model="m", max_in_flight=4, args={"behaviour": "slow"})
+    ).stream(ask(200))
     next(replies)
     live, processes = servers._live[0], server_processes(servers)
     servers.release()
@@ -128,8 +173,12 @@ def test_servers_end_with_their_context(tmp_path: Path, own: None) -> None:
 
 
 @pytest.mark.parametrize("victim", ["server", "supervisor"])
-def test_a_server_killed_in_mid_run_is_restarted_and_nothing_is_lost_or_doubled(servers: Servers, own: None, victim: str) -> None:
-    replies = servers.serve(ServerSpec(model="m", max_in_flight=8, args={"behaviour": "slow"})).stream(ask(60))
+def test_a_server_killed_in_mid_run_is_restarted_and_nothing_is_lost_or_doubled(
+    servers: Servers, own: None, victim: str
+) -> None:
+    replies = servers.serve(
+        ServerSpec(model="m", max_in_flight=8, args={"behaviour": "slow"})
+    ).stream(ask(60))
     got = [next(replies) for _ in range(10)]
     os.kill(server_processes(servers)[victim == "server"].pid, signal.SIGKILL)
     got += replies
@@ -138,7 +187,9 @@ def test_a_server_killed_in_mid_run_is_restarted_and_nothing_is_lost_or_doubled(
 
 
 def test_the_other_replica_goes_on_while_one_is_restarted(servers: Servers, own: None) -> None:
-    replies = servers.serve(ServerSpec(model="m", replicas=2, max_in_flight=8, args={"behaviour": "slow"})).stream(ask(100))
+    replies = servers.serve(
+        ServerSpec(model="m", replicas=2, max_in_flight=8, args={"behaviour": "slow"})
+    ).stream(ask(100))
     got = [next(replies) for _ in range(10)]
     os.kill(server_processes(servers)[1].pid, signal.SIGKILL)
     got += replies
@@ -153,15 +204,24 @@ def test_a_server_that_died_between_two_streams_is_restarted(servers: Servers, o
     assert all(r.body for r in endpoint.stream(ask(5)))
 
 
-def test_a_server_that_dies_again_and_again_ends_the_run_with_its_last_words(servers: Servers, own: None) -> None:
+def test_a_server_that_dies_again_and_again_ends_the_run_with_its_last_words(
+    servers: Servers, own: None
+) -> None:
     endpoint = servers.serve(ServerSpec(model="m", args={"behaviour": "deadly"}))
-    with pytest.raises(UserError, match=r"died again and again: .*RuntimeError: CPU Generator does not use offset.*\.log"):
+    with pytest.raises(
+        UserError,
+        match=r"died again and again: .*RuntimeError: CPU Generator does not use offset.*\.log",
+    ):
         list(endpoint.stream(ask(5)))
     assert servers._live[0].generation == client.RESTARTS
 
 
-def test_a_server_that_ends_while_starting_is_reported_with_the_line_that_says_why(servers: Servers, own: None) -> None:
-    with pytest.raises(UserError, match=r"ended while starting: .*invalid choice: 'typo'.*\(log: .*vllm-m-0\.log\)"):
+def test_a_server_that_ends_while_starting_is_reported_with_the_line_that_says_why(
+    servers: Servers, own: None
+) -> None:
+    with pytest.raises(
+        UserError, match=r"ended while starting: .*invalid choice: 'typo'.*\(log: .*vllm-m-0\.log\)"
+    ):
         list(servers.serve(ServerSpec(model="m", args={"behaviour": "typo"})).stream(ask(1)))
 
 
@@ -185,38 +245,75 @@ def test_a_pydantic_error_in_a_vllm_log_is_quoted_with_its_reason(tmp_path: Path
         "(APIServer pid=5)     For further information visit https://errors.pydantic.dev/\n"
     )
     said = vllm_server.VllmServer("m", {}, {}, log, None, None).complaint()
-    assert said.endswith("1 validation error for ModelConfig Value error, User-specified max_model_len (4096) is too large.")
+    assert said.endswith(
+        "1 validation error for ModelConfig Value error, User-specified max_model_len (4096) is too large."
+    )
 
 
 @pytest.mark.stack
-def test_real_vllm_answers_token_ids_seeds_choices_and_prompt_logprobs(teacher_endpoint: Endpoint, teacher: Model) -> None:
+def test_real_vllm_answers_token_ids_seeds_choices_and_prompt_logprobs(
+    teacher_endpoint: Endpoint, teacher: Model
+) -> None:
     words = tokenizer(teacher.path)
-    ids = render(words, [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True)
+    ids = render(
+        words,
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+    )
     seeded = {"prompt": ids, "max_tokens": 24, "temperature": 1.0, "seed": 5}
     bodies = {
         "greedy": {"prompt": ids, "max_tokens": 40, "temperature": 0, "return_token_ids": True},
         "seed-1": seeded,
         "seed-2": seeded,
-        "choice": {"prompt": ids, "max_tokens": 1, "structured_outputs": {"choice": ["m", "M"]}, "logprobs": 20},
+        "choice": {
+            "prompt": ids,
+            "max_tokens": 1,
+            "structured_outputs": {"choice": ["m", "M"]},
+            "logprobs": 20,
+        },
         "scored": {"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0},
         "too long": {"prompt": ids * 500, "max_tokens": 1},
     }
-    replies = {r.key: r for r in teacher_endpoint.stream(Request(key, body) for key, body in bodies.items())}
+    replies = {
+        r.key: r
+        for r in teacher_endpoint.stream(Request(key, body) for key, body in bodies.items())
+    }
     choices = {key: r.body["choices"][0] for key, r in replies.items() if r.body}
     assert "Paris" in choices["greedy"]["text"] and choices["greedy"]["finish_reason"] == "stop"
     assert choices["greedy"]["prompt_token_ids"] == ids, "the server must add no BOS of its own"
     assert choices["seed-1"]["text"] == choices["seed-2"]["text"]
-    assert choices["choice"]["text"] in ("m", "M") and {"m", "M"} <= set(choices["choice"]["logprobs"]["top_logprobs"][0])
-    assert [str(token) in entry for token, entry in zip(ids[1:], choices["scored"]["prompt_logprobs"][1:], strict=True)] == [True] * (len(ids) - 1)
+    assert choices["choice"]["text"] in ("m", "M") and {"m", "M"} <= set(
+        choices["choice"]["logprobs"]["top_logprobs"][0]
+    )
+    assert [
+        str(token) in entry
+        for token, entry in zip(ids[1:], choices["scored"]["prompt_logprobs"][1:], strict=True)
+    ] == [True] * (len(ids) - 1)
     assert replies["too long"].error and replies["too long"].error.startswith("HTTP 400: ")
 
 
-def test_sampling_parameters_that_a_request_does_not_name_are_neutral_unless_the_recipe_wants_the_models_own() -> None:
+def test_sampling_parameters_that_a_request_does_not_name_are_neutral_unless_the_recipe_wants_the_models_own() -> (
+    None
+):
     neutral = vllm_server.sampling_defaults({"max_model_len": 2048})["override_generation_config"]
-    assert neutral["top_k"] == 0 and neutral["repetition_penalty"] == 1.0 and neutral["max_new_tokens"] is None
-    assert vllm_server.sampling_defaults({"generation_config": "auto"}) == {} == vllm_server.sampling_defaults({"runner": "pooling"})
+    assert (
+        neutral["top_k"] == 0
+        and neutral["repetition_penalty"] == 1.0
+        and neutral["max_new_tokens"] is None
+    )
+    assert (
+        vllm_server.sampling_defaults({"generation_config": "auto"})
+        == {}
+        == vllm_server.sampling_defaults({"runner": "pooling"})
+    )
 
 
 def test_the_installed_vllms_sampling_parameters_are_known_without_importing_it() -> None:
     known = vllm_server.completion_fields()
-    assert {"temperature", "top_p", "min_p", "logit_bias", "stop_token_ids"} <= known and "temprature" not in known
+    assert {
+        "temperature",
+        "top_p",
+        "min_p",
+        "logit_bias",
+        "stop_token_ids",
+    } <= known and "temprature" not in known

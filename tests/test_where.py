@@ -15,7 +15,9 @@ FIELDS = {name: field for name, (_, field) in COLUMNS.items()}
 def frame() -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "input_quality": pl.Series(["very poor", "good", None, "excellent"], dtype=pl.Enum(list(QUALITY))),
+            "input_quality": pl.Series(
+                ["very poor", "good", None, "excellent"], dtype=pl.Enum(list(QUALITY))
+            ),
             "min_neighbor_distance": [0.0, 0.4, 0.2, None],
             "instruct_reward": [-12.5, -11.0, None, 3.0],
             "instruction": ["a:", "b", "write a list", "C"],
@@ -60,7 +62,10 @@ def test_three_valued_result(text: str, expected: list[bool | None]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("input_quality = 'goood'", "'goood' is not a label of `input_quality`; did you mean 'good'?"),
+        (
+            "input_quality = 'goood'",
+            "'goood' is not a label of `input_quality`; did you mean 'good'?",
+        ),
         ("input_quality IN ('good', 'excelent')", "did you mean 'excellent'?"),
         ("input_quality >= 'Good'", "'Good' is not a label"),
         ("input_qualty >= 'good'", "unknown column `input_qualty`; did you mean 'input_quality'?"),
@@ -99,18 +104,36 @@ def test_refused_with_a_sentence(text: str, says: str) -> None:
 
 
 def test_only_the_null_leaf_that_can_still_decide_is_needed() -> None:
-    where = parse("(input_quality >= 'good' AND min_neighbor_distance > 0.3) OR instruct_reward > 0", FIELDS)
-    needs_quality = frame().select(where.root.needs(frozenset({"input_quality"})).alias("x"))["x"].to_list()
-    needs_distance = frame().select(where.root.needs(frozenset({"min_neighbor_distance"})).alias("x"))["x"].to_list()
-    # row 2: distance already refuses the left side, so quality cannot matter; only the reward is asked for
+    where = parse(
+        "(input_quality >= 'good' AND min_neighbor_distance > 0.3) OR instruct_reward > 0", FIELDS
+    )
+    needs_quality = (
+        frame().select(where.root.needs(frozenset({"input_quality"})).alias("x"))["x"].to_list()
+    )
+    needs_distance = (
+        frame()
+        .select(where.root.needs(frozenset({"min_neighbor_distance"})).alias("x"))["x"]
+        .to_list()
+    )
+    # row 2: distance already refuses the left side, so quality cannot matter; only the reward is
+    # asked for
     assert needs_quality == [False, False, False, False]
     assert needs_distance == [False, False, False, False]
-    assert frame().select(where.root.needs(frozenset({"instruct_reward"})).alias("x"))["x"].to_list() == [False, False, True, False]
+    assert frame().select(where.root.needs(frozenset({"instruct_reward"})).alias("x"))[
+        "x"
+    ].to_list() == [False, False, True, False]
 
 
 def test_predicates_are_the_top_level_terms_in_order() -> None:
-    where = parse("input_quality >= 'good' AND (language = 'EN' OR incomplete) AND instruct_reward > -12", FIELDS)
-    assert [p.text for p in where.predicates()] == ["input_quality >= 'good'", "language = 'EN' OR incomplete", "instruct_reward > -12"]
+    where = parse(
+        "input_quality >= 'good' AND (language = 'EN' OR incomplete) AND instruct_reward > -12",
+        FIELDS,
+    )
+    assert [p.text for p in where.predicates()] == [
+        "input_quality >= 'good'",
+        "language = 'EN' OR incomplete",
+        "instruct_reward > -12",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,9 @@ def test_a_test_on_a_text_can_be_answered_beforehand(text: str) -> None:
     where = parse(text, FIELDS)
     answered = where.root.with_answers(frozenset({"instruction"}))
     leaves = [leaf for leaf in where.root.leaves() if "instruction" in leaf.columns]
-    short = frame().select(pl.exclude("instruction"), *[leaf.expr.alias(leaf.text) for leaf in leaves])
+    short = frame().select(
+        pl.exclude("instruction"), *[leaf.expr.alias(leaf.text) for leaf in leaves]
+    )
     assert short.select(answered.expr.alias("x"))["x"].to_list() == values(text)
     assert answered.columns == where.root.columns, "it still names what it is about"
     assert [leaf.text for leaf in answered.leaves()] == [leaf.text for leaf in where.root.leaves()]

@@ -14,8 +14,13 @@ from core.errors import UserError
 from eval.judging import verdicts
 from eval.scoring import mtbench, of_files, wildbench
 
-SHARED = Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/wildbench"
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the stored judgments are not at {SHARED}")
+SHARED = (
+    Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared"))
+    / "data/eval/wildbench"
+)
+needs_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"the stored judgments are not at {SHARED}"
+)
 
 
 @needs_data
@@ -33,31 +38,62 @@ def test_wb_score_equals_the_published_one(name: str) -> None:
 def test_macro_score_is_the_mean_over_groups_when_the_tags_are_given(tmp_path: Path) -> None:
     with gzip.open(SHARED / "score_gemma-7b-it.json.gz") as handle:
         rows = json.load(handle)
-    tags = [{"id": r["session_id"], "primary_tag": "Math" if i % 4 else "Editing", "secondary_tags": ["Data Analysis"]} for i, r in enumerate(rows)]
+    tags = [
+        {
+            "id": r["session_id"],
+            "primary_tag": "Math" if i % 4 else "Editing",
+            "secondary_tags": ["Data Analysis"],
+        }
+        for i, r in enumerate(rows)
+    ]
     (tmp_path / "wildbench-v2.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tags))
     (row,) = of_files.score_wildbench([SHARED / "score_gemma-7b-it.json.gz"], tmp_path)
     values = [(float(r["score"]) - 5) * 2 for r in rows]
-    math_group = [v for i, v in enumerate(values) for _ in range(2 if i % 4 else 1)]  # tagged Math and Data Analysis: twice in one group
+    math_group = [
+        v for i, v in enumerate(values) for _ in range(2 if i % 4 else 1)
+    ]  # tagged Math and Data Analysis: twice in one group
     creative = values[::4]
-    assert row["task_macro_score"] == pytest.approx((sum(math_group) / len(math_group) + sum(creative) / len(creative)) / 2)
+    assert row["task_macro_score"] == pytest.approx(
+        (sum(math_group) / len(math_group) + sum(creative) / len(creative)) / 2
+    )
 
 
 def test_scores_that_are_no_rating_are_counted_and_left_out() -> None:
-    rows = [{"session_id": str(i), "model_test": "m", "score": s, "model_output": "x"} for i, s in enumerate(["7", 3, "N/A", "11", None])]
+    rows = [
+        {"session_id": str(i), "model_test": "m", "score": s, "model_output": "x"}
+        for i, s in enumerate(["7", 3, "N/A", "11", None])
+    ]
     (row,) = wildbench.score(rows)
     assert (row["score"], row["total"], row["unjudged"]) == (5.0, 2, 3)
 
 
 def reward_row(session: str, winner: str, extent: int, **more: Any) -> dict[str, Any]:
     outputs = {"m": "x" * 900, "ref": "x" * 100}
-    return {"session_id": session, "model_A": "m", "model_B": "ref", "winner": winner, "extent": extent, "model_outputs": outputs} | more
+    return {
+        "session_id": session,
+        "model_A": "m",
+        "model_B": "ref",
+        "winner": winner,
+        "extent": extent,
+        "model_outputs": outputs,
+    } | more
 
 
 def test_wb_reward_weighs_verdicts_and_the_margin_ties_slight_wins_of_longer_answers() -> None:
-    rows = [reward_row("1", "m", 2), reward_row("2", "m", 1), reward_row("3", "ref", 1), reward_row("4", "tie", 0), reward_row("5", "ref", 2)]
+    rows = [
+        reward_row("1", "m", 2),
+        reward_row("2", "m", 1),
+        reward_row("3", "ref", 1),
+        reward_row("4", "tie", 0),
+        reward_row("5", "ref", 2),
+    ]
     assert wildbench.reward(rows, reference="ref")[0]["reward"] == 0.0
     margined = wildbench.reward(rows, reference="ref", margin=500)[0]
-    assert (margined["model"], margined["reward"], margined["total"]) == ("m", pytest.approx(-0.1), 5)
+    assert (margined["model"], margined["reward"], margined["total"]) == (
+        "m",
+        pytest.approx(-0.1),
+        5,
+    )
 
 
 def test_wb_reward_takes_its_reference_from_the_official_folder_name(tmp_path: Path) -> None:
@@ -70,8 +106,13 @@ def test_wb_reward_takes_its_reference_from_the_official_folder_name(tmp_path: P
         wildbench.reward([reward_row("1", "m", 2)])
 
 
-@pytest.mark.parametrize(("label", "expected"), [("A++", (1, 2)), ("B+", (-1, 1)), ("A=B", (0, 0)), ("A", None), ("A+++", None)])
-def test_pairwise_choices_are_read_for_the_model(label: str, expected: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("A++", (1, 2)), ("B+", (-1, 1)), ("A=B", (0, 0)), ("A", None), ("A+++", None)],
+)
+def test_pairwise_choices_are_read_for_the_model(
+    label: str, expected: tuple[int, int] | None
+) -> None:
     assert verdicts.choice(label, model_is_a=True) == expected
     mirrored = None if expected is None else (-expected[0], expected[1])
     assert verdicts.choice(label, model_is_a=False) == mirrored
@@ -91,19 +132,34 @@ def test_malformed_judgments_are_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("Good. Rating: [[8]]", 8.0), ("[[7.5]] then [[2]]", 7.5), ("Rating: [6]", 6.0), ("[[11]]", None), ("eight", None), ("[1] says [[9]]", 9.0)],
+    [
+        ("Good. Rating: [[8]]", 8.0),
+        ("[[7.5]] then [[2]]", 7.5),
+        ("Rating: [6]", 6.0),
+        ("[[11]]", None),
+        ("eight", None),
+        ("[1] says [[9]]", 9.0),
+    ],
 )
 def test_ratings_are_the_first_in_double_brackets(text: str, expected: float | None) -> None:
     assert mtbench.rating(text) == expected
 
 
 def test_both_turns_of_a_question_are_one_cluster() -> None:
-    rows = [{"question_id": q, "model": "m", "turn": t, "score": q % 10 + 0.5 + 0.1 * t} for q in range(1, 9) for t in (1, 2)]
+    rows = [
+        {"question_id": q, "model": "m", "turn": t, "score": q % 10 + 0.5 + 0.1 * t}
+        for q in range(1, 9)
+        for t in (1, 2)
+    ]
     (row,) = mtbench.score([*rows, {"question_id": 99, "model": "m", "turn": 1, "score": -1}])
     assert (row["total"], row["unjudged"]) == (16, 1)
     assert row["turn_2"] - row["turn_1"] == pytest.approx(0.1)
-    independent = mtbench.score([r | {"question_id": f"{r['question_id']}-{r['turn']}"} for r in rows])[0]
-    assert row["standard_error"] > 1.3 * independent["standard_error"]  # turns that agree are no new evidence
+    independent = mtbench.score(
+        [r | {"question_id": f"{r['question_id']}-{r['turn']}"} for r in rows]
+    )[0]
+    assert (
+        row["standard_error"] > 1.3 * independent["standard_error"]
+    )  # turns that agree are no new evidence
 
 
 def test_a_turn_rated_twice_is_refused() -> None:

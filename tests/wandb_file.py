@@ -1,4 +1,5 @@
-"""Reads W&B's offline run files: LevelDB-framed records of `wandb_internal_pb2.Record` (wandb 0.31 ships no reader any more)."""
+"""Reads W&B's offline run files: LevelDB-framed records of `wandb_internal_pb2.Record` (wandb 0.31
+ships no reader any more)."""
 
 from __future__ import annotations
 
@@ -60,7 +61,11 @@ def read(folder: Path) -> dict[str, Run]:
             if kind == "run":
                 current = runs.setdefault(record.run.run_id, Run())
                 current.id, current.group, current.job_type, current.project = (
-                    record.run.run_id, record.run.run_group, record.run.job_type, record.run.project)  # fmt: skip
+                    record.run.run_id,
+                    record.run.run_group,
+                    record.run.job_type,
+                    record.run.project,
+                )
                 current.config |= _items(record.run.config.update)
             elif kind == "config":
                 current.config |= _items(record.config.update)

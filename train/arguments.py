@@ -1,4 +1,5 @@
-"""What goes to SFTConfig, peft and DeepSpeed: the user's settings verbatim, ours beside them, and a check of both before anything runs."""
+"""What goes to SFTConfig, peft and DeepSpeed: the user's settings verbatim, ours beside them, and a
+check of both before anything runs."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ from train import chat
 from train.config import OWNED, Job, TrainConfig
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-"""Attention implementations that read position ids and so keep packed documents from attending to each other (checked; flex_attention cannot
-train on CPU). Kernels from the hub that name flash attention count too."""
+"""Attention implementations that read position ids and so keep packed documents from attending to
+each other (checked; flex_attention cannot train on CPU). Kernels from the hub that name flash
+attention count too."""
 
 DEEPSPEED = Path(__file__).parent / "deepspeed"
 
 
 def gpus() -> int:
-    """GPUs this machine offers, without loading torch or starting CUDA: CUDA_VISIBLE_DEVICES, else the NVIDIA device nodes."""
+    """GPUs this machine offers, without loading torch or starting CUDA: CUDA_VISIBLE_DEVICES, else
+    the NVIDIA device nodes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
@@ -38,7 +41,8 @@ def processes(config: TrainConfig) -> int:
 
 
 def deepspeed_json(config: TrainConfig) -> str:
-    """Text of the DeepSpeed configuration: the user's file byte for byte, the user's mapping, or ours for the stage. Raises UserError."""
+    """Text of the DeepSpeed configuration: the user's file byte for byte, the user's mapping, or
+    ours for the stage. Raises UserError."""
     given = config.deepspeed
     if isinstance(given, dict):
         return json.dumps(given, indent=2)
@@ -48,33 +52,43 @@ def deepspeed_json(config: TrainConfig) -> str:
         text = path.read_text()
         json.loads(text)
     except OSError as error:
-        raise UserError(f"train.deepspeed: {path} cannot be read ({error.strerror}); give the path of a DeepSpeed JSON file.") from error
+        raise UserError(
+            f"train.deepspeed: {path} cannot be read ({error.strerror}); give the path of a DeepSpeed JSON file."
+        ) from error
     except ValueError as error:
         raise UserError(f"train.deepspeed: {path} is not valid JSON ({error}).") from error
     return text
 
 
 def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[str, Any]:
-    """Keyword arguments of trl.SFTConfig for this job: `trainer:` over our defaults, and what only the launch knows."""
+    """Keyword arguments of trl.SFTConfig for this job: `trainer:` over our defaults, and what only
+    the launch knows."""
     settings = job.config.trainer_arguments()
     if not gpu and "bf16" not in settings and "fp16" not in settings:
-        settings["bf16"] = False  # on the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M)
+        settings["bf16"] = (
+            False  # on the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M)
+        )
     return {
         **settings,
         "output_dir": str(out / "scratch"),
         "seed": job.seed,
         "deepspeed": str(out / "scratch" / "deepspeed.json"),
         "gradient_accumulation_steps": accumulation,
-        "model_init_kwargs": {**({"revision": job.config.revision} if job.config.revision else {}), **job.config.model_init},
+        "model_init_kwargs": {
+            **({"revision": job.config.revision} if job.config.revision else {}),
+            **job.config.model_init,
+        },
         "use_cpu": not gpu,
     }
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse what would fail only when training starts. Imports TRL (about ten seconds on two cores), so call it when a training must run.
+    """Refuse what would fail only when training starts. Imports TRL (about ten seconds on two
+    cores), so call it when a training must run.
 
-    Raises UserError for an unknown or owned `trainer:` key, a value that SFTConfig refuses, an unknown `lora:` key, a DeepSpeed file that is
-    not JSON or cannot export, a missing template, and attention that would mix packed documents.
+    Raises UserError for an unknown or owned `trainer:` key, a value that SFTConfig refuses, an
+    unknown `lora:` key, a DeepSpeed file that is not JSON or cannot export, a missing template, and
+    attention that would mix packed documents.
     """
     for name, training in ((config.chat_template_path, True), (config.inference_template, False)):
         if name is not None:
@@ -84,21 +98,36 @@ def check(config: TrainConfig) -> None:
         if key in settings:
             raise UserError(f"train.trainer.{key} is set by the harness: {instead}.")
     if settings.get("eval_strategy", "no") != "no":
-        raise UserError("train.trainer.eval_strategy: training has no evaluation set; held-out loss is measured by the eval stage. Remove the key.")
+        raise UserError(
+            "train.trainer.eval_strategy: training has no evaluation set; held-out loss is measured by the eval stage. Remove the key."
+        )
     if settings["packing"] and settings.get("max_length", 1024) is None:
-        raise UserError("train.trainer.max_length is null, but packing needs a length to pack to; give one, or set packing: false.")
+        raise UserError(
+            "train.trainer.max_length is null, but packing needs a length to pack to; give one, or set packing: false."
+        )
     attention = str(config.model_init.get("attn_implementation", "sdpa"))
-    if settings["packing"] and attention not in KEEPS_DOCUMENTS_APART and "flash-attn" not in attention:
+    if (
+        settings["packing"]
+        and attention not in KEEPS_DOCUMENTS_APART
+        and "flash-attn" not in attention
+    ):
         raise UserError(
             f"train.model_init.attn_implementation '{attention}' is not known to keep packed documents apart; use one of "
             f"{', '.join(KEEPS_DOCUMENTS_APART)}, or set trainer.packing: false."
         )
-    flash = any(importlib.util.find_spec(package) for package in ("flash_attn", "flash_attn_interface", "kernels"))
+    flash = any(
+        importlib.util.find_spec(package)
+        for package in ("flash_attn", "flash_attn_interface", "kernels")
+    )
     if attention.startswith("flash_attention") and gpus() and not flash:
-        raise UserError(f"train.model_init.attn_implementation '{attention}' needs the package flash-attn or kernels; install one, or use sdpa.")
+        raise UserError(
+            f"train.model_init.attn_implementation '{attention}' needs the package flash-attn or kernels; install one, or use sdpa."
+        )
     ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
     if config.offload and not (ninja and shutil.which("g++")):
-        raise UserError("train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ and ninja for it; install both.")
+        raise UserError(
+            "train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ and ninja for it; install both."
+        )
     zero = json.loads(deepspeed_json(config)).get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(
@@ -115,20 +144,36 @@ def _known_keys(settings: dict[str, Any], lora: dict[str, Any] | None) -> None:
     valid = {f.name for f in dataclasses.fields(SFTConfig)}
     for key in settings:
         if key not in valid:
-            raise UserError(f"train.trainer: SFTConfig has no argument '{key}'{nearest(key, valid - set(OWNED))}")
+            raise UserError(
+                f"train.trainer: SFTConfig has no argument '{key}'{nearest(key, valid - set(OWNED))}"
+            )
     for key in lora or {}:
         if key not in (names := set(inspect.signature(LoraConfig).parameters)):
-            raise UserError(f"train.lora: peft's LoraConfig has no argument '{key}'{nearest(key, names)}")
+            raise UserError(
+                f"train.lora: peft's LoraConfig has no argument '{key}'{nearest(key, names)}"
+            )
     try:
         LoraConfig(**(lora or {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"train.lora is refused by peft: {_first_line(error)}") from error
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # On the CPU whatever the machine, so that the command line never starts CUDA; number formats are judged where they run.
-            SFTConfig(**{**settings, "output_dir": folder, "use_cpu": True, "bf16": False, "fp16": False, "tf32": None})
+            # On the CPU whatever the machine, so that the command line never starts CUDA; number
+            # formats are judged where they run.
+            SFTConfig(
+                **{
+                    **settings,
+                    "output_dir": folder,
+                    "use_cpu": True,
+                    "bf16": False,
+                    "fp16": False,
+                    "tf32": None,
+                }
+            )
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"train.trainer is refused by SFTConfig: {_first_line(error)}") from error
+            raise UserError(
+                f"train.trainer is refused by SFTConfig: {_first_line(error)}"
+            ) from error
 
 
 def _first_line(error: Exception) -> str:

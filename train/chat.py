@@ -1,8 +1,10 @@
-"""Chat templates of a training: which one trains, which one serves, do they agree, and where does a turn end.
+"""Chat templates of a training: which one trains, which one serves, do they agree, and where does a
+turn end.
 
-The training template carries {% generation %} markers around what the assistant writes, its end-of-turn token included; the inference
-template is what the exported checkpoint is served with. A difference between the two is the commonest way to lose a fine-tuning's effect,
-so both are rendered and compared before anything is trained.
+The training template carries {% generation %} markers around what the assistant writes, its
+end-of-turn token included; the inference template is what the exported checkpoint is served with. A
+difference between the two is the commonest way to lose a fine-tuning's effect, so both are rendered
+and compared before anything is trained.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ PROBES: tuple[list[dict[str, str]], ...] = (
         {"role": "assistant", "content": "The Amazon."},
     ],
 )
-"""Conversations without and with a system prompt, of one and of two turns, on which templates are compared."""
+"""Conversations without and with a system prompt, of one and of two turns, on which templates are
+compared."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The templates of one training (their text, not their names) and the token that ends an assistant's turn."""
+    """The templates of one training (their text, not their names) and the token that ends an
+    assistant's turn."""
 
     training: str
     inference: str
@@ -44,20 +48,25 @@ class Chat:
 
 
 def read(name: str, *, training: bool) -> str:
-    """Text of a shipped template (its training or its inference form) or of a Jinja file. Raises UserError when there is neither."""
+    """Text of a shipped template (its training or its inference form) or of a Jinja file. Raises
+    UserError when there is neither."""
     if name in SHIPPED_TEMPLATES:
         return (FOLDER / f"{name}{'_training' if training else ''}.jinja").read_text()
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"chat template '{name}' is neither shipped nor a file{nearest(name, SHIPPED_TEMPLATES)}")
+        raise UserError(
+            f"chat template '{name}' is neither shipped nor a file{nearest(name, SHIPPED_TEMPLATES)}"
+        )
     return path.read_text()
 
 
 def choose(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Chat:
-    """Training and inference template for `config.base`, checked: markers present, end-of-turn token trained, same token ids from both.
+    """Training and inference template for `config.base`, checked: markers present, end-of-turn
+    token trained, same token ids from both.
 
-    Without `chat_template_path` the base tokenizer's own template decides: a shipped family that renders the same text, itself when it has
-    markers, or TRL's marked form of a family it knows. Raises UserError when none applies or a check fails.
+    Without `chat_template_path` the base tokenizer's own template decides: a shipped family that
+    renders the same text, itself when it has markers, or TRL's marked form of a family it knows.
+    Raises UserError when none applies or a check fails.
     """
     own: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     name = config.chat_template_path or (_family(own, tokenizer) if own else None)
@@ -82,24 +91,33 @@ def choose(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Chat:
             "unknown; give train.inference_template."
         )
     chat = Chat(training, inference, end_of_turn(tokenizer, training))
-    agree(tokenizer, chat, PROBES[:1])  # the one without system prompt: some families (gemma) refuse those
+    agree(
+        tokenizer, chat, PROBES[:1]
+    )  # the one without system prompt: some families (gemma) refuse those
     _opens_alike(tokenizer, chat)
     return chat
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
-    """Token id that ends the assistant's turn: the last supervised token of a probe, white space aside.
+    """Token id that ends the assistant's turn: the last supervised token of a probe, white space
+    aside.
 
-    The rule is that of trl.chat_template_utils.is_chat_template_stop_token_trained, which only warns; here a template without markers, or
-    with the end token outside of them, is a UserError, because the model would never learn to stop while its loss looks healthy.
+    The rule is that of trl.chat_template_utils.is_chat_template_stop_token_trained, which only
+    warns; here a template without markers, or with the end token outside of them, is a UserError,
+    because the model would never learn to stop while its loss looks healthy.
     """
-    # A user message follows, since some templates close an assistant's turn only when the next message opens.
+    # A user message follows, since some templates close an assistant's turn only when the next
+    # message opens.
     probe = [*PROBES[0], {"role": "user", "content": "Thanks."}]
     ids, mask = encode(tokenizer, [probe], template)[0]
     supervised = [i for i, m in zip(ids, mask, strict=True) if m]
     if not supervised:
-        raise UserError("the training chat template marks nothing as the assistant's: put {% generation %} … {% endgeneration %} around its words.")
-    last = next((i for i in reversed(supervised) if str(tokenizer.decode([i])).strip()), supervised[-1])
+        raise UserError(
+            "the training chat template marks nothing as the assistant's: put {% generation %} … {% endgeneration %} around its words."
+        )
+    last = next(
+        (i for i in reversed(supervised) if str(tokenizer.decode([i])).strip()), supervised[-1]
+    )
     if last not in set(tokenizer.get_added_vocab().values()):
         raise UserError(
             f"the training chat template's last supervised token is {tokenizer.decode([last])!r}, not an end-of-turn token, so the model would "
@@ -109,21 +127,36 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     return last
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str) -> list[tuple[list[int], list[int]]]:
-    """Token ids and supervision mask (1 inside generation markers) of each conversation, in order; rendered and tokenised once."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and supervision mask (1 inside generation markers) of each conversation, in order;
+    rendered and tokenised once."""
     out = tokenizer.apply_chat_template(
-        list(conversations), chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        list(conversations),
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     return list(zip(out["input_ids"], out["assistant_masks"], strict=True))
 
 
-def agree(tokenizer: PreTrainedTokenizerBase, chat: Chat, conversations: Iterable[list[dict[str, str]]]) -> None:
-    """Raise UserError unless training and inference template give the same token ids for each conversation."""
+def agree(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, conversations: Iterable[list[dict[str, str]]]
+) -> None:
+    """Raise UserError unless training and inference template give the same token ids for each
+    conversation."""
     for messages in conversations:
         trained = encode(tokenizer, [messages], chat.training)[0][0]
-        served = render(tokenizer, messages, add_generation_prompt=False, chat_template=chat.inference)
+        served = render(
+            tokenizer, messages, add_generation_prompt=False, chat_template=chat.inference
+        )
         if trained != served:
-            at = next((i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), min(len(trained), len(served)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b),
+                min(len(trained), len(served)),
+            )
             raise UserError(
                 f"the training and the inference chat template differ at token {at} of a conversation: training has "
                 f"{tokenizer.decode(trained[at : at + 8])!r}, inference {tokenizer.decode(served[at : at + 8])!r}; "
@@ -132,8 +165,11 @@ def agree(tokenizer: PreTrainedTokenizerBase, chat: Chat, conversations: Iterabl
 
 
 def _opens_alike(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> None:
-    """Raise UserError unless the inference template's generation prompt is how the training template opens an assistant's turn."""
-    prompt = render(tokenizer, PROBES[0][:-1], add_generation_prompt=True, chat_template=chat.inference)
+    """Raise UserError unless the inference template's generation prompt is how the training
+    template opens an assistant's turn."""
+    prompt = render(
+        tokenizer, PROBES[0][:-1], add_generation_prompt=True, chat_template=chat.inference
+    )
     trained = encode(tokenizer, [PROBES[0]], chat.training)[0][0]
     if trained[: len(prompt)] != prompt:
         raise UserError(
@@ -143,17 +179,27 @@ def _opens_alike(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> None:
 
 
 def _family(own: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The shipped family whose inference template renders every probe as the tokenizer's own template does, or None."""
+    """The shipped family whose inference template renders every probe as the tokenizer's own
+    template does, or None."""
 
     def texts(template: str) -> list[Any]:
         forms = [(p, g) for p in PROBES for g in (False, True)]
-        return [tokenizer.apply_chat_template(list(p), tokenize=False, chat_template=template, add_generation_prompt=g) for p, g in forms]
+        return [
+            tokenizer.apply_chat_template(
+                list(p), tokenize=False, chat_template=template, add_generation_prompt=g
+            )
+            for p, g in forms
+        ]
 
     try:
         wanted = texts(own)
-    except Exception:  # any template may raise its own errors (a family that refuses system prompts)
+    except (
+        Exception
+    ):  # any template may raise its own errors (a family that refuses system prompts)
         return None
-    return next((name for name in SHIPPED_TEMPLATES if texts(read(name, training=False)) == wanted), None)
+    return next(
+        (name for name in SHIPPED_TEMPLATES if texts(read(name, training=False)) == wanted), None
+    )
 
 
 def _from_trl(tokenizer: PreTrainedTokenizerBase, base: str) -> str:

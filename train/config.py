@@ -1,7 +1,8 @@
-"""The training part of a recipe: what is fine-tuned, with which chat template, under which engine. Imports pydantic only.
+"""The training part of a recipe: what is fine-tuned, with which chat template, under which engine.
+Imports pydantic only.
 
-Settings of libraries are not mirrored here: `trainer` goes verbatim to `trl.SFTConfig`, `lora` to `peft.LoraConfig`, `model_init` to
-`from_pretrained`, `deepspeed` to DeepSpeed.
+Settings of libraries are not mirrored here: `trainer` goes verbatim to `trl.SFTConfig`, `lora` to
+`peft.LoraConfig`, `model_init` to `from_pretrained`, `deepspeed` to DeepSpeed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SHIPPED_TEMPLATES = ("chatml", "llama3", "smollm2")
-"""Chat templates in `train/templates`: NAME_training.jinja (with generation markers) and NAME.jinja (for inference)."""
+"""Chat templates in `train/templates`: NAME_training.jinja (with generation markers) and NAME.jinja
+(for inference)."""
 
 OWNED = {
     "output_dir": "the harness keeps checkpoints in the result folder",
@@ -33,12 +35,14 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
-"""Our defaults under `trainer:` where they differ from TRL's (packing `bfd` drops overflow; the loss would cover the user's words; saving
-every 500 steps loses short runs; two checkpoints so that a complete one is left while the next is written)."""
+"""Our defaults under `trainer:` where they differ from TRL's (packing `bfd` drops overflow; the
+loss would cover the user's words; saving every 500 steps loses short runs; two checkpoints so that
+a complete one is left while the next is written)."""
 
 
 class TrainConfig(BaseModel):
-    """How an arm's selection becomes a checkpoint: TRL's SFTTrainer under DeepSpeed, launched by Accelerate."""
+    """How an arm's selection becomes a checkpoint: TRL's SFTTrainer under DeepSpeed, launched by
+    Accelerate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -49,30 +53,37 @@ class TrainConfig(BaseModel):
     """Hub revision of `base` (a commit, to be reproducible); None is the newest."""
 
     chat_template_path: str | None = None
-    """Training chat template with {% generation %} markers: a shipped name (chatml, llama3, smollm2) or a Jinja file. None: the marked
-    counterpart of the base tokenizer's own template, where one is known."""
+    """Training chat template with {% generation %} markers: a shipped name (chatml, llama3,
+    smollm2) or a Jinja file. None: the marked counterpart of the base tokenizer's own template,
+    where one is known."""
 
     inference_template: str | None = None
-    """Chat template the checkpoint is served with: a shipped name or a Jinja file. None: the counterpart of a shipped training template, else
-    the base tokenizer's own. It must render the same token ids as the training template."""
+    """Chat template the checkpoint is served with: a shipped name or a Jinja file. None: the
+    counterpart of a shipped training template, else the base tokenizer's own. It must render the
+    same token ids as the training template."""
 
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """One training for each seed; a seed fixes the data order and the adapter's initial weights."""
 
     tokens_per_step: int | None = Field(None, ge=1)
-    """Non-pad tokens in one optimizer step over all devices and accumulation; `gradient_accumulation_steps` follows from it."""
+    """Non-pad tokens in one optimizer step over all devices and accumulation;
+    `gradient_accumulation_steps` follows from it."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage: 0 partitions nothing, 1 the optimizer state, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO stage: 0 partitions nothing, 1 the optimizer state, 2 gradients too, 3 weights
+    too."""
 
     offload: bool = False
-    """Keep the partitioned optimizer state (at stage 3 the weights too) in CPU memory; needs zero_stage 2 or 3."""
+    """Keep the partitioned optimizer state (at stage 3 the weights too) in CPU memory; needs
+    zero_stage 2 or 3."""
 
     deepspeed: str | dict[str, Any] | None = None
-    """A DeepSpeed configuration of your own, verbatim: a JSON file or the mapping itself. It replaces `zero_stage` and `offload`."""
+    """A DeepSpeed configuration of your own, verbatim: a JSON file or the mapping itself. It
+    replaces `zero_stage` and `offload`."""
 
     num_processes: int | None = Field(None, ge=1)
-    """Processes over all machines, one a device. None: the GPUs of this machine times `num_machines`, or one process without a GPU."""
+    """Processes over all machines, one a device. None: the GPUs of this machine times
+    `num_machines`, or one process without a GPU."""
 
     num_machines: int = Field(1, ge=1)
     """Machines that train together; `magpie launch --dry-run` prints the command of each."""
@@ -84,32 +95,49 @@ class TrainConfig(BaseModel):
     """Port of machine 0 for the rendezvous. None: a free port on one machine, 29500 on several."""
 
     trainer: dict[str, Any] = {}
-    """Arguments of trl.SFTConfig, verbatim (num_train_epochs, learning_rate, max_length, per_device_train_batch_size, …)."""
+    """Arguments of trl.SFTConfig, verbatim (num_train_epochs, learning_rate, max_length,
+    per_device_train_batch_size, …)."""
 
     lora: dict[str, Any] | None = None
-    """Arguments of peft.LoraConfig, verbatim; the adapter is merged on export. None: full fine-tuning."""
+    """Arguments of peft.LoraConfig, verbatim; the adapter is merged on export. None: full
+    fine-tuning."""
 
     model_init: dict[str, Any] = {}
-    """Arguments of AutoModelForCausalLM.from_pretrained, verbatim (attn_implementation, dtype, …)."""
+    """Arguments of AutoModelForCausalLM.from_pretrained, verbatim (attn_implementation, dtype,
+    …)."""
 
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the exported checkpoint."""
 
     max_truncated_share: float = Field(0.01, ge=0, le=1)
-    """Training stops before it starts when truncated and dropped tokens exceed this share of all tokens (a fraction, 0 to 1)."""
+    """Training stops before it starts when truncated and dropped tokens exceed this share of all
+    tokens (a fraction, 0 to 1)."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainConfig:
         if self.tokens_per_step is not None and "gradient_accumulation_steps" in self.trainer:
-            raise ValueError("tokens_per_step determines trainer.gradient_accumulation_steps; give one of the two")
+            raise ValueError(
+                "tokens_per_step determines trainer.gradient_accumulation_steps; give one of the two"
+            )
         if self.offload and self.zero_stage < 2:
-            raise ValueError(f"offload moves partitioned state, which zero_stage {self.zero_stage} does not have here; use zero_stage 2 or 3")
-        if self.deepspeed is not None and (self.zero_stage, self.offload) != (2, False):  # not their defaults
-            raise ValueError("deepspeed is a whole configuration of its own; remove zero_stage and offload beside it")
+            raise ValueError(
+                f"offload moves partitioned state, which zero_stage {self.zero_stage} does not have here; use zero_stage 2 or 3"
+            )
+        if self.deepspeed is not None and (self.zero_stage, self.offload) != (
+            2,
+            False,
+        ):  # not their defaults
+            raise ValueError(
+                "deepspeed is a whole configuration of its own; remove zero_stage and offload beside it"
+            )
         if self.num_machines > 1 and self.main_process_ip is None:
-            raise ValueError(f"num_machines is {self.num_machines}, so main_process_ip (the address of machine 0) is needed")
+            raise ValueError(
+                f"num_machines is {self.num_machines}, so main_process_ip (the address of machine 0) is needed"
+            )
         if self.num_processes is not None and self.num_processes % self.num_machines:
-            raise ValueError(f"num_processes ({self.num_processes}, over all machines) is not a multiple of num_machines ({self.num_machines})")
+            raise ValueError(
+                f"num_processes ({self.num_processes}, over all machines) is not a multiple of num_machines ({self.num_machines})"
+            )
         return self
 
     def trainer_arguments(self) -> dict[str, Any]:

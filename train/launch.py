@@ -1,6 +1,8 @@
-"""Start a training: the command for each machine, its processes and their end, and what it says while it works.
+"""Start a training: the command for each machine, its processes and their end, and what it says
+while it works.
 
-Nothing is scheduled here. On one machine `run` starts the command itself; for several machines `command` gives what each has to run.
+Nothing is scheduled here. On one machine `run` starts the command itself; for several machines
+`command` gives what each has to run.
 """
 
 from __future__ import annotations
@@ -27,20 +29,41 @@ from train.config import Job, TrainConfig
 ROOT = Path(__file__).parent.parent
 POLL = 0.5  # seconds between looks at log.jsonl
 
-# glibc returns large blocks to the system and faults them in again at every step; 37 s -> 24 s for five steps with a vocabulary of 49k.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
+# glibc returns large blocks to the system and faults them in again at every step; 37 s -> 24 s for
+# five steps with a vocabulary of 49k.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[str]:
-    """The command that machine `machine_rank` runs to train OUT/train.json; machine 0 is `config.main_process_ip`.
+    """The command that machine `machine_rank` runs to train OUT/train.json; machine 0 is
+    `config.main_process_ip`.
 
     Several machines need the same OUT on a shared file system, and one command each.
     """
-    several = ["--same_network", "--deepspeed_multinode_launcher", "standard", "--machine_rank", str(machine_rank)]
+    several = [
+        "--same_network",
+        "--deepspeed_multinode_launcher",
+        "standard",
+        "--machine_rank",
+        str(machine_rank),
+    ]
     several += ["--main_process_ip", str(config.main_process_ip)]
     port = config.main_process_port or (0 if config.num_machines == 1 else 29500)  # 0: a free one
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--use_deepspeed",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+        ),
         *("--num_processes", str(processes(config)), "--num_machines", str(config.num_machines)),
         *(several if config.num_machines > 1 else []),
         *("--main_process_port", str(port)),
@@ -49,23 +72,30 @@ def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[st
 
 
 def write_job(config: TrainConfig, out: Path, *, base: str, selection: Path, seed: int) -> Job:
-    """Write OUT/train.json, which the command reads on every machine. `base` is the resolved path of `config.base`."""
+    """Write OUT/train.json, which the command reads on every machine. `base` is the resolved path
+    of `config.base`."""
     job = Job(config=config, base=base, selection=str(selection.resolve()), seed=seed)
     write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
     return job
 
 
-def run(config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, seed: int, log: Log) -> Counts:
-    """Fine-tune `base` (resolved path) on `inputs["selection"]`/selection.parquet with `seed`, on this machine; the checkpoint is OUT/checkpoint.
+def run(
+    config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, seed: int, log: Log
+) -> Counts:
+    """Fine-tune `base` (resolved path) on `inputs["selection"]`/selection.parquet with `seed`, on
+    this machine; the checkpoint is OUT/checkpoint.
 
-    Continues what an earlier, killed call left in `out`: from its newest complete checkpoint, or not at all when the export is there.
-    Returns the ledger's counts, steps, seconds, tokens and last loss. Raises UserError when the data are refused, when the trainer fails
-    (its last error line and the log's path), and for several machines, once OUT is prepared, with the command that each of them has to run;
-    the same call after those have ended finds the checkpoint.
+    Continues what an earlier, killed call left in `out`: from its newest complete checkpoint, or
+    not at all when the export is there. Returns the ledger's counts, steps, seconds, tokens and
+    last loss. Raises UserError when the data are refused, when the trainer fails (its last error
+    line and the log's path), and for several machines, once OUT is prepared, with the command that
+    each of them has to run; the same call after those have ended finds the checkpoint.
     """
     out = out.resolve()
     started = time.time()
-    job = write_job(config, out, base=base, selection=inputs["selection"] / "selection.parquet", seed=seed)
+    job = write_job(
+        config, out, base=base, selection=inputs["selection"] / "selection.parquet", seed=seed
+    )
     if not (out / "checkpoint").is_dir():
         (out / "scratch").mkdir(parents=True, exist_ok=True)
         ledger = data.prepare(job, out, processes=processes(config))
@@ -75,38 +105,60 @@ def run(config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, s
             f"{ledger['dropped_rows']} dropped"
         )
         if config.num_machines > 1:
-            commands = "\n".join(shlex.join(command(config, out, machine_rank=rank)) for rank in range(config.num_machines))
+            commands = "\n".join(
+                shlex.join(command(config, out, machine_rank=rank))
+                for rank in range(config.num_machines)
+            )
             raise UserError(
                 f"{out} is prepared for {config.num_machines} machines; start one of these commands on each, in order of rank, with the same file "
                 f"system, and run this again when they have ended:\n{commands}"
             )
         _train(config, out, log)
-    shutil.rmtree(out / "scratch", ignore_errors=True)  # optimizer state; the verified export is what stays
+    shutil.rmtree(
+        out / "scratch", ignore_errors=True
+    )  # optimizer state; the verified export is what stays
     lines = read_log(out / "log.jsonl")
     counts: Counts = {k: v for k, v in data.read_ledger(out).items() if k != "key"}
     last = lines[-1] if lines else {}
-    counts |= {"steps": last.get("step"), "trained_tokens_total": last.get("tokens"), "last_loss": last.get("loss")}
-    return counts | {"training_seconds": sum(line["seconds"] for line in lines), "seconds": time.time() - started}
+    counts |= {
+        "steps": last.get("step"),
+        "trained_tokens_total": last.get("tokens"),
+        "last_loss": last.get("loss"),
+    }
+    return counts | {
+        "training_seconds": sum(line["seconds"] for line in lines),
+        "seconds": time.time() - started,
+    }
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of log.jsonl, one a logging step (a line that is still being written is left out)."""
+    """The finished lines of log.jsonl, one a logging step (a line that is still being written is
+    left out)."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    return [
+        json.loads(line)
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("}\n")
+    ]
 
 
 def _train(config: TrainConfig, out: Path, log: Log) -> None:
-    """Run the command to its end under a supervisor, which ends every rank when this process is gone, SIGKILL included."""
+    """Run the command to its end under a supervisor, which ends every rank when this process is
+    gone, SIGKILL included."""
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
     text, arguments = out / "trainer.log", command(config, out)
     with text.open("ab") as handle:
         handle.write(f"$ {shlex.join(arguments)}\n".encode())
         beginning = handle.tell()
-    # A folder named train/ in the user's working directory would shadow this package, so the command runs in its own root.
+    # A folder named train/ in the user's working directory would shadow this package, so the
+    # command runs in its own root.
     env = {**os.environ, **environment(processes(config)), **log.trainer_env()}
-    child, seen = Supervised(["env", "-C", str(ROOT), *arguments], env, text), len(read_log(out / "log.jsonl"))
+    child, seen = (
+        Supervised(["env", "-C", str(ROOT), *arguments], env, text),
+        len(read_log(out / "log.jsonl")),
+    )
     try:
         while not child.wait(POLL):
             seen = _report(out, seen, log)
@@ -114,12 +166,16 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     finally:
         child.stop()
     if child.exit_code != 0 or not (out / "checkpoint").is_dir():
-        raise UserError(f"training failed: {_reason(out, beginning, child.exit_code)} The whole log is {text}.")
+        raise UserError(
+            f"training failed: {_reason(out, beginning, child.exit_code)} The whole log is {text}."
+        )
 
 
 def environment(count: int) -> dict[str, str]:
-    """What the training processes need in their environment beside ours, for `count` processes on this machine."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja lives beside the interpreter
+    """What the training processes need in their environment beside ours, for `count` processes on
+    this machine."""
+    # ninja lives beside the interpreter
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     shared = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
     if gpus():
         return shared
@@ -127,24 +183,39 @@ def environment(count: int) -> dict[str, str]:
 
 
 def _report(out: Path, seen: int, log: Log) -> int:
-    """Pass on log lines beyond the first `seen`; returns how many there are now (fewer after a resume drops some)."""
+    """Pass on log lines beyond the first `seen`; returns how many there are now (fewer after a
+    resume drops some)."""
     lines = read_log(out / "log.jsonl")
     for line in lines[seen:]:
-        log.metrics({k: float(v) for k, v in line.items() if isinstance(v, (int, float)) and k not in ("step", "total_steps")}, step=line["step"])
+        log.metrics(
+            {
+                k: float(v)
+                for k, v in line.items()
+                if isinstance(v, (int, float)) and k not in ("step", "total_steps")
+            },
+            step=line["step"],
+        )
         log.progress(line["step"], line["total_steps"], "steps")
     return len(lines)
 
 
-_ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)$")
+_ERROR = re.compile(
+    r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)$"
+)
 
 
 def _reason(out: Path, beginning: int, code: int | None) -> str:
-    """One sentence on why the trainer ended: what a rank wrote down, else the first error line of the log, else the signal."""
+    """One sentence on why the trainer ended: what a rank wrote down, else the first error line of
+    the log, else the signal."""
     noted = sorted((out / "scratch").glob("error-*.txt"), key=lambda p: p.stat().st_mtime)
     if noted:
         return noted[0].read_text().strip().splitlines()[0].rstrip(".") + "."
     text = (out / "trainer.log").read_bytes()[beginning:].decode(errors="replace")
     if re.search(r"exitcode\s*:\s*-9", text) or code == 128 + signal.SIGKILL:
         return "a training process was killed (signal 9), most likely for memory: use a higher zero_stage, offload, or a smaller batch."
-    found = [m.group(1) for line in text.splitlines() if (m := _ERROR.match(line)) and "ChildFailedError" not in line]
+    found = [
+        m.group(1)
+        for line in text.splitlines()
+        if (m := _ERROR.match(line)) and "ChildFailedError" not in line
+    ]
     return f"{found[0]}." if found else f"exit code {code} without an error line."

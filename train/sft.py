@@ -1,9 +1,11 @@
-"""Supervised fine-tuning of one model on one selection; the one place that builds an SFTTrainer. Reads from top to bottom.
+"""Supervised fine-tuning of one model on one selection; the one place that builds an SFTTrainer.
+Reads from top to bottom.
 
     accelerate launch --use_deepspeed --num_processes 2 -m train.sft OUT
 
-OUT holds train.json (a `Job`) and receives ledger.json, log.jsonl (one line a logging step), scratch/ (resumable checkpoints) and, last,
-checkpoint/ (the exported model). `train.launch.run` writes train.json, starts this under Accelerate and cleans up.
+OUT holds train.json (a `Job`) and receives ledger.json, log.jsonl (one line a logging step),
+scratch/ (resumable checkpoints) and, last, checkpoint/ (the exported model). `train.launch.run`
+writes train.json, starts this under Accelerate and cleans up.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from typing import Any
 import deepspeed
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
@@ -41,22 +49,28 @@ def main(out: Path) -> None:
     scratch = out / "scratch"
     (scratch / f"error-{RANK}.txt").unlink(missing_ok=True)  # an earlier attempt's
 
-    # DeepSpeed would compile its shared-memory all-reduce on the CPU first (about a minute, g++ and ninja needed), which serves inference only.
+    # DeepSpeed would compile its shared-memory all-reduce on the CPU first (about a minute, g++ and
+    # ninja needed), which serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Before SFTConfig: it reads the world size, and fills "auto" values of the DeepSpeed JSON with it.
+    # Before SFTConfig: it reads the world size, and fills "auto" values of the DeepSpeed JSON with
+    # it.
     if GPU:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     deepspeed.init_distributed(dist_backend="nccl" if GPU else "gloo")
 
-    # One process prepares and the others watch for the file: tokenising may take longer than a collective may.
+    # One process prepares and the others watch for the file: tokenising may take longer than a
+    # collective may.
     ledger = data.prepare(job, out, processes=WORLD) if RANK == 0 else _wait_for_ledger(job, out)
     if RANK == 0:
         write_atomic(scratch / "deepspeed.json", deepspeed_json(job.config))
     torch.distributed.barrier()
 
-    # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under ZeRO-3 as they load.
+    # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under
+    # ZeRO-3 as they load.
     args = SFTConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
-    tokenizer = AutoTokenizer.from_pretrained(job.base, revision=job.config.revision or "main", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        job.base, revision=job.config.revision or "main", trust_remote_code=False
+    )
     chat = chats.choose(job.config, tokenizer)
     tokenizer.chat_template = chat.training
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding(tokenizer, chat))
@@ -66,8 +80,14 @@ def main(out: Path) -> None:
     torch.distributed.broadcast_object_list(found, src=0)
     resume = found[0]
     if RANK == 0:
-        _keep_log_until(out / "log.jsonl", int(resume.name.removeprefix("checkpoint-")) if resume else 0)
-        _say(f"resuming from step {resume.name.removeprefix('checkpoint-')}" if resume else "starting from the base model")
+        _keep_log_until(
+            out / "log.jsonl", int(resume.name.removeprefix("checkpoint-")) if resume else 0
+        )
+        _say(
+            f"resuming from step {resume.name.removeprefix('checkpoint-')}"
+            if resume
+            else "starting from the base model"
+        )
     torch.distributed.barrier()
 
     trainer = CountingTrainer(
@@ -85,27 +105,43 @@ def main(out: Path) -> None:
     trainer.save_model(str(scratch / "final"))  # every rank takes part: ZeRO-3 gathers here
     if RANK == 0:
         unset_hf_deepspeed_config()  # from here on from_pretrained loads whole weights again
-        export(scratch / "final", out / "checkpoint", base=job.base, revision=job.config.revision, chat=chat, dtype=job.config.export_dtype)
+        export(
+            scratch / "final",
+            out / "checkpoint",
+            base=job.base,
+            revision=job.config.revision,
+            chat=chat,
+            dtype=job.config.export_dtype,
+        )
 
 
 class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """SFTTrainer that writes log.jsonl with the tokens it really trained on: non-pad and loss-bearing, over all devices, resumes included."""
+    """SFTTrainer that writes log.jsonl with the tokens it really trained on: non-pad and
+    loss-bearing, over all devices, resumes included."""
 
     def keep_count(self, log: Path, flops: float | None) -> None:
-        """Log to `log` (rank 0), going on from its last line; `flops` a token gives MFU where the device's peak is known."""
+        """Log to `log` (rank 0), going on from its last line; `flops` a token gives MFU where the
+        device's peak is known."""
         self._log_file, self._flops = log, flops
-        last = [json.loads(line) for line in log.read_text().splitlines()][-1:] if log.exists() else []
+        last = (
+            [json.loads(line) for line in log.read_text().splitlines()][-1:] if log.exists() else []
+        )
         self._tokens: int = last[0]["tokens"] if last else 0
         self._loss_tokens: int = last[0]["loss_tokens"] if last else 0
         self._new_tokens, self._new_loss_tokens = 0, 0
         self._since: float | None = None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """One optimizer step's batches; counts them (the trainer's own count covers no loss-bearing tokens and restarts on a resume)."""
+        """One optimizer step's batches; counts them (the trainer's own count covers no loss-bearing
+        tokens and restarts on a resume)."""
         self._since = self._since or time.perf_counter()
         batches, bearing = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            self._new_tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+            self._new_tokens += (
+                int(batch["attention_mask"].sum())
+                if "attention_mask" in batch
+                else batch["input_ids"].numel()
+            )
             self._new_loss_tokens += int((batch["labels"][..., 1:] != data.IGNORED).sum())
         return batches, bearing
 
@@ -118,7 +154,11 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             tokens, loss_tokens = int(new[0]), int(new[1])
             self._tokens, self._loss_tokens = self._tokens + tokens, self._loss_tokens + loss_tokens
             self._new_tokens, self._new_loss_tokens, self._since = 0, 0, None
-            logs |= {"tokens_per_second": tokens / seconds, "loss_tokens_per_second": loss_tokens / seconds, "seconds": seconds}
+            logs |= {
+                "tokens_per_second": tokens / seconds,
+                "loss_tokens_per_second": loss_tokens / seconds,
+                "seconds": seconds,
+            }
             logs |= {"tokens": self._tokens, "loss_tokens": self._loss_tokens}
             peak = throughput.peak_flops(torch.cuda.get_device_name()) if GPU else None
             if peak and self._flops:
@@ -126,13 +166,24 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         super().log(logs, start_time)
         if RANK == 0 and "tokens" in logs:
             with self._log_file.open("a") as lines:
-                lines.write(json.dumps({"step": self.state.global_step, "total_steps": self.state.max_steps, **self.state.log_history[-1]}) + "\n")
+                lines.write(
+                    json.dumps(
+                        {
+                            "step": self.state.global_step,
+                            "total_steps": self.state.max_steps,
+                            **self.state.log_history[-1],
+                        }
+                    )
+                    + "\n"
+                )
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint complete once every rank has written its part."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Called on every rank after the checkpoint of `state.global_step` was written."""
         torch.distributed.barrier()
         if RANK == 0:
@@ -149,13 +200,21 @@ def _lora(job: Job) -> Any:
 
 
 def _flops(trainer: SFTTrainer, ledger: data.Ledger) -> float | None:
-    """FLOPs a token of this training, or None for an architecture whose configuration does not say."""
-    weights = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trainer.model.named_parameters()}
+    """FLOPs a token of this training, or None for an architecture whose configuration does not
+    say."""
+    weights = {
+        name: int(getattr(p, "ds_numel", p.numel())) for name, p in trainer.model.named_parameters()
+    }
     tied = trainer.model.config.get_text_config().tie_word_embeddings
     multiplying = sum(n for name, n in weights.items() if tied or "embed_tokens" not in name)
     frozen = any(not p.requires_grad for p in trainer.model.parameters())
     try:
-        return throughput.flops_per_token(multiplying, trainer.model.config.get_text_config().to_dict(), ledger["mean_context"], frozen_base=frozen)
+        return throughput.flops_per_token(
+            multiplying,
+            trainer.model.config.get_text_config().to_dict(),
+            ledger["mean_context"],
+            frozen_base=frozen,
+        )
     except KeyError:
         return None
 
@@ -172,7 +231,11 @@ def _wait_for_ledger(job: Job, out: Path) -> data.Ledger:
 def _keep_log_until(log: Path, step: int) -> None:
     """Drop lines of steps that will be trained again."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [
+            line
+            for line in log.read_text().splitlines()
+            if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         write_atomic(log, "".join(f"{line}\n" for line in kept))
 
 
@@ -184,7 +247,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1]).resolve()
     try:
         main(folder)
-    except Exception as error:  # the launcher shows this one line instead of the ranks' interleaved tracebacks
+    except (
+        Exception
+    ) as error:  # the launcher shows this one line instead of the ranks' interleaved tracebacks
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         traceback.print_exc()
         write_atomic(folder / "scratch" / f"error-{RANK}.txt", kind + str(error))

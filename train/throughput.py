@@ -1,9 +1,12 @@
-"""How fast a training is and what it needs: FLOPs a token, MFU, memory a device, disk. Arithmetic only; torch is never imported.
+"""How fast a training is and what it needs: FLOPs a token, MFU, memory a device, disk. Arithmetic
+only; torch is never imported.
 
-FLOPs of one trained token = 6·N + 12·L·d·c (forward 2·N, backward 4·N; Kaplan et al. 2020, PaLM appendix B), where N counts every weight
-but the input embedding (a look-up; a tied output head counts), L layers, d = heads times head size, and c the mean number of tokens that a
-token attends to, itself included (causal: half its own document, not half the packed sequence). With a frozen base (LoRA) the 2·N for weight
-gradients fall away: 4·N. Recomputation by gradient checkpointing is not counted, so this is MFU, not hardware utilisation.
+FLOPs of one trained token = 6·N + 12·L·d·c (forward 2·N, backward 4·N; Kaplan et al. 2020, PaLM
+appendix B), where N counts every weight but the input embedding (a look-up; a tied output head
+counts), L layers, d = heads times head size, and c the mean number of tokens that a token attends
+to, itself included (causal: half its own document, not half the packed sequence). With a frozen
+base (LoRA) the 2·N for weight gradients fall away: 4·N. Recomputation by gradient checkpointing is
+not counted, so this is MFU, not hardware utilisation.
 """
 
 from __future__ import annotations
@@ -18,10 +21,20 @@ if TYPE_CHECKING:
     from train.config import TrainConfig
 
 PEAK_FLOPS = {
-    "B200": 2250e12, "H200": 989.5e12, "H100 PCIe": 756e12, "H100": 989.5e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12,
-    "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
-"""Dense bf16 peak of a device in FLOP/s, by a part of its name (NVIDIA data sheets; the first that matches counts)."""
+    "B200": 2250e12,
+    "H200": 989.5e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.5e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Dense bf16 peak of a device in FLOP/s, by a part of its name (NVIDIA data sheets; the first that
+matches counts)."""
 
 
 def peak_flops(device: str) -> float | None:
@@ -30,61 +43,98 @@ def peak_flops(device: str) -> float | None:
 
 
 def shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Tensor name -> (dtype as safetensors writes it, shape), read from the headers of every *.safetensors file in `folder`."""
+    """Tensor name -> (dtype as safetensors writes it, shape), read from the headers of every
+    *.safetensors file in `folder`."""
     found: dict[str, tuple[str, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as handle:
             header = json.loads(handle.read(struct.unpack("<Q", handle.read(8))[0]))
-        found |= {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        found |= {
+            name: (entry["dtype"], entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
     return found
 
 
 def parameters(folder: Path) -> tuple[int, int]:
-    """(all weights, weights that multiply: without the input embedding unless the head is tied to it) of a model folder, from its headers."""
+    """(all weights, weights that multiply: without the input embedding unless the head is tied to
+    it) of a model folder, from its headers."""
     sizes = {name: math.prod(shape) for name, (_, shape) in shapes(folder).items()}
     total = sum(sizes.values())
     untied = any("lm_head" in name for name in sizes)
-    return total, total - (sum(size for name, size in sizes.items() if "embed_tokens" in name) if untied else 0)
+    return total, total - (
+        sum(size for name, size in sizes.items() if "embed_tokens" in name) if untied else 0
+    )
 
 
-def flops_per_token(multiplying: int, config: dict[str, Any], context: float, *, frozen_base: bool = False) -> float:
-    """FLOPs of one trained token. `multiplying` from `parameters`, `config` the model's config.json, `context` mean tokens attended to."""
-    width = config["num_attention_heads"] * (config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    return float((4 if frozen_base else 6) * multiplying + 12 * config["num_hidden_layers"] * width * context)
+def flops_per_token(
+    multiplying: int, config: dict[str, Any], context: float, *, frozen_base: bool = False
+) -> float:
+    """FLOPs of one trained token. `multiplying` from `parameters`, `config` the model's
+    config.json, `context` mean tokens attended to."""
+    width = config["num_attention_heads"] * (
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    )
+    return float(
+        (4 if frozen_base else 6) * multiplying + 12 * config["num_hidden_layers"] * width * context
+    )
 
 
 def mfu(tokens_per_second: float, flops_a_token: float, devices: int, peak: float) -> float:
-    """Model FLOPs utilisation (0 to 1): tokens/s over all devices times FLOPs a token, over the devices' dense peak."""
+    """Model FLOPs utilisation (0 to 1): tokens/s over all devices times FLOPs a token, over the
+    devices' dense peak."""
     return tokens_per_second * flops_a_token / (devices * peak)
 
 
-def memory(weights: int, *, zero_stage: int, devices: int, bf16: bool, trainable: int | None = None, offload: bool = False) -> dict[str, int]:
-    """Bytes on each device for weights, gradients and optimizer state (Adam), without activations and buffers (ZeRO paper, section 3.1).
+def memory(
+    weights: int,
+    *,
+    zero_stage: int,
+    devices: int,
+    bf16: bool,
+    trainable: int | None = None,
+    offload: bool = False,
+) -> dict[str, int]:
+    """Bytes on each device for weights, gradients and optimizer state (Adam), without activations
+    and buffers (ZeRO paper, section 3.1).
 
-    Mixed precision: 2 bytes a weight and gradient, 12 for the fp32 copy and two moments; fp32: 4, 4 and 8. `trainable` weights are the
-    adapter's under LoRA (default: all). Offloaded parts count nothing here: they are in CPU memory.
+    Mixed precision: 2 bytes a weight and gradient, 12 for the fp32 copy and two moments; fp32: 4, 4
+    and 8. `trainable` weights are the adapter's under LoRA (default: all). Offloaded parts count
+    nothing here: they are in CPU memory.
     """
     small, state = (2, 12) if bf16 else (4, 8)
     trained = weights if trainable is None else trainable
     return {
-        "weights": 0 if offload and zero_stage == 3 else weights * small // (devices if zero_stage == 3 else 1),
+        "weights": 0
+        if offload and zero_stage == 3
+        else weights * small // (devices if zero_stage == 3 else 1),
         "gradients": trained * small // (devices if zero_stage >= 2 else 1),
         "optimizer": 0 if offload else trained * state // (devices if zero_stage >= 1 else 1),
     }
 
 
-def disk(weights: int, *, bf16: bool, kept: int = 2, trainable: int | None = None, export_bytes: int = 2) -> dict[str, int]:
-    """Bytes on disk: one resumable checkpoint (weights, fp32 copy and moments), the peak while training, and the export that stays.
+def disk(
+    weights: int, *, bf16: bool, kept: int = 2, trainable: int | None = None, export_bytes: int = 2
+) -> dict[str, int]:
+    """Bytes on disk: one resumable checkpoint (weights, fp32 copy and moments), the peak while
+    training, and the export that stays.
 
-    `kept` is save_total_limit; one more exists while a checkpoint is written. Everything but the export is deleted after the export.
+    `kept` is save_total_limit; one more exists while a checkpoint is written. Everything but the
+    export is deleted after the export.
     """
     trained = weights if trainable is None else trainable
     checkpoint = trained * (2 + 12 if bf16 else 4 + 8)
-    return {"checkpoint": checkpoint, "peak": checkpoint * (kept + 1) + weights * export_bytes, "export": weights * export_bytes}
+    return {
+        "checkpoint": checkpoint,
+        "peak": checkpoint * (kept + 1) + weights * export_bytes,
+        "export": weights * export_bytes,
+    }
 
 
 def peak_disk(config: TrainConfig | None) -> int | None:
-    """Bytes that training one arm needs at its peak (checkpoints with optimizer state, then the export), or None where the base is not on disk."""
+    """Bytes that training one arm needs at its peak (checkpoints with optimizer state, then the
+    export), or None where the base is not on disk."""
     from core.errors import UserError
     from core.models import resolve
 

@@ -1,6 +1,7 @@
-"""Benchmarks of lm-eval (`lm_eval.simple_evaluate`), in a process of their own, so that the model's memory is free afterwards.
+"""Benchmarks of lm-eval (`lm_eval.simple_evaluate`), in a process of their own, so that the model's
+memory is free afterwards.
 
-    python -m eval.checkpoint.lm_eval_tasks SPEC.json      what `run` starts; SPEC holds model, tasks, settings and the folder to write to
+python -m eval.checkpoint.lm_eval_tasks SPEC.json      what `run` starts; SPEC holds model, tasks, settings and the folder to write to
 """
 
 from __future__ import annotations
@@ -38,32 +39,45 @@ LISTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "mmlu-redux": ({"group": "mmlu_redux_generative"},),
 }
-"""Names of ours for lm-eval's tasks with the shots that the Magpie paper used (arXiv 2406.08464, appendix; the leaderboard's own)."""
+"""Names of ours for lm-eval's tasks with the shots that the Magpie paper used (arXiv 2406.08464,
+appendix; the leaderboard's own)."""
 
 _ALL = "magpie-tasks"
 """The group that holds the entries with settings of their own; it has no score."""
 
 OUTCOMES = {"task": pl.String, "metric": pl.String, "item": pl.String, "value": pl.Float64}
-"""Columns of outcomes.parquet: one row for each item of each metric; `item` is lm-eval's doc_id, `value` what the metric gave that item."""
+"""Columns of outcomes.parquet: one row for each item of each metric; `item` is lm-eval's doc_id,
+`value` what the metric gave that item."""
 
 
-def run(config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: str, log: Log) -> Counts:
-    """Evaluate a checkpoint; write `out`/outcomes.parquet and `out`/results.json (lm-eval's own table, with its standard errors).
+def run(
+    config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: str, log: Log
+) -> Counts:
+    """Evaluate a checkpoint; write `out`/outcomes.parquet and `out`/results.json (lm-eval's own
+    table, with its standard errors).
 
-    `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty. Per-item outcomes are kept, so that arms can be compared item by item.
-    Counts: tasks, items (of all tasks and metrics), and each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
+    `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty. Per-item outcomes are kept,
+    so that arms can be compared item by item. Counts: tasks, items (of all tasks and metrics), and
+    each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
     """
     for task in _names(config.tasks):
         if task not in SHIPPED and task.endswith((".yaml", ".yml")) and not Path(task).is_file():
             raise UserError(f"the lm-eval task file {task} does not exist.")
-    if (out / "results.json").exists() and (out / "outcomes.parquet").exists():  # a run killed after the evaluation
+    if (out / "results.json").exists() and (
+        out / "outcomes.parquet"
+    ).exists():  # a run killed after the evaluation
         return _counts(out)
     out.mkdir(parents=True, exist_ok=True)
-    pretrained = {"pretrained": models.resolve(model).path} if "pretrained" not in config.model_args else {}
+    pretrained = (
+        {"pretrained": models.resolve(model).path} if "pretrained" not in config.model_args else {}
+    )
     spec = {
-        "out": str(out.resolve()), "tasks": expand(config.tasks), "model": config.backend,
-        "model_args": pretrained | config.model_args, "evaluate": config.evaluate,
-    }  # fmt: skip
+        "out": str(out.resolve()),
+        "tasks": expand(config.tasks),
+        "model": config.backend,
+        "model_args": pretrained | config.model_args,
+        "evaluate": config.evaluate,
+    }
     path = out / "spec.json"
     write_atomic(path, json.dumps(spec))
     named = ", ".join(_names(config.tasks))
@@ -79,7 +93,9 @@ def run(config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: st
             )
         if done.returncode != 0:
             text = (out / "lm-eval.log").read_text(errors="replace").strip().splitlines()
-            raise UserError(f"lm-eval failed on {named}: {text[-1] if text else 'no output'} (all of it: {out / 'lm-eval.log'})")
+            raise UserError(
+                f"lm-eval failed on {named}: {text[-1] if text else 'no output'} (all of it: {out / 'lm-eval.log'})"
+            )
     finally:
         path.unlink()
     (out / "lm-eval.log").unlink()  # times and addresses: not part of a result
@@ -99,7 +115,13 @@ def main(spec: Path) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folders = sorted({str(Path(t).resolve().parent) for t in _names(told["tasks"]) if t.endswith((".yaml", ".yml"))})
+    folders = sorted(
+        {
+            str(Path(t).resolve().parent)
+            for t in _names(told["tasks"])
+            if t.endswith((".yaml", ".yml"))
+        }
+    )
     with TemporaryDirectory() as folder:
         wanted = requested(told["tasks"], Path(folder))
         found = lm_eval.simple_evaluate(
@@ -111,9 +133,19 @@ def main(spec: Path) -> None:
             **{**_device(told["model"]), **told["evaluate"]},
         )
     out = Path(told["out"])
-    rows = [row for task, samples in found["samples"].items() for sample in samples for row in _outcomes(task, sample)]
-    pl.DataFrame(pooled(rows, found, _names(told["tasks"])), schema=OUTCOMES).write_parquet(out / "outcomes.parquet")
-    write_atomic(out / "results.json", json.dumps(_plain({k: v for k, v in found["results"].items() if k != _ALL}), indent=2))
+    rows = [
+        row
+        for task, samples in found["samples"].items()
+        for sample in samples
+        for row in _outcomes(task, sample)
+    ]
+    pl.DataFrame(pooled(rows, found, _names(told["tasks"])), schema=OUTCOMES).write_parquet(
+        out / "outcomes.parquet"
+    )
+    write_atomic(
+        out / "results.json",
+        json.dumps(_plain({k: v for k, v in found["results"].items() if k != _ALL}), indent=2),
+    )
 
 
 def _end_with(parent: int) -> None:
@@ -124,7 +156,8 @@ def _end_with(parent: int) -> None:
 
 
 def expand(wanted: Sequence[str | Mapping[str, Any]]) -> list[str | dict[str, Any]]:
-    """The tasks of a recipe with our own names replaced: `LISTS` by their entries, shipped tasks by their files."""
+    """The tasks of a recipe with our own names replaced: `LISTS` by their entries, shipped tasks by
+    their files."""
     found: list[str | dict[str, Any]] = []
     for task in wanted:
         if isinstance(task, str):
@@ -136,15 +169,22 @@ def expand(wanted: Sequence[str | Mapping[str, Any]]) -> list[str | dict[str, An
 
 def _names(wanted: Sequence[str | Mapping[str, Any]]) -> list[str]:
     """The name of each entry: a text, or what a mapping has for `task` or `group`."""
-    return [task if isinstance(task, str) else str(task.get("task") or task.get("group")) for task in wanted]
+    return [
+        task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+        for task in wanted
+    ]
 
 
-def requested(expanded: Sequence[str | Mapping[str, Any]], folder: Path) -> list[str | dict[str, Any]]:
-    """What simple_evaluate gets: names, the content of YAML files, and one group with every entry that overrides a task's own settings.
+def requested(
+    expanded: Sequence[str | Mapping[str, Any]], folder: Path
+) -> list[str | dict[str, Any]]:
+    """What simple_evaluate gets: names, the content of YAML files, and one group with every entry
+    that overrides a task's own settings.
 
-    lm-eval 0.4 takes {"task": NAME, "num_fewshot": 5} for a reference to a task of its own only inside a group that a file defines (at the
-    top it would be a new task; in a group given as a mapping, members that are groups lose their names), so that file is written into
-    `folder`, which TaskManager must include. Members that are groups go by `group`.
+    lm-eval 0.4 takes {"task": NAME, "num_fewshot": 5} for a reference to a task of its own only
+    inside a group that a file defines (at the top it would be a new task; in a group given as a
+    mapping, members that are groups lose their names), so that file is written into `folder`, which
+    TaskManager must include. Members that are groups go by `group`.
     """
     plain: list[str | dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
@@ -154,19 +194,27 @@ def requested(expanded: Sequence[str | Mapping[str, Any]], folder: Path) -> list
         elif str(entry.get("task", "")).endswith((".yaml", ".yml")):
             own = _task(str(entry["task"]))
             rest = {k: v for k, v in entry.items() if k != "task"}
-            (changed if isinstance(own, str) else plain).append({"task": own, **rest} if isinstance(own, str) else own | rest)
+            (changed if isinstance(own, str) else plain).append(
+                {"task": own, **rest} if isinstance(own, str) else own | rest
+            )
         else:
             changed.append(dict(entry))
     if not changed:
         return plain
-    (folder / f"{_ALL}.yaml").write_text(json.dumps({"group": _ALL, "task": changed}))  # JSON is YAML
+    (folder / f"{_ALL}.yaml").write_text(
+        json.dumps({"group": _ALL, "task": changed})
+    )  # JSON is YAML
     return [*plain, _ALL]
 
 
-def pooled(rows: list[dict[str, Any]], found: Mapping[str, Any], asked: Sequence[str]) -> list[dict[str, Any]]:
-    """Outcomes with the subjects of each group asked for by name, where lm-eval gives the group a score of its own (MMLU), as one task.
+def pooled(
+    rows: list[dict[str, Any]], found: Mapping[str, Any], asked: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Outcomes with the subjects of each group asked for by name, where lm-eval gives the group a
+    score of its own (MMLU), as one task.
 
-    Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size). `found` is what simple_evaluate returns.
+    Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size).
+    `found` is what simple_evaluate returns.
     """
     children: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
 
@@ -174,16 +222,26 @@ def pooled(rows: list[dict[str, Any]], found: Mapping[str, Any], asked: Sequence
         for child in children.get(name, ()):
             yield from leaves(child) if child in children else (child,)
 
-    group_of = {leaf: group for group in asked if group in (found.get("groups") or {}) for leaf in leaves(group)}
+    group_of = {
+        leaf: group
+        for group in asked
+        if group in (found.get("groups") or {})
+        for leaf in leaves(group)
+    }
     return [
-        row if row["task"] not in group_of else row | {"task": group_of[row["task"]], "item": f"{row['task']}/{row['item']}"} for row in rows
+        row
+        if row["task"] not in group_of
+        else row | {"task": group_of[row["task"]], "item": f"{row['task']}/{row['item']}"}
+        for row in rows
     ]
 
 
 def _task(name: str) -> str | dict[str, Any]:
-    """A task by its name, or the content of a YAML file with `data_files` made absolute (lm-eval reads them relative to the process).
+    """A task by its name, or the content of a YAML file with `data_files` made absolute (lm-eval
+    reads them relative to the process).
 
-    A file that uses !function or include goes by its task's name: lm-eval finds it in the file's folder and loads those parts itself.
+    A file that uses !function or include goes by its task's name: lm-eval finds it in the file's
+    folder and loads those parts itself.
     """
     if not name.endswith((".yaml", ".yml")):
         return name
@@ -222,12 +280,18 @@ def _absolute(files: Any, folder: Path) -> Any:
 
 
 def _outcomes(task: str, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scalar metrics of one item; a filter other than "none" is part of the metric's name, as in lm-eval's own tables."""
+    """The scalar metrics of one item; a filter other than "none" is part of the metric's name, as
+    in lm-eval's own tables."""
     chosen = sample.get("filter", "none")
     suffix = "" if chosen == "none" else f",{chosen}"
     values = ((metric, sample[metric]) for metric in sample.get("metrics", ()))
     return [
-        {"task": task, "metric": metric + suffix, "item": str(sample["doc_id"]), "value": float(value)}
+        {
+            "task": task,
+            "metric": metric + suffix,
+            "item": str(sample["doc_id"]),
+            "value": float(value),
+        }
         for metric, value in values
         if isinstance(value, (bool, int, float))
     ]

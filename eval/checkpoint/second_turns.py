@@ -1,4 +1,5 @@
-"""The answers of one checkpoint to MT-Bench's questions: the second turn is asked after the model's own answer to the first."""
+"""The answers of one checkpoint to MT-Bench's questions: the second turn is asked after the model's
+own answer to the first."""
 
 from __future__ import annotations
 
@@ -19,19 +20,44 @@ from eval.prompt_sets.rated_tasks import SECOND, tasks
 VERSION = 1
 
 
-def run(config: AnswersConfig, inputs: dict[str, Path], out: Path, *, model: str, servers: Servers, log: Log) -> Counts:
-    """Write `out`/answers.parquet for the questions in `inputs["prompts"]`: all first turns under their id, then all second turns as "ID#2".
+def run(
+    config: AnswersConfig,
+    inputs: dict[str, Path],
+    out: Path,
+    *,
+    model: str,
+    servers: Servers,
+    log: Log,
+) -> Counts:
+    """Write `out`/answers.parquet for the questions in `inputs["prompts"]`: all first turns under
+    their id, then all second turns as "ID#2".
 
-    A second turn whose first has no answer is failed, with that reason. Arguments, columns, counts and errors are those of eval.answers.run.
-    A finished first turn survives a kill.
+    A second turn whose first has no answer is failed, with that reason. Arguments, columns, counts
+    and errors are those of eval.answers.run. A finished first turn survives a kill.
     """
     questions = tasks("mtbench", str(inputs["prompts"]))
-    first, done = _turn(config, [Prompt(q.id, q.prompt, q.category) for q in questions], out / "turn-1", model=model, servers=servers, log=log)
-    said = {name: answer for name, answer, status in first.select("id", "answer", "status").iter_rows() if status == "ok"}
+    first, done = _turn(
+        config,
+        [Prompt(q.id, q.prompt, q.category) for q in questions],
+        out / "turn-1",
+        model=model,
+        servers=servers,
+        log=log,
+    )
+    said = {
+        name: answer
+        for name, answer, status in first.select("id", "answer", "status").iter_rows()
+        if status == "ok"
+    }
     two = [q for q in questions if len(q.turns) == 2]
     frames, counts = [first], [done]
     follow = [
-        Prompt(q.id + SECOND, q.turns[1], q.category, ({"role": "user", "content": q.prompt}, {"role": "assistant", "content": said[q.id]}))
+        Prompt(
+            q.id + SECOND,
+            q.turns[1],
+            q.category,
+            ({"role": "user", "content": q.prompt}, {"role": "assistant", "content": said[q.id]}),
+        )
         for q in two
         if q.id in said
     ]
@@ -40,7 +66,14 @@ def run(config: AnswersConfig, inputs: dict[str, Path], out: Path, *, model: str
         frames.append(second)
         counts.append(done)
     lost = [
-        {"id": q.id + SECOND, "prompt": q.turns[1], "status": "failed", "reason": "the first turn has no answer"} for q in two if q.id not in said
+        {
+            "id": q.id + SECOND,
+            "prompt": q.turns[1],
+            "status": "failed",
+            "reason": "the first turn has no answer",
+        }
+        for q in two
+        if q.id not in said
     ]
     frames.append(pl.DataFrame(lost, schema=ANSWERS))
     frame = pl.concat(frames)
@@ -56,12 +89,27 @@ def run(config: AnswersConfig, inputs: dict[str, Path], out: Path, *, model: str
     }
 
 
-def _turn(config: AnswersConfig, wanted: list[Prompt], folder: Path, *, model: str, servers: Servers, log: Log) -> tuple[pl.DataFrame, Counts]:
+def _turn(
+    config: AnswersConfig,
+    wanted: list[Prompt],
+    folder: Path,
+    *,
+    model: str,
+    servers: Servers,
+    log: Log,
+) -> tuple[pl.DataFrame, Counts]:
     """Answers to one turn; `folder`/counts.json is written last and says that they are complete."""
     finished = folder / "counts.json"
     if not finished.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_prompts(wanted, folder / "prompts.jsonl")
-        counts = answers.run(config, {"prompts": folder / "prompts.jsonl"}, folder, model=model, servers=servers, log=log)
+        counts = answers.run(
+            config,
+            {"prompts": folder / "prompts.jsonl"},
+            folder,
+            model=model,
+            servers=servers,
+            log=log,
+        )
         write_atomic(finished, json.dumps(counts))
     return pl.read_parquet(folder / "answers.parquet"), json.loads(finished.read_text())

@@ -1,6 +1,8 @@
-"""What judgments cost, and never paying for one twice: the journal of what came back, and the purse.
+"""What judgments cost, and never paying for one twice: the journal of what came back, and the
+purse.
 
-A judgment's journal line is written when its reply arrives, before anything else, so that a killed run never pays for it again.
+A judgment's journal line is written when its reply arrives, before anything else, so that a killed
+run never pays for it again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ Turn = Literal["first", "continue", "constrain"]
 
 @dataclass
 class Draft:
-    """What is known of a judgment that is not settled: the judge's text so far and what it has cost."""
+    """What is known of a judgment that is not settled: the judge's text so far and what it has
+    cost."""
 
     turn: Turn = "first"
     text: str = ""
@@ -33,11 +36,13 @@ class Draft:
 
 
 class Journal:
-    """Append-only lines beside a column's parts: settled judgments and first turns, each on disk before the next reply is read.
+    """Append-only lines beside a column's parts: settled judgments and first turns, each on disk
+    before the next reply is read.
 
-    A context manager. Entering takes over what killed runs left (any journal that nobody holds): their judgments go to the column, their
-    first turns to `drafts`. A clean exit removes the journal, unless `keep` is set: its judgments are in the column by then. Any other exit
-    keeps it for the next run.
+    A context manager. Entering takes over what killed runs left (any journal that nobody holds):
+    their judgments go to the column, their first turns to `drafts`. A clean exit removes the
+    journal, unless `keep` is set: its judgments are in the column by then. Any other exit keeps it
+    for the next run.
     """
 
     def __init__(self, column: Column) -> None:
@@ -92,7 +97,8 @@ class Journal:
 
 @dataclass
 class Purse:
-    """Money: what the judgments of this result cost in all, what is in flight, and whether another call would pass the budget."""
+    """Money: what the judgments of this result cost in all, what is in flight, and whether another
+    call would pass the budget."""
 
     prices: Prices | None
     budget: float | None
@@ -102,7 +108,11 @@ class Purse:
 
     def cost(self, prompt_tokens: int, tokens: int) -> float:
         """Price of so many tokens."""
-        return 0.0 if self.prices is None else (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
+        return (
+            0.0
+            if self.prices is None
+            else (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
+        )
 
     def reserve(self, key: str, prompt_tokens: int, tokens: int) -> bool:
         """Set the most a call can cost aside; False when that could pass the budget."""

@@ -27,18 +27,41 @@ from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
 from eval.judging import reward_model, templates
 from eval.judging.ask import Question
 from eval.judging.journal import Purse
-from eval.judging.settle import Bought, buy, determines, model_shown_first, read_answers, shorten, warn_of_change, within_budget
+from eval.judging.settle import (
+    Bought,
+    buy,
+    determines,
+    model_shown_first,
+    read_answers,
+    shorten,
+    warn_of_change,
+    within_budget,
+)
 from eval.prompt_sets.prompts import prompts
 
 if TYPE_CHECKING:
     pass
 
 JUDGMENTS = {
-    "item": pl.String, "category": pl.String, "game": pl.Int64, "order": pl.String, "preference": pl.Float64, "label": pl.String,
-    "verdict": pl.String, "mass": pl.Float64, "constrained": pl.Boolean, "prompt_tokens": pl.Int64, "tokens": pl.Int64, "model": pl.String,
-    "fingerprint": pl.String, "model_characters": pl.Int64, "baseline_characters": pl.Int64, "judgment": pl.String, "status": pl.String,
+    "item": pl.String,
+    "category": pl.String,
+    "game": pl.Int64,
+    "order": pl.String,
+    "preference": pl.Float64,
+    "label": pl.String,
+    "verdict": pl.String,
+    "mass": pl.Float64,
+    "constrained": pl.Boolean,
+    "prompt_tokens": pl.Int64,
+    "tokens": pl.Int64,
+    "model": pl.String,
+    "fingerprint": pl.String,
+    "model_characters": pl.Int64,
+    "baseline_characters": pl.Int64,
+    "judgment": pl.String,
+    "status": pl.String,
     "reason": pl.String,
-}  # fmt: skip
+}
 """Columns of judgments.parquet. `game` 1 or 2; `order` says whose answer was shown first
 ("baseline" or "model"); `preference` is P(the model's answer is better), null when unjudged;
 `label` is the judge's own word (A and B, or the codes: first and second shown); `judgment` is its
@@ -60,7 +83,15 @@ class Game:
     reason: str | None = None
 
 
-def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: Path, out: Path, *, servers: Servers, log: Log) -> Counts:
+def run(
+    protocol: AlpacaConfig | ArenaConfig,
+    inputs: Mapping[str, Path],
+    root: Path,
+    out: Path,
+    *,
+    servers: Servers,
+    log: Log,
+) -> Counts:
     """Judge `inputs["answers"]` against `inputs["baseline"]` (answers folders) on
     `inputs["prompts"]`; write `out`/judgments.parquet, and `out`/protocol.json (`determines`).
 
@@ -83,35 +114,60 @@ def run(protocol: AlpacaConfig | ArenaConfig, inputs: Mapping[str, Path], root: 
     questions = {game.question.id: game.question for game in games if game.question is not None}
     purse = Purse(judge.prices, judge.budget)
     reward = isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
-    stored, reasons, asked, known = (_rewarded if reward else buy)(protocol, judge, list(questions.values()), root, purse, servers, log)
+    stored, reasons, asked, known = (_rewarded if reward else buy)(
+        protocol, judge, list(questions.values()), root, purse, servers, log
+    )
     within_budget(judge, purse, stored.height, len(questions))
     out.mkdir(parents=True, exist_ok=True)
     frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
     frame.write_parquet(out / "judgments.parquet")
     write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
-    counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)}
+    counts = _counts(frame) | {
+        "cut": cut,
+        "asked": asked,
+        "from_store": known,
+        "money": round(purse.spent, 6),
+    }
     warn_of_change(counts, log)
     return counts
 
 
 def _rewarded(
-    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, questions: Sequence[Question], root: Path, purse: Purse, servers: Servers, log: Log
+    protocol: AlpacaConfig | ArenaConfig,
+    judge: JudgeConfig,
+    questions: Sequence[Question],
+    root: Path,
+    purse: Purse,
+    servers: Servers,
+    log: Log,
 ) -> Bought:
     column = Column.open(root, "judgments-reward", determines(judge, protocol), reward_model.FIELDS)
     path = models.resolve(judge.model, judge.revision).path
-    spec = ServerSpec(model=path, **judge.server | {"args": {"runner": "pooling", **judge.server.get("args", {})}})
+    spec = ServerSpec(
+        model=path, **judge.server | {"args": {"runner": "pooling", **judge.server.get("args", {})}}
+    )
     name = Path(judge.model).name if Path(judge.model).is_dir() else judge.model
-    return reward_model.buy(questions, column, purse, models.tokenizer(path), spec, name, servers=servers, log=log)
+    return reward_model.buy(
+        questions, column, purse, models.tokenizer(path), spec, name, servers=servers, log=log
+    )
 
 
-def _games(protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Mapping[str, Path]) -> tuple[list[Game], int]:
+def _games(
+    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Mapping[str, Path]
+) -> tuple[list[Game], int]:
     answers, baseline = read_answers(inputs["answers"]), read_answers(inputs["baseline"])
     shapes: dict[str, templates.Template] = {}
     games: list[Game] = []
     cut = 0
     for prompt in prompts(str(inputs["prompts"])):
-        mine, theirs = answers.get(prompt.id, (None, "no answer")), baseline.get(prompt.id, (None, "no answer"))
-        cut += sum(text is not None and len(text) > judge.max_answer_characters for text in (mine[0], theirs[0]))
+        mine, theirs = (
+            answers.get(prompt.id, (None, "no answer")),
+            baseline.get(prompt.id, (None, "no answer")),
+        )
+        cut += sum(
+            text is not None and len(text) > judge.max_answer_characters
+            for text in (mine[0], theirs[0])
+        )
         name = _template_name(protocol, prompt.category)
         if name not in shapes:
             codes = protocol.codes if isinstance(protocol, AlpacaConfig) else ("A", "B")
@@ -124,13 +180,19 @@ def _games(protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Map
             lengths = tuple(None if text is None else len(text) for text in (mine[0], theirs[0]))
             game = Game(prompt.id, prompt.category, number, model_first, (lengths[0], lengths[1]))
             if mine[0] is None or theirs[0] is None:
-                whose, reason = ("the model", mine[1]) if mine[0] is None else ("the baseline", theirs[1])
+                whose, reason = (
+                    ("the model", mine[1]) if mine[0] is None else ("the baseline", theirs[1])
+                )
                 games.append(replace(game, reason=f"{whose} has no answer: {reason}"))
             elif mine[0] == theirs[0]:
                 games.append(replace(game, identical=True))
             else:
                 first, second = (mine[0], theirs[0]) if model_first else (theirs[0], mine[0])
-                values = {"instruction": prompt.prompt, "output_1": shorten(first, judge), "output_2": shorten(second, judge)}
+                values = {
+                    "instruction": prompt.prompt,
+                    "output_1": shorten(first, judge),
+                    "output_2": shorten(second, judge),
+                }
                 name_of = digest([shapes[name].text, prompt.prompt, first, second])
                 games.append(replace(game, question=Question(name_of, shapes[name], values)))
     return games, cut
@@ -140,29 +202,60 @@ def _template_name(protocol: AlpacaConfig | ArenaConfig, category: str) -> str:
     if isinstance(protocol.prompt, str):
         return protocol.prompt
     if category not in protocol.prompt:
-        raise UserError(f"`prompt` of the arena names no template for category '{category}'; it has {', '.join(sorted(protocol.prompt))}.")
+        raise UserError(
+            f"`prompt` of the arena names no template for category '{category}'; it has {', '.join(sorted(protocol.prompt))}."
+        )
     return protocol.prompt[category]
 
 
-def _table(games: list[Game], stored: pl.DataFrame, reasons: Mapping[str, str], arena: bool) -> pl.DataFrame:
+def _table(
+    games: list[Game], stored: pl.DataFrame, reasons: Mapping[str, str], arena: bool
+) -> pl.DataFrame:
     cells = {row["id"]: row for row in stored.iter_rows(named=True)}
     rows = []
     for game in games:
         row: dict[str, Any] = {
-            "item": game.item, "category": game.category, "game": game.number, "order": "model" if game.model_first else "baseline",
-            "model_characters": game.lengths[0], "baseline_characters": game.lengths[1], "status": "unjudged", "reason": game.reason,
-        }  # fmt: skip
+            "item": game.item,
+            "category": game.category,
+            "game": game.number,
+            "order": "model" if game.model_first else "baseline",
+            "model_characters": game.lengths[0],
+            "baseline_characters": game.lengths[1],
+            "status": "unjudged",
+            "reason": game.reason,
+        }
         if game.identical:
-            row |= {"preference": 0.5, "label": "A=B" if arena else None, "verdict": "identical answers", "status": "ok"}
+            row |= {
+                "preference": 0.5,
+                "label": "A=B" if arena else None,
+                "verdict": "identical answers",
+                "status": "ok",
+            }
         elif game.question is not None:
             row["judgment"] = game.question.id
             cell = cells.get(game.question.id)
             if cell is None:
                 row["reason"] = reasons.get(game.question.id, "not asked")
             else:
-                row |= {k: cell[k] for k in ("label", "verdict", "mass", "constrained", "prompt_tokens", "tokens", "model", "fingerprint", "reason")}
+                row |= {
+                    k: cell[k]
+                    for k in (
+                        "label",
+                        "verdict",
+                        "mass",
+                        "constrained",
+                        "prompt_tokens",
+                        "tokens",
+                        "model",
+                        "fingerprint",
+                        "reason",
+                    )
+                }
                 if cell["status"] == "ok":
-                    row |= {"preference": cell["first"] if game.model_first else 1 - cell["first"], "status": "ok"}
+                    row |= {
+                        "preference": cell["first"] if game.model_first else 1 - cell["first"],
+                        "status": "ok",
+                    }
         rows.append(row)
     return pl.DataFrame(rows, schema=JUDGMENTS)
 
@@ -174,9 +267,17 @@ def judging(frame: pl.DataFrame) -> dict[str, Any]:
     judged in both orders that have the same winner, or a tie, in both) and position_pairs (how many
     those are)."""
     asked = frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_not_null())
-    shown_first = pl.when(pl.col("order") == "model").then(pl.col("preference")).otherwise(1 - pl.col("preference"))
+    shown_first = (
+        pl.when(pl.col("order") == "model")
+        .then(pl.col("preference"))
+        .otherwise(1 - pl.col("preference"))
+    )
     keys = [name for name in ("item", "judge") if name in frame.columns]
-    sides = asked.group_by(keys).agg(pl.len(), (pl.col("preference") - 0.5).sign().n_unique().alias("sides")).filter(pl.col("len") == 2)
+    sides = (
+        asked.group_by(keys)
+        .agg(pl.len(), (pl.col("preference") - 0.5).sign().n_unique().alias("sides"))
+        .filter(pl.col("len") == 2)
+    )
     return {
         "constrained": int(asked["constrained"].sum() or 0),
         "mass": frame["mass"].mean(),

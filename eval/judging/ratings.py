@@ -1,7 +1,9 @@
-"""Rating a checkpoint's answers one by one: WildBench's WB-Score by checklists, MT-Bench by single-answer grading of two turns.
+"""Rating a checkpoint's answers one by one: WildBench's WB-Score by checklists, MT-Bench by
+single-answer grading of two turns.
 
-Nothing is compared with a baseline. A rating is named by what the judge is shown and lives in a column of the store keyed by who rated and
-how, with the journal, the purse and the shielding of hostile text that pairwise judgments have (eval/judging/pairwise.py, eval/judging/templates.py).
+Nothing is compared with a baseline. A rating is named by what the judge is shown and lives in a
+column of the store keyed by who rated and how, with the journal, the purse and the shielding of
+hostile text that pairwise judgments have (eval/judging/pairwise.py, eval/judging/templates.py).
 """
 
 from __future__ import annotations
@@ -25,16 +27,28 @@ from eval.judging.journal import Purse
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 
 FIELDS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "rating": pl.Float64, "verdict": pl.String, "prompt_tokens": pl.Int64, "tokens": pl.Int64, "model": pl.String, "fingerprint": pl.String,
-}  # fmt: skip
-"""Value fields of a rating: from 1 to 10, null where the judge's text (`verdict`) does not end with one."""
+    "rating": pl.Float64,
+    "verdict": pl.String,
+    "prompt_tokens": pl.Int64,
+    "tokens": pl.Int64,
+    "model": pl.String,
+    "fingerprint": pl.String,
+}
+"""Value fields of a rating: from 1 to 10, null where the judge's text (`verdict`) does not end with
+one."""
 
 RATINGS = {
-    "item": pl.String, "turn": pl.Int64, "category": pl.String, "tags": pl.List(pl.String), **FIELDS, "judgment": pl.String,
-    "status": pl.String, "reason": pl.String,
-}  # fmt: skip
-"""Columns of ratings.parquet, one row a turn: `item` is the task or question, `status` "ok" or "unjudged", `judgment` the rating's id in the
-store (null when nobody was asked)."""
+    "item": pl.String,
+    "turn": pl.Int64,
+    "category": pl.String,
+    "tags": pl.List(pl.String),
+    **FIELDS,
+    "judgment": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+"""Columns of ratings.parquet, one row a turn: `item` is the task or question, `status` "ok" or
+"unjudged", `judgment` the rating's id in the store (null when nobody was asked)."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,27 @@ class Turn:
     reason: str | None = None
 
 
-def run(protocol: WildBenchConfig | MTBenchConfig, inputs: Mapping[str, Path], root: Path, out: Path, *, servers: Servers, log: Log) -> Counts:
-    """Rate `inputs["answers"]` (an answers folder) to the tasks in `inputs["prompts"]`; write `out`/ratings.parquet and `out`/protocol.json.
+def run(
+    protocol: WildBenchConfig | MTBenchConfig,
+    inputs: Mapping[str, Path],
+    root: Path,
+    out: Path,
+    *,
+    servers: Servers,
+    log: Log,
+) -> Counts:
+    """Rate `inputs["answers"]` (an answers folder) to the tasks in `inputs["prompts"]`; write
+    `out`/ratings.parquet and `out`/protocol.json.
 
-    A WildBench protocol with `references` also has WB-Reward judged (eval/judging/wb_reward.py) against the answers in `inputs["reference/NAME"]`.
-    `protocol` is `EvalConfig.rating(benchmark)`, whose judge is set. `root` is the store's root, where ratings are kept for good. A turn that
+    A WildBench protocol with `references` also has WB-Reward judged (eval/judging/wb_reward.py)
+    against the answers in `inputs["reference/NAME"]`. `protocol` is `EvalConfig.rating(benchmark)`,
+    whose judge is set. `root` is the store's root, where ratings are kept for good. A turn that
     nobody could rate stays, with its reason.
 
-    Counts: rows (turns), judged, unjudged and unjudged_reasons, cut (answers shortened), asked, from_store, prompt_tokens, tokens, money,
-    models, fingerprints, and with references rewards (the counts of those; money is for both). Raises UserError when the budget ends the run,
-    or when not one of the ratings asked for came back.
+    Counts: rows (turns), judged, unjudged and unjudged_reasons, cut (answers shortened), asked,
+    from_store, prompt_tokens, tokens, money, models, fingerprints, and with references rewards (the
+    counts of those; money is for both). Raises UserError when the budget ends the run, or when not
+    one of the ratings asked for came back.
     """
     judge = protocol.judge
     assert judge is not None, "EvalConfig.rating fills the judge in"
@@ -66,7 +91,9 @@ def run(protocol: WildBenchConfig | MTBenchConfig, inputs: Mapping[str, Path], r
     turns = [turn for task in wanted for turn in _turns(task, protocol, judge, answers, shapes)]
     questions = {turn.question.id: turn.question for turn in turns if turn.question is not None}
     purse = Purse(judge.prices, judge.budget)
-    stored, reasons, asked, known = settle.buy(protocol, judge, list(questions.values()), root, purse, servers, log, FIELDS)
+    stored, reasons, asked, known = settle.buy(
+        protocol, judge, list(questions.values()), root, purse, servers, log, FIELDS
+    )
     settle.within_budget(judge, purse, stored.height, len(questions))
     out.mkdir(parents=True, exist_ok=True)
     frame = _table(turns, stored, reasons)
@@ -74,9 +101,20 @@ def run(protocol: WildBenchConfig | MTBenchConfig, inputs: Mapping[str, Path], r
     write_atomic(out / "protocol.json", json.dumps(settle.determines(judge, protocol), indent=2))
     compared: Counts = {}
     if isinstance(protocol, WildBenchConfig) and protocol.references:
-        compared = {"rewards": wb_reward.run(protocol, wanted, inputs, root, out, purse=purse, servers=servers, log=log)}
-    cut = sum(answer is not None and len(answer) > judge.max_answer_characters for answer, _ in answers.values())
-    counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)} | compared
+        compared = {
+            "rewards": wb_reward.run(
+                protocol, wanted, inputs, root, out, purse=purse, servers=servers, log=log
+            )
+        }
+    cut = sum(
+        answer is not None and len(answer) > judge.max_answer_characters
+        for answer, _ in answers.values()
+    )
+    counts = (
+        _counts(frame)
+        | {"cut": cut, "asked": asked, "from_store": known, "money": round(purse.spent, 6)}
+        | compared
+    )
     settle.warn_of_change(counts, log)
     return counts
 
@@ -92,17 +130,35 @@ def _turns(
     first, why = answers.get(task.id, (None, "no answer"))
     shown: list[dict[str, str] | str] = []  # the slots of each turn, or why it has none
     if isinstance(protocol, WildBenchConfig):
-        shown = [f"no answer: {why}" if first is None else task.shown() | {"model_output": settle.shorten(first, judge)}]
+        shown = [
+            f"no answer: {why}"
+            if first is None
+            else task.shown() | {"model_output": settle.shorten(first, judge)}
+        ]
     else:
-        references = [(f"reference_{n}", text) for n, text in enumerate(task.references[:2], 1) if text.strip()]
-        said = None if first is None else {"question_1": task.prompt, "answer_1": settle.shorten(first, judge)}
-        shown = [f"no answer: {why}" if said is None else said | {n: text for n, text in references if n == "reference_1"}]
+        references = [
+            (f"reference_{n}", text)
+            for n, text in enumerate(task.references[:2], 1)
+            if text.strip()
+        ]
+        said = (
+            None
+            if first is None
+            else {"question_1": task.prompt, "answer_1": settle.shorten(first, judge)}
+        )
+        shown = [
+            f"no answer: {why}"
+            if said is None
+            else said | {n: text for n, text in references if n == "reference_1"}
+        ]
         if len(task.turns) == 2:
             second, why = answers.get(task.id + SECOND, (None, "no answer"))
             shown.append(
                 f"no answer: {why}"
                 if said is None or second is None
-                else said | {"question_2": task.turns[1], "answer_2": settle.shorten(second, judge)} | dict(references)
+                else said
+                | {"question_2": task.turns[1], "answer_2": settle.shorten(second, judge)}
+                | dict(references)
             )
     found = []
     for number, values in enumerate(shown, 1):
@@ -112,7 +168,11 @@ def _turns(
         slots = tuple(values)
         if slots not in shapes:
             shapes[slots] = templates.template(protocol.prompt, slots=slots)
-        found.append(Turn(task, number, Question(digest([shapes[slots].text, values]), shapes[slots], values)))
+        found.append(
+            Turn(
+                task, number, Question(digest([shapes[slots].text, values]), shapes[slots], values)
+            )
+        )
     return found
 
 
@@ -121,16 +181,23 @@ def _table(turns: list[Turn], stored: pl.DataFrame, reasons: Mapping[str, str]) 
     rows = []
     for turn in turns:
         row: dict[str, Any] = {
-            "item": turn.task.id, "turn": turn.number, "category": turn.task.category, "tags": list(turn.task.tags), "status": "unjudged",
+            "item": turn.task.id,
+            "turn": turn.number,
+            "category": turn.task.category,
+            "tags": list(turn.task.tags),
+            "status": "unjudged",
             "reason": turn.reason,
-        }  # fmt: skip
+        }
         if turn.question is not None:
             row["judgment"] = turn.question.id
             cell = cells.get(turn.question.id)
             if cell is None:
                 row["reason"] = reasons.get(turn.question.id, "not asked")
             else:
-                row |= {name: cell[name] for name in FIELDS} | {"reason": cell["reason"], "status": OK if cell["status"] == OK else "unjudged"}
+                row |= {name: cell[name] for name in FIELDS} | {
+                    "reason": cell["reason"],
+                    "status": OK if cell["status"] == OK else "unjudged",
+                }
         rows.append(row)
     return pl.DataFrame(rows, schema=RATINGS)
 

@@ -1,4 +1,5 @@
-"""Several judges on one benchmark: their judgments in one table, one preference an item, and how far they agree.
+"""Several judges on one benchmark: their judgments in one table, one preference an item, and how
+far they agree.
 
 Each judge asks and is cached as if it were alone; nothing here asks anybody.
 """
@@ -22,7 +23,8 @@ VERSION = 1
 
 
 def names(judges: Sequence[JudgeConfig]) -> list[str]:
-    """A short name for each judge: the last part of its model's name, numbered where two are alike."""
+    """A short name for each judge: the last part of its model's name, numbered where two are
+    alike."""
     found: list[str] = []
     for judge in judges:
         name = Path(judge.model).name
@@ -32,39 +34,57 @@ def names(judges: Sequence[JudgeConfig]) -> list[str]:
 
 
 def combine(inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Put the judgments folders (eval.judges) of several judges, by name, together: `out`/judgments.parquet with a column `judge` more,
-    `out`/protocol.json with `judges`.
+    """Put the judgments folders (eval.judges) of several judges, by name, together:
+    `out`/judgments.parquet with a column `judge` more, `out`/protocol.json with `judges`.
 
-    Counts: rows, judged, unjudged (games of all judges), what `eval.judges.judging` has, `unjudged_by_judge`, `partly_judged` (items that some
-    judges judged and others not), `agreement` (share of pairs of judges and items, judged by both, with the same winner or both without one)
+    Counts: rows, judged, unjudged (games of all judges), what `eval.judges.judging` has,
+    `unjudged_by_judge`, `partly_judged` (items that some judges judged and others not), `agreement`
+    (share of pairs of judges and items, judged by both, with the same winner or both without one)
     and `agreement_pairs` (how many those are). Raises UserError for a folder without judgments.
     """
     frames = []
     for judge, folder in inputs.items():
         try:
-            frames.append(pl.read_parquet(folder / "judgments.parquet").with_columns(judge=pl.lit(judge)))
+            frames.append(
+                pl.read_parquet(folder / "judgments.parquet").with_columns(judge=pl.lit(judge))
+            )
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"{folder / 'judgments.parquet'} cannot be read ({error}); run that judge first.") from error
+            raise UserError(
+                f"{folder / 'judgments.parquet'} cannot be read ({error}); run that judge first."
+            ) from error
     games = pl.concat(frames)
     out.mkdir(parents=True, exist_ok=True)
     games.write_parquet(out / "judgments.parquet")
-    protocols = {judge: json.loads((folder / "protocol.json").read_text()) for judge, folder in inputs.items()}
-    write_atomic(out / "protocol.json", json.dumps(next(iter(protocols.values())) | {"judges": protocols}, indent=2))
+    protocols = {
+        judge: json.loads((folder / "protocol.json").read_text())
+        for judge, folder in inputs.items()
+    }
+    write_atomic(
+        out / "protocol.json",
+        json.dumps(next(iter(protocols.values())) | {"judges": protocols}, indent=2),
+    )
     judged = games.filter(pl.col("status") == "ok").height
     left = games.filter(pl.col("status") != "ok").group_by("judge", maintain_order=True).len()
     share, pairs = agreement(games)
     return {
-        "rows": games.height, "judged": judged, "unjudged": games.height - judged, "unjudged_by_judge": dict(left.iter_rows()), **judging(games),
-        "partly_judged": by_item(games)["partly"].sum(), "agreement": share, "agreement_pairs": pairs,
-    }  # fmt: skip
+        "rows": games.height,
+        "judged": judged,
+        "unjudged": games.height - judged,
+        "unjudged_by_judge": dict(left.iter_rows()),
+        **judging(games),
+        "partly_judged": by_item(games)["partly"].sum(),
+        "agreement": share,
+        "agreement_pairs": pairs,
+    }
 
 
 def by_item(games: pl.DataFrame) -> pl.DataFrame:
-    """One row an item, in order: item, preference (null when unjudged), reason, partly (some judges gave none), model_characters,
-    baseline_characters.
+    """One row an item, in order: item, preference (null when unjudged), reason, partly (some judges
+    gave none), model_characters, baseline_characters.
 
-    A judge's preference is the mean over its games, all of which must be judged; the item's is the mean over the judges that have one. Also
-    for the judgments of a single judge, which have no column `judge`.
+    A judge's preference is the mean over its games, all of which must be judged; the item's is the
+    mean over the judges that have one. Also for the judgments of a single judge, which have no
+    column `judge`.
     """
     each = _each(games)
     items = each.group_by("item", maintain_order=True).agg(
@@ -75,13 +95,25 @@ def by_item(games: pl.DataFrame) -> pl.DataFrame:
         pl.col("model_characters", "baseline_characters").first(),
     )
     partly = (pl.col("left") > 0) & (pl.col("left") < pl.col("judges"))
-    said = pl.format("{} of {} judges left a game unjudged ({})", "left", "judges", pl.col("reason").fill_null("no reason"))
-    return items.with_columns(partly=partly, reason=pl.when(partly).then(said).otherwise("reason")).drop("left", "judges")
+    said = pl.format(
+        "{} of {} judges left a game unjudged ({})",
+        "left",
+        "judges",
+        pl.col("reason").fill_null("no reason"),
+    )
+    return items.with_columns(
+        partly=partly, reason=pl.when(partly).then(said).otherwise("reason")
+    ).drop("left", "judges")
 
 
 def agreement(games: pl.DataFrame) -> tuple[float | None, int]:
-    """(share, n): of all pairs of judges and items that both judged, the share with the same winner; identical answers are left out."""
-    each = _each(games.filter(pl.col("judgment").is_not_null())).drop_nulls("preference").with_columns(side=(pl.col("preference") - 0.5).sign())
+    """(share, n): of all pairs of judges and items that both judged, the share with the same
+    winner; identical answers are left out."""
+    each = (
+        _each(games.filter(pl.col("judgment").is_not_null()))
+        .drop_nulls("preference")
+        .with_columns(side=(pl.col("preference") - 0.5).sign())
+    )
     sides: dict[str, list[float]] = {}
     for item, side in each.select("item", "side").iter_rows():
         sides.setdefault(item, []).append(side)
@@ -98,4 +130,6 @@ def _each(games: pl.DataFrame) -> pl.DataFrame:
         pl.col("reason").drop_nulls().first(),
         pl.col("model_characters", "baseline_characters").first(),
     )
-    return each.with_columns(preference=pl.when("missing").then(None).otherwise("preference")).drop("missing")
+    return each.with_columns(preference=pl.when("missing").then(None).otherwise("preference")).drop(
+        "missing"
+    )

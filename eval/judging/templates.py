@@ -1,8 +1,11 @@
-"""What a judge is shown: a template filled with a prompt and two answers, as token ids (our servers) or messages (hosted judges).
+"""What a judge is shown: a template filled with a prompt and two answers, as token ids (our
+servers) or messages (hosted judges).
 
-Prompts and answers are hostile text. Filled into a conversation and tokenised with it, an answer that holds `<|im_end|>` would end the
-judge's instructions and begin others. So the template alone goes through the chat template, with placeholders; the result is cut at the
-placeholders, and the hostile pieces are tokenised on their own, as plain text, and spliced in. No control token survives in them.
+Prompts and answers are hostile text. Filled into a conversation and tokenised with it, an answer
+that holds `<|im_end|>` would end the judge's instructions and begin others. So the template alone
+goes through the chat template, with placeholders; the result is cut at the placeholders, and the
+hostile pieces are tokenised on their own, as plain text, and spliced in. No control token survives
+in them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "prompts"
 SHIPPED = ("alpaca", "arena", "arena-direct", "wildbench", "wildbench-reward", "mtbench")
 SLOTS = ("instruction", "output_1", "output_2")
-_MARK = "\u2983slot:{}\u2984"  # brackets that occur in no template; hostile text is never searched for them
+# brackets that occur in no template; hostile text is never searched for them
+_MARK = "\u2983slot:{}\u2984"
 _CUT = re.compile("\u2983slot:([A-Za-z_0-9]+)\u2984")
 _SECTION = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
@@ -31,33 +35,42 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Template:
-    """A judge's prompt: `messages` with placeholders for its slots; `text` is the file's text, which counts in the key."""
+    """A judge's prompt: `messages` with placeholders for its slots; `text` is the file's text,
+    which counts in the key."""
 
     text: str
     messages: tuple[tuple[str, str], ...]
 
 
-CONVERSATION = Template("", (("user", _MARK.format("instruction")), ("assistant", _MARK.format("answer"))))
+CONVERSATION = Template(
+    "", (("user", _MARK.format("instruction")), ("assistant", _MARK.format("answer")))
+)
 """A prompt and one answer to it, as reward models read them."""
 
 
 def read(name: str) -> tuple[Path, str]:
-    """The file and the text of a template: one of `SHIPPED`, or a path. Raises UserError for an unknown name or a file that cannot be read."""
+    """The file and the text of a template: one of `SHIPPED`, or a path. Raises UserError for an
+    unknown name or a file that cannot be read."""
     path = FOLDER / f"{name}.jinja" if name in SHIPPED else Path(name)
     try:
         return path, path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){nearest(name, SHIPPED)}") from error
+        raise UserError(
+            f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){nearest(name, SHIPPED)}"
+        ) from error
 
 
-def template(name: str, codes: tuple[str, str] = ("A", "B"), slots: Iterable[str] = SLOTS) -> Template:
+def template(
+    name: str, codes: tuple[str, str] = ("A", "B"), slots: Iterable[str] = SLOTS
+) -> Template:
     """Load a template: one of `SHIPPED`, or a path.
 
-    A template is a sequence of `<|im_start|>ROLE … <|im_end|>` sections (text without any is one user message). A `.jinja` file names the
-    slots {{ instruction }}, {{ output_1 }}, {{ output_2 }} and may use {{ code_1 }}, {{ code_2 }}; any other file has {instruction},
-    {output_1}, {output_2}, as alpaca_eval's own (or {$instruction} …, as WildBench's). `slots` are the names where they are others; each must
-    occur; a .jinja file may ask whether one `is defined`. Raises UserError for an unknown
-    name, a file that cannot be read, a slot that is missing.
+    A template is a sequence of `<|im_start|>ROLE … <|im_end|>` sections (text without any is one
+    user message). A `.jinja` file names the slots {{ instruction }}, {{ output_1 }}, {{ output_2 }}
+    and may use {{ code_1 }}, {{ code_2 }}; any other file has {instruction}, {output_1},
+    {output_2}, as alpaca_eval's own (or {$instruction} …, as WildBench's). `slots` are the names
+    where they are others; each must occur; a .jinja file may ask whether one `is defined`. Raises
+    UserError for an unknown name, a file that cannot be read, a slot that is missing.
     """
     path, text = read(name)
     marks = {slot: _MARK.format(slot) for slot in slots}
@@ -66,46 +79,73 @@ def template(name: str, codes: tuple[str, str] = ("A", "B"), slots: Iterable[str
         from jinja2.sandbox import SandboxedEnvironment
 
         try:
-            filled = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(text).render(
-                **marks, code_1=codes[0], code_2=codes[1]
+            filled = (
+                SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+                .from_string(text)
+                .render(**marks, code_1=codes[0], code_2=codes[1])
             )
         except jinja2.TemplateError as error:
-            raise UserError(f"judge prompt {path}: {error}; its names are {', '.join((*marks, 'code_1', 'code_2'))}.") from error
+            raise UserError(
+                f"judge prompt {path}: {error}; its names are {', '.join((*marks, 'code_1', 'code_2'))}."
+            ) from error
     else:
         filled = re.sub(rf"\{{\$?({'|'.join(marks)})\}}", lambda m: marks[m[1]], text)
     absent = [slot for slot in marks if marks[slot] not in filled]
     if absent:
-        raise UserError(f"judge prompt {path} does not show {', '.join(absent)}; name each slot where its text belongs.")
+        raise UserError(
+            f"judge prompt {path} does not show {', '.join(absent)}; name each slot where its text belongs."
+        )
     sections = _SECTION.findall(filled)
     return Template(text, tuple(sections) if sections else (("user", filled.strip()),))
 
 
-def messages(shape: Template, values: Mapping[str, str], follow: Iterable[Message] = ()) -> list[Message]:
-    """The conversation for a chat API: `values` has the text of each slot; `follow` are further turns."""
-    filled = [{"role": role, "content": _CUT.sub(lambda m: values[m[1]], content)} for role, content in shape.messages]
+def messages(
+    shape: Template, values: Mapping[str, str], follow: Iterable[Message] = ()
+) -> list[Message]:
+    """The conversation for a chat API: `values` has the text of each slot; `follow` are further
+    turns."""
+    filled = [
+        {"role": role, "content": _CUT.sub(lambda m: values[m[1]], content)}
+        for role, content in shape.messages
+    ]
     return [*filled, *follow]
 
 
 def token_ids(
-    tokenizer: PreTrainedTokenizerBase, shape: Template, values: Mapping[str, str], follow: Iterable[Message] = (), *, reply: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    shape: Template,
+    values: Mapping[str, str],
+    follow: Iterable[Message] = (),
+    *,
+    reply: bool = True,
 ) -> list[int]:
-    """The conversation as token ids, ready for the judge's reply, or, without `reply`, as it ends (for reward models).
+    """The conversation as token ids, ready for the judge's reply, or, without `reply`, as it ends
+    (for reward models).
 
-    `values` and the assistant turns of `follow` are plain text to the tokenizer. The judge's own chat template writes the BOS, so there is
-    exactly one. Raises UserError when the tokenizer has no chat template.
+    `values` and the assistant turns of `follow` are plain text to the tokenizer. The judge's own
+    chat template writes the BOS, so there is exactly one. Raises UserError when the tokenizer has
+    no chat template.
     """
     slots = dict(values)
     turns = [{"role": role, "content": content} for role, content in shape.messages]
     for number, turn in enumerate(follow):
         name = f"turn_{number}"
-        if turn["role"] == "assistant":  # the judge's own earlier words: no control tokens from there either
+        if (
+            turn["role"] == "assistant"
+        ):  # the judge's own earlier words: no control tokens from there either
             slots[name] = turn["content"]
             turns.append({"role": "assistant", "content": _MARK.format(name)})
         else:
             turns.append(dict(turn))
     ids: list[int] = []
-    for piece, hostile in _pieces(_rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns), reply), slots):
-        ids += plain_ids(tokenizer, piece) if hostile else list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+    for piece, hostile in _pieces(
+        _rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns), reply), slots
+    ):
+        ids += (
+            plain_ids(tokenizer, piece)
+            if hostile
+            else list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        )
     return ids
 
 
@@ -118,27 +158,37 @@ def _pieces(text: str, slots: Mapping[str, str]) -> Iterable[tuple[str, bool]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...], reply: bool) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...], reply: bool
+) -> str:
     from jinja2 import TemplateError
 
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply))
+        return str(
+            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply)
+        )
     except ValueError as error:
-        raise UserError(f"the judge {tokenizer.name_or_path} has no chat template: take an instruction-tuned model.") from error
+        raise UserError(
+            f"the judge {tokenizer.name_or_path} has no chat template: take an instruction-tuned model."
+        ) from error
     except TemplateError as error:
         if conversation[0]["role"] != "system":
-            raise UserError(f"the chat template of the judge {tokenizer.name_or_path} refuses its prompt: {error}") from error
+            raise UserError(
+                f"the chat template of the judge {tokenizer.name_or_path} refuses its prompt: {error}"
+            ) from error
         # Families without a system role (Gemma, Mistral v0.1): its text goes before the user's.
         first = (("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:])
         return _rendered(tokenizer, first, reply)
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` in which no added token (control tokens, `<think>` and its like) occurs, whatever the text says.
+    """Token ids of `text` in which no added token (control tokens, `<think>` and its like) occurs,
+    whatever the text says.
 
-    Tokenizers match added tokens in raw text before anything else, and `split_special_tokens` covers only those flagged special. So the
-    text is cut inside every occurrence of an added token and the fragments are tokenised on their own. Added white space is harmless.
+    Tokenizers match added tokens in raw text before anything else, and `split_special_tokens`
+    covers only those flagged special. So the text is cut inside every occurrence of an added token
+    and the fragments are tokenised on their own. Added white space is harmless.
     """
     controls, pattern = _controls(tokenizer)
     ids: list[int] = []
@@ -161,8 +211,14 @@ def _cut(text: str, pattern: re.Pattern[str] | None) -> Iterable[str]:
 
 @functools.lru_cache(maxsize=8)
 def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], re.Pattern[str] | None]:
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1}
+    added = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if len(token.content.strip()) > 1
+    }
     if not added:
         return frozenset(), None
-    names = sorted(added, key=len, reverse=True)  # longest first, so that the longest is the one that is cut
+    names = sorted(
+        added, key=len, reverse=True
+    )  # longest first, so that the longest is the one that is cut
     return frozenset(added.values()), re.compile("|".join(re.escape(name) for name in names))

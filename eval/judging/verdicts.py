@@ -1,7 +1,8 @@
 """Reading a judge's verdict: pure functions on the judge's own output, never on what was judged.
 
-Arena-Hard v0.1 and v2.0 read labels by different rules (arena-hard-auto 196f6b82, and efc012e for v0.1); AlpacaEval 2 reads the
-log-probabilities of the first token (alpaca_eval, weighted_alpaca_eval_gpt4_turbo).
+Arena-Hard v0.1 and v2.0 read labels by different rules (arena-hard-auto 196f6b82, and efc012e for
+v0.1); AlpacaEval 2 reads the log-probabilities of the first token (alpaca_eval,
+weighted_alpaca_eval_gpt4_turbo).
 """
 
 from __future__ import annotations
@@ -25,28 +26,32 @@ _PREFERENCE = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 
 def own_words(text: str) -> str:
-    """What a thinking judge says after its thoughts (after the last `</think>`); nothing when it was cut in them; any other text as it is."""
+    """What a thinking judge says after its thoughts (after the last `</think>`); nothing when it
+    was cut in them; any other text as it is."""
     _, ended, said = text.rpartition("</think>")
     return said if ended else "" if text.lstrip().startswith("<think>") else text
 
 
 def labels_v01(text: str) -> set[str]:
-    """The distinct [[labels]] in a text, valid or not; empty means that v0.1 asks the judge to continue."""
+    """The distinct [[labels]] in a text, valid or not; empty means that v0.1 asks the judge to
+    continue."""
     return set(_DOUBLE.findall(text))
 
 
 def parse_v01(text: str) -> str | None:
-    """Arena-Hard v0.1: the label when exactly one distinct [[label]] occurs (however often) and it is one of `LABELS`, else None."""
+    """Arena-Hard v0.1: the label when exactly one distinct [[label]] occurs (however often) and it
+    is one of `LABELS`, else None."""
     found = labels_v01(text)
     label = found.pop() if len(found) == 1 else None
     return label if label in LABELS else None
 
 
 def parse_v2(text: str) -> str | None:
-    """Arena-Hard v2.0: the last [[label]] of the upper-cased text, or the last [label] when none is in double brackets.
+    """Arena-Hard v2.0: the last [[label]] of the upper-cased text, or the last [label] when none is
+    in double brackets.
 
-    Mirrored spellings (A<B, B=A …) are turned into `LABELS`. None when there is no label, or when the last one is no verdict ([[A]], where
-    the official code raises KeyError).
+    Mirrored spellings (A<B, B=A …) are turned into `LABELS`. None when there is no label, or when
+    the last one is no verdict ([[A]], where the official code raises KeyError).
     """
     upper = text.upper()
     found = _DOUBLE.findall(upper) or _SINGLE.findall(upper)
@@ -60,24 +65,28 @@ PARSE = {"v0.1": parse_v01, "v2.0": parse_v2}
 
 
 def first_preferred(label: str) -> float:
-    """A label of `LABELS` as P(the first answer is better): 1, 0.5 or 0; how clear the win was stays in the label."""
+    """A label of `LABELS` as P(the first answer is better): 1, 0.5 or 0; how clear the win was
+    stays in the label."""
     return _PREFERENCE[label]
 
 
 def parse_code(text: str, codes: tuple[str, str]) -> float | None:
-    """A written one-word verdict as P(first preferred): 1 for `codes[0]`, 0 for `codes[1]`, None for anything else.
+    """A written one-word verdict as P(first preferred): 1 for `codes[0]`, 0 for `codes[1]`, None
+    for anything else.
 
-    Surrounding spaces, quotes and full stops are not counted; the case is, since m and M differ in nothing else.
+    Surrounding spaces, quotes and full stops are not counted; the case is, since m and M differ in
+    nothing else.
     """
     word = text.strip().strip("\"'`*.").strip()
     return {codes[0]: 1.0, codes[1]: 0.0}.get(word)
 
 
 def verdict_mass(top: Mapping[str, float], codes: tuple[str, str]) -> tuple[float | None, float]:
-    """(P(first preferred), mass): from the first token's log-probabilities by token; a code absent from `top` counts as probability 0.
+    """(P(first preferred), mass): from the first token's log-probabilities by token; a code absent
+    from `top` counts as probability 0.
 
-    P(first) = p(codes[0]) / (p(codes[0]) + p(codes[1])), None when neither is present; mass is the sum of the two. Tokens match exactly,
-    as in alpaca_eval's logprob_parser.
+    P(first) = p(codes[0]) / (p(codes[0]) + p(codes[1])), None when neither is present; mass is the
+    sum of the two. Tokens match exactly, as in alpaca_eval's logprob_parser.
     """
     first, second = (math.exp(top[code]) if code in top else 0.0 for code in codes)
     mass = first + second
@@ -85,14 +94,19 @@ def verdict_mass(top: Mapping[str, float], codes: tuple[str, str]) -> tuple[floa
 
 
 def top_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
-    """Log-probabilities of the first generated token's candidates, by token, from a choice of either API.
+    """Log-probabilities of the first generated token's candidates, by token, from a choice of
+    either API.
 
-    Completions give `logprobs.top_logprobs[0]` (a mapping), chat gives `logprobs.content[0].top_logprobs` (a list). A body without them
-    raises KeyError, IndexError or TypeError.
+    Completions give `logprobs.top_logprobs[0]` (a mapping), chat gives
+    `logprobs.content[0].top_logprobs` (a list). A body without them raises KeyError, IndexError or
+    TypeError.
     """
     logprobs = choice["logprobs"]
     if "content" in logprobs:
-        return {entry["token"]: float(entry["logprob"]) for entry in logprobs["content"][0]["top_logprobs"]}
+        return {
+            entry["token"]: float(entry["logprob"])
+            for entry in logprobs["content"][0]["top_logprobs"]
+        }
     return {token: float(value) for token, value in logprobs["top_logprobs"][0].items()}
 
 
@@ -102,21 +116,25 @@ _CLOSING_RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]\W*$")
 
 
 def closing_score(text: str) -> float | None:
-    """WildBench's form: the score of the JSON object that ends a text, or, when its quotes are broken, of the field that ends it; else None.
+    """WildBench's form: the score of the JSON object that ends a text, or, when its quotes are
+    broken, of the field that ends it; else None.
 
-    Only the end counts, so that an object or a score which the judge quotes on its way is never taken for its own. From 1 to 10.
+    Only the end counts, so that an object or a score which the judge quotes on its way is never
+    taken for its own. From 1 to 10.
     """
     return _one_to_ten(_closing(text, "score", _CLOSING_SCORE))
 
 
 def closing_choice(text: str) -> str | None:
-    """WB-Reward's form: one of `CHOICES` as the choice of the JSON object that ends a text, read as `closing_score` reads a score; else None."""
+    """WB-Reward's form: one of `CHOICES` as the choice of the JSON object that ends a text, read as
+    `closing_score` reads a score; else None."""
     found = _closing(text, "choice", _CLOSING_CHOICE)
     return found.strip() if isinstance(found, str) and found.strip() in CHOICES else None
 
 
 def _closing(text: str, field: str, ending: re.Pattern[str]) -> Any:
-    """The value of a field of the JSON object that ends a text, or what `ending` finds where the object is broken; None for neither."""
+    """The value of a field of the JSON object that ends a text, or what `ending` finds where the
+    object is broken; None for neither."""
     said = text.strip().rstrip("`").rstrip()
     start = said.find("{")
     try:
@@ -131,9 +149,11 @@ def _closing(text: str, field: str, ending: re.Pattern[str]) -> Any:
 
 
 def closing_rating(text: str) -> float | None:
-    """MT-Bench's form: the [[rating]] that ends a text, marks of punctuation aside, from 1 to 10; else None.
+    """MT-Bench's form: the [[rating]] that ends a text, marks of punctuation aside, from 1 to 10;
+    else None.
 
-    Stricter than FastChat, which takes the first [[rating]] anywhere: that may be one which the judge quotes from the answer.
+    Stricter than FastChat, which takes the first [[rating]] anywhere: that may be one which the
+    judge quotes from the answer.
     """
     match = _CLOSING_RATING.search(text)
     return _one_to_ten(match[1]) if match else None
@@ -152,7 +172,8 @@ REWARDS = {2: 1.0, 1: 0.5, 0: 0.0}
 
 
 def choice(text: Any, *, model_is_a: bool) -> tuple[int, int] | None:
-    """(sign, extent) of a pairwise choice (A++, A+, A=B, B+, B++) for the model, or None for anything else."""
+    """(sign, extent) of a pairwise choice (A++, A+, A=B, B+, B++) for the model, or None for
+    anything else."""
     label = str(text).strip()
     if label == "A=B":
         return 0, 0
@@ -162,7 +183,8 @@ def choice(text: Any, *, model_is_a: bool) -> tuple[int, int] | None:
 
 
 def worth(sign: int, extent: int, ours: int, theirs: int, margin: int | None = None) -> float:
-    """The reward of one comparison: `ours` and `theirs` are the answers' characters, `margin` as in `reward`."""
+    """The reward of one comparison: `ours` and `theirs` are the answers' characters, `margin` as in
+    `reward`."""
     value = REWARDS[extent] * sign
     longer = ours - theirs if value > 0 else theirs - ours
     return 0.0 if margin is not None and abs(value) == 0.5 and longer > margin else value

@@ -1,7 +1,9 @@
-"""Judging WB-Reward: a checkpoint's answers to WildBench's tasks against those of reference models, one question a task and reference.
+"""Judging WB-Reward: a checkpoint's answers to WildBench's tasks against those of reference models,
+one question a task and reference.
 
-The judge has the task's checklist and chooses among A++, A+, A=B, B+ and B++. Which answer is A is drawn once a task, alike for every arm and
-reference. Choices live in the store like every judgment, by who judged, how, and what was shown (eval/judging/pairwise.py).
+The judge has the task's checklist and chooses among A++, A+, A=B, B+ and B++. Which answer is A is
+drawn once a task, alike for every arm and reference. Choices live in the store like every judgment,
+by who judged, how, and what was shown (eval/judging/pairwise.py).
 """
 
 from __future__ import annotations
@@ -27,17 +29,31 @@ from eval.prompt_sets.rated_tasks import Task
 SLOTS = ("history", "user_query", "candidate_A", "candidate_B", "checklist")
 
 REWARDS = {
-    "item": pl.String, "reference": pl.String, "order": pl.String, "choice": pl.String, "reward": pl.Float64, "model_characters": pl.Int64,
-    "reference_characters": pl.Int64, "verdict": pl.String, "prompt_tokens": pl.Int64, "tokens": pl.Int64, "model": pl.String,
-    "fingerprint": pl.String, "judgment": pl.String, "status": pl.String, "reason": pl.String,
-}  # fmt: skip
-"""Columns of rewards.parquet, one row a task and reference. `order` says whose answer is A ("model" or "reference"); `choice` is the judge's own
-word; `reward` is the model's, from -1 to 1, after the margin; `judgment` the id in the store (null when nobody was asked)."""
+    "item": pl.String,
+    "reference": pl.String,
+    "order": pl.String,
+    "choice": pl.String,
+    "reward": pl.Float64,
+    "model_characters": pl.Int64,
+    "reference_characters": pl.Int64,
+    "verdict": pl.String,
+    "prompt_tokens": pl.Int64,
+    "tokens": pl.Int64,
+    "model": pl.String,
+    "fingerprint": pl.String,
+    "judgment": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+"""Columns of rewards.parquet, one row a task and reference. `order` says whose answer is A ("model"
+or "reference"); `choice` is the judge's own word; `reward` is the model's, from -1 to 1, after the
+margin; `judgment` the id in the store (null when nobody was asked)."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one task: to be judged (`question`), settled without a judge (`identical`), or impossible (`reason`)."""
+    """Two answers to one task: to be judged (`question`), settled without a judge (`identical`), or
+    impossible (`reason`)."""
 
     item: str
     reference: str
@@ -49,21 +65,32 @@ class Pair:
 
 
 def run(
-    protocol: WildBenchConfig, wanted: Iterable[Task], inputs: Mapping[str, Path], root: Path, out: Path, *, purse: Purse, servers: Servers, log: Log
+    protocol: WildBenchConfig,
+    wanted: Iterable[Task],
+    inputs: Mapping[str, Path],
+    root: Path,
+    out: Path,
+    *,
+    purse: Purse,
+    servers: Servers,
+    log: Log,
 ) -> Counts:
-    """Judge `inputs["answers"]` against `inputs["reference/NAME"]` (answers folders) for every reference of `protocol`; write
-    `out`/rewards.parquet and `out`/rewards.json (how it was asked).
+    """Judge `inputs["answers"]` against `inputs["reference/NAME"]` (answers folders) for every
+    reference of `protocol`; write `out`/rewards.parquet and `out`/rewards.json (how it was asked).
 
-    Identical answers are a tie without a call. A pair that nobody could judge stays, with its reason. `purse` is that of the ratings: one
-    budget for both. Counts: rows, judged, unjudged and unjudged_reasons, identical, cut (references' answers shortened), asked, from_store,
-    prompt_tokens, tokens, models, fingerprints. Raises UserError when the budget ends the run, or when not one of the judgments asked for came
-    back.
+    Identical answers are a tie without a call. A pair that nobody could judge stays, with its
+    reason. `purse` is that of the ratings: one budget for both. Counts: rows, judged, unjudged and
+    unjudged_reasons, identical, cut (references' answers shortened), asked, from_store,
+    prompt_tokens, tokens, models, fingerprints. Raises UserError when the budget ends the run, or
+    when not one of the judgments asked for came back.
     """
     judge = protocol.judge
     assert judge is not None, "EvalConfig.rating fills the judge in"
     shape = templates.template(protocol.reward_prompt, slots=SLOTS)
     answers = settle.read_answers(inputs["answers"])
-    others = {name: settle.read_answers(inputs[f"reference/{name}"]) for name in protocol.references}
+    others = {
+        name: settle.read_answers(inputs[f"reference/{name}"]) for name in protocol.references
+    }
     nothing = (None, "no answer")
     pairs = [
         _pair(task, name, answers.get(task.id, nothing), theirs.get(task.id, nothing), shape, judge)
@@ -71,41 +98,79 @@ def run(
         for name, theirs in others.items()
     ]
     questions = {pair.question.id: pair.question for pair in pairs if pair.question is not None}
-    stored, reasons, asked, known = settle.buy(protocol.reward, judge, list(questions.values()), root, purse, servers, log)
+    stored, reasons, asked, known = settle.buy(
+        protocol.reward, judge, list(questions.values()), root, purse, servers, log
+    )
     settle.within_budget(judge, purse, stored.height, len(questions))
     frame = _table(pairs, stored, reasons, protocol.margin)
     frame.write_parquet(out / "rewards.parquet")
-    how = {**settle.determines(judge, protocol.reward), "margin": protocol.margin, "references": list(protocol.references)}
+    how = {
+        **settle.determines(judge, protocol.reward),
+        "margin": protocol.margin,
+        "references": list(protocol.references),
+    }
     write_atomic(out / "rewards.json", json.dumps(how, indent=2))
-    cut = sum(text is not None and len(text) > judge.max_answer_characters for theirs in others.values() for text, _ in theirs.values())
+    cut = sum(
+        text is not None and len(text) > judge.max_answer_characters
+        for theirs in others.values()
+        for text, _ in theirs.values()
+    )
     counts = _counts(frame) | {"cut": cut, "asked": asked, "from_store": known}
     settle.warn_of_change(counts, log)
     return counts
 
 
 def _pair(
-    task: Task, reference: str, mine: tuple[str | None, str], theirs: tuple[str | None, str], shape: templates.Template, judge: JudgeConfig
+    task: Task,
+    reference: str,
+    mine: tuple[str | None, str],
+    theirs: tuple[str | None, str],
+    shape: templates.Template,
+    judge: JudgeConfig,
 ) -> Pair:
     model_first = settle.model_shown_first(task.id)
-    lengths = (None if mine[0] is None else len(mine[0]), None if theirs[0] is None else len(theirs[0]))
+    lengths = (
+        None if mine[0] is None else len(mine[0]),
+        None if theirs[0] is None else len(theirs[0]),
+    )
     if mine[0] is None or theirs[0] is None:
-        whose, why = ("the model", mine[1]) if mine[0] is None else (f"the reference {reference}", theirs[1])
-        return Pair(task.id, reference, model_first, lengths, reason=f"{whose} has no answer: {why}")
+        whose, why = (
+            ("the model", mine[1]) if mine[0] is None else (f"the reference {reference}", theirs[1])
+        )
+        return Pair(
+            task.id, reference, model_first, lengths, reason=f"{whose} has no answer: {why}"
+        )
     if mine[0] == theirs[0]:
         return Pair(task.id, reference, model_first, lengths, identical=True)
     first, second = (mine[0], theirs[0]) if model_first else (theirs[0], mine[0])
-    values = task.shown() | {"candidate_A": settle.shorten(first, judge), "candidate_B": settle.shorten(second, judge)}
-    return Pair(task.id, reference, model_first, lengths, Question(digest([shape.text, values]), shape, values))
+    values = task.shown() | {
+        "candidate_A": settle.shorten(first, judge),
+        "candidate_B": settle.shorten(second, judge),
+    }
+    return Pair(
+        task.id,
+        reference,
+        model_first,
+        lengths,
+        Question(digest([shape.text, values]), shape, values),
+    )
 
 
-def _table(pairs: list[Pair], stored: pl.DataFrame, reasons: Mapping[str, str], margin: int | None) -> pl.DataFrame:
+def _table(
+    pairs: list[Pair], stored: pl.DataFrame, reasons: Mapping[str, str], margin: int | None
+) -> pl.DataFrame:
     cells = {row["id"]: row for row in stored.iter_rows(named=True)}
     rows = []
     for pair in pairs:
         row: dict[str, Any] = {
-            "item": pair.item, "reference": pair.reference, "order": "model" if pair.model_first else "reference",
-            "model_characters": pair.lengths[0], "reference_characters": pair.lengths[1], "status": "unjudged", "reason": pair.reason,
-        }  # fmt: skip
+            "item": pair.item,
+            "reference": pair.reference,
+            "order": "model" if pair.model_first else "reference",
+            "model_characters": pair.lengths[0],
+            "reference_characters": pair.lengths[1],
+            "status": "unjudged",
+            "reason": pair.reason,
+        }
         if pair.identical:
             row |= {"choice": "A=B", "reward": 0.0, "verdict": "identical answers", "status": OK}
         elif pair.question is not None:
@@ -114,11 +179,25 @@ def _table(pairs: list[Pair], stored: pl.DataFrame, reasons: Mapping[str, str], 
             if cell is None:
                 row["reason"] = reasons.get(pair.question.id, "not asked")
             else:
-                row |= {name: cell[name] for name in ("verdict", "prompt_tokens", "tokens", "model", "fingerprint", "reason")}
+                row |= {
+                    name: cell[name]
+                    for name in (
+                        "verdict",
+                        "prompt_tokens",
+                        "tokens",
+                        "model",
+                        "fingerprint",
+                        "reason",
+                    )
+                }
                 found = verdicts.choice(cell["label"], model_is_a=pair.model_first)
                 if cell["status"] == OK and found is not None:
                     ours, theirs = pair.lengths[0] or 0, pair.lengths[1] or 0
-                    row |= {"choice": cell["label"], "reward": verdicts.worth(*found, ours, theirs, margin), "status": OK}
+                    row |= {
+                        "choice": cell["label"],
+                        "reward": verdicts.worth(*found, ours, theirs, margin),
+                        "status": OK,
+                    }
         rows.append(row)
     return pl.DataFrame(rows, schema=REWARDS)
 

@@ -1,7 +1,9 @@
-"""AlpacaEval 2: from judgments to win rates. The length-controlled win rate is in eval/scoring/length_control.py.
+"""AlpacaEval 2: from judgments to win rates. The length-controlled win rate is in
+eval/scoring/length_control.py.
 
-A judgment's `preference` is 1 where the baseline (output_1) wins and 2 where the model (output_2) does, soft values between; old files hold 0
-for a tie. What the official table calls `win_rate` and so on is computed exactly as alpaca_eval 0.6.6 does (metrics/helpers.py).
+A judgment's `preference` is 1 where the baseline (output_1) wins and 2 where the model (output_2)
+does, soft values between; old files hold 0 for a tie. What the official table calls `win_rate` and
+so on is computed exactly as alpaca_eval 0.6.6 does (metrics/helpers.py).
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ BASELINE = "gpt4_1106_preview"
 
 @dataclass(frozen=True)
 class Judged:
-    """All judgments of one model against one baseline, in the order of the file; arrays of shape (n,)."""
+    """All judgments of one model against one baseline, in the order of the file; arrays of shape
+    (n,)."""
 
     model: str
     baseline: str
     instructions: list[str]
-    preference: stats.Floats  # 1 (the baseline wins) to 2 (the model wins); nan where unjudged or out of that range
+    preference: (
+        stats.Floats
+    )  # 1 (the baseline wins) to 2 (the model wins); nan where unjudged or out of that range
     length: stats.Floats  # characters of the model's answer; nan where there is none
     baseline_length: stats.Floats
 
@@ -38,38 +43,72 @@ class Judged:
         """The judgments at these positions (a mask or a list of positions)."""
         chosen = np.arange(len(self.instructions))[index]
         names = [self.instructions[i] for i in chosen]
-        return Judged(self.model, self.baseline, names, self.preference[chosen], self.length[chosen], self.baseline_length[chosen])
+        return Judged(
+            self.model,
+            self.baseline,
+            names,
+            self.preference[chosen],
+            self.length[chosen],
+            self.baseline_length[chosen],
+        )
 
 
 def judged(rows: Iterable[Mapping[str, Any]], where: str = "annotations") -> list[Judged]:
-    """AlpacaEval annotations (dicts with instruction, output_1, output_2, generator_1, generator_2, preference) as arrays, one `Judged` a model.
+    """AlpacaEval annotations (dicts with instruction, output_1, output_2, generator_1, generator_2,
+    preference) as arrays, one `Judged` a model.
 
-    Rows of several models may be mixed. Raises UserError, naming `where` and the row, for a missing field, a preference that is no number,
-    two baselines for one model, or an instruction judged twice for one model.
+    Rows of several models may be mixed. Raises UserError, naming `where` and the row, for a missing
+    field, a preference that is no number, two baselines for one model, or an instruction judged
+    twice for one model.
     """
     models: dict[str, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         for name in ("instruction", "generator_1", "generator_2"):
             if not isinstance(row.get(name), str):
-                raise UserError(f"{where}, row {number}: no {name}; an annotation needs instruction, generator_1, generator_2 and preference.")
+                raise UserError(
+                    f"{where}, row {number}: no {name}; an annotation needs instruction, generator_1, generator_2 and preference."
+                )
         preference = row.get("preference")
-        if preference is not None and (isinstance(preference, (bool, str)) or not isinstance(preference, (int, float))):
-            raise UserError(f"{where}, row {number}: the preference {preference!r} is not a number from 1 to 2 (or null where unjudged).")
+        if preference is not None and (
+            isinstance(preference, (bool, str)) or not isinstance(preference, (int, float))
+        ):
+            raise UserError(
+                f"{where}, row {number}: the preference {preference!r} is not a number from 1 to 2 (or null where unjudged)."
+            )
         models.setdefault(row["generator_2"], []).append(row)
     found = []
     for model, own in models.items():
         baselines = sorted({row["generator_1"] for row in own})
         if len(baselines) > 1:
-            raise UserError(f"{where}: {model} is compared with {baselines[0]} and with {baselines[1]}; score one baseline at a time.")
+            raise UserError(
+                f"{where}: {model} is compared with {baselines[0]} and with {baselines[1]}; score one baseline at a time."
+            )
         instructions = [row["instruction"] for row in own]
         if len(set(instructions)) < len(instructions):
             twice = next(text for i, text in enumerate(instructions) if text in instructions[:i])
-            raise UserError(f"{where}: {model} has two judgments of the instruction {twice[:60]!r}; keep one.")
-        preference = np.array([math.nan if row.get("preference") is None else row["preference"] for row in own], dtype=np.float64)
+            raise UserError(
+                f"{where}: {model} has two judgments of the instruction {twice[:60]!r}; keep one."
+            )
+        preference = np.array(
+            [math.nan if row.get("preference") is None else row["preference"] for row in own],
+            dtype=np.float64,
+        )
         preference[preference == 0] = 1.5
         preference[~((preference >= 1) & (preference <= 2))] = np.nan
-        lengths = [[len(row[k]) if isinstance(row.get(k), str) else math.nan for row in own] for k in ("output_1", "output_2")]
-        found.append(Judged(model, baselines[0], instructions, preference, np.array(lengths[1]), np.array(lengths[0])))
+        lengths = [
+            [len(row[k]) if isinstance(row.get(k), str) else math.nan for row in own]
+            for k in ("output_1", "output_2")
+        ]
+        found.append(
+            Judged(
+                model,
+                baselines[0],
+                instructions,
+                preference,
+                np.array(lengths[1]),
+                np.array(lengths[0]),
+            )
+        )
     return found
 
 
@@ -79,13 +118,19 @@ def read(path: Path) -> list[Judged]:
 
 
 def win_rate(model: Judged) -> dict[str, Any]:
-    """The official table's figures over valid judgments, in percent: win_rate, its standard_error, counts, discrete_win_rate, avg_length.
+    """The official table's figures over valid judgments, in percent: win_rate, its standard_error,
+    counts, discrete_win_rate, avg_length.
 
-    `n_total` counts valid judgments only; `n_unjudged`, ours, counts the others. With no valid judgment the figures are None.
+    `n_total` counts valid judgments only; `n_unjudged`, ours, counts the others. With no valid
+    judgment the figures are None.
     """
     valid = model.preference[~np.isnan(model.preference)]
     n = len(valid)
-    wins, losses, draws = int((valid > 1.5).sum()), int((valid < 1.5).sum()), int((valid == 1.5).sum())
+    wins, losses, draws = (
+        int((valid > 1.5).sum()),
+        int((valid < 1.5).sum()),
+        int((valid == 1.5).sum()),
+    )
     answered = model.length[~np.isnan(model.length)]
     return {
         "win_rate": 100 * float(valid.mean() - 1) if n else None,

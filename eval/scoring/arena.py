@@ -31,7 +31,13 @@ WEIGHT = 3
 """How often a clear verdict (A>>B, B>>A) counts."""
 V01_BASELINE = "gpt-4-0314"
 
-_OUTCOMES = {"A>>B": (1.0, WEIGHT), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, WEIGHT)}
+_OUTCOMES = {
+    "A>>B": (1.0, WEIGHT),
+    "A>B": (1.0, 1),
+    "A=B": (0.5, 1),
+    "B>A": (0.0, 1),
+    "B>>A": (0.0, WEIGHT),
+}
 """For the first answer shown: outcome and weight of each label."""
 _MIRRORED = {"A<<B": "B>>A", "A<B": "B>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 _WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
@@ -75,13 +81,20 @@ def read(paths: Iterable[Path]) -> list[Games]:
             where = f"{path}, record {number}"
             if "winner" in record:
                 battles.append((where, record))
-            elif "games" in record and "model" in record and ("uid" in record or "question_id" in record):
+            elif (
+                "games" in record
+                and "model" in record
+                and ("uid" in record or "question_id" in record)
+            ):
                 _judgment(record, where, judgments, details, seen)
             else:
                 raise UserError(
                     f"{where}: neither a battle (question_id, model_a, model_b, winner) nor a judgment (question_id or uid, model, games)."
                 )
-    found = [_games(model, category, rows, details[model, category]) for (model, category), rows in judgments.items()]
+    found = [
+        _games(model, category, rows, details[model, category])
+        for (model, category), rows in judgments.items()
+    ]
     return found + (_battles(battles) if battles else [])
 
 
@@ -93,18 +106,33 @@ def _judgment(
     seen: set[tuple[str, ...]],
 ) -> None:
     version = "v2.0" if "uid" in record else "v0.1"
-    question, model, judge = str(record.get("uid", record.get("question_id"))), str(record["model"]), str(record.get("judge", ""))
+    question, model, judge = (
+        str(record.get("uid", record.get("question_id"))),
+        str(record["model"]),
+        str(record.get("judge", "")),
+    )
     category = str(record.get("category") or "")
     if (question, model, judge, category) in seen:
-        raise UserError(f"{where}: a second judgment of question {question} for {model} by {judge or 'the same judge'}; keep one.")
+        raise UserError(
+            f"{where}: a second judgment of question {question} for {model} by {judge or 'the same judge'}; keep one."
+        )
     seen.add((question, model, judge, category))
     key = (model, category)
-    facts = details.setdefault(key, {"baseline": record.get("baseline") or (V01_BASELINE if version == "v0.1" else ""), "judges": [], "unjudged": 0})
+    facts = details.setdefault(
+        key,
+        {
+            "baseline": record.get("baseline") or (V01_BASELINE if version == "v0.1" else ""),
+            "judges": [],
+            "unjudged": 0,
+        },
+    )
     if judge not in facts["judges"]:
         facts["judges"].append(judge)
     labels = [_label(game, version, where) for game in record["games"]]
     if len(labels) != 2:
-        raise UserError(f"{where}: {len(labels)} games; Arena-Hard judges two, the baseline first and then the model first.")
+        raise UserError(
+            f"{where}: {len(labels)} games; Arena-Hard judges two, the baseline first and then the model first."
+        )
     if version == "v2.0" and None in labels:  # the official rule: half a question counts as none
         labels = [None, None]
     rows = judgments.setdefault(key, [])
@@ -119,15 +147,21 @@ def _label(game: Any, version: str, where: str) -> str | None:
     """The stored verdict of one game, or the one that its text holds where none was stored."""
     if game is None:
         return None
-    label = game["score"] if "score" in game else verdicts.PARSE[version](str(game.get("judgment", "")))
+    label = (
+        game["score"] if "score" in game else verdicts.PARSE[version](str(game.get("judgment", "")))
+    )
     if label is not None and not isinstance(label, str):
-        raise UserError(f"{where}: the verdict {label!r} is no label; it is one of {', '.join(_OUTCOMES)}, or null.")
+        raise UserError(
+            f"{where}: the verdict {label!r} is no label; it is one of {', '.join(_OUTCOMES)}, or null."
+        )
     # A judge that writes [[A]] matches both official patterns: v0.1 then gives the game no weight,
     # v2.0 fails with a KeyError.
     return label if label in _OUTCOMES or label in _MIRRORED else None
 
 
-def _games(model: str, category: str, rows: list[tuple[str, str, float, int]], facts: Mapping[str, Any]) -> Games:
+def _games(
+    model: str, category: str, rows: list[tuple[str, str, float, int]], facts: Mapping[str, Any]
+) -> Games:
     questions, _, won, weight = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Games(
         model,
@@ -146,26 +180,41 @@ def _battles(battles: list[tuple[str, Mapping[str, Any]]]) -> list[Games]:
     that is model_a more often)."""
     common = set.intersection(*({str(b.get("model_a")), str(b.get("model_b"))} for _, b in battles))
     if not common:
-        raise UserError("the battles share no baseline: Arena-Hard compares every model with one and the same; score its files only.")
+        raise UserError(
+            "the battles share no baseline: Arena-Hard compares every model with one and the same; score its files only."
+        )
     firsts = Counter(str(b["model_a"]) for _, b in battles)
     baseline = max(sorted(common), key=lambda name: firsts[name])
     rows: dict[str, list[tuple[str, str, float, int]]] = {}
     for where, battle in battles:
         if battle["winner"] not in _WINNERS:
-            raise UserError(f"{where}: the winner {battle['winner']!r} is none of {', '.join(_WINNERS)}.")
+            raise UserError(
+                f"{where}: the winner {battle['winner']!r} is none of {', '.join(_WINNERS)}."
+            )
         if "question_id" not in battle:
-            raise UserError(f"{where}: no question_id, which tells the games of one question apart from those of another.")
+            raise UserError(
+                f"{where}: no question_id, which tells the games of one question apart from those of another."
+            )
         # also where the baseline meets itself: the second place is the model's
         model_is_b = battle["model_a"] == baseline
         model = str(battle["model_b"] if model_is_b else battle["model_a"])
         first_won = _WINNERS[battle["winner"]]
-        rows.setdefault(model, []).append((str(battle["question_id"]), "", 1 - first_won if model_is_b else first_won, 1))
-    return [_games(model, "", own, {"baseline": baseline, "judges": [], "unjudged": 0}) for model, own in rows.items()]
+        rows.setdefault(model, []).append(
+            (str(battle["question_id"]), "", 1 - first_won if model_is_b else first_won, 1)
+        )
+    return [
+        _games(model, "", own, {"baseline": baseline, "judges": [], "unjudged": 0})
+        for model, own in rows.items()
+    ]
 
 
 def score(games: Games) -> float:
     """The Bradley-Terry win rate against the baseline, in percent (nan without a judged game)."""
-    return 100 * float(games.weight @ games.outcome / games.weight.sum()) if len(games.outcome) else math.nan
+    return (
+        100 * float(games.weight @ games.outcome / games.weight.sum())
+        if len(games.outcome)
+        else math.nan
+    )
 
 
 def items(games: Games) -> dict[str, float]:
@@ -176,20 +225,40 @@ def items(games: Games) -> dict[str, float]:
     scores; these values may be paired and clustered like any other.
     """
     labels, index = np.unique(games.questions, return_inverse=True)
-    pull = np.bincount(index, weights=games.weight * (100 * games.outcome - score(games))) / games.weight.sum()
+    pull = (
+        np.bincount(index, weights=games.weight * (100 * games.outcome - score(games)))
+        / games.weight.sum()
+    )
     return dict(zip(labels.tolist(), (score(games) + len(labels) * pull).tolist(), strict=True))
 
 
-def interval(games: Games, *, resamples: int = 10_000, seed: int = 0, level: float = 0.95) -> stats.Interval:
+def interval(
+    games: Games, *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> stats.Interval:
     """Score with the standard error and percentile interval of a bootstrap over questions; with
     fewer than stats.MINIMUM_CLUSTERS questions the t interval of `items`. `n` counts questions."""
     labels, index = np.unique(games.questions, return_inverse=True)
     if len(labels) < stats.MINIMUM_CLUSTERS:
         values = list(items(games).values()) if len(labels) else []
-        return stats.mean_interval(values, level=level) if values else stats.Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
-    won, weight = np.bincount(index, weights=games.weight * games.outcome), np.bincount(index, weights=games.weight)
-    draws = 100 * np.concatenate([(w @ won) / (w @ weight) for w in stats.bootstrap_counts(len(labels), resamples, seed)])
-    return stats.Interval(score(games), float(draws.std(ddof=1)), *stats.percentiles(draws, level), len(labels) - 1, len(labels))
+        return (
+            stats.mean_interval(values, level=level)
+            if values
+            else stats.Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+        )
+    won, weight = (
+        np.bincount(index, weights=games.weight * games.outcome),
+        np.bincount(index, weights=games.weight),
+    )
+    draws = 100 * np.concatenate(
+        [(w @ won) / (w @ weight) for w in stats.bootstrap_counts(len(labels), resamples, seed)]
+    )
+    return stats.Interval(
+        score(games),
+        float(draws.std(ddof=1)),
+        *stats.percentiles(draws, level),
+        len(labels) - 1,
+        len(labels),
+    )
 
 
 def official_intervals(models: list[Games], *, rounds: int = 100) -> list[stats.Interval]:
@@ -208,9 +277,19 @@ def official_intervals(models: list[Games], *, rounds: int = 100) -> list[stats.
         for r in range(rounds):
             drawn = legacy.choice(len(won), size=len(won), replace=True)
             count = np.bincount(owner[drawn], minlength=len(models))
-            draws[r] = 100 * np.bincount(owner[drawn], weights=won[drawn], minlength=len(models)) / np.maximum(count, 1)
+            draws[r] = (
+                100
+                * np.bincount(owner[drawn], weights=won[drawn], minlength=len(models))
+                / np.maximum(count, 1)
+            )
         return [
-            stats.Interval(score(g), float(d.std(ddof=1)), *stats.percentiles(d), math.inf, len(set(g.questions)))
+            stats.Interval(
+                score(g),
+                float(d.std(ddof=1)),
+                *stats.percentiles(d),
+                math.inf,
+                len(set(g.questions)),
+            )
             for g, d in zip(models, draws.T, strict=True)
         ]
     rng = np.random.default_rng(42)
@@ -218,5 +297,13 @@ def official_intervals(models: list[Games], *, rounds: int = 100) -> list[stats.
     for g in models:
         won = np.repeat(g.outcome, g.weight.astype(int))
         d = 100 * won[rng.integers(0, len(won), size=(rounds, len(won)))].mean(axis=1)
-        found.append(stats.Interval(float(d.mean()), float(d.std(ddof=1)), *stats.percentiles(d, 0.9), math.inf, len(set(g.questions))))
+        found.append(
+            stats.Interval(
+                float(d.mean()),
+                float(d.std(ddof=1)),
+                *stats.percentiles(d, 0.9),
+                math.inf,
+                len(set(g.questions)),
+            )
+        )
     return found

@@ -1,6 +1,8 @@
-"""Logistic regression on soft labels with an L1 penalty, for three features and many problems at once.
+"""Logistic regression on soft labels with an L1 penalty, for three features and many problems at
+once.
 
-Small on purpose: length control refits it thousands of times (cross-validation, bootstrap), where a general library spends its time on set-up.
+Small on purpose: length control refits it thousands of times (cross-validation, bootstrap), where a
+general library spends its time on set-up.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ from eval.stats import Floats
 Features = tuple[Floats, Floats, Floats]
 
 
-def fit(x: Features, y: Floats, weight: Floats, c: Floats | float, start: Floats | None = None) -> Floats:
-    """Minimise |w|_1 + C * sum(weight * log loss) for B problems at once by proximal Newton; returns w (B, 3). No intercept.
+def fit(
+    x: Features, y: Floats, weight: Floats, c: Floats | float, start: Floats | None = None
+) -> Floats:
+    """Minimise |w|_1 + C * sum(weight * log loss) for B problems at once by proximal Newton;
+    returns w (B, 3). No intercept.
 
-    `x`: three features, `y`: soft labels in [0, 1], `weight`: each (N,) or (B, N); `c`: a number or (B,); `start`: (3,), worth giving when
-    the answer is nearly known. The problem is convex and the step is halved wherever the objective would rise: the start decides the time only.
+    `x`: three features, `y`: soft labels in [0, 1], `weight`: each (N,) or (B, N); `c`: a number or
+    (B,); `start`: (3,), worth giving when the answer is nearly known. The problem is convex and the
+    step is halved wherever the objective would rise: the start decides the time only.
     """
     scale = np.atleast_1d(np.asarray(c, dtype=np.float64))
     batch = max(len(scale), *(np.atleast_2d(a).shape[0] for a in (*x, weight)))
@@ -36,12 +42,16 @@ def fit(x: Features, y: Floats, weight: Floats, c: Floats | float, start: Floats
                 break
             size[worse] /= 2
         w, value, slope, curve = trial, now, new_slope, new_curve
-        if abs(step).max() < 1e-7:  # Newton's steps shrink quadratically: the next would be below 1e-12
+        if (
+            abs(step).max() < 1e-7
+        ):  # Newton's steps shrink quadratically: the next would be below 1e-12
             break
     return w
 
 
-def _objective(w: Floats, x: list[Floats], y: Floats, weight: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
+def _objective(
+    w: Floats, x: list[Floats], y: Floats, weight: Floats, c: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Penalised objective (B,), gradient (B, 3) and Hessian (B, 3, 3) of its smooth part."""
     eta = w[:, :1] * x[0] + w[:, 1:2] * x[1] + w[:, 2:] * x[2]
     small = np.exp(-abs(eta))
@@ -62,10 +72,12 @@ def _objective(w: Floats, x: list[Floats], y: Floats, weight: Floats, c: Floats)
 def _step(w: Floats, slope: Floats, curve: Floats) -> Floats:
     """The step (B, 3) to the minimum of |w|_1 + the quadratic model.
 
-    Where the signs after a plain Newton step are also those of the penalised solution, that solution is the minimum; the few other problems
-    go through coordinate descent.
+    Where the signs after a plain Newton step are also those of the penalised solution, that
+    solution is the minimum; the few other problems go through coordinate descent.
     """
-    ridge = curve + 1e-10 * np.eye(3)  # a feature that is zero everywhere keeps its coefficient at 0
+    ridge = curve + 1e-10 * np.eye(
+        3
+    )  # a feature that is zero everywhere keeps its coefficient at 0
     sign = np.sign(w - np.linalg.solve(ridge, slope[..., None])[..., 0])
     step = -np.linalg.solve(ridge, (slope + sign)[..., None])[..., 0]
     rest = (np.sign(w + step) != sign).any(axis=1) | (sign == 0).any(axis=1)
@@ -80,7 +92,9 @@ def _coordinate_descent(w: Floats, slope: Floats, curve: Floats) -> Floats:
         before = step.copy()
         for j in range(3):
             second = curve[:, j, j]
-            target = w[:, j] + step[:, j] - (slope[:, j] + (curve[:, j] * step).sum(axis=1)) / second
+            target = (
+                w[:, j] + step[:, j] - (slope[:, j] + (curve[:, j] * step).sum(axis=1)) / second
+            )
             step[:, j] = np.sign(target) * np.maximum(abs(target) - 1 / second, 0) - w[:, j]
         if abs(step - before).max() < 1e-12:
             break

@@ -43,22 +43,33 @@ def alpaca(
     for prompt in prompts:
         found = preferences.get(prompt.id)
         if found is None:
-            raise UserError(f"the judgments hold none for the prompt {prompt.id}; give the prompt set that was judged.")
+            raise UserError(
+                f"the judgments hold none for the prompt {prompt.id}; give the prompt set that was judged."
+            )
         judged = [p for p in found if p is not None]
-        rows.append({
-            "instruction": prompt.prompt,
-            "output_1": texts[0].get(prompt.id),
-            "generator_1": baseline_model,
-            "dataset": prompt.category,
-            "output_2": texts[1].get(prompt.id),
-            "generator_2": model,
-            "annotator": annotator,
-            "preference": 1 + sum(judged) / len(judged) if len(judged) == len(found) else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "instruction": prompt.prompt,
+                "output_1": texts[0].get(prompt.id),
+                "generator_1": baseline_model,
+                "dataset": prompt.category,
+                "output_2": texts[1].get(prompt.id),
+                "generator_2": model,
+                "annotator": annotator,
+                "preference": 1 + sum(judged) / len(judged) if len(judged) == len(found) else None,
+            }
+        )
     return rows
 
 
-def arena(judgments: pl.DataFrame, *, model: str, baseline_model: str | Mapping[str, str], judge: str, version: str) -> Iterator[dict[str, Any]]:
+def arena(
+    judgments: pl.DataFrame,
+    *,
+    model: str,
+    baseline_model: str | Mapping[str, str],
+    judge: str,
+    version: str,
+) -> Iterator[dict[str, Any]]:
     """One Arena-Hard judgment a question: two games, the baseline shown first and then the model,
     `score` null where there is no verdict.
 
@@ -70,7 +81,9 @@ def arena(judgments: pl.DataFrame, *, model: str, baseline_model: str | Mapping[
     for (item,), games in judgments.select(columns).group_by(["item"], maintain_order=True):
         played = games.sort("game")
         if played["order"].to_list() != ["baseline", "model"]:
-            raise UserError(f"question {item} has {played.height} games; Arena-Hard judges two, the baseline first and then the model first.")
+            raise UserError(
+                f"question {item} has {played.height} games; Arena-Hard judges two, the baseline first and then the model first."
+            )
         category = str(played["category"][0] or "")
         scored = [
             {"judgment": verdict or "", "score": label if status == "ok" else None}
@@ -80,4 +93,11 @@ def arena(judgments: pl.DataFrame, *, model: str, baseline_model: str | Mapping[
             yield {"question_id": item, "model": model, "judge": judge, "games": scored}
         else:
             name = baseline_model if isinstance(baseline_model, str) else baseline_model[category]
-            yield {"uid": item, "category": category, "judge": judge, "model": model, "baseline": name, "games": scored}
+            yield {
+                "uid": item,
+                "category": category,
+                "judge": judge,
+                "model": model,
+                "baseline": name,
+                "games": scored,
+            }

@@ -1,4 +1,5 @@
-"""What the comparison says: the headline, the table of scores, the interval plots, and who can be told from whom."""
+"""What the comparison says: the headline, the table of scores, the interval plots, and who can be
+told from whom."""
 
 from __future__ import annotations
 
@@ -12,15 +13,20 @@ CANNOT_TELL = "cannot tell"
 
 
 def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The primary benchmark's verdict as one sentence, and one line with the figures for each pair that it rests on.
+    """The primary benchmark's verdict as one sentence, and one line with the figures for each pair
+    that it rests on.
 
-    Pairs with the baseline, or all pairs where there is none. Never more than the comparison's own verdicts say.
+    Pairs with the baseline, or all pairs where there is none. Never more than the comparison's own
+    verdicts say.
     """
     primary = [d for d in comparison.get("differences", []) if _is_primary(comparison, d)]
     baseline = comparison.get("baseline")
     pairs = [d for d in primary if baseline in (d["a"], d["b"])] or primary
     if not pairs:
-        return {"sentence": "No difference between arms was measured on a primary benchmark.", "lines": []}
+        return {
+            "sentence": "No difference between arms was measured on a primary benchmark.",
+            "lines": [],
+        }
     first = (pairs[0]["benchmark"], pairs[0]["metric"])
     pairs = [d for d in pairs if (d["benchmark"], d["metric"]) == first]
     told = [f"{d['verdict']} than {_other(d)}" for d in pairs if d["verdict"] != CANNOT_TELL]
@@ -30,7 +36,9 @@ def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
         parts.append(_join(told))
     if untold:
         if baseline is None:
-            parts.append(_join([f"{d['a']} and {d['b']}" for d in untold]) + " cannot be told apart")
+            parts.append(
+                _join([f"{d['a']} and {d['b']}" for d in untold]) + " cannot be told apart"
+            )
         else:
             names = [d["a"] if d["b"] == baseline else d["b"] for d in untold]
             parts.append(f"{_join(names)} cannot be told from {baseline}")
@@ -41,27 +49,37 @@ def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One entry a (benchmark, metric), the primary first: `cells` by arm, and the interval plot with the baseline's score as its line."""
+    """One entry a (benchmark, metric), the primary first: `cells` by arm, and the interval plot
+    with the baseline's score as its line."""
     families: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for score in sorted(comparison.get("scores", []), key=lambda s: not s.get("primary")):
         families.setdefault((score["benchmark"], score["metric"]), {})[score["arm"]] = score
     entries = []
     for (benchmark, metric), cells in families.items():
-        rows = [Interval(arm, css, s["value"], s.get("lower"), s.get("upper")) for arm, css in colours.items() if (s := cells.get(arm))]
+        rows = [
+            Interval(arm, css, s["value"], s.get("lower"), s.get("upper"))
+            for arm, css in colours.items()
+            if (s := cells.get(arm))
+        ]
         base = cells.get(str(comparison.get("baseline")), {}).get("value")
-        entries.append({
-            "benchmark": benchmark,
-            "metric": metric,
-            "primary": any(s.get("primary") for s in cells.values()),
-            "lower_is_better": lower_is_better(metric),
-            "cells": cells,
-            "figure": intervals(rows, f"{benchmark} {metric}: each arm's score with its 95 % interval", base),
-        })  # fmt: skip
+        entries.append(
+            {
+                "benchmark": benchmark,
+                "metric": metric,
+                "primary": any(s.get("primary") for s in cells.values()),
+                "lower_is_better": lower_is_better(metric),
+                "cells": cells,
+                "figure": intervals(
+                    rows, f"{benchmark} {metric}: each arm's score with its 95 % interval", base
+                ),
+            }
+        )
     return entries
 
 
 def matrices(comparison: Mapping[str, Any], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """One matrix a (benchmark, metric), the primary first: `rows` of (arm, cells), a cell None or row minus column with verdict and tone."""
+    """One matrix a (benchmark, metric), the primary first: `rows` of (arm, cells), a cell None or
+    row minus column with verdict and tone."""
     families: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for d in comparison.get("differences", []):
         families.setdefault((d["benchmark"], d["metric"]), []).append(d)
@@ -70,22 +88,33 @@ def matrices(comparison: Mapping[str, Any], arms: Sequence[str]) -> list[dict[st
         names = [arm for arm in arms if any(arm in (d["a"], d["b"]) for d in pairs)]
         by_pair = {(d["a"], d["b"]): d for d in pairs}
         rows = [(row, [_cell(row, column, by_pair) for column in names]) for row in names]
-        found.append({
-            "benchmark": benchmark, "metric": metric, "names": names, "rows": rows,
-            "primary": _is_primary(comparison, pairs[0]), "lower_is_better": lower_is_better(metric),
-        })  # fmt: skip
+        found.append(
+            {
+                "benchmark": benchmark,
+                "metric": metric,
+                "names": names,
+                "rows": rows,
+                "primary": _is_primary(comparison, pairs[0]),
+                "lower_is_better": lower_is_better(metric),
+            }
+        )
     return sorted(found, key=lambda m: not m["primary"])
 
 
 def _is_primary(comparison: Mapping[str, Any], d: Mapping[str, Any]) -> bool:
-    """Whether a difference is of the deciding figure: the one whose scores say so, else any of the primary benchmark."""
-    deciding = {(s["benchmark"], s["metric"]) for s in comparison.get("scores", []) if s.get("primary")}
+    """Whether a difference is of the deciding figure: the one whose scores say so, else any of the
+    primary benchmark."""
+    deciding = {
+        (s["benchmark"], s["metric"]) for s in comparison.get("scores", []) if s.get("primary")
+    }
     if deciding:
         return (d["benchmark"], d["metric"]) in deciding
     return comparison.get("primary") in (d["benchmark"], f"{d['benchmark']}/{d['metric']}")
 
 
-def _cell(row: str, column: str, by_pair: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any] | None:
+def _cell(
+    row: str, column: str, by_pair: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, Any] | None:
     """Row minus column: the stored difference, turned round where it was stored the other way."""
     if (row, column) in by_pair:
         d, sign = by_pair[row, column], 1
@@ -96,15 +125,29 @@ def _cell(row: str, column: str, by_pair: Mapping[tuple[str, str], Mapping[str, 
     else:
         return None
     verdict = str(d["verdict"])
-    tone = "untold" if verdict == CANNOT_TELL else "better" if verdict == f"{row} is better" else "worse"
-    return {"difference": signed(sign * d["difference"]), "lower": signed(low), "upper": signed(high), "tone": tone, "pair": d,
-            "verdict": {"untold": CANNOT_TELL, "better": "better", "worse": "worse"}[tone]}  # fmt: skip
+    tone = (
+        "untold"
+        if verdict == CANNOT_TELL
+        else "better"
+        if verdict == f"{row} is better"
+        else "worse"
+    )
+    return {
+        "difference": signed(sign * d["difference"]),
+        "lower": signed(low),
+        "upper": signed(high),
+        "tone": tone,
+        "pair": d,
+        "verdict": {"untold": CANNOT_TELL, "better": "better", "worse": "worse"}[tone],
+    }
 
 
 def judge_warnings(judges: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each benchmark whose judge mostly changed its verdict when the two answers changed places.
+    """A sentence for each benchmark whose judge mostly changed its verdict when the two answers
+    changed places.
 
-    `judges`: the counts of each judging, with `benchmark`, `position_pairs` and `position_consistency` (0 to 1).
+    `judges`: the counts of each judging, with `benchmark`, `position_pairs` and
+    `position_consistency` (0 to 1).
     """
     warnings = []
     for benchmark in dict.fromkeys(str(j["benchmark"]) for j in judges):

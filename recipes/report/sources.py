@@ -1,7 +1,8 @@
 """What a report reads: the folders of finished stages, each of which may be absent.
 
-A folder or file that is not there reads as None or empty and the page says what is missing; a file that is there and cannot be read
-is a `UserError`, because half a report that looks whole would be worse than none.
+A folder or file that is not there reads as None or empty and the page says what is missing; a file
+that is there and cannot be read is a `UserError`, because half a report that looks whole would be
+worse than none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from core.store import MANIFEST, file_digest
 
 @dataclass(frozen=True)
 class Run:
-    """One (arm, seed): a checkpoint that answered, was trained or was scored. `seed` is "" where the stage knows none."""
+    """One (arm, seed): a checkpoint that answered, was trained or was scored. `seed` is "" where
+    the stage knows none."""
 
     arm: str
     seed: str
@@ -47,9 +49,11 @@ def runs(inputs: Mapping[str, Path], stage: str) -> dict[Run, Path]:
 
 
 def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
-    """Folders of answers by (run, benchmark): "answers/RUN" are those that benchmarks share (benchmark ""), "answers/RUN/BENCHMARK" are its own.
+    """Folders of answers by (run, benchmark): "answers/RUN" are those that benchmarks share
+    (benchmark ""), "answers/RUN/BENCHMARK" are its own.
 
-    RUN is ARM/SEED, or ARM alone for a finished model. A benchmark is known by its "prompts/BENCHMARK" or "judge/BENCHMARK/..." inputs.
+    RUN is ARM/SEED, or ARM alone for a finished model. A benchmark is known by its
+    "prompts/BENCHMARK" or "judge/BENCHMARK/..." inputs.
     """
     benchmarks = {key.split("/")[1] for key in inputs if key.startswith(("prompts/", "judge/"))}
     found: dict[tuple[Run, str], Path] = {}
@@ -70,7 +74,8 @@ def judgments(inputs: Mapping[str, Path]) -> dict[tuple[str, Run], Path]:
 
 
 def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any] | None) -> list[str]:
-    """Every arm's name: in the comparison's order, then those that only appear in a stage's inputs."""
+    """Every arm's name: in the comparison's order, then those that only appear in a stage's
+    inputs."""
     names: dict[str, None] = {str(a["name"]): None for a in (comparison or {}).get("arms", [])}
     for stage in ("select", "train", "answers", "scores"):
         names.update({run.arm: None for run in runs(inputs, stage)})
@@ -78,25 +83,31 @@ def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any] | None) -> li
 
 
 def read_json(path: Path) -> Any:
-    """The file's value, or None when there is no such file. Raises UserError when it is not JSON."""
+    """The file's value, or None when there is no such file. Raises UserError when it is not
+    JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove that result's folder and run again.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); remove that result's folder and run again."
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """As `read_json`, for a file that holds one object; {} when there is no such file."""
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path} should hold one JSON object, and holds a {type(value).__name__}; remove that result's folder and run again.")
+        raise UserError(
+            f"{path} should hold one JSON object, and holds a {type(value).__name__}; remove that result's folder and run again."
+        )
     return value or {}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; [] when there is no such file. Raises UserError naming the line."""
+    """The objects of a JSON-lines file, in order; [] when there is no such file. Raises UserError
+    naming the line."""
     if not path.exists():
         return []
     rows = []
@@ -106,7 +117,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {place} is not valid JSON ({error}); remove that result's folder and run again.") from error
+            raise UserError(
+                f"{path} line {place} is not valid JSON ({error}); remove that result's folder and run again."
+            ) from error
     return rows
 
 
@@ -119,24 +132,31 @@ def read_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame | N
         held = lazy.collect_schema().names()
         return lazy.select([c for c in held if columns is None or c in columns]).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error}); remove that result's folder and run again.") from error
+        raise UserError(
+            f"{path} cannot be read as Parquet ({error}); remove that result's folder and run again."
+        ) from error
 
 
 def provenance(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One entry an input: its name, whether its folder is there, and what its manifest says (key, digest, seconds, counts, the rest)."""
+    """One entry an input: its name, whether its folder is there, and what its manifest says (key,
+    digest, seconds, counts, the rest)."""
     entries = []
     for name, folder in inputs.items():
         manifest = read_object(folder / MANIFEST)
         known = ("stage", "key", "digest", "seconds", "spec", "started", "counts")
-        entries.append({
-            "name": name,
-            "there": folder.exists(),
-            "key": str(manifest.get("key", ""))[:16],
-            "digest": (file_digest(folder) if folder.is_file() else str(manifest.get("digest", "")))[:16],
-            "seconds": manifest.get("seconds"),
-            "started": manifest.get("started"),
-            "counts": manifest.get("counts") or {},
-            "facts": {k: v for k, v in manifest.items() if k not in known},
-            "spec": manifest.get("spec"),
-        })  # fmt: skip
+        entries.append(
+            {
+                "name": name,
+                "there": folder.exists(),
+                "key": str(manifest.get("key", ""))[:16],
+                "digest": (
+                    file_digest(folder) if folder.is_file() else str(manifest.get("digest", ""))
+                )[:16],
+                "seconds": manifest.get("seconds"),
+                "started": manifest.get("started"),
+                "counts": manifest.get("counts") or {},
+                "facts": {k: v for k, v in manifest.items() if k not in known},
+                "spec": manifest.get("spec"),
+            }
+        )
     return entries

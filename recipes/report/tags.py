@@ -1,4 +1,5 @@
-"""How each tag is distributed in the pool and in what each arm selected: one card a tag, labels as bars, numbers as histograms."""
+"""How each tag is distributed in the pool and in what each arm selected: one card a tag, labels as
+bars, numbers as histograms."""
 
 from __future__ import annotations
 
@@ -14,17 +15,31 @@ from synth.measures import COLUMNS
 BINS = 20
 MOST_LABELS = 16
 
-def cards(pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]]) -> tuple[list[dict[str, Any]], list[str]]:
+
+def cards(
+    pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """One card a tag, and sentences about the columns that have no figure.
 
-    `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or failed where `status:MEASURE` or
-    `NAME_status` says so); the others, such as a row's index and seed, are passed over.
-    `selections`: arm -> (colour class, the ids it selected; ids outside the pool are left out).
-    A card: name, figure, note (measured, failed and unmeasured rows), head and rows of its table of numbers.
+    `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or
+    failed where `status:MEASURE` or `NAME_status` says so); the others, such as a row's index and
+    seed, are passed over. `selections`: arm -> (colour class, the ids it selected; ids outside the
+    pool are left out). A card: name, figure, note (measured, failed and unmeasured rows), head and
+    rows of its table of numbers.
     """
     groups = [("pool", "pool", pool)]
     for arm, (css, ids) in selections.items():
-        groups.append((arm, css, pool.join(pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi")))
+        groups.append(
+            (
+                arm,
+                css,
+                pool.join(
+                    pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(),
+                    on="id",
+                    how="semi",
+                ),
+            )
+        )
     found: list[dict[str, Any]] = []
     never: list[str] = []
     constants: list[str] = []
@@ -48,7 +63,11 @@ def cards(pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]
 def _measured(pool: pl.DataFrame, name: str) -> str:
     """How many rows hold this tag, how many failed and how many were never measured."""
     column = pool[name]
-    good = column.is_not_null() & column.is_not_nan() if column.dtype.is_float() else column.is_not_null()
+    good = (
+        column.is_not_null() & column.is_not_nan()
+        if column.dtype.is_float()
+        else column.is_not_null()
+    )
     failed = 0
     for status in (f"status:{COLUMNS[name][0]}", f"{name}_status", f"{COLUMNS[name][0]}_status"):
         if status in pool.columns:
@@ -69,7 +88,8 @@ def _label(value: Any) -> str:
 
 
 def _labels(name: str, values: pl.Series) -> list[str] | None:
-    """Labels in their declared order (the column's enum, else synth's declaration, else the most frequent first); None for free text."""
+    """Labels in their declared order (the column's enum, else synth's declaration, else the most
+    frequent first); None for free text."""
     if values.dtype == pl.Boolean:
         return ["yes", "no"]
     if isinstance(values.dtype, pl.Enum):
@@ -84,14 +104,22 @@ def _labels(name: str, values: pl.Series) -> list[str] | None:
     return [str(v) for v in counts[:, 0][:MOST_LABELS]]
 
 
-def _bars(name: str, labels: list[str], groups: Sequence[tuple[str, str, pl.DataFrame]]) -> dict[str, Any]:
+def _bars(
+    name: str, labels: list[str], groups: Sequence[tuple[str, str, pl.DataFrame]]
+) -> dict[str, Any]:
     series = []
     for group, css, frame in groups:
         column = frame[name].drop_nulls()
-        text = pl.Series([_label(v) for v in column], dtype=pl.String) if column.dtype == pl.Boolean else column.cast(pl.String)
+        text = (
+            pl.Series([_label(v) for v in column], dtype=pl.String)
+            if column.dtype == pl.Boolean
+            else column.cast(pl.String)
+        )
         counts = dict(text.value_counts().iter_rows())
         others = sum(c for label, c in counts.items() if label not in labels)
-        series.append((Shares(group, css, [int(counts.get(label, 0)) for label in labels] + [others]), others))
+        series.append(
+            (Shares(group, css, [int(counts.get(label, 0)) for label in labels] + [others]), others)
+        )
     shown = [*labels, "(other)"]
     if not any(others for _, others in series):
         shown = labels
@@ -101,7 +129,10 @@ def _bars(name: str, labels: list[str], groups: Sequence[tuple[str, str, pl.Data
         "name": name,
         "figure": bars(shown, drawn, f"{name}: share of rows by label, pool and arms"),
         "head": ["", *[s.name for s in drawn]],
-        "rows": [[label, *[f"{s.counts[i]:,} ({s.share(i) * 100:.1f} %)" for s in drawn]] for i, label in enumerate(shown)],
+        "rows": [
+            [label, *[f"{s.counts[i]:,} ({s.share(i) * 100:.1f} %)" for s in drawn]]
+            for i, label in enumerate(shown)
+        ],
     }
 
 
@@ -115,7 +146,9 @@ def _numbers(name: str, groups: Sequence[tuple[str, str, pl.DataFrame]]) -> dict
         rows.append([group, f"{column.len():,}", *[number(p) for p in points]])
     return {
         "name": name,
-        "figure": histogram(edges, series, f"{name}: share of rows by value, pool and arms", open_ended),
+        "figure": histogram(
+            edges, series, f"{name}: share of rows by value, pool and arms", open_ended
+        ),
         "head": ["", "rows", "min", "25 %", "median", "75 %", "max"],
         "rows": rows,
     }
@@ -127,10 +160,11 @@ def _finite(column: pl.Series) -> pl.Series:
 
 
 def bin_edges(values: pl.Series) -> tuple[list[float], bool]:
-    """Edges of at most `BINS` equal bins over finite `values`, and whether the last bin holds everything above it.
+    """Edges of at most `BINS` equal bins over finite `values`, and whether the last bin holds
+    everything above it.
 
-    Lengths have long tails: where the largest value is more than twice the 99th percentile, the last bin ends there and is open.
-    Whole numbers get bins of whole width.
+    Lengths have long tails: where the largest value is more than twice the 99th percentile, the
+    last bin ends there and is open. Whole numbers get bins of whole width.
     """
     if values.is_empty():
         return [0.0, 1.0], False
@@ -148,7 +182,8 @@ def bin_edges(values: pl.Series) -> tuple[list[float], bool]:
 
 
 def _count(values: pl.Series, edges: Sequence[float]) -> list[int]:
-    """How many values fall into each bin; both ends are closed, and what lies beyond an end counts in its outer bin."""
+    """How many values fall into each bin; both ends are closed, and what lies beyond an end counts
+    in its outer bin."""
     width = edges[1] - edges[0]
     places = ((values - edges[0]) / width).floor().clip(0, len(edges) - 2).cast(pl.Int64)
     counts = dict(places.value_counts().iter_rows())

@@ -1,4 +1,5 @@
-"""Sampling parameters of a recipe, checked against what the installed vLLM knows before anything is spent."""
+"""Sampling parameters of a recipe, checked against what the installed vLLM knows before anything is
+spent."""
 
 from __future__ import annotations
 
@@ -8,12 +9,24 @@ from typing import Any
 from core.errors import UserError, nearest
 from recipes.schema import Recipe
 
-OURS = ("model", "prompt", "n", "best_of", "stream", "stream_options", "echo", "use_beam_search", "structured_outputs", "return_token_ids")
+OURS = (
+    "model",
+    "prompt",
+    "n",
+    "best_of",
+    "stream",
+    "stream_options",
+    "echo",
+    "use_beam_search",
+    "structured_outputs",
+    "return_token_ids",
+)
 """What the harness says in a request itself, or what would make answers that nobody reads."""
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what vLLM would ignore, with the nearest valid name. Models on other people's servers (`urls`) take what they take.
+    """Refuse what vLLM would ignore, with the nearest valid name. Models on other people's servers
+    (`urls`) take what they take.
 
     Raises UserError naming the place in the recipe.
     """
@@ -23,13 +36,18 @@ def check(recipe: Recipe) -> None:
     for at, sampling, server in _samplings(recipe):
         for name in sampling:
             if name in OURS:
-                raise UserError(f"{at}.{name} is not for a recipe to say: every request asks for one text, in a form of the harness's own.")
+                raise UserError(
+                    f"{at}.{name} is not for a recipe to say: every request asks for one text, in a form of the harness's own."
+                )
             if known and not server.get("urls") and name not in known:
-                raise UserError(f"{at}: vLLM knows no sampling parameter '{name}'{nearest(name, known)}")
+                raise UserError(
+                    f"{at}: vLLM knows no sampling parameter '{name}'{nearest(name, known)}"
+                )
 
 
 def _samplings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """(place, sampling, the server block of the model that samples so) of everything that synthesis samples."""
+    """(place, sampling, the server block of the model that samples so) of everything that synthesis
+    samples."""
     synth = recipe.synth
     teacher, responder = synth.teacher.server, (synth.responder or synth.teacher).server
     yield "synth.instruction", synth.instruction, teacher

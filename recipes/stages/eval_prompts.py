@@ -1,4 +1,5 @@
-"""The prompts that a recipe evaluates on, as one file that synthesis compares instructions with: the stages meet in files only."""
+"""The prompts that a recipe evaluates on, as one file that synthesis compares instructions with:
+the stages meet in files only."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ COLUMNS = frozenset(MEASURES["overlap"].columns) | frozenset(MEASURES["eval_dist
 
 
 def eval_prompts(graph: Stages) -> Path | None:
-    """JSONL {id, prompt, benchmark} of every prompt of the recipe's judged benchmarks, under the store, named by its content.
+    """JSONL {id, prompt, benchmark} of every prompt of the recipe's judged benchmarks, under the
+    store, named by its content.
 
-    All prompts of a set, whatever `limit` says, so that an evaluation may grow; of a conversation each of the user's messages. Tasks of lm-eval
-    are not among them. None when no filter asks for a column of it, when the recipe has no such benchmark, or, in a plan, when the file was not
+    All prompts of a set, whatever `limit` says, so that an evaluation may grow; of a conversation
+    each of the user's messages. Tasks of lm-eval are not among them. None when no filter asks for a
+    column of it, when the recipe has no such benchmark, or, in a plan, when the file was not
     written yet. Raises UserError when a set cannot be read.
     """
     config = graph.recipe.eval
@@ -33,7 +36,9 @@ def eval_prompts(graph: Stages) -> Path | None:
     fetch = not graph.session.planning
     lines: list[dict[str, str]] = []
     try:
-        pairwise: list[Literal["alpaca", "arena"]] = [b for b in ("alpaca", "arena") if getattr(config, b) is not None]
+        pairwise: list[Literal["alpaca", "arena"]] = [
+            b for b in ("alpaca", "arena") if getattr(config, b) is not None
+        ]
         for benchmark in pairwise:
             for prompt in prompts.prompts(str(config.protocol(benchmark).prompts), fetch=fetch):
                 lines += _lines(prompt, benchmark)
@@ -44,7 +49,9 @@ def eval_prompts(graph: Stages) -> Path | None:
         if graph.session.planning:
             return None
         raise
-    lines = list({(line["id"], line["prompt"]): line for line in reversed(lines)}.values())[::-1]  # two benchmarks may ask the same prompts
+    lines = list({(line["id"], line["prompt"]): line for line in reversed(lines)}.values())[
+        ::-1
+    ]  # two benchmarks may ask the same prompts
     if not lines:
         return None
     file = graph.session.store.root / "eval-prompts" / f"{digest(lines)[:16]}.jsonl"
@@ -57,4 +64,6 @@ def eval_prompts(graph: Stages) -> Path | None:
 
 def _lines(prompt: Prompt, benchmark: str, more: tuple[str, ...] = ()) -> list[dict[str, str]]:
     texts = [prompt.prompt, *more, *(m["content"] for m in prompt.history if m["role"] == "user")]
-    return [{"id": prompt.id, "prompt": text, "benchmark": benchmark} for text in texts if text.strip()]
+    return [
+        {"id": prompt.id, "prompt": text, "benchmark": benchmark} for text in texts if text.strip()
+    ]

@@ -9,7 +9,8 @@ from core.store import file_digest, tree_digest
 
 
 def content_of_files(path: str | None) -> Any:
-    """The digest of a file or folder, or the text itself when it names neither (a shipped name, a hub id)."""
+    """The digest of a file or folder, or the text itself when it names neither (a shipped name, a
+    hub id)."""
     if path is None:
         return None
     here = Path(path).expanduser()

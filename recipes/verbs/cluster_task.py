@@ -1,7 +1,8 @@
 """One task of a synthesis on many machines: what datatrove pickles, and what a worker does with it.
 
-Nothing heavy is imported here: Ray forks its task processes after unpickling, and polars' and torch's threads do not survive a fork. Nothing
-secret is held: models' keys are read from the worker's own environment.
+Nothing heavy is imported here: Ray forks its task processes after unpickling, and polars' and
+torch's threads do not survive a fork. Nothing secret is held: models' keys are read from the
+worker's own environment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from recipes.schema import Loaded
 
 STAGES = ("instructions", "pool", "tags", "answers", "select")
-"""In order: `pool` measures what reads the whole pool and `select` makes whatever is left, each in one task; the others share the rows."""
+"""In order: `pool` measures what reads the whole pool and `select` makes whatever is left, each in
+one task; the others share the rows."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Task:
     stage: str
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
-        """Called by the executor on a worker, as task `rank` of `world_size`. Raises RuntimeError with what went wrong."""
+        """Called by the executor on a worker, as task `rank` of `world_size`. Raises RuntimeError
+        with what went wrong."""
         _end_with_parent()
         os.chdir(self.folder)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,15 +49,19 @@ class Task:
         except Exception as error:
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"
-        if problem:  # an error of this frame: datatrove logs the values of every variable in a traceback, keys among them
+        # an error of this frame: datatrove logs the values of every variable in a traceback, keys
+        # among them
+        if problem:
             raise RuntimeError(problem)
 
 
 def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
-    """Make what is missing of one stage in this task's share of the rows, with servers of its own; returns counts.
+    """Make what is missing of one stage in this task's share of the rows, with servers of its own;
+    returns counts.
 
-    Safe beside other tasks, also of the same share: parts of columns have names of their own and never replace one another, so that a cell
-    that is made twice costs time only. What a killed task had finished is in the store, and the same task started again continues from there.
+    Safe beside other tasks, also of the same share: parts of columns have names of their own and
+    never replace one another, so that a cell that is made twice costs time only. What a killed task
+    had finished is in the store, and the same task started again continues from there.
     """
     from core.servers import Servers
     from core.store import Store, digest
@@ -76,15 +83,31 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
         stages = graph.Stages(loaded, Session(store, recipe.name, False, tracker, servers, Log()))
         pool = synthesis.pool_of(stages)
         key = digest([pool.cells["instruction"], stage, rank, world])
-        with tracker.stage(f"{stage}/{rank}", stage, key, {"recipe": recipe.name, "rank": rank, "world": world}) as log:
+        with tracker.stage(
+            f"{stage}/{rank}", stage, key, {"recipe": recipe.name, "rank": rank, "world": world}
+        ) as log:
             share = (rank, world)
             if stage == "instructions":
                 counts = draw.draw(pool, servers, log, share)
             else:
-                free = [m for m in MEASURES if m not in POOLED and MEASURES[m].reads == "instruction" and m not in ("response", "base_response")]
+                free = [
+                    m
+                    for m in MEASURES
+                    if m not in POOLED
+                    and MEASURES[m].reads == "instruction"
+                    and m not in ("response", "base_response")
+                ]
                 only = {"pool": POOLED, "tags": free, "answers": None}[stage]
                 rules = [(rule, stages.seeds) for rule in stages.filters.values()]
-                counts = measure.measure(pool, rules, servers, log, tokens.token_counter(stages, pool), share=share, only=only)
+                counts = measure.measure(
+                    pool,
+                    rules,
+                    servers,
+                    log,
+                    tokens.token_counter(stages, pool),
+                    share=share,
+                    only=only,
+                )
             log.finish({"counts": counts})
             log.say(f"{stage}, task {rank} of {world}: {counts}")
     return counts
@@ -93,7 +116,8 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone.
 
-    Ray's actor forks a pool of processes for its tasks, which outlive an actor that is killed: such an orphan would keep a server on its GPU.
+    Ray's actor forks a pool of processes for its tasks, which outlive an actor that is killed: such
+    an orphan would keep a server on its GPU.
     """
     parent = os.getppid()
 

@@ -1,4 +1,5 @@
-"""`magpie filters` and `magpie filter`: named strategies, and one applied to any tagged data set, ours or published."""
+"""`magpie filters` and `magpie filter`: named strategies, and one applied to any tagged data set,
+ours or published."""
 
 from __future__ import annotations
 
@@ -37,44 +38,80 @@ class Applied:
 
 
 def apply_all(
-    source: str | Path, names: Sequence[str], *, allow_short: bool = False, seed: int = 0, embedding: str | None = None, student: str | None = None,
-    chat_template_path: str | None = None, **arm: Any,
-) -> Applied:  # fmt: skip
+    source: str | Path,
+    names: Sequence[str],
+    *,
+    allow_short: bool = False,
+    seed: int = 0,
+    embedding: str | None = None,
+    student: str | None = None,
+    chat_template_path: str | None = None,
+    **arm: Any,
+) -> Applied:
     """Apply several named strategies to one data set, which is read once.
 
-    `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`, `budget`). `embedding`: the model for choices by
-    likeness; `student`: the model whose tokenizer and chat template (or `chat_template_path`) count a budget in tokens. Raises UserError as
+    `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`,
+    `budget`). `embedding`: the model for choices by likeness; `student`: the model whose tokenizer
+    and chat template (or `chat_template_path`) count a budget in tokens. Raises UserError as
     `resolve`, `tagged.read` and `select` do.
     """
     rules = rules_of(names, {"allow_short": allow_short, **arm})
     data = tagged.read(source, rules)
     vectors = Vectors(_Embedder(source, data.frame["id"], embedding or EMBEDDING))
-    tokens = _counter(source, student, chat_template_path) if any(rule.budget and rule.budget.tokens for rule in rules) else None
-    return Applied(data, {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules})
+    tokens = (
+        _counter(source, student, chat_template_path)
+        if any(rule.budget and rule.budget.tokens for rule in rules)
+        else None
+    )
+    return Applied(
+        data, {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules}
+    )
 
 
 def main(
-    source: str, strategy: str | None, *, params: Sequence[str], rows: int | None, tokens: int | None, where: str | None, choose: str | None,
-    out: Path | None, form: str, as_json: bool, **settings: Any,
-) -> None:  # fmt: skip
-    """Apply, print the funnels, write the chosen rows (`out` is a folder when there are several strategies)."""
+    source: str,
+    strategy: str | None,
+    *,
+    params: Sequence[str],
+    rows: int | None,
+    tokens: int | None,
+    where: str | None,
+    choose: str | None,
+    out: Path | None,
+    form: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Apply, print the funnels, write the chosen rows (`out` is a folder when there are several
+    strategies)."""
     names = [name.strip() for name in strategy.split(",")] if strategy else ["filter"]
     if form not in get_args(chosen_rows.Form):
         raise UserError(f"--form {form}: no such form{nearest(form, get_args(chosen_rows.Form))}.")
     if rows is not None and tokens is not None:
         raise UserError("a budget is either --rows or --tokens; give one.")
-    budget = {"rows": rows} if rows is not None else {"tokens": tokens} if tokens is not None else None
-    arm: dict[str, Any] = {"where": where, "choose": choose, "budget": budget, "params": _params(params, names)}
+    budget = (
+        {"rows": rows} if rows is not None else {"tokens": tokens} if tokens is not None else None
+    )
+    arm: dict[str, Any] = {
+        "where": where,
+        "choose": choose,
+        "budget": budget,
+        "params": _params(params, names),
+    }
     settings |= {key: value for key, value in arm.items() if value}
     paths: dict[str, Path] = {}
     if out is not None:
-        paths = {name: out / f"{name}.parquet" for name in names} if len(names) > 1 else {names[0]: out}
+        paths = (
+            {name: out / f"{name}.parquet" for name in names} if len(names) > 1 else {names[0]: out}
+        )
         for path in paths.values():
             spare(source, path)
     try:
         applied = apply_all(source, names, **settings)
     except UserError as error:  # `select` words its advice for recipes
-        raise UserError(str(error).replace("say `allow_short: true`", "add --allow-short")) from error
+        raise UserError(
+            str(error).replace("say `allow_short: true`", "add --allow-short")
+        ) from error
     if out is not None:
         for name, path in paths.items():
             chosen_rows.write(source, applied.chosen[name].rows, path, cast(chosen_rows.Form, form))
@@ -85,20 +122,42 @@ def main(
 
 
 def show_filters(*, as_json: bool) -> None:
-    """Print the named strategies, what they choose by, and reward models with the threshold that belongs to each."""
+    """Print the named strategies, what they choose by, and reward models with the threshold that
+    belongs to each."""
     if as_json:
-        listed = {name: {**asdict(s), "params": dict(s.params), "answers": _answers(s.choose)} for name, s in STRATEGIES.items()}
+        listed = {
+            name: {**asdict(s), "params": dict(s.params), "answers": _answers(s.choose)}
+            for name, s in STRATEGIES.items()
+        }
         print(json.dumps(listed, indent=2))
         return
-    table(["strategy", "where", "choose", "rows", "parameters", "source"], [
-        [name, s.filled(s.where, {}) or "", s.filled(s.choose, {}), f"{s.rows:,}" if s.rows else "",
-         " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in s.params.items()), s.source]
-        for name, s in STRATEGIES.items()
-    ])  # fmt: skip
+    table(
+        ["strategy", "where", "choose", "rows", "parameters", "source"],
+        [
+            [
+                name,
+                s.filled(s.where, {}) or "",
+                s.filled(s.choose, {}),
+                f"{s.rows:,}" if s.rows else "",
+                " ".join(
+                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+                    for k, v in s.params.items()
+                ),
+                s.source,
+            ]
+            for name, s in STRATEGIES.items()
+        ],
+    )
     print()
-    table(["choose", "takes", "responses that it needs"], [[c.usage, c.takes, c.answers] for c in CHOICES.values()])
+    table(
+        ["choose", "takes", "responses that it needs"],
+        [[c.usage, c.takes, c.answers] for c in CHOICES.values()],
+    )
     print()
-    table(["reward model", "tau1", "server args", "note"], [[m.name, m.tau1 or "", m.args or "", m.note] for m in REWARD_MODELS])
+    table(
+        ["reward model", "tau1", "server args", "note"],
+        [[m.name, m.tau1 or "", m.args or "", m.note] for m in REWARD_MODELS],
+    )
 
 
 def _answers(choose: str) -> str:
@@ -111,23 +170,52 @@ def rules_of(names: Sequence[str], arm: dict[str, Any]) -> list[Filter]:
 
 
 def _rule(name: str, arm: dict[str, Any], names: Sequence[str]) -> Filter:
-    """The filter of one strategy; the name `filter` is no strategy but what `arm` states. A threshold goes to the strategies that have it."""
+    """The filter of one strategy; the name `filter` is no strategy but what `arm` states. A
+    threshold goes to the strategies that have it."""
     named = name != "filter"
-    elsewhere = {key for other in names if other in STRATEGIES and other != name for key in STRATEGIES[other].params}
+    elsewhere = {
+        key
+        for other in names
+        if other in STRATEGIES and other != name
+        for key in STRATEGIES[other].params
+    }
     own = STRATEGIES[name].params if name in STRATEGIES else {}
-    arm = {**arm, "params": {key: value for key, value in arm.get("params", {}).items() if key in own or key not in elsewhere}}
+    arm = {
+        **arm,
+        "params": {
+            key: value
+            for key, value in arm.get("params", {}).items()
+            if key in own or key not in elsewhere
+        },
+    }
     rows = STRATEGIES[name].rows if name in STRATEGIES else None
-    if not arm.get("budget") and rows is None and "all" not in (arm.get("choose"), STRATEGIES[name].choose if name in STRATEGIES else None):
+    if (
+        not arm.get("budget")
+        and rows is None
+        and "all"
+        not in (arm.get("choose"), STRATEGIES[name].choose if name in STRATEGIES else None)
+    ):
         if named and name not in STRATEGIES:
-            return resolve(name, ArmConfig(strategy=name), "--strategy")  # its sentence names the nearest
+            return resolve(
+                name, ArmConfig(strategy=name), "--strategy"
+            )  # its sentence names the nearest
         raise UserError(f"{name} takes as much as it is told to: add --rows N or --tokens N.")
-    return resolve(name, ArmConfig.model_validate({**arm, **({"strategy": name} if named else {})}), f"strategy {name}" if named else "filter")
+    return resolve(
+        name,
+        ArmConfig.model_validate({**arm, **({"strategy": name} if named else {})}),
+        f"strategy {name}" if named else "filter",
+    )
 
 
 def _params(given: Sequence[str], names: Sequence[str]) -> dict[str, Param]:
     """`tau1=-10` as numbers or texts, as the strategies declare them."""
     params: dict[str, Param] = {}
-    declared = {key: value for name in names if name in STRATEGIES for key, value in STRATEGIES[name].params.items()}
+    declared = {
+        key: value
+        for name in names
+        if name in STRATEGIES
+        for key, value in STRATEGIES[name].params.items()
+    }
     for each in given:
         key, equals, text = each.partition("=")
         if not equals:
@@ -161,15 +249,21 @@ class _Embedder:
         held, back = np.unique(rows, return_inverse=True)
         places = pl.Series(held)
         found = embeddings.vectors(
-            cache_folder(), self.ids.gather(places).to_list(), chosen_rows.texts(self.source, places), resolve(self.model, None)
+            cache_folder(),
+            self.ids.gather(places).to_list(),
+            chosen_rows.texts(self.source, places),
+            resolve(self.model, None),
         )
         return found[back]
 
 
 def _counter(source: str | Path, student: str | None, template: str | None) -> TokenCounter:
-    """Tokens of every row's conversation under the student's chat template; null where there is no response."""
+    """Tokens of every row's conversation under the student's chat template; null where there is no
+    response."""
     if student is None:
-        raise UserError("--tokens needs --student MODEL: tokens are counted with its chat template and tokenizer.")
+        raise UserError(
+            "--tokens needs --student MODEL: tokens are counted with its chat template and tokenizer."
+        )
     from core.models import resolve
     from recipes.stages.tokens import count_tokens
     from synth.published import rows
@@ -180,8 +274,13 @@ def _counter(source: str | Path, student: str | None, template: str | None) -> T
 
     def count(frame: pl.DataFrame) -> pl.Series:
         if not known:
-            config, base = TrainConfig(base=student, chat_template_path=template), resolve(student, None).path
-            with redirect_stdout(sys.stderr):  # some libraries log to stdout when they are imported, where --json is read
+            config, base = (
+                TrainConfig(base=student, chat_template_path=template),
+                resolve(student, None).path,
+            )
+            with redirect_stdout(
+                sys.stderr
+            ):  # some libraries log to stdout when they are imported, where --json is read
                 for batch in rows.read(source):
                     known.update(count_tokens(config, base, to_form(batch, "messages")))
         return pl.Series([known.get(each) for each in frame["id"]], dtype=pl.Int64)
@@ -191,8 +290,17 @@ def _counter(source: str | Path, student: str | None, template: str | None) -> T
 
 def _json(source: str, applied: Applied, paths: dict[str, Path]) -> dict[str, Any]:
     data = applied.data
-    found = {name: {**chosen.funnel, **({"out": str(paths[name])} if name in paths else {})} for name, chosen in applied.chosen.items()}
-    return {"source": source, "rows": len(data.frame), "rows_without": data.out, "failed_tags": data.failed, "strategies": found}
+    found = {
+        name: {**chosen.funnel, **({"out": str(paths[name])} if name in paths else {})}
+        for name, chosen in applied.chosen.items()
+    }
+    return {
+        "source": source,
+        "rows": len(data.frame),
+        "rows_without": data.out,
+        "failed_tags": data.failed,
+        "strategies": found,
+    }
 
 
 def _show(source: str, applied: Applied, paths: dict[str, Path]) -> None:
@@ -201,7 +309,14 @@ def _show(source: str, applied: Applied, paths: dict[str, Path]) -> None:
     print(f"{source}: {len(data.frame):,} rows{f' ({lost})' if lost else ''}")
     if data.failed:
         print()
-        table(["column", "failed tags", "cells"], [[c, reason, f"{n:,}"] for c, reasons in data.failed.items() for reason, n in reasons.items()])
+        table(
+            ["column", "failed tags", "cells"],
+            [
+                [c, reason, f"{n:,}"]
+                for c, reasons in data.failed.items()
+                for reason, n in reasons.items()
+            ],
+        )
     for name, chosen in applied.chosen.items():
         funnel: Any = chosen.funnel
         left = funnel["pool"] - funnel["heldout"] - funnel["reserved_duplicates"]
@@ -213,7 +328,13 @@ def _show(source: str, applied: Applied, paths: dict[str, Path]) -> None:
             left -= step["stopped"]
             lines.append([step["predicate"], f"{step['stopped']:,}", f"{left:,}"])
         size = f"{funnel['chosen_tokens']:,} tokens" if funnel["chosen_tokens"] is not None else ""
-        lines.append([f"chosen: {funnel['choose']} {size}".strip(), f"{left - funnel['chosen']:,}", f"{funnel['chosen']:,}"])
+        lines.append(
+            [
+                f"chosen: {funnel['choose']} {size}".strip(),
+                f"{left - funnel['chosen']:,}",
+                f"{funnel['chosen']:,}",
+            ]
+        )
         print(f"\n{name}\n")
         table(["", "stopped", "left"], lines)
         if name in paths:

@@ -1,4 +1,5 @@
-"""What a person sees in the terminal: the plan, the comparison's table, what it cost, where the report is."""
+"""What a person sees in the terminal: the plan, the comparison's table, what it cost, where the
+report is."""
 
 from __future__ import annotations
 
@@ -42,8 +43,25 @@ def _plain(cell: Any) -> str:
 def show_plan(loaded: Loaded, outcome: Outcome, *, as_json: bool) -> None:
     """One line a stage: reuse, run or waits, and the field that caused it."""
     if as_json:
-        steps = [{"stage": s.name, "state": s.state, "why": s.why, "path": str(s.path) if s.path else None} for s in outcome.steps]
-        print(json.dumps({"recipe": loaded.recipe.name, "steps": steps, "peak_disk_bytes": peak_disk(loaded.recipe.train)}, indent=2))
+        steps = [
+            {
+                "stage": s.name,
+                "state": s.state,
+                "why": s.why,
+                "path": str(s.path) if s.path else None,
+            }
+            for s in outcome.steps
+        ]
+        print(
+            json.dumps(
+                {
+                    "recipe": loaded.recipe.name,
+                    "steps": steps,
+                    "peak_disk_bytes": peak_disk(loaded.recipe.train),
+                },
+                indent=2,
+            )
+        )
         return
     table(["stage", "state", "why"], [[s.name, s.state, s.why] for s in outcome.steps])
     todo = sum(s.state != "reuse" for s in outcome.steps)
@@ -53,7 +71,8 @@ def show_plan(loaded: Loaded, outcome: Outcome, *, as_json: bool) -> None:
 
 
 def show(loaded: Loaded, outcome: Outcome) -> None:
-    """The comparison's table, its notes, what the data cost, the judge's caveat and the path of the report."""
+    """The comparison's table, its notes, what the data cost, the judge's caveat and the path of the
+    report."""
     from eval.compare import table as comparison_rows
 
     recipe = loaded.recipe
@@ -88,9 +107,10 @@ def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         return
     columns = [c for c in dict.fromkeys(k for row in rows for k in row) if c != "notes"]
     shown = [c for c in columns if any(row.get(c) is not None for row in rows)]
-    table(shown, [[f"{v:.4g}" if isinstance(v := row.get(c), float) else v for c in shown] for row in rows])
+    table(
+        shown,
+        [[f"{v:.4g}" if isinstance(v := row.get(c), float) else v for c in shown] for row in rows],
+    )
     for row in rows:
         for note in row.get("notes", []):
             print(f"- {row.get('model')}: {note}")
-
-

@@ -1,4 +1,5 @@
-"""What `magpie template` prints: a model's pre-query template, how it came about, and what the like of it was tested against."""
+"""What `magpie template` prints: a model's pre-query template, how it came about, and what the like
+of it was tested against."""
 
 from __future__ import annotations
 
@@ -12,12 +13,16 @@ from synth.chat.templates import pre_query
 from synth.chat.thinking import thinking_of
 
 
-def described(model: str, system_prompt: str | None = None, chat_template: str | None = None) -> dict[str, Any]:
+def described(
+    model: str, system_prompt: str | None = None, chat_template: str | None = None
+) -> dict[str, Any]:
     """Facts about a model's template, ready for JSON.
 
-    `system_prompt` as in a recipe (None: what suits the family); `chat_template`: a Jinja file in place of the tokenizer's own. Raises UserError
-    for an unknown model, a missing file, a file that is no valid Jinja (with its line), and a template that cannot be derived.
-    `tested` speaks of the model's own chat template with its family's system prompt; whatever else is asked for is tested against nothing real.
+    `system_prompt` as in a recipe (None: what suits the family); `chat_template`: a Jinja file in
+    place of the tokenizer's own. Raises UserError for an unknown model, a missing file, a file that
+    is no valid Jinja (with its line), and a template that cannot be derived. `tested` speaks of the
+    model's own chat template with its family's system prompt; whatever else is asked for is tested
+    against nothing real.
     """
     words = tokenizer(resolve(model).path)
     overrides: dict[str, Any] = {}
@@ -33,7 +38,9 @@ def described(model: str, system_prompt: str | None = None, chat_template: str |
         line = getattr(error.__cause__, "lineno", None)  # of Jinja's syntax error
         if line is None or chat_template is None:
             raise
-        raise UserError(f"{file}, line {line}: this chat template is no valid Jinja: {getattr(error.__cause__, 'message', '')}") from error
+        raise UserError(
+            f"{file}, line {line}: this chat template is no valid Jinja: {getattr(error.__cause__, 'message', '')}"
+        ) from error
     family = family_of(model)
     as_tested = family is not None and not overrides and (meant or None) == family.system_prompt
     thinking = thinking_of(words, overrides.get("chat_template"))
@@ -42,13 +49,21 @@ def described(model: str, system_prompt: str | None = None, chat_template: str |
         "token_ids": list(found.token_ids),
         "stop_token_ids": list(found.stop_token_ids),
         **found.derived,
-        "system_prompt_is": "given" if system_prompt is not None else "the family's default" if meant is not None else "left out",
+        "system_prompt_is": "given"
+        if system_prompt is not None
+        else "the family's default"
+        if meant is not None
+        else "left out",
         "overridden": sorted(overrides),
         "family": family.name if family else None,
         "tested": family.tested if family and as_tested else UNTESTED,
     }
     if thinking:
-        facts["thinking"] = {"open": thinking.style.open, "close": thinking.style.close, "opened_by_the_prompt": thinking.opened}
+        facts["thinking"] = {
+            "open": thinking.style.open,
+            "close": thinking.style.close,
+            "opened_by_the_prompt": thinking.opened,
+        }
     if family and family.advice:
         facts["advice"] = family.advice
     return facts

@@ -1,7 +1,10 @@
-"""What is known of model families beyond their tokenizers: data of `families.json`, looked up by a model's name or its vocabulary.
+"""What is known of model families beyond their tokenizers: data of `families.json`, looked up by a
+model's name or its vocabulary.
 
-Pre-query templates are derived from the tokenizer's chat template (synth/chat/templates.py). A family adds what cannot be derived: the template of a
-tokenizer that has none, a default system prompt that must stay, what was tested, advice. Thinking is recognised by the vocabulary, not the name.
+Pre-query templates are derived from the tokenizer's chat template (synth/chat/templates.py). A
+family adds what cannot be derived: the template of a tokenizer that has none, a default system
+prompt that must stay, what was tested, advice. Thinking is recognised by the vocabulary, not the
+name.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One family. `match`: found in a hub id or a folder's own name (any case); `tested`: against what its pre-query template is tested;
-    `system_prompt`: what a recipe without one means ("default": the chat template's own stays)."""
+    """One family. `match`: found in a hub id or a folder's own name (any case); `tested`: against
+    what its pre-query template is tested; `system_prompt`: what a recipe without one means
+    ("default": the chat template's own stays)."""
 
     name: str
     match: str
@@ -31,8 +35,9 @@ class Family:
 
 @dataclass(frozen=True)
 class ThinkingStyle:
-    """How a kind of model writes its thinking. `vocabulary`: the tokens that such a tokenizer has; `open` and `close` stand around the thinking;
-    patterns ("" for none): `clean` is a paragraph break of the thinking, `end` goes from the end of the answer."""
+    """How a kind of model writes its thinking. `vocabulary`: the tokens that such a tokenizer has;
+    `open` and `close` stand around the thinking; patterns ("" for none): `clean` is a paragraph
+    break of the thinking, `end` goes from the end of the answer."""
 
     name: str
     vocabulary: tuple[str, ...]
@@ -44,11 +49,13 @@ class ThinkingStyle:
 
 
 UNTESTED = "against nothing real"
-"""`tested` of a model that no family matches, and of another chat template or system prompt than the family's: only the derivation is tested."""
+"""`tested` of a model that no family matches, and of another chat template or system prompt than
+the family's: only the derivation is tested."""
 
 
 def family_of(model: str) -> Family | None:
-    """The first family whose pattern is found in the model's name: all of a hub id, and of a folder its own name, whatever folders it lies in."""
+    """The first family whose pattern is found in the model's name: all of a hub id, and of a folder
+    its own name, whatever folders it lies in."""
     named = _name(model)
     return next((f for f in _data()[0] if re.search(f.match, named, re.IGNORECASE)), None)
 
@@ -64,18 +71,32 @@ def _name(model: str) -> str:
 
 
 def system_prompt_of(model: str, asked: str | None) -> str | None:
-    """The system prompt that a recipe means: its own, else what suits the family (None: none; "" always leaves it out)."""
+    """The system prompt that a recipe means: its own, else what suits the family (None: none; ""
+    always leaves it out)."""
     family = family_of(model)
     return asked if asked is not None or family is None else family.system_prompt
 
 
 def thinking_style(vocabulary: Collection[str], chat_template: str | None) -> ThinkingStyle | None:
-    """The style whose tokens are all in the vocabulary, or are all written in the chat template; None for a model that does not think."""
-    return next((s for s in _data()[1] if all(t in vocabulary for t in s.vocabulary) or all(t in (chat_template or "") for t in s.vocabulary)), None)
+    """The style whose tokens are all in the vocabulary, or are all written in the chat template;
+    None for a model that does not think."""
+    return next(
+        (
+            s
+            for s in _data()[1]
+            if all(t in vocabulary for t in s.vocabulary)
+            or all(t in (chat_template or "") for t in s.vocabulary)
+        ),
+        None,
+    )
 
 
 @functools.cache
 def _data() -> tuple[tuple[Family, ...], tuple[ThinkingStyle, ...]]:
-    data: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("families.json").read_text())
-    styles = (ThinkingStyle(**{**s, "vocabulary": tuple(s["vocabulary"])}) for s in data["thinking"])
+    data: dict[str, list[dict[str, Any]]] = json.loads(
+        Path(__file__).with_name("families.json").read_text()
+    )
+    styles = (
+        ThinkingStyle(**{**s, "vocabulary": tuple(s["vocabulary"])}) for s in data["thinking"]
+    )
     return tuple(Family(**f) for f in data["families"]), tuple(styles)

@@ -1,7 +1,9 @@
-"""Thinking models: what they thought is stored beside the answer, never inside it, and a thought that was cut off is a failed cell.
+"""Thinking models: what they thought is stored beside the answer, never inside it, and a thought
+that was cut off is a failed cell.
 
-The markers are data (`families.json`, "thinking"). Whether the prompt itself opens the thinking (DeepSeek-R1, Qwen3-Thinking), or opens and closes
-it (Qwen3 with `enable_thinking: false`), is read off the rendered generation prompt.
+The markers are data (`families.json`, "thinking"). Whether the prompt itself opens the thinking
+(DeepSeek-R1, Qwen3-Thinking), or opens and closes it (Qwen3 with `enable_thinking: false`), is read
+off the rendered generation prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thinking:
-    """How one model's texts are taken apart. `opened`: the generation prompt ends inside the thinking; `sampling`: what requests need besides."""
+    """How one model's texts are taken apart. `opened`: the generation prompt ends inside the
+    thinking; `sampling`: what requests need besides."""
 
     style: ThinkingStyle
     opened: bool
@@ -28,7 +31,8 @@ class Thinking:
     def split(self, text: str, *, opened: bool | None = None) -> tuple[str | None, str | None]:
         """(thinking or None, answer); the answer is None when the thinking is not closed.
 
-        A marker inside the answer, or in a text that does not begin with thinking, is content. `opened` overrides what the prompt did.
+        A marker inside the answer, or in a text that does not begin with thinking, is content.
+        `opened` overrides what the prompt did.
         """
         style = self.style
         begins = self.opened if opened is None else opened
@@ -43,15 +47,20 @@ class Thinking:
         return thought.strip() or None, answer.strip() if closed else None
 
 
-def thinking_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> Thinking | None:
-    """How this tokenizer's model thinks, or None. Raises UserError when the chat template refuses a one-message conversation."""
+def thinking_of(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+) -> Thinking | None:
+    """How this tokenizer's model thinks, or None. Raises UserError when the chat template refuses a
+    one-message conversation."""
     style = thinking_style(tokenizer.get_vocab(), chat_template or _text(tokenizer))
     if style is None:
         return None
     prompt = generation_prompt(tokenizer, chat_template)
     opened = prompt.rfind(style.open) > prompt.rfind(style.close)
     # Servers leave special tokens out of a text unless told otherwise, and with them the markers.
-    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {
+        str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
     hidden = not special.isdisjoint(style.vocabulary)
     return Thinking(style, opened, {"skip_special_tokens": False} if hidden else {})
 

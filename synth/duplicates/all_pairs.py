@@ -61,14 +61,23 @@ class Found:
         import torch
 
         n = len(size)
-        self.size, self.rank, self.close = torch.from_numpy(size).to(device), torch.from_numpy(rank).to(device), close
+        self.size, self.rank, self.close = (
+            torch.from_numpy(size).to(device),
+            torch.from_numpy(rank).to(device),
+            close,
+        )
         self.nearest = torch.full((n,), -2.0, device=device)
-        self.repeats, self.lowest = torch.zeros(n, dtype=torch.int64, device=device), self.rank.clone()
+        self.repeats, self.lowest = (
+            torch.zeros(n, dtype=torch.int64, device=device),
+            self.rank.clone(),
+        )
         self.label = np.arange(n)
         self.edges: list[tuple[Ints, Ints]] = []
         self.lock = threading.Lock()
 
-    def pairs(self, i: Ints, j: Ints, cosines: NDArray[np.float32], *, counted: bool = True) -> None:
+    def pairs(
+        self, i: Ints, j: Ints, cosines: NDArray[np.float32], *, counted: bool = True
+    ) -> None:
         """Fold vectors `j` as neighbours of vectors `i` (for each i the same j once). `counted`
         false leaves `repeats` alone. Not on a GPU."""
         import torch
@@ -100,7 +109,10 @@ class Found:
         hit = (best > self.close).nonzero().squeeze(1)
         if not len(hit):
             return
-        near, at = (cosines if len(hit) == len(cosines) else cosines[hit]) > self.close, hit + a.start
+        near, at = (
+            (cosines if len(hit) == len(cosines) else cosines[hit]) > self.close,
+            hit + a.start,
+        )
         # whole numbers below 2**53 are exact
         self.repeats[at] += (near.double() @ self.size[b].double()).long()
         # ranks ascend, so the first is the lowest
@@ -127,7 +139,9 @@ class Found:
             i, j = (np.concatenate(side) for side in zip(*self.edges, strict=True))
             n, known = len(self.label), np.arange(len(self.label))
             i, j = np.concatenate([i, known]), np.concatenate([j, self.label])
-            _, component = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)
+            _, component = connected_components(
+                coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False
+            )
             _, first = np.unique(component, return_index=True)
             self.label, self.edges = first[component], []
         return self.label
@@ -137,10 +151,22 @@ def _first(near: torch.Tensor) -> torch.Tensor:
     """The first true column of each row of a truth table."""
     import torch
 
-    return torch.from_numpy(near.numpy().argmax(axis=1)) if near.device.type == "cpu" else near.byte().argmax(dim=1)
+    return (
+        torch.from_numpy(near.numpy().argmax(axis=1))
+        if near.device.type == "cpu"
+        else near.byte().argmax(dim=1)
+    )
 
 
-def search(rows: Rows, width: int, found: Found, *, block: int | None = None, device: str = "cpu", sieve: bool | None = None) -> None:
+def search(
+    rows: Rows,
+    width: int,
+    found: Found,
+    *,
+    block: int | None = None,
+    device: str = "cpu",
+    sieve: bool | None = None,
+) -> None:
     """Fold every pair of vectors. `rows` reads vectors, float32 [m, `width`]; `block`: rows and
     columns of a block.
 
@@ -171,14 +197,18 @@ def search(rows: Rows, width: int, found: Found, *, block: int | None = None, de
 class _Work:
     """The blocks still to be done, shared by the threads, and the bounds that they find."""
 
-    def __init__(self, rows: Rows, found: Found, codes: Codes | None, width: int, side: int, device: str) -> None:
+    def __init__(
+        self, rows: Rows, found: Found, codes: Codes | None, width: int, side: int, device: str
+    ) -> None:
         self.rows, self.found, self.codes, self.side, self.device = rows, found, codes, side, device
         self.n = len(found.rank)
         # no cosine below this is a vector's largest; a lost update only leaves it lower
         self.bound = np.full(-(-self.n // side) * side, -2.0)
         self.rounding = width * 2.0**-23
         self.left = self._blocks()
-        self.vectors = functools.lru_cache(maxsize=GPU_HELD if device != "cpu" else 0)(self._vectors)
+        self.vectors = functools.lru_cache(maxsize=GPU_HELD if device != "cpu" else 0)(
+            self._vectors
+        )
         self.lock = threading.Lock()
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
@@ -189,7 +219,9 @@ class _Work:
     def _vectors(self, start: int) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(self.rows(slice(start, min(start + self.side, self.n))))).to(self.device)
+        return torch.from_numpy(
+            np.ascontiguousarray(self.rows(slice(start, min(start + self.side, self.n))))
+        ).to(self.device)
 
     def run(self) -> None:
         """Do blocks until none is left, or until one fails in any thread."""
@@ -235,9 +267,13 @@ class _Work:
         self.found.block(self.vectors(a.start) @ self.vectors(b.start).T, a, b)
         if self.codes is not None:
             for s in (a, b):
-                np.maximum(self.bound[s], self.found.nearest[s].numpy() - self.rounding, out=self.bound[s])
+                np.maximum(
+                    self.bound[s], self.found.nearest[s].numpy() - self.rounding, out=self.bound[s]
+                )
 
-    def _candidates(self, products: NDArray[np.int32], across: bool, a: slice, b: slice) -> Pairs | None:
+    def _candidates(
+        self, products: NDArray[np.int32], across: bool, a: slice, b: slice
+    ) -> Pairs | None:
         """Pairs (i of `a`, j of `b`, their product) where j could be the nearest of i or closer
         than the threshold, by what is known so far.
 
@@ -254,8 +290,14 @@ class _Work:
         else:
             run = RUN // 2
             largest = products.reshape(side // run, run, side).max(axis=1)
-        np.maximum(self.bound[a], largest.max(axis=int(across)) * self.codes.unit - error, out=self.bound[a])
-        floor = np.floor((np.minimum(self.bound[a], self.found.close) - error) / self.codes.unit).astype(np.int32)
+        np.maximum(
+            self.bound[a],
+            largest.max(axis=int(across)) * self.codes.unit - error,
+            out=self.bound[a],
+        )
+        floor = np.floor(
+            (np.minimum(self.bound[a], self.found.close) - error) / self.codes.unit
+        ).astype(np.int32)
         runs = np.flatnonzero(largest >= (floor[:, None] if across else floor))
         if len(runs) > largest.size * MANY_RUNS:
             return None
@@ -270,13 +312,19 @@ class _Work:
         if len(high) > products.size * MANY:
             return None
         which, place = np.divmod(high, run)
-        return at[which] + a.start, (start[which] % side if across else start[which]) + place + b.start, values.reshape(-1)[high]
+        return (
+            at[which] + a.start,
+            (start[which] % side if across else start[which]) + place + b.start,
+            values.reshape(-1)[high],
+        )
 
     def _matter(self, held: list[Pairs]) -> Pairs:
         """Those of the held pairs that still could, by what is known now."""
         assert self.codes is not None
         i, j, product = (np.concatenate(parts) for parts in zip(*held, strict=True))
-        kept = product * self.codes.unit + self.codes.errors(i, j) >= np.minimum(self.bound[i], self.found.close)
+        kept = product * self.codes.unit + self.codes.errors(i, j) >= np.minimum(
+            self.bound[i], self.found.close
+        )
         return i[kept], j[kept], product[kept]
 
     def _settle(self, pairs: Pairs) -> list[Pairs]:
@@ -287,7 +335,11 @@ class _Work:
             part = slice(top, top + PAIRS)
             np.einsum("ij,ij->i", self.rows(i[part]), self.rows(j[part]), out=cosines[part])
         self.found.pairs(i, j, cosines)
-        np.maximum(self.bound[: self.n], self.found.nearest.numpy() - self.rounding, out=self.bound[: self.n])
+        np.maximum(
+            self.bound[: self.n],
+            self.found.nearest.numpy() - self.rounding,
+            out=self.bound[: self.n],
+        )
         return []
 
 

@@ -1,7 +1,10 @@
-"""Neighbours by an inverted-file index: for pools past what comparing every pair can do, with what it finds measured against exact search.
+"""Neighbours by an inverted-file index: for pools past what comparing every pair can do, with what
+it finds measured against exact search.
 
-FAISS clusters the vectors into lists, each row looks only into the few lists whose centres are nearest to it, at vectors of 8 bits a coordinate, and
-the cosines of what it finds there are computed afresh in 32 bit. So distances are exact, but a nearest neighbour in another list is missed.
+FAISS clusters the vectors into lists, each row looks only into the few lists whose centres are
+nearest to it, at vectors of 8 bits a coordinate, and the cosines of what it finds there are
+computed afresh in 32 bit. So distances are exact, but a nearest neighbour in another list is
+missed.
 """
 
 from __future__ import annotations
@@ -19,21 +22,24 @@ from synth.duplicates.int8_bounds import Rows
 PROBES = 32
 """Lists that a row looks into."""
 NEIGHBORS = 32
-"""Neighbours that the index gives for a row; a row with that many repeats is asked again for all of them."""
+"""Neighbours that the index gives for a row; a row with that many repeats is asked again for all of
+them."""
 TRAINED = 64
 """Vectors a list that the centres are trained on."""
 SAMPLE = 1000
 """Rows whose exact neighbours are computed to measure recall."""
 MARGIN = 0.02
-"""How far a cosine of 8-bit coordinates may be from the true one; candidates further below the threshold are not asked for."""
+"""How far a cosine of 8-bit coordinates may be from the true one; candidates further below the
+threshold are not asked for."""
 SLICE = 8192
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What the index found of a sample's exact neighbours. `nearest`: share of rows whose distance is the exact one (to 1e-5); `close`: share of the
-    rows with a neighbour under the threshold for which one was found (1 when there are none); `repeats`: share of the neighbours under the threshold
-    that were found; `error`: mean of found less exact distance."""
+    """What the index found of a sample's exact neighbours. `nearest`: share of rows whose distance
+    is the exact one (to 1e-5); `close`: share of the rows with a neighbour under the threshold for
+    which one was found (1 when there are none); `repeats`: share of the neighbours under the
+    threshold that were found; `error`: mean of found less exact distance."""
 
     rows: int
     nearest: float
@@ -49,7 +55,8 @@ class Recall:
 
 
 def search(rows: Rows, width: int, found: Found, probes: int = PROBES) -> Recall:
-    """Fold each vector's neighbours that the index finds. `rows` reads vectors, float32 [m, `width`]; `probes`: lists a row looks into.
+    """Fold each vector's neighbours that the index finds. `rows` reads vectors, float32 [m,
+    `width`]; `probes`: lists a row looks into.
 
     Raises UserError when faiss is not installed.
     """
@@ -68,9 +75,16 @@ def search(rows: Rows, width: int, found: Found, probes: int = PROBES) -> Recall
         if len(full):
             kept = near[i - top] < NEIGHBORS
             limits, _, places = index.range_search(asked[full], found.close - MARGIN)
-            more, other = np.repeat(own[full], np.diff(limits.astype(np.int64))), places.astype(np.int64)
+            more, other = (
+                np.repeat(own[full], np.diff(limits.astype(np.int64))),
+                places.astype(np.int64),
+            )
             more, other = more[other != more], other[other != more]
-            i, j, cosines = np.concatenate([i[kept], more]), np.concatenate([j[kept], other]), np.append(cosines[kept], _cosines(rows, more, other))
+            i, j, cosines = (
+                np.concatenate([i[kept], more]),
+                np.concatenate([j[kept], other]),
+                np.append(cosines[kept], _cosines(rows, more, other)),
+            )
         found.pairs(i, j, cosines)
         found.pairs(j, i, cosines, counted=False)
     return _recall(rows, found)
@@ -86,7 +100,12 @@ def _index(rows: Rows, width: int, n: int, probes: int) -> Any:
         ) from error
     lists = max(1, min(int(4 * n**0.5), n // 39))  # FAISS wants 39 vectors a list to train on
     index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+        faiss.IndexFlatIP(width),
+        width,
+        lists,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
+        False,
     )
     sample = np.random.default_rng(0).choice(n, min(n, lists * TRAINED), replace=False)
     index.train(np.ascontiguousarray(rows(np.sort(sample))))

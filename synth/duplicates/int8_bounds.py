@@ -1,11 +1,14 @@
-"""8-bit products of unit vectors with a proven error: which pairs could matter, at four times the speed of 32-bit products.
+"""8-bit products of unit vectors with a proven error: which pairs could matter, at four times the
+speed of 32-bit products.
 
-A vector x is turned by a random rotation (its coordinates are then alike, whatever the model), and rounded to x = p + r with p on a grid of 255
-steps. Products of such p are computed exactly in integers, and by the Cauchy-Schwarz inequality
+A vector x is turned by a random rotation (its coordinates are then alike, whatever the model), and
+rounded to x = p + r with p on a grid of 255 steps. Products of such p are computed exactly in
+integers, and by the Cauchy-Schwarz inequality
 
     |x.y - p.q| = |r.y + x.s - r.s| <= |r||y| + |x||s| + |r||s|      (y = q + s)
 
-where |r| is known for every vector (about 0.011). So a pair whose p.q lies further than that below what matters need not be looked at.
+where |r| is known for every vector (about 0.011). So a pair whose p.q lies further than that below
+what matters need not be looked at.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 SPREAD = 4.9
-"""The grid's end in standard deviations of a coordinate, 1/sqrt(d). A longer grid is coarser; on a shorter one the worst vector of a block, by whose
-residue the block is judged, has a coordinate cut off."""
+"""The grid's end in standard deviations of a coordinate, 1/sqrt(d). A longer grid is coarser; on a
+shorter one the worst vector of a block, by whose residue the block is judged, has a coordinate cut
+off."""
 SLACK = 1e-9
 """Far more than the 64-bit rounding of the rotation and of a residue's length."""
 SLICE = 8192
@@ -37,7 +41,8 @@ Rows = Callable[[slice | NDArray[np.int64]], NDArray[np.float32]]
 
 
 class Codes:
-    """The codes p of n vectors, int8 [n padded to whole blocks, d], the residues' lengths, and what a product of codes is in units of the cosine."""
+    """The codes p of n vectors, int8 [n padded to whole blocks, d], the residues' lengths, and what
+    a product of codes is in units of the cosine."""
 
     def __init__(self, rows: Rows, n: int, width: int, side: int) -> None:
         import torch
@@ -54,13 +59,16 @@ class Codes:
             turned = part @ turn / step
             rounded = np.clip(np.rint(turned), -127, 127)
             self.codes[top : top + len(part)] = torch.from_numpy(rounded.astype(np.int8))
-            self.lost[top : top + len(part)] = np.linalg.norm(turned - rounded, axis=1) * step + SLACK
+            self.lost[top : top + len(part)] = (
+                np.linalg.norm(turned - rounded, axis=1) * step + SLACK
+            )
             longest = max(longest, float(np.linalg.norm(part, axis=1).max()))
         self.longest = longest + SLACK
         self.worst = self.lost.reshape(-1, side).max(axis=1)
 
     def error(self, a: slice, b: slice) -> NDArray[np.float64]:
-        """How far the cosine of each row of `a` with any row of block `b` may be from what the codes say."""
+        """How far the cosine of each row of `a` with any row of block `b` may be from what the
+        codes say."""
         worst = self.worst[b.start // self.side]
         errors: NDArray[np.float64] = self.lost[a] * (self.longest + worst) + self.longest * worst
         return errors
@@ -70,7 +78,8 @@ class Codes:
         return self.longest * (self.lost[i] + self.lost[j]) + self.lost[i] * self.lost[j]
 
     def products(self, a: slice, b: slice, out: torch.Tensor) -> NDArray[np.int32]:
-        """Products of the codes of two blocks, int32 [side, side]; padding and a vector with itself are LOW."""
+        """Products of the codes of two blocks, int32 [side, side]; padding and a vector with itself
+        are LOW."""
         import torch
 
         torch._int_mm(self.codes[a], self.codes[b].T, out=out)
@@ -84,27 +93,43 @@ class Codes:
 
 @functools.cache
 def rates() -> dict[str, float]:
-    """This processor's products in billions of operations a second on one thread: {"float32", "int8"}; int8 is 0 where it is not exact.
+    """This processor's products in billions of operations a second on one thread: {"float32",
+    "int8"}; int8 is 0 where it is not exact.
 
-    (Without the VNNI instructions 8-bit products saturate at 16 bits.) Measured once, in some milliseconds.
+    (Without the VNNI instructions 8-bit products saturate at 16 bits.) Measured once, in some
+    milliseconds.
     """
     import torch
 
     side, width = 512, 384
     ends = torch.full((side, width), -127, dtype=torch.int8)
     try:
-        exact = int(torch._int_mm(ends, ends.T)[0, 0]) == 127 * 127 * width == -int(torch._int_mm(ends, -ends.T)[0, 0])
+        exact = (
+            int(torch._int_mm(ends, ends.T)[0, 0])
+            == 127 * 127 * width
+            == -int(torch._int_mm(ends, -ends.T)[0, 0])
+        )
     except (RuntimeError, NotImplementedError):
         exact = False
     real = torch.randn((side, width), generator=torch.Generator().manual_seed(0))
-    products: dict[str, Callable[[], object]] = {"float32": lambda: real @ real.T, "int8": lambda: torch._int_mm(ends, ends.T)}
+    products: dict[str, Callable[[], object]] = {
+        "float32": lambda: real @ real.T,
+        "int8": lambda: torch._int_mm(ends, ends.T),
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = {name: min(_seconds(product) for _ in range(8)) for name, product in products.items() if exact or name != "int8"}
+        seconds = {
+            name: min(_seconds(product) for _ in range(8))
+            for name, product in products.items()
+            if exact or name != "int8"
+        }
     finally:
         torch.set_num_threads(threads)
-    return {"int8": 0.0, **{name: 2e-9 * side * side * width / took for name, took in seconds.items()}}
+    return {
+        "int8": 0.0,
+        **{name: 2e-9 * side * side * width / took for name, took in seconds.items()},
+    }
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -38,9 +38,14 @@ EXACT_UP_TO = 2_000_000
 SLICE = 8192
 
 FIELDS: dict[str, Any] = {
-    "min_neighbor_distance": pl.Float64, "repeat_count": pl.Int64, "min_similar_id": pl.String,
-    "neighbor_group": pl.String, "neighbor_group_size": pl.Int64, "neighbor_group_duplicate": pl.Boolean, "neighbor_recall": pl.Float64,
-}  # fmt: skip
+    "min_neighbor_distance": pl.Float64,
+    "repeat_count": pl.Int64,
+    "min_similar_id": pl.String,
+    "neighbor_group": pl.String,
+    "neighbor_group_size": pl.Int64,
+    "neighbor_group_duplicate": pl.Boolean,
+    "neighbor_recall": pl.Float64,
+}
 """Columns of the measure. `neighbor_recall` is 1 where the search was exact, else what was measured
 of this search (the same for every row)."""
 
@@ -70,15 +75,23 @@ def neighbors(
     """
     n = len(ids)
     if vectors.ndim != 2 or len(vectors) != n:
-        raise UserError(f"{n} ids came with vectors of shape {vectors.shape}; every row needs one vector.")
+        raise UserError(
+            f"{n} ids came with vectors of shape {vectors.shape}; every row needs one vector."
+        )
     for top in range(0, n, SLICE):
         part = vectors[top : top + SLICE]
         if not np.allclose(np.einsum("ij,ij->i", part, part), 1.0, atol=1e-3):
-            raise UserError("a vector is not of unit length (or not finite); normalise the embeddings first.")
+            raise UserError(
+                "a vector is not of unit length (or not finite); normalise the embeddings first."
+            )
     names = pl.Series("id", ids, dtype=pl.String)
     if n < 2:
-        lone = names.to_frame().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in FIELDS.items())
-        return lone.with_columns(pl.lit(FAILED).alias("status"), pl.lit("the pool has no other row").alias("reason"))
+        lone = names.to_frame().with_columns(
+            pl.lit(None, dtype).alias(name) for name, dtype in FIELDS.items()
+        )
+        return lone.with_columns(
+            pl.lit(FAILED).alias("status"), pl.lit("the pool has no other row").alias("reason")
+        )
     group, first, size = _groups(vectors)
 
     def rows(at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
@@ -90,7 +103,9 @@ def neighbors(
         found = all_pairs.Found(size, first, close)
         measured = faiss_index.search(rows, vectors.shape[1], found, probes)
         recall = measured.nearest
-        say(f"neighbours of {len(first):,} distinct rows by an index with {probes} lists a row: {measured}")
+        say(
+            f"neighbours of {len(first):,} distinct rows by an index with {probes} lists a row: {measured}"
+        )
     else:
         where = device or ("cuda" if _has_gpu() else "cpu")
         found = all_pairs.Found(size, first, close, where)
@@ -102,10 +117,14 @@ def neighbors(
     leader = first[label][group] if near else own
     columns = {
         "min_neighbor_distance": distance[group],
-        "repeat_count": (found.repeats.cpu().numpy() + size - 1)[group] if near else np.zeros(n, np.int64),
+        "repeat_count": (found.repeats.cpu().numpy() + size - 1)[group]
+        if near
+        else np.zeros(n, np.int64),
         "min_similar_id": names.gather(found.lowest.cpu().numpy()[group] if near else own),
         "neighbor_group": names.gather(leader),
-        "neighbor_group_size": np.bincount(label, size, len(first))[label][group].astype(np.int64) if near else np.ones(n, np.int64),
+        "neighbor_group_size": np.bincount(label, size, len(first))[label][group].astype(np.int64)
+        if near
+        else np.ones(n, np.int64),
         "neighbor_group_duplicate": leader != own,
         "neighbor_recall": np.full(n, recall),
     }
@@ -113,7 +132,9 @@ def neighbors(
     return frame.with_columns(pl.lit(OK).alias("status"), pl.lit(None, pl.String).alias("reason"))
 
 
-def _groups(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _groups(
+    vectors: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(group of each row, first row of each group, rows in each group), where a group is bitwise
     equal vectors, in order of first rows."""
     digests = bytearray()
@@ -124,7 +145,9 @@ def _groups(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     # stable: the first row of a group comes first in it
     order = np.lexsort((halves[:, 1], halves[:, 0]))
-    begins = np.flatnonzero(np.concatenate([[True], (halves[order][1:] != halves[order][:-1]).any(axis=1)]))
+    begins = np.flatnonzero(
+        np.concatenate([[True], (halves[order][1:] != halves[order][:-1]).any(axis=1)])
+    )
     first = order[begins]
     size = np.diff(np.append(begins, len(order)))
     by_first = np.argsort(first)

@@ -1,6 +1,8 @@
-"""Word n-grams of many texts at once, as 64-bit hashes in flat arrays: what repetition, MinHash and decontamination count.
+"""Word n-grams of many texts at once, as 64-bit hashes in flat arrays: what repetition, MinHash and
+decontamination count.
 
-Hashes are polars' and hold within one process only; two different n-grams share one with probability 2^-64 a pair.
+Hashes are polars' and hold within one process only; two different n-grams share one with
+probability 2^-64 a pair.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from numpy.typing import NDArray
 
 # Writing without spaces between words: every character counts as a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_BETWEEN = r"(?:[^\p{Alphabetic}\p{M}\p{N}]|[\x{FE00}-\x{FE0F}\x{20E3}])+"  # emoji carry those marks
+_BETWEEN = (
+    r"(?:[^\p{Alphabetic}\p{M}\p{N}]|[\x{FE00}-\x{FE0F}\x{20E3}])+"  # emoji carry those marks
+)
 _SPACES = ["\n", "\t", "\r", "\u00a0", "\u3000"]
 _MIX = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)]
 
 
 @dataclass(frozen=True)
 class Grams:
-    """Hashes of words or n-grams, text after text: `row` is the text's place (int64), `hash` its hash (uint64), in reading order."""
+    """Hashes of words or n-grams, text after text: `row` is the text's place (int64), `hash` its
+    hash (uint64), in reading order."""
 
     row: NDArray[np.int64]
     hash: NDArray[np.uint64]
@@ -29,13 +34,18 @@ class Grams:
 def words(texts: pl.Series, *, plain: bool = False) -> Grams:
     """The words of each text, without case. A null text has none.
 
-    Words are what stands between spaces; with `plain`, runs of letters, marks and digits (so punctuation and markup do not count).
+    Words are what stands between spaces; with `plain`, runs of letters, marks and digits (so
+    punctuation and markup do not count).
     """
     lower = texts.fill_null("").str.to_lowercase()
-    lower = lower.str.replace_all(_BETWEEN, " ") if plain else lower.str.replace_many(_SPACES, [" "])
+    lower = (
+        lower.str.replace_all(_BETWEEN, " ") if plain else lower.str.replace_many(_SPACES, [" "])
+    )
     unspaced = lower.str.contains(_UNSPACED)
     if unspaced.any():
-        lower = lower.scatter(unspaced.arg_true(), lower.filter(unspaced).str.replace_all(f"({_UNSPACED})", " $1 "))
+        lower = lower.scatter(
+            unspaced.arg_true(), lower.filter(unspaced).str.replace_all(f"({_UNSPACED})", " $1 ")
+        )
     return _flat(lower.str.split(" "))
 
 
@@ -45,7 +55,11 @@ def characters(texts: pl.Series) -> Grams:
 
 
 def _flat(split: pl.Series) -> Grams:
-    flat = pl.DataFrame({"row": pl.int_range(len(split), dtype=pl.Int64, eager=True), "word": split}).explode("word").filter(pl.col("word") != "")
+    flat = (
+        pl.DataFrame({"row": pl.int_range(len(split), dtype=pl.Int64, eager=True), "word": split})
+        .explode("word")
+        .filter(pl.col("word") != "")
+    )
     return Grams(flat["row"].to_numpy(), flat["word"].hash().to_numpy())
 
 

@@ -1,7 +1,9 @@
-"""Set functions of `choose`, on arrays: which rows are taken first. Each gives positions, best first; a budget takes from the front.
+"""Set functions of `choose`, on arrays: which rows are taken first. Each gives positions, best
+first; a budget takes from the front.
 
-What is greedy (`farthest_first`, `unlike`) comes in batches, so that a budget stops it; memory is a few numbers a row besides the vectors,
-which are read in blocks. Ties go by a hash of the id that is the same on every machine (`hash_rank`).
+What is greedy (`farthest_first`, `unlike`) comes in batches, so that a budget stops it; memory is a
+few numbers a row besides the vectors, which are read in blocks. Ties go by a hash of the id that is
+the same on every machine (`hash_rank`).
 """
 
 from __future__ import annotations
@@ -22,16 +24,23 @@ BLOCK = 8192
 CANDIDATES = 2048
 """Farthest rows among which the next centers are looked for before every row is measured again."""
 ZERO = 1e-6
-"""Squared distances below this are rounding and count as 0 (as in synth/duplicates/neighbors.py)."""
+"""Squared distances below this are rounding and count as 0 (as in
+synth/duplicates/neighbors.py)."""
 
-_GAMMA, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_GAMMA, _FIRST, _SECOND = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 
 
 def hash_rank(ids: Iterable[str], seed: int | str) -> pl.Series:
-    """A fixed pseudo-random number per id (u64), the same on every machine and for every pool that holds the id.
+    """A fixed pseudo-random number per id (u64), the same on every machine and for every pool that
+    holds the id.
 
-    splitmix64 (Steele et al. 2014) chained over the 8-byte little-endian words of the UTF-8 text, zeros behind the end, then its length in bytes;
-    it starts from the same of the seed's text. Not polars' own hash, which may change between versions.
+    splitmix64 (Steele et al. 2014) chained over the 8-byte little-endian words of the UTF-8 text,
+    zeros behind the end, then its length in bytes; it starts from the same of the seed's text. Not
+    polars' own hash, which may change between versions.
     """
     start = _chained(pl.Series([str(seed)], dtype=pl.String), np.zeros(1, np.uint64))
     series = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=pl.String)
@@ -43,7 +52,9 @@ def _chained(texts: pl.Series, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]
     lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
     joined = texts.str.join("").item() if len(texts) else ""
     data = np.frombuffer(joined.encode() + bytes(8), np.uint8)
-    words: NDArray[np.uint64] = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))  # the word that begins at each byte
+    words: NDArray[np.uint64] = np.ndarray(
+        (len(data) - 7,), "<u8", data, strides=(1,)
+    )  # the word that begins at each byte
     starts = np.cumsum(lengths) - lengths
     for at in range(0, int(lengths.max(initial=0)), 8):
         alive = lengths > at
@@ -69,11 +80,14 @@ def by_hash(ids: pl.Series, seed: int | str) -> Positions:
 
 
 def by_rank(values: pl.Series, ids: pl.Series, limit: int | None = None) -> Positions:
-    """Positions by falling value (the first `limit`); nulls come last, ties go by hash of id. Ordered labels rank by their place."""
+    """Positions by falling value (the first `limit`); nulls come last, ties go by hash of id.
+    Ordered labels rank by their place."""
     numbers = values.to_physical().cast(pl.Float64).fill_null(-np.inf).to_numpy()
     places = np.arange(len(numbers))
     if limit is not None and 0 < limit < len(numbers):
-        places = np.flatnonzero(numbers >= np.partition(numbers, len(numbers) - limit)[len(numbers) - limit])
+        places = np.flatnonzero(
+            numbers >= np.partition(numbers, len(numbers) - limit)[len(numbers) - limit]
+        )
     ties = hash_rank(ids.gather(places), "ties").to_numpy()
     best: Positions = places[_sorted(ties, -numbers[places])][:limit]
     return best
@@ -86,10 +100,12 @@ def _sorted(*keys: NDArray[Any]) -> Positions:
 
 
 def round_robin(groups: NDArray[Any], *, even: int = 0) -> Positions:
-    """Positions so that every prefix holds equally many of each group, each group in the order given.
+    """Positions so that every prefix holds equally many of each group, each group in the order
+    given.
 
-    `groups`: a number per row, ordering the groups within a round; rows below 0 belong to none and come last. A group that is used up leaves its
-    share to the others; with `even` groups (0, 1, ...) everything ends as soon as one of them is used up.
+    `groups`: a number per row, ordering the groups within a round; rows below 0 belong to none and
+    come last. A group that is used up leaves its share to the others; with `even` groups (0, 1,
+    ...) everything ends as soon as one of them is used up.
     """
     grouped = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[grouped], return_index=True, return_counts=True)
@@ -123,14 +139,18 @@ class Replayed:
 
 
 def farthest_first(vectors: Vectors, candidates: int = CANDIDATES) -> Iterator[Positions]:
-    """Greedy k-center: the first row, then always the row that is farthest from all that were taken. Ends when every row is taken.
+    """Greedy k-center: the first row, then always the row that is farthest from all that were
+    taken. Ends when every row is taken.
 
-    `vectors`: unit, float32 [n, d], in the order that breaks ties. Exact, though not every row is measured at every step: taking a row only
-    brings others nearer, so among the `candidates` farthest the next is right while it is farther than all others were (n k d products as one
+    `vectors`: unit, float32 [n, d], in the order that breaks ties. Exact, though not every row is
+    measured at every step: taking a row only brings others nearer, so among the `candidates`
+    farthest the next is right while it is farther than all others were (n k d products as one
     matrix product a round). Rows that are left at distance 0 come last, in order.
     """
     count = len(vectors)
-    near = np.full(count, np.inf, np.float32)  # squared distance to the nearest that was taken; -1: taken
+    near = np.full(
+        count, np.inf, np.float32
+    )  # squared distance to the nearest that was taken; -1: taken
     taken = np.zeros(min(count, 1), np.int64)
     while len(taken):
         yield taken
@@ -179,10 +199,14 @@ def _farthest(near: NDArray[np.float32], count: int) -> Positions:
     return np.sort(np.concatenate([above, np.flatnonzero(near == edge)[: count - len(above)]]))
 
 
-def unlike(vectors: Callable[[int, int], Vectors], count: int, threshold: float) -> Iterator[Positions]:
-    """DEITA's greedy choice: rows in their order, each kept when its cosine to the nearest kept row is below `threshold`.
+def unlike(
+    vectors: Callable[[int, int], Vectors], count: int, threshold: float
+) -> Iterator[Positions]:
+    """DEITA's greedy choice: rows in their order, each kept when its cosine to the nearest kept row
+    is below `threshold`.
 
-    `vectors(first, end)` gives the unit vectors of a slice of the rows, float32; only as many slices are asked for as are taken from.
+    `vectors(first, end)` gives the unit vectors of a slice of the rows, float32; only as many
+    slices are asked for as are taken from.
     """
     kept: list[Vectors] = []
     top, size = 0, 1024

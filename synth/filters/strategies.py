@@ -1,4 +1,5 @@
-"""The filters that have names, and what can be chosen by: data, no code. `magpie filters` prints both tables."""
+"""The filters that have names, and what can be chosen by: data, no code. `magpie filters` prints
+both tables."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ Param = float | str
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named filter: SQL and choice with {thresholds}, how many rows it takes where its source says so, and where the rule comes from."""
+    """A named filter: SQL and choice with {thresholds}, how many rows it takes where its source
+    says so, and where the rule comes from."""
 
     where: str | None
     choose: str
@@ -20,7 +22,9 @@ class Strategy:
 
     def filled(self, text: str | None, params: Mapping[str, Param]) -> str | None:
         """`text` with the thresholds put in."""
-        return text and text.format(**{name: _plain(value) for name, value in {**self.params, **params}.items()})
+        return text and text.format(
+            **{name: _plain(value) for name, value in {**self.params, **params}.items()}
+        )
 
 
 def _plain(value: Param) -> str:
@@ -29,7 +33,8 @@ def _plain(value: Param) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` may be: how it is written, the order it takes rows in, and which rows it needs answered."""
+    """What `choose` may be: how it is written, the order it takes rows in, and which rows it needs
+    answered."""
 
     usage: str
     takes: str
@@ -40,16 +45,38 @@ _KEPT = "the chosen rows"
 _ALL_LIVE = "every row that no rule on instructions refuses"
 CHOICES: dict[str, Choice] = {
     "longest": Choice("longest", "the longest responses, in characters", _ALL_LIVE),
-    "top": Choice("top(COLUMN)", "the highest values of a number or an ordered label", f"{_KEPT}; of a column that reads responses, {_ALL_LIVE}"),
-    "hash_order": Choice("hash_order", "a fixed pseudo-random order", f"{_KEPT}, and those that a rule on responses refuses on the way"),
-    "difficulty_mix": Choice("difficulty_mix(LABEL)", "half up to LABEL (easy), half above; the longest responses in each half", _ALL_LIVE),
-    "balanced": Choice("balanced(COLUMN, BY)", "equally many of each value of COLUMN, each by falling BY (by hash where absent)",
-                       f"{_KEPT}; with a BY that reads responses, {_ALL_LIVE}"),
-    "diverse": Choice("diverse", "the instruction farthest from all taken before it (greedy k-center on embeddings)",
-                      f"{_KEPT}; where a rule reads responses, {_ALL_LIVE}"),
-    "deita": Choice("deita(COSINE)", "the highest difficulty x pair score, but none within COSINE (0.9) of one taken before", _ALL_LIVE),
+    "top": Choice(
+        "top(COLUMN)",
+        "the highest values of a number or an ordered label",
+        f"{_KEPT}; of a column that reads responses, {_ALL_LIVE}",
+    ),
+    "hash_order": Choice(
+        "hash_order",
+        "a fixed pseudo-random order",
+        f"{_KEPT}, and those that a rule on responses refuses on the way",
+    ),
+    "difficulty_mix": Choice(
+        "difficulty_mix(LABEL)",
+        "half up to LABEL (easy), half above; the longest responses in each half",
+        _ALL_LIVE,
+    ),
+    "balanced": Choice(
+        "balanced(COLUMN, BY)",
+        "equally many of each value of COLUMN, each by falling BY (by hash where absent)",
+        f"{_KEPT}; with a BY that reads responses, {_ALL_LIVE}",
+    ),
+    "diverse": Choice(
+        "diverse",
+        "the instruction farthest from all taken before it (greedy k-center on embeddings)",
+        f"{_KEPT}; where a rule reads responses, {_ALL_LIVE}",
+    ),
+    "deita": Choice(
+        "deita(COSINE)",
+        "the highest difficulty x pair score, but none within COSINE (0.9) of one taken before",
+        _ALL_LIVE,
+    ),
     "all": Choice("all", "every row", "every row"),
-}  # fmt: skip
+}
 
 _TAU1, _TAU2, _DISTANCE = {"tau1": -12.0}, {"tau2": 0.0}, {"distance": 0.0}
 _GOOD_EASY = {"quality": "good", "difficulty": "easy"}
@@ -59,34 +86,103 @@ _REWARD, _MARGIN = "instruct_reward > {tau1}", "reward_difference > {tau2}"
 _QUALITY, _DIFFICULTY = "input_quality >= '{quality}'", "difficulty >= '{difficulty}'"
 
 STRATEGIES: dict[str, Strategy] = {
-    "magpie-air": Strategy(f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_MARGIN}", "longest", 300_000, f"{_PAPER}, Air Filter",
-                           {"quality": "good", "difficulty": "medium", **_DISTANCE, **_TAU2}),
-    "magpie-pro": Strategy(f"{_QUALITY} AND {_APART} AND {_REWARD}", "longest", 300_000, f"{_PAPER}, Pro Filter",
-                           {"quality": "average", **_DISTANCE, **_TAU1}),
-    "magpie-pro-2": Strategy(f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_REWARD}", "longest", 300_000, f"{_PAPER}, Filter2",
-                             {**_GOOD_EASY, **_DISTANCE, **_TAU1}),
-    "magpie-pro-3": Strategy(f"{_APART} AND {_REWARD}", "longest", 300_000, f"{_PAPER}, Filter3", {**_DISTANCE, **_TAU1}),
-    "magpie-pro-4": Strategy(f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_MARGIN}", "longest", 300_000, f"{_PAPER}, Filter4",
-                             {**_GOOD_EASY, **_DISTANCE, **_TAU2}),
-    "magpie-pro-5": Strategy(f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_REWARD}", "hash_order", 338_000, f"{_PAPER}, Filter5",
-                             {**_GOOD_EASY, **_DISTANCE, **_TAU1}),
-    "magpie-pro-6": Strategy(f"{_APART} AND {_REWARD}", "difficulty_mix({boundary})", 200_000, f"{_PAPER}, Filter6",
-                             {"boundary": "easy", **_DISTANCE, **_TAU1}),
-    "magpie-pro-300k-card": Strategy(f"{_QUALITY} AND instruct_reward >= {{tau1}} AND {_APART} AND instruction NOT LIKE '%:'", "longest", 300_000,
-                                     "card of Magpie-Pro-300K-Filtered", {"quality": "average", "tau1": -10.0, **_DISTANCE}),
-    "magpie-notebook": Strategy(f"{_QUALITY} AND {_REWARD} AND instruction NOT LIKE '%:' AND NOT near_duplicate", "longest", 300_000,
-                                "data_filter.ipynb of the original; near duplicates by its id rule", {"quality": "good", "tau1": -10.0}),
+    "magpie-air": Strategy(
+        f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_MARGIN}",
+        "longest",
+        300_000,
+        f"{_PAPER}, Air Filter",
+        {"quality": "good", "difficulty": "medium", **_DISTANCE, **_TAU2},
+    ),
+    "magpie-pro": Strategy(
+        f"{_QUALITY} AND {_APART} AND {_REWARD}",
+        "longest",
+        300_000,
+        f"{_PAPER}, Pro Filter",
+        {"quality": "average", **_DISTANCE, **_TAU1},
+    ),
+    "magpie-pro-2": Strategy(
+        f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_REWARD}",
+        "longest",
+        300_000,
+        f"{_PAPER}, Filter2",
+        {**_GOOD_EASY, **_DISTANCE, **_TAU1},
+    ),
+    "magpie-pro-3": Strategy(
+        f"{_APART} AND {_REWARD}", "longest", 300_000, f"{_PAPER}, Filter3", {**_DISTANCE, **_TAU1}
+    ),
+    "magpie-pro-4": Strategy(
+        f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_MARGIN}",
+        "longest",
+        300_000,
+        f"{_PAPER}, Filter4",
+        {**_GOOD_EASY, **_DISTANCE, **_TAU2},
+    ),
+    "magpie-pro-5": Strategy(
+        f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_REWARD}",
+        "hash_order",
+        338_000,
+        f"{_PAPER}, Filter5",
+        {**_GOOD_EASY, **_DISTANCE, **_TAU1},
+    ),
+    "magpie-pro-6": Strategy(
+        f"{_APART} AND {_REWARD}",
+        "difficulty_mix({boundary})",
+        200_000,
+        f"{_PAPER}, Filter6",
+        {"boundary": "easy", **_DISTANCE, **_TAU1},
+    ),
+    "magpie-pro-300k-card": Strategy(
+        f"{_QUALITY} AND instruct_reward >= {{tau1}} AND {_APART} AND instruction NOT LIKE '%:'",
+        "longest",
+        300_000,
+        "card of Magpie-Pro-300K-Filtered",
+        {"quality": "average", "tau1": -10.0, **_DISTANCE},
+    ),
+    "magpie-notebook": Strategy(
+        f"{_QUALITY} AND {_REWARD} AND instruction NOT LIKE '%:' AND NOT near_duplicate",
+        "longest",
+        300_000,
+        "data_filter.ipynb of the original; near duplicates by its id rule",
+        {"quality": "good", "tau1": -10.0},
+    ),
     "longest": Strategy(None, "longest", None, "the paper's last step alone"),
     "reward-top": Strategy(None, "top(instruct_reward)", None, "highest reward"),
-    "ifd-top": Strategy("ifd < {max_ifd}", "top(ifd)", None, "Cherry LLM, arXiv 2308.12032: highest IFD below 1", {"max_ifd": 1.0}),
-    "deita": Strategy(None, "deita({cosine})", None, "DEITA, arXiv 2312.15685: complexity x quality, repr filter 0.9", {"cosine": 0.9}),
-    "diverse": Strategy(None, "diverse", None, "greedy k-center, Sener and Savarese, arXiv 1708.00489"),
-    "category-balanced": Strategy(None, "balanced({column})", None, "equally many of each task category", {"column": "task_category"}),
-    "difficulty-mix": Strategy(None, "difficulty_mix({boundary})", None, f"{_PAPER}, the last column of Filter6 alone", {"boundary": "easy"}),
+    "ifd-top": Strategy(
+        "ifd < {max_ifd}",
+        "top(ifd)",
+        None,
+        "Cherry LLM, arXiv 2308.12032: highest IFD below 1",
+        {"max_ifd": 1.0},
+    ),
+    "deita": Strategy(
+        None,
+        "deita({cosine})",
+        None,
+        "DEITA, arXiv 2312.15685: complexity x quality, repr filter 0.9",
+        {"cosine": 0.9},
+    ),
+    "diverse": Strategy(
+        None, "diverse", None, "greedy k-center, Sener and Savarese, arXiv 1708.00489"
+    ),
+    "category-balanced": Strategy(
+        None,
+        "balanced({column})",
+        None,
+        "equally many of each task category",
+        {"column": "task_category"},
+    ),
+    "difficulty-mix": Strategy(
+        None,
+        "difficulty_mix({boundary})",
+        None,
+        f"{_PAPER}, the last column of Filter6 alone",
+        {"boundary": "easy"},
+    ),
     "random": Strategy(None, "hash_order", None, "the pool at equal size"),
     "all": Strategy(None, "all", None, "every row, so every row is answered"),
-}  # fmt: skip
-"""`> 0` on the neighbour distance drops every copy of an exact duplicate (they are at exactly 0); the notebook's rule keeps the first."""
+}
+"""`> 0` on the neighbour distance drops every copy of an exact duplicate (they are at exactly 0);
+the notebook's rule keeps the first."""
 
 PAPER = tuple(name for name in STRATEGIES if name.startswith("magpie-"))
 """Those of the paper, its cards and its notebook."""

@@ -1,4 +1,5 @@
-"""One request a row to a language model, and what its answer says: what LLM tags, guards and base answers have in common."""
+"""One request a row to a language model, and what its answer says: what LLM tags, guards and base
+answers have in common."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from core.columns import FAILED, OK
 from core.servers import Endpoint
 from core.wire import Reply, Request
 
-STATUS: dict[str, Any] = {"tokens": pl.Int64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
+STATUS: dict[str, Any] = {
+    "tokens": pl.Int64,
+    "prompt_tokens": pl.Int64,
+    "status": pl.String,
+    "reason": pl.String,
+}
 """What every frame of answers ends with: tokens generated and read, then the cell's status."""
 
 
@@ -28,12 +34,15 @@ def answers(
     endpoint: Endpoint,
     fields: Mapping[str, Any],
 ) -> Iterator[pl.DataFrame]:
-    """Ask once for each row, with no barrier; frames [id, *fields, tokens, prompt_tokens, status, reason] as the answers arrive.
+    """Ask once for each row, with no barrier; frames [id, *fields, tokens, prompt_tokens, status,
+    reason] as the answers arrive.
 
-    `rows`: id and whatever `body` reads of a row to make the request: `prompt` (token ids) and sampling parameters. `read` turns the first
-    choice into the values of `fields`, or raises Unreadable (or json.JSONDecodeError): a failed cell with that reason, as is a request that
-    failed. Where the endpoint's own `max_model_len` (tokens) is known, `max_tokens` is lowered to what the prompt leaves of it, and a
-    prompt that leaves nothing is a failed cell that is never sent.
+    `rows`: id and whatever `body` reads of a row to make the request: `prompt` (token ids) and
+    sampling parameters. `read` turns the first choice into the values of `fields`, or raises
+    Unreadable (or json.JSONDecodeError): a failed cell with that reason, as is a request that
+    failed. Where the endpoint's own `max_model_len` (tokens) is known, `max_tokens` is lowered to
+    what the prompt leaves of it, and a prompt that leaves nothing is a failed cell that is never
+    sent.
     """
     refused: list[Row] = []
     limit = context(endpoint)
@@ -60,14 +69,19 @@ def answers(
 
 
 def context(endpoint: Endpoint) -> int | None:
-    """Tokens that the endpoint's servers take, prompt and answer, where the recipe says so in figures (`server.args.max_model_len`)."""
+    """Tokens that the endpoint's servers take, prompt and answer, where the recipe says so in
+    figures (`server.args.max_model_len`)."""
     given = endpoint.spec.args.get("max_model_len")
     return given if isinstance(given, int) and given > 0 else None
 
 
 def too_long(key: str, tokens: int, limit: int) -> Row:
     """The failed cell of a prompt that a server cannot take (both in tokens)."""
-    return failed(key, f"a prompt of {tokens} tokens leaves no room for an answer in max_model_len {limit}", prompt_tokens=tokens)
+    return failed(
+        key,
+        f"a prompt of {tokens} tokens leaves no room for an answer in max_model_len {limit}",
+        prompt_tokens=tokens,
+    )
 
 
 def spent(reply: Reply) -> Row:
@@ -98,11 +112,17 @@ Row = dict[str, Any]
 
 
 def completion(reply: Reply) -> tuple[dict[str, Any] | None, str]:
-    """The first choice of a completion that has a text, or None and the reason why there is none."""
+    """The first choice of a completion that has a text, or None and the reason why there is
+    none."""
     if reply.error is not None or reply.body is None:
         return None, f"request failed: {reply.error or 'empty reply'}"
     choices = reply.body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict) or not isinstance(choices[0].get("text"), str):
+    if (
+        not isinstance(choices, list)
+        or not choices
+        or not isinstance(choices[0], dict)
+        or not isinstance(choices[0].get("text"), str)
+    ):
         return None, "request failed: the reply holds no completion text"
     return choices[0], ""
 
@@ -112,8 +132,11 @@ def failed(key: str, reason: str, **values: Any) -> Row:
     return {"id": key, **values, "status": FAILED, "reason": reason}
 
 
-def batched(rows: Iterable[Row], schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic) -> Iterator[pl.DataFrame]:
-    """Rows as frames of `schema`, each at most BATCH_ROWS long and BATCH_SECONDS old when a row arrives, so that a kill loses little.
+def batched(
+    rows: Iterable[Row], schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+) -> Iterator[pl.DataFrame]:
+    """Rows as frames of `schema`, each at most BATCH_ROWS long and BATCH_SECONDS old when a row
+    arrives, so that a kill loses little.
 
     An error in between (a server that went down) comes after the rows that were finished before it.
     """

@@ -1,7 +1,9 @@
-"""The first token of an instruction under a rule of its own: some tokens suppressed, or another temperature.
+"""The first token of an instruction under a rule of its own: some tokens suppressed, or another
+temperature.
 
-The original masks "#" to "####" for Llama-3.1 and raises the first token's temperature 1.2 times for Qwen2.5-Math ("flaming") by logits processors
-inside the engine (str_utils.py:366-384). A server's `logit_bias` acts on every position, so here one request draws one token, and a second one,
+The original masks "#" to "####" for Llama-3.1 and raises the first token's temperature 1.2 times
+for Qwen2.5-Math ("flaming") by logits processors inside the engine (str_utils.py:366-384). A
+server's `logit_bias` acts on every position, so here one request draws one token, and a second one,
 with a seed of its own, continues from it.
 """
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARKDOWN = "markdown"
-"""`suppress: markdown` stands for every token of the vocabulary that is nothing but the opening of a heading, a bold text or a rule."""
+"""`suppress: markdown` stands for every token of the vocabulary that is nothing but the opening of
+a heading, a bold text or a rule."""
 
 _MARKDOWN = re.compile(r"\s*(#{1,6}|\*{2,3}|_{2,3}|-{3,}|={3,})\s*")
 _BIAS = -100.0
@@ -28,15 +31,19 @@ _BIAS = -100.0
 
 @dataclass(frozen=True)
 class FirstToken:
-    """`banned`: token ids that must not come first; `temperature`: of the first token, None for the row's own; `tokenizer`: to join the texts."""
+    """`banned`: token ids that must not come first; `temperature`: of the first token, None for the
+    row's own; `tokenizer`: to join the texts."""
 
     banned: tuple[int, ...]
     temperature: float | None
     tokenizer: PreTrainedTokenizerBase
 
 
-def first_token(tokenizer: PreTrainedTokenizerBase, suppress: str | Sequence[str], temperature: float | None) -> FirstToken:
-    """The rule for this tokenizer. `suppress`: "markdown", or texts that are one token each. Raises UserError for a text that is not one."""
+def first_token(
+    tokenizer: PreTrainedTokenizerBase, suppress: str | Sequence[str], temperature: float | None
+) -> FirstToken:
+    """The rule for this tokenizer. `suppress`: "markdown", or texts that are one token each. Raises
+    UserError for a text that is not one."""
     if suppress == MARKDOWN:
         return FirstToken(markdown_openers(tokenizer), temperature, tokenizer)
     banned = []
@@ -52,13 +59,19 @@ def first_token(tokenizer: PreTrainedTokenizerBase, suppress: str | Sequence[str
 
 
 def markdown_openers(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids of the tokens whose whole text is a markdown opener, with or without space around it; no words, no code such as "#include"."""
+    """Ids of the tokens whose whole text is a markdown opener, with or without space around it; no
+    words, no code such as "#include"."""
     ids = sorted(tokenizer.get_vocab().values())
-    return tuple(i for i, text in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True) if _MARKDOWN.fullmatch(text))
+    return tuple(
+        i
+        for i, text in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True)
+        if _MARKDOWN.fullmatch(text)
+    )
 
 
 class Chain:
-    """Requests of one stream in two steps each: `begin` makes the one-token request, `then` the one that continues, `join` puts them together."""
+    """Requests of one stream in two steps each: `begin` makes the one-token request, `then` the one
+    that continues, `join` puts them together."""
 
     def __init__(self, rule: FirstToken) -> None:
         self.rule = rule
@@ -74,15 +87,25 @@ class Chain:
         if self.rule.temperature is not None:
             body["temperature"] = self.rule.temperature
         if self.rule.banned:
-            body["logit_bias"] = {**body.get("logit_bias", {}), **{str(i): _BIAS for i in self.rule.banned}}
+            body["logit_bias"] = {
+                **body.get("logit_bias", {}),
+                **{str(i): _BIAS for i in self.rule.banned},
+            }
         return Request(request.key, body, request.path)
 
     def then(self, reply: Reply) -> Request | None:
-        """The request that continues from the first token; None where the text is over (an end at once, an error) or this was it."""
+        """The request that continues from the first token; None where the text is over (an end at
+        once, an error) or this was it."""
         body = self._bodies.pop(reply.key, None)
         choice = _choice(reply)
         ids = (choice or {}).get("token_ids") or []
-        if body is None or choice is None or choice.get("finish_reason") != "length" or body.get("max_tokens") == 1 or not ids:
+        if (
+            body is None
+            or choice is None
+            or choice.get("finish_reason") != "length"
+            or body.get("max_tokens") == 1
+            or not ids
+        ):
             return None
         if ids[-1] in body.get("stop_token_ids", ()):  # some servers count the limit first
             return None
@@ -94,7 +117,9 @@ class Chain:
             rest["min_tokens"] = max(body["min_tokens"] - 1, 0)
         if body.get("seed") is not None:
             # The same seed would begin with the very noise that chose the first token.
-            rest["seed"] = int.from_bytes(hashlib.sha256(f"{body['seed']} rest".encode()).digest()[:4]) % 2**31
+            rest["seed"] = (
+                int.from_bytes(hashlib.sha256(f"{body['seed']} rest".encode()).digest()[:4]) % 2**31
+            )
         return Request(reply.key, rest)
 
     def join(self, reply: Reply) -> Reply:
@@ -103,15 +128,34 @@ class Chain:
         one, two = _choice(first), _choice(reply)
         if first is None or reply.body is None or one is None or two is None:
             if first is None and _unnumbered(reply):
-                return Reply(reply.key, None, "the server gives no token ids (vLLM's `return_token_ids`), so that the text cannot be continued")
+                return Reply(
+                    reply.key,
+                    None,
+                    "the server gives no token ids (vLLM's `return_token_ids`), so that the text cannot be continued",
+                )
             return reply
         text = f"{one['text']}{two['text']}"
-        if not one["text"] or "�" in one["text"]:  # half a character: only both together have a text
+        if (
+            not one["text"] or "�" in one["text"]
+        ):  # half a character: only both together have a text
             ids = [*one["token_ids"], *two.get("token_ids", ())]
-            text = str(self.rule.tokenizer.decode(ids[:-1] if ids[-1] in stops else ids, skip_special_tokens=True))
+            text = str(
+                self.rule.tokenizer.decode(
+                    ids[:-1] if ids[-1] in stops else ids, skip_special_tokens=True
+                )
+            )
         before, after = (b.get("usage") or {} for b in (first.body or {}, reply.body))
-        usage = {**before, "completion_tokens": (before.get("completion_tokens") or 0) + (after.get("completion_tokens") or 0)}
-        return Reply(reply.key, {**reply.body, "choices": [{**two, "text": text}], "usage": usage}, None, first.attempts + reply.attempts)
+        usage = {
+            **before,
+            "completion_tokens": (before.get("completion_tokens") or 0)
+            + (after.get("completion_tokens") or 0),
+        }
+        return Reply(
+            reply.key,
+            {**reply.body, "choices": [{**two, "text": text}], "usage": usage},
+            None,
+            first.attempts + reply.attempts,
+        )
 
 
 def _choice(reply: Reply | None) -> dict[str, Any] | None:
@@ -122,4 +166,8 @@ def _choice(reply: Reply | None) -> dict[str, Any] | None:
 def _unnumbered(reply: Reply) -> bool:
     """A first token that should be continued but came without its id."""
     choice = _choice(reply)
-    return choice is not None and choice.get("finish_reason") == "length" and choice.get("token_ids") is None
+    return (
+        choice is not None
+        and choice.get("finish_reason") == "length"
+        and choice.get("token_ids") is None
+    )

@@ -1,6 +1,8 @@
-"""System prompts that steer what the teacher's user asks: by domain, by language, or any text, drawn by weight for each row.
+"""System prompts that steer what the teacher's user asks: by domain, by language, or any text,
+drawn by weight for each row.
 
-A system prompt steers the instruction alone: the response is made without it, as in the original (gen_res.py renders the instruction only).
+A system prompt steers the instruction alone: the response is made without it, as in the original
+(gen_res.py renders the instruction only).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _FOLDER = Path(__file__).with_name("prompts") / "domains"
 
 @dataclass(frozen=True)
 class Steered:
-    """One system prompt to draw: its name (recorded with each row), its text (None: none, "default": the chat template's own) and its weight."""
+    """One system prompt to draw: its name (recorded with each row), its text (None: none,
+    "default": the chat template's own) and its weight."""
 
     name: str
     text: str | None
@@ -33,13 +36,16 @@ def domains() -> list[str]:
 
 
 def steered(prompts: Sequence[SystemPromptConfig]) -> list[Steered]:
-    """The system prompts of a recipe with their texts. Raises UserError for an unknown domain, a missing file and a name that comes twice."""
+    """The system prompts of a recipe with their texts. Raises UserError for an unknown domain, a
+    missing file and a name that comes twice."""
     found: list[Steered] = []
     for number, prompt in enumerate(prompts, 1):
         name = prompt.name or "+".join(filter(None, (prompt.domain, prompt.language)))
         name = name or (Path(prompt.file).stem if prompt.file else f"text-{number}")
         if name in (s.name for s in found):
-            raise UserError(f"synth.system_prompts: two of them are named '{name}'; give them names of their own.")
+            raise UserError(
+                f"synth.system_prompts: two of them are named '{name}'; give them names of their own."
+            )
         found.append(Steered(name, _text(prompt), prompt.weight))
     return found
 
@@ -56,16 +62,23 @@ def _text(prompt: SystemPromptConfig) -> str | None:
     if prompt.domain is not None:
         if prompt.domain not in domains():
             hint = nearest(prompt.domain, domains())
-            raise UserError(f"synth.system_prompts: there is no domain '{prompt.domain}'{hint}; any `text` or `file` does as well.")
+            raise UserError(
+                f"synth.system_prompts: there is no domain '{prompt.domain}'{hint}; any `text` or `file` does as well."
+            )
         parts.append((_FOLDER / f"{prompt.domain}.txt").read_text().strip())
     if prompt.language is not None:
-        parts.append((_FOLDER / "language.txt").read_text().strip().replace("{language}", prompt.language))
+        parts.append(
+            (_FOLDER / "language.txt").read_text().strip().replace("{language}", prompt.language)
+        )
     return "\n\n".join(parts)
 
 
 def chosen(ids: Sequence[str], prompts: Sequence[Steered]) -> list[int]:
-    """Which prompt each row gets, by hash of its id against the weights, which need not sum to 1."""
+    """Which prompt each row gets, by hash of its id against the weights, which need not sum to
+    1."""
     bounds = list(itertools.accumulate(p.weight for p in prompts))
     scale = bounds[-1] / 2**64
-    numbers = (int.from_bytes(hashlib.sha256(f"system prompt {i}".encode()).digest()[:8]) for i in ids)
+    numbers = (
+        int.from_bytes(hashlib.sha256(f"system prompt {i}".encode()).digest()[:8]) for i in ids
+    )
     return [min(bisect.bisect_right(bounds, n * scale), len(bounds) - 1) for n in numbers]

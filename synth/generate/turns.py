@@ -1,10 +1,13 @@
-"""Multi-turn conversations: after the first answer the model writes the user's next message itself, then answers it, and so on.
+"""Multi-turn conversations: after the first answer the model writes the user's next message itself,
+then answers it, and so on.
 
-The next message is drawn like the first one: the conversation so far is rendered up to the place of the user's message (`templates.follow_up`, so
-there is no empty assistant header and no second BOS) and sampled with `synth.instruction`; the answer is sampled with `synth.response`. A row's turns
-are a chain of requests with no barrier between rows. Every finished half-turn is a cell of its own, so a killed run continues at the half-turn,
-and a later recipe with more turns continues the same conversations. What the original did otherwise (gen_mt.py): a second BOS, a stop at the
-first newline, cut-off turns kept unmarked, templates for Llama-3 alone.
+The next message is drawn like the first one: the conversation so far is rendered up to the place of
+the user's message (`templates.follow_up`, so there is no empty assistant header and no second BOS)
+and sampled with `synth.instruction`; the answer is sampled with `synth.response`. A row's turns are
+a chain of requests with no barrier between rows. Every finished half-turn is a cell of its own, so
+a killed run continues at the half-turn, and a later recipe with more turns continues the same
+conversations. What the original did otherwise (gen_mt.py): a second BOS, a stop at the first
+newline, cut-off turns kept unmarked, templates for Llama-3 alone.
 """
 
 from __future__ import annotations
@@ -37,29 +40,53 @@ VERSION = 1
 
 PROMPT = Path(__file__).with_name("prompts") / "multi_turn.jinja"
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-FIELDS: dict[str, Any] = {"messages": MESSAGES, "turns": pl.Int64, "tokens": pl.Int64, "prompt_tokens": pl.Int64}
-"""messages: the whole conversation; turns: the user's messages in it; tokens: generated after the first answer."""
-_HALF: dict[str, Any] = {"row": pl.String, "text": pl.String, "tokens": pl.Int64, "prompt_tokens": pl.Int64}
+FIELDS: dict[str, Any] = {
+    "messages": MESSAGES,
+    "turns": pl.Int64,
+    "tokens": pl.Int64,
+    "prompt_tokens": pl.Int64,
+}
+"""messages: the whole conversation; turns: the user's messages in it; tokens: generated after the
+first answer."""
+_HALF: dict[str, Any] = {
+    "row": pl.String,
+    "text": pl.String,
+    "tokens": pl.Int64,
+    "prompt_tokens": pl.Int64,
+}
 
 
 def system_prompt(config: SynthConfig) -> str | None:
-    """The system prompt under which further user messages are drawn (never answers, as in gen_mt.py); None: the chat template's own."""
+    """The system prompt under which further user messages are drawn (never answers, as in
+    gen_mt.py); None: the chat template's own."""
     given = config.turns_system_prompt
     return PROMPT.read_text().strip() if given == "paper" else given
 
 
 def cell(config: SynthConfig, context: Context) -> dict[str, Any] | None:
     """What determines a finished conversation; None for a recipe of single turns."""
-    return {**_half_cell(config, context), "turns": config.turns, "end_with": config.end_with} if config.turns > 1 else None
+    return (
+        {**_half_cell(config, context), "turns": config.turns, "end_with": config.end_with}
+        if config.turns > 1
+        else None
+    )
 
 
 def _half_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {
-        "teacher": context.revision(config.teacher), "responder": context.revision(config.responder or config.teacher),
-        "instruction": config.instruction, "response": config.response, "system_prompt": system_prompt(config), "seed": config.seed,
-        **({"first_token": config.first_token.model_dump(exclude_defaults=True)} if config.first_token else {}),
+        "teacher": context.revision(config.teacher),
+        "responder": context.revision(config.responder or config.teacher),
+        "instruction": config.instruction,
+        "response": config.response,
+        "system_prompt": system_prompt(config),
+        "seed": config.seed,
+        **(
+            {"first_token": config.first_token.model_dump(exclude_defaults=True)}
+            if config.first_token
+            else {}
+        ),
         "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
-    }  # fmt: skip
+    }
 
 
 @dataclass
@@ -90,8 +117,8 @@ class Talk:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the conversation: its model, how it thinks, whether its prompt opens a think block, the request for its next message, and the rule
-    for its first token."""
+    """One side of the conversation: its model, how it thinks, whether its prompt opens a think
+    block, the request for its next message, and the rule for its first token."""
 
     served: Served
     thinking: Thinking | None
@@ -100,20 +127,33 @@ class Side:
     chain: Chain | None = None
 
 
-def user_side(served: Served, sampling: Mapping[str, Any], system: str | None, first: FirstToken | None = None) -> Side:
+def user_side(
+    served: Served, sampling: Mapping[str, Any], system: str | None, first: FirstToken | None = None
+) -> Side:
     """Writes the user's next message, with a seed of the row's and turn's own.
 
     Raises UserError where the chat template refuses or ignores the system prompt.
     """
     words = served.tokenizer
-    stop = sorted({*templates.pre_query(words, system or templates.DEFAULT).stop_token_ids, *sampling.get("stop_token_ids", ())})
+    stop = sorted(
+        {
+            *templates.pre_query(words, system or templates.DEFAULT).stop_token_ids,
+            *sampling.get("stop_token_ids", ()),
+        }
+    )
     before = [{"role": "system", "content": system}] if system else []
 
     def body(talk: Talk) -> dict[str, Any]:
         seed = int(digest([talk.id, len(talk.messages), sampling.get("seed")])[:8], 16) % 2**31
-        return {**sampling, "prompt": templates.follow_up(words, [*before, *talk.messages]), "stop_token_ids": stop, "seed": seed}
+        return {
+            **sampling,
+            "prompt": templates.follow_up(words, [*before, *talk.messages]),
+            "stop_token_ids": stop,
+            "seed": seed,
+        }
 
-    # A user's message is never opened by a generation prompt, so only a think block of the model's own is one.
+    # A user's message is never opened by a generation prompt, so only a think block of the model's
+    # own is one.
     return Side(served, thinking_of(words), False, body, Chain(first) if first else None)
 
 
@@ -130,10 +170,11 @@ def assistant_side(served: Served, sampling: Mapping[str, Any]) -> Side:
 
 
 def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
-    """Continue the conversations of rows [id, instruction, response] to `synth.turns` turns; frames [id, *FIELDS, status, reason] as they finish.
+    """Continue the conversations of rows [id, instruction, response] to `synth.turns` turns; frames
+    [id, *FIELDS, status, reason] as they finish.
 
-    An empty or cut-off message, a thought that never ended, a prompt that leaves no room in max_model_len, and a failed request fail the row, with
-    turn and side in the reason.
+    An empty or cut-off message, a thought that never ended, a prompt that leaves no room in
+    max_model_len, and a failed request fail the row, with turn and side in the reason.
     """
     teacher, rule = context.serve(config.teacher), config.first_token
     first = first_token(teacher.tokenizer, rule.suppress, rule.temperature) if rule else None
@@ -145,17 +186,24 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterat
         Talk(i, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
         for i, question, answer in rows.select("id", "instruction", "response").iter_rows()
     ]
-    return batched(_continued(talks, length, user, assistant, journal), {"id": pl.String, **FIELDS, "status": pl.String, "reason": pl.String})
+    return batched(
+        _continued(talks, length, user, assistant, journal),
+        {"id": pl.String, **FIELDS, "status": pl.String, "reason": pl.String},
+    )
 
 
-def _continued(talks: list[Talk], length: int, user: Side, assistant: Side, journal: Column) -> Iterator[Row]:
+def _continued(
+    talks: list[Talk], length: int, user: Side, assistant: Side, journal: Column
+) -> Iterator[Row]:
     known = _finished_halves(journal, talks)
     for talk in talks:
         while len(talk.messages) < length and (held := known.get(talk.key)):
             _said(talk, held)
     del known
     sides: dict[str, Side] = {"user": user, "assistant": assistant}
-    together = user.served.spec == assistant.served.spec  # one server: chains; two: each side speaks in its turn
+    together = (
+        user.served.spec == assistant.served.spec
+    )  # one server: chains; two: each side speaks in its turn
     journaled = _Journal(journal)
     try:
         waiting = talks
@@ -177,12 +225,18 @@ def _continued(talks: list[Talk], length: int, user: Side, assistant: Side, jour
             waiting = [t for g in groups.values() if g is not group for t in g]
     finally:
         journaled.flush()
-        with suppress(UserError), journal.alone():  # tasks of a cluster write side by side; one of them merges
+        with (
+            suppress(UserError),
+            journal.alone(),
+        ):  # tasks of a cluster write side by side; one of them merges
             journal.compact()
 
 
-def _stream(group: list[Talk], length: int, sides: dict[str, Side], together: bool, journal: _Journal) -> Iterator[Talk]:
-    """Let the talks go on as far as one server can take them; each comes back once, finished, failed, or waiting for the other side."""
+def _stream(
+    group: list[Talk], length: int, sides: dict[str, Side], together: bool, journal: _Journal
+) -> Iterator[Talk]:
+    """Let the talks go on as far as one server can take them; each comes back once, finished,
+    failed, or waiting for the other side."""
     by_id = {talk.id: talk for talk in group}
     refused: list[Talk] = []
     first = sides[group[0].role]
@@ -216,12 +270,18 @@ def _stream(group: list[Talk], length: int, sides: dict[str, Side], together: bo
                 return rest
             reply = side.chain.join(reply)
         row = generated(reply, "text", side.thinking, side.opened)
-        problem = row.get("reason") or ("cut off before its end" if row.get("finish_reason") == "length" else None)
+        problem = row.get("reason") or (
+            "cut off before its end" if row.get("finish_reason") == "length" else None
+        )
         if problem:
             talk.problem = f"{talk.place}: {problem}"
             talk.tokens += row.get("tokens") or 0
             return None
-        half = {"id": talk.key, "row": talk.id, **{n: row.get(n) for n in ("text", "tokens", "prompt_tokens")}}
+        half = {
+            "id": talk.key,
+            "row": talk.id,
+            **{n: row.get(n) for n in ("text", "tokens", "prompt_tokens")},
+        }
         journal.add(half)
         _said(talk, half)
         return request(talk) if together and len(talk.messages) < length else None
@@ -255,7 +315,11 @@ def _finished_halves(journal: Column, talks: list[Talk]) -> dict[str, Row]:
     def read() -> list[pl.DataFrame]:
         return [journal.part(path).join(rows, on="row", how="semi") for path in journal.parts()]
 
-    return {row["id"]: row for part in merging_read(read) for row in part.filter(pl.col("status") != FAILED).iter_rows(named=True)}
+    return {
+        row["id"]: row
+        for part in merging_read(read)
+        for row in part.filter(pl.col("status") != FAILED).iter_rows(named=True)
+    }
 
 
 class _Journal:
@@ -275,5 +339,7 @@ class _Journal:
     def flush(self) -> None:
         """Write what is held."""
         if self._held:
-            self._column.append(pl.DataFrame(self._held, schema={"id": pl.String, **_HALF}, strict=False))
+            self._column.append(
+                pl.DataFrame(self._held, schema={"id": pl.String, **_HALF}, strict=False)
+            )
         self._held, self._since = [], time.monotonic()

@@ -1,6 +1,7 @@
 """Computing cells: whatever the schedule wants next, until every arm can choose.
 
-Finished cells are appended to the pool's columns as they arrive, so a killed run continues where it stopped.
+Finished cells are appended to the pool's columns as they arrive, so a killed run continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ from synth.pool.pool import POOLED, SLICE, Pool
 
 
 def measure(
-    pool: Pool, rules: Sequence[tuple[Filter, Sequence[int]]], servers: Servers, log: Log, tokens: TokenCounter | None = None, *,
-    share: Share = (0, 1), only: Collection[str] | None = None,
-) -> Counts:  # fmt: skip
-    """Measure what the arms want, cheapest first, until nothing is wanted. Returns cells, seconds and failures by measure (of this call).
+    pool: Pool,
+    rules: Sequence[tuple[Filter, Sequence[int]]],
+    servers: Servers,
+    log: Log,
+    tokens: TokenCounter | None = None,
+    *,
+    share: Share = (0, 1),
+    only: Collection[str] | None = None,
+) -> Counts:
+    """Measure what the arms want, cheapest first, until nothing is wanted. Returns cells, seconds
+    and failures by measure (of this call).
 
-    `share` limits it to this task's rows (measures of the whole pool are left to a task that has all), `only` to some measures.
+    `share` limits it to this task's rows (measures of the whole pool are left to a task that has
+    all), `only` to some measures.
     """
     context = pool.context.serving(servers, log.say)
     counts: Counts = {}
@@ -50,38 +59,79 @@ def measure(
         if column is None:
             raise UserError(_unmeasurable(name))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-        _fill(pool, name, rows, column, context, log, counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}}))
+        _fill(
+            pool,
+            name,
+            rows,
+            column,
+            context,
+            log,
+            counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}}),
+        )
 
 
-def _possible(frame: pl.DataFrame, wants: dict[str, list[str]], share: Share, only: Collection[str] | None) -> Iterable[tuple[str, pl.DataFrame]]:
-    """What this task may measure of what is wanted: (measure, rows of the frame), cheapest first."""
+def _possible(
+    frame: pl.DataFrame, wants: dict[str, list[str]], share: Share, only: Collection[str] | None
+) -> Iterable[tuple[str, pl.DataFrame]]:
+    """What this task may measure of what is wanted: (measure, rows of the frame), cheapest
+    first."""
     for name, ids in wants.items():
         if (only is not None and name not in only) or (name in POOLED and share != (0, 1)):
             continue
-        rows = frame if name in POOLED else mine(frame.join(pl.DataFrame({"id": ids}), on="id", how="semi", maintain_order="left"), share)
+        rows = (
+            frame
+            if name in POOLED
+            else mine(
+                frame.join(pl.DataFrame({"id": ids}), on="id", how="semi", maintain_order="left"),
+                share,
+            )
+        )
         if len(rows):
             yield name, rows
 
 
-def _fill(pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Context, log: Log, entry: dict[str, Any]) -> None:
+def _fill(
+    pool: Pool,
+    name: str,
+    rows: pl.DataFrame,
+    column: Column,
+    context: Context,
+    log: Log,
+    entry: dict[str, Any],
+) -> None:
     """Compute one measure's cells of these rows and append them as they arrive."""
     started, done = time.monotonic(), 0
     declared = MEASURES[name]
     unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
-    texts = [c for m in ("text", *prerequisites(name)) for c, f in MEASURES[m].columns.items() if f.long and c not in unread]
+    texts = [
+        c
+        for m in ("text", *prerequisites(name))
+        for c, f in MEASURES[m].columns.items()
+        if f.long and c not in unread
+    ]
     of = "of_pair" if declared.reads == "response" else "of"
     size = SLICE
     if name in POOLED:
-        size, texts, context = max(len(rows), 1), [], replace(context, instructions=pool.instructions)
+        size, texts, context = (
+            max(len(rows), 1),
+            [],
+            replace(context, instructions=pool.instructions),
+        )
     for top in range(0, len(rows), size):
         part_rows = pool.with_texts(rows.slice(top, size), texts)
         known = part_rows.select("id", pl.col(of).alias("of"))
         for part in COMPUTED[name].compute(part_rows, pool.config, context):
-            column.append(part if name in POOLED else part.join(known, on="id", how="left", maintain_order="left"))
+            column.append(
+                part
+                if name in POOLED
+                else part.join(known, on="id", how="left", maintain_order="left")
+            )
             done += len(part)
             entry["cells"] += len(part)
             if "status" in part.columns:
-                for reason, n in Counter(part.filter(pl.col("status") == FAILED)["reason"].to_list()).items():
+                for reason, n in Counter(
+                    part.filter(pl.col("status") == FAILED)["reason"].to_list()
+                ).items():
                     entry["failed"][reason] = entry["failed"].get(reason, 0) + n
             log.progress(done, len(rows))
             log.metrics({f"{name}/cells": float(entry["cells"])})
@@ -100,9 +150,11 @@ _HOW = {
 
 
 def check(pool: Pool, rules: Sequence[Filter], besides: Collection[str] = ()) -> None:
-    """Find out before anything is bought whether a drawn pool can measure what the filters read, and what that needs first.
+    """Find out before anything is bought whether a drawn pool can measure what the filters read,
+    and what that needs first.
 
-    Imported rows may hold anything, so nothing is said of them. `besides`: measures that are known to be possible later. Raises UserError.
+    Imported rows may hold anything, so nothing is said of them. `besides`: measures that are known
+    to be possible later. Raises UserError.
     """
     if pool.imported:
         return
@@ -121,15 +173,20 @@ def _unmeasurable(name: str) -> str:
     return f"a filter asks for a column of '{name}' ({columns}) which this recipe gives no way to measure; {how}."
 
 
-def cost(pool: Pool, rules: Sequence[tuple[Filter, Iterable[str]]], frame: pl.DataFrame) -> dict[str, Any]:
-    """What the pool cost in generated tokens, and what answering and tagging every row first would have cost.
+def cost(
+    pool: Pool, rules: Sequence[tuple[Filter, Iterable[str]]], frame: pl.DataFrame
+) -> dict[str, Any]:
+    """What the pool cost in generated tokens, and what answering and tagging every row first would
+    have cost.
 
-    `rules`: each filter with the ids it chose. The avoided tokens are the unmeasured cells times the mean of the measured ones, so they are
-    an estimate; the tokens spent are counted.
+    `rules`: each filter with the ids it chose. The avoided tokens are the unmeasured cells times
+    the mean of the measured ones, so they are an estimate; the tokens spent are counted.
     """
     drawn = pool.drawn()
     drawn_tokens = int(drawn["tokens"].sum() or 0)
-    columns: list[dict[str, Any]] = [{"name": "instruction", "cells": len(drawn), "tokens": drawn_tokens, "prompt_tokens": 0}]
+    columns: list[dict[str, Any]] = [
+        {"name": "instruction", "cells": len(drawn), "tokens": drawn_tokens, "prompt_tokens": 0}
+    ]
     naive = drawn_tokens
     answered = 0
     for name in pool.columns:
@@ -137,7 +194,14 @@ def cost(pool: Pool, rules: Sequence[tuple[Filter, Iterable[str]]], frame: pl.Da
         if cells is None or cells.is_empty():
             continue
         spent = int(cells["tokens"].sum() or 0)
-        columns.append({"name": name, "cells": len(cells), "tokens": spent, "prompt_tokens": int(cells["prompt_tokens"].sum() or 0)})
+        columns.append(
+            {
+                "name": name,
+                "cells": len(cells),
+                "tokens": spent,
+                "prompt_tokens": int(cells["prompt_tokens"].sum() or 0),
+            }
+        )
         naive += round(spent / len(cells) * len(frame))
         answered = len(cells) if name == "response" else answered
     total = sum(int(c["tokens"]) for c in columns)

@@ -1,7 +1,9 @@
-"""Chosen rows of a data set, written in the order chosen: as the source holds them, or in another form.
+"""Chosen rows of a data set, written in the order chosen: as the source holds them, or in another
+form.
 
-The source is read once. Its chosen rows go to buckets on disk, each of rows that stand together in the result, and each bucket is then put in order:
-memory holds one batch or one bucket, whatever the size of the source and of the choice.
+The source is read once. Its chosen rows go to buckets on disk, each of rows that stand together in
+the result, and each bucket is then put in order: memory holds one batch or one bucket, whatever the
+size of the source and of the choice.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -36,11 +39,13 @@ Piece = tuple[int, Callable[[NDArray[np.int64]], "pa.Table"]]
 
 
 def write(source: str | Path, rows: pl.Series, path: Path, form: Form = "same") -> int:
-    """Write rows (positions in the source, in the order of its files) to one Parquet or JSONL file; returns how many.
+    """Write rows (positions in the source, in the order of its files) to one Parquet or JSONL file;
+    returns how many.
 
-    "same": every column as it is; Parquet to Parquet keeps the Arrow schema, JSON Lines to JSON Lines copies the very lines. Other forms are those of
-    `published.write`. The file appears when it is whole. Needs as much disk again, uncompressed, beside the file while it works. Raises UserError for
-    another ending, and when the source is not what it was.
+    "same": every column as it is; Parquet to Parquet keeps the Arrow schema, JSON Lines to JSON
+    Lines copies the very lines. Other forms are those of `published.write`. The file appears when
+    it is whole. Needs as much disk again, uncompressed, beside the file while it works. Raises
+    UserError for another ending, and when the source is not what it was.
     """
     if path.suffix not in (".parquet", ".jsonl"):
         raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl.")
@@ -48,16 +53,28 @@ def write(source: str | Path, rows: pl.Series, path: Path, form: Form = "same") 
     files = sources.files(Path(source).expanduser()) if Path(source).expanduser().exists() else []
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         buckets = Path(folder)
-        if form == "same" and path.suffix == ".parquet" and files and all(file.suffix == ".parquet" for file in files):
+        if (
+            form == "same"
+            and path.suffix == ".parquet"
+            and files
+            and all(file.suffix == ".parquet" for file in files)
+        ):
             _whole(path, _parquet_writer(_ordered(_parquet(files), rows, buckets, source)))
-        elif form == "same" and path.suffix == ".jsonl" and files and all(file.name.endswith((".jsonl", ".jsonl.gz")) for file in files):
+        elif (
+            form == "same"
+            and path.suffix == ".jsonl"
+            and files
+            and all(file.name.endswith((".jsonl", ".jsonl.gz")) for file in files)
+        ):
             _whole(path, _line_writer(_ordered(_lines(files), rows, buckets, source)))
         else:
             with published.Writer(path, "magpie" if form == "same" else form) as writer:
                 for table in _ordered(_frames(source, form), rows, buckets, source):
                     writer.add(pl.DataFrame(pl.from_arrow(table)))
                 if writer.rows != len(rows):
-                    raise UserError(f"{len(rows) - writer.rows} of the {len(rows)} chosen rows of {source} have no text to write; use --form same.")
+                    raise UserError(
+                        f"{len(rows) - writer.rows} of the {len(rows)} chosen rows of {source} have no text to write; use --form same."
+                    )
     return len(rows)
 
 
@@ -65,11 +82,15 @@ def texts(source: str | Path, rows: pl.Series, column: str = "instruction") -> I
     """One text column of rows (rising positions), streamed."""
     done = 0
     for frame in published.read(source):
-        yield from frame[column].gather(rows.filter((rows >= done) & (rows < done + len(frame))) - done)
+        yield from frame[column].gather(
+            rows.filter((rows >= done) & (rows < done + len(frame))) - done
+        )
         done += len(frame)
 
 
-def _ordered(pieces: Iterator[Piece], rows: pl.Series, folder: Path, source: str | Path) -> Iterator[pa.Table]:
+def _ordered(
+    pieces: Iterator[Piece], rows: pl.Series, folder: Path, source: str | Path
+) -> Iterator[pa.Table]:
     """The rows at these positions, in this order, a bucket at a time."""
     import pyarrow as pa
 
@@ -85,7 +106,9 @@ def _ordered(pieces: Iterator[Piece], rows: pl.Series, folder: Path, source: str
             table = take(rising[mine] - done).append_column("_rank", pa.array(ranks[mine]))
             key = (int(bucket), str(table.schema))
             if key not in writers:
-                writers[key] = pa.ipc.new_stream(str(folder / f"{bucket}-{len(writers)}.arrows"), table.schema)
+                writers[key] = pa.ipc.new_stream(
+                    str(folder / f"{bucket}-{len(writers)}.arrows"), table.schema
+                )
             writers[key].write_table(table)
         done, found = done + size, found + int(end - first)
     for writer in writers.values():
@@ -93,7 +116,10 @@ def _ordered(pieces: Iterator[Piece], rows: pl.Series, folder: Path, source: str
     if found != len(rows):
         raise UserError(f"{source} has fewer rows than when it was filtered; run the filter again.")
     for bucket in sorted({bucket for bucket, _ in writers}):
-        parts = [pa.ipc.open_stream(pa.memory_map(str(part))).read_all() for part in sorted(folder.glob(f"{bucket}-*.arrows"))]
+        parts = [
+            pa.ipc.open_stream(pa.memory_map(str(part))).read_all()
+            for part in sorted(folder.glob(f"{bucket}-*.arrows"))
+        ]
         whole = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
         yield whole.take(np.argsort(whole["_rank"].to_numpy())).drop_columns("_rank")
 
@@ -113,7 +139,9 @@ def _lines(files: list[Path]) -> Iterator[Piece]:
     import pyarrow as pa
 
     def piece(held: list[bytes]) -> Piece:
-        return len(held), lambda at: pa.table({"line": pa.array([held[i] for i in at], pa.large_binary())})
+        return len(held), lambda at: pa.table(
+            {"line": pa.array([held[i] for i in at], pa.large_binary())}
+        )
 
     for file in files:
         held: list[bytes] = []
@@ -128,9 +156,18 @@ def _lines(files: list[Path]) -> Iterator[Piece]:
 
 
 def _frames(source: str | Path, form: Form) -> Iterator[Piece]:
-    frames = (part.frame for part in sources.parts(source, BATCH)) if form == "same" else published.read(source, batch=BATCH)
-    for frame in frames:  # copied out: polars' own rows would keep the whole batch in memory
-        yield len(frame), lambda at, frame=frame: frame[at].to_arrow(compat_level=pl.CompatLevel.oldest())  # type: ignore[misc]
+    frames = (
+        (part.frame for part in sources.parts(source, BATCH))
+        if form == "same"
+        else published.read(source, batch=BATCH)
+    )
+    for frame in frames:
+        yield len(frame), partial(_copied, frame)
+
+
+def _copied(frame: pl.DataFrame, places: NDArray[np.int64]) -> pa.Table:
+    """Rows of a frame as Arrow, copied out: polars' own rows would keep the whole batch in memory."""
+    return frame[places].to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _parquet_writer(tables: Iterator[pa.Table]) -> Callable[[BinaryIO], None]:

@@ -1,4 +1,5 @@
-"""The published forms: their names, which names our columns go by in them, and how conversations are written."""
+"""The published forms: their names, which names our columns go by in them, and how conversations
+are written."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ NAMES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "reward_difference": (pl.Float64, ("reward_difference",)),
     "min_neighbor_distance": (pl.Float64, ("min_neighbor_distance",)),
     "repeat_count": (pl.Int64, ("repeat_count",)),
-    "min_similar_id": (pl.String, ("min_similar_uuid", "min_similar_conversation_id", "min_similar_id")),
+    "min_similar_id": (
+        pl.String,
+        ("min_similar_uuid", "min_similar_conversation_id", "min_similar_id"),
+    ),
     "language": (pl.String, ("language",)),
     "instruction_length": (pl.Int64, ("input_length", "instruction_length")),
     "response_length": (pl.Int64, ("output_length", "response_length")),
@@ -50,7 +54,15 @@ NAMES: dict[str, tuple[Any, tuple[str, ...]]] = {
 TAG_LABELS = {"input_quality": QUALITY, "difficulty": DIFFICULTY, "task_category": CATEGORY}
 
 
-TAGS = (*TAG_LABELS, "llama_guard_2", "instruct_reward", "base_reward", "reward_difference", "min_neighbor_distance", "language")
+TAGS = (
+    *TAG_LABELS,
+    "llama_guard_2",
+    "instruct_reward",
+    "base_reward",
+    "reward_difference",
+    "min_neighbor_distance",
+    "language",
+)
 """Columns in which a null is that row's failed tag."""
 
 
@@ -78,10 +90,16 @@ def turn_of(turns: pl.Expr, at: int, field: str) -> pl.Expr:
 def conversation_of(ours: pl.DataFrame, who: str, what: str) -> pl.Expr:
     """The conversation of our rows as from/value or role/content."""
     names: Mapping[str, str] = _SPEAKERS if who == "from" else {}
-    role, content = pl.element().struct.field("role").replace(names), pl.element().struct.field("content")
+    role, content = (
+        pl.element().struct.field("role").replace(names),
+        pl.element().struct.field("content"),
+    )
     whole = pl.col("messages").list.eval(pl.struct(role.alias(who), content.alias(what)))
     sides = (("user", "instruction"), ("assistant", "response"))
-    pair = [pl.struct(pl.lit(names.get(role, role)).alias(who), pl.col(name).alias(what)) for role, name in sides]
+    pair = [
+        pl.struct(pl.lit(names.get(role, role)).alias(who), pl.col(name).alias(what))
+        for role, name in sides
+    ]
     if ours["messages"].null_count() == len(ours):
         return pl.concat_list(pair)
     return pl.when(pl.col("messages").is_not_null()).then(whole).otherwise(pl.concat_list(pair))

@@ -1,8 +1,10 @@
 """The published Magpie sets, and ShareGPT and TRL files, in and out.
 
-Two namings are in use (input/output or instruction/response, uuid or conversation_id, gen_input_config or gen_input_configs) and two ways to write
-a conversation (from/value or role/content); all are read, and nothing is lost. A label that is no label and a null in a tag's column are that
-row's failed tag; a row without an instruction or a response is a failed row. Neither is dropped.
+Two namings are in use (input/output or instruction/response, uuid or conversation_id,
+gen_input_config or gen_input_configs) and two ways to write a conversation (from/value or
+role/content); all are read, and nothing is lost. A label that is no label and a null in a tag's
+column are that row's failed tag; a row without an instruction or a response is a failed row.
+Neither is dropped.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ BATCH = 10_000
 """Rows in memory at once."""
 
 
-def read(source: str | Path | Sequence[str | Path], limit: int | None = None, *, batch: int = BATCH) -> Iterator[pl.DataFrame]:
+def read(
+    source: str | Path | Sequence[str | Path], limit: int | None = None, *, batch: int = BATCH
+) -> Iterator[pl.DataFrame]:
     """Rows of a published set in our names, in batches, in the order of the file.
 
-    `source`: Parquet, JSONL or JSON files, a folder of them, or a hub id (streamed); in a published form or in ours. Yields frames with id,
-    instruction, response, messages (the whole conversation; null when it is just that pair), every known column that the file has, every other
-    column under its own name, `status` and `reason` of the row, and failed_tags (list of {column, reason, value}: unknown labels, which are null
-    in their column). A row without an id gets one from its content. Memory: one batch, and 70 bytes an id.
-    Raises UserError for a missing file, one that cannot be read, or one in which no instruction is to be found.
+    `source`: Parquet, JSONL or JSON files, a folder of them, or a hub id (streamed); in a published
+    form or in ours. Yields frames with id, instruction, response, messages (the whole conversation;
+    null when it is just that pair), every known column that the file has, every other column under
+    its own name, `status` and `reason` of the row, and failed_tags (list of {column, reason,
+    value}: unknown labels, which are null in their column). A row without an id gets one from its
+    content. Memory: one batch, and 70 bytes an id. Raises UserError for a missing file, one that
+    cannot be read, or one in which no instruction is to be found.
     """
     seen: set[int] = set()
     left = limit
@@ -50,11 +56,13 @@ def read(source: str | Path | Sequence[str | Path], limit: int | None = None, *,
 
 
 def write(rows: pl.DataFrame | Iterable[pl.DataFrame], path: Path, form: Form) -> int:
-    """Write rows to one Parquet or JSONL file (by its ending) in a form; returns how many rows were written.
+    """Write rows to one Parquet or JSONL file (by its ending) in a form; returns how many rows were
+    written.
 
-    `form`: "23" (Llama-3 v0.1 sets: input, output, base_*), "25" (later sets: instruction, response, *_generator, language), "sharegpt"
-    (conversations of from/value), "messages" (TRL), or "magpie" (ours, failed rows too; the others leave them out). The file appears when it is
-    whole. Raises UserError when later rows have columns that the first rows have not.
+    `form`: "23" (Llama-3 v0.1 sets: input, output, base_*), "25" (later sets: instruction,
+    response, *_generator, language), "sharegpt" (conversations of from/value), "messages" (TRL), or
+    "magpie" (ours, failed rows too; the others leave them out). The file appears when it is whole.
+    Raises UserError when later rows have columns that the first rows have not.
     """
     with Writer(path, form) as writer:
         for frame in [rows] if isinstance(rows, pl.DataFrame) else rows:
@@ -63,7 +71,8 @@ def write(rows: pl.DataFrame | Iterable[pl.DataFrame], path: Path, form: Form) -
 
 
 class Writer:
-    """One file of a form, written batch by batch: `with Writer(path, form) as writer: writer.add(frame)`."""
+    """One file of a form, written batch by batch: `with Writer(path, form) as writer:
+    writer.add(frame)`."""
 
     def __init__(self, path: Path, form: Form) -> None:
         if path.suffix not in (".parquet", ".jsonl"):
@@ -106,9 +115,16 @@ class Writer:
                 f"{self.path.name}: later files hold columns that the first lacks ({', '.join(new)}); write to a folder, or each file by itself."
             )
         try:
-            return made.select([pl.col(n).cast(t) if n in made.columns else pl.lit(None, t).alias(n) for n, t in self._schema.items()])
+            return made.select(
+                [
+                    pl.col(n).cast(t) if n in made.columns else pl.lit(None, t).alias(n)
+                    for n, t in self._schema.items()
+                ]
+            )
         except pl.exceptions.PolarsError as error:
-            raise UserError(f"{self.path.name}: later rows have another type ({str(error).splitlines()[0]}); write to a folder.") from error
+            raise UserError(
+                f"{self.path.name}: later rows have another type ({str(error).splitlines()[0]}); write to a folder."
+            ) from error
 
     def __exit__(self, kind: Any, *_: object) -> None:
         try:
@@ -129,7 +145,8 @@ class Writer:
 
 
 def _plain_types(schema: Any) -> Any:
-    """An Arrow schema with string in place of large_string, list in place of large_list: what the hub's viewer and `datasets` expect."""
+    """An Arrow schema with string in place of large_string, list in place of large_list: what the
+    hub's viewer and `datasets` expect."""
     import pyarrow as pa
 
     def plain(kind: Any) -> Any:
@@ -145,17 +162,25 @@ def _plain_types(schema: Any) -> Any:
 
 
 def failed_tags(frame: pl.DataFrame) -> Counter[tuple[str, str]]:
-    """How many cells of each tag column are failed, by (column, reason): unknown labels, and nulls."""
-    named = frame.select(pl.col("failed_tags").explode(empty_as_null=False).struct.unnest()).drop_nulls("column")
-    found: Counter[tuple[str, str]] = Counter(zip(named["column"].to_list(), named["reason"].to_list(), strict=True))
+    """How many cells of each tag column are failed, by (column, reason): unknown labels, and
+    nulls."""
+    named = frame.select(
+        pl.col("failed_tags").explode(empty_as_null=False).struct.unnest()
+    ).drop_nulls("column")
+    found: Counter[tuple[str, str]] = Counter(
+        zip(named["column"].to_list(), named["reason"].to_list(), strict=True)
+    )
     for column in TAGS:
-        if column in frame.columns and (nulls := frame[column].null_count() - int((named["column"] == column).sum())):
+        if column in frame.columns and (
+            nulls := frame[column].null_count() - int((named["column"] == column).sum())
+        ):
             found[column, "null"] += nulls
     return found
 
 
 class Counted:
-    """Counts of what was read: `rows`, `failed` rows by reason, failed `tags` by column and reason."""
+    """Counts of what was read: `rows`, `failed` rows by reason, failed `tags` by column and
+    reason."""
 
     def __init__(self) -> None:
         self.rows = 0

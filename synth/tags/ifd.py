@@ -1,11 +1,15 @@
-"""Instruction-following difficulty (IFD): how much an instruction helps a model to foresee the answer.
+"""Instruction-following difficulty (IFD): how much an instruction helps a model to foresee the
+answer.
 
-    IFD = PPL(answer | instruction) / PPL(answer) = exp(mean NLL(answer | instruction) - mean NLL(answer))
+    IFD = PPL(answer | instruction) / PPL(answer) = exp(mean NLL(answer | instruction) - mean
+    NLL(answer))
 
-as Superfiltering defines it (arXiv 2402.00530; Cherry LLM, arXiv 2308.12032, has the ratio of the mean losses themselves in its code). Near 0: the
-instruction says it all; 1 and above: it helps not at all, and such rows are usually dropped. NLL is in nats, the mean over the answer's tokens,
-the same tokens in both. The condition is the conversation up to the assistant's turn by the model's own chat template; the answer alone
-stands after BOS where the tokenizer puts one before a text, else its first token, which nothing precedes, is left out of both.
+as Superfiltering defines it (arXiv 2402.00530; Cherry LLM, arXiv 2308.12032, has the ratio of the
+mean losses themselves in its code). Near 0: the instruction says it all; 1 and above: it helps not
+at all, and such rows are usually dropped. NLL is in nats, the mean over the answer's tokens, the
+same tokens in both. The condition is the conversation up to the assistant's turn by the model's own
+chat template; the answer alone stands after BOS where the tokenizer puts one before a text, else
+its first token, which nothing precedes, is left out of both.
 """
 
 from __future__ import annotations
@@ -21,7 +25,17 @@ from core.columns import OK
 from core.servers import Endpoint
 from core.wire import Reply, Request
 from synth.chat.templates import encode_conversation, encode_text, text_start
-from synth.generate.ask import STATUS, Row, Unreadable, batched, completion, context, failed, spent, too_long
+from synth.generate.ask import (
+    STATUS,
+    Row,
+    Unreadable,
+    batched,
+    completion,
+    context,
+    failed,
+    spent,
+    too_long,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +46,8 @@ VERSION = 1
 
 @dataclass
 class _Halves:
-    """One row's two prompts as token ids, each with the place from which on it is scored, and what is known of it so far."""
+    """One row's two prompts as token ids, each with the place from which on it is scored, and what
+    is known of it so far."""
 
     given: tuple[list[int], int]
     alone: tuple[list[int], int]
@@ -41,11 +56,15 @@ class _Halves:
     prompt_tokens: int = 0
 
 
-def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Iterator[pl.DataFrame]:
-    """IFD of responses by prompt log-probabilities: two requests of one token a row, the second at once in the first's place.
+def ifd(
+    rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint
+) -> Iterator[pl.DataFrame]:
+    """IFD of responses by prompt log-probabilities: two requests of one token a row, the second at
+    once in the first's place.
 
-    `rows`: id, instruction, response. Yields [id, ifd, tokens, prompt_tokens, status, reason]; a conversation longer than the server's
-    `max_model_len` (where the recipe gives it), and an answer with no token that can be scored are failed cells.
+    `rows`: id, instruction, response. Yields [id, ifd, tokens, prompt_tokens, status, reason]; a
+    conversation longer than the server's `max_model_len` (where the recipe gives it), and an answer
+    with no token that can be scored are failed cells.
     """
     start = text_start(tokenizer)
     limit = context(endpoint)
@@ -54,13 +73,21 @@ def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoi
 
     def requests() -> Iterator[Request]:
         for row in rows.iter_rows(named=True):
-            before = encode_conversation(tokenizer, [{"role": "user", "content": row["instruction"]}], add_generation_prompt=True)
+            before = encode_conversation(
+                tokenizer,
+                [{"role": "user", "content": row["instruction"]}],
+                add_generation_prompt=True,
+            )
             answer = encode_text(tokenizer, row["response"])
             given = (before + answer, len(before) + (0 if start else 1))
             if limit is not None and len(given[0]) >= limit:
                 refused.append(too_long(row["id"], len(given[0]), limit))
             elif len(given[0]) <= given[1]:
-                refused.append(failed(row["id"], f"an answer of {len(answer)} tokens has none that can be scored"))
+                refused.append(
+                    failed(
+                        row["id"], f"an answer of {len(answer)} tokens has none that can be scored"
+                    )
+                )
             else:
                 halves[row["id"]] = _Halves(given, (start + answer, 1))
                 yield _request(row["id"], given[0])
@@ -87,16 +114,20 @@ def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoi
 
 
 def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
-    """Mean NLL (nats) of `ids[place:]`, each given all before it, from a reply with `prompt_logprobs`. Raises Unreadable when it holds none."""
+    """Mean NLL (nats) of `ids[place:]`, each given all before it, from a reply with
+    `prompt_logprobs`. Raises Unreadable when it holds none."""
     choice, problem = completion(reply)
     if choice is None:
         raise Unreadable(problem)
     try:
-        # One mapping a position, from token id to {"logprob", ...}; the token that is there is always in it.
+        # One mapping a position, from token id to {"logprob", ...}; the token that is there is
+        # always in it.
         given = choice["prompt_logprobs"]
         losses = [-float(given[at][str(ids[at])]["logprob"]) for at in range(place, len(ids))]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise Unreadable(f"no log-probabilities of the prompt in the reply: {type(error).__name__} {error}") from error
+        raise Unreadable(
+            f"no log-probabilities of the prompt in the reply: {type(error).__name__} {error}"
+        ) from error
     return math.fsum(losses) / len(losses)
 
 
@@ -108,7 +139,11 @@ def _ratio(reply: Reply, half: _Halves) -> Row:
         value = math.exp(given - mean_loss(reply, *half.alone))
     except (Unreadable, OverflowError) as error:
         return failed(reply.key, str(error), **cost)
-    return {"id": reply.key, "ifd": value, **cost, "status": OK} if math.isfinite(value) else failed(reply.key, "the IFD is not finite", **cost)
+    return (
+        {"id": reply.key, "ifd": value, **cost, "status": OK}
+        if math.isfinite(value)
+        else failed(reply.key, "the IFD is not finite", **cost)
+    )
 
 
 def _request(key: str, ids: list[int]) -> Request:

@@ -1,8 +1,11 @@
-"""Tags by language models: quality, difficulty and category of an instruction, and a score of the pair of instruction and response.
+"""Tags by language models: quality, difficulty and category of an instruction, and a score of the
+pair of instruction and response.
 
-Two ways to ask a judge. `label`: one token out of one-token codes (1 to 5, A to L) with its log-probabilities, so the label comes with an
-expected rank. `explain`: JSON constrained by a schema, explanation first, as in the paper; a brace inside an explanation cannot break it
-(the original stopped at the first "}" and lost those rows). What cannot be read is a failed cell with its reason.
+Two ways to ask a judge. `label`: one token out of one-token codes (1 to 5, A to L) with its
+log-probabilities, so the label comes with an expected rank. `explain`: JSON constrained by a
+schema, explanation first, as in the paper; a brace inside an explanation cannot break it (the
+original stopped at the first "}" and lost those rows). What cannot be read is a failed cell with
+its reason.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ Labels = tuple[str, ...] | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Tag:
-    """One LLM tag: its label column, labels with one code each, the rank column of ordered labels, and the fields of an explanation in order."""
+    """One LLM tag: its label column, labels with one code each, the rank column of ordered labels,
+    and the fields of an explanation in order."""
 
     label: str
     labels: Labels
@@ -57,8 +61,15 @@ class Tag:
     def fields(self) -> dict[str, Any]:
         """Value columns of this tag's frames with their types."""
         types = {"string": pl.String, "integer": pl.Int64, "array": pl.List(pl.String)}
-        texts = {self.names.get(name, name): types[schema["type"]] for name, schema in self.explanation.items()}
-        return {self.label: texts[self.label], **({self.rank: pl.Float64} if self.rank else {}), **texts}
+        texts = {
+            self.names.get(name, name): types[schema["type"]]
+            for name, schema in self.explanation.items()
+        }
+        return {
+            self.label: texts[self.label],
+            **({self.rank: pl.Float64} if self.rank else {}),
+            **texts,
+        }
 
 
 def _enum(labels: Labels) -> dict[str, Any]:
@@ -71,23 +82,47 @@ _SCORES = (1, 2, 3, 4, 5)
 
 TAGS = {
     "quality": Tag(
-        "input_quality", QUALITY, DIGITS, "input_quality_rank", "quality.jinja",
-        {"explanation": _TEXT, "input_quality": _enum(QUALITY)}, {"explanation": "quality_explanation"},
+        "input_quality",
+        QUALITY,
+        DIGITS,
+        "input_quality_rank",
+        "quality.jinja",
+        {"explanation": _TEXT, "input_quality": _enum(QUALITY)},
+        {"explanation": "quality_explanation"},
     ),
     "difficulty": Tag(
-        "difficulty", DIFFICULTY, DIGITS, "difficulty_rank", "difficulty.jinja",
-        {"intent": _TEXT, "knowledge": _TEXT, "difficulty": _enum(DIFFICULTY)}, {},
+        "difficulty",
+        DIFFICULTY,
+        DIGITS,
+        "difficulty_rank",
+        "difficulty.jinja",
+        {"intent": _TEXT, "knowledge": _TEXT, "difficulty": _enum(DIFFICULTY)},
+        {},
     ),
     "category": Tag(
-        "task_category", CATEGORY, LETTERS, None, "category.jinja",
-        {"task_category": _enum(CATEGORY), "other_task_category": {"type": "array", "items": _enum(CATEGORY), "maxItems": 4}}, {},
+        "task_category",
+        CATEGORY,
+        LETTERS,
+        None,
+        "category.jinja",
+        {
+            "task_category": _enum(CATEGORY),
+            "other_task_category": {"type": "array", "items": _enum(CATEGORY), "maxItems": 4},
+        },
+        {},
     ),
     "pair_score": Tag(
-        "pair_score", _SCORES, DIGITS, "pair_score_rank", "pair_score.jinja",
-        {"explanation": _TEXT, "pair_score": _enum(_SCORES)}, {"explanation": "pair_score_explanation"},
+        "pair_score",
+        _SCORES,
+        DIGITS,
+        "pair_score_rank",
+        "pair_score.jinja",
+        {"explanation": _TEXT, "pair_score": _enum(_SCORES)},
+        {"explanation": "pair_score_explanation"},
     ),
-}  # fmt: skip
-"""How clear, specific and coherent an instruction is; how hard; which of twelve categories; how well the response answers it."""
+}
+"""How clear, specific and coherent an instruction is; how hard; which of twelve categories; how
+well the response answers it."""
 
 
 def tag(
@@ -100,30 +135,51 @@ def tag(
 ) -> Iterator[pl.DataFrame]:
     """The LLM tag `name` (one of TAGS) of each row.
 
-    `rows`: id, instruction, and for pair_score also response. `settings`: mode ("label" or "explain"), sampling (SamplingParams, verbatim;
-    greedy when empty), prompt (a jinja file in place of the shipped one, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
-    status, reason]: the label; the rank of ordered labels (1.0 is the lowest) in label mode; explanations in explain mode, else null.
-    Raises UserError when the codes are not one token each for this tokenizer.
+    `rows`: id, instruction, and for pair_score also response. `settings`: mode ("label" or
+    "explain"), sampling (SamplingParams, verbatim; greedy when empty), prompt (a jinja file in
+    place of the shipped one, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
+    status, reason]: the label; the rank of ordered labels (1.0 is the lowest) in label mode;
+    explanations in explain mode, else null. Raises UserError when the codes are not one token each
+    for this tokenizer.
     """
     chosen, mode = TAGS[name], settings.get("mode", "label")
     prompt = template(prompt_text(name, "label", settings.get("prompt")))
     fixed: dict[str, Any] = {"temperature": 0.0, **dict(settings.get("sampling") or {})}
     if mode == "label":
         _check_codes(chosen, tokenizer)
-        fixed |= {"max_tokens": 1, "logprobs": 20, "structured_outputs": {"choice": list(chosen.codes)}}
+        fixed |= {
+            "max_tokens": 1,
+            "logprobs": 20,
+            "structured_outputs": {"choice": list(chosen.codes)},
+        }
     else:
-        fixed = {"max_tokens": EXPLAIN_TOKENS, **fixed, "structured_outputs": {"json": _schema(chosen)}}
+        fixed = {
+            "max_tokens": EXPLAIN_TOKENS,
+            **fixed,
+            "structured_outputs": {"json": _schema(chosen)},
+        }
 
     def body(row: Row) -> dict[str, Any]:
-        messages = [{"role": "user", "content": ask(chosen, row["instruction"], mode, prompt, row.get("response") or "")}]
-        return {**fixed, "prompt": encode_conversation(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template)}
+        messages = [
+            {
+                "role": "user",
+                "content": ask(chosen, row["instruction"], mode, prompt, row.get("response") or ""),
+            }
+        ]
+        return {
+            **fixed,
+            "prompt": encode_conversation(
+                tokenizer, messages, add_generation_prompt=True, chat_template=chat_template
+            ),
+        }
 
     read: Callable[[Tag, dict[str, Any]], Row] = _read_codes if mode == "label" else _read_json
     return answers(rows, body, functools.partial(read, chosen), endpoint, chosen.fields)
 
 
 def prompt_text(name: str, mode: str, path: str | None = None) -> str:
-    """What the tag `name` asks, for its key: the prompt file's text and, in mode "explain", the schema of the answer.
+    """What the tag `name` asks, for its key: the prompt file's text and, in mode "explain", the
+    schema of the answer.
 
     `path` is a prompt file in place of the shipped one. Raises UserError when it is missing.
     """
@@ -134,14 +190,16 @@ def prompt_text(name: str, mode: str, path: str | None = None) -> str:
 
 
 def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str = "") -> str:
-    """The judge's prompt for one row, whose texts stand between fences that they cannot close: they are longer than any of their own."""
+    """The judge's prompt for one row, whose texts stand between fences that they cannot close: they
+    are longer than any of their own."""
     longest = max((len(run) for run in re.findall("`+", f"{instruction}\0{response}")), default=0)
     values = {"instruction": instruction, "response": response, "fence": "`" * max(3, longest + 1)}
     return prompt.render(**values, mode=mode, labels=tag.labels, codes=tag.codes).strip()
 
 
 def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
-    """Label of the likeliest code, and the expected rank under the codes' renormalised probabilities (1.0 is the lowest label)."""
+    """Label of the likeliest code, and the expected rank under the codes' renormalised
+    probabilities (1.0 is the lowest label)."""
     tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
     mass = dict.fromkeys(tag.codes, 0.0)
     for token, log_probability in (tops[0] or {}).items():
@@ -179,19 +237,31 @@ def _read_json(tag: Tag, choice: dict[str, Any]) -> Row:
 
 
 def _schema(tag: Tag) -> dict[str, Any]:
-    return {"type": "object", "properties": dict(tag.explanation), "required": list(tag.explanation), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": dict(tag.explanation),
+        "required": list(tag.explanation),
+        "additionalProperties": False,
+    }
 
 
 def _check_codes(tag: Tag, tokenizer: PreTrainedTokenizerBase) -> None:
     ends = [tokenizer(f"\n{code}", add_special_tokens=False)["input_ids"][-1] for code in tag.codes]
-    if len(set(ends)) != len(tag.codes) or any(tokenizer.decode([i]).strip() != c for i, c in zip(ends, tag.codes, strict=True)):
-        raise UserError(f"the codes {tag.codes[0]} to {tag.codes[-1]} are not one token each for {tokenizer.name_or_path}; use mode: explain.")
+    if len(set(ends)) != len(tag.codes) or any(
+        tokenizer.decode([i]).strip() != c for i, c in zip(ends, tag.codes, strict=True)
+    ):
+        raise UserError(
+            f"the codes {tag.codes[0]} to {tag.codes[-1]} are not one token each for {tokenizer.name_or_path}; use mode: explain."
+        )
 
 
 @functools.lru_cache(maxsize=16)
 def template(text: str) -> Template:
-    """A prompt file's text as a template; only its own text is evaluated, never an instruction's."""
+    """A prompt file's text as a template; only its own text is evaluated, never an
+    instruction's."""
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
-    return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)
+    return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(
+        text
+    )

@@ -1,8 +1,11 @@
-"""Personal data in a text: e-mail addresses, phone numbers, IP addresses, credit cards and IBANs. Which kinds it holds, never which values.
+"""Personal data in a text: e-mail addresses, phone numbers, IP addresses, credit cards and IBANs.
+Which kinds it holds, never which values.
 
-A regular expression finds candidates (linear time, all texts at once), and each distinct candidate is then checked by what makes it real: a
-phone number by its country's plan (phonenumbers), a card by issuer and Luhn digit, an IBAN by country and check digits (python-stdnum), an
-address by being public. What is reserved for examples (example.com, 555 numbers, 192.168.0.1, the card numbers of test systems) is nobody's.
+A regular expression finds candidates (linear time, all texts at once), and each distinct candidate
+is then checked by what makes it real: a phone number by its country's plan (phonenumbers), a card
+by issuer and Luhn digit, an IBAN by country and check digits (python-stdnum), an address by being
+public. What is reserved for examples (example.com, 555 numbers, 192.168.0.1, the card numbers of
+test systems) is nobody's.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ _START = r"(?:^|[^\w.,+$€£#/=-])"  # what may stand before a number that is n
 
 _CANDIDATES = {
     "email": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+",
-    "phone": _START + r"(?:\+[1-9][0-9 ().-]{6,20}[0-9]|(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[ .-][0-9]{4}[0-9.-]*)",
-    # The words before, where there are some, say that it is a version or a section: then the candidate does not begin with a digit.
+    "phone": _START
+    + r"(?:\+[1-9][0-9 ().-]{6,20}[0-9]|(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[ .-][0-9]{4}[0-9.-]*)",
+    # The words before, where there are some, say that it is a version or a section: then the
+    # candidate does not begin with a digit.
     "ip": r"(?i)(?:\b(?:versions?|ver|release|build|firmware|sections?|chapter|figure|table|clause|v)[ .:]*|[\w/-])?\b[0-9]{1,3}(?:\.[0-9]+){3,}"
     r"|\b[23][0-9a-f]{3}:[0-9a-f:]{5,34}",
-    "credit_card": _START + r"[2-6][0-9]{3}[ -]?(?:[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]|[0-9]{6}[ -]?[0-9]{4})[0-9]*",
+    "credit_card": _START
+    + r"[2-6][0-9]{3}[ -]?(?:[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]|[0-9]{6}[ -]?[0-9]{4})[0-9]*",
     "iban": r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b",
 }
 
@@ -36,9 +42,11 @@ _CHEAP = {
     "ip": r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f]{0,4}:",
     "iban": r"[A-Z]{2}[0-9]{2} ?[A-Z0-9]{4} ?[A-Z0-9]{4}",
 }
-"""Cheaper patterns that every text with such a candidate matches; only those texts are searched for it."""
+"""Cheaper patterns that every text with such a candidate matches; only those texts are searched for
+it."""
 
-# Top-level domains of organisations and people; those of countries have two letters. Code such as `W@x.reshape` has neither.
+# Top-level domains of organisations and people; those of countries have two letters. Code such as
+# `W@x.reshape` has neither.
 _DOMAINS = re.compile(
     r"com|org|net|edu|gov|mil|int|info|biz|name|pro|mobi|coop|aero|jobs|travel|museum|app|dev|cloud|online|site|website|tech|store|shop|blog|xyz|top"
     r"|club|live|life|email|agency|digital|world|news|team|group|global|health|care|law|legal|design|studio|media|academy|school|university|company"
@@ -62,13 +70,17 @@ _CARD = re.compile(
 
 
 def kinds(texts: pl.Series) -> pl.Series:
-    """Which kinds of personal data each text holds: "email", "phone", "ip", "credit_card", "iban", in this order, joined by ","; "" for none.
+    """Which kinds of personal data each text holds: "email", "phone", "ip", "credit_card", "iban",
+    in this order, joined by ","; "" for none.
 
-    A null text gives "". Phone numbers count in the international form (+49 30 ...) of every country and in the written forms of North America.
+    A null text gives "". Phone numbers count in the international form (+49 30 ...) of every
+    country and in the written forms of North America.
     """
     holds = [_holds(texts, kind).alias(kind) for kind in _CANDIDATES]
     named = [pl.when(kind).then(pl.lit(kind)) for kind in _CANDIDATES]
-    return pl.DataFrame(holds).select(pl.concat_str(named, separator=",", ignore_nulls=True).alias("pii"))["pii"]
+    return pl.DataFrame(holds).select(
+        pl.concat_str(named, separator=",", ignore_nulls=True).alias("pii")
+    )["pii"]
 
 
 def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
@@ -76,16 +88,23 @@ def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {"VERSION": VERSION}
 
 
-def compute(text: str, column: str, rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+def compute(
+    text: str, column: str, rows: pl.DataFrame, config: SynthConfig, context: Context
+) -> Iterator[pl.DataFrame]:
     """The column (`pii` or `response_pii`) of the rows' texts in the column `text`."""
     yield rows.select("id", kinds(rows[text]).alias(column))
 
 
 def _holds(texts: pl.Series, kind: str) -> pl.Series:
-    """Whether a text holds a candidate that passes its check; each distinct candidate is checked once."""
+    """Whether a text holds a candidate that passes its check; each distinct candidate is checked
+    once."""
     pattern = _CANDIDATES[kind]
     rows = texts.str.contains(_CHEAP.get(kind, pattern)).fill_null(False).arg_true()
-    found = pl.DataFrame({"row": rows, "candidate": texts.gather(rows).str.extract_all(pattern)}).explode("candidate").drop_nulls()
+    found = (
+        pl.DataFrame({"row": rows, "candidate": texts.gather(rows).str.extract_all(pattern)})
+        .explode("candidate")
+        .drop_nulls()
+    )
     real = [c for c in found["candidate"].unique().to_list() if _CHECKS[kind](c)]
     holding = found.filter(pl.col("candidate").is_in(real))["row"].unique()
     return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(texts)).scatter(holding, True)
@@ -94,7 +113,12 @@ def _holds(texts: pl.Series, kind: str) -> pl.Series:
 def _email(candidate: str) -> bool:
     local, _, domain = candidate.lower().rpartition("@")
     last = domain.rpartition(".")[2]
-    return _DOMAINS.fullmatch(last) is not None and local != "git" and not local.startswith(".") and _NOBODYS.search(f"@{domain}") is None
+    return (
+        _DOMAINS.fullmatch(last) is not None
+        and local != "git"
+        and not local.startswith(".")
+        and _NOBODYS.search(f"@{domain}") is None
+    )
 
 
 def _phone(candidate: str) -> bool:
@@ -112,7 +136,8 @@ def _ip(candidate: str) -> bool:
         address = ipaddress.ip_address(candidate.rstrip(":") if ":" in candidate else candidate)
     except ValueError:  # five parts, a part over 255, or a word before it
         return False
-    # 1.2.3.4 and its like are versions and sections (and 8.8.8.8 and 1.1.1.1 everybody's name servers)
+    # 1.2.3.4 and its like are versions and sections (and 8.8.8.8 and 1.1.1.1 everybody's name
+    # servers)
     small = address.version == 4 and all(int(part) < 10 for part in str(address).split("."))
     return address.is_global and not address.is_multicast and not small
 
@@ -121,7 +146,11 @@ def _credit_card(candidate: str) -> bool:
     from stdnum import luhn
 
     digits = re.sub(r"\D", "", candidate)
-    return _CARD.fullmatch(digits) is not None and _TEST_CARDS.fullmatch(digits) is None and luhn.is_valid(digits)
+    return (
+        _CARD.fullmatch(digits) is not None
+        and _TEST_CARDS.fullmatch(digits) is None
+        and luhn.is_valid(digits)
+    )
 
 
 def _iban(candidate: str) -> bool:
@@ -131,4 +160,10 @@ def _iban(candidate: str) -> bool:
     return any(iban.is_valid("".join(parts[:end])) for end in range(len(parts), 0, -1))
 
 
-_CHECKS: dict[str, Callable[[str], bool]] = {"email": _email, "phone": _phone, "ip": _ip, "credit_card": _credit_card, "iban": _iban}
+_CHECKS: dict[str, Callable[[str], bool]] = {
+    "email": _email,
+    "phone": _phone,
+    "ip": _ip,
+    "credit_card": _credit_card,
+    "iban": _iban,
+}

@@ -1,6 +1,8 @@
-"""Rewards of conversations by sequence-classification reward models, and what is known of those that the field names.
+"""Rewards of conversations by sequence-classification reward models, and what is known of those
+that the field names.
 
-A threshold on a reward belongs to one model: the paper's tau1 = -12 is a logit of FsfairX. With another model a recipe sets `tau1` itself.
+A threshold on a reward belongs to one model: the paper's tau1 = -12 is a logit of FsfairX. With
+another model a recipe sets `tau1` itself.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ VERSION = 1
 class RewardModel:
     """What a recipe needs to know of a reward model.
 
-    `args`: vLLM arguments it needs; None: vLLM (0.32) cannot serve it. `tau1`: the published threshold of `instruct_reward` on this model's
-    scale, None: none was published with Magpie, so a strategy's `tau1` must be set. `note`: what behaves otherwise than expected.
+    `args`: vLLM arguments it needs; None: vLLM (0.32) cannot serve it. `tau1`: the published
+    threshold of `instruct_reward` on this model's scale, None: none was published with Magpie, so a
+    strategy's `tau1` must be set. `note`: what behaves otherwise than expected.
     """
 
     name: str
@@ -45,49 +48,91 @@ _POOLING = {"runner": "pooling"}
 _SKYWORK = "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; another scale than FsfairX: take tau1 from a percentile of your rows"
 REWARD_MODELS: tuple[RewardModel, ...] = (
     RewardModel(
-        "sfairXC/FsfairX-LLaMA3-RM-v0.1", "LlamaForSequenceClassification", _POOLING | {"max_model_len": 8192}, -12.0,
+        "sfairXC/FsfairX-LLaMA3-RM-v0.1",
+        "LlamaForSequenceClassification",
+        _POOLING | {"max_model_len": 8192},
+        -12.0,
         "the paper's: tau1 of Table 5 (the repository's notebook has -10); the published rewards were computed in fp16",
     ),
     RewardModel(
-        "RLHFlow/ArmoRM-Llama3-8B-v0.1", "LlamaForRewardModelWithGating", None, None,
+        "RLHFlow/ArmoRM-Llama3-8B-v0.1",
+        "LlamaForRewardModelWithGating",
+        None,
+        None,
         "19 objectives mixed by a gate of the prompt, in code of its own. vLLM refuses the architecture, and with trust_remote_code it would load "
         "an embedding model without that head; give `urls` of a server of yours that answers /classify, or take a Skywork-Reward-V2",
     ),
-    *(RewardModel(f"Skywork/Skywork-Reward-V2-{size}", f"{kind}ForSequenceClassification", _POOLING | {"max_model_len": 16384}, None, _SKYWORK)
-      for kind, size in (("Qwen3", "Qwen3-0.6B"), ("Qwen3", "Qwen3-1.7B"), ("Qwen3", "Qwen3-4B"), ("Qwen3", "Qwen3-8B"), ("Llama", "Llama-3.2-1B"),
-                         ("Llama", "Llama-3.2-3B"), ("Llama", "Llama-3.1-8B"), ("Llama", "Llama-3.1-8B-40M"))),
-)  # fmt: skip
+    *(
+        RewardModel(
+            f"Skywork/Skywork-Reward-V2-{size}",
+            f"{kind}ForSequenceClassification",
+            _POOLING | {"max_model_len": 16384},
+            None,
+            _SKYWORK,
+        )
+        for kind, size in (
+            ("Qwen3", "Qwen3-0.6B"),
+            ("Qwen3", "Qwen3-1.7B"),
+            ("Qwen3", "Qwen3-4B"),
+            ("Qwen3", "Qwen3-8B"),
+            ("Llama", "Llama-3.2-1B"),
+            ("Llama", "Llama-3.2-3B"),
+            ("Llama", "Llama-3.1-8B"),
+            ("Llama", "Llama-3.1-8B-40M"),
+        )
+    ),
+)
 
 
 def known(model: str) -> RewardModel | None:
-    """What is known of a reward model by its name on the hub; None of any other, local copies under other names included."""
+    """What is known of a reward model by its name on the hub; None of any other, local copies under
+    other names included."""
     return next((m for m in REWARD_MODELS if m.name.lower() == model.lower()), None)
 
 
 def check(model: str, *, own_server: bool) -> None:
-    """Raises UserError for a reward model that vLLM is known not to serve, where vLLM is to serve it (`own_server`: no `urls` are given)."""
+    """Raises UserError for a reward model that vLLM is known not to serve, where vLLM is to serve
+    it (`own_server`: no `urls` are given)."""
     found = known(model)
     if own_server and found is not None and found.args is None:
         raise UserError(f"synth.tags.reward: vLLM cannot serve {found.name}: {found.note}.")
 
 
-def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, chat_template: str | None = None) -> Iterator[pl.DataFrame]:
-    """The score of a sequence-classification reward model behind a vLLM pooling server (`runner: pooling`): the logit, not its sigmoid.
+def reward(
+    rows: pl.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    endpoint: Endpoint,
+    chat_template: str | None = None,
+) -> Iterator[pl.DataFrame]:
+    """The score of a sequence-classification reward model behind a vLLM pooling server (`runner:
+    pooling`): the logit, not its sigmoid.
 
-    `rows`: id, instruction, response; `tokenizer` is the reward model's. Yields [id, instruct_reward, prompt_tokens, status, reason]. A model with
-    several outputs, a conversation longer than the server takes, and a score that is not finite are failed cells.
+    `rows`: id, instruction, response; `tokenizer` is the reward model's. Yields [id,
+    instruct_reward, prompt_tokens, status, reason]. A model with several outputs, a conversation
+    longer than the server takes, and a score that is not finite are failed cells.
     """
     limit = context(endpoint)
     refused: list[Row] = []
 
     def requests() -> Iterator[Request]:
         for row in rows.iter_rows(named=True):
-            messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}]
-            prompt = encode_conversation(tokenizer, messages, add_generation_prompt=False, chat_template=chat_template)
+            messages = [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": row["response"]},
+            ]
+            prompt = encode_conversation(
+                tokenizer, messages, add_generation_prompt=False, chat_template=chat_template
+            )
             if limit is not None and len(prompt) > limit:
-                refused.append(failed(row["id"], f"a conversation of {len(prompt)} tokens is longer than max_model_len {limit}"))
+                refused.append(
+                    failed(
+                        row["id"],
+                        f"a conversation of {len(prompt)} tokens is longer than max_model_len {limit}",
+                    )
+                )
                 continue
-            # Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless told otherwise.
+            # Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless
+            # told otherwise.
             yield Request(row["id"], {"input": prompt, "use_activation": False}, "/classify")
 
     def finished() -> Iterator[Row]:
@@ -97,7 +142,13 @@ def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: End
                 yield refused.pop()
         yield from refused
 
-    schema = {"id": pl.String, "instruct_reward": pl.Float64, "prompt_tokens": pl.Int64, "status": pl.String, "reason": pl.String}
+    schema = {
+        "id": pl.String,
+        "instruct_reward": pl.Float64,
+        "prompt_tokens": pl.Int64,
+        "status": pl.String,
+        "reason": pl.String,
+    }
     return batched(finished(), schema)
 
 

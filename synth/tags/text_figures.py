@@ -1,4 +1,5 @@
-"""Free columns: what the text of an instruction or a response shows by itself. Pure polars; all lengths are in characters.
+"""Free columns: what the text of an instruction or a response shows by itself. Pure polars; all
+lengths are in characters.
 
 Regular expressions run in polars' linear-time engine, so a hostile text cannot stall them.
 """
@@ -10,12 +11,14 @@ import polars as pl
 from synth.duplicates.ngrams import characters, grams, words
 
 VERSION = 2
-"""Part of the name of what is remembered of a text; raised when the same text would give other columns."""
+"""Part of the name of what is remembered of a text; raised when the same text would give other
+columns."""
 
 SLICE = 20_000  # texts whose words are in memory at once
 GRAM = 4  # words in a row that count as repeated
 
-# An instruction that stops before it says what it is about: "Fix this code:", an opened bracket, a trailing "and the".
+# An instruction that stops before it says what it is about: "Fix this code:", an opened bracket, a
+# trailing "and the".
 _CUT_END = r"(?i)([:,;(\[{]|\.\.\.|…|-|\b(and|or|but|the|a|an|of|to|with|for|in|is|are|that|which|because))\s*$"
 
 _REFUSAL = (
@@ -24,7 +27,8 @@ _REFUSAL = (
     r"|unfortunately,? i (can['’]?t|cannot|am|['’]m))"
 )
 
-# An instruction refuses only as an assistant does: "I can't sleep" is a user's own sentence, and a response's pattern would take it for a refusal.
+# An instruction refuses only as an assistant does: "I can't sleep" is a user's own sentence, and a
+# response's pattern would take it for a refusal.
 _NOT = r"(?:(?:can['’]?t|cannot|can not|won['’]?t|will not)|(?:am|['’]m) (?:unable|not able) to)"
 _SERVE = r"(?:assist|help (?:you\b|with|create|generat|writ)|help[.,!]|help$|provide|fulfil|comply|satisfy|create|engage in|generate|promote)"
 _AI = (
@@ -36,7 +40,8 @@ _AS_ASSISTANT = (
     rf"(?i)^\W*(?:{_SORRY}(?:as an? {_AI}\b|i ?{_NOT} (?:{_SERVE}|write|answer|discuss|offer|give|share|respond|do that))"
     rf"|as an? {_AI},? i(?:['’]m (?:not|unable)| am (?:not|unable)| ?{_NOT}| don['’]?t| do not| have no\b| must)|i['’]?m just an? {_AI}\b)"
 )
-_UNSORRY = rf"(?i)^\W*i ?{_NOT} {_SERVE}"  # a refusal, unless the text goes on to ask something of its own:
+# a refusal, unless the text goes on to ask something of its own:
+_UNSORRY = rf"(?i)^\W*i ?{_NOT} {_SERVE}"
 _ASKS = r"(?i)\?|\b(?:my|me|please|should i|do i|any (?:advice|ideas?|tips|suggestions))\b"
 _ASSISTANTS_OWN = (  # what an assistant says of itself, and its offer of something else
     r"(?i)\b(?:my (?:programming|guidelines|purpose|capabilit\w+|training|polic\w+|principles|(?:ethical|safety) \w+)|let me know|for me to)\b"
@@ -46,13 +51,15 @@ _ASSISTANTS_OWN = (  # what an assistant says of itself, and its offer of someth
 # Chat markup of the common families, so that a leak is seen without the tokenizer at hand.
 _MARKUP = r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
 
-# A turn's header in plain words. Lower-case `user:` or `model:` is not one: those are keys of configuration files.
+# A turn's header in plain words. Lower-case `user:` or `model:` is not one: those are keys of
+# configuration files.
 _ROLE = (
     r"(?m)^[ \t>]*(#{2,4} ?\**((Instruction|Response)\**(:|[ \t]*$)|(Human|Assistant|User)\**:)"
     r"|\**(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*$)"
 )
 
-# The words of such headers alone: what begins with letters is found many times faster than what begins with a line's start.
+# The words of such headers alone: what begins with letters is found many times faster than what
+# begins with a line's start.
 _ROLE_WORDS = r"# ?\**(Instruction|Response)\**|(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*(\n|\z)"
 
 _THINK = r"(?i)</?(think|thinking|thought|reasoning)>|◁/?think▷|<\|(begin|end)_of_thought\|>"
@@ -61,16 +68,22 @@ _THINK = r"(?i)</?(think|thinking|thought|reasoning)>|◁/?think▷|<\|(begin|en
 def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """Free columns of instructions.
 
-    `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id, instruction_length (characters), incomplete,
-    repetition (0 to 1), template_leak (special tokens of a chat template), role_leak (a turn's header in plain words, such as "Assistant:" or
-    "### Response"), think_leak (a think tag, closed or not), instruction_refusal (it refuses as an assistant does),
-    exact_duplicate (false for the first row with that text)].
+    `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id,
+    instruction_length (characters), incomplete, repetition (0 to 1), template_leak (special tokens
+    of a chat template), role_leak (a turn's header in plain words, such as "Assistant:" or "###
+    Response"), think_leak (a think tag, closed or not), instruction_refusal (it refuses as an
+    assistant does), exact_duplicate (false for the first row with that text)].
     """
     text = pl.col("instruction").fill_null("")
-    return rows.with_columns(_repetition(rows["instruction"]), *(of(rows["instruction"].fill_null("")) for of in (_role, _declines))).select(
+    return rows.with_columns(
+        _repetition(rows["instruction"]),
+        *(of(rows["instruction"].fill_null("")) for of in (_role, _declines)),
+    ).select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
-        (_cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)).alias("incomplete"),
+        (
+            _cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)
+        ).alias("incomplete"),
         "repetition",
         text.str.contains(_MARKUP).alias("template_leak"),
         "role_leak",
@@ -83,12 +96,16 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
 def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """Free columns of responses.
 
-    `rows`: id, response, and optionally finish_reason. Returns, in the same order, [id, response_length (characters), response_incomplete
-    (cut off at max_tokens, or an odd code fence), response_repetition (0 to 1), refusal, response_template_leak, response_role_leak,
+    `rows`: id, response, and optionally finish_reason. Returns, in the same order, [id,
+    response_length (characters), response_incomplete (cut off at max_tokens, or an odd code fence),
+    response_repetition (0 to 1), refusal, response_template_leak, response_role_leak,
     response_think_leak]; a null response gives nulls.
     """
     text = pl.col("response")
-    found = (_repetition(rows["response"]).alias("response_repetition"), _role(rows["response"]).alias("response_role_leak"))
+    found = (
+        _repetition(rows["response"]).alias("response_repetition"),
+        _role(rows["response"]).alias("response_role_leak"),
+    )
     return rows.with_columns(found).select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("response_length"),
@@ -102,7 +119,11 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _cut_off(rows: pl.DataFrame) -> pl.Expr:
-    return (pl.col("finish_reason") == "length").fill_null(False) if "finish_reason" in rows.columns else pl.lit(False)
+    return (
+        (pl.col("finish_reason") == "length").fill_null(False)
+        if "finish_reason" in rows.columns
+        else pl.lit(False)
+    )
 
 
 def _role(texts: pl.Series) -> pl.Series:
@@ -121,11 +142,14 @@ def _declines(texts: pl.Series) -> pl.Series:
 
 
 def _repetition(texts: pl.Series) -> pl.Series:
-    """Share of a text's word 4-grams that occurred in it before (0: all new); texts of fewer than four words have 0.
+    """Share of a text's word 4-grams that occurred in it before (0: all new); texts of fewer than
+    four words have 0.
 
     A text in one piece, without any space, is read by characters.
     """
-    return pl.concat([_repeated(texts.slice(at, SLICE)) for at in range(0, max(len(texts), 1), SLICE)]).alias("repetition")
+    return pl.concat(
+        [_repeated(texts.slice(at, SLICE)) for at in range(0, max(len(texts), 1), SLICE)]
+    ).alias("repetition")
 
 
 def _repeated(texts: pl.Series) -> pl.Series:
@@ -135,8 +159,14 @@ def _repeated(texts: pl.Series) -> pl.Series:
     for at, split in ((pieces.arg_true(), words), ((~pieces).arg_true(), characters)):
         if len(at):
             found = grams(split(texts.gather(at)), GRAM)
-            parts.append(pl.DataFrame({"row": at.cast(pl.Int64).gather(found.row), "hash": found.hash}))
+            parts.append(
+                pl.DataFrame({"row": at.cast(pl.Int64).gather(found.row), "hash": found.hash})
+            )
     if not parts:
         return pl.Series(dtype=pl.Float64)
-    counted = pl.concat(parts).group_by("row").agg((1 - pl.col("hash").n_unique() / pl.len()).alias("share"))
+    counted = (
+        pl.concat(parts)
+        .group_by("row")
+        .agg((1 - pl.col("hash").n_unique() / pl.len()).alias("share"))
+    )
     return rows.join(counted, on="row", how="left", maintain_order="left")["share"].fill_null(0.0)
