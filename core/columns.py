@@ -27,10 +27,13 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from core.errors import UserError
-from core.store import canonical, digest, fsync_folder, write_atomic
+from core.files import fsync_folder, write_atomic
+from core.store import canonical, digest
 
 OK = "ok"
 FAILED = "failed"
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+"""The type of a conversation: turns in order, each with who speaks and what is said."""
 
 
 class Column:
@@ -83,6 +86,23 @@ class Column:
             frame,
             f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet",
         )
+
+    @contextmanager
+    def filling(self, rows: int = 256) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Keep finished cells one by one: `add(cell)` publishes a part each time `rows` are there, and
+        what is left when the block ends, also by an exception."""
+        held: list[Mapping[str, Any]] = []
+
+        def add(cell: Mapping[str, Any]) -> None:
+            held.append(cell)
+            if len(held) >= rows:
+                self.append(held)
+                held.clear()
+
+        try:
+            yield add
+        finally:
+            self.append(held)
 
     def _publish(self, frame: pl.DataFrame, name: str) -> Path:
         temporary = self.folder / f".{name}.tmp"

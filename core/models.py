@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from core.errors import UserError, nearest
-from core.store import digest, file_digest, write_atomic
+from core.files import file_digest, write_atomic
+from core.store import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from core.errors import UserError
+from core.files import file_digest, fsync_file, fsync_folder, write_atomic
 
 Counts = dict[str, Any]
 """What a stage reports: numbers by name (rows, tokens, seconds, failures by reason); written into
@@ -59,40 +58,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def tree_digest(folder: Path) -> str:
     """Digest of every file below `folder` by relative name and content, leaving out the manifest
     itself."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees all of it or none: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    )  # two machines may have a process of the same number
-    with temporary.open("wb") as handle:
-        handle.write(data.encode() if isinstance(data, str) else data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -169,7 +139,7 @@ class Store:
             content = (build.content or tree_digest)(partial)
             for path in partial.rglob("*"):
                 if path.is_file():
-                    _fsync_file(path)
+                    fsync_file(path)
             manifest = {
                 "stage": stage,
                 "key": key,
@@ -189,8 +159,3 @@ class Store:
             write_atomic(final / MANIFEST, json.dumps(manifest, indent=2, default=_plain))
         finally:
             lock.release()
-
-
-def _fsync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())

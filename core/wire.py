@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -113,3 +113,37 @@ class Target:
     def address(self) -> str:
         """Base address of the server now."""
         return self.server.url if self.server else self.url
+
+
+def scoring_request(key: str, ids: list[int]) -> Request:
+    """Ask a prompt's own log-probabilities: read the reply with `prompt_losses`."""
+    return Request(key, {"prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0})
+
+
+def prompt_losses(
+    choice: Mapping[str, Any], ids: Sequence[int], start: int, end: int
+) -> list[float]:
+    """Negative log-likelihood (nats) of `ids[start:end]`, each given all before it, from a choice of a
+    reply to `scoring_request`.
+
+    One mapping a position, from token id to {"logprob", ...}, holds the token that is there. Raises
+    KeyError, IndexError, TypeError or ValueError when the reply holds no such thing.
+    """
+    given = choice["prompt_logprobs"]
+    return [-float(given[at][str(ids[at])]["logprob"]) for at in range(start, end)]
+
+
+def reward_request(key: str, ids: list[int]) -> Request:
+    """Ask a sequence-classification model for a conversation's score: read the reply with `rewards`.
+
+    Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless told not to.
+    """
+    return Request(key, {"input": ids, "use_activation": False}, "/classify")
+
+
+def rewards(body: Mapping[str, Any]) -> list[float]:
+    """The logits in a reply to `reward_request`, one an output of the model (a reward model has one).
+
+    Raises KeyError, IndexError, TypeError or ValueError when the reply holds none.
+    """
+    return [float(score) for score in body["data"][0]["probs"]]

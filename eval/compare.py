@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.store import Counts, write_atomic
+from core.files import write_atomic
+from core.store import Counts
 from eval import stats
 
 VERSION = 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import OK, Column, merging_read
+from core.columns import MESSAGES, OK, Column, merging_read
 from core.errors import UserError
 from core.store import Counts, digest
 from core.tracking import Log
@@ -35,13 +35,12 @@ VERSION = 1
 SLICE = 20_000
 """Rows whose answers are in memory at once."""
 
-_TURNS = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 PAIR: dict[str, Any] = {
     "id": pl.String,
     "instruction": pl.String,
-    "prompt": _TURNS,
-    "chosen": _TURNS,
-    "rejected": _TURNS,
+    "prompt": MESSAGES,
+    "chosen": MESSAGES,
+    "rejected": MESSAGES,
     "score_chosen": pl.Float64,
     "score_rejected": pl.Float64,
     "margin": pl.Float64,

@@ -23,7 +23,7 @@ from core.servers import Servers
 from core.tracking import Log
 from synth.config import SynthConfig
 from synth.context import Context
-from synth.generate import single_turn
+from synth.generate import ask
 from synth.generate.system_prompts import chosen, domains, steered
 from synth.pool import category_balance
 from synth.pool.draw import draw, mine
@@ -119,7 +119,7 @@ def test_as_many_instructions_as_were_asked_for_whatever_the_concurrency_and_bat
     in_flight: int,
     batch: int,
 ) -> None:
-    monkeypatch.setattr(single_turn, "BATCH_ROWS", batch)
+    monkeypatch.setattr(ask, "BATCH_ROWS", batch)
     teacher.empty = 0.1
     made, counts = filled(tmp_path, settings(llama, server, in_flight, rows=200))
     assert counts["rows"] == 200 == len(made.frame()) == made.frame()["id"].n_unique()

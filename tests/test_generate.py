@@ -15,7 +15,7 @@ from core.models import Model, tokenizer
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
 from synth.chat.templates import PreQuery, pre_query
-from synth.generate import single_turn
+from synth.generate import ask
 from synth.generate.ask import batched
 from synth.generate.single_turn import instructions, responses
 from tests.scripted_server import Fault, ScriptedServer, completion
@@ -140,7 +140,7 @@ def test_refused_request_is_a_failed_cell_with_the_servers_words(serve: Any) -> 
 def test_finished_rows_come_in_batches_of_a_bounded_size(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single_turn, "BATCH_ROWS", 10)
+    monkeypatch.setattr(ask, "BATCH_ROWS", 10)
     endpoint, _ = serve(lambda _, body: completion("x"))
     assert [len(part) for part in instructions(rows(25), PROMPT, SAMPLING, endpoint)] == [10, 10, 5]
 
@@ -168,7 +168,7 @@ def test_rows_that_were_finished_before_an_error_are_handed_out_first() -> None:
 def test_first_batch_comes_before_the_last_request_is_sent(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single_turn, "BATCH_ROWS", 8)
+    monkeypatch.setattr(ask, "BATCH_ROWS", 8)
     endpoint, server = serve(lambda _, body: completion("x"))
     parts = instructions(rows(1000), PROMPT, SAMPLING, endpoint)
     next(parts)

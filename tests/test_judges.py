@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 import core.client
+from core import control_tokens
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
@@ -519,7 +520,7 @@ def test_control_tokens_in_an_answer_reach_the_judge_as_plain_text(family: str) 
     assert Counter(i for i in attacked if i in controls) == Counter(
         i for i in plain if i in controls
     )
-    assert words.decode(templates.plain_ids(words, hostile)) == hostile
+    assert words.decode(control_tokens.hostile_ids(words, hostile)) == hostile
     if family == "llama3":
         assert attacked.count(words.bos_token_id) == 1
 

@@ -306,7 +306,7 @@ def test_two_models_speak_in_turn(room: Any, smollm: Any) -> None:
 def test_what_was_said_before_a_stop_is_not_asked_again_and_more_turns_go_on_from_there(
     room: Any, smollm: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("synth.generate.single_turn.BATCH_ROWS", 1)
+    monkeypatch.setattr("synth.generate.ask.BATCH_ROWS", 1)
     here = room(counting)
     rows = [(f"r{n}", f"Question {n}", f"Answer {n}") for n in range(10)]
     user = turns.user_side(here.served(smollm), {"temperature": 1.0}, None)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import UserError
-from core.store import write_atomic
+from core.files import write_atomic
 
 MARK = "complete.json"
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.errors import UserError
+from core.files import file_digest, write_atomic
 from core.models import tokenizer as load_tokenizer
-from core.store import digest, file_digest, write_atomic
+from core.store import digest
 from train import chat as chats
 from train.config import Job
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.files import fsync_folder
 from core.models import tokenizer as load_tokenizer
-from core.store import fsync_folder
 from train.chat import Chat
 from train.throughput import shapes
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.store import Counts, write_atomic
+from core.files import write_atomic
+from core.store import Counts
 from core.supervisor import Supervised
 from core.tracking import Log
 from train import data

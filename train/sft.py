@@ -32,7 +32,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
 from core.errors import UserError
-from core.store import write_atomic
+from core.files import write_atomic
 from train import chat as chats
 from train import checkpoints, data, throughput
 from train.arguments import deepspeed_json, sft_arguments

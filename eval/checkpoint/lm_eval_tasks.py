@@ -21,7 +21,8 @@ import polars as pl
 
 from core import models
 from core.errors import UserError
-from core.store import Counts, write_atomic
+from core.files import write_atomic
+from core.store import Counts
 from core.tracking import Log
 from eval.config import TasksConfig
 

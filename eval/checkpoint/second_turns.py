@@ -9,8 +9,9 @@ from pathlib import Path
 
 import polars as pl
 
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import Counts, write_atomic
+from core.store import Counts
 from core.tracking import Log
 from eval.checkpoint import answers
 from eval.config import AnswersConfig

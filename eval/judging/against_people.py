@@ -15,8 +15,9 @@ from typing import Any
 
 import polars as pl
 
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import digest, write_atomic
+from core.store import digest
 from core.tracking import Log
 from eval.config import AlpacaConfig, ArenaConfig
 from eval.judging import agreement, pairwise, settle

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from core import control_tokens
 from core.columns import FAILED, OK, Column
 from core.errors import UserError
 from core.servers import Endpoint
@@ -88,7 +89,7 @@ class Asker:
             and self.protocol.mode == "logprob"
         ):
             for code in self.protocol.codes:
-                ids = templates.plain_ids(self.tokenizer, code)
+                ids = control_tokens.hostile_ids(self.tokenizer, code)
                 if len(ids) != 1:
                     raise UserError(
                         f"the verdict code '{code}' is {len(ids)} tokens for {self.judge.model}; choose codes of one token each."
@@ -161,7 +162,7 @@ class Asker:
             return Request(question.id, body, "/v1/chat/completions")
         ids = templates.token_ids(self.tokenizer, question.shape, question.values, follow)
         if draft.turn == "constrain":
-            ids = ids + templates.plain_ids(self.tokenizer, draft.text + _OPENING)
+            ids = ids + control_tokens.hostile_ids(self.tokenizer, draft.text + _OPENING)
             # The judge's free text is over: what is left is one of five short labels.
             sampling |= {
                 "max_tokens": 16,

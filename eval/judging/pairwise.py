@@ -19,8 +19,9 @@ import polars as pl
 from core import models
 from core.columns import Column
 from core.errors import UserError
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import Counts, digest, write_atomic
+from core.store import Counts, digest
 from core.tracking import Log
 from core.wire import ServerSpec
 from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig

@@ -15,7 +15,8 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError
-from core.store import Counts, write_atomic
+from core.files import write_atomic
+from core.store import Counts
 from eval.config import JudgeConfig
 from eval.judging.pairwise import judging
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.control_tokens import hostile_ids
 from core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def token_ids(
         _rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns), reply), slots
     ):
         ids += (
-            plain_ids(tokenizer, piece)
+            hostile_ids(tokenizer, piece)
             if hostile
             else list(tokenizer(piece, add_special_tokens=False)["input_ids"])
         )
@@ -180,45 +181,3 @@ def _rendered(
         # Families without a system role (Gemma, Mistral v0.1): its text goes before the user's.
         first = (("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:])
         return _rendered(tokenizer, first, reply)
-
-
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` in which no added token (control tokens, `<think>` and its like) occurs,
-    whatever the text says.
-
-    Tokenizers match added tokens in raw text before anything else, and `split_special_tokens`
-    covers only those flagged special. So the text is cut inside every occurrence of an added token
-    and the fragments are tokenised on their own. Added white space is harmless.
-    """
-    controls, pattern = _controls(tokenizer)
-    ids: list[int] = []
-    for fragment in _cut(text, pattern):
-        ids += tokenizer(fragment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if controls.intersection(ids):
-        raise ValueError("a control token of the judge's tokenizer cannot be written as plain text")
-    return ids
-
-
-def _cut(text: str, pattern: re.Pattern[str] | None) -> Iterable[str]:
-    """Cut `text` after the first character of each match until no fragment holds one."""
-    start = 0
-    while pattern is not None and (match := pattern.search(text, start)) is not None:
-        yield text[start : match.start() + 1]
-        start = match.start() + 1
-    if start < len(text):
-        yield text[start:]
-
-
-@functools.lru_cache(maxsize=8)
-def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], re.Pattern[str] | None]:
-    added = {
-        token.content: number
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if len(token.content.strip()) > 1
-    }
-    if not added:
-        return frozenset(), None
-    names = sorted(
-        added, key=len, reverse=True
-    )  # longest first, so that the longest is the one that is cut
-    return frozenset(added.values()), re.compile("|".join(re.escape(name) for name in names))

@@ -17,8 +17,9 @@ from typing import Any
 import polars as pl
 
 from core.columns import OK
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import Counts, digest, write_atomic
+from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import JudgeConfig, WildBenchConfig
 from eval.judging import settle, templates, verdicts

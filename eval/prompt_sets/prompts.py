@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.store import Counts, digest, write_atomic
+from core.files import write_atomic
+from core.store import Counts, digest
 
 Item = TypeVar("Item")
 

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from core.store import Counts, write_atomic
+from core.files import write_atomic
+from core.store import Counts
 from eval import stats
 from eval.judging import several_judges
 from eval.judging.pairwise import judging

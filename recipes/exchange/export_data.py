@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from core.errors import UserError
-from core.store import fsync_folder
+from core.files import fsync_folder
 from recipes.exchange import card, import_data, recipe_rows
 from recipes.exchange.recipe_rows import Export
 from recipes.stages.session import environment

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.store import fsync_folder
+from core.files import fsync_folder
 from synth.published import rows as published
 from synth.published.files import files
 from synth.published.forms import FORMS, Form

@@ -23,7 +23,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from core.store import MANIFEST, Counts, canonical, write_atomic
+from core.files import write_atomic
+from core.store import MANIFEST, Counts, canonical
 from recipes.report import browser, figures, outcome, sources, tags
 from synth.pool.mode_agreement import sentence
 

@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError
-from core.store import MANIFEST, file_digest
+from core.files import file_digest
+from core.store import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from core.errors import UserError
-from core.store import digest, write_atomic
+from core.files import write_atomic
+from core.store import digest
 from eval.config import rated_benchmarks
 from synth.measures import MEASURES
 

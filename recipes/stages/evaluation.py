@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import UserError
-from core.store import Build, Result, digest, file_digest, tree_digest
+from core.files import file_digest
+from core.store import Build, Result, digest, tree_digest
 from core.tracking import Log
 from eval.config import AlpacaConfig, ArenaConfig, RatedBenchmark, rated_benchmarks
 from recipes.stages import judging

@@ -19,9 +19,10 @@ from pathlib import Path
 import polars as pl
 
 from core.errors import UserError
+from core.files import write_atomic
 from core.models import Model, resolve
 from core.servers import Servers
-from core.store import Build, Result, Store, digest, tree_digest, write_atomic
+from core.store import Build, Result, Store, digest, tree_digest
 from core.tracking import Log, Tracker
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages import checks, evaluation, preferences, synthesis

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.store import Build, Result, digest, file_digest
+from core.files import file_digest
+from core.store import Build, Result, digest
 from core.tracking import Log
 from eval.config import MTBenchConfig, RatedBenchmark, WildBenchConfig
 from recipes.stages.versions import content_of_files

@@ -20,8 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import Build, Result, Store, canonical, digest, write_atomic
+from core.store import Build, Result, Store, canonical, digest
 from core.tracking import Log, Tracker
 
 State = Literal["reuse", "run", "waits"]

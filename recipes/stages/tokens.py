@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from core.columns import OK
+from core.columns import MESSAGES, OK
 from synth.filters.schedule import TokenCounter
 from synth.pool.pool import SLICE, Pool
 from train.config import TrainConfig
 
 if TYPE_CHECKING:
     from recipes.stages.graph import Stages
-
-
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 
 def conversations(pool: Pool, frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:

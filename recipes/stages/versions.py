@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.store import file_digest, tree_digest
+from core.files import file_digest
+from core.store import tree_digest
 
 
 def content_of_files(path: str | None) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError
-from core.store import Result, write_atomic
+from core.files import write_atomic
+from core.store import Result
 from eval.config import AlpacaConfig, ArenaConfig
 from eval.judging import several_judges
 from eval.prompt_sets import prompts as benchmarks

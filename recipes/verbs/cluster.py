@@ -28,7 +28,7 @@ from unittest.mock import patch
 import yaml
 
 from core.errors import UserError, nearest
-from core.store import write_atomic
+from core.files import write_atomic
 from recipes.schema import Loaded, load
 from recipes.verbs.cluster_task import STAGES, Task
 

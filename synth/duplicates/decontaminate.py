@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.store import file_digest
+from core.files import file_digest
 from synth.config import SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings

@@ -25,8 +25,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from core.errors import UserError
+from core.files import fsync_folder, write_atomic
 from core.models import Model
-from core.store import canonical, digest, fsync_folder, write_atomic
+from core.store import canonical, digest
 
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import FAILED, OK, Column, merging_read
+from core.columns import FAILED, MESSAGES, OK, Column, merging_read
 from core.errors import UserError
 from core.store import digest
 from core.wire import Reply, Request
@@ -39,7 +39,6 @@ VERSION = 1
 """Part of every key of a turn; raised when the same settings would give other text."""
 
 PROMPT = Path(__file__).with_name("prompts") / "multi_turn.jinja"
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 FIELDS: dict[str, Any] = {
     "messages": MESSAGES,
     "turns": pl.Int64,

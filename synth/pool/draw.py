@@ -16,8 +16,9 @@ from typing import Any
 import polars as pl
 
 from core.columns import FAILED, OK
+from core.files import write_atomic
 from core.servers import Servers
-from core.store import Counts, canonical, digest, write_atomic
+from core.store import Counts, canonical, digest
 from core.tracking import Log
 from synth.chat.families import system_prompt_of
 from synth.chat.templates import PreQuery, pre_query

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.columns import OK, Column
-from core.store import digest, file_digest
+from core.files import file_digest
+from core.store import digest
 from synth.chat import templates
 from synth.chat.families import system_prompt_of
 from synth.config import ImportConfig, SynthConfig

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.store import fsync_folder
+from core.files import fsync_folder
 from synth.published import files as sources
 from synth.published import rows as published
 

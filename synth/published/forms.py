@@ -75,9 +75,6 @@ _TURN = pl.Struct({"from": pl.String, "value": pl.String})
 PLAIN_TURNS = pl.List(_TURN)
 
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-
-
 def is_ours(frame: pl.DataFrame) -> bool:
     """Whether a frame is in our form already."""
     return {"id", "instruction", "status", "reason", "failed_tags"} <= set(frame.columns)

@@ -19,7 +19,7 @@ import polars as pl
 
 from core.columns import FAILED
 from core.errors import UserError
-from core.store import fsync_folder
+from core.files import fsync_folder
 from synth.published import files
 from synth.published.forms import TAGS, Form, is_ours
 from synth.published.to_ours import to_ours

@@ -15,12 +15,11 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import FAILED, OK
+from core.columns import FAILED, MESSAGES, OK
 from core.errors import UserError
 from core.store import digest
 from synth.published.files import Part
 from synth.published.forms import (
-    MESSAGES,
     NAMES,
     PLAIN_TURNS,
     TAG_LABELS,

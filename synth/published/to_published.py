@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import FAILED
-from synth.published.forms import MESSAGES, NAMES, PLAIN_TURNS, TAG_LABELS, Form, conversation_of
+from core.columns import FAILED, MESSAGES
+from synth.published.forms import NAMES, PLAIN_TURNS, TAG_LABELS, Form, conversation_of
 from synth.published.to_ours import OWN_COLUMNS
 
 _FORMS: dict[str, tuple[str, ...]] = {

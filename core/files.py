@@ -1,0 +1,130 @@
+"""Files: written so that a reader sees all of one or nothing, and read with one sentence where one is
+damaged.
+
+    with replacing(path) as temporary:      # any writer: Parquet, gzip, a folder's archive
+        frame.write_parquet(temporary)
+
+Only this module makes temporary names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+REMEDY = "remove that file and run again"
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees all of it or none: temporary name, fsync, rename."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file or a folder under, which becomes `path` when the
+    block ends and is gone when it raises.
+
+    A file is synced and replaces what was there; a folder must be new. What a killed process left
+    under a temporary name is never read, and harms nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two machines may have a process of the same number, so the name is random.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            temporary.rename(path)
+        else:
+            fsync_file(temporary)
+            temporary.replace(path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def read_json(path: Path, remedy: str = REMEDY) -> Any:
+    """The value that a JSON file holds.
+
+    Raises FileNotFoundError where there is none, which is the caller's to judge, and UserError, with
+    `remedy` as the way out, where it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from error
+
+
+def read_json_lines(path: Path, remedy: str = REMEDY) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of each line of a JSON Lines file that is not blank.
+
+    Raises as `read_json`; the sentence names the line.
+    """
+    try:
+        with path.open(encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    yield number, _line(path, number, line, remedy)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error}); {remedy}.") from error
+
+
+def _line(path: Path, number: int, line: str, remedy: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        where = f"{path} line {number}"
+        raise UserError(f"{where} is not valid JSON ({error}); {remedy}.") from error
+
+
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, remedy: str = REMEDY
+) -> pl.DataFrame:
+    """A Parquet file, or those of its columns. Raises as `read_json`, also for a column it lacks."""
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error}); {remedy}.") from error
