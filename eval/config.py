@@ -3,29 +3,32 @@ when they are used."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks"]
+
+
+class Block(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """A part of a recipe: only the keys that it declares."""
 
 
 def _server(block: dict[str, Any]) -> dict[str, Any]:
     """Check a `server:` block where it is written, by the class that it ends up in."""
     from core.wire import ServerSpec
 
-    ServerSpec(model="model", **{k: v for k, v in block.items() if k != "model"})
+    ServerSpec(**block | {"model": "model"})
     if "model" in block:
         raise ValueError("a `server:` block names no model; write `model:` beside it")
     return block
 
 
-class AnswersConfig(BaseModel):
-    """How a checkpoint answers a prompt set."""
+ServerBlock = Annotated[dict[str, Any], AfterValidator(_server)]
 
-    model_config = STRICT
+
+class AnswersConfig(Block):
+    """How a checkpoint answers a prompt set."""
 
     sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1024}
     """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature,
@@ -33,17 +36,13 @@ class AnswersConfig(BaseModel):
     system: str | None = None
     """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may
     bring one of its own."""
-    server: dict[str, Any] = {}
+    server: ServerBlock = {}
     """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout,
     args (vLLM's, verbatim), env."""
 
-    _check_server = field_validator("server")(_server)
 
-
-class Prices(BaseModel):
+class Prices(Block):
     """What a judge costs, in one currency of the user's choice."""
-
-    model_config = STRICT
 
     input: float = Field(ge=0)
     """Price of a million prompt tokens."""
@@ -51,17 +50,15 @@ class Prices(BaseModel):
     """Price of a million generated tokens."""
 
 
-class JudgeConfig(BaseModel):
+class JudgeConfig(Block):
     """Who judges: a model of ours behind vLLM, or any OpenAI-compatible endpoint."""
-
-    model_config = STRICT
 
     model: str
     """Folder, `embedded/NAME`, hub id, or with `server.urls` the name that the endpoint knows."""
     revision: str | None = None
     """Hub branch, tag or commit; for a hosted judge any note of yours that should count as part of
     its identity."""
-    server: dict[str, Any] = {}
+    server: ServerBlock = {}
     """As core.wire.ServerSpec has it. `urls` and `api_key_env` use servers that run already; `args`
     are vLLM's, verbatim."""
     api: Literal["completions", "chat"] | None = None
@@ -78,8 +75,6 @@ class JudgeConfig(BaseModel):
     as what they cost), in the currency of `prices`. When it is reached the run stops with a
     sentence; everything bought is kept."""
 
-    _check_server = field_validator("server")(_server)
-
     @property
     def asks_by(self) -> Literal["completions", "chat"]:
         """The API in use."""
@@ -92,11 +87,9 @@ class JudgeConfig(BaseModel):
         return self
 
 
-class Protocol(BaseModel):
+class Compared(Block):
     """What the two pairwise benchmarks share: whose answers are compared on which prompts, and how
     the judge is asked."""
-
-    model_config = STRICT
 
     prompts: str | None = None
     """Prompt set of this benchmark; none means `eval.prompts`."""
@@ -113,13 +106,13 @@ class Protocol(BaseModel):
     an item is the mean over those that judged it."""
 
     @model_validator(mode="after")
-    def _one_or_several(self) -> Protocol:
+    def _one_or_several(self) -> Compared:
         if self.judge is not None and self.judges is not None:
             raise ValueError("give `judge` or `judges`, not both")
         return self
 
 
-class AlpacaConfig(Protocol):
+class AlpacaConfig(Compared):
     """AlpacaEval-style: one verdict between two unordered outputs, read from the log-probabilities
     of a one-token code."""
 
@@ -148,14 +141,13 @@ class AlpacaConfig(Protocol):
 
     @model_validator(mode="after")
     def _codes_differ(self) -> AlpacaConfig:
-        if self.codes[0] == self.codes[1] or not all(self.codes):
-            raise ValueError(
-                f"`codes` must be two different, non-empty texts, not {list(self.codes)}"
-            )
+        codes = list(self.codes)
+        if codes[0] == codes[1] or not all(codes):
+            raise ValueError(f"`codes` must be two different, non-empty texts, not {codes}")
         return self
 
 
-class ArenaConfig(Protocol):
+class ArenaConfig(Compared):
     """Arena-Hard-style: two games with swapped positions, each ending in one of five verdict
     labels."""
 
@@ -176,11 +168,13 @@ class ArenaConfig(Protocol):
     replaces the retry of v0.1."""
 
 
-class Rated(BaseModel):
+RatedBenchmark = Literal["wildbench", "mtbench"]
+RATED: tuple[RatedBenchmark, ...] = get_args(RatedBenchmark)
+
+
+class Rated(Block):
     """What the two rated benchmarks share: each answer is rated from 1 to 10 by itself, against no
     baseline."""
-
-    model_config = STRICT
 
     limit: int | None = Field(default=None, ge=1)
     """Only so many tasks, spread evenly over the set; none means `eval.limit`."""
@@ -217,25 +211,6 @@ class WildBenchConfig(Rated):
     """WB-Reward: a slight win of an answer that is longer by more characters than this is a tie;
     none means that length does not matter."""
 
-    @property
-    def reward(self) -> RewardConfig:
-        """How the pairwise questions of WB-Reward are asked."""
-        return RewardConfig(
-            answers=self.answers,
-            judge=self.judge,
-            sampling=self.sampling,
-            prompt=self.reward_prompt,
-        )
-
-
-class RewardConfig(Rated):
-    """WildBench's WB-Reward, as `WildBenchConfig.reward` has it; no block of a recipe."""
-
-    kind: Literal["wildbench-reward"] = "wildbench-reward"
-    """Which protocol this is."""
-    prompt: str = "wildbench-reward"
-    """`WildBenchConfig.reward_prompt`."""
-
 
 class MTBenchConfig(Rated):
     """MT-Bench by single-answer grading: two turns a question, each rated."""
@@ -252,24 +227,55 @@ class MTBenchConfig(Rated):
     reference_2 }}. The reply must end with [[rating]]."""
 
 
-class HeldoutConfig(BaseModel):
+class Protocol(Block):
+    """A judged benchmark's block for one judge, with every default of `eval` filled in."""
+
+    answers: AnswersConfig
+    judge: JudgeConfig
+
+
+class AlpacaProtocol(Protocol, AlpacaConfig):
+    """`eval.alpaca` for one judge."""
+
+
+class ArenaProtocol(Protocol, ArenaConfig):
+    """`eval.arena` for one judge."""
+
+
+class RewardProtocol(Protocol, Rated):
+    """WildBench's WB-Reward, as `WildBenchProtocol.reward` has it."""
+
+    kind: Literal["wildbench-reward"] = "wildbench-reward"
+    prompt: str
+
+
+class WildBenchProtocol(Protocol, WildBenchConfig):
+    """`eval.wildbench`."""
+
+    @property
+    def reward(self) -> RewardProtocol:
+        """How the pairwise questions of WB-Reward are asked."""
+        shared = self.model_dump(include={"answers", "judge", "sampling"})
+        return RewardProtocol(prompt=self.reward_prompt, **shared)
+
+
+class MTBenchProtocol(Protocol, MTBenchConfig):
+    """`eval.mtbench`."""
+
+
+PairwiseProtocol = AlpacaProtocol | ArenaProtocol
+RatedProtocol = WildBenchProtocol | MTBenchProtocol
+
+
+class HeldoutConfig(Block):
     """Loss on the conversations kept out of training."""
 
-    model_config = STRICT
-
-    server: dict[str, Any] | None = None
+    server: ServerBlock | None = None
     """The checkpoint's server; none means the one of `eval.answers`."""
 
-    @field_validator("server")
-    @classmethod
-    def _check_server(cls, block: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if block is None else _server(block)
 
-
-class TasksConfig(BaseModel):
+class TasksConfig(Block):
     """lm-eval."""
-
-    model_config = STRICT
 
     tasks: tuple[str | dict[str, Any], ...] = ("everyday-science",)
     """Names of lm-eval tasks or groups (`ifeval`), paths of task YAML files, `everyday-science`
@@ -288,10 +294,8 @@ class TasksConfig(BaseModel):
     @classmethod
     def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
         for entry in value:
-            if (
-                isinstance(entry, dict)
-                and sum(isinstance(entry.get(key), str) for key in ("task", "group")) != 1
-            ):
+            names = [] if isinstance(entry, str) else [entry.get("task"), entry.get("group")]
+            if names and sum(isinstance(name, str) for name in names) != 1:
                 raise ValueError(
                     f"a mapping in `tasks` needs `task` or `group`, one name, not {entry}"
                 )
@@ -302,16 +306,13 @@ class TasksConfig(BaseModel):
     def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "model_args", "tasks", "log_samples", "task_manager"} & set(value))
         if taken:
-            raise ValueError(
-                f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} set by the harness and cannot be in `evaluate`"
-            )
+            names = f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'}"
+            raise ValueError(f"{names} set by the harness and cannot be in `evaluate`")
         return value
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(Block):
     """What is measured on every checkpoint. A benchmark that is not named is not run."""
-
-    model_config = STRICT
 
     prompts: str = "magpie-48"
     """`magpie-48` (48 prompts written here, 4 in each of 12 categories), `alpaca_eval`,
@@ -349,70 +350,50 @@ class EvalConfig(BaseModel):
         """The primary benchmark."""
         return self.primary or next(iter(self.benchmarks), None)
 
-    def protocol(self, benchmark: Literal["alpaca", "arena"]) -> AlpacaConfig | ArenaConfig:
+    def protocol(self, benchmark: Literal["alpaca", "arena"]) -> PairwiseProtocol:
         """The first of `protocols`: all that its judges have in common."""
         return self.protocols(benchmark)[0]
 
-    def protocols(
-        self, benchmark: Literal["alpaca", "arena"]
-    ) -> tuple[AlpacaConfig | ArenaConfig, ...]:
-        """The block of a pairwise benchmark, once for each of its judges, with every default from
-        above filled in: prompts, answers and judge are never None, `judges` always is."""
-        block = self.alpaca if benchmark == "alpaca" else self.arena
-        assert block is not None, f"{benchmark} is not part of this recipe"
-        common = {
-            "prompts": block.prompts or self.prompts,
-            "answers": block.answers or self.answers,
-            "judges": None,
-        }
-        return tuple(
-            block.model_copy(update=common | {"judge": judge})
-            for judge in block.judges or (block.judge or self.judge,)
-        )
+    def protocols(self, benchmark: Literal["alpaca", "arena"]) -> tuple[PairwiseProtocol, ...]:
+        """A pairwise benchmark that this recipe runs, once for each of its judges."""
+        kind: type[PairwiseProtocol] = AlpacaProtocol if benchmark == "alpaca" else ArenaProtocol
+        settings = self._filled(benchmark, "prompts", "answers", "judge")
+        judges = settings.pop("judges") or (settings["judge"],)
+        return tuple(kind(**settings | {"judge": judge}) for judge in judges)
 
-    def rating(self, benchmark: Literal["wildbench", "mtbench"]) -> WildBenchConfig | MTBenchConfig:
-        """The block of a rated benchmark with every default from above filled in: answers and judge
-        are never None."""
-        block = self.wildbench if benchmark == "wildbench" else self.mtbench
-        assert block is not None, f"{benchmark} is not part of this recipe"
-        own = {
-            "limit": block.limit or self.limit,
-            "answers": block.answers or self.answers,
-            "judge": block.judge or self.judge,
-        }
-        return block.model_copy(update=own)
+    def rating(self, benchmark: RatedBenchmark) -> RatedProtocol:
+        """A rated benchmark that this recipe runs."""
+        kind: type[RatedProtocol]
+        kind = WildBenchProtocol if benchmark == "wildbench" else MTBenchProtocol
+        return kind(**self._filled(benchmark, "limit", "answers", "judge"))
+
+    def _filled(self, benchmark: Benchmark, *shared: str) -> dict[str, Any]:
+        """The block of a benchmark; what it leaves out of `shared` is as `eval` has it."""
+        block = dict(getattr(self, benchmark))
+        return block | {name: block[name] or getattr(self, name) for name in shared}
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
-        for name in ("alpaca", "arena", "wildbench", "mtbench"):
+        """Every judged benchmark has a judge that can be asked so; the primary one is run."""
+        for name in ("alpaca", "arena", *RATED):
             block = getattr(self, name)
-            if (
-                block is not None
-                and (getattr(block, "judges", None) or block.judge or self.judge) is None
-            ):
-                raise ValueError(
-                    f"`{name}` needs a judge: write `judge:` in `eval`, or in `eval.{name}`"
-                )
-        if self.primary is not None and self.primary not in self.benchmarks:
+            if block and not (getattr(block, "judges", None) or block.judge or self.judge):
+                where = f"write `judge:` in `eval`, or in `eval.{name}`"
+                raise ValueError(f"`{name}` needs a judge: {where}")
+        if self.primary not in (None, *self.benchmarks):
+            runs = ", ".join(self.benchmarks) or "none"
             raise ValueError(
-                f"`primary` is {self.primary}, which this recipe does not run (it runs {', '.join(self.benchmarks) or 'none'})"
+                f"`primary` is {self.primary}, which this recipe does not run (it runs {runs})"
             )
-        constrained = (
-            self.protocols("arena") if self.arena is not None and self.arena.constrain else ()
-        )
-        if any(p.judge is not None and p.judge.asks_by == "chat" for p in constrained):
+        constrained = self.arena is not None and self.arena.constrain
+        if constrained and any(p.judge.asks_by == "chat" for p in self.protocols("arena")):
             raise ValueError(
-                "`arena.constrain` needs a judge asked by `completions` (vLLM's structured outputs on token ids)"
+                "`arena.constrain` needs a judge asked by `completions` "
+                "(vLLM's structured outputs on token ids)"
             )
         return self
 
 
-RatedBenchmark = Literal["wildbench", "mtbench"]
-
-
-RATED: tuple[RatedBenchmark, ...] = ("wildbench", "mtbench")
-
-
 def rated_benchmarks(config: EvalConfig) -> list[RatedBenchmark]:
-    """The rated rated_benchmarks that a recipe runs."""
+    """The rated benchmarks that a recipe runs."""
     return [name for name in RATED if getattr(config, name) is not None]

@@ -105,9 +105,15 @@ def rate(
     folder: Path,
     name: str = "out",
 ) -> tuple[dict[str, Any], pl.DataFrame]:
+    config = EvalConfig.model_validate({protocol.kind: protocol})
     with Servers(Log(), folder / "logs") as servers:
         counts = ratings.run(
-            protocol, inputs, folder / "store", folder / name, servers=servers, log=Log()
+            config.rating(protocol.kind),
+            inputs,
+            folder / "store",
+            folder / name,
+            servers=servers,
+            log=Log(),
         )
     return counts, pl.read_parquet(folder / name / "ratings.parquet")
 

@@ -14,7 +14,7 @@ import pytest
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import WildBenchConfig
+from eval.config import EvalConfig, RatedProtocol
 from eval.judging import ratings, settle, templates, verdicts, wb_reward
 from recipes import schema
 from recipes.stages import graph
@@ -43,17 +43,22 @@ def duel(folder: Path, **answers: str | None) -> dict[str, Path]:
     }
 
 
+def wildbench(**settings: Any) -> RatedProtocol:
+    return EvalConfig.model_validate({"wildbench": settings}).rating("wildbench")
+
+
 def protocol(
     url: str, judge_settings: dict[str, Any] | None = None, **settings: Any
-) -> WildBenchConfig:
-    return WildBenchConfig(
-        judge=judge(url, **(judge_settings or {})),
-        **({"references": {"strong": "strong.jsonl"}} | settings),
+) -> RatedProtocol:
+    """WildBench against one reference, with a hosted judge."""
+    references = {"strong": "strong.jsonl"}
+    return wildbench(
+        **{"judge": judge(url, **(judge_settings or {})), "references": references} | settings
     )
 
 
 def compare(
-    config: WildBenchConfig, inputs: dict[str, Path], folder: Path, name: str = "out"
+    config: RatedProtocol, inputs: dict[str, Path], folder: Path, name: str = "out"
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     with Servers(Log(), folder / "logs") as servers:
         counts = ratings.run(
@@ -166,8 +171,7 @@ def test_a_second_run_asks_nothing_and_the_margin_is_no_part_of_a_judgment(tmp_p
 def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(
     tmp_path: Path,
 ) -> None:
-    plain = WildBenchConfig(judge=judge("http://127.0.0.1:1"))
-    assert plain.judge is not None
+    plain = wildbench(judge=judge("http://127.0.0.1:1"))
     known = {"kind", "sampling", "prompt", "version", "judge", "max_answer_characters", "api"}
     assert settle.determines(plain.judge, plain).keys() == known
     with ScriptedServer(favours(0, 0, 0, 0)) as server:
@@ -284,7 +288,7 @@ def test_a_hostile_answer_cannot_set_the_choice(tmp_path: Path) -> None:
             "api": "completions",
             "server": {"urls": [server.url], "timeout": 5},
         }
-        config = WildBenchConfig.model_validate({"judge": who, "references": {"strong": "a"}})
+        config = wildbench(judge=who, references={"strong": "a"})
         _, frame = compare(config, duel(tmp_path, s0=hostile), tmp_path)
     assert frame["choice"].to_list() == ["A=B"] * 4
     begin = words.convert_tokens_to_ids("<|im_start|>")

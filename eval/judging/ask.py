@@ -23,7 +23,7 @@ from eval.config import (
     ArenaConfig,
     JudgeConfig,
     MTBenchConfig,
-    RewardConfig,
+    RewardProtocol,
     WildBenchConfig,
 )
 from eval.judging import templates, verdicts
@@ -70,7 +70,7 @@ class Asker:
     """Asks one judge under one protocol and settles what comes back into `column`."""
 
     judge: JudgeConfig
-    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardConfig
+    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardProtocol
     tokenizer: PreTrainedTokenizerBase | None
     """The judge's, when it is asked by token ids; None for a chat endpoint."""
     column: Column
@@ -220,7 +220,7 @@ class Asker:
     ) -> dict[str, Any] | Draft:
         if isinstance(self.protocol, ArenaConfig):
             return self._label(text, draft)
-        if isinstance(self.protocol, RewardConfig):
+        if isinstance(self.protocol, RewardProtocol):
             return self._choice(choice, text)
         if not isinstance(self.protocol, AlpacaConfig):
             return self._rating(choice, text)

@@ -21,7 +21,7 @@ from core.files import write_atomic
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
-from eval.config import JudgeConfig, MTBenchConfig, WildBenchConfig
+from eval.config import JudgeConfig, RatedProtocol, WildBenchProtocol
 from eval.judging import settle, templates, wb_reward
 from eval.judging.ask import Question
 from eval.judging.journal import Purse
@@ -63,7 +63,7 @@ class Turn:
 
 
 def run(
-    protocol: WildBenchConfig | MTBenchConfig,
+    protocol: RatedProtocol,
     inputs: Mapping[str, Path],
     root: Path,
     out: Path,
@@ -85,7 +85,6 @@ def run(
     one of the ratings asked for came back.
     """
     judge = protocol.judge
-    assert judge is not None, "EvalConfig.rating fills the judge in"
     answers = settle.read_answers(inputs["answers"])
     wanted = tasks(protocol.kind, str(inputs["prompts"]))
     shapes: dict[tuple[str, ...], templates.Template] = {}
@@ -101,7 +100,7 @@ def run(
     frame.write_parquet(out / "ratings.parquet")
     write_atomic(out / "protocol.json", json.dumps(settle.determines(judge, protocol), indent=2))
     compared: Counts = {}
-    if isinstance(protocol, WildBenchConfig) and protocol.references:
+    if isinstance(protocol, WildBenchProtocol) and protocol.references:
         compared = {
             "rewards": wb_reward.run(
                 protocol, wanted, inputs, root, out, purse=purse, servers=servers, log=log
@@ -122,7 +121,7 @@ def run(
 
 def _turns(
     task: Task,
-    protocol: WildBenchConfig | MTBenchConfig,
+    protocol: RatedProtocol,
     judge: JudgeConfig,
     answers: Mapping[str, tuple[str | None, str]],
     shapes: dict[tuple[str, ...], templates.Template],
@@ -130,7 +129,7 @@ def _turns(
     """What is rated of one task; `shapes` remembers the template for each set of slots."""
     first, why = answers.get(task.id, (None, "no answer"))
     shown: list[dict[str, str] | str] = []  # the slots of each turn, or why it has none
-    if isinstance(protocol, WildBenchConfig):
+    if isinstance(protocol, WildBenchProtocol):
         shown = [
             f"no answer: {why}"
             if first is None

@@ -22,7 +22,7 @@ from eval.config import (
     ArenaConfig,
     JudgeConfig,
     MTBenchConfig,
-    RewardConfig,
+    RewardProtocol,
     WildBenchConfig,
 )
 from eval.judging import templates
@@ -54,7 +54,7 @@ def within_budget(judge: JudgeConfig, purse: Purse, bought: int, wanted: int) ->
         )
 
 
-Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardConfig
+Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardProtocol
 
 
 Fields = Mapping[str, pl.DataType | type[pl.DataType]]

@@ -21,7 +21,7 @@ from core.files import write_atomic
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
-from eval.config import JudgeConfig, WildBenchConfig
+from eval.config import JudgeConfig, WildBenchProtocol
 from eval.judging import settle, templates, verdicts
 from eval.judging.ask import Question
 from eval.judging.journal import Purse
@@ -66,7 +66,7 @@ class Pair:
 
 
 def run(
-    protocol: WildBenchConfig,
+    protocol: WildBenchProtocol,
     wanted: Iterable[Task],
     inputs: Mapping[str, Path],
     root: Path,
@@ -86,7 +86,6 @@ def run(
     when not one of the judgments asked for came back.
     """
     judge = protocol.judge
-    assert judge is not None, "EvalConfig.rating fills the judge in"
     shape = templates.template(protocol.reward_prompt, slots=SLOTS)
     answers = settle.read_answers(inputs["answers"])
     others = {
