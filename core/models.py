@@ -51,6 +51,11 @@ class Model:
     path: str
     revision: str
 
+    @property
+    def determines(self) -> str | list[str]:
+        """What stands for the model in a key: its revision, or its name where that is not known."""
+        return [self.name, UNRESOLVED] if self.revision == UNRESOLVED else self.revision
+
 
 def cache_folder() -> Path:
     """Where converted models and remembered digests live: MAGPIE_CACHE, else ~/.cache/magpie."""

@@ -65,6 +65,15 @@ def tree_digest(folder: Path) -> str:
     return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
 
 
+def content_of_files(path: str) -> str:
+    """What a path in a recipe contributes to a key: the digest of the file or folder, or the text
+    itself when it names neither (a shipped name, a hub id)."""
+    here = Path(path).expanduser()
+    if here.is_file():
+        return file_digest(here)
+    return tree_digest(here) if here.is_dir() else path
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished result: its folder and its manifest."""
@@ -112,6 +121,13 @@ class Store:
             raise UserError(
                 f"{path / MANIFEST} is not valid JSON ({error}); remove the folder {path} and run again."
             ) from error
+
+    def finished(self, stage: str, key: str) -> Result:
+        """The result under this key, which exists. Raises UserError when it is gone."""
+        result = self.find(stage, key)
+        if result is None:
+            raise UserError(f"{self.folder(stage, key)} is gone; run again.")
+        return result
 
     @contextmanager
     def build(self, stage: str, key: str, spec: Mapping[str, Any]) -> Iterator[Build]:

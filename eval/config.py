@@ -168,6 +168,8 @@ class ArenaConfig(Compared):
     replaces the retry of v0.1."""
 
 
+PairwiseBenchmark = Literal["alpaca", "arena"]
+PAIRWISE: tuple[PairwiseBenchmark, ...] = get_args(PairwiseBenchmark)
 RatedBenchmark = Literal["wildbench", "mtbench"]
 RATED: tuple[RatedBenchmark, ...] = get_args(RatedBenchmark)
 
@@ -350,11 +352,11 @@ class EvalConfig(Block):
         """The primary benchmark."""
         return self.primary or next(iter(self.benchmarks), None)
 
-    def protocol(self, benchmark: Literal["alpaca", "arena"]) -> PairwiseProtocol:
+    def protocol(self, benchmark: PairwiseBenchmark) -> PairwiseProtocol:
         """The first of `protocols`: all that its judges have in common."""
         return self.protocols(benchmark)[0]
 
-    def protocols(self, benchmark: Literal["alpaca", "arena"]) -> tuple[PairwiseProtocol, ...]:
+    def protocols(self, benchmark: PairwiseBenchmark) -> tuple[PairwiseProtocol, ...]:
         """A pairwise benchmark that this recipe runs, once for each of its judges."""
         kind: type[PairwiseProtocol] = AlpacaProtocol if benchmark == "alpaca" else ArenaProtocol
         settings = self._filled(benchmark, "prompts", "answers", "judge")
@@ -392,6 +394,11 @@ class EvalConfig(Block):
                 "(vLLM's structured outputs on token ids)"
             )
         return self
+
+
+def pairwise_benchmarks(config: EvalConfig) -> list[PairwiseBenchmark]:
+    """The benchmarks of a recipe that compare each answer with a baseline's."""
+    return [name for name in PAIRWISE if getattr(config, name) is not None]
 
 
 def rated_benchmarks(config: EvalConfig) -> list[RatedBenchmark]:

@@ -18,11 +18,10 @@ import pytest
 import yaml
 
 from core.errors import UserError
-from core.models import Model
-from core.tracking import Log
+from core.models import Model, resolve
 from recipes import schema
-from recipes.stages import graph, synthesis
-from recipes.stages.session import Session
+from recipes.stages import graph
+from recipes.stages.walk import Arms
 from recipes.verbs import cluster, cluster_task
 from recipes.verbs import launch as launching
 from synth.pool.draw import mine
@@ -144,14 +143,8 @@ def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
 
 def pool_of(path: Path) -> Any:
     loaded = schema.load(path)
-    from core.servers import Servers
-    from core.store import Store
-
-    root = Store(store(path))
-    session = Session(
-        root, "small", True, graph.tracker_of(loaded.recipe, root), Servers(Log(), root.root), Log()
-    )
-    return synthesis.pool_of(graph.Stages(loaded, session))
+    recipe = loaded.recipe
+    return graph.pool_of(recipe, Arms.of(recipe), resolve, store(path), planning=True)
 
 
 class Shares:

@@ -276,10 +276,8 @@ def test_a_recipe_hands_its_evaluation_prompts_over_whole_and_rows_that_repeat_t
 
 
 def test_histories_and_second_turns_are_evaluation_prompts_too(tmp_path: Path, llama: Path) -> None:
-    from core.store import Store
-    from core.tracking import Tracker
     from recipes.stages.eval_prompts import eval_prompts
-    from recipes.stages.session import Session
+    from recipes.stages.walk import Arms
 
     settings = {
         "judge": {"model": str(llama)},
@@ -294,22 +292,12 @@ def test_histories_and_second_turns_are_evaluation_prompts_too(tmp_path: Path, l
             tmp_path, llama, "http://localhost:1", train=True, arms=arms, eval=settings
         )
     )
-    store = Store(tmp_path / "store")
-    with Servers(Log(), tmp_path / "logs") as servers:
-        session = Session(
-            store,
-            "small",
-            False,
-            Tracker("none", project="p", group="g", folder=store.root),
-            servers,
-            Log(),
-            None,
-        )
-        file = eval_prompts(graph.Stages(loaded, session))
-    assert file is not None and written(store.root) == [
+    recipe, root = loaded.recipe, tmp_path / "store"
+    file = eval_prompts(recipe.eval, Arms.of(recipe), root, planning=False)
+    assert file is not None and written(root) == [
         json.loads(line) for line in file.read_text().splitlines()
     ]
-    found = {(line["benchmark"], line["prompt"]) for line in written(store.root)}
+    found = {(line["benchmark"], line["prompt"]) for line in written(root)}
     wild = {
         ("wildbench", m["content"])
         for task in WILD

@@ -163,7 +163,6 @@ def test_every_room_has_its_place_in_the_order(floor: str) -> None:
     assert rooms == placed
 
 
-@pytest.mark.xfail(reason="the stages share one object", strict=True)
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles({module: imported(path) - {module} for module, path in NAMES.items()}) == []
 

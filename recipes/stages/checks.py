@@ -1,13 +1,23 @@
-"""Sampling parameters of a recipe, checked against what the installed vLLM knows before anything is
-spent."""
+"""Everything that can be found wrong in a recipe before anything is spent: models, sampling
+parameters, TRL's own keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, nearest
-from recipes.schema import Recipe
+from core.files import write_atomic
+from core.store import digest
+from recipes.schema import Recipe, Source
+from recipes.stages import preferences
+from recipes.stages.preferences import Named
+from recipes.stages.walk import Arms
+from synth.config import SynthConfig
+from synth.context import Resolve
+from train.config import TrainConfig
 
 OURS = (
     "model",
@@ -24,41 +34,76 @@ OURS = (
 """What the harness says in a request itself, or what would make answers that nobody reads."""
 
 
-def check(recipe: Recipe) -> None:
-    """Refuse what vLLM would ignore, with the nearest valid name. Models on other people's servers
-    (`urls`) take what they take.
+def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
+    """Resolve every model that the recipe names. Raises UserError naming the place in the
+    recipe."""
+    teacher, train = recipe.synth.teacher, recipe.train
+    named: list[Named] = [("synth.teacher.model", teacher.model, teacher.revision)]
+    for name, model in arms.finished.items():
+        named.append((f"arms.{name}.model", model, arms.configs[name].revision))
+    if train is not None:
+        named.append(("train.base", train.base, train.revision))
+    for place, model, revision in [*named, *preferences.models(recipe.synth, arms)]:
+        try:
+            resolve(model, revision)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+
+
+def trainer(config: TrainConfig, source: Source, root: Path) -> None:
+    """Let TRL judge the `train:` block. Importing it takes seconds, so a block that this TRL
+    accepted once is not asked about again (remembered below the store's `root`)."""
+    accepted = root / "checked" / digest([config, version("trl")])[:16]
+    if accepted.exists():
+        return
+    from train.arguments import check
+
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{source.at(('train', 'trainer'))}: {error}") from error
+    write_atomic(accepted, "")
+
+
+def sampling(synth: SynthConfig) -> None:
+    """Refuse sampling parameters that vLLM would ignore, with the nearest valid name. Models on
+    other people's servers (`urls`) take what they take.
 
     Raises UserError naming the place in the recipe.
     """
     from core.vllm_server import completion_fields
 
     known = completion_fields() - set(OURS)
-    for at, sampling, server in _samplings(recipe):
-        for name in sampling:
+    for place, parameters, server in _samplings(synth):
+        for name in parameters:
             if name in OURS:
                 raise UserError(
-                    f"{at}.{name} is not for a recipe to say: every request asks for one text, in a form of the harness's own."
+                    f"{place}.{name} is not for a recipe to say: every request asks for one text, "
+                    "in a form of the harness's own."
                 )
             if known and not server.get("urls") and name not in known:
-                raise UserError(
-                    f"{at}: vLLM knows no sampling parameter '{name}'{nearest(name, known)}"
-                )
+                hint = nearest(name, known)
+                raise UserError(f"{place}: vLLM knows no sampling parameter '{name}'{hint}")
 
 
-def _samplings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+def _samplings(
+    synth: SynthConfig,
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """(place, sampling, the server block of the model that samples so) of everything that synthesis
     samples."""
-    synth = recipe.synth
     teacher, responder = synth.teacher.server, (synth.responder or synth.teacher).server
     yield "synth.instruction", synth.instruction, teacher
     yield "synth.response", synth.response, responder
-    for number, cell in enumerate(synth.grid if isinstance(synth.grid, tuple) else ()):
-        yield f"synth.grid[{number}].sampling", cell.sampling, teacher
+    entries = synth.grid if isinstance(synth.grid, tuple) else ()
+    for number, entry in enumerate(entries):
+        yield f"synth.grid[{number}].sampling", entry.sampling, teacher
+    tags = synth.tags
     for name in ("quality", "difficulty", "category", "pair_score"):
-        tag = getattr(synth.tags, name)
+        tag = getattr(tags, name)
         yield f"synth.tags.{name}.sampling", tag.sampling, (tag.model or synth.teacher).server
-    for name, model in (("safety", synth.tags.safety), ("base", synth.tags.base)):
-        if model is not None:
-            yield f"synth.tags.{name}.sampling", model.sampling, model.server
+    if tags.safety is not None:
+        yield "synth.tags.safety.sampling", tags.safety.sampling, tags.safety.server
+    if tags.base is not None:
+        yield "synth.tags.base.sampling", tags.base.sampling, tags.base.server
     if synth.preferences is not None:
         yield "synth.preferences.sampling", synth.preferences.sampling, responder

@@ -1,466 +1,304 @@
-"""The evaluation half of the graph: lm-eval, answers and held-out loss of every checkpoint,
-judgments, scores, the comparison, the report.
+"""What is measured of every checkpoint: lm-eval, answers, held-out loss, scores; then the
+comparison and the report. Judging is in recipes/stages/judging.py.
 
-What is rated by itself instead of compared with a baseline is judged in recipes/stages/judging.py.
+A run is a checkpoint by its name: "ARM/SEED", or "ARM" of a finished model.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from core.errors import UserError
-from core.files import file_digest
-from core.store import Build, Result, digest, tree_digest
+from core.files import file_digest, read_json
+from core.store import Counts, Result, content_of_files, digest, tree_digest
 from core.tracking import Log
-from eval.config import AlpacaConfig, ArenaConfig, RatedBenchmark, rated_benchmarks
+from eval.config import (
+    AnswersConfig,
+    EvalConfig,
+    HeldoutConfig,
+    TasksConfig,
+    pairwise_benchmarks,
+    rated_benchmarks,
+)
+from recipes.schema import Recipe
 from recipes.stages import judging
-from recipes.stages.session import WAITS, Results
-from recipes.stages.versions import content_of_files
-
-if TYPE_CHECKING:
-    from recipes.stages.graph import Stages
-
-Pairwise = Literal["alpaca", "arena"]
+from recipes.stages.judging import Judged, PromptSet
+from recipes.stages.session import WAITS, Results, Session, Stage
+from recipes.stages.training import served_path
+from recipes.stages.walk import Arms
 
 
 def stages(
-    graph: Stages, checkpoints: Results, selections: dict[tuple[str, int], Result | None]
+    session: Session,
+    recipe: Recipe,
+    config: EvalConfig,
+    arms: Arms,
+    checkpoints: Results,
+    heldout: Result | None,
 ) -> None:
-    """Everything after training. `checkpoints` maps "ARM/SEED" (or "ARM" for a finished model) to
-    its result."""
-    config = graph.recipe.eval
-    assert config is not None
+    """Everything after training, over `checkpoints` (run -> its result); `heldout` are the
+    conversations kept out of training."""
     # Finished models last: the judge or the next recipe may be the same model, and then its server
     # stays up.
     runs = sorted(checkpoints, key=lambda name: "/" not in name)
     parts: dict[str, Results] = {run: {} for run in runs}
     if config.tasks is not None:
         for run in runs:
-            parts[run]["tasks"] = _tasks(graph, run, checkpoints[run])
-    graph.session.done("tasks")
-    pairwise: list[Pairwise] = [b for b in ("alpaca", "arena") if getattr(config, b) is not None]
-    judged: list[Pairwise | RatedBenchmark] = [*pairwise, *rated_benchmarks(config)]
-    prompts = {b: _prompts(graph, b) for b in judged}
-    answers: dict[tuple[str, str], Result | None] = {}
-    names: dict[tuple[str, str], str] = {}
+            parts[run]["tasks"] = _tasks(session, config.tasks, run, checkpoints[run])
+    session.done("tasks")
+    pairwise, rated = pairwise_benchmarks(config), rated_benchmarks(config)
+    prompt_sets = {name: _prompts(session, config, name) for name in [*pairwise, *rated]}
+    answers: dict[str, dict[Judged, Result | None]] = {}
     for run in runs:
-        for benchmark in judged:
-            answers[(run, benchmark)] = _answers(
-                graph, run, benchmark, checkpoints[run], prompts[benchmark], names
-            )
+        answers[run] = _answers_of_run(session, config, run, checkpoints[run], prompt_sets)
         if config.heldout is not None:
-            parts[run]["heldout"] = _heldout(
-                graph, run, checkpoints[run], selections.get(("heldout", 0))
-            )
-    graph.session.done("answers")
-    graph.session.done("heldout")
-    for pair in pairwise:
-        for run, made in _judgments(graph, runs, pair, answers, prompts[pair]).items():
-            parts[run][f"judgments-{pair}"] = made
-    for rated in rated_benchmarks(config):
-        for run in runs:
-            parts[run][f"ratings-{rated}"] = judging.ratings(
-                graph, run, rated, answers[(run, rated)], prompts[rated]
-            )
-    graph.session.done("judge")
-    scores = {run: _score(graph, run, parts[run], prompts) for run in runs if parts[run]}
-    graph.session.done("score")
-    comparison = _compare(graph, scores)
-    graph.session.done("compare")
-    _report(graph, comparison)
-    graph.session.done("report")
+            loss = _heldout(session, config.heldout, config.answers, run, checkpoints[run], heldout)
+            parts[run]["heldout"] = loss
+    session.done("answers")
+    session.done("heldout")
+    for benchmark in prompt_sets:
+        given = {run: answers[run][benchmark] for run in runs}
+        judged = judging.judge(session, config, arms, benchmark, given, prompt_sets[benchmark])
+        kind = "judgments" if benchmark in pairwise else "ratings"
+        for run, result in judged.items():
+            parts[run][f"{kind}-{benchmark}"] = result
+    session.done("judge")
+    scores = {run: _score(session, run, parts[run]) for run in runs if parts[run]}
+    session.done("score")
+    comparison = _compare(session, config, arms.baseline, scores)
+    session.done("compare")
+    _report(session, recipe, arms, comparison)
+    session.done("report")
 
 
-def _tasks(graph: Stages, run: str, checkpoint: Result | None) -> Result | None:
+def _tasks(
+    session: Session, config: TasksConfig, run: str, checkpoint: Result | None
+) -> Result | None:
+    """lm-eval's scores of a checkpoint; task files count by content."""
     from eval.checkpoint import lm_eval_tasks
 
-    config = graph.recipe.eval
-    assert config is not None and config.tasks is not None
-    settings = config.tasks
-
-    def make(build: Build, log: Log) -> None:
-        graph.session.servers.release()
-        assert checkpoint is not None
-        build.counts.update(
-            lm_eval_tasks.run(settings, {}, build.path, model=graph.model_path(checkpoint), log=log)
-        )
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        session.servers.release()
+        model = served_path(inputs["checkpoint"])
+        return lm_eval_tasks.run(config, {}, out, model=model, log=log)
 
     named = {
-        t if isinstance(t, str) else str(t.get("task") or t.get("group")) for t in settings.tasks
+        task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+        for task in config.tasks
     }
-    files = {
-        name: lm_eval_tasks.LISTS.get(name) or content_of_files(name) for name in sorted(named)
-    }
-    spec = {"tasks": settings, "files": files, "VERSION": lm_eval_tasks.VERSION}
-    return graph.session.stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make)
+    files = {name: lm_eval_tasks.LISTS.get(name) or content_of_files(name) for name in named}
+    spec = {"tasks": config, "files": files, "VERSION": lm_eval_tasks.VERSION}
+    return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
 
 
-def _prompts(graph: Stages, benchmark: Pairwise | RatedBenchmark) -> Result | None:
-    """The prompt set of a benchmark as a file of ours, known by its content."""
+def _prompts(session: Session, config: EvalConfig, benchmark: Judged) -> PromptSet:
+    """The prompt set of a benchmark as a file of ours, known by its content.
+
+    In a plan, one that is on the hub and not downloaded yet is waited for.
+    """
     from eval.prompt_sets import prompts, rated_tasks
 
-    config = graph.recipe.eval
-    assert config is not None
     name = f"prompts/{benchmark}"
-    fetch = not graph.session.planning
+    fetch = not session.planning
     wanted: Sequence[prompts.Prompt]
+    if benchmark == "wildbench" or benchmark == "mtbench":
+        rated = config.rating(benchmark)
+        source, limit = rated.prompts, rated.limit
+    else:
+        source, limit = str(config.protocol(benchmark).prompts), config.limit
     try:
         if benchmark == "wildbench" or benchmark == "mtbench":
-            settings = config.rating(benchmark)
-            source = settings.prompts
-            wanted = tasks = rated_tasks.tasks(benchmark, source, settings.limit, fetch=fetch)
+            wanted = tasks = rated_tasks.tasks(benchmark, source, limit, fetch=fetch)
             characters = judging.shown_characters(tasks)
         else:
-            source = str(config.protocol(benchmark).prompts)
-            wanted = prompts.prompts(source, config.limit, fetch=fetch)
-            characters = [len(p.prompt) for p in wanted]
+            wanted = prompts.prompts(source, limit, fetch=fetch)
+            characters = [len(prompt.prompt) for prompt in wanted]
     except UserError:
-        if graph.session.planning and source in {**prompts.HUB, **rated_tasks.HUB}:
-            graph.session.note(
-                name, WAITS, f"depends on the hub's {source}, which is not downloaded yet"
-            )
-            return None
+        if session.planning and source in {**prompts.HUB, **rated_tasks.HUB}:
+            why = f"depends on the hub's {source}, which is not downloaded yet"
+            session.note(name, WAITS, why)
+            return PromptSet(None, [])
         raise
-    content = digest([p.record() for p in wanted])
-    graph.prompt_characters[benchmark] = characters
+    content = digest([prompt.record() for prompt in wanted])
 
-    def make(build: Build, log: Log) -> None:
-        prompts.write_prompts(wanted, build.path / "prompts.jsonl")
-        build.counts["rows"] = len(wanted)
+    def make(out: Path, log: Log, _: dict[str, Path]) -> Counts:
+        prompts.write_prompts(wanted, out / "prompts.jsonl")
+        return {"rows": len(wanted)}
 
-    made = graph.session.stage(name, {"prompts": content}, {}, make, content=lambda _: content)
-    return made or Result(Path(), {"digest": content})
+    stage = Stage(name, {"prompts": content}, {}, make, content=lambda _: content)
+    made = session.result(stage) or Result(Path(), {"digest": content})
+    return PromptSet(made, characters)
+
+
+def _answers_of_run(
+    session: Session,
+    config: EvalConfig,
+    run: str,
+    checkpoint: Result | None,
+    prompt_sets: Mapping[Judged, PromptSet],
+) -> dict[Judged, Result | None]:
+    """The answers of one checkpoint by benchmark; benchmarks that ask the same prompts in the same
+    way share them."""
+    answers: dict[Judged, Result | None] = {}
+    shared: Results = {}
+    for benchmark, prompt_set in prompt_sets.items():
+        settings = judging.answers_config(config, benchmark)
+        prompts = prompt_set.result
+        asked = digest([settings, prompts.digest if prompts else None])
+        if asked not in shared:
+            name = f"answers/{run}/{benchmark}" if shared else f"answers/{run}"
+            parents = {"checkpoint": checkpoint, "prompts": prompts}
+            shared[asked] = _answers(session, settings, name, benchmark, parents)
+        answers[benchmark] = shared[asked]
+    return answers
 
 
 def _answers(
-    graph: Stages,
-    run: str,
-    benchmark: Pairwise | RatedBenchmark,
-    checkpoint: Result | None,
-    prompts: Result | None,
-    names: dict[tuple[str, str], str],
+    session: Session, settings: AnswersConfig, name: str, benchmark: Judged, parents: Results
 ) -> Result | None:
+    """A checkpoint's answers to a prompt set; MT-Bench's questions go on for a second turn."""
     from eval.checkpoint import answers, second_turns
 
-    config = graph.recipe.eval
-    assert config is not None
-    settings = (
-        config.rating(benchmark)
-        if benchmark == "wildbench" or benchmark == "mtbench"
-        else config.protocol(benchmark)
-    ).answers
-    assert settings is not None
-    group = (run, digest([settings, prompts.digest if prompts else None]))
-    if group in names:  # both benchmarks ask the same prompts in the same way
-        return graph.session.results.get(names[group])
-    names[group] = (
-        f"answers/{run}" if not any(r == run for r, _ in names) else f"answers/{run}/{benchmark}"
-    )
+    two_turns = benchmark == "mtbench"
 
-    def make(build: Build, log: Log) -> None:
-        assert checkpoint is not None and prompts is not None
-        inputs = {"prompts": prompts.path / "prompts.jsonl"}
-        answer = second_turns.run if benchmark == "mtbench" else answers.run
-        build.counts.update(
-            answer(
-                settings,
-                inputs,
-                build.path,
-                model=graph.model_path(checkpoint),
-                servers=graph.session.servers,
-                log=log,
-            )
-        )
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        model = served_path(inputs["checkpoint"])
+        prompts = {"prompts": inputs["prompts"] / "prompts.jsonl"}
+        ask = second_turns.run if two_turns else answers.run
+        return ask(settings, prompts, out, model=model, servers=session.servers, log=log)
 
-    spec = {
+    spec: dict[str, Any] = {
         "answers": settings.model_dump(mode="json", exclude={"server"}),
         "args": settings.server.get("args"),
         "VERSION": answers.VERSION,
     }
-    if benchmark == "mtbench":
+    if two_turns:
         spec["turns"] = second_turns.VERSION
-    parents = {"checkpoint": checkpoint, "prompts": prompts}
-    return graph.session.stage(
-        names[group], spec, parents, make, content=lambda out: file_digest(out / "answers.parquet")
+    stage = Stage(
+        name, spec, parents, make, content=lambda out: file_digest(out / "answers.parquet")
     )
+    return session.result(stage)
 
 
 def _heldout(
-    graph: Stages, run: str, checkpoint: Result | None, rows: Result | None
+    session: Session,
+    config: HeldoutConfig,
+    answers: AnswersConfig,
+    run: str,
+    checkpoint: Result | None,
+    rows: Result | None,
 ) -> Result | None:
+    """A checkpoint's loss on the conversations kept out of training."""
     from eval.checkpoint import heldout_loss
 
-    config = graph.recipe.eval
-    assert config is not None and config.heldout is not None
-    settings = config.heldout
-
-    def make(build: Build, log: Log) -> None:
-        assert checkpoint is not None and rows is not None
-        inputs = {"heldout": rows.path / "heldout.parquet"}
-        model, servers = graph.model_path(checkpoint), graph.session.servers
-        build.counts.update(
-            heldout_loss.run(
-                settings,
-                inputs,
-                build.path,
-                model=model,
-                servers=servers,
-                log=log,
-                answers=config.answers,
-            )
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        return heldout_loss.run(
+            config,
+            {"heldout": inputs["heldout"] / "heldout.parquet"},
+            out,
+            model=served_path(inputs["checkpoint"]),
+            servers=session.servers,
+            log=log,
+            answers=answers,
         )
 
     parents = {"checkpoint": checkpoint, "heldout": rows}
-    return graph.session.stage(f"heldout/{run}", {"VERSION": heldout_loss.VERSION}, parents, make)
+    spec = {"VERSION": heldout_loss.VERSION}
+    return session.result(Stage(f"heldout/{run}", spec, parents, make))
 
 
-def _baseline(
-    graph: Stages,
-    run: str,
-    benchmark: Pairwise,
-    answers: dict[tuple[str, str], Result | None],
-    prompts: Result | None,
-) -> Any:
-    """The answers that `run` is judged against: another run's, or a published file's; "self" when
-    that is the run itself."""
-    from eval.prompt_sets import prompts as benchmarks
-    from recipes.stages.graph import baseline_of
-
-    config = graph.recipe.eval
-    assert config is not None
-    protocol = config.protocol(benchmark)
-    source = protocol.baseline or baseline_of(graph.recipe, graph.arms)
-    if isinstance(source, str) and source in graph.arms:
-        arm, _, seed = run.partition("/")
-        other = source if (source, benchmark) in answers else f"{source}/{seed or graph.seeds[0]}"
-        return "self" if arm == source else answers[(other, benchmark)]
-    name = f"baseline/{benchmark}"
-    if name in graph.session.results:
-        return graph.session.results[name]
-    if prompts is None:
-        return None
-
-    def make(build: Build, log: Log) -> None:
-        wanted = benchmarks.prompts(str(prompts.path / "prompts.jsonl"))
-        build.counts.update(
-            benchmarks.baseline(source, wanted, build.path, prompt_set=str(protocol.prompts))
-        )
-
-    files = {
-        k: content_of_files(v)
-        for k, v in (source.items() if isinstance(source, dict) else [("*", source)])
-    }
-    return graph.session.stage(name, {"baseline": files}, {"prompts": prompts}, make)
-
-
-def _judgments(
-    graph: Stages,
-    runs: Sequence[str],
-    benchmark: Pairwise,
-    answers: dict[tuple[str, str], Result | None],
-    prompts: Result | None,
-) -> Results:
-    """The judgments of every run but the baseline. Several judges ask one after the other, each all
-    runs, so that a server starts once."""
-    from eval.judging import several_judges
-
-    config = graph.recipe.eval
-    assert config is not None
-    protocols = config.protocols(benchmark)
-    baselines = {run: _baseline(graph, run, benchmark, answers, prompts) for run in runs}
-    judged = [run for run in runs if baselines[run] != "self"]
-
-    def one(name: str, run: str, protocol: AlpacaConfig | ArenaConfig) -> Result | None:
-        parents = {
-            "answers": answers[(run, benchmark)],
-            "baseline": baselines[run],
-            "prompts": prompts,
-        }
-        return _judge(graph, name, protocol, parents, graph.prompt_characters.get(benchmark, []))
-
-    if len(protocols) == 1:
-        return {run: one(f"judge/{benchmark}/{run}", run, protocols[0]) for run in judged}
-    found: dict[str, Results] = {run: {} for run in judged}
-    for name, protocol in zip(
-        several_judges.names([p.judge for p in protocols if p.judge]), protocols, strict=True
-    ):
-        for run in judged:
-            found[run][name] = one(f"verdicts/{benchmark}/{name}/{run}", run, protocol)
-
-    def together(run: str) -> Result | None:
-        def make(build: Build, log: Log) -> None:
-            build.counts.update(
-                several_judges.combine(
-                    {name: made.path for name, made in found[run].items() if made is not None},
-                    build.path,
-                )
-            )
-            _judgment_table(build.path, log)
-
-        spec = {"judges": list(found[run]), "VERSION": several_judges.VERSION}
-        return graph.session.stage(
-            f"judge/{benchmark}/{run}",
-            spec,
-            found[run],
-            make,
-            content=lambda out: file_digest(out / "judgments.parquet"),
-        )
-
-    return {run: together(run) for run in judged}
-
-
-def _judge(
-    graph: Stages,
-    name: str,
-    protocol: AlpacaConfig | ArenaConfig,
-    parents: Results,
-    characters: list[int],
-) -> Result | None:
-    from eval.judging import pairwise, settle
-
-    assert protocol.judge is not None
-
-    def make(build: Build, log: Log) -> None:
-        prompts, own, baseline = parents["prompts"], parents["answers"], parents["baseline"]
-        assert own is not None and baseline is not None and prompts is not None
-        inputs = {
-            "prompts": prompts.path / "prompts.jsonl",
-            "answers": own.path,
-            "baseline": baseline.path,
-        }
-        store = graph.session.store.root
-        build.counts.update(
-            pairwise.run(
-                protocol, inputs, store, build.path, servers=graph.session.servers, log=log
-            )
-        )
-        _judgment_table(build.path, log)
-
-    order = protocol.model_dump(mode="json", include={"order", "order_seed"})
-    spec = {"cell": settle.determines(protocol.judge, protocol), **order}
-    made = graph.session.stage(
-        name, spec, parents, make, content=lambda out: file_digest(out / "judgments.parquet")
-    )
-    if made is None:
-        graph.session.add(name, _judge_estimate(protocol, characters))
-    return made
-
-
-def _judge_estimate(protocol: AlpacaConfig | ArenaConfig, characters: list[int]) -> str:
-    """The most that a judge can be asked and paid for one checkpoint, before its answers are known;
-    "" while the prompts are unknown."""
-    from eval.judging.ask import most_tokens
-    from eval.judging.journal import Purse
-
-    assert protocol.judge is not None and protocol.answers is not None
-    if not characters:
-        return ""
-    reward = (
-        protocol.kind == "alpaca" and protocol.mode == "reward"
-    )  # a call for each answer, and nothing generated
-    games = 1 if protocol.kind == "alpaca" and protocol.order == "random" and not reward else 2
-    answers = 2 * int(protocol.answers.sampling.get("max_tokens", 1024))
-    # four characters a token, and about 400 tokens of the judge's own instructions
-    asked = games * sum(n // 4 + (answers // 2 if reward else answers + 400) for n in characters)
-    told = 0 if reward else games * len(characters) * most_tokens(protocol.sampling)
-    money = (
-        f", {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money"
-        if protocol.judge.prices
-        else ""
-    )
-    return f"at most {games * len(characters)} calls, {asked:,} prompt tokens, {told:,} generated{money}"
-
-
-def _judgment_table(folder: Path, log: Log) -> None:
-    import polars as pl
-
-    log.table("judgments", pl.read_parquet(folder / "judgments.parquet"))
-
-
-def _score(
-    graph: Stages, run: str, parts: Results, prompts: dict[Any, Result | None]
-) -> Result | None:
+def _score(session: Session, run: str, parts: Results) -> Result | None:
     from eval.scoring import of_checkpoint
 
-    def make(build: Build, log: Log) -> None:
-        inputs = {name: part.path for name, part in parts.items() if part is not None}
-        build.counts.update(of_checkpoint.run(inputs, build.path))
-        summary = json.loads((build.path / "summary.json").read_text())
-        flat = {
-            f"{b}/{m}": v["value"]
-            for b, metrics in summary.items()
-            for m, v in metrics.items()
-            if v.get("value") is not None
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        counts = of_checkpoint.run(inputs, out)
+        summary = read_json(out / "summary.json")
+        values = {
+            f"{benchmark}/{metric}": figures.get("value")
+            for benchmark, metrics in summary.items()
+            for metric, figures in metrics.items()
         }
-        log.metrics(flat)
+        log.metrics({name: value for name, value in values.items() if value is not None})
+        return counts
 
-    return graph.session.stage(f"score/{run}", {"VERSION": of_checkpoint.VERSION}, parts, make)
+    return session.result(Stage(f"score/{run}", {"VERSION": of_checkpoint.VERSION}, parts, make))
 
 
-def _compare(graph: Stages, scores: Results) -> Result | None:
+def _compare(session: Session, config: EvalConfig, baseline: str, scores: Results) -> Result | None:
     from eval import compare
-    from recipes.stages.graph import baseline_of
 
-    config = graph.recipe.eval
-    assert config is not None
-    baseline = baseline_of(graph.recipe, graph.arms)
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        scored = {run.partition("/")[0] for run in inputs}
+        against = baseline if baseline in scored else None
+        return compare.run(inputs, out, baseline=against, primary=str(config.deciding))
+
     spec = {"baseline": baseline, "primary": config.deciding, "VERSION": compare.VERSION}
-
-    def make(build: Build, log: Log) -> None:
-        inputs = {run: result.path for run, result in scores.items() if result is not None}
-        known = baseline in {run.partition("/")[0] for run in inputs}
-        build.counts.update(
-            compare.run(
-                inputs,
-                build.path,
-                baseline=baseline if known else None,
-                primary=str(config.deciding),
-            )
-        )
-
-    return graph.session.stage("compare", spec, scores, make)
+    return session.result(Stage("compare", spec, scores, make))
 
 
-def _report(graph: Stages, comparison: Result | None) -> None:
+REPORTED = {
+    "train": "train",
+    "answers": "answers",
+    "judge": "judge",
+    "score": "scores",
+    "compare": "comparison",
+}
+"""Stages whose results the report reads, and what it calls them."""
+
+
+def _report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | None) -> None:
     """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
     from recipes.report import page
     from recipes.report.judges import judge_lines
 
-    session = graph.session
-    folder = session.store.root / "recipes" / graph.recipe.name
-    inputs: dict[str, Path] = (
-        {"measure": folder / "measure"} if (folder / "measure").is_dir() else {}
+    measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
+    shown = {**measured, **_shown_results(session.results), **funnels}
+    snapshot = {name: tree_digest(path) for name, path in {**measured, **funnels}.items()}
+    settings = recipe.model_dump(mode="json")
+    notes = judge_lines(recipe, session.results)
+
+    spec = {
+        "page": page.VERSION,
+        "snapshot": snapshot,
+        "name": recipe.name,
+        "notes": notes,
+    }
+    stage = Stage(
+        "report",
+        spec,
+        {"compare": comparison},
+        lambda out, log, inputs: page.build(shown, out, settings, notes),
     )
-    heads = {
-        "train": "train",
-        "answers": "answers",
-        "judge": "judge",
-        "score": "scores",
-        "compare": "comparison",
-    }
-    for name, result in session.results.items():
-        head, _, rest = name.partition("/")
-        if head in heads:
-            inputs[f"{heads[head]}/{rest}" if rest else heads[head]] = result.path
-        elif head == "prompts":
-            inputs[name] = result.path / "prompts.jsonl"
-    for arm in graph.filters:
-        for path in (folder / "select" / arm, folder / "select" / arm / str(graph.seeds[0])):
-            if (path / "funnel.json").is_file():
-                inputs[f"select/{arm}"] = path
-    shown = graph.recipe.model_dump(mode="json")
-    notes = judge_lines(graph.recipe, session.results)
-
-    def make(build: Build, log: Log) -> None:
-        build.counts.update(page.build(inputs, build.path, shown, notes))
-
-    snapshot = {
-        n: tree_digest(p) for n, p in inputs.items() if n == "measure" or n.startswith("select/")
-    }
-    spec = {"page": page.VERSION, "snapshot": snapshot, "name": graph.recipe.name, "notes": notes}
-    made = session.stage("report", spec, {"compare": comparison}, make)
+    made = session.result(stage)
     if made is not None and not session.planning:
-        (folder / "report.html").write_bytes((made.path / "report.html").read_bytes())
+        copy = session.folder / "report.html"
+        copy.write_bytes((made.path / "report.html").read_bytes())
+
+
+def _measured(folder: Path) -> dict[str, Path]:
+    """The pool as it was measured, and its cost, where there is a pool."""
+    measure = folder / "measure"
+    return {"measure": measure} if measure.is_dir() else {}
+
+
+def _funnels(folder: Path, arms: Arms) -> dict[str, Path]:
+    """How each arm came to its rows; of an arm that seeds draw anew, the first seed's."""
+    shown = {}
+    for arm in arms.rules:
+        for name in (arm, f"{arm}/{arms.seeds[0]}"):
+            if (folder / "select" / name / "funnel.json").is_file():
+                shown[f"select/{arm}"] = folder / "select" / name
+    return shown
+
+
+def _shown_results(results: Mapping[str, Result]) -> dict[str, Path]:
+    shown = {}
+    for name, result in results.items():
+        stage, _, rest = name.partition("/")
+        if stage in REPORTED:
+            shown[f"{REPORTED[stage]}/{rest}" if rest else REPORTED[stage]] = result.path
+        elif stage == "prompts":
+            shown[name] = result.path / "prompts.jsonl"
+    return shown

@@ -1,153 +1,294 @@
-"""The rated rated_benchmarks in the graph: WildBench and MT-Bench, where every answer is rated by
-itself and compared with no baseline.
-
-WildBench's may also be compared with those of reference models, for WB-Reward.
-"""
+"""Judgments of every run: pairwise against a baseline (AlpacaEval-style, Arena-Hard-style), or each
+answer rated by itself (WildBench, MT-Bench)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from core.files import file_digest
-from core.store import Build, Result, digest
+from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
-from eval.config import MTBenchConfig, RatedBenchmark, WildBenchConfig
-from recipes.stages.versions import content_of_files
+from eval.config import (
+    AlpacaProtocol,
+    AnswersConfig,
+    ArenaProtocol,
+    EvalConfig,
+    MTBenchProtocol,
+    PairwiseBenchmark,
+    PairwiseProtocol,
+    RatedBenchmark,
+    RatedProtocol,
+    WildBenchProtocol,
+)
+from eval.prompt_sets.rated_tasks import Task
+from recipes.stages.session import Make, Results, Session, Stage
+from recipes.stages.walk import Arms
 
-if TYPE_CHECKING:
-    from eval.prompt_sets.rated_tasks import Task
-    from recipes.stages.graph import Stages
-
-
-def shown_characters(wanted: list[Task]) -> list[int]:
-    """How many characters of the task each call to the judge shows, the answers aside: one call a
-    task, or one a turn."""
-    found = []
-    for task in wanted:
-        fixed = sum(
-            len(text)
-            for text in (*task.checklist, *task.references, *(m["content"] for m in task.history))
-        )
-        found += [
-            fixed + sum(map(len, (task.turns or (task.prompt,))[: turn + 1]))
-            for turn in range(len(task.turns) or 1)
-        ]
-    return found
+Judged = PairwiseBenchmark | RatedBenchmark
 
 
-def ratings(
-    graph: Stages,
-    run: str,
-    benchmark: RatedBenchmark,
-    answers: Result | None,
+@dataclass(frozen=True)
+class PromptSet:
+    """A benchmark's prompts (None in a plan that cannot know them), and how many characters of them
+    each call to the judge shows, the answers aside."""
+
+    result: Result | None
+    characters: list[int]
+
+
+def answers_config(config: EvalConfig, benchmark: Judged) -> AnswersConfig:
+    """How checkpoints answer in a benchmark."""
+    if benchmark == "wildbench" or benchmark == "mtbench":
+        return config.rating(benchmark).answers
+    return config.protocol(benchmark).answers
+
+
+def judge(
+    session: Session,
+    config: EvalConfig,
+    arms: Arms,
+    benchmark: Judged,
+    answers: Results,
+    prompt_set: PromptSet,
+) -> Results:
+    """The judgments of each run's `answers` (by run) in one benchmark, by run; a run that is itself
+    the baseline has none."""
+    if benchmark == "wildbench" or benchmark == "mtbench":
+        protocol = config.rating(benchmark)
+        references = _references(session, protocol, prompt_set.result)
+        return {
+            run: _rate(session, protocol, f"judge/{benchmark}/{run}", own, references, prompt_set)
+            for run, own in answers.items()
+        }
+    against = _baselines(session, config, arms, benchmark, answers, prompt_set.result)
+    pairs = {run: {"answers": answers[run], "baseline": against[run]} for run in against}
+    return _compare(session, config.protocols(benchmark), benchmark, pairs, prompt_set)
+
+
+def _baselines(
+    session: Session,
+    config: EvalConfig,
+    arms: Arms,
+    benchmark: PairwiseBenchmark,
+    answers: Results,
     prompts: Result | None,
-) -> Result | None:
-    """The ratings of one run, named judge/BENCHMARK/RUN."""
-    from eval.judging import ratings as rating
-    from eval.judging import settle
+) -> Results:
+    """The answers that each run is judged against: another run's of the same seed, or a published
+    file's."""
+    from eval.prompt_sets import prompts as prompt_sets
 
-    config = graph.recipe.eval
-    assert config is not None
-    protocol, name = config.rating(benchmark), f"judge/{benchmark}/{run}"
-    assert protocol.judge is not None
-    named = protocol.references if isinstance(protocol, WildBenchConfig) else {}
-    references = {
-        f"reference/{who}": _reference(graph, who, path, prompts) for who, path in named.items()
+    protocol = config.protocol(benchmark)
+    source = protocol.baseline or arms.baseline
+    if isinstance(source, str) and source in arms.configs:
+        judged = [run for run in answers if run.partition("/")[0] != source]
+        return {run: answers[_same_seed(source, run, answers, arms)] for run in judged}
+    if prompts is None:
+        return dict.fromkeys(answers)
+    files = source if isinstance(source, dict) else {"*": source}
+    digests = {category: content_of_files(file) for category, file in files.items()}
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        wanted = prompt_sets.prompts(str(inputs["prompts"] / "prompts.jsonl"))
+        return prompt_sets.baseline(source, wanted, out, prompt_set=str(protocol.prompts))
+
+    stage = Stage(f"baseline/{benchmark}", {"baseline": digests}, {"prompts": prompts}, make)
+    return dict.fromkeys(answers, session.result(stage))
+
+
+def _same_seed(arm: str, run: str, answers: Results, arms: Arms) -> str:
+    """The run of an arm that another run is compared with."""
+    if arm in answers:  # a finished model, which no seed varies
+        return arm
+    seed = run.partition("/")[2] or arms.seeds[0]
+    return f"{arm}/{seed}"
+
+
+def _compare(
+    session: Session,
+    protocols: tuple[PairwiseProtocol, ...],
+    benchmark: PairwiseBenchmark,
+    pairs: Mapping[str, Results],
+    prompt_set: PromptSet,
+) -> Results:
+    """The judgments of every run. Several judges ask one after the other, each all runs, so that a
+    server starts once; then their judgments are put together."""
+    from eval.judging import several_judges
+
+    if len(protocols) == 1:
+        names = {run: f"judge/{benchmark}/{run}" for run in pairs}
+        return _verdicts(session, protocols[0], names, pairs, prompt_set)
+    judges = several_judges.names([protocol.judge for protocol in protocols])
+    by_judge: dict[str, Results] = {}
+    for judge, protocol in zip(judges, protocols, strict=True):
+        names = {run: f"verdicts/{benchmark}/{judge}/{run}" for run in pairs}
+        by_judge[judge] = _verdicts(session, protocol, names, pairs, prompt_set)
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        return _logged(several_judges.combine(inputs, out), out, log, "judgments")
+
+    spec = {"judges": judges, "VERSION": several_judges.VERSION}
+    combined: Results = {}
+    for run in pairs:
+        verdicts = {judge: by_judge[judge][run] for judge in judges}
+        stage = Stage(f"judge/{benchmark}/{run}", spec, verdicts, make, content=_judgments_digest)
+        combined[run] = session.result(stage)
+    return combined
+
+
+def _logged(counts: Counts, folder: Path, log: Log, *tables: str) -> Counts:
+    """Counts as they are; the tables of a result are shown to the tracker."""
+    for table in tables:
+        log.table(table, pl.read_parquet(folder / f"{table}.parquet"))
+    return counts
+
+
+def _judgments_digest(folder: Path) -> str:
+    return file_digest(folder / "judgments.parquet")
+
+
+def _verdicts(
+    session: Session,
+    protocol: PairwiseProtocol,
+    names: Mapping[str, str],
+    pairs: Mapping[str, Results],
+    prompt_set: PromptSet,
+) -> Results:
+    """One judge's judgments by run; `names`: of each run's stage."""
+    from eval.judging import pairwise, settle
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        files = {**inputs, "prompts": inputs["prompts"] / "prompts.jsonl"}
+        root, servers = session.store.root, session.servers
+        counts = pairwise.run(protocol, files, root, out, servers=servers, log=log)
+        return _logged(counts, out, log, "judgments")
+
+    order = protocol.model_dump(mode="json", include={"order", "order_seed"})
+    spec = {"cell": settle.determines(protocol.judge, protocol), **order}
+    verdicts: Results = {}
+    for run, name in names.items():
+        parents = {**pairs[run], "prompts": prompt_set.result}
+        stage = Stage(name, spec, parents, make, content=_judgments_digest)
+        verdicts[run] = session.result(stage)
+        if verdicts[run] is None:
+            session.add(name, _estimate(protocol, prompt_set.characters))
+    return verdicts
+
+
+def _references(session: Session, protocol: RatedProtocol, prompts: Result | None) -> Results:
+    """Reference models' answers to the tasks (WB-Reward), made once for all runs."""
+    if not isinstance(protocol, WildBenchProtocol):
+        return {}
+    return {
+        f"reference/{who}": _reference(session, f"baseline/wildbench/{who}", path, prompts)
+        for who, path in protocol.references.items()
     }
 
-    def make(build: Build, log: Log) -> None:
-        import polars as pl
 
-        assert answers is not None and prompts is not None
-        inputs = {"prompts": prompts.path / "prompts.jsonl", "answers": answers.path}
-        inputs |= {who: made.path for who, made in references.items() if made is not None}
-        build.counts.update(
-            rating.run(
-                protocol,
-                inputs,
-                graph.session.store.root,
-                build.path,
-                servers=graph.session.servers,
-                log=log,
-            )
-        )
-        log.table("ratings", pl.read_parquet(build.path / "ratings.parquet"))
-        if references:
-            log.table("rewards", pl.read_parquet(build.path / "rewards.parquet"))
+def _reference(session: Session, name: str, path: str, prompts: Result | None) -> Result | None:
+    from eval.prompt_sets import prompts as prompt_sets
 
-    def content(out: Path) -> str:
-        found = [
-            file_digest(out / f"{table}.parquet")
-            for table in ("ratings", *(("rewards",) if references else ()))
-        ]
-        return digest(found) if references else found[0]
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        wanted = prompt_sets.prompts(str(inputs["prompts"] / "prompts.jsonl"))
+        return prompt_sets.baseline({"*": path}, wanted, out)
+
+    spec = {"baseline": content_of_files(path)}
+    return session.result(Stage(name, spec, {"prompts": prompts}, make))
+
+
+def _rate(
+    session: Session,
+    protocol: RatedProtocol,
+    name: str,
+    answers: Result | None,
+    references: Results,
+    prompt_set: PromptSet,
+) -> Result | None:
+    """The ratings of one run's answers, and WB-Reward's choices where there are references."""
+    from eval.judging import settle
 
     spec: dict[str, Any] = {"cell": settle.determines(protocol.judge, protocol)}
-    if (
-        isinstance(protocol, WildBenchConfig) and references
-    ):  # what a recipe without references has as its key stays
+    # What a recipe without references has as its key stays.
+    if isinstance(protocol, WildBenchProtocol) and references:
         spec["rewards"] = {
             "cell": settle.determines(protocol.judge, protocol.reward),
             "margin": protocol.margin,
-            "names": list(named),
+            "names": list(protocol.references),
         }
-    parents = {"answers": answers, "prompts": prompts, **references}
-    made = graph.session.stage(name, spec, parents, make, content=content)
-    if made is None:
-        graph.session.add(name, _estimate(protocol, graph.prompt_characters.get(benchmark, [])))
-    return made
+    tables = ["ratings", *(["rewards"] if references else [])]
+
+    def content(folder: Path) -> str:
+        digests = [file_digest(folder / f"{table}.parquet") for table in tables]
+        return digest(digests) if references else digests[0]
+
+    parents = {"answers": answers, "prompts": prompt_set.result, **references}
+    make = _rating_of(session, protocol, tables)
+    result = session.result(Stage(name, spec, parents, make, content=content))
+    if result is None:
+        session.add(name, _estimate(protocol, prompt_set.characters))
+    return result
 
 
-def _reference(graph: Stages, who: str, path: str, prompts: Result | None) -> Result | None:
-    """A reference model's answers to the tasks, made once for all runs."""
-    from eval.prompt_sets import prompts as rated_benchmarks
+def _rating_of(session: Session, protocol: RatedProtocol, tables: list[str]) -> Make:
+    from eval.judging import ratings
 
-    name = f"baseline/wildbench/{who}"
-    if name in graph.session.results:
-        return graph.session.results[name]
-    if any(
-        step.name == name for step in graph.session.steps
-    ):  # in a plan, its line is there already
-        return None
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        files = {**inputs, "prompts": inputs["prompts"] / "prompts.jsonl"}
+        root, servers = session.store.root, session.servers
+        counts = ratings.run(protocol, files, root, out, servers=servers, log=log)
+        return _logged(counts, out, log, *tables)
 
-    def make(build: Build, log: Log) -> None:
-        assert prompts is not None
-        wanted = rated_benchmarks.prompts(str(prompts.path / "prompts.jsonl"))
-        build.counts.update(rated_benchmarks.baseline({"*": path}, wanted, build.path))
-
-    return graph.session.stage(
-        name, {"baseline": content_of_files(path)}, {"prompts": prompts}, make
-    )
+    return make
 
 
-def _estimate(protocol: WildBenchConfig | MTBenchConfig, characters: list[int]) -> str:
+def shown_characters(tasks: list[Task]) -> list[int]:
+    """How many characters of the task each call to the judge shows, the answers aside: one call a
+    task, or one a turn."""
+    shown = []
+    for task in tasks:
+        history = [turn["content"] for turn in task.history]
+        fixed = sum(map(len, (*task.checklist, *task.references, *history)))
+        turns = task.turns or (task.prompt,)
+        shown += [fixed + sum(map(len, turns[:last])) for last in range(1, len(turns) + 1)]
+    return shown
+
+
+INSTRUCTIONS = 400
+"""About how many tokens the judge's own instructions are."""
+
+
+def _estimate(protocol: PairwiseProtocol | RatedProtocol, characters: list[int]) -> str:
     """The most that a judge can be asked and paid for one checkpoint, before its answers are known;
-    "" while the tasks are unknown."""
+    "" while the prompts are unknown. `characters`: of the prompt in each call."""
     from eval.judging.ask import most_tokens
     from eval.judging.journal import Purse
 
-    assert protocol.judge is not None and protocol.answers is not None
     if not characters:
         return ""
-    answers = (1 if protocol.kind == "wildbench" else 2) * int(
-        protocol.answers.sampling.get("max_tokens", 1024)
-    )  # MT-Bench shows both turns
-    asked = sum(
-        n // 4 + answers + 400 for n in characters
-    )  # as for pairwise judges: four characters a token, 400 tokens of instructions
-    pairs = len(characters) * (
-        len(protocol.references) if isinstance(protocol, WildBenchConfig) else 0
-    )
-    if pairs:
-        asked += (pairs // len(characters)) * sum(
-            n // 4 + 2 * answers + 400 for n in characters
-        )  # a reference's answer counts like the model's
-    calls = len(characters) + pairs
-    told = calls * most_tokens(protocol.sampling)
-    money = (
-        f", {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money"
-        if protocol.judge.prices
-        else ""
-    )
-    return f"at most {calls} calls, {asked:,} prompt tokens, {told:,} generated{money}"
+    answer = int(protocol.answers.sampling.get("max_tokens", 1024))
+    prompts = sum(length // 4 for length in characters)  # four characters a token
+    items = len(characters)
+    generated = most_tokens(protocol.sampling)
+    if isinstance(protocol, AlpacaProtocol) and protocol.mode == "reward":
+        # A call for each answer, which shows that answer alone, and nothing is generated.
+        calls, asked, generated = 2 * items, 2 * (prompts + items * answer), 0
+    elif isinstance(protocol, AlpacaProtocol | ArenaProtocol):
+        both = isinstance(protocol, ArenaProtocol) or protocol.order == "both"
+        games = 2 if both else 1
+        calls, asked = games * items, games * (prompts + items * (2 * answer + INSTRUCTIONS))
+    else:
+        shown = 2 if isinstance(protocol, MTBenchProtocol) else 1  # MT-Bench shows both turns
+        references = len(getattr(protocol, "references", ()))
+        # A reference's answer counts like the model's.
+        compared = references * (prompts + items * (2 * shown * answer + INSTRUCTIONS))
+        calls = items * (1 + references)
+        asked = prompts + items * (shown * answer + INSTRUCTIONS) + compared
+    told = calls * generated
+    figures = f"at most {calls} calls, {asked:,} prompt tokens, {told:,} generated"
+    if protocol.judge.prices is None:
+        return figures
+    return f"{figures}, {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money"

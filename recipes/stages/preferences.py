@@ -2,71 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.store import Build, Result
+from core.store import Counts, Result
 from core.tracking import Log
+from recipes.stages.session import Session, Stage
+from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth import preferences
+from synth.config import SynthConfig
 from synth.context import Context
 
-if TYPE_CHECKING:
-    from recipes.stages.graph import Stages
+Named = tuple[str, str, str | None]
+"""Where a recipe names a model (dotted), the model, its revision."""
 
 
-def models(graph: Stages) -> list[tuple[tuple[str, ...], str, str | None]]:
-    """Where a recipe names models for its preference sets: (place, model, revision). Raises
-    UserError for an arm that has no rows or is none."""
-    config = graph.recipe.synth.preferences
+def models(synth: SynthConfig, arms: Arms) -> list[Named]:
+    """The model that a recipe names for its preference sets. Raises UserError for an arm that has
+    no rows or is none."""
+    config = synth.preferences
     if config is None:
         return []
-    arms = [name for name, arm in graph.arms.items() if arm.model is None]
+    with_rows = [name for name in arms.configs if name not in arms.finished]
     for arm in config.arms:
-        if arm not in arms:
-            raise UserError(
-                f"synth.preferences.arms: no arm with rows is called '{arm}'{nearest(arm, arms)}."
-            )
-    scorer = preferences.reward_model(graph.recipe.synth)
-    place = (
-        ("synth", "preferences", "reward", "model")
-        if config.reward
-        else ("synth", "tags", "reward", "model")
-    )
+        if arm not in with_rows:
+            hint = nearest(arm, with_rows)
+            raise UserError(f"synth.preferences.arms: no arm with rows is called '{arm}'{hint}.")
+    scorer = preferences.reward_model(synth)
+    place = "synth.preferences.reward.model" if config.reward else "synth.tags.reward.model"
     return [(place, scorer.model, scorer.revision)]
 
 
-def stages(graph: Stages, selections: dict[tuple[str, int], Result | None]) -> None:
-    """Make `preferences/ARM` (an arm that is sampled by seed: `preferences/ARM/SEED`), where the
-    recipe has `synth.preferences`."""
-    synth, session = graph.recipe.synth, graph.session
-    if synth.preferences is not None:
-        arms = {arm for arm, _ in selections if arm != "heldout"}
-        context = Context(session.store.root, graph.resolve)
-        spec = preferences.spec(synth, context)
-        for (arm, seed), chosen in selections.items():
-            seeded = arm not in graph.filters or graph.filters[arm].seeded
-            if arm not in (synth.preferences.arms or arms) or (
-                not seeded and seed != graph.seeds[0]
-            ):
-                continue
-
-            def make(build: Build, log: Log, chosen: Result | None = chosen) -> None:
-                assert chosen is not None
-                rows = pl.read_parquet(chosen.path / "selection.parquet")
-                build.counts.update(
-                    preferences.build(
-                        rows, synth, context.serving(session.servers), build.path, log
-                    )
-                )
-
-            name = f"preferences/{arm}/{seed}" if seeded else f"preferences/{arm}"
-            made = session.stage(name, spec, {"selection": chosen}, make)
-            if made is not None and not session.planning:
-                counts = made.manifest["counts"]
-                pairs = f"{counts['train']:,} + {counts['test']:,} pairs of {counts['rows']:,} rows"
-                session.log.say(
-                    f"{name}: {pairs} in {made.path}; without a pair: {counts['dropped']}"
-                )
+def stages(
+    session: Session, synth: SynthConfig, arms: Arms, context: Context, selections: Selections
+) -> None:
+    """Make `preferences/ARM` (an arm that is sampled by seed: `preferences/ARM/SEED`) of every arm
+    that `synth.preferences` names, or of all."""
+    config = synth.preferences
+    if config is not None:
+        with_rows = list(dict.fromkeys(arm for arm, _ in selections if arm != HELDOUT[0]))
+        for arm in with_rows:
+            if arm in (config.arms or with_rows):
+                for seed, name in arms.selections(arm):
+                    chosen = selections[(arm, seed)]
+                    _pairs(session, synth, context, f"preferences/{name}", chosen)
     session.done("preferences")
+
+
+def _pairs(
+    session: Session, synth: SynthConfig, context: Context, name: str, chosen: Result | None
+) -> None:
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        rows = pl.read_parquet(inputs["selection"] / "selection.parquet")
+        return preferences.build(rows, synth, context.serving(session.servers), out, log)
+
+    stage = Stage(name, preferences.spec(synth, context), {"selection": chosen}, make)
+    made = session.result(stage)
+    if made is not None and not session.planning:
+        counts = made.manifest["counts"]
+        pairs = f"{counts['train']:,} + {counts['test']:,} pairs of {counts['rows']:,} rows"
+        dropped = counts["dropped"]
+        session.log.say(f"{name}: {pairs} in {made.path}; without a pair: {dropped}")

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -22,13 +22,21 @@ from typing import Any, Final, Literal
 
 from core.files import write_atomic
 from core.servers import Servers
-from core.store import Build, Result, Store, canonical, digest
+from core.store import Counts, Result, Store, canonical, digest
 from core.tracking import Log, Tracker
 
 State = Literal["reuse", "run", "waits"]
 REUSE: Final = "reuse"
 RUN: Final = "run"
 WAITS: Final = "waits"
+
+Make = Callable[[Path, Log, dict[str, Path]], Counts]
+"""Writes a result into a folder, given the log and the folders of the results that it is made from;
+returns what the manifest counts."""
+
+Results = dict[str, Result | None]
+"""Results by name; None in a plan: it must be made first."""
+
 PACKAGES = (
     "magpie-harness",
     "torch",
@@ -43,6 +51,8 @@ PACKAGES = (
     "polars",
     "wandb",
 )
+SHOWN_FIELDS = 3
+"""How many changed fields a plan names as the cause of a stage."""
 
 
 class StopHere(Exception):
@@ -58,7 +68,31 @@ class Step:
     state: State
     why: str
     path: Path | None = None
-    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A result that a recipe asks for.
+
+    `spec` determines the content together with the parents' digests; `make` writes into the build's
+    folder, and gets the parents' folders by the same names.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    parents: Mapping[str, Result | None]
+    make: Make
+    content: Callable[[Path], str] | None = None
+    """Digests what children depend on, where that is not every file."""
+    because: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that explain the spec without being part of the key."""
+    trainer: bool = False
+    """Whether what runs reports to the tracker itself."""
+
+    @property
+    def kind(self) -> str:
+        """The first part of the name: train, answers, judge ..."""
+        return self.name.partition("/")[0]
 
 
 @dataclass
@@ -77,99 +111,80 @@ class Session:
     _specs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.remembered = self.store.root / "recipes" / self.name / "specs.json"
-        self._last: dict[str, Any] = (
-            json.loads(self.remembered.read_text()) if self.remembered.is_file() else {}
-        )
+        self._remembered = self.folder / "specs.json"
+        self._last: dict[str, Any] = {}
+        if self._remembered.is_file():
+            self._last = json.loads(self._remembered.read_text())
 
-    def note(
-        self,
-        name: str,
-        state: State,
-        why: str,
-        path: Path | None = None,
-        seconds: float | None = None,
-    ) -> None:
+    @property
+    def folder(self) -> Path:
+        """Where this recipe's own files lie: the report, the pool's snapshot, each arm's funnel."""
+        return self.store.root / "recipes" / self.name
+
+    def note(self, name: str, state: State, why: str, path: Path | None = None) -> None:
         """Add a line to the plan; while running, also say it."""
-        self.steps.append(Step(name, state, why, path, seconds))
+        self.steps.append(Step(name, state, why, path))
         if not self.planning:
-            self.log.say(f"{name}: {state}{f' ({why})' if why else ''}")
+            reason = f" ({why})" if why else ""
+            self.log.say(f"{name}: {state}{reason}")
 
     def add(self, name: str, text: str) -> None:
         """Say more about a step that is already in the plan."""
-        self.steps = [
-            replace(s, why=f"{s.why}; {text}") if s.name == name and text else s for s in self.steps
-        ]
+        if text:
+            self.steps = [
+                replace(step, why=f"{step.why}; {text}") if step.name == name else step
+                for step in self.steps
+            ]
 
-    def stage(
-        self,
-        name: str,
-        spec: Mapping[str, Any],
-        parents: Mapping[str, Result | None],
-        make: Callable[[Build, Log], None],
-        *,
-        content: Callable[[Path], str] | None = None,
-        trainer: bool = False,
-        because: Mapping[str, Any] | None = None,
-    ) -> Result | None:
-        """The result of one stage: reused, made now, or (in a plan) None because it or a parent
-        must run.
-
-        `spec` determines the content together with the parents' digests; `make` writes into the
-        build's folder; `content` digests what children depend on where that is not every file;
-        `because` holds settings that explain the spec without being part of the key.
-        """
-        stage = name.partition("/")[0]
-        waiting = [p for p, result in parents.items() if result is None]
-        self._specs[name] = json.loads(canonical({**spec, **(because or {})}))
+    def result(self, stage: Stage) -> Result | None:
+        """The result of a stage: reused, made now, or (in a plan) None because it or a parent must
+        run."""
+        inputs = {name: parent.digest for name, parent in stage.parents.items() if parent}
+        spec = json.loads(canonical({**stage.spec, **stage.because}))
+        waiting = [name for name, parent in stage.parents.items() if parent is None]
         if waiting:
-            self.note(name, WAITS, f"depends on {', '.join(waiting)}")
+            self._specs[stage.name] = spec
+            self.note(stage.name, WAITS, f"depends on {', '.join(waiting)}")
             return None
-        inputs = {p: result.digest for p, result in parents.items() if result is not None}
+        self._specs[stage.name] = {**spec, "inputs": inputs}
         # Names of parents that merely repeat an arm's name never enter a key; what a stage calls
         # its input does.
-        full = {"stage": stage, "spec": spec, "inputs": inputs}
-        key = digest(full)
-        found = self.store.find(stage, key)
-        self._specs[name] = {**self._specs[name], "inputs": inputs}
-        if found is not None:
-            self.note(name, REUSE, "", found.path)
-            self.results[name] = found
-            return found
-        why = self._cause(name)
-        self.note(name, RUN, why, self.store.folder(stage, key))
+        determined = {"stage": stage.kind, "spec": stage.spec, "inputs": inputs}
+        key = digest(determined)
+        stored = self.store.find(stage.kind, key)
+        if stored is not None:
+            self.note(stage.name, REUSE, "", stored.path)
+            self.results[stage.name] = stored
+            return stored
+        self.note(stage.name, RUN, self._cause(stage.name), self.store.folder(stage.kind, key))
         if self.planning:
             return None
-        config = {
-            "recipe": self.name,
-            "stage": name,
-            "spec": json.loads(canonical(dict(spec))),
-            "inputs": inputs,
-        }
-        with self.tracker.stage(name, stage, key, config, trainer=trainer) as log:
-            with self.store.build(stage, key, full) as build:
-                build.facts.update(
-                    {"name": name, "environment": environment(), "wandb": log.run_id}
-                )
-                build.content = content
-                make(build, log)
-            result = self.store.find(stage, key)
-            assert result is not None
-            log.finish(
-                {
-                    "output": result.digest,
-                    "path": result.path.name,
-                    "counts": result.manifest["counts"],
-                }
-            )
-        self.results[name] = result
-        return result
+        self.results[stage.name] = self._make(stage, key, determined)
+        return self.results[stage.name]
+
+    def _make(self, stage: Stage, key: str, determined: Mapping[str, Any]) -> Result:
+        """Make a result in the store, tracked; `determined` is what its key is the digest of."""
+        spec = json.loads(canonical(dict(stage.spec)))
+        inputs = determined["inputs"]
+        config = {"recipe": self.name, "stage": stage.name, "spec": spec, "inputs": inputs}
+        tracked = self.tracker.stage(stage.name, stage.kind, key, config, trainer=stage.trainer)
+        with tracked as log:
+            with self.store.build(stage.kind, key, determined) as build:
+                facts = {"name": stage.name, "environment": environment(), "wandb": log.run_id}
+                build.facts.update(facts)
+                build.content = stage.content
+                folders = {name: parent.path for name, parent in stage.parents.items() if parent}
+                build.counts.update(stage.make(build.path, log, folders))
+            made = self.store.finished(stage.kind, key)
+            counts = made.manifest["counts"]
+            log.finish({"output": made.digest, "path": made.path.name, "counts": counts})
+        return made
 
     def done(self, name: str) -> None:
         """Called after each group of stages: remembers their specs, and stops here when `--until`
         asks for it."""
         if not self.planning:
-            write_atomic(self.remembered, json.dumps({**self._last, **self._specs}, indent=1))
+            write_atomic(self._remembered, json.dumps({**self._last, **self._specs}, indent=1))
         if self.until == name:
             raise StopHere
 
@@ -178,61 +193,47 @@ class Session:
         before = self._last.get(name)
         if before is None:
             return "not made yet"
-        old, new = _flat(before), _flat(self._specs[name])
-        changed = [
-            f"{k}: {_short(old.get(k))} -> {_short(new.get(k))}"
-            for k in sorted({*old, *new})
-            if old.get(k) != new.get(k)
-        ]
-        stale = [c for c in changed if c.startswith("inputs.")]
-        fields = [c for c in changed if not c.startswith("inputs.")]
+        old, new = dict(_leaves(before)), dict(_leaves(self._specs[name]))
+        changed = [at for at in sorted({*old, *new}) if old.get(at) != new.get(at)]
+        stale = [at.removeprefix("inputs.") for at in changed if at.startswith("inputs.")]
+        fields = [at for at in changed if not at.startswith("inputs.")]
         if fields:
-            return "; ".join(fields[:3]) + (
-                f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
-            )
+            shown = [
+                f"{at}: {_short(old.get(at))} -> {_short(new.get(at))}"
+                for at in fields[:SHOWN_FIELDS]
+            ]
+            if len(fields) > SHOWN_FIELDS:
+                shown.append(f"and {len(fields) - SHOWN_FIELDS} more")
+            return "; ".join(shown)
         if stale:
-            return (
-                "stale: "
-                + ", ".join(sorted({c.split(":")[0].removeprefix("inputs.") for c in stale}))
-                + " has other content now"
-            )
+            return f"stale: {', '.join(stale)} has other content now"
         return "its result is gone from the store"
 
 
-def _flat(value: Any, at: str = "") -> dict[str, Any]:
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything inside nested mappings."""
     if isinstance(value, dict) and value:
-        return {
-            k: v
-            for key, inner in value.items()
-            for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()
-        }
-    return {at: value}
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, value
 
 
 def _short(value: Any) -> str:
-    text = (
-        "unset"
-        if value is None
-        else value[:12]
-        if isinstance(value, str) and len(value) == 64
-        else str(value)
-    )
+    text = "unset" if value is None else str(value)
+    if isinstance(value, str) and len(value) == 64:  # a digest
+        text = value[:12]
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 @cache
 def _git_commit() -> str | None:
-    folder = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return answer.stdout.strip() or None
 
 
 @cache
@@ -252,6 +253,3 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "platform": sys.platform,
     }
-
-
-Results = dict[str, Result | None]

@@ -1,310 +1,302 @@
-"""The synthesis half of the graph: instructions, measure, one selection an arm, and the held-out
-conversations."""
+"""Instructions, measuring, one selection an arm, and the held-out conversations."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import polars as pl
 
 from core.columns import OK
 from core.errors import UserError
-from core.store import Build, Result, digest
+from core.store import Counts, Result, digest
 from core.tracking import Log
-from recipes.stages import eval_prompts
-from recipes.stages.session import RUN, WAITS
-from recipes.stages.tokens import _messages, conversations, token_counter
-from synth.context import Context
+from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage
+from recipes.stages.tokens import as_messages, conversations, rows_digest
+from recipes.stages.walk import HELDOUT, Arms, Selections
+from synth.filters.arm import ArmConfig
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Filter, columns_of
-from synth.filters.schedule import Selection, select, wanted
+from synth.filters.schedule import Selection, TokenCounter, select, wanted
 from synth.pool import draw, mode_agreement
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 from synth.published import rows as published
 
-if TYPE_CHECKING:
-    from recipes.stages.graph import Stages
+FILE = "selection.parquet"
+ROWS = ("id", "instruction", "response", "messages", "status")
 
 
-def stages(graph: Stages) -> dict[tuple[str, int], Result | None]:
-    """Draw, measure and select: a selection for every (arm, seed) that trains, and ("heldout", 0)
-    where rows are held out."""
-    session, recipe = graph.session, graph.recipe
-    needs_pool = bool(graph.filters) or recipe.synth.heldout > 0
-    chosen: dict[tuple[str, int], Result | None] = {}
-    if needs_pool:
-        pool = pool_of(graph)
-        with nullcontext() if session.planning else pool.instruction.alone():
-            frame = _measured(graph, pool)
-        chosen |= _select(graph, pool, frame)
-    for arm, config in graph.arms.items():
-        if config.data is not None:
-            for seed in graph.seeds:
-                chosen[(arm, seed)] = _select_data(graph, arm, seed)
-    session.done("select")
-    return chosen
+@dataclass(frozen=True)
+class Chosen:
+    """What an arm chose from the pool, and by which rule."""
+
+    rule: Filter
+    selection: Selection
 
 
-def pool_of(graph: Stages) -> Pool:
-    """The pool of the recipe."""
-    return Pool(
-        graph.recipe.synth,
-        Context(graph.session.store.root, graph.resolve, eval_prompts.eval_prompts(graph)),
-    )
+def from_pool(
+    session: Session,
+    arms: Arms,
+    pool: Pool,
+    tokens: TokenCounter | None,
+    later: tuple[str, ...],
+) -> Selections:
+    """Draw, measure and select: a selection for every arm that chooses from the pool and every
+    seed, and `HELDOUT` where rows are held out.
+
+    `later`: measures whose means are not known yet in a plan (of the evaluation's prompts).
+    """
+    with nullcontext() if session.planning else pool.instruction.alone():
+        frame = _measured(session, arms, pool, tokens, later)
+    if frame is None:
+        return _waiting(session, arms, heldout=bool(pool.config.heldout))
+    selections: Selections = {}
+    chosen: list[Chosen] = []
+    for arm, rule in arms.rules.items():
+        for seed, name in arms.selections(arm):
+            selection = select(frame, rule, seed, tokens, pool.vectors)
+            chosen.append(Chosen(rule, selection))
+            rows = conversations(pool, frame, selection.ids)
+            selections[(arm, seed)] = _arm(session, f"select/{name}", rows, chosen[-1])
+    selections = _for_every_seed(selections, arms)
+    if pool.config.heldout:
+        selections[HELDOUT] = _heldout(session, pool, frame)
+    if not session.planning:
+        _report(session, pool, frame, chosen)
+    return selections
 
 
-def _measured(graph: Stages, pool: Pool) -> pl.DataFrame | None:
+def _for_every_seed(selections: Selections, arms: Arms) -> Selections:
+    """A selection that no seed changes serves them all."""
+    first = arms.seeds[0]
+    return {
+        (arm, seed): selections.get((arm, seed), selections.get((arm, first)))
+        for arm in arms.rules
+        for seed in arms.seeds
+    }
+
+
+def _waiting(session: Session, arms: Arms, *, heldout: bool) -> Selections:
+    """The same lines of a plan in which cells are missing."""
+    names = [name for arm in arms.rules for _, name in arms.selections(arm)]
+    for name in [*names, *(["heldout"] if heldout else [])]:
+        session.note(f"select/{name}", WAITS, "depends on measure")
+    selections: Selections = {(arm, seed): None for arm in arms.rules for seed in arms.seeds}
+    return selections | ({HELDOUT: None} if heldout else {})
+
+
+def _measured(
+    session: Session,
+    arms: Arms,
+    pool: Pool,
+    tokens: TokenCounter | None,
+    later: tuple[str, ...],
+) -> pl.DataFrame | None:
     """The pool with everything the arms want, or None in a plan when cells are missing."""
-    session = graph.session
-    rules = [(rule, graph.seeds) for rule in graph.filters.values()]
-    # A plan writes no file of the evaluation's prompts, so there the pool knows of none.
-    later = (
-        ("overlap", "eval_distance") if session.planning and graph.recipe.eval is not None else ()
-    )
-    measuring.check(pool, list(graph.filters.values()), later)
-    tokens = token_counter(graph, pool)
-    texts = columns_of(graph.filters.values())
-    missing = 0 if pool.imported else len(pool.missing_instructions())
-    empty = pool.to_import()
-    if missing or empty:
-        total = graph.recipe.synth.rows
-        session.note(
-            "instructions",
-            RUN,
-            f"{missing} of {total} rows missing" if missing else "not imported to the end yet",
-        )
-        if session.planning:
-            session.note("measure", WAITS, "depends on instructions")
-            return None
-    else:
-        session.note("instructions", "reuse", f"{len(pool.drawn())} rows", pool.instruction.folder)
-    if not session.planning and (missing or empty):
-        with session.tracker.stage(
-            "instructions",
-            "instructions",
-            digest(pool.cells["instruction"]),
-            {"cell": pool.cells["instruction"]},
-        ) as log:
-            counts = draw.draw(pool, session.servers, log)
-            log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
-            if counts["failed"]:
-                log.say(
-                    f"instructions: {sum(counts['failed'].values())} failed ({counts['failed']})"
-                )
-    session.done("instructions")
+    rules = list(arms.rules.values())
+    measuring.check(pool, rules, later)
+    texts = columns_of(rules)
+    if not _drawn(session, pool):
+        return None
     frame = pool.frame(texts)
     if frame.is_empty():
+        folder = pool.instruction.folder
         raise UserError(
-            f"synth.rows: no usable instruction in the pool ({pool.instruction.folder}); see the reasons in its parts."
+            f"synth.rows: no usable instruction in the pool ({folder}); "
+            "see the reasons in its parts."
         )
-    wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
-    if not wants:
-        session.note("measure", "reuse", "")
-    else:
+    seeded = [(rule, arms.seeds) for rule in rules]
+    wants = wanted(frame, seeded, tokens, pool.complete, pool.vectors)
+    if wants:
         cells = ", ".join(f"{len(ids)} of {len(frame)} {name}" for name, ids in wants.items())
         session.note("measure", RUN, f"missing now: {cells}; more may follow from them")
         if session.planning:
             return None
-        key = digest([pool.cells, [r.name for r, _ in rules]])
+        key = digest([pool.cells, [rule.name for rule in rules]])
         with session.tracker.stage("measure", "measure", key, {"cells": pool.cells}) as log:
-            counts = measuring.measure(pool, rules, session.servers, log, tokens)
+            counts = measuring.measure(pool, seeded, session.servers, log, tokens)
             frame = pool.frame(texts)
             log.finish({"counts": counts, "output": digest(sorted(frame["id"].to_list()))})
-    _check_modes(graph, pool, frame)
+    else:
+        session.note("measure", REUSE, "")
+    _check_modes(session, pool, frame)
     session.done("measure")
     return frame
 
 
-def _check_modes(graph: Stages, pool: Pool, frame: pl.DataFrame) -> None:
+def _drawn(session: Session, pool: Pool) -> bool:
+    """Draw, or import, the instructions that are missing; false in a plan when there are any."""
+    missing = 0 if pool.imported else len(pool.missing_instructions())
+    if missing or pool.to_import():
+        why = "not imported to the end yet"
+        if missing:
+            why = f"{missing} of {pool.config.rows} rows missing"
+        session.note("instructions", RUN, why)
+        if session.planning:
+            session.note("measure", WAITS, "depends on instructions")
+            return False
+        cell = pool.cells["instruction"]
+        tracked = session.tracker.stage(
+            "instructions", "instructions", digest(cell), {"cell": cell}
+        )
+        with tracked as log:
+            counts = draw.draw(pool, session.servers, log)
+            log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
+            failed = counts["failed"]
+            if failed:
+                log.say(f"instructions: {sum(failed.values())} failed ({failed})")
+    else:
+        rows = len(pool.drawn())
+        session.note("instructions", REUSE, f"{rows} rows", pool.instruction.folder)
+    session.done("instructions")
+    return True
+
+
+def _check_modes(session: Session, pool: Pool, frame: pl.DataFrame) -> None:
     """Ask a sample of tagged rows in the other mode of asking, where the recipe's `check` wants to
     know how far both agree."""
     missing = mode_agreement.missing(pool, frame)
     if not missing:
         return
-    session = graph.session
-    session.note(
-        "measure/check",
-        RUN,
-        "in the other mode: " + ", ".join(f"{len(rows)} {name}" for name, rows in missing.items()),
-    )
+    rows = ", ".join(f"{len(ids)} {name}" for name, ids in missing.items())
+    session.note("measure/check", RUN, f"in the other mode: {rows}")
     if not session.planning:
-        with session.tracker.stage(
-            "measure/check", "measure", digest([pool.cells, "check"]), {"cells": pool.cells}
-        ) as log:
+        key = digest([pool.cells, "check"])
+        with session.tracker.stage("measure/check", "measure", key, {"cells": pool.cells}) as log:
             log.finish({"counts": mode_agreement.ask(pool, frame, session.servers, log)})
 
 
-def _select(
-    graph: Stages, pool: Pool, frame: pl.DataFrame | None
-) -> dict[tuple[str, int], Result | None]:
-    session = graph.session
-    found: dict[tuple[str, int], Result | None] = {}
-    picked: list[tuple[Filter, Selection]] = []
-    for arm, rule in graph.filters.items():
-        for seed in graph.seeds:
-            shared = (
-                found.get((arm, graph.seeds[0]))
-                if not rule.seeded and seed != graph.seeds[0]
-                else None
-            )
-            name = f"select/{arm}/{seed}" if rule.seeded else f"select/{arm}"
-            if frame is None:
-                if shared is None and (rule.seeded or seed == graph.seeds[0]):
-                    session.note(name, WAITS, "depends on measure")
-                found[(arm, seed)] = None
-            elif shared is not None:
-                found[(arm, seed)] = shared
-            else:
-                picked.append(
-                    (rule, select(frame, rule, seed, token_counter(graph, pool), pool.vectors))
-                )
-                found[(arm, seed)] = _write(
-                    graph,
-                    name,
-                    conversations(pool, frame, picked[-1][1].ids),
-                    picked[-1][1],
-                    because=_because(rule),
-                )
-    if frame is not None:
-        if graph.recipe.synth.heldout:
-            ids = frame.filter(pl.col("heldout") & (pl.col("status:response") == OK))
-            ranked = (
-                ids.with_columns(hash_rank(ids["id"], "heldout").alias("h"))
-                .sort("h")["id"]
-                .to_list()
-            )
-            if not ranked:
-                raise UserError(
-                    "synth.heldout: no row of the pool is held out; draw more rows or raise the share."
-                )
-            found[("heldout", 0)] = _write(
-                graph,
-                "select/heldout",
-                conversations(pool, frame, ranked),
-                None,
-                file="heldout.parquet",
-            )
-        _measure_result(graph, pool, frame, picked)
-    elif graph.recipe.synth.heldout:
-        session.note("select/heldout", WAITS, "depends on measure")
-        found[("heldout", 0)] = None
-    return found
+def _heldout(session: Session, pool: Pool, frame: pl.DataFrame) -> Result | None:
+    """The conversations that no arm may choose, in hash order."""
+    kept = frame.filter(pl.col("heldout") & (pl.col("status:response") == OK))
+    ids = kept.sort(hash_rank(kept["id"], "heldout"))["id"].to_list()
+    if not ids:
+        raise UserError(
+            "synth.heldout: no row of the pool is held out; draw more rows or raise the share."
+        )
+    rows = conversations(pool, frame, ids)
+    return _result(session, "select/heldout", rows, file="heldout.parquet")
 
 
-def _because(rule: Filter) -> dict[str, str | None]:
-    return {
+def _arm(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Result | None:
+    """The selection of an arm, and beside the recipe how the arm came to it."""
+    rule = chosen.rule
+    because = {
         "where": rule.where.text if rule.where else None,
         "choose": rule.taking,
         "budget": str(rule.budget),
     }
+    result = _result(session, name, rows, because=because)
+    if result is not None and not session.planning:
+        _keep_funnel(session, name, chosen.selection, result.path / FILE)
+    return result
 
 
-def _write(
-    graph: Stages,
+def _result(
+    session: Session,
     name: str,
     rows: pl.DataFrame,
-    chosen: Selection | None,
-    file: str = "selection.parquet",
-    because: dict[str, str | None] | None = None,
+    *,
+    file: str = FILE,
+    because: Mapping[str, Any] | None = None,
 ) -> Result | None:
-    """A selection is keyed by its ordered (id, content) list: two filters that choose the same rows
+    """A selection is keyed by its ordered (id, content) list: two rules that choose the same rows
     are one selection."""
-    from recipes.stages.graph import rows_digest
-
     content = rows_digest(rows)
 
-    def make(build: Build, log: Log) -> None:
-        rows.write_parquet(build.path / file)
-        build.counts["rows"] = len(rows)
+    def make(out: Path, log: Log, _: dict[str, Path]) -> Counts:
+        rows.write_parquet(out / file)
         log.metrics({"rows": float(len(rows))})
+        return {"rows": len(rows)}
 
-    result = graph.session.stage(
-        name, {"rows": content, "file": file}, {}, make, content=lambda _: content, because=because
-    )
-    if chosen is not None and result is not None and not graph.session.planning:
-        _keep_funnel(graph, name, chosen, result.path / file)
-    return result or (Result(Path(), {"digest": content}) if graph.session.planning else None)
+    spec = {"rows": content, "file": file}
+    stage = Stage(name, spec, {}, make, content=lambda _: content, because=because or {})
+    result = session.result(stage)
+    if result is None and session.planning:  # its content is known before it is written
+        return Result(Path(), {"digest": content})
+    return result
 
 
-def _keep_funnel(graph: Stages, name: str, chosen: Selection, selection: Path) -> None:
+def _keep_funnel(session: Session, name: str, chosen: Selection, selection: Path) -> None:
     """Beside the recipe: how this arm came to its rows, and why every other row is out (a selection
-    itself may be shared by two filters)."""
-    folder = graph.session.store.root / "recipes" / graph.recipe.name / name
+    itself may be shared by two rules)."""
+    folder = session.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     funnel = json.dumps(chosen.funnel, indent=1)
-    known = folder / "funnel.json"
-    if (
-        known.is_file()
-        and known.read_text() == funnel
-        and (folder / selection.name).is_file()
-        and (folder / selection.name).samefile(selection)
-    ):
+    known, link = folder / "funnel.json", folder / selection.name
+    same = known.is_file() and known.read_text() == funnel
+    if same and link.is_file() and link.samefile(selection):
         return
     known.write_text(funnel)
     chosen.dropped.write_parquet(folder / "dropped.parquet")
-    (folder / selection.name).unlink(missing_ok=True)
-    (folder / selection.name).hardlink_to(selection)
-    with graph.session.tracker.stage(
-        f"funnel {name}", "select", digest([name, funnel]), {"funnel": chosen.funnel}
-    ) as log:
+    link.unlink(missing_ok=True)
+    link.hardlink_to(selection)
+    key = digest([name, funnel])
+    settings = {"funnel": chosen.funnel}
+    with session.tracker.stage(f"funnel {name}", "select", key, settings) as log:
         log.table("dropped", chosen.dropped)
-        text = (
-            pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n---\n")
-        )
-        log.table("kept", pl.read_parquet(selection).select("id", text.alias("text")))
+        contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
+        text = contents.list.join("\n---\n").alias("text")
+        log.table("kept", pl.read_parquet(selection).select("id", text))
 
 
-def _measure_result(
-    graph: Stages, pool: Pool, frame: pl.DataFrame, picked: list[tuple[Filter, Selection]]
-) -> None:
+def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chosen]) -> None:
     """A snapshot of the pool and its cost for the report, and the line that says what was not paid
     for."""
-    session = graph.session
-    if session.planning:
-        return
-    folder = session.store.root / "recipes" / graph.recipe.name / "measure"
+    folder = session.folder / "measure"
     folder.mkdir(parents=True, exist_ok=True)
-    cost = measuring.cost(pool, [(rule, chosen.ids) for rule, chosen in picked], frame)
+    kept = [(one.rule, one.selection.ids) for one in chosen]
+    cost = measuring.cost(pool, kept, frame)
     (folder / "cost.json").write_text(json.dumps(cost, indent=1))
     agreed = mode_agreement.report(pool, frame)
     (folder / "tag_agreement.json").write_text(json.dumps(agreed, indent=1))
     for name, figures in agreed.items():
         session.log.say(mode_agreement.sentence(name, figures))
     pool.snapshot(frame, folder / "pool.parquet")
+    spent, naive = cost["tokens_spent"], cost["naive_tokens"]
     session.log.say(
-        f"tokens spent: {cost['tokens_spent']:,} generated; answering and tagging every row first would have cost about {cost['naive_tokens']:,} "
-        f"(avoided: {cost['tokens_avoided']:,}); {cost['rows_answered']} of {cost['rows_pool']} rows answered; "
+        f"tokens spent: {spent:,} generated; answering and tagging every row first would have cost "
+        f"about {naive:,} (avoided: {cost['tokens_avoided']:,}); "
+        f"{cost['rows_answered']} of {cost['rows_pool']} rows answered; "
         f"{cost['cost_per_kept_row']} tokens a kept row"
     )
 
 
-def _select_data(graph: Stages, arm: str, seed: int) -> Result | None:
-    """An arm that is someone else's data: its rows in hash order up to the budget."""
-    config = graph.arms[arm]
-    assert config.data is not None
-    rows = pl.concat(
-        [
-            f.select("id", "instruction", "response", "messages", "status")
-            for f in published.read(config.data)
-        ]
-    )
-    if not graph.session.planning and (failed := int((rows["status"] != OK).sum())):
-        graph.session.log.say(
-            f"select/{arm}: {failed} of {len(rows)} rows of {config.data} are failed rows and left out (`magpie import` says why)"
-        )
-    rows = rows.filter(pl.col("status") == OK)
-    rows = rows.with_columns(hash_rank(rows["id"], seed).alias("h")).sort("h")
-    if config.budget is not None and config.budget.tokens is not None:
+def from_data(session: Session, arms: Arms) -> Selections:
+    """A selection for every arm that is someone else's data and every seed: its rows in hash order
+    up to the budget."""
+    selections: Selections = {}
+    for arm, source in arms.with_data.items():
+        for seed in arms.seeds:
+            name = f"select/{arm}/{seed}"
+            rows = pl.concat([part.select(ROWS) for part in published.read(source)])
+            usable = rows.filter(pl.col("status") == OK)
+            failed = len(rows) - len(usable)
+            if failed and not session.planning:
+                session.log.say(
+                    f"{name.removesuffix(f'/{seed}')}: {failed} of {len(rows)} rows of {source} "
+                    "are failed rows and left out (`magpie import` says why)"
+                )
+            ranked = usable.sort(hash_rank(usable["id"], seed))
+            taken = _within_budget(ranked, arm, source, arms.configs[arm])
+            selections[(arm, seed)] = _result(session, name, as_messages(taken))
+    return selections
+
+
+def _within_budget(rows: pl.DataFrame, arm: str, source: str, config: ArmConfig) -> pl.DataFrame:
+    budget = config.budget
+    if budget is None:
+        return rows
+    if budget.rows is None:
         raise UserError(f"arms.{arm}.budget: an arm with `data` takes a budget in rows.")
-    if config.budget is not None and config.budget.rows is not None:
-        if len(rows) < config.budget.rows and not config.allow_short:
-            budget = config.budget.rows
-            raise UserError(
-                f"arms.{arm}.data: {config.data} has {len(rows)} usable rows of {budget}; say `allow_short: true`."
-            )
-        rows = rows.head(config.budget.rows)
-    return _write(graph, f"select/{arm}/{seed}", _messages(rows), None)
+    if len(rows) < budget.rows and not config.allow_short:
+        raise UserError(
+            f"arms.{arm}.data: {source} has {len(rows)} usable rows of {budget.rows}; "
+            "say `allow_short: true`."
+        )
+    return rows.head(budget.rows)

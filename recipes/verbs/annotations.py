@@ -20,6 +20,7 @@ from eval.scoring import alpaca
 from eval.scoring import official_files as forms
 from recipes.schema import Loaded, with_random
 from recipes.stages import graph
+from recipes.stages.walk import baseline_of
 
 
 def write(loaded: Loaded, out: Path) -> list[Path]:
@@ -112,7 +113,7 @@ def _baseline(
 ) -> tuple[Path, str | dict[str, str]]:
     """Folder of the baseline's answers, and its name, or names by category."""
     arms = with_random(loaded.recipe)
-    source = protocol.baseline or graph.baseline_of(loaded.recipe, arms)
+    source = protocol.baseline or baseline_of(loaded.recipe, arms)
     if isinstance(source, str) and source in arms:
         seeds = loaded.recipe.train.seeds if loaded.recipe.train else (0,)
         other = (

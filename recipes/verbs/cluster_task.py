@@ -63,11 +63,12 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
     never replace one another, so that a cell that is made twice costs time only. What a killed task
     had finished is in the store, and the same task started again continues from there.
     """
+    from core.models import resolve
     from core.servers import Servers
     from core.store import Store, digest
     from core.tracking import Log
-    from recipes.stages import graph, synthesis, tokens
-    from recipes.stages.session import Session
+    from recipes.stages import graph, tokens
+    from recipes.stages.walk import Arms, tracker_of
     from synth.measures import MEASURES
     from synth.pool import draw, measure
     from synth.pool.pool import POOLED
@@ -77,11 +78,11 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
         return {}
     recipe = loaded.recipe
     store = Store(Path(recipe.store))
-    tracker = graph.tracker_of(recipe, store)
+    tracker = tracker_of(recipe, store)
+    arms = Arms.of(recipe)
     # Tasks may share a host and always share the store: each has its own server log.
     with Servers(Log(), store.root / "logs" / f"{stage}-{rank}") as servers:
-        stages = graph.Stages(loaded, Session(store, recipe.name, False, tracker, servers, Log()))
-        pool = synthesis.pool_of(stages)
+        pool = graph.pool_of(recipe, arms, resolve, store.root, planning=False)
         key = digest([pool.cells["instruction"], stage, rank, world])
         with tracker.stage(
             f"{stage}/{rank}", stage, key, {"recipe": recipe.name, "rank": rank, "world": world}
@@ -98,13 +99,13 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
                     and m not in ("response", "base_response")
                 ]
                 only = {"pool": POOLED, "tags": free, "answers": None}[stage]
-                rules = [(rule, stages.seeds) for rule in stages.filters.values()]
+                rules = [(rule, arms.seeds) for rule in arms.rules.values()]
                 counts = measure.measure(
                     pool,
                     rules,
                     servers,
                     log,
-                    tokens.token_counter(stages, pool),
+                    tokens.token_counter(recipe.train, arms, pool, resolve),
                     share=share,
                     only=only,
                 )

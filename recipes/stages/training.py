@@ -1,0 +1,88 @@
+"""Training: a checkpoint for every arm and seed, and every finished model as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from core.models import Model
+from core.store import Counts, Result, digest, tree_digest
+from core.tracking import Log
+from recipes.stages.session import Results, Session, Stage
+from recipes.stages.walk import Arms, Selections
+from synth.context import Resolve
+from train.config import TrainConfig
+
+OF_THE_LAUNCH = {"seeds", "main_process_ip", "main_process_port", "base", "revision", "deepspeed"}
+"""Fields of the `train:` block that are no part of a checkpoint's key, or stand in it by
+content."""
+
+
+def stages(
+    session: Session,
+    config: TrainConfig | None,
+    arms: Arms,
+    selections: Selections,
+    resolve: Resolve,
+) -> Results:
+    """A checkpoint for every arm and seed ("ARM/SEED"), and for every finished model ("ARM")."""
+    checkpoints: Results = {}
+    for name, arm in arms.configs.items():
+        if arm.model is not None:
+            checkpoints[name] = _finished(resolve(arm.model, arm.revision))
+        elif config is not None:
+            base = resolve(config.base, config.revision)
+            for seed in arms.seeds:
+                run = f"{name}/{seed}"
+                checkpoints[run] = _train(session, config, base, run, selections[(name, seed)])
+    session.done("train")
+    return checkpoints
+
+
+def _finished(model: Model) -> Result:
+    return Result(Path(model.path), {"digest": digest(["model", model.determines])})
+
+
+def _train(
+    session: Session, config: TrainConfig, base: Model, run: str, chosen: Result | None
+) -> Result | None:
+    """The checkpoint of a run ("ARM/SEED") from the selection that its arm chose."""
+    from train import arguments, chat, data, launch
+
+    seed = int(run.rpartition("/")[2])
+    training, inference = config.chat_template_path, config.inference_template
+    spec = {
+        "train": config.model_dump(mode="json", exclude=OF_THE_LAUNCH),
+        "deepspeed": json.loads(arguments.deepspeed_json(config)),
+        "base": base.determines,
+        "seed": seed,
+        "templates": {
+            "training": training and digest(chat.read(training, training=True)),
+            "inference": inference and digest(chat.read(inference, training=False)),
+        },
+        "VERSION": data.VERSION,
+    }
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        session.servers.release()
+        return launch.run(config, inputs, out, base=base.path, seed=seed, log=log)
+
+    # The trainer reports to W&B itself only where the recipe says so; else the stage forwards its
+    # figures.
+    reports = str(config.trainer.get("report_to", "none"))
+    stage = Stage(
+        f"train/{run}",
+        spec,
+        {"selection": chosen},
+        make,
+        content=lambda out: tree_digest(out / "checkpoint"),
+        trainer="wandb" in reports or reports == "all",
+    )
+    return session.result(stage)
+
+
+def served_path(checkpoint: Path) -> str:
+    """The folder (or hub id) to serve for a checkpoint: a training's result, or a finished
+    model."""
+    folder = checkpoint / "checkpoint"
+    return str(folder if folder.is_dir() else checkpoint)
