@@ -4,7 +4,8 @@ server for the whole session."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,46 @@ from core.wire import ServerSpec
 from tests.scripted_server import ScriptedServer
 
 TEACHER = "embedded/SmolLM2-135M-Instruct"
+
+
+PROCESS = ("process", "stack", "slow")
+"""The markers that allow a test to start a process; `make test-fast` runs what has none of them."""
+
+EVENTS = (
+    "subprocess.Popen",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+)
+_started: list[str] = []
+
+
+def _note_process(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in EVENTS:
+        _started.append(f"{event} {arguments[:2]!r}"[:200])
+
+
+sys.addaudithook(_note_process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """What starts from here on is this test's, fixtures of a wider scope included."""
+    _started.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """A test that starts a process says so with a marker."""
+    started = list(_started)
+    result = yield
+    if started and not any(item.get_closest_marker(name) for name in PROCESS):
+        pytest.fail(f"this test starts a process; mark it `process`: {started[0]}", pytrace=False)
+    return result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
