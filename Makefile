@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help install models demo test test-all check clean
+.PHONY: help install models demo test test-fast test-all check clean
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
-	@echo "make test      install, then the tests (about 20 minutes on 2 cores)"
+	@echo "make test      install, then the tests (TIME on 2 cores)"
+	@echo "make test-fast the tests that start no process (TIMEFAST)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make install   only the environment in $(VENV)"
@@ -39,11 +40,17 @@ models: install
 demo: models
 	$(BIN)/magpie run recipes/demo.yaml
 
+# Two workers: the real stack in one, everything else in the other (tests/conftest.py).
+WORKERS := -n 2 --dist loadgroup
+
 test: models
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+test-fast: models
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not stack and not process"
 
 test-all: models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: install
 	$(BIN)/ruff format --check -q .

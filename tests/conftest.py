@@ -63,9 +63,29 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared vLLM server run last and together: its threads spin, which costs
-    everything beside it several-fold."""
-    items.sort(key=lambda item: "vllm" in getattr(item, "fixturenames", ()))
+    """Two workers share the tests: one takes the real stack, whose threads spin and whose trainings
+    need both cores anyhow, the other whole files of the rest. What asks the teacher's server stands
+    together, so that it starts once."""
+    for item in items:
+        stack = item.get_closest_marker("stack") is not None
+        item.add_marker(pytest.mark.xdist_group("stack" if stack else item.path.stem))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    fixtures = getattr(item, "fixturenames", ())
+    if "teacher_endpoint" in fixtures:
+        return 0
+    if item.get_closest_marker("stack") is None:
+        return 3
+    return 1 if "teacher" in fixtures else 2
+
+
+def pytest_sessionstart() -> None:
+    """What a manifest records of the machine asks git once a process: before any test is watched."""
+    from recipes.stages.session import environment
+
+    environment()
 
 
 @pytest.fixture(autouse=True)
