@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from core.models import resolve, tokenizer
-from synth.chat.templates import pre_query
+from synth.chat.pre_query import pre_query
 
 MODEL = "embedded/SmolLM2-135M-Instruct"
 

@@ -37,7 +37,8 @@ from core.models import resolve, tokenizer
 from core.servers import Endpoint, Servers
 from core.tracking import Log
 from core.wire import Request, ServerSpec, Target
-from synth.chat.templates import encode_conversation, pre_query
+from synth.chat.encoding import encode_conversation
+from synth.chat.pre_query import pre_query
 from synth.config import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig

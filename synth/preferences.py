@@ -177,7 +177,6 @@ def _answer(
     """Buy the answers that are missing, each with a seed of its own."""
     served = context.serve(config.responder or config.teacher)
     sampling = {name: value for name, value in block.sampling.items() if name != "seed"}
-    limit = served.spec.args.get("max_model_len")
     done, total = 0, len(asked) * block.k
     for rows in _slices(asked):
         keys = _keys(rows, block.k)
@@ -192,9 +191,7 @@ def _answer(
         due = missing.select(
             pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64)
         )
-        for part in single_turn.responses(
-            due, served.tokenizer, sampling, served.endpoint, max_model_len=limit
-        ):
+        for part in single_turn.responses(due, served.tokenizer, sampling, served.endpoint):
             answers.append(part)
             done += len(part)
             log.progress(done, total, "answers")

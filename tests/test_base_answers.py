@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from core.models import resolve, tokenizer
-from synth.chat.templates import encode_text, text_start
+from synth.chat.encoding import encode_text, text_start
 from synth.tags.base_answers import base_prompt, base_responses, reward_differences
 from tests import tiny
 from tests.scripted_server import Fault, completion

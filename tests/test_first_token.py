@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.models import Model, tokenizer
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
-from synth.chat.templates import pre_query
+from synth.chat.pre_query import pre_query
 from synth.generate.first_token import first_token, markdown_openers
 from synth.generate.single_turn import instructions
 from tests.scripted_server import Fault, ScriptedServer, completion
@@ -46,7 +46,7 @@ def ask(servers: Servers, words: Any) -> Iterator[Any]:
         given = first_token(words, rule.get("suppress", ()), rule.get("temperature"))
         row = pl.DataFrame({"id": ["a"], "seed": [11]})
         made = pl.concat(
-            instructions(row, pre_query(words, "default"), sampling, endpoint, first=given)
+            instructions(row, [pre_query(words, "default")], [sampling], endpoint, first=given)
         ).to_dicts()
         assert len(made) == 1
         return made[0], [r.body for r in server.requests]
@@ -195,10 +195,14 @@ def test_a_real_server_begins_with_the_only_tokens_that_are_left(
     rows = pl.DataFrame({"id": [f"r{i}" for i in range(24)], "seed": list(range(24))})
     sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 12}
     prompt = pre_query(words, "default")
-    plain = pl.concat(instructions(rows, prompt, sampling, teacher_endpoint))
+    plain = pl.concat(instructions(rows, [prompt], [sampling], teacher_endpoint))
     ruled = pl.concat(
         instructions(
-            rows, prompt, sampling, teacher_endpoint, first=first_token(words, [*likely, "#"], None)
+            rows,
+            [prompt],
+            [sampling],
+            teacher_endpoint,
+            first=first_token(words, [*likely, "#"], None),
         )
     )
     assert any(text.startswith(tuple(likely)) for text in plain["instruction"])

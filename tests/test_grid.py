@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from core.errors import UserError
 from core.store import canonical
 from synth.config import SynthConfig
-from synth.generate.sampling_grid import DRAWS, PRESETS, Plan, apportion, cells
+from synth.generate.sampling_grid import DRAWS, PRESETS, Plan, apportion, entries
 
 BASE = {
     "teacher": "r0",
@@ -41,14 +41,14 @@ def status(**known: str) -> pl.DataFrame:
 
 
 def test_the_papers_grids_have_its_rows() -> None:
-    pro = cells(config(rows=1_000_000, grid="magpie-pro"))
+    pro = entries(config(rows=1_000_000, grid="magpie-pro"))
     assert [(c.rows, *c.sampling.values()) for c in pro] == [
         (300_000, 1.0, 1.0),
         (300_000, 1.1, 0.995),
         (300_000, 1.2, 0.995),
         (100_000, 1.25, 0.99),
     ]
-    air = cells(config(rows=3_000_000, grid="magpie-air"))
+    air = entries(config(rows=3_000_000, grid="magpie-air"))
     assert [c.rows for c in air] == [300_000] * 9 + [100_000] * 3
     assert {(c.sampling["temperature"], c.sampling["top_p"]) for c in air} == {
         (t, p) for t in (1.0, 1.1, 1.2, 1.25) for p in (1.0, 0.995, 0.99)

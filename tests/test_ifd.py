@@ -11,7 +11,7 @@ import pytest
 
 from core.models import Model, resolve, tokenizer
 from core.servers import Endpoint
-from synth.chat.templates import encode_conversation, encode_text
+from synth.chat.encoding import encode_conversation, encode_text
 from synth.tags.ifd import ifd
 from tests import tiny
 from tests.scripted_server import Fault, completion

@@ -157,7 +157,7 @@ def test_reward_of_a_real_pooling_server_is_the_models_own_logit(
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from synth.chat.templates import encode_conversation
+    from synth.chat.encoding import encode_conversation
     from tests import tiny
 
     made = tiny.tokenizer()

@@ -12,7 +12,9 @@ import pytest
 
 from core.errors import UserError
 from core.models import resolve, tokenizer
-from synth.chat.templates import encode_conversation, follow_up, pre_query, worded
+from synth.chat.encoding import encode_conversation
+from synth.chat.pre_query import follow_up, pre_query
+from synth.chat.templates import worded
 
 FAMILIES = json.loads((Path(__file__).parent / "data" / "magpie_families.json").read_text())
 
@@ -140,7 +142,7 @@ def test_gemma3_has_these_token_ids() -> None:
     template = family("Gemma-3")[
         1
     ].chat_template  # the embedded model is the base model: it has no template of its own
-    found = pre_query(words, None, {"chat_template": template})
+    found = pre_query(worded(words, template, {}), None)
     assert found.token_ids == (2, 105, 2364, 107)
     assert {1, 105, 106} <= set(found.stop_token_ids)
 
@@ -322,25 +324,16 @@ def test_a_harmless_conversation_gets_the_ids_of_the_rendered_text(smollm: Any) 
 def test_trailing_space_that_the_tokenizer_joins_to_the_next_word_is_left_to_the_model(
     smollm: Any,
 ) -> None:
-    found = pre_query(smollm, None, {"text": "USER: "})  # SmolLM2 writes " What" as one token
+    found = pre_query(smollm, None, "USER: ")  # SmolLM2 writes " What" as one token
     assert smollm.decode(list(found.token_ids)) == "USER:"
     assert found.derived["left_to_model"] == " "
-
-
-def test_overrides_add_stop_tokens_and_refuse_unknown_ones(smollm: Any) -> None:
-    assert 3 in pre_query(smollm, None, {"stop_tokens": ["<repo_name>"]}).stop_token_ids
-    assert 77 in pre_query(smollm, None, {"stop_token_ids": [77]}).stop_token_ids
-    with pytest.raises(UserError, match="no special token"):
-        pre_query(smollm, None, {"stop_tokens": ["<|im_ent|>"]})
-    with pytest.raises(UserError, match="did you mean 'stop_tokens'"):
-        pre_query(smollm, None, {"stop_token": []})
 
 
 def test_tokenizer_without_a_template_is_one_sentence() -> None:
     words = built({"<s>": 0, "</s>": 1}, None, "<s>", "</s>", name="/models/base")
     with pytest.raises(UserError, match=r"/models/base has no chat template"):
         pre_query(words)
-    assert pre_query(words, None, {"text": "<s>Q: "}).text == "<s>Q: "
+    assert pre_query(words, None, "<s>Q: ").text == "<s>Q: "
 
 
 def test_template_that_changes_a_users_message_names_the_recipes_key_and_that_key_helps() -> None:
@@ -357,7 +350,7 @@ def test_template_that_changes_a_users_message_names_the_recipes_key_and_that_ke
         UserError, match=r"`chat_template` of the model, or `synth\.pre_query_template`"
     ):
         pre_query(bare)
-    found = pre_query(loud, None, {"text": "[user]"})
+    found = pre_query(loud, None, "[user]")
     assert (
         found.text == "[user]"
         and found.stop_token_ids == (0, 1)
@@ -370,7 +363,7 @@ def test_template_that_is_no_valid_jinja_is_named_with_the_line_as_it_was_writte
 ) -> None:
     broken = "{# one #}\n{# two #}\n{% for m in messages %}{{ m.content }}"
     with pytest.raises(UserError, match=r"no valid Jinja in line 3: "):
-        pre_query(smollm, None, {"chat_template": broken})
+        pre_query(worded(smollm, broken, {}), None)
     with pytest.raises(UserError, match=r"no valid Jinja in line 3: "):
         pre_query(worded(smollm, broken, {"a": 1, "b": 2}))
 

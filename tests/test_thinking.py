@@ -11,7 +11,8 @@ import pytest
 
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
-from synth.chat.templates import PreQuery, worded
+from synth.chat.pre_query import PreQuery
+from synth.chat.templates import worded
 from synth.chat.thinking import thinking_of
 from synth.generate.single_turn import instructions, responses
 from tests.scripted_server import ScriptedServer, completion
@@ -168,6 +169,6 @@ def test_an_instruction_that_opens_with_a_think_block(
         asked = pl.DataFrame({"id": ["a"], "seed": [1]})
         thinking = thinking_of(family(name)[1])
         made = pl.concat(
-            instructions(asked, PreQuery("<user>", (1,), (2,)), {}, endpoint, thinking=thinking)
+            instructions(asked, [PreQuery("<user>", (1,), (2,))], [{}], endpoint, thinking=thinking)
         ).to_dicts()[0]
         assert (made["instruction"], made["thinking"], made["reason"]) == (kept, thought, reason)

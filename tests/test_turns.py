@@ -60,7 +60,7 @@ class Room:
             for i, q, a in rows
         ]
         return {
-            row["id"]: row for row in turns._continued(talks, length, user, assistant, self.journal)
+            row["id"]: row for row in turns.continued(talks, length, user, assistant, self.journal)
         }
 
 
@@ -222,7 +222,7 @@ def test_the_rule_for_the_first_token_holds_for_further_users_messages_too(
     talk = turns.Talk(
         "a", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     )
-    (done,) = turns._continued([talk], 6, user, assistant, here.journal)
+    (done,) = turns.continued([talk], 6, user, assistant, here.journal)
     assert [m["content"] for m in done["messages"][2:]] == ["Why so?", "y so?", "Why so?", "y so?"]
     bodies = [r.body for r in here.server.requests]
     assert [b["max_tokens"] for b in bodies] == [1, 49, 60, 1, 49, 60]
@@ -297,7 +297,7 @@ def test_two_models_speak_in_turn(room: Any, smollm: Any) -> None:
         turns.Talk(i, [{"role": "user", "content": q}, {"role": "assistant", "content": a}])
         for i, q, a in ROWS
     ]
-    done = list(turns._continued(talks, 6, user, assistant, here.journal))
+    done = list(turns.continued(talks, 6, user, assistant, here.journal))
     assert [r["status"] for r in done] == ["ok"] * 2
     assert all([m["content"] for m in r["messages"][3::2]] == ["from the other"] * 2 for r in done)
     assert len(here.server.requests) == len(other.server.requests) == 4
@@ -311,7 +311,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again_and_more_turns_go_on_fro
     rows = [(f"r{n}", f"Question {n}", f"Answer {n}") for n in range(10)]
     user = turns.user_side(here.served(smollm), {"temperature": 1.0}, None)
     assistant = turns.assistant_side(here.served(smollm), {"temperature": 0.0})
-    stopped = turns._continued(
+    stopped = turns.continued(
         [
             turns.Talk(i, [{"role": "user", "content": q}, {"role": "assistant", "content": a}])
             for i, q, a in rows

@@ -4,13 +4,17 @@ of it was tested against."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.models import resolve, tokenizer
 from synth.chat.families import UNTESTED, family_of, system_prompt_of
-from synth.chat.templates import pre_query
+from synth.chat.pre_query import PreQuery, pre_query
+from synth.chat.templates import worded
 from synth.chat.thinking import thinking_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def described(
@@ -24,40 +28,29 @@ def described(
     model's own chat template with its family's system prompt; whatever else is asked for is tested
     against nothing real.
     """
-    words = tokenizer(resolve(model).path)
-    overrides: dict[str, Any] = {}
-    if chat_template is not None:
-        file = Path(chat_template).expanduser()
-        if not file.is_file():
-            raise UserError(f"the chat template {file} does not exist; check --chat-template.")
-        overrides["chat_template"] = file.read_text()
+    own = tokenizer(resolve(model).path)
+    file = Path(chat_template).expanduser() if chat_template is not None else None
+    if file is not None and not file.is_file():
+        raise UserError(f"the chat template {file} does not exist; check --chat-template.")
+    shown = worded(own, file.read_text(), {}) if file else own
     meant = system_prompt_of(model, system_prompt)
-    try:
-        found = pre_query(words, meant, overrides)
-    except UserError as error:
-        line = getattr(error.__cause__, "lineno", None)  # of Jinja's syntax error
-        if line is None or chat_template is None:
-            raise
-        raise UserError(
-            f"{file}, line {line}: this chat template is no valid Jinja: {getattr(error.__cause__, 'message', '')}"
-        ) from error
+    found = _derived(shown, meant, file)
     family = family_of(model)
-    as_tested = family is not None and not overrides and (meant or None) == family.system_prompt
-    thinking = thinking_of(words, overrides.get("chat_template"))
     facts: dict[str, Any] = {
         "text": found.text,
         "token_ids": list(found.token_ids),
         "stop_token_ids": list(found.stop_token_ids),
         **found.derived,
-        "system_prompt_is": "given"
-        if system_prompt is not None
-        else "the family's default"
-        if meant is not None
-        else "left out",
-        "overridden": sorted(overrides),
+        "system_prompt_is": _whence(system_prompt, meant),
+        "overridden": ["chat_template"] if file else [],
         "family": family.name if family else None,
-        "tested": family.tested if family and as_tested else UNTESTED,
+        "tested": UNTESTED,
     }
+    if file:
+        facts["source"] = "the recipe's chat template"
+    elif family and (meant or None) == family.system_prompt:
+        facts["tested"] = family.tested
+    thinking = thinking_of(shown)
     if thinking:
         facts["thinking"] = {
             "open": thinking.style.open,
@@ -67,3 +60,23 @@ def described(
     if family and family.advice:
         facts["advice"] = family.advice
     return facts
+
+
+def _derived(shown: PreTrainedTokenizerBase, meant: str | None, file: Path | None) -> PreQuery:
+    """The pre-query template, where a syntax error in `file` is one of that file."""
+    try:
+        return pre_query(shown, meant)
+    except UserError as error:
+        line = getattr(error.__cause__, "lineno", None)  # of Jinja's syntax error
+        if line is None or file is None:
+            raise
+        problem = getattr(error.__cause__, "message", "")
+        raise UserError(
+            f"{file}, line {line}: this chat template is no valid Jinja: {problem}"
+        ) from error
+
+
+def _whence(given: str | None, meant: str | None) -> str:
+    if given is not None:
+        return "given"
+    return "left out" if meant is None else "the family's default"

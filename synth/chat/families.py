@@ -15,7 +15,6 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ThinkingStyle:
     break of the thinking, `end` goes from the end of the answer."""
 
     name: str
-    vocabulary: tuple[str, ...]
+    vocabulary: Collection[str]
     open: str
     close: str
     clean: str
@@ -80,23 +79,15 @@ def system_prompt_of(model: str, asked: str | None) -> str | None:
 def thinking_style(vocabulary: Collection[str], chat_template: str | None) -> ThinkingStyle | None:
     """The style whose tokens are all in the vocabulary, or are all written in the chat template;
     None for a model that does not think."""
-    return next(
-        (
-            s
-            for s in _data()[1]
-            if all(t in vocabulary for t in s.vocabulary)
-            or all(t in (chat_template or "") for t in s.vocabulary)
-        ),
-        None,
-    )
+    for style in _data()[1]:
+        written = all(token in (chat_template or "") for token in style.vocabulary)
+        if written or all(token in vocabulary for token in style.vocabulary):
+            return style
+    return None
 
 
 @functools.cache
 def _data() -> tuple[tuple[Family, ...], tuple[ThinkingStyle, ...]]:
-    data: dict[str, list[dict[str, Any]]] = json.loads(
-        Path(__file__).with_name("families.json").read_text()
-    )
-    styles = (
-        ThinkingStyle(**{**s, "vocabulary": tuple(s["vocabulary"])}) for s in data["thinking"]
-    )
-    return tuple(Family(**f) for f in data["families"]), tuple(styles)
+    data = json.loads(Path(__file__).with_name("families.json").read_text())
+    families = tuple(Family(**family) for family in data["families"])
+    return families, tuple(ThinkingStyle(**style) for style in data["thinking"])

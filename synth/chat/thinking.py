@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synth.chat.families import ThinkingStyle, thinking_style
-from synth.chat.templates import generation_prompt
+from synth.chat.pre_query import generation_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,23 +47,18 @@ class Thinking:
         return thought.strip() or None, answer.strip() if closed else None
 
 
-def thinking_of(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
-) -> Thinking | None:
+def thinking_of(tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
     """How this tokenizer's model thinks, or None. Raises UserError when the chat template refuses a
     one-message conversation."""
-    style = thinking_style(tokenizer.get_vocab(), chat_template or _text(tokenizer))
+    template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else None
+    style = thinking_style(tokenizer.get_vocab(), template)
     if style is None:
         return None
-    prompt = generation_prompt(tokenizer, chat_template)
+    prompt = generation_prompt(tokenizer)
     opened = prompt.rfind(style.open) > prompt.rfind(style.close)
     # Servers leave special tokens out of a text unless told otherwise, and with them the markers.
-    special = {
-        str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
-    }
-    hidden = not special.isdisjoint(style.vocabulary)
+    hidden = any(
+        token.special and token.content in style.vocabulary
+        for token in tokenizer.added_tokens_decoder.values()
+    )
     return Thinking(style, opened, {"skip_special_tokens": False} if hidden else {})
-
-
-def _text(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return str(tokenizer.get_chat_template()) if tokenizer.chat_template else None

@@ -1,12 +1,12 @@
-"""One request a row to a language model, and what its answer says: what LLM tags, guards and base
-answers have in common."""
+"""One request a row to a language model, and what its answer says: what instructions, responses,
+further turns, LLM tags, guards, rewards and base answers have in common."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -14,13 +14,16 @@ from core.columns import FAILED, OK
 from core.servers import Endpoint
 from core.wire import Reply, Request
 
-STATUS: dict[str, Any] = {
-    "tokens": pl.Int64,
-    "prompt_tokens": pl.Int64,
-    "status": pl.String,
-    "reason": pl.String,
-}
-"""What every frame of answers ends with: tokens generated and read, then the cell's status."""
+Row = dict[str, Any]
+Then = Callable[[Reply], Request | None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+TOKENS: Row = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
+"""Tokens generated and read, with their types."""
+
+BATCH_ROWS = 32
+BATCH_SECONDS = 5.0
 
 
 class Unreadable(Exception):
@@ -29,8 +32,8 @@ class Unreadable(Exception):
 
 def answers(
     rows: pl.DataFrame,
-    body: Callable[[Row], dict[str, Any]],
-    read: Callable[[dict[str, Any]], Row],
+    body: Callable[[Row], Row],
+    read: Callable[[Row], Row],
     endpoint: Endpoint,
     fields: Mapping[str, Any],
 ) -> Iterator[pl.DataFrame]:
@@ -44,44 +47,96 @@ def answers(
     what the prompt leaves of it, and a prompt that leaves nothing is a failed cell that is never
     sent.
     """
-    refused: list[Row] = []
-    limit = context(endpoint)
+    limit = context_length(endpoint)
+
+    def cell(reply: Reply) -> Row:
+        try:
+            values = read(first_choice(reply))
+        except json.JSONDecodeError as error:
+            return failed(reply.key, f"no JSON: {error.msg}", **spent(reply))
+        except Unreadable as error:
+            return failed(reply.key, str(error), **spent(reply))
+        return {"id": reply.key, **spent(reply), **values, "status": OK}
+
+    return asked(
+        rows,
+        lambda row: fitting(Request(row["id"], body(row)), limit),
+        cell,
+        endpoint,
+        {**fields, **TOKENS},
+    )
+
+
+def asked(
+    rows: pl.DataFrame,
+    ask: Callable[[Row], Request | Row],
+    read: Callable[[Reply], Row],
+    endpoint: Endpoint,
+    fields: Mapping[str, Any],
+    then: Then | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Frames [id, *fields, status, reason] of what `exchanged` gives for the rows."""
+    results = exchanged(rows.iter_rows(named=True), ask, read, endpoint, then)
+    return batched(results, {"id": pl.String, **fields, "status": pl.String, "reason": pl.String})
+
+
+def exchanged(
+    items: Iterable[T],
+    ask: Callable[[T], Request | R],
+    read: Callable[[Reply], R],
+    endpoint: Endpoint,
+    then: Then | None = None,
+) -> Iterator[R]:
+    """What became of each item, in the order in which the answers arrive.
+
+    `ask` gives an item's request, or at once what becomes of an item that is never sent; `read`
+    turns the last reply of an item into what became of it; `then` continues as in
+    `Endpoint.answers`.
+    """
+    refused: list[R] = []
 
     def requests() -> Iterator[Request]:
-        for row in rows.iter_rows(named=True):
-            made = body(row)
-            if limit is not None:
-                left = limit - len(made["prompt"])
-                if left < 1:
-                    refused.append(too_long(row["id"], len(made["prompt"]), limit))
-                    continue
-                made["max_tokens"] = min(int(made.get("max_tokens") or left), left)
-            yield Request(row["id"], made)
+        for item in items:
+            request = ask(item)
+            if isinstance(request, Request):
+                yield request
+            else:
+                refused.append(request)
 
-    def finished() -> Iterator[Row]:
-        for reply in endpoint.answers(requests()):
-            yield _read(reply, read)
-            while refused:
-                yield refused.pop()
-        yield from refused
-
-    return batched(finished(), {"id": pl.String, **fields, **STATUS})
+    for reply in endpoint.answers(requests(), then):
+        yield read(reply)
+        while refused:
+            yield refused.pop()
+    yield from refused
 
 
-def context(endpoint: Endpoint) -> int | None:
+def context_length(endpoint: Endpoint) -> int | None:
     """Tokens that the endpoint's servers take, prompt and answer, where the recipe says so in
     figures (`server.args.max_model_len`)."""
     given = endpoint.spec.args.get("max_model_len")
     return given if isinstance(given, int) and given > 0 else None
 
 
-def too_long(key: str, tokens: int, limit: int) -> Row:
-    """The failed cell of a prompt that a server cannot take (both in tokens)."""
-    return failed(
-        key,
-        f"a prompt of {tokens} tokens leaves no room for an answer in max_model_len {limit}",
-        prompt_tokens=tokens,
-    )
+def fitting(request: Request, limit: int | None) -> Request | Row:
+    """The request with `max_tokens` lowered as by `fit`, or the failed cell of one that cannot be
+    sent."""
+    problem = fit(request.body, limit, "for an answer ")
+    if problem is None:
+        return request
+    return failed(request.key, problem, prompt_tokens=len(request.body["prompt"]))
+
+
+def fit(body: Row, limit: int | None, purpose: str = "") -> str | None:
+    """Lower `max_tokens` of a request to what its prompt leaves of `limit` (tokens; None: not
+    known), or say why it cannot be sent: there is no room left, for whatever `purpose` names."""
+    if limit is None:
+        return None
+    tokens = len(body["prompt"])
+    left = limit - tokens
+    if left < 1:
+        return f"a prompt of {tokens} tokens leaves no room {purpose}in max_model_len {limit}"
+    body["max_tokens"] = min(int(body.get("max_tokens") or left), left)
+    return None
 
 
 def spent(reply: Reply) -> Row:
@@ -90,41 +145,19 @@ def spent(reply: Reply) -> Row:
     return {"tokens": usage.get("completion_tokens"), "prompt_tokens": usage.get("prompt_tokens")}
 
 
-def _read(reply: Reply, read: Callable[[dict[str, Any]], Row]) -> Row:
-    choice, problem = completion(reply)
-    if choice is None:
-        return failed(reply.key, problem, **spent(reply))
-    try:
-        return {"id": reply.key, **spent(reply), **read(choice), "status": OK}
-    except json.JSONDecodeError as error:
-        return failed(reply.key, f"no JSON: {error.msg}", **spent(reply))
-    except Unreadable as error:
-        return failed(reply.key, str(error), **spent(reply))
-
-
-BATCH_ROWS = 32
-
-
-BATCH_SECONDS = 5.0
-
-
-Row = dict[str, Any]
-
-
-def completion(reply: Reply) -> tuple[dict[str, Any] | None, str]:
-    """The first choice of a completion that has a text, or None and the reason why there is
-    none."""
+def replied(reply: Reply) -> Row:
+    """The body of a reply. Raises Unreadable for a request that failed."""
     if reply.error is not None or reply.body is None:
-        return None, f"request failed: {reply.error or 'empty reply'}"
-    choices = reply.body.get("choices")
-    if (
-        not isinstance(choices, list)
-        or not choices
-        or not isinstance(choices[0], dict)
-        or not isinstance(choices[0].get("text"), str)
-    ):
-        return None, "request failed: the reply holds no completion text"
-    return choices[0], ""
+        raise Unreadable(f"request failed: {reply.error or 'empty reply'}")
+    return reply.body
+
+
+def first_choice(reply: Reply) -> Row:
+    """The first choice of a completion. Raises Unreadable where there is none that has a text."""
+    match replied(reply).get("choices"):
+        case [{"text": str()} as choice, *_]:
+            return dict(choice)
+    raise Unreadable("request failed: the reply holds no completion text")
 
 
 def failed(key: str, reason: str, **values: Any) -> Row:
@@ -132,25 +165,56 @@ def failed(key: str, reason: str, **values: Any) -> Row:
     return {"id": key, **values, "status": FAILED, "reason": reason}
 
 
+class Batch:
+    """Rows on their way to a frame of `schema`, so that a kill loses little: it is `due` when it is
+    BATCH_ROWS long or BATCH_SECONDS old."""
+
+    def __init__(
+        self, schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._schema = dict(schema)
+        self._clock = clock
+        self.clear()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keep a row's values; what the schema does not name is left out."""
+        self._rows.append({name: row.get(name) for name in self._schema})
+
+    @property
+    def due(self) -> bool:
+        """Whether the rows should be handed on now."""
+        old = self._clock() - self._since >= BATCH_SECONDS
+        return old or len(self._rows) >= BATCH_ROWS
+
+    def frame(self) -> pl.DataFrame:
+        """The rows that are kept."""
+        return pl.DataFrame(self._rows, schema=self._schema, strict=False)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._rows: list[Row] = []
+        self._since = self._clock()
+
+
 def batched(
     rows: Iterable[Row], schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[pl.DataFrame]:
-    """Rows as frames of `schema`, each at most BATCH_ROWS long and BATCH_SECONDS old when a row
-    arrives, so that a kill loses little.
+    """Rows as frames of `schema`, each as long and as old as a `Batch` may be when a row arrives.
 
     An error in between (a server that went down) comes after the rows that were finished before it.
     """
-    held: list[Row] = []
-    since = clock()
+    batch = Batch(schema, clock)
+    error: Exception | None = None
     try:
         for row in rows:
-            held.append({name: row.get(name) for name in schema})
-            if len(held) >= BATCH_ROWS or clock() - since >= BATCH_SECONDS:
-                yield pl.DataFrame(held, schema=dict(schema), strict=False)
-                held, since = [], clock()
-    except Exception:
-        if held:
-            yield pl.DataFrame(held, schema=dict(schema), strict=False)
-        raise
-    if held:
-        yield pl.DataFrame(held, schema=dict(schema), strict=False)
+            batch.add(row)
+            if batch.due:
+                yield batch.frame()
+                batch.clear()
+    except Exception as raised:
+        error = raised
+    rest = batch.frame()
+    if len(rest):
+        yield rest
+    if error is not None:
+        raise error

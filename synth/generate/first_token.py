@@ -13,10 +13,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.wire import Reply, Request
+from synth.generate.ask import Row, spent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,10 @@ a heading, a bold text or a rule."""
 
 _MARKDOWN = re.compile(r"\s*(#{1,6}|\*{2,3}|_{2,3}|-{3,}|={3,})\s*")
 _BIAS = -100.0
+_NO_IDS = (
+    "the server gives no token ids (vLLM's `return_token_ids`), "
+    "so that the text cannot be continued"
+)
 
 
 @dataclass(frozen=True)
@@ -46,70 +51,68 @@ def first_token(
     UserError for a text that is not one."""
     if suppress == MARKDOWN:
         return FirstToken(markdown_openers(tokenizer), temperature, tokenizer)
-    banned = []
-    for text in [suppress] if isinstance(suppress, str) else suppress:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise UserError(
-                f"synth.first_token.suppress: {text!r} is {len(ids)} tokens for {tokenizer.name_or_path}, and only single tokens can be suppressed; "
-                f"name one of {tokenizer.convert_ids_to_tokens(ids)} instead."
-            )
-        banned.append(int(ids[0]))
-    return FirstToken(tuple(banned), temperature, tokenizer)
+    texts = [suppress] if isinstance(suppress, str) else suppress
+    banned = tuple(_single_token(tokenizer, text) for text in texts)
+    return FirstToken(banned, temperature, tokenizer)
+
+
+def _single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) == 1:
+        return int(ids[0])
+    raise UserError(
+        f"synth.first_token.suppress: {text!r} is {len(ids)} tokens for {tokenizer.name_or_path}, "
+        "and only single tokens can be suppressed; "
+        f"name one of {tokenizer.convert_ids_to_tokens(ids)} instead."
+    )
 
 
 def markdown_openers(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids of the tokens whose whole text is a markdown opener, with or without space around it; no
     words, no code such as "#include"."""
     ids = sorted(tokenizer.get_vocab().values())
-    return tuple(
-        i
-        for i, text in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True)
-        if _MARKDOWN.fullmatch(text)
-    )
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    return tuple(i for i, text in zip(ids, texts, strict=True) if _MARKDOWN.fullmatch(text))
 
 
 class Chain:
     """Requests of one stream in two steps each: `begin` makes the one-token request, `then` the one
-    that continues, `join` puts them together."""
+    that continues, `join` puts them together. Without a rule requests and replies stay as they
+    are."""
 
-    def __init__(self, rule: FirstToken) -> None:
-        self.rule = rule
-        self._bodies: dict[str, dict[str, Any]] = {}
+    def __init__(self, rule: FirstToken | None) -> None:
+        self._rule = rule
+        self._bodies: dict[str, Row] = {}
         self._first: dict[str, tuple[Reply, frozenset[int]]] = {}
 
     def begin(self, request: Request) -> Request:
         """The request for the first token alone."""
+        if self._rule is None:
+            return request
         self._bodies[request.key] = request.body
         body = {**request.body, "max_tokens": 1, "return_token_ids": True}
         if "min_tokens" in body:
             body["min_tokens"] = min(body["min_tokens"], 1)
-        if self.rule.temperature is not None:
-            body["temperature"] = self.rule.temperature
-        if self.rule.banned:
-            body["logit_bias"] = {
-                **body.get("logit_bias", {}),
-                **{str(i): _BIAS for i in self.rule.banned},
-            }
+        if self._rule.temperature is not None:
+            body["temperature"] = self._rule.temperature
+        if self._rule.banned:
+            banned = {str(i): _BIAS for i in self._rule.banned}
+            body["logit_bias"] = {**body.get("logit_bias", {}), **banned}
         return Request(request.key, body, request.path)
 
     def then(self, reply: Reply) -> Request | None:
         """The request that continues from the first token; None where the text is over (an end at
         once, an error) or this was it."""
         body = self._bodies.pop(reply.key, None)
+        if body is None or body.get("max_tokens") == 1:
+            return None
         choice = _choice(reply)
-        ids = (choice or {}).get("token_ids") or []
-        if (
-            body is None
-            or choice is None
-            or choice.get("finish_reason") != "length"
-            or body.get("max_tokens") == 1
-            or not ids
-        ):
+        ids = choice.get("token_ids")
+        stops = frozenset(body.get("stop_token_ids", ()))
+        # Some servers count the limit before the stop.
+        if not ids or choice.get("finish_reason") != "length" or ids[-1] in stops:
             return None
-        if ids[-1] in body.get("stop_token_ids", ()):  # some servers count the limit first
-            return None
-        self._first[reply.key] = reply, frozenset(body.get("stop_token_ids", ()))
+        self._first[reply.key] = reply, stops
         rest = {**body, "prompt": [*body["prompt"], *ids], "return_token_ids": True}
         if body.get("max_tokens") is not None:
             rest["max_tokens"] = body["max_tokens"] - 1
@@ -117,57 +120,42 @@ class Chain:
             rest["min_tokens"] = max(body["min_tokens"] - 1, 0)
         if body.get("seed") is not None:
             # The same seed would begin with the very noise that chose the first token.
-            rest["seed"] = (
-                int.from_bytes(hashlib.sha256(f"{body['seed']} rest".encode()).digest()[:4]) % 2**31
-            )
+            seed = hashlib.sha256(f"{body['seed']} rest".encode()).digest()[:4]
+            rest["seed"] = int.from_bytes(seed) % 2**31
         return Request(reply.key, rest)
 
     def join(self, reply: Reply) -> Reply:
         """The reply of the whole text: the first token's text and tokens before the rest's."""
-        first, stops = self._first.pop(reply.key, (None, frozenset()))
+        if self._rule is None:
+            return reply
+        if reply.key not in self._first:
+            return Reply(reply.key, None, _NO_IDS) if _unnumbered(reply) else reply
+        first, stops = self._first.pop(reply.key)
         one, two = _choice(first), _choice(reply)
-        if first is None or reply.body is None or one is None or two is None:
-            if first is None and _unnumbered(reply):
-                return Reply(
-                    reply.key,
-                    None,
-                    "the server gives no token ids (vLLM's `return_token_ids`), so that the text cannot be continued",
-                )
+        if not two:
             return reply
         text = f"{one['text']}{two['text']}"
-        if (
-            not one["text"] or "�" in one["text"]
-        ):  # half a character: only both together have a text
+        # Half a character: only both together have a text.
+        if not one["text"] or "�" in one["text"]:
             ids = [*one["token_ids"], *two.get("token_ids", ())]
-            text = str(
-                self.rule.tokenizer.decode(
-                    ids[:-1] if ids[-1] in stops else ids, skip_special_tokens=True
-                )
-            )
-        before, after = (b.get("usage") or {} for b in (first.body or {}, reply.body))
+            spoken = ids[:-1] if ids[-1] in stops else ids
+            text = str(self._rule.tokenizer.decode(spoken, skip_special_tokens=True))
+        cost, rest = spent(first), spent(reply)
         usage = {
-            **before,
-            "completion_tokens": (before.get("completion_tokens") or 0)
-            + (after.get("completion_tokens") or 0),
+            "prompt_tokens": cost["prompt_tokens"],
+            "completion_tokens": (cost["tokens"] or 0) + (rest["tokens"] or 0),
         }
-        return Reply(
-            reply.key,
-            {**reply.body, "choices": [{**two, "text": text}], "usage": usage},
-            None,
-            first.attempts + reply.attempts,
-        )
+        body = {**(reply.body or {}), "choices": [{**two, "text": text}], "usage": usage}
+        return Reply(reply.key, body, None, first.attempts + reply.attempts)
 
 
-def _choice(reply: Reply | None) -> dict[str, Any] | None:
-    choices = (reply.body or {}).get("choices") if reply and not reply.error else None
-    return choices[0] if choices else None
+def _choice(reply: Reply) -> Row:
+    """The first choice, empty where there is none."""
+    body = reply.body if not reply.error else None
+    return ((body or {}).get("choices") or [{}])[0] or {}
 
 
 def _unnumbered(reply: Reply) -> bool:
     """A first token that should be continued but came without its id."""
     choice = _choice(reply)
-    return (
-        choice is not None
-        and choice.get("finish_reason") == "length"
-        and choice.get("token_ids") is None
-    )
+    return choice.get("finish_reason") == "length" and choice.get("token_ids") is None

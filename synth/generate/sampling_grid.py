@@ -1,9 +1,10 @@
-"""Which instructions are to be drawn: the cells of the sampling grid, and each row's id, seed and
+"""Which instructions are to be drawn: the entries of the sampling grid, and each row's id, seed and
 replacement, all fixed before generation.
 
-A row's id is a hash of what determines the pool's text, the cell's own sampling and the row's index
-within the cell. So more rows of one cell, or one more cell, draw nothing anew, and a pool without a
-grid is a grid of one cell whose ids are the same as ever.
+A row's id is a hash of what determines the pool's text, the entry's own sampling and the row's
+index within the entry. So more rows of one entry, or one more entry, draw nothing anew, and a pool
+without a grid is a grid of one entry whose ids are the same as ever. Frames call an entry's number
+`cell`, as recipes do.
 
 An instruction that failed (empty, a thought that never ended) stays visible as a failed row, and
 another is drawn for its place: whoever asks for 1,000 instructions gets 1,000. Which one depends on
@@ -36,7 +37,7 @@ PRESETS: dict[str, tuple[tuple[int, float, float], ...]] = {
     ),
 }
 """The paper's grids (arXiv 2406.08464, Table 7): thousands of rows, temperature, top_p of each
-cell."""
+entry."""
 
 DRAWS = 5
 """How often a place is drawn at most: a teacher of which one instruction in three fails still fills
@@ -44,28 +45,28 @@ DRAWS = 5
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell: its share of the rows, and what its sampling changes in the common one
+class Entry:
+    """One entry of the grid: its share of the rows, and what its sampling changes in the common one
     (SamplingParams, verbatim)."""
 
     rows: int
     sampling: dict[str, Any]
 
 
-def cells(config: SynthConfig) -> list[Cell]:
-    """The cells of a recipe whose instructions are drawn; one cell where it has no grid. Their rows
+def entries(config: SynthConfig) -> list[Entry]:
+    """The entries of a recipe whose instructions are drawn; one where it has no grid. Their rows
     sum to `rows` exactly."""
-    assert isinstance(config.rows, int)
+    assert isinstance(config.rows, int), "imported rows are not drawn"
     if config.grid is None:
-        return [Cell(config.rows, {})]
+        return [Entry(config.rows, {})]
     if isinstance(config.grid, str):
         preset = PRESETS[config.grid]
         counts = apportion(config.rows, [weight for weight, _, _ in preset])
         return [
-            Cell(n, {"temperature": t, "top_p": p})
-            for n, (_, t, p) in zip(counts, preset, strict=True)
+            Entry(count, {"temperature": temperature, "top_p": top_p})
+            for count, (_, temperature, top_p) in zip(counts, preset, strict=True)
         ]
-    return [Cell(cell.rows, dict(cell.sampling)) for cell in config.grid]
+    return [Entry(entry.rows, dict(entry.sampling)) for entry in config.grid]
 
 
 def apportion(rows: int, weights: list[int]) -> list[int]:
@@ -81,44 +82,43 @@ def apportion(rows: int, weights: list[int]) -> list[int]:
 
 class Plan:
     """All places of one pool. `base` is what determines the text of one instruction besides the
-    cell's own sampling (the pool's key)."""
+    entry's own sampling (the pool's key)."""
 
     def __init__(self, base: Mapping[str, Any], config: SynthConfig) -> None:
-        self.cells = cells(config)
-        common = dict(base["sampling"])
-        self._prefixes = [
-            hashlib.sha256(canonical({**base, "sampling": {**common, **cell.sampling}}).encode())
-            for cell in self.cells
-        ]
-        names = [p.hexdigest() for p in self._prefixes]
-        twice = next((i for i, name in enumerate(names) if name in names[:i]), None)
-        if twice is not None:
-            raise UserError(
-                f"synth.grid: cell {twice + 1} has the sampling of cell {names.index(names[twice]) + 1}; give their rows to one cell."
-            )
+        self.entries = entries(config)
+        self._prefixes: list[Any] = []
+        numbers: dict[str, int] = {}
+        for number, sampling in enumerate(self.sampling(base["sampling"]), 1):
+            prefix = hashlib.sha256(canonical({**base, "sampling": sampling}).encode())
+            self._prefixes.append(prefix)
+            same = numbers.setdefault(prefix.hexdigest(), number)
+            if same != number:
+                raise UserError(
+                    f"synth.grid: cell {number} has the sampling of cell {same}; "
+                    "give their rows to one cell."
+                )
         self.places = self._places()
 
     def sampling(self, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The whole sampling of each cell."""
-        return [{**common, **cell.sampling} for cell in self.cells]
+        """The whole sampling of each entry."""
+        return [{**common, **entry.sampling} for entry in self.entries]
 
     def _places(self) -> pl.DataFrame:
-        """Every place, in order: [id (of its first draw), cell, index (within the cell), seed]."""
-        found = [
-            (*self._row(cell, str(index)), cell, index)
-            for cell, count in enumerate(self.cells)
-            for index in range(count.rows)
+        """Every place, in order: [id (of its first draw), cell (which entry), index (within the
+        entry), seed]."""
+        places = [
+            (*self._draw(number, str(index)), number, index)
+            for number, entry in enumerate(self.entries)
+            for index in range(entry.rows)
         ]
-        ids, seeds, numbers, indices = zip(*found, strict=True) if found else ((), (), (), ())
-        schema = {"id": pl.String, "cell": pl.Int64, "index": pl.Int64, "seed": pl.Int64}
-        return pl.DataFrame(
-            {"id": ids, "cell": numbers, "index": indices, "seed": seeds}, schema=schema
-        )
+        schema = {"id": pl.String, "seed": pl.Int64, "cell": pl.Int64, "index": pl.Int64}
+        frame = pl.DataFrame(places, schema=schema, orient="row")
+        return frame.select("id", "cell", "index", "seed")
 
-    def _row(self, cell: int, name: str) -> tuple[str, int]:
+    def _draw(self, entry: int, name: str) -> tuple[str, int]:
         """(id, sampling seed) of a draw: "7" is the first one for index 7, "7.2" the one after its
         second failure."""
-        row = self._prefixes[cell].copy()
+        row = self._prefixes[entry].copy()
         row.update(name.encode())
         return row.hexdigest()[:20], int.from_bytes(row.digest()[-4:]) % 2**31
 
@@ -128,21 +128,20 @@ class Plan:
 
         `status`: [id, status] of what the column holds, rows of other pools among them.
         """
-        now = self.places.with_row_index("order").with_columns(pl.col("id").alias("place"))
-        frames: list[pl.DataFrame] = []
+        status = status.select("id", "status")
+        now = self.places.with_row_index("order").with_columns(place="id")
+        rounds: list[pl.DataFrame] = []
         for draw in range(1, DRAWS + 1):
-            frames.append(
-                now.join(status.select("id", "status"), on="id", how="left", maintain_order="left")
-            )
-            failed = frames[-1].filter(pl.col("status") == FAILED)
-            if failed.is_empty() or draw == DRAWS:
+            rounds.append(now.join(status, on="id", how="left", maintain_order="left"))
+            failed = rounds[-1].filter(status=FAILED)
+            if failed.is_empty():
                 break
             again = [
-                self._row(cell, f"{index}.{draw}")
-                for cell, index in failed.select("cell", "index").iter_rows()
+                self._draw(entry, f"{index}.{draw}")
+                for entry, index in failed.select("cell", "index").iter_rows()
             ]
             ids, seeds = zip(*again, strict=True)
             now = failed.drop("status").with_columns(pl.Series("id", ids), pl.Series("seed", seeds))
-        every = pl.concat(frames).sort("order", maintain_order=True).drop("order")
+        every = pl.concat(rounds).sort("order", maintain_order=True).drop("order")
         made = pl.col("status").is_not_null()
         return every.filter(made).drop("status"), every.filter(~made).drop("status")

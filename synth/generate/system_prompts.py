@@ -38,19 +38,21 @@ def domains() -> list[str]:
 def steered(prompts: Sequence[SystemPromptConfig]) -> list[Steered]:
     """The system prompts of a recipe with their texts. Raises UserError for an unknown domain, a
     missing file and a name that comes twice."""
-    found: list[Steered] = []
+    named: dict[str, Steered] = {}
     for number, prompt in enumerate(prompts, 1):
         name = prompt.name or "+".join(filter(None, (prompt.domain, prompt.language)))
         name = name or (Path(prompt.file).stem if prompt.file else f"text-{number}")
-        if name in (s.name for s in found):
+        if name in named:
             raise UserError(
-                f"synth.system_prompts: two of them are named '{name}'; give them names of their own."
+                f"synth.system_prompts: two of them are named '{name}'; "
+                "give them names of their own."
             )
-        found.append(Steered(name, _text(prompt), prompt.weight))
-    return found
+        named[name] = Steered(name, _text(prompt), prompt.weight)
+    return list(named.values())
 
 
 def _text(prompt: SystemPromptConfig) -> str | None:
+    """What a system prompt of a recipe says; None where it is to say nothing."""
     if prompt.file is not None:
         file = Path(prompt.file).expanduser()
         if not file.is_file():
@@ -63,14 +65,17 @@ def _text(prompt: SystemPromptConfig) -> str | None:
         if prompt.domain not in domains():
             hint = nearest(prompt.domain, domains())
             raise UserError(
-                f"synth.system_prompts: there is no domain '{prompt.domain}'{hint}; any `text` or `file` does as well."
+                f"synth.system_prompts: there is no domain '{prompt.domain}'{hint}; "
+                "any `text` or `file` does as well."
             )
-        parts.append((_FOLDER / f"{prompt.domain}.txt").read_text().strip())
+        parts.append(_shipped(prompt.domain))
     if prompt.language is not None:
-        parts.append(
-            (_FOLDER / "language.txt").read_text().strip().replace("{language}", prompt.language)
-        )
+        parts.append(_shipped("language").replace("{language}", prompt.language))
     return "\n\n".join(parts)
+
+
+def _shipped(name: str) -> str:
+    return (_FOLDER / f"{name}.txt").read_text().strip()
 
 
 def chosen(ids: Sequence[str], prompts: Sequence[Steered]) -> list[int]:

@@ -12,8 +12,6 @@ newline, cut-off turns kept unmarked, templates for Llama-3 alone.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,11 +25,13 @@ from core.errors import UserError
 from core.store import digest
 from core.wire import Reply, Request
 from synth.chat import templates
+from synth.chat.encoding import encode_conversation
+from synth.chat.pre_query import DEFAULT, follow_up, pre_query
 from synth.chat.thinking import Thinking, thinking_of
 from synth.config import SynthConfig
 from synth.context import Context, Served
-from synth.generate import ask, single_turn
-from synth.generate.ask import Row, batched, failed
+from synth.generate import single_turn
+from synth.generate.ask import TOKENS, Batch, Row, batched, context_length, exchanged, failed, fit
 from synth.generate.first_token import Chain, FirstToken, first_token
 from synth.generate.single_turn import generated
 
@@ -42,17 +42,11 @@ PROMPT = Path(__file__).with_name("prompts") / "multi_turn.jinja"
 FIELDS: dict[str, Any] = {
     "messages": MESSAGES,
     "turns": pl.Int64,
-    "tokens": pl.Int64,
-    "prompt_tokens": pl.Int64,
+    **TOKENS,
 }
 """messages: the whole conversation; turns: the user's messages in it; tokens: generated after the
 first answer."""
-_HALF: dict[str, Any] = {
-    "row": pl.String,
-    "text": pl.String,
-    "tokens": pl.Int64,
-    "prompt_tokens": pl.Int64,
-}
+_HALF: dict[str, Any] = {"row": pl.String, "text": pl.String, **TOKENS}
 
 
 def system_prompt(config: SynthConfig) -> str | None:
@@ -62,30 +56,28 @@ def system_prompt(config: SynthConfig) -> str | None:
     return PROMPT.read_text().strip() if given == "paper" else given
 
 
-def cell(config: SynthConfig, context: Context) -> dict[str, Any] | None:
+def cell(config: SynthConfig, context: Context) -> Row | None:
     """What determines a finished conversation; None for a recipe of single turns."""
-    return (
-        {**_half_cell(config, context), "turns": config.turns, "end_with": config.end_with}
-        if config.turns > 1
-        else None
-    )
+    if config.turns == 1:
+        return None
+    half = _half_determines(config, context)
+    return {**half, "turns": config.turns, "end_with": config.end_with}
 
 
-def _half_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
-    return {
+def _half_determines(config: SynthConfig, context: Context) -> Row:
+    """What determines a half-turn, besides the words before it."""
+    determines = {
         "teacher": context.revision(config.teacher),
         "responder": context.revision(config.responder or config.teacher),
         "instruction": config.instruction,
         "response": config.response,
         "system_prompt": system_prompt(config),
         "seed": config.seed,
-        **(
-            {"first_token": config.first_token.model_dump(exclude_defaults=True)}
-            if config.first_token
-            else {}
-        ),
         "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
     }
+    if config.first_token:
+        determines["first_token"] = config.first_token.model_dump(exclude_defaults=True)
+    return determines
 
 
 @dataclass
@@ -108,10 +100,15 @@ class Talk:
         """Id of the next half-turn: it depends on every word said before."""
         return f"{self.id}:{len(self.messages)}:{digest(self.messages)[:16]}"
 
-    @property
-    def place(self) -> str:
-        """The next half-turn in words."""
-        return f"turn {len(self.messages) // 2 + 1}, {self.role}"
+    def says(self, half: Mapping[str, Any]) -> None:
+        """Add a finished half-turn."""
+        self.messages.append({"role": self.role, "content": half["text"]})
+        self.tokens += half["tokens"] or 0
+        self.prompt_tokens += half["prompt_tokens"] or 0
+
+    def fails(self, problem: str) -> None:
+        """Give the conversation up; the reason says at which half-turn."""
+        self.problem = f"turn {len(self.messages) // 2 + 1}, {self.role}: {problem}"
 
 
 @dataclass(frozen=True)
@@ -122,8 +119,8 @@ class Side:
     served: Served
     thinking: Thinking | None
     opened: bool | None
-    body: Callable[[Talk], dict[str, Any]]
-    chain: Chain | None = None
+    body: Callable[[Talk], Row]
+    chain: Chain
 
 
 def user_side(
@@ -133,39 +130,32 @@ def user_side(
 
     Raises UserError where the chat template refuses or ignores the system prompt.
     """
-    words = served.tokenizer
-    stop = sorted(
-        {
-            *templates.pre_query(words, system or templates.DEFAULT).stop_token_ids,
-            *sampling.get("stop_token_ids", ()),
-        }
-    )
+    tokenizer = served.tokenizer
+    ends = pre_query(tokenizer, system or DEFAULT).stop_token_ids
+    stop = sorted({*ends, *sampling.get("stop_token_ids", ())})
     before = [{"role": "system", "content": system}] if system else []
 
-    def body(talk: Talk) -> dict[str, Any]:
+    def body(talk: Talk) -> Row:
         seed = int(digest([talk.id, len(talk.messages), sampling.get("seed")])[:8], 16) % 2**31
-        return {
-            **sampling,
-            "prompt": templates.follow_up(words, [*before, *talk.messages]),
-            "stop_token_ids": stop,
-            "seed": seed,
-        }
+        prompt = follow_up(tokenizer, [*before, *talk.messages])
+        return {**sampling, "prompt": prompt, "stop_token_ids": stop, "seed": seed}
 
     # A user's message is never opened by a generation prompt, so only a think block of the model's
     # own is one.
-    return Side(served, thinking_of(words), False, body, Chain(first) if first else None)
+    return Side(served, thinking_of(tokenizer), False, body, Chain(first))
 
 
 def assistant_side(served: Served, sampling: Mapping[str, Any]) -> Side:
     """Answers the user's last message."""
-    words = served.tokenizer
-    thinking = thinking_of(words)
+    tokenizer = served.tokenizer
+    thinking = thinking_of(tokenizer)
+    fixed = {**(thinking.sampling if thinking else {}), **sampling}
 
-    def body(talk: Talk) -> dict[str, Any]:
-        prompt = templates.encode_conversation(words, talk.messages, add_generation_prompt=True)
-        return {**(thinking.sampling if thinking else {}), **sampling, "prompt": prompt}
+    def body(talk: Talk) -> Row:
+        prompt = encode_conversation(tokenizer, talk.messages, add_generation_prompt=True)
+        return {**fixed, "prompt": prompt}
 
-    return Side(served, thinking, None, body)
+    return Side(served, thinking, None, body, Chain(None))
 
 
 def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
@@ -179,166 +169,135 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterat
     first = first_token(teacher.tokenizer, rule.suppress, rule.temperature) if rule else None
     user = user_side(teacher, config.instruction, system_prompt(config), first)
     assistant = assistant_side(context.serve(config.responder or config.teacher), config.response)
-    journal = Column.open(context.root, "half_turns", _half_cell(config, context), _HALF)
+    journal = Column.open(context.root, "half_turns", _half_determines(config, context), _HALF)
     length = 2 * config.turns - (config.end_with == "user")
     talks = [
         Talk(i, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
         for i, question, answer in rows.select("id", "instruction", "response").iter_rows()
     ]
     return batched(
-        _continued(talks, length, user, assistant, journal),
+        continued(talks, length, user, assistant, journal),
         {"id": pl.String, **FIELDS, "status": pl.String, "reason": pl.String},
     )
 
 
-def _continued(
+def continued(
     talks: list[Talk], length: int, user: Side, assistant: Side, journal: Column
 ) -> Iterator[Row]:
-    known = _finished_halves(journal, talks)
-    for talk in talks:
-        while len(talk.messages) < length and (held := known.get(talk.key)):
-            _said(talk, held)
-    del known
-    sides: dict[str, Side] = {"user": user, "assistant": assistant}
-    together = (
-        user.served.spec == assistant.served.spec
-    )  # one server: chains; two: each side speaks in its turn
-    journaled = _Journal(journal)
+    """Each conversation as a row, once it has `length` messages or has failed.
+
+    What `journal` holds of them is not asked again, and what is said now is kept there.
+    """
+    _recall(talks, length, journal)
+    # One server: a conversation's turns are a chain. Two: each side speaks in its turn.
+    together = user.served.spec == assistant.served.spec
+    batch = Batch({"id": pl.String, **_HALF})
+    speakers = _Speakers({"user": user, "assistant": assistant}, length, together, batch, journal)
     try:
-        waiting = talks
+        waiting = []
+        for talk in talks:
+            if speakers.over(talk):
+                yield _row(talk)
+            else:
+                waiting.append(talk)
         while waiting:
-            groups: dict[str, list[Talk]] = defaultdict(list)
-            for talk in waiting:
-                if len(talk.messages) >= length:
+            role = waiting[0].role
+            group = [talk for talk in waiting if together or talk.role == role]
+            waiting = [talk for talk in waiting if not together and talk.role != role]
+            for talk in speakers.stream(group):
+                if speakers.over(talk):
                     yield _row(talk)
                 else:
-                    groups["all" if together else talk.role].append(talk)
-            if not groups:
-                return
-            group = next(iter(groups.values()))
-            for talk in _stream(group, length, sides, together, journaled):
-                if talk.problem or len(talk.messages) >= length:
-                    yield _row(talk)
-                else:
-                    groups["later"].append(talk)
-            waiting = [t for g in groups.values() if g is not group for t in g]
+                    waiting.append(talk)
     finally:
-        journaled.flush()
-        with (
-            suppress(UserError),
-            journal.alone(),
-        ):  # tasks of a cluster write side by side; one of them merges
+        journal.append(batch.frame())
+        # Tasks of a cluster write side by side; one of them merges.
+        with suppress(UserError), journal.alone():
             journal.compact()
 
 
-def _stream(
-    group: list[Talk], length: int, sides: dict[str, Side], together: bool, journal: _Journal
-) -> Iterator[Talk]:
-    """Let the talks go on as far as one server can take them; each comes back once, finished,
-    failed, or waiting for the other side."""
-    by_id = {talk.id: talk for talk in group}
-    refused: list[Talk] = []
-    first = sides[group[0].role]
+@dataclass(frozen=True)
+class _Speakers:
+    """Both sides, how many messages a conversation is to have, whether both are asked at once, and
+    where finished half-turns go."""
 
-    def request(talk: Talk) -> Request | None:
-        side = sides[talk.role]
-        body = side.body(talk)
-        limit = side.served.spec.args.get("max_model_len")
-        if limit is not None:
-            left = int(limit) - len(body["prompt"])
-            if left < 1:
-                talk.problem = f"{talk.place}: a prompt of {len(body['prompt'])} tokens leaves no room in max_model_len {limit}"
-                return None
-            body["max_tokens"] = min(int(body.get("max_tokens") or left), left)
-        made = Request(talk.id, body)
-        return side.chain.begin(made) if side.chain else made
+    sides: Mapping[str, Side]
+    length: int
+    together: bool
+    batch: Batch
+    journal: Column
 
-    def requests() -> Iterator[Request]:
-        for talk in group:
-            made = request(talk)
-            if made is None:
-                refused.append(talk)
-            else:
-                yield made
+    def over(self, talk: Talk) -> bool:
+        """Whether nothing more is to be said."""
+        return talk.problem is not None or len(talk.messages) >= self.length
 
-    def then(reply: Reply) -> Request | None:
-        talk = by_id[reply.key]
-        side = sides[talk.role]
-        if side.chain:
-            if (rest := side.chain.then(reply)) is not None:
-                return rest
-            reply = side.chain.join(reply)
-        row = generated(reply, "text", side.thinking, side.opened)
-        problem = row.get("reason") or (
-            "cut off before its end" if row.get("finish_reason") == "length" else None
+    def stream(self, group: list[Talk]) -> Iterator[Talk]:
+        """Let the conversations go on as far as one server can take them; each comes back once,
+        over, or waiting for the other side."""
+        by_id = {talk.id: talk for talk in group}
+        return exchanged(
+            group,
+            lambda talk: self._request(talk) or talk,
+            lambda reply: by_id[reply.key],
+            self.sides[group[0].role].served.endpoint,
+            lambda reply: self._after(by_id[reply.key], reply),
         )
+
+    def _request(self, talk: Talk) -> Request | None:
+        """The request for the next half-turn; None, and the conversation has failed, where its
+        prompt leaves no room."""
+        side = self.sides[talk.role]
+        body = side.body(talk)
+        problem = fit(body, context_length(side.served.endpoint))
         if problem:
-            talk.problem = f"{talk.place}: {problem}"
-            talk.tokens += row.get("tokens") or 0
+            talk.fails(problem)
             return None
-        half = {
-            "id": talk.key,
-            "row": talk.id,
-            **{n: row.get(n) for n in ("text", "tokens", "prompt_tokens")},
-        }
-        journal.add(half)
-        _said(talk, half)
-        return request(talk) if together and len(talk.messages) < length else None
+        return side.chain.begin(Request(talk.id, body))
 
-    for reply in first.served.endpoint.answers(requests(), then):
-        yield by_id[reply.key]
-        while refused:
-            yield refused.pop()
-    yield from refused
+    def _after(self, talk: Talk, reply: Reply) -> Request | None:
+        """Take in a reply, and ask for what follows it on the same server, if anything."""
+        side = self.sides[talk.role]
+        rest = side.chain.then(reply)
+        if rest is not None:
+            return rest
+        half = generated(side.chain.join(reply), "text", side.thinking, side.opened)
+        cut = "cut off before its end" if half.get("finish_reason") == "length" else None
+        problem = half.get("reason") or cut
+        if problem:
+            talk.fails(problem)
+            talk.tokens += half.get("tokens") or 0
+            return None
+        self._keep({**half, "id": talk.key, "row": talk.id})
+        talk.says(half)
+        return self._request(talk) if self.together and not self.over(talk) else None
+
+    def _keep(self, half: Row) -> None:
+        self.batch.add(half)
+        if self.batch.due:
+            self.journal.append(self.batch.frame())
+            self.batch.clear()
 
 
-def _said(talk: Talk, half: Row) -> None:
-    """Add a finished half-turn to a conversation."""
-    talk.messages.append({"role": talk.role, "content": half["text"]})
-    talk.tokens += half["tokens"] or 0
-    talk.prompt_tokens += half["prompt_tokens"] or 0
+def _recall(talks: list[Talk], length: int, journal: Column) -> None:
+    """Let the conversations say what they said before, as far as the journal knows."""
+    ids = pl.DataFrame({"row": [talk.id for talk in talks]}, schema={"row": pl.String})
+
+    def read() -> list[pl.DataFrame]:
+        return [journal.part(path).join(ids, on="row", how="semi") for path in journal.parts()]
+
+    known = {
+        half["id"]: half
+        for part in merging_read(read)
+        for half in part.filter(pl.col("status") != FAILED).iter_rows(named=True)
+    }
+    for talk in talks:
+        while len(talk.messages) < length and (half := known.get(talk.key)):
+            talk.says(half)
 
 
 def _row(talk: Talk) -> Row:
     spent = {"tokens": talk.tokens, "prompt_tokens": talk.prompt_tokens}
     if talk.problem:
         return failed(talk.id, talk.problem, **spent)
-    count = sum(m["role"] == "user" for m in talk.messages)
-    return {"id": talk.id, "messages": talk.messages, "turns": count, **spent, "status": OK}
-
-
-def _finished_halves(journal: Column, talks: list[Talk]) -> dict[str, Row]:
-    """What was said in these conversations before, by key."""
-    rows = pl.DataFrame({"row": [t.id for t in talks]}, schema={"row": pl.String})
-
-    def read() -> list[pl.DataFrame]:
-        return [journal.part(path).join(rows, on="row", how="semi") for path in journal.parts()]
-
-    return {
-        row["id"]: row
-        for part in merging_read(read)
-        for row in part.filter(pl.col("status") != FAILED).iter_rows(named=True)
-    }
-
-
-class _Journal:
-    """Finished half-turns on their way to disk, as often as rows are."""
-
-    def __init__(self, column: Column) -> None:
-        self._column = column
-        self._held: list[Row] = []
-        self._since = time.monotonic()
-
-    def add(self, half: Row) -> None:
-        """Remember one half-turn."""
-        self._held.append(half)
-        if len(self._held) >= ask.BATCH_ROWS or time.monotonic() - self._since >= ask.BATCH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held."""
-        if self._held:
-            self._column.append(
-                pl.DataFrame(self._held, schema={"id": pl.String, **_HALF}, strict=False)
-            )
-        self._held, self._since = [], time.monotonic()
+    turns = sum(message["role"] == "user" for message in talk.messages)
+    return {"id": talk.id, "messages": talk.messages, "turns": turns, **spent, "status": OK}

@@ -114,13 +114,11 @@ def _response_cell(config: SynthConfig, context: Context) -> Cell:
 
 def _response(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
     served = context.serve(config.responder or config.teacher)
-    limit = served.spec.args.get("max_model_len")
     return single_turn.responses(
         rows.select("id", "instruction"),
         served.tokenizer,
         config.response,
         served.endpoint,
-        max_model_len=limit,
     )
 
 

@@ -21,7 +21,7 @@ from core.servers import Servers
 from core.store import Counts, canonical, digest
 from core.tracking import Log
 from synth.chat.families import system_prompt_of
-from synth.chat.templates import PreQuery, pre_query
+from synth.chat.pre_query import PreQuery, pre_query
 from synth.chat.thinking import thinking_of
 from synth.config import ImportConfig
 from synth.generate import single_turn
@@ -76,11 +76,10 @@ def _generate(pool: Pool, servers: Servers, log: Log, share: Share) -> None:
     served = context.serve(config.teacher)
     words = served.tokenizer
     prompts = steered(config.system_prompts)
-    overrides = {"text": config.pre_query_template} if config.pre_query_template else None
     texts = [p.text for p in prompts] or [
         system_prompt_of(config.teacher.model, config.system_prompt)
     ]
-    templates = [pre_query(words, text, overrides) for text in texts]
+    templates = [pre_query(words, text, config.pre_query_template) for text in texts]
     samplings = [
         {k: v for k, v in sampling.items() if k != "seed"}
         for sampling in pool.plan.sampling(config.instruction)

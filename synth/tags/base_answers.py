@@ -8,7 +8,7 @@ less that of a base model's answer, which is elicited by a few examples in the p
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.servers import Endpoint
-from synth.chat.templates import encode_text, text_start
+from synth.chat.encoding import encode_text, text_start
 from synth.generate.ask import Row, Unreadable, answers
-from synth.tags.llm import template
+from synth.tags.llm import longest_run, template
 from synth.tags.reward import reward
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 """Part of every key of a base answer; raised when the same settings would give other answers."""
 
 PROMPT = Path(__file__).with_name("prompts") / "base_answer.jinja"
-
-_TURN = re.compile("=+")
 
 
 def base_responses(
@@ -44,40 +43,40 @@ def base_responses(
     that end an answer. Yields [id, base_output, base_finish_reason ("length" marks a cut-off
     answer), tokens, prompt_tokens, status, reason]; an empty answer is a failed cell.
     """
-    text = template(PROMPT.read_text())
     start = text_start(tokenizer)
+    given = sampling.get("stop") or []
+    own_stops = [given] if isinstance(given, str) else given
 
-    def body(row: Row) -> dict[str, Any]:
-        prompt, stop = base_prompt(row["instruction"], text)
-        return {
-            **sampling,
-            "prompt": start + encode_text(tokenizer, prompt),
-            "stop": [*stop, *_listed(sampling.get("stop"))],
-        }
+    def body(row: Row) -> Row:
+        prompt, headings = base_prompt(row["instruction"])
+        ids = start + encode_text(tokenizer, prompt)
+        return {**sampling, "prompt": ids, "stop": [*headings, *own_stops]}
 
-    def read(choice: dict[str, Any]) -> Row:
-        answer = str(choice["text"]).strip()
+    def read(choice: Row) -> Row:
+        answer = choice["text"].strip()
         if not answer:
             raise Unreadable("empty base answer")
         return {"base_output": answer, "base_finish_reason": choice.get("finish_reason")}
 
-    return answers(
-        rows, body, read, endpoint, {"base_output": pl.String, "base_finish_reason": pl.String}
-    )
+    fields = {"base_output": pl.String, "base_finish_reason": pl.String}
+    return answers(rows, body, read, endpoint, fields)
 
 
-def base_prompt(instruction: str, text: Any = None) -> tuple[str, list[str]]:
+def base_prompt(instruction: str) -> tuple[str, list[str]]:
     """The prompt for one instruction and the strings that end its answer: the headings of the next
     turn.
 
     A heading is ruled by more "=" than the instruction has anywhere in a row, so that no heading
     written in it can open or end a turn; an answer may hold anything else, code fences included.
     """
-    rule = "=" * max(3, 1 + max((len(run) for run in _TURN.findall(instruction)), default=0))
-    prompt = (text or template(PROMPT.read_text())).render(
-        instruction=instruction, rule=rule
-    ).strip() + "\n"
-    return prompt, [f"{rule} User", f"{rule} Assistant"]
+    rule = "=" * max(3, 1 + longest_run("=", instruction))
+    prompt = _examples().render(instruction=instruction, rule=rule)
+    return prompt.strip() + "\n", [f"{rule} User", f"{rule} Assistant"]
+
+
+@functools.cache
+def _examples() -> Template:
+    return template(PROMPT.read_text())
 
 
 def reward_differences(
@@ -90,15 +89,14 @@ def reward_differences(
     base_reward), prompt_tokens, status, reason].
     """
     asked = rows.select("id", "instruction", pl.col("base_output").alias("response"))
+    aligned = rows.select("id", aligned="instruct_reward")
     for part in reward(asked, tokenizer, endpoint):
-        known = part.join(
-            rows.select("id", aligned="instruct_reward"), on="id", how="left", maintain_order="left"
+        both = part.join(aligned, on="id", how="left", maintain_order="left")
+        yield both.select(
+            "id",
+            pl.col("instruct_reward").alias("base_reward"),
+            (pl.col("aligned") - pl.col("instruct_reward")).alias("reward_difference"),
+            "prompt_tokens",
+            "status",
+            "reason",
         )
-        yield known.with_columns(
-            base_reward=pl.col("instruct_reward"),
-            reward_difference=pl.col("aligned") - pl.col("instruct_reward"),
-        ).select("id", "base_reward", "reward_difference", "prompt_tokens", "status", "reason")
-
-
-def _listed(stop: Any) -> list[str]:
-    return [] if stop is None else [stop] if isinstance(stop, str) else list(stop)

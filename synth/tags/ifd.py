@@ -23,18 +23,18 @@ import polars as pl
 
 from core.columns import OK
 from core.servers import Endpoint
-from core.wire import Reply, Request
-from synth.chat.templates import encode_conversation, encode_text, text_start
+from core.wire import Reply, Request, prompt_losses, scoring_request
+from synth.chat.encoding import encode_conversation, encode_text, text_start
 from synth.generate.ask import (
-    STATUS,
+    TOKENS,
     Row,
     Unreadable,
-    batched,
-    completion,
-    context,
+    asked,
+    context_length,
     failed,
+    first_choice,
+    fitting,
     spent,
-    too_long,
 )
 
 if TYPE_CHECKING:
@@ -47,13 +47,19 @@ VERSION = 1
 @dataclass
 class _Halves:
     """One row's two prompts as token ids, each with the place from which on it is scored, and what
-    is known of it so far."""
+    is known of it so far: the loss (mean NLL, nats) of the first, and the tokens spent."""
 
     given: tuple[list[int], int]
     alone: tuple[list[int], int]
     loss: float | None = None
     tokens: int = 0
     prompt_tokens: int = 0
+
+    def count(self, reply: Reply) -> None:
+        """Add what a reply cost."""
+        cost = spent(reply)
+        self.tokens += cost["tokens"] or 0
+        self.prompt_tokens += cost["prompt_tokens"] or 0
 
 
 def ifd(
@@ -67,90 +73,61 @@ def ifd(
     with no token that can be scored are failed cells.
     """
     start = text_start(tokenizer)
-    limit = context(endpoint)
-    halves: dict[str, _Halves] = {}
-    refused: list[Row] = []
+    limit = context_length(endpoint)
+    waiting: dict[str, _Halves] = {}
 
-    def requests() -> Iterator[Request]:
-        for row in rows.iter_rows(named=True):
-            before = encode_conversation(
-                tokenizer,
-                [{"role": "user", "content": row["instruction"]}],
-                add_generation_prompt=True,
-            )
-            answer = encode_text(tokenizer, row["response"])
-            given = (before + answer, len(before) + (0 if start else 1))
-            if limit is not None and len(given[0]) >= limit:
-                refused.append(too_long(row["id"], len(given[0]), limit))
-            elif len(given[0]) <= given[1]:
-                refused.append(
-                    failed(
-                        row["id"], f"an answer of {len(answer)} tokens has none that can be scored"
-                    )
-                )
-            else:
-                halves[row["id"]] = _Halves(given, (start + answer, 1))
-                yield _request(row["id"], given[0])
+    def ask(row: Row) -> Request | Row:
+        question = [{"role": "user", "content": row["instruction"]}]
+        before = encode_conversation(tokenizer, question, add_generation_prompt=True)
+        answer = encode_text(tokenizer, row["response"])
+        # Without a BOS nothing precedes the answer's first token where it stands alone.
+        skipped = 0 if start else 1
+        request = fitting(scoring_request(row["id"], before + answer), limit)
+        if isinstance(request, Request) and len(answer) <= skipped:
+            problem = f"an answer of {len(answer)} tokens has none that can be scored"
+            return failed(row["id"], problem)
+        given = before + answer, len(before) + skipped
+        waiting[row["id"]] = _Halves(given, (start + answer, 1))
+        return request
 
     def then(reply: Reply) -> Request | None:
-        half = halves[reply.key]
-        if half.loss is not None:
+        halves = waiting[reply.key]
+        if halves.loss is not None:
             return None
         try:
-            half.loss = mean_loss(reply, *half.given)
+            halves.loss = mean_loss(reply, *halves.given)
         except Unreadable:
             return None
-        _count(half, reply)
-        return _request(reply.key, half.alone[0])
+        halves.count(reply)
+        return scoring_request(reply.key, halves.alone[0])
 
-    def finished() -> Iterator[Row]:
-        for reply in endpoint.answers(requests(), then):
-            yield _ratio(reply, halves.pop(reply.key))
-            while refused:
-                yield refused.pop()
-        yield from refused
+    def read(reply: Reply) -> Row:
+        return _ratio(reply, waiting.pop(reply.key))
 
-    return batched(finished(), {"id": pl.String, "ifd": pl.Float64, **STATUS})
+    return asked(rows, ask, read, endpoint, {"ifd": pl.Float64, **TOKENS}, then)
 
 
 def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
     """Mean NLL (nats) of `ids[place:]`, each given all before it, from a reply with
     `prompt_logprobs`. Raises Unreadable when it holds none."""
-    choice, problem = completion(reply)
-    if choice is None:
-        raise Unreadable(problem)
+    choice = first_choice(reply)
     try:
-        # One mapping a position, from token id to {"logprob", ...}; the token that is there is
-        # always in it.
-        given = choice["prompt_logprobs"]
-        losses = [-float(given[at][str(ids[at])]["logprob"]) for at in range(place, len(ids))]
+        losses = prompt_losses(choice, ids, place, len(ids))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise Unreadable(
-            f"no log-probabilities of the prompt in the reply: {type(error).__name__} {error}"
-        ) from error
+        problem = f"{type(error).__name__} {error}"
+        raise Unreadable(f"no log-probabilities of the prompt in the reply: {problem}") from error
     return math.fsum(losses) / len(losses)
 
 
-def _ratio(reply: Reply, half: _Halves) -> Row:
-    _count(half, reply)
-    cost = {"tokens": half.tokens, "prompt_tokens": half.prompt_tokens}
+def _ratio(reply: Reply, halves: _Halves) -> Row:
+    """The cell of the last reply, which is the second's unless the first could not be read."""
+    halves.count(reply)
+    cost = {"tokens": halves.tokens, "prompt_tokens": halves.prompt_tokens}
     try:
-        given = mean_loss(reply, *half.given) if half.loss is None else half.loss
-        value = math.exp(given - mean_loss(reply, *half.alone))
+        given = mean_loss(reply, *halves.given) if halves.loss is None else halves.loss
+        value = math.exp(given - mean_loss(reply, *halves.alone))
     except (Unreadable, OverflowError) as error:
         return failed(reply.key, str(error), **cost)
-    return (
-        {"id": reply.key, "ifd": value, **cost, "status": OK}
-        if math.isfinite(value)
-        else failed(reply.key, "the IFD is not finite", **cost)
-    )
-
-
-def _request(key: str, ids: list[int]) -> Request:
-    return Request(key, {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0})
-
-
-def _count(half: _Halves, reply: Reply) -> None:
-    cost = spent(reply)
-    half.tokens += cost["tokens"] or 0
-    half.prompt_tokens += cost["prompt_tokens"] or 0
+    if not math.isfinite(value):
+        return failed(reply.key, "the IFD is not finite", **cost)
+    return {"id": reply.key, "ifd": value, **cost, "status": OK}

@@ -30,38 +30,32 @@ def language(rows: pl.DataFrame, settings: Mapping[str, Any]) -> Iterator[pl.Dat
     """
     detector = _detector(tuple(sorted({code.upper() for code in settings.get("languages", ())})))
     for part in rows.iter_slices(BATCH):
-        found = detector.detect_languages_in_parallel_of(part["instruction"].to_list())
-        codes: list[str | None] = [f.iso_code_639_1.name if f else None for f in found]
-        frame = pl.DataFrame({"id": part["id"], "language": pl.Series(codes, dtype=pl.String)})
+        languages = detector.detect_languages_in_parallel_of(part["instruction"].to_list())
+        codes = [each.iso_code_639_1.name if each else None for each in languages]
+        frame = part.select("id").with_columns(pl.Series("language", codes, dtype=pl.String))
+        none = pl.when(pl.col("language").is_null())
         yield frame.with_columns(
-            pl.when(pl.col("language").is_null())
-            .then(pl.lit(FAILED))
-            .otherwise(pl.lit(OK))
-            .alias("status"),
-            pl.when(pl.col("language").is_null()).then(pl.lit("no language found")).alias("reason"),
+            status=none.then(pl.lit(FAILED)).otherwise(pl.lit(OK)),
+            reason=none.then(pl.lit("no language found")),
         )
 
 
 @functools.lru_cache(maxsize=4)
 def _detector(codes: tuple[str, ...]) -> LanguageDetector:
-    from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
+    """Tells these languages apart; all that lingua knows where none are given."""
+    from lingua import Language, LanguageDetectorBuilder
 
-    known: dict[str, Any] = {
-        each.iso_code_639_1.name: each.iso_code_639_1 for each in Language.all()
-    }
+    if not codes:
+        return LanguageDetectorBuilder.from_all_languages().build()
+    known = {each.iso_code_639_1.name: each.iso_code_639_1 for each in Language.all()}
     for code in codes:
         if code not in known:
-            raise UserError(
-                f"tags.languages: lingua knows no language '{code}'{nearest(code, known)}"
-            )
+            hint = nearest(code, known)
+            raise UserError(f"tags.languages: lingua knows no language '{code}'{hint}")
     if len(codes) == 1:
         raise UserError(
-            f"tags.languages names only {codes[0]}: detection needs at least two languages; add those it could be mistaken for."
+            f"tags.languages names only {codes[0]}: detection needs at least two languages; "
+            "add those it could be mistaken for."
         )
-    chosen: list[IsoCode639_1] = [known[code] for code in codes]
-    builder = (
-        LanguageDetectorBuilder.from_iso_codes_639_1(*chosen)
-        if chosen
-        else LanguageDetectorBuilder.from_all_languages()
-    )
-    return builder.build()
+    chosen = [known[code] for code in codes]
+    return LanguageDetectorBuilder.from_iso_codes_639_1(*chosen).build()

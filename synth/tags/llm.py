@@ -14,8 +14,8 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import polars as pl
 from core.errors import UserError
 from core.servers import Endpoint
 from core.store import canonical
-from synth.chat.templates import encode_conversation
+from synth.chat.encoding import encode_conversation
 from synth.generate.ask import Row, Unreadable, answers
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 
@@ -43,6 +43,13 @@ EXPLAIN_TOKENS = 512
 
 Labels = tuple[str, ...] | tuple[int, ...]
 
+# How the JSON of an explanation says a type, how Python and a stored column do.
+_TYPES: dict[str, tuple[type, Any]] = {
+    "string": (str, pl.String),
+    "integer": (int, pl.Int64),
+    "array": (list, pl.List(pl.String)),
+}
+
 
 @dataclass(frozen=True)
 class Tag:
@@ -55,20 +62,27 @@ class Tag:
     rank: str | None
     prompt: str
     explanation: Mapping[str, dict[str, Any]]
-    names: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Columns of fields that are stored under another name."""
 
     @property
     def fields(self) -> dict[str, Any]:
         """Value columns of this tag's frames with their types."""
-        types = {"string": pl.String, "integer": pl.Int64, "array": pl.List(pl.String)}
         texts = {
-            self.names.get(name, name): types[schema["type"]]
+            self.names.get(name, name): _TYPES[schema["type"]][1]
             for name, schema in self.explanation.items()
         }
+        ranks = {self.rank: pl.Float64} if self.rank else {}
+        return {self.label: texts[self.label], **ranks, **texts}
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What the JSON of an explanation must be like."""
         return {
-            self.label: texts[self.label],
-            **({self.rank: pl.Float64} if self.rank else {}),
-            **texts,
+            "type": "object",
+            "properties": dict(self.explanation),
+            "required": list(self.explanation),
+            "additionalProperties": False,
         }
 
 
@@ -97,7 +111,6 @@ TAGS = {
         "difficulty_rank",
         "difficulty.jinja",
         {"intent": _TEXT, "knowledge": _TEXT, "difficulty": _enum(DIFFICULTY)},
-        {},
     ),
     "category": Tag(
         "task_category",
@@ -109,7 +122,6 @@ TAGS = {
             "task_category": _enum(CATEGORY),
             "other_task_category": {"type": "array", "items": _enum(CATEGORY), "maxItems": 4},
         },
-        {},
     ),
     "pair_score": Tag(
         "pair_score",
@@ -131,7 +143,6 @@ def tag(
     settings: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-    chat_template: str | None = None,
 ) -> Iterator[pl.DataFrame]:
     """The LLM tag `name` (one of TAGS) of each row.
 
@@ -144,36 +155,22 @@ def tag(
     """
     chosen, mode = TAGS[name], settings.get("mode", "label")
     prompt = template(prompt_text(name, "label", settings.get("prompt")))
-    fixed: dict[str, Any] = {"temperature": 0.0, **dict(settings.get("sampling") or {})}
+    sampling: dict[str, Any] = {"temperature": 0.0, **(settings.get("sampling") or {})}
     if mode == "label":
         _check_codes(chosen, tokenizer)
-        fixed |= {
-            "max_tokens": 1,
-            "logprobs": 20,
-            "structured_outputs": {"choice": list(chosen.codes)},
-        }
+        sampling |= {"max_tokens": 1, "logprobs": 20}
+        shape: dict[str, Any] = {"choice": list(chosen.codes)}
     else:
-        fixed = {
-            "max_tokens": EXPLAIN_TOKENS,
-            **fixed,
-            "structured_outputs": {"json": _schema(chosen)},
-        }
+        sampling = {"max_tokens": EXPLAIN_TOKENS, **sampling}
+        shape = {"json": chosen.schema}
 
-    def body(row: Row) -> dict[str, Any]:
-        messages = [
-            {
-                "role": "user",
-                "content": ask(chosen, row["instruction"], mode, prompt, row.get("response") or ""),
-            }
-        ]
-        return {
-            **fixed,
-            "prompt": encode_conversation(
-                tokenizer, messages, add_generation_prompt=True, chat_template=chat_template
-            ),
-        }
+    def body(row: Row) -> Row:
+        question = ask(chosen, row["instruction"], mode, prompt, row.get("response") or "")
+        messages = [{"role": "user", "content": question}]
+        ids = encode_conversation(tokenizer, messages, add_generation_prompt=True)
+        return {**sampling, "structured_outputs": shape, "prompt": ids}
 
-    read: Callable[[Tag, dict[str, Any]], Row] = _read_codes if mode == "label" else _read_json
+    read = _read_codes if mode == "label" else _read_json
     return answers(rows, body, functools.partial(read, chosen), endpoint, chosen.fields)
 
 
@@ -183,21 +180,43 @@ def prompt_text(name: str, mode: str, path: str | None = None) -> str:
 
     `path` is a prompt file in place of the shipped one. Raises UserError when it is missing.
     """
-    file = Path(path) if path else Path(__file__).with_name("prompts") / TAGS[name].prompt
+    chosen = TAGS[name]
+    file = Path(path) if path else Path(__file__).with_name("prompts") / chosen.prompt
     if not file.is_file():
         raise UserError(f"prompt file {file} of the tag {name} does not exist; check `prompt`.")
-    return file.read_text() + (canonical(_schema(TAGS[name])) if mode == "explain" else "")
+    return file.read_text() + (canonical(chosen.schema) if mode == "explain" else "")
 
 
 def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str = "") -> str:
     """The judge's prompt for one row, whose texts stand between fences that they cannot close: they
     are longer than any of their own."""
-    longest = max((len(run) for run in re.findall("`+", f"{instruction}\0{response}")), default=0)
-    values = {"instruction": instruction, "response": response, "fence": "`" * max(3, longest + 1)}
-    return prompt.render(**values, mode=mode, labels=tag.labels, codes=tag.codes).strip()
+    fence = "`" * max(3, 1 + longest_run("`", f"{instruction}\0{response}"))
+    return prompt.render(
+        instruction=instruction,
+        response=response,
+        fence=fence,
+        mode=mode,
+        labels=tag.labels,
+        codes=tag.codes,
+    ).strip()
 
 
-def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
+def longest_run(character: str, text: str) -> int:
+    """How often `character` comes in a row at most."""
+    return max(map(len, re.findall(f"{re.escape(character)}+", text)), default=0)
+
+
+@functools.lru_cache(maxsize=16)
+def template(text: str) -> Template:
+    """A prompt file's text as a template; only its own text is evaluated, never an
+    instruction's."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    return SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
+
+
+def _read_codes(tag: Tag, choice: Row) -> Row:
     """Label of the likeliest code, and the expected rank under the codes' renormalised
     probabilities (1.0 is the lowest label)."""
     tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
@@ -208,60 +227,43 @@ def _read_codes(tag: Tag, choice: dict[str, Any]) -> Row:
     total = sum(mass.values())
     if total <= 0:
         raise Unreadable("no label code among the answer's log-probabilities")
-    best = max(mass, key=lambda code: (mass[code], -tag.codes.index(code)))
+    best = max(mass, key=mass.__getitem__)  # of equal ones the first
     row: Row = {tag.label: tag.labels[tag.codes.index(best)]}
     if tag.rank:
-        row[tag.rank] = sum(p * (tag.codes.index(code) + 1) for code, p in mass.items()) / total
+        row[tag.rank] = sum(rank * p for rank, p in enumerate(mass.values(), 1)) / total
     return row
 
 
-def _read_json(tag: Tag, choice: dict[str, Any]) -> Row:
+def _read_json(tag: Tag, choice: Row) -> Row:
+    """The fields of an explanation, under the names of their columns."""
     if choice.get("finish_reason") == "length":
         raise Unreadable("cut off at max_tokens before the JSON closed")
     values = json.loads(choice["text"])
     if not isinstance(values, dict):
         raise Unreadable("the answer is JSON but no object")
-    row: Row = {}
-    for name, schema in tag.explanation.items():
-        value = values.get(name)
-        if schema["type"] == "array":
-            if not isinstance(value, list) or not all(v in tag.labels for v in value):
-                raise Unreadable(f"the answer's {name} is no list of labels")
-            value = [v for v in dict.fromkeys(value) if v != values.get(tag.label)]
-        elif type(value) is not (int if schema["type"] == "integer" else str):
-            raise Unreadable(f"the answer has no {name}")
-        elif name == tag.label and value not in tag.labels:
-            raise Unreadable(f"unknown label {str(value)[:40]!r}")
-        row[tag.names.get(name, name)] = value
-    return row
+    return {tag.names.get(name, name): _field(tag, name, values) for name in tag.explanation}
 
 
-def _schema(tag: Tag) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(tag.explanation),
-        "required": list(tag.explanation),
-        "additionalProperties": False,
-    }
+def _field(tag: Tag, name: str, values: Row) -> Any:
+    """One field of an explanation; of a list of labels, those besides the label itself."""
+    value = values.get(name)
+    kind = _TYPES[tag.explanation[name]["type"]][0]
+    if kind is list:
+        if not isinstance(value, list) or not all(label in tag.labels for label in value):
+            raise Unreadable(f"the answer's {name} is no list of labels")
+        return [label for label in dict.fromkeys(value) if label != values.get(tag.label)]
+    if type(value) is not kind:  # true is no 1
+        raise Unreadable(f"the answer has no {name}")
+    if name == tag.label and value not in tag.labels:
+        raise Unreadable(f"unknown label {str(value)[:40]!r}")
+    return value
 
 
 def _check_codes(tag: Tag, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError when the codes are not one token each, alone on a line."""
     ends = [tokenizer(f"\n{code}", add_special_tokens=False)["input_ids"][-1] for code in tag.codes]
-    if len(set(ends)) != len(tag.codes) or any(
-        tokenizer.decode([i]).strip() != c for i, c in zip(ends, tag.codes, strict=True)
-    ):
+    if [tokenizer.decode([end]).strip() for end in ends] != list(tag.codes):
         raise UserError(
-            f"the codes {tag.codes[0]} to {tag.codes[-1]} are not one token each for {tokenizer.name_or_path}; use mode: explain."
+            f"the codes {tag.codes[0]} to {tag.codes[-1]} are not one token each "
+            f"for {tokenizer.name_or_path}; use mode: explain."
         )
-
-
-@functools.lru_cache(maxsize=16)
-def template(text: str) -> Template:
-    """A prompt file's text as a template; only its own text is evaluated, never an
-    instruction's."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(
-        text
-    )

@@ -23,18 +23,26 @@ from synth.context import Context
 VERSION = 1
 """Part of the column's key."""
 
-_START = r"(?:^|[^\w.,+$€£#/=-])"  # what may stand before a number that is not part of a larger one
+# What may stand before a number that is not part of a larger one.
+_START = r"(?:^|[^\w.,+$€£#/=-])"
 
+# The words before a version or a section, where there are some: then the candidate of an IP address
+# does not begin with a digit.
+_VERSION_WORDS = r"versions?|ver|release|build|firmware|sections?|chapter|figure|table|clause|v"
 _CANDIDATES = {
     "email": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+",
+    # The international form, or the written forms of North America.
     "phone": _START
-    + r"(?:\+[1-9][0-9 ().-]{6,20}[0-9]|(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[ .-][0-9]{4}[0-9.-]*)",
-    # The words before, where there are some, say that it is a version or a section: then the
-    # candidate does not begin with a digit.
-    "ip": r"(?i)(?:\b(?:versions?|ver|release|build|firmware|sections?|chapter|figure|table|clause|v)[ .:]*|[\w/-])?\b[0-9]{1,3}(?:\.[0-9]+){3,}"
-    r"|\b[23][0-9a-f]{3}:[0-9a-f:]{5,34}",
+    + r"(?:\+[1-9][0-9 ().-]{6,20}[0-9]"
+    + r"|(?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[ .-][0-9]{4}[0-9.-]*)",
+    # IPv4 with what stands before it, or IPv6.
+    "ip": rf"(?i)(?:\b(?:{_VERSION_WORDS})[ .:]*|[\w/-])?"
+    + r"\b[0-9]{1,3}(?:\.[0-9]+){3,}"
+    + r"|\b[23][0-9a-f]{3}:[0-9a-f:]{5,34}",
+    # Groups of four, or of American Express and Diners Club.
     "credit_card": _START
-    + r"[2-6][0-9]{3}[ -]?(?:[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]|[0-9]{6}[ -]?[0-9]{4})[0-9]*",
+    + r"[2-6][0-9]{3}[ -]?"
+    + r"(?:[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]|[0-9]{6}[ -]?[0-9]{4})[0-9]*",
     "iban": r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b",
 }
 
@@ -48,24 +56,34 @@ it."""
 # Top-level domains of organisations and people; those of countries have two letters. Code such as
 # `W@x.reshape` has neither.
 _DOMAINS = re.compile(
-    r"com|org|net|edu|gov|mil|int|info|biz|name|pro|mobi|coop|aero|jobs|travel|museum|app|dev|cloud|online|site|website|tech|store|shop|blog|xyz|top"
-    r"|club|live|life|email|agency|digital|world|news|team|group|global|health|care|law|legal|design|studio|media|academy|school|university|company"
-    r"|solutions|services|systems|software|network|center|foundation|community|consulting|finance|bank|capital|energy|eco|bio|art|music|[a-z]{2}"
+    r"com|org|net|edu|gov|mil|int|info|biz|name|pro|mobi|coop|aero|jobs|travel|museum|app|dev|cloud"
+    r"|online|site|website|tech|store|shop|blog|xyz|top|club|live|life|email|agency|digital|world"
+    r"|news|team|group|global|health|care|law|legal|design|studio|media|academy|school|university"
+    r"|company|solutions|services|systems|software|network|center|foundation|community|consulting"
+    r"|finance|bank|capital|energy|eco|bio|art|music|[a-z]{2}"
 )
+_OWN = r"(?:your|my)?-?(?:domain|company|website|email|business|organization|organisation)"
 _NOBODYS = re.compile(
     r"(?:^|[@.])(?:example|invalid|test|localhost|local)$|[@.]example\.[\w.]+$"
-    r"|@(?:(?:your|my)?-?(?:domain|company|website|email|business|organization|organisation)|test)\.(?:com|org|net)$"
+    rf"|@(?:{_OWN}|test)\.(?:com|org|net)$"
 )
 
 # Numbers that payment services publish for tests; they pass every check.
 _TEST_CARDS = re.compile(
-    "4111111111111111|4242424242424242|4012888888881881|4000056655665556|4000000000000002|4222222222222|5555555555554444|5105105105105100"
-    "|5200828282828210|2223003122003222|378282246310005|371449635398431|378734493671000|6011111111111117|6011000990139424|30569309025904"
-    "|38520000023237|3056930009020004|36227206271667|3530111333300000|3566002020360505"
+    "4111111111111111|4242424242424242|4012888888881881|4000056655665556|4000000000000002"
+    "|4222222222222|5555555555554444|5105105105105100|5200828282828210|2223003122003222"
+    "|378282246310005|371449635398431|378734493671000|6011111111111117|6011000990139424"
+    "|30569309025904|38520000023237|3056930009020004|36227206271667|3530111333300000"
+    "|3566002020360505"
 )
-# Visa, Mastercard, American Express, Discover, Diners Club, JCB: first digits and length.
+# First digits and length.
 _CARD = re.compile(
-    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|65\d\d|64[4-9]\d)\d{12}|3(?:0[0-5]|[68]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}"
+    r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
+    r"|(?:5[1-5]|2[2-7])\d{14}"  # Mastercard
+    r"|3[47]\d{13}"  # American Express
+    r"|(?:6011|65\d\d|64[4-9]\d)\d{12}"  # Discover
+    r"|3(?:0[0-5]|[68]\d)\d{11}"  # Diners Club
+    r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
 )
 
 
@@ -100,14 +118,13 @@ def _holds(texts: pl.Series, kind: str) -> pl.Series:
     once."""
     pattern = _CANDIDATES[kind]
     rows = texts.str.contains(_CHEAP.get(kind, pattern)).fill_null(False).arg_true()
-    found = (
-        pl.DataFrame({"row": rows, "candidate": texts.gather(rows).str.extract_all(pattern)})
-        .explode("candidate")
-        .drop_nulls()
-    )
-    real = [c for c in found["candidate"].unique().to_list() if _CHECKS[kind](c)]
-    holding = found.filter(pl.col("candidate").is_in(real))["row"].unique()
-    return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(texts)).scatter(holding, True)
+    candidates = pl.DataFrame(
+        {"row": rows, "candidate": texts.gather(rows).str.extract_all(pattern)}
+    ).explode("candidate")
+    distinct = candidates["candidate"].drop_nulls().unique().to_list()
+    real = [candidate for candidate in distinct if _CHECKS[kind](candidate)]
+    holding = candidates.filter(pl.col("candidate").is_in(real))["row"].unique()
+    return pl.repeat(False, len(texts), eager=True).scatter(holding, True)
 
 
 def _email(candidate: str) -> bool:

@@ -17,9 +17,17 @@ import polars as pl
 from core.columns import OK
 from core.errors import UserError
 from core.servers import Endpoint
-from core.wire import Reply, Request
-from synth.chat.templates import encode_conversation
-from synth.generate.ask import Row, batched, context, failed, spent
+from core.wire import Reply, Request, reward_request, rewards
+from synth.chat.encoding import encode_conversation, pair
+from synth.generate.ask import (
+    Row,
+    Unreadable,
+    asked,
+    context_length,
+    failed,
+    replied,
+    spent,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,42 +52,48 @@ class RewardModel:
     note: str
 
 
-_POOLING = {"runner": "pooling"}
-_SKYWORK = "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; another scale than FsfairX: take tau1 from a percentile of your rows"
+_SKYWORK = (
+    "Bradley-Terry logits without bounds, trained on up to 16,384 tokens; "
+    "another scale than FsfairX: take tau1 from a percentile of your rows"
+)
+_SKYWORK_MODELS = {
+    "Qwen3-0.6B": "Qwen3",
+    "Qwen3-1.7B": "Qwen3",
+    "Qwen3-4B": "Qwen3",
+    "Qwen3-8B": "Qwen3",
+    "Llama-3.2-1B": "Llama",
+    "Llama-3.2-3B": "Llama",
+    "Llama-3.1-8B": "Llama",
+    "Llama-3.1-8B-40M": "Llama",
+}
 REWARD_MODELS: tuple[RewardModel, ...] = (
     RewardModel(
         "sfairXC/FsfairX-LLaMA3-RM-v0.1",
         "LlamaForSequenceClassification",
-        _POOLING | {"max_model_len": 8192},
+        {"runner": "pooling", "max_model_len": 8192},
         -12.0,
-        "the paper's: tau1 of Table 5 (the repository's notebook has -10); the published rewards were computed in fp16",
+        "the paper's: tau1 of Table 5 (the repository's notebook has -10); "
+        "the published rewards were computed in fp16",
     ),
     RewardModel(
         "RLHFlow/ArmoRM-Llama3-8B-v0.1",
         "LlamaForRewardModelWithGating",
         None,
         None,
-        "19 objectives mixed by a gate of the prompt, in code of its own. vLLM refuses the architecture, and with trust_remote_code it would load "
-        "an embedding model without that head; give `urls` of a server of yours that answers /classify, or take a Skywork-Reward-V2",
+        "19 objectives mixed by a gate of the prompt, in code of its own. "
+        "vLLM refuses the architecture, and with trust_remote_code it would load "
+        "an embedding model without that head; give `urls` of a server of yours "
+        "that answers /classify, or take a Skywork-Reward-V2",
     ),
     *(
         RewardModel(
             f"Skywork/Skywork-Reward-V2-{size}",
             f"{kind}ForSequenceClassification",
-            _POOLING | {"max_model_len": 16384},
+            {"runner": "pooling", "max_model_len": 16384},
             None,
             _SKYWORK,
         )
-        for kind, size in (
-            ("Qwen3", "Qwen3-0.6B"),
-            ("Qwen3", "Qwen3-1.7B"),
-            ("Qwen3", "Qwen3-4B"),
-            ("Qwen3", "Qwen3-8B"),
-            ("Llama", "Llama-3.2-1B"),
-            ("Llama", "Llama-3.2-3B"),
-            ("Llama", "Llama-3.1-8B"),
-            ("Llama", "Llama-3.1-8B-40M"),
-        )
+        for size, kind in _SKYWORK_MODELS.items()
     ),
 )
 
@@ -93,16 +107,13 @@ def known(model: str) -> RewardModel | None:
 def check(model: str, *, own_server: bool) -> None:
     """Raises UserError for a reward model that vLLM is known not to serve, where vLLM is to serve
     it (`own_server`: no `urls` are given)."""
-    found = known(model)
-    if own_server and found is not None and found.args is None:
-        raise UserError(f"synth.tags.reward: vLLM cannot serve {found.name}: {found.note}.")
+    asked = known(model)
+    if own_server and asked is not None and asked.args is None:
+        raise UserError(f"synth.tags.reward: vLLM cannot serve {asked.name}: {asked.note}.")
 
 
 def reward(
-    rows: pl.DataFrame,
-    tokenizer: PreTrainedTokenizerBase,
-    endpoint: Endpoint,
-    chat_template: str | None = None,
+    rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint
 ) -> Iterator[pl.DataFrame]:
     """The score of a sequence-classification reward model behind a vLLM pooling server (`runner:
     pooling`): the logit, not its sigmoid.
@@ -111,58 +122,34 @@ def reward(
     instruct_reward, prompt_tokens, status, reason]. A model with several outputs, a conversation
     longer than the server takes, and a score that is not finite are failed cells.
     """
-    limit = context(endpoint)
-    refused: list[Row] = []
+    limit = context_length(endpoint)
 
-    def requests() -> Iterator[Request]:
-        for row in rows.iter_rows(named=True):
-            messages = [
-                {"role": "user", "content": row["instruction"]},
-                {"role": "assistant", "content": row["response"]},
-            ]
-            prompt = encode_conversation(
-                tokenizer, messages, add_generation_prompt=False, chat_template=chat_template
-            )
-            if limit is not None and len(prompt) > limit:
-                refused.append(
-                    failed(
-                        row["id"],
-                        f"a conversation of {len(prompt)} tokens is longer than max_model_len {limit}",
-                    )
-                )
-                continue
-            # Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless
-            # told otherwise.
-            yield Request(row["id"], {"input": prompt, "use_activation": False}, "/classify")
+    def ask(row: Row) -> Request | Row:
+        talk = pair(row["instruction"], row["response"])
+        ids = encode_conversation(tokenizer, talk, add_generation_prompt=False)
+        if limit is None or len(ids) <= limit:
+            return reward_request(row["id"], ids)
+        problem = f"a conversation of {len(ids)} tokens is longer than max_model_len {limit}"
+        return failed(row["id"], problem)
 
-    def finished() -> Iterator[Row]:
-        for reply in endpoint.answers(requests()):
-            yield _score(reply)
-            while refused:
-                yield refused.pop()
-        yield from refused
-
-    schema = {
-        "id": pl.String,
-        "instruct_reward": pl.Float64,
-        "prompt_tokens": pl.Int64,
-        "status": pl.String,
-        "reason": pl.String,
-    }
-    return batched(finished(), schema)
+    fields = {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}
+    return asked(rows, ask, _score, endpoint, fields)
 
 
 def _score(reply: Reply) -> Row:
-    if reply.error is not None or reply.body is None:
-        return failed(reply.key, f"request failed: {reply.error or 'empty reply'}")
-    cost = {"prompt_tokens": spent(reply)["prompt_tokens"]}
+    """The cell of a reply: a model's only output, as a finite number."""
     try:
-        scores = reply.body["data"][0]["probs"]
-        score = float(scores[0])
+        scores = rewards(replied(reply))
+        score = scores[0]
+    except Unreadable as error:
+        return failed(reply.key, str(error))
     except (KeyError, IndexError, TypeError, ValueError):
-        return failed(reply.key, "request failed: the reply holds no score", **cost)
+        return failed(reply.key, "request failed: the reply holds no score", **spent(reply))
+    problem = None
     if len(scores) != 1:
-        return failed(reply.key, f"the reward model has {len(scores)} outputs, not one", **cost)
-    if not math.isfinite(score):
-        return failed(reply.key, "the score is not a finite number", **cost)
-    return {"id": reply.key, "instruct_reward": score, **cost, "status": OK}
+        problem = f"the reward model has {len(scores)} outputs, not one"
+    elif not math.isfinite(score):
+        problem = "the score is not a finite number"
+    if problem:
+        return failed(reply.key, problem, **spent(reply))
+    return {"id": reply.key, "instruct_reward": score, **spent(reply), "status": OK}

@@ -19,7 +19,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.servers import Endpoint
-from synth.chat.templates import encode_conversation
+from synth.chat.encoding import encode_conversation, pair
 from synth.generate.ask import Row, Unreadable, answers
 
 if TYPE_CHECKING:
@@ -75,23 +75,24 @@ def _llama_guard(text: str, categories: tuple[str, ...]) -> tuple[str, list[str]
     """`safe`, or `unsafe` and on a second line codes such as `S1,S3`."""
     if text == "safe":
         return "safe", []
-    found = re.fullmatch(r"unsafe\nS\d+(?:, ?S\d+)*", text)
-    codes = [int(code) for code in re.findall(r"S(\d+)", text)] if found else []
-    if not codes or not all(1 <= code <= len(categories) for code in codes):
+    verdict = re.fullmatch(r"unsafe\n(S\d+(?:, ?S\d+)*)", text)
+    named = dict(enumerate(categories, 1))
+    codes = [int(code) for code in re.findall(r"\d+", verdict[1])] if verdict else []
+    if verdict is None or not named.keys() >= set(codes):
         raise Unreadable(f"no verdict: {text[:60]!r}")
-    return "unsafe", [categories[code - 1] for code in dict.fromkeys(codes)]
+    return "unsafe", [named[code] for code in dict.fromkeys(codes)]
 
 
 def _qwen3guard(text: str, categories: tuple[str, ...]) -> tuple[str, list[str]]:
     """`Safety: Safe|Controversial|Unsafe`, then `Categories: ...` (None where safe) and for a
     response `Refusal: Yes|No`."""
-    found = re.fullmatch(
+    verdict = re.fullmatch(
         r"Safety: (Safe|Controversial|Unsafe)\nCategories: ([^\n]+)(?:\nRefusal: (?:Yes|No))?", text
     )
-    named = [name.strip() for name in found[2].split(",")] if found else []
-    if found is None or not all(name in (*categories, "None") for name in named):
+    named = [name.strip() for name in verdict[2].split(",")] if verdict else []
+    if verdict is None or not {*categories, "None"} >= set(named):
         raise Unreadable(f"no verdict: {text[:60]!r}")
-    return found[1].lower(), [name for name in dict.fromkeys(named) if name != "None"]
+    return verdict[1].lower(), [name for name in dict.fromkeys(named) if name != "None"]
 
 
 GUARDS: dict[str, Guard] = {
@@ -110,7 +111,8 @@ def family(model: str, given: str | None = None) -> str:
         if given == name or (given is None and re.search(guard.names, model, re.IGNORECASE)):
             return name
     raise UserError(
-        f"synth.tags.safety: which guard is {given or model}? Known are {', '.join(GUARDS)}; say which one its answers are like with `family:`."
+        f"synth.tags.safety: which guard is {given or model}? Known are {', '.join(GUARDS)}; "
+        "say which one its answers are like with `family:`."
     )
 
 
@@ -132,14 +134,13 @@ def safety(
     parts = content_parts(tokenizer)
     chosen = GUARDS[guard]
 
-    def body(row: Row) -> dict[str, Any]:
-        prompt = encode_conversation(
-            tokenizer, _pair(row), add_generation_prompt=True, content_parts=parts
-        )
-        return {"temperature": 0.0, "max_tokens": MAX_TOKENS, **sampling, "prompt": prompt}
+    def body(row: Row) -> Row:
+        talk = pair(row["instruction"], row["response"])
+        ids = encode_conversation(tokenizer, talk, add_generation_prompt=True, content_parts=parts)
+        return {"temperature": 0.0, "max_tokens": MAX_TOKENS, **sampling, "prompt": ids}
 
-    def read(choice: dict[str, Any]) -> Row:
-        text = str(choice["text"]).strip()
+    def read(choice: Row) -> Row:
+        text = choice["text"].strip()
         if choice.get("finish_reason") == "length":
             raise Unreadable(f"no verdict within max_tokens: {text[:60]!r}")
         label, categories = chosen.read(text, chosen.categories)
@@ -149,37 +150,25 @@ def safety(
             "llama_guard_2": text if guard == "llama-guard-2" else None,
         }
 
-    return answers(
-        rows,
-        body,
-        read,
-        endpoint,
-        {"safety": pl.String, "safety_categories": pl.String, "llama_guard_2": pl.String},
-    )
+    fields = dict.fromkeys(("safety", "safety_categories", "llama_guard_2"), pl.String)
+    return answers(rows, body, read, endpoint, fields)
 
 
 def content_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template reads a message's content as parts; found out by marked messages. Raises
     UserError when it shows them neither way."""
-    marks = {"instruction": "Xq7UserSaysXq7", "response": "Xq7AgentSaysXq7"}
+    marks = "Xq7UserSaysXq7", "Xq7AgentSaysXq7"
     for parts in (False, True):
         try:
-            shown = tokenizer.decode(
-                encode_conversation(
-                    tokenizer, _pair(marks), add_generation_prompt=True, content_parts=parts
-                )
+            ids = encode_conversation(
+                tokenizer, pair(*marks), add_generation_prompt=True, content_parts=parts
             )
         except (UserError, TypeError):  # a template that adds a list of parts to a string
             continue
-        if all(mark in shown for mark in marks.values()):
+        shown = tokenizer.decode(ids)
+        if all(mark in shown for mark in marks):
             return parts
     raise UserError(
-        f"the chat template of {tokenizer.name_or_path} leaves the conversation out, so this guard would judge nothing."
+        f"the chat template of {tokenizer.name_or_path} leaves the conversation out, "
+        "so this guard would judge nothing."
     )
-
-
-def _pair(row: Row) -> list[dict[str, str]]:
-    return [
-        {"role": "user", "content": row["instruction"]},
-        {"role": "assistant", "content": row["response"]},
-    ]

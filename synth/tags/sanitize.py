@@ -25,7 +25,12 @@ EMPTY = "nothing is left of the instruction after sanitizing"
 
 Rules = Literal["gemma", "llama-3"]
 
-_LABEL = r"(?:original prompt|task|prompt|question|problem|scenario|situation|context|challenge|query|request|instructions?|descriptions?)"
+# -- what stands before an instruction -------------------------------------------------------------
+
+_LABEL = (
+    r"(?:original prompt|task|prompt|question|problem|scenario|situation|context|challenge|query"
+    r"|request|instructions?|descriptions?)"
+)
 _COUNTED = r"(?:question|part|problem|task|prompt|challenge)[ \t]+\d{1,3}"
 _NUMBER = r"(?:\d{1,3}\.|\(?\d{1,3}\)|\(?[A-Za-z]\))[ \t\n]+"  # "3.14" has no space after its point
 _PREFIX = (
@@ -38,26 +43,38 @@ _PREFIX = (
 # One of several numbered things: then the numbers are the text's own.
 _NUMBERED = rf"(?im)^[ \t*#]*(?:{_NUMBER}|Q\d{{1,3}}[.:]|{_COUNTED})"
 
+# -- where the teacher's own answer begins ---------------------------------------------------------
+
 _ANSWER = (
     r"(?im)^[ \t>]*(?:"
+    # "Answer:", "**Correct answer**:", "## Solution key:"
     r"(?:#{1,6}[ \t]*)?\*{0,2}(?:(?:correct|model|sample|final|suggested|possible|example)[ \t]+)?"
     r"(?:answer|solution)s?(?:[ \t]+key)?[ \t]*\*{0,2}[ \t]*:"
-    r"|(?:#{1,6}[ \t]*\*{0,2}|\*\*)(?:answer|solution|response|explanation)s?[ \t]*:?[ \t]*\*{0,2}[ \t]*:?[ \t]*$"
+    # "## Solution" or "**Response**" on a line of its own
+    r"|(?:#{1,6}[ \t]*\*{0,2}|\*\*)(?:answer|solution|response|explanation)s?"
+    r"[ \t]*:?[ \t]*\*{0,2}[ \t]*:?[ \t]*$"
+    # "Assistant:", or "assistant" alone
     r"|\*{0,2}(?:assistant|chatbot)\*{0,2}[ \t]*:|assistant[ \t]*$"
     r")"
 )
 _EXPLANATION = r"(?im)^[ \t>]*\*{0,2}explanation\*{0,2}[ \t]*:"
-_EXAMPLES = (
-    r"(?im)^\W*(?:example|input|output)\b"  # of a programming task, whose explanations belong to it
-)
 _STEP = r"(?im)^[ \t]*#{1,6}[ \t]*\*{0,2}step[ \t]*1\b"
 
-# what follows shows how to answer, and is no answer itself
+# -- what says that such a place belongs to the instruction ----------------------------------------
+
+# A programming task, whose explanations belong to it.
+_EXAMPLES = r"(?im)^\W*(?:example|input|output)\b"
+# What follows shows how to answer, and is no answer itself.
 _FORMAT = r"(?i)\b(?:format|template|structure)\b"
 _TO_END = r"(?s:.*)\z"
 
+# -- what stands around an instruction -------------------------------------------------------------
+
 _QUOTED = r"\A[\"“]([^\"“”]+)[\"”]\z"
-_BOLD = r"\A(?:\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|<(?:b|strong)>([^<\n]+)</(?:b|strong)>)[ \t]*(\n|\z)"
+_BOLD = (
+    r"\A(?:\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|<(?:b|strong)>([^<\n]+)</(?:b|strong)>)"
+    r"[ \t]*(\n|\z)"
+)
 
 
 def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
@@ -68,37 +85,39 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
     [sanitized_instruction, sanitizer_rule], where the rule names what was done, in this order and
     joined by ",":
 
-      answer   an answer that the teacher wrote itself, from its label ("Answer:", "## Solution", "assistant") at the start of a line to the end
+      answer   an answer that the teacher wrote itself, from its label ("Answer:", "## Solution",
+               "assistant") at the start of a line to the end
       step     the same from "# Step 1"
-      prefix   a label ("Task:", "**Prompt:**", "## Question 3:") or a list's number at the beginning, unless further numbers follow
+      prefix   a label ("Task:", "**Prompt:**", "## Question 3:") or a list's number at the
+               beginning, unless further numbers follow
       quote    quotation marks around the whole
       bold     asterisks or <b> around the whole first line
 
     "" means nothing but outer space was taken, and "empty" that nothing would be left: then the
     sanitized text is null.
     """
-    frame = (
-        texts.fill_null("")
-        .str.strip_chars()
-        .alias("text")
-        .to_frame()
-        .with_columns(pl.lit("").alias("rule"))
-    )
-    markers = {"answer": [_ANSWER, _EXPLANATION], "step": [_STEP] if rules == "llama-3" else []}
-    for name, patterns in markers.items():
-        for pattern in patterns:
-            frame = _apply(frame, name, pattern, _before(pattern))
-    frame = _apply(frame, "prefix", _PREFIX, _unlabelled())
-    frame = _apply(frame, "quote", _QUOTED, pl.col("text").str.replace(_QUOTED, "$1"))
-    frame = _apply(frame, "bold", _BOLD, pl.col("text").str.replace(_BOLD, "$1$2$3$4"))
-    frame = _apply(frame, "prefix", _PREFIX, _unlabelled())
-    gone = pl.col("text") == ""
+    text = pl.col("text")
+    several = text.str.count_matches(_NUMBERED) > 1
+    unlabelled = pl.when(several).then(text).otherwise(text.str.replace(_PREFIX, ""))
+    steps = [
+        ("answer", _ANSWER, _before(_ANSWER)),
+        ("answer", _EXPLANATION, _before(_EXPLANATION, unless=text.str.contains(_EXAMPLES))),
+        ("step", _STEP, _before(_STEP)),
+        ("prefix", _PREFIX, unlabelled),
+        ("quote", _QUOTED, text.str.replace(_QUOTED, "$1")),
+        ("bold", _BOLD, text.str.replace(_BOLD, "$1$2$3$4")),
+        ("prefix", _PREFIX, unlabelled),  # of what stood inside quotes or asterisks
+    ]
+    stripped = texts.fill_null("").str.strip_chars()
+    frame = pl.DataFrame({"text": stripped, "rule": pl.repeat("", len(texts), eager=True)})
+    for name, pattern, shortened in steps:
+        if name != "step" or rules == "llama-3":
+            frame = _apply(frame, name, pattern, shortened)
+    gone = text == ""
+    named = pl.col("rule").str.strip_chars(",")
     return frame.select(
         pl.when(~gone).then("text").alias("sanitized_instruction"),
-        pl.when(gone)
-        .then(pl.lit("empty"))
-        .otherwise(pl.col("rule").str.strip_chars(","))
-        .alias("sanitizer_rule"),
+        pl.when(gone).then(pl.lit("empty")).otherwise(named).alias("sanitizer_rule"),
     )
 
 
@@ -109,21 +128,17 @@ def with_raw(part: pl.DataFrame, rules: Rules | None) -> pl.DataFrame:
     `raw_instruction`, and under `rules` with the sanitized text as `instruction`; a cell of which
     nothing is left has failed.
     """
-    part = part.with_columns(pl.col("instruction").alias("raw_instruction"))
+    part = part.with_columns(raw_instruction="instruction")
     if rules is None:
         return part
-    part = part.with_columns(
-        sanitized(part["instruction"], rules)["sanitized_instruction"].alias("instruction")
-    )
+    texts = sanitized(part["instruction"], rules)["sanitized_instruction"]
+    part = part.with_columns(texts.alias("instruction"))
     if "status" not in part.columns:
         return part
     empty = pl.col("instruction").is_null() & (pl.col("status") == OK)
-    marks = {"status": FAILED, "reason": EMPTY}
     return part.with_columns(
-        [
-            pl.when(empty).then(pl.lit(mark)).otherwise(name).alias(name)
-            for name, mark in marks.items()
-        ]
+        status=pl.when(empty).then(pl.lit(FAILED)).otherwise("status"),
+        reason=pl.when(empty).then(pl.lit(EMPTY)).otherwise("reason"),
     )
 
 
@@ -133,56 +148,38 @@ def cell(config: SynthConfig, context: Context) -> dict[str, Any] | None:
 
 
 def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
-    """The measure `sanitized` of rows [id, raw_instruction]."""
-    assert config.sanitize is not None
-    yield pl.concat(
-        [rows.select("id"), sanitized(rows["raw_instruction"], config.sanitize)], how="horizontal"
-    )
+    """The measure `sanitized` of rows [id, raw_instruction]; nothing without `synth.sanitize`."""
+    if config.sanitize:
+        yield sanitized(rows["raw_instruction"], config.sanitize).insert_column(0, rows["id"])
 
 
-def _apply(frame: pl.DataFrame, name: str, pattern: str, made: pl.Expr) -> pl.DataFrame:
-    """Texts [text, rule] after one rule; most texts hold no such pattern, and only those that do
+def _apply(frame: pl.DataFrame, name: str, pattern: str, shortened: pl.Expr) -> pl.DataFrame:
+    """Texts [text, rule] after one step; most texts hold no such pattern, and only those that do
     are looked at closely."""
     hits = frame["text"].str.contains(pattern).arg_true()
-    if hits.is_empty():
-        return frame
-    part = frame[hits].with_columns(made.str.strip_chars().alias("made"))
-    named = pl.col("rule").str.contains(name, literal=True)
-    rule = (
-        pl.when((pl.col("made") != pl.col("text")) & ~named)
-        .then(pl.col("rule") + f",{name}")
-        .otherwise("rule")
+    text, rule = pl.col("text"), pl.col("rule")
+    changed = (pl.col("shortened") != text) & ~rule.str.contains(name, literal=True)
+    part = (
+        frame[hits]
+        .with_columns(shortened=shortened.str.strip_chars())
+        .with_columns(rule=pl.when(changed).then(rule + f",{name}").otherwise("rule"))
     )
-    part = part.select("made", rule.alias("rule"))
     return frame.with_columns(
-        frame["text"].scatter(hits, part["made"]), frame["rule"].scatter(hits, part["rule"])
+        frame["text"].scatter(hits, part["shortened"]), frame["rule"].scatter(hits, part["rule"])
     )
 
 
-def _unlabelled() -> pl.Expr:
-    text = pl.col("text")
-    return (
-        pl.when(text.str.count_matches(_NUMBERED) > 1)
-        .then(text)
-        .otherwise(text.str.replace(_PREFIX, ""))
-    )
-
-
-def _before(marker: str) -> pl.Expr:
+def _before(marker: str, unless: pl.Expr | None = None) -> pl.Expr:
     """The text before the first marker, unless that marker belongs to the instruction itself."""
     text = pl.col("text")
     head = text.str.replace(marker + _TO_END, "")
     fenced = head.str.count_matches("```") % 2 == 1
-    shown = (text.str.count_matches(marker) > 1) & text.str.contains(
-        marker + r"\s*\z"
-    )  # examples, and a last label left open
-    asked = (
-        text.str.extract(f"({marker}[^\\n]*)")
-        .str.strip_chars(' \t*"”')
-        .str.ends_with("?")
-        .fill_null(False)
-    )  # "Explanation: why is it so?"
-    kept = fenced | shown | asked | head.str.contains(_FORMAT)
-    if marker == _EXPLANATION:
-        kept |= text.str.contains(_EXAMPLES)
+    # Examples, and a last label left open.
+    left_open = (text.str.count_matches(marker) > 1) & text.str.contains(marker + r"\s*\z")
+    # "Explanation: why is it so?"
+    line = text.str.extract(f"({marker}[^\\n]*)").str.strip_chars(' \t*"”')
+    asked = line.str.ends_with("?").fill_null(False)
+    kept = fenced | left_open | asked | head.str.contains(_FORMAT)
+    if unless is not None:
+        kept |= unless
     return pl.when(kept).then(text).otherwise(head)

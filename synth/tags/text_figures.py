@@ -19,48 +19,76 @@ GRAM = 4  # words in a row that count as repeated
 
 # An instruction that stops before it says what it is about: "Fix this code:", an opened bracket, a
 # trailing "and the".
-_CUT_END = r"(?i)([:,;(\[{]|\.\.\.|…|-|\b(and|or|but|the|a|an|of|to|with|for|in|is|are|that|which|because))\s*$"
+_CUT_END = (
+    r"(?i)([:,;(\[{]|\.\.\.|…|-"
+    r"|\b(and|or|but|the|a|an|of|to|with|for|in|is|are|that|which|because))\s*$"
+)
+
+# -- refusals --------------------------------------------------------------------------------------
 
 _REFUSAL = (
-    r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|i (can['’]?t|cannot|can not|won['’]?t|will not|am unable|am not able)\b"
-    r"|i['’]?m (unable|not able)\b|as an? (ai|artificial intelligence|language model|large language model)\b"
+    r"(?i)^\W*("
+    # It is sorry,
+    r"i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|my apologies"
+    # or cannot,
+    r"|i (can['’]?t|cannot|can not|won['’]?t|will not|am unable|am not able)\b"
+    r"|i['’]?m (unable|not able)\b"
+    # or says what it is.
+    r"|as an? (ai|artificial intelligence|language model|large language model)\b"
     r"|unfortunately,? i (can['’]?t|cannot|am|['’]m))"
 )
 
 # An instruction refuses only as an assistant does: "I can't sleep" is a user's own sentence, and a
 # response's pattern would take it for a refusal.
 _NOT = r"(?:(?:can['’]?t|cannot|can not|won['’]?t|will not)|(?:am|['’]m) (?:unable|not able) to)"
-_SERVE = r"(?:assist|help (?:you\b|with|create|generat|writ)|help[.,!]|help$|provide|fulfil|comply|satisfy|create|engage in|generate|promote)"
+_SERVE = (
+    r"(?:assist|help (?:you\b|with|create|generat|writ)|help[.,!]|help$|provide|fulfil|comply"
+    r"|satisfy|create|engage in|generate|promote)"
+)
 _AI = (
-    r"(?:ai|artificial intelligence|(?:large )?language model)(?: (?:language )?(?:model|assistant|chatbot))?"
+    r"(?:ai|artificial intelligence|(?:large )?language model)"
+    r"(?: (?:language )?(?:model|assistant|chatbot))?"
     r"(?: (?:developed|created|trained) by [^,.\n]{1,40})?"
 )
-_SORRY = r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)[,.:]? (?:but )?"
-_AS_ASSISTANT = (
-    rf"(?i)^\W*(?:{_SORRY}(?:as an? {_AI}\b|i ?{_NOT} (?:{_SERVE}|write|answer|discuss|offer|give|share|respond|do that))"
-    rf"|as an? {_AI},? i(?:['’]m (?:not|unable)| am (?:not|unable)| ?{_NOT}| don['’]?t| do not| have no\b| must)|i['’]?m just an? {_AI}\b)"
+_SORRY = (
+    r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies"
+    r"|unfortunately)[,.:]? (?:but )?"
 )
-# a refusal, unless the text goes on to ask something of its own:
+_AS_ASSISTANT = (
+    rf"(?i)^\W*(?:{_SORRY}(?:as an? {_AI}\b"
+    rf"|i ?{_NOT} (?:{_SERVE}|write|answer|discuss|offer|give|share|respond|do that))"
+    rf"|as an? {_AI},? i(?:['’]m (?:not|unable)| am (?:not|unable)"
+    rf"| ?{_NOT}| don['’]?t| do not| have no\b| must)|i['’]?m just an? {_AI}\b)"
+)
+# A refusal, unless the text goes on to ask something of its own.
 _UNSORRY = rf"(?i)^\W*i ?{_NOT} {_SERVE}"
 _ASKS = r"(?i)\?|\b(?:my|me|please|should i|do i|any (?:advice|ideas?|tips|suggestions))\b"
-_ASSISTANTS_OWN = (  # what an assistant says of itself, and its offer of something else
-    r"(?i)\b(?:my (?:programming|guidelines|purpose|capabilit\w+|training|polic\w+|principles|(?:ethical|safety) \w+)|let me know|for me to)\b"
-    r"|[^.?!\n]*\b(?:(?:help|assist) you|(?:some|any)thing else|instead|would you like)\b[^.?!\n]*\?"
+# What an assistant says of itself, and its offer of something else.
+_ASSISTANTS_OWN = (
+    r"(?i)\b(?:my (?:programming|guidelines|purpose|capabilit\w+|training|polic\w+|principles"
+    r"|(?:ethical|safety) \w+)|let me know|for me to)\b"
+    r"|[^.?!\n]*\b(?:(?:help|assist) you|(?:some|any)thing else|instead|would you like)\b"
+    r"[^.?!\n]*\?"
 )
 
+# -- leaks -----------------------------------------------------------------------------------------
+
 # Chat markup of the common families, so that a leak is seen without the tokenizer at hand.
-_MARKUP = r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+_MARKUP = (
+    r"<[|｜][^<>|｜\n]{1,40}[|｜]>|</?s>|<(start|end)_of_turn>|<(bos|eos|pad|unk)>"
+    r"|\[/?INST\]|<</?SYS>>"
+)
 
 # A turn's header in plain words. Lower-case `user:` or `model:` is not one: those are keys of
 # configuration files.
+_SPEAKER = r"(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:"
 _ROLE = (
     r"(?m)^[ \t>]*(#{2,4} ?\**((Instruction|Response)\**(:|[ \t]*$)|(Human|Assistant|User)\**:)"
-    r"|\**(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*$)"
+    rf"|\**{_SPEAKER}|assistant[ \t]*$)"
 )
-
 # The words of such headers alone: what begins with letters is found many times faster than what
 # begins with a line's start.
-_ROLE_WORDS = r"# ?\**(Instruction|Response)\**|(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:|assistant[ \t]*(\n|\z)"
+_ROLE_WORDS = rf"# ?\**(Instruction|Response)\**|{_SPEAKER}|assistant[ \t]*(\n|\z)"
 
 _THINK = r"(?i)</?(think|thinking|thought|reasoning)>|◁/?think▷|<\|(begin|end)_of_thought\|>"
 
@@ -74,21 +102,18 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     Response"), think_leak (a think tag, closed or not), instruction_refusal (it refuses as an
     assistant does), exact_duplicate (false for the first row with that text)].
     """
+    texts = rows["instruction"].fill_null("")
     text = pl.col("instruction").fill_null("")
-    return rows.with_columns(
-        _repetition(rows["instruction"]),
-        *(of(rows["instruction"].fill_null("")) for of in (_role, _declines)),
-    ).select(
+    incomplete = _cut_off(rows) | text.str.contains(_CUT_END) | _open_fence(text)
+    return rows.select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
-        (
-            _cut_off(rows) | text.str.contains(_CUT_END) | (text.str.count_matches("```") % 2 == 1)
-        ).alias("incomplete"),
-        "repetition",
+        incomplete.alias("incomplete"),
+        _repetition(rows["instruction"]).alias("repetition"),
         text.str.contains(_MARKUP).alias("template_leak"),
-        "role_leak",
+        _role(texts).alias("role_leak"),
         text.str.contains(_THINK).alias("think_leak"),
-        "instruction_refusal",
+        _declines(texts).alias("instruction_refusal"),
         (~text.is_first_distinct()).alias("exact_duplicate"),
     )
 
@@ -102,43 +127,43 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
     response_think_leak]; a null response gives nulls.
     """
     text = pl.col("response")
-    found = (
-        _repetition(rows["response"]).alias("response_repetition"),
-        _role(rows["response"]).alias("response_role_leak"),
-    )
-    return rows.with_columns(found).select(
+    repetition = pl.lit(_repetition(rows["response"]))
+    return rows.select(
         "id",
         text.str.len_chars().cast(pl.Int64).alias("response_length"),
-        (_cut_off(rows) | (text.str.count_matches("```") % 2 == 1)).alias("response_incomplete"),
-        pl.when(text.is_not_null()).then("response_repetition"),
+        (_cut_off(rows) | _open_fence(text)).alias("response_incomplete"),
+        pl.when(text.is_not_null()).then(repetition).alias("response_repetition"),
         text.str.contains(_REFUSAL).alias("refusal"),
         text.str.contains(_MARKUP).alias("response_template_leak"),
-        "response_role_leak",
+        _role(rows["response"]).alias("response_role_leak"),
         text.str.contains(_THINK).alias("response_think_leak"),
     )
 
 
 def _cut_off(rows: pl.DataFrame) -> pl.Expr:
-    return (
-        (pl.col("finish_reason") == "length").fill_null(False)
-        if "finish_reason" in rows.columns
-        else pl.lit(False)
-    )
+    """Whether the text ended at max_tokens, where the rows know."""
+    if "finish_reason" not in rows.columns:
+        return pl.lit(False)
+    return (pl.col("finish_reason") == "length").fill_null(False)
+
+
+def _open_fence(text: pl.Expr) -> pl.Expr:
+    return text.str.count_matches("```") % 2 == 1
 
 
 def _role(texts: pl.Series) -> pl.Series:
     """Whether a text holds a turn's header; null for a null text."""
-    found = texts.str.contains(_ROLE_WORDS)
-    hits = found.arg_true()
-    return found.scatter(hits, texts.gather(hits).str.contains(_ROLE)).alias("role_leak")
+    leaks = texts.str.contains(_ROLE_WORDS)
+    hits = leaks.arg_true()
+    return leaks.scatter(hits, texts.gather(hits).str.contains(_ROLE))
 
 
 def _declines(texts: pl.Series) -> pl.Series:
     """Whether an instruction is an assistant's refusal; a user's "I can't ..." is none."""
     hits = texts.str.contains(_UNSORRY).arg_true()
     bare = ~texts.gather(hits).str.replace_all(_ASSISTANTS_OWN, "").str.contains(_ASKS)
-    found = texts.str.contains(_AS_ASSISTANT)
-    return found.scatter(hits, found.gather(hits) | bare).alias("instruction_refusal")
+    refusals = texts.str.contains(_AS_ASSISTANT)
+    return refusals.scatter(hits, refusals.gather(hits) | bare)
 
 
 def _repetition(texts: pl.Series) -> pl.Series:
@@ -147,26 +172,19 @@ def _repetition(texts: pl.Series) -> pl.Series:
 
     A text in one piece, without any space, is read by characters.
     """
-    return pl.concat(
-        [_repeated(texts.slice(at, SLICE)) for at in range(0, max(len(texts), 1), SLICE)]
-    ).alias("repetition")
+    starts = range(0, max(len(texts), 1), SLICE)
+    return pl.concat([_repeated(texts.slice(start, SLICE)) for start in starts])
 
 
 def _repeated(texts: pl.Series) -> pl.Series:
-    rows = pl.DataFrame({"row": pl.int_range(len(texts), dtype=pl.Int64, eager=True)})
-    pieces = texts.str.contains(r"\s").fill_null(True)
-    parts = []
-    for at, split in ((pieces.arg_true(), words), ((~pieces).arg_true(), characters)):
+    """`_repetition` of texts whose words are in memory at once."""
+    spaced = texts.str.contains(r"\s").fill_null(True)
+    parts = [pl.DataFrame(schema={"row": pl.Int64, "hash": pl.UInt64})]
+    for at, split in ((spaced.arg_true(), words), ((~spaced).arg_true(), characters)):
         if len(at):
-            found = grams(split(texts.gather(at)), GRAM)
-            parts.append(
-                pl.DataFrame({"row": at.cast(pl.Int64).gather(found.row), "hash": found.hash})
-            )
-    if not parts:
-        return pl.Series(dtype=pl.Float64)
-    counted = (
-        pl.concat(parts)
-        .group_by("row")
-        .agg((1 - pl.col("hash").n_unique() / pl.len()).alias("share"))
-    )
-    return rows.join(counted, on="row", how="left", maintain_order="left")["share"].fill_null(0.0)
+            runs = grams(split(texts.gather(at)), GRAM)
+            row = at.cast(pl.Int64).gather(runs.row)
+            parts.append(pl.DataFrame({"row": row, "hash": runs.hash}))
+    shares = pl.concat(parts).group_by("row").agg(share=1 - pl.col("hash").n_unique() / pl.len())
+    rows = pl.DataFrame({"row": pl.int_range(len(texts), dtype=pl.Int64, eager=True)})
+    return rows.join(shares, on="row", how="left", maintain_order="left")["share"].fill_null(0.0)
