@@ -36,6 +36,7 @@ def described(
     meant = system_prompt_of(model, system_prompt)
     found = _derived(shown, meant, file)
     family = family_of(model)
+    name = family.name if family else None
     facts: dict[str, Any] = {
         "text": found.text,
         "token_ids": list(found.token_ids),
@@ -43,7 +44,7 @@ def described(
         **found.derived,
         "system_prompt_is": _whence(system_prompt, meant),
         "overridden": ["chat_template"] if file else [],
-        "family": family.name if family else None,
+        "family": name,
         "tested": UNTESTED,
     }
     if file:

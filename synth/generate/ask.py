@@ -3,7 +3,6 @@ further turns, LLM tags, guards, rewards and base answers have in common."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -15,12 +14,17 @@ from core.servers import Endpoint
 from core.wire import Reply, Request
 
 Row = dict[str, Any]
+Fields = dict[str, Any]
+"""Columns with their polars types."""
+Frames = Iterator[pl.DataFrame]
+Sampling = Mapping[str, Any]
+"""SamplingParams, verbatim."""
 Then = Callable[[Reply], Request | None]
 T = TypeVar("T")
 R = TypeVar("R")
 
-TOKENS: Row = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
-"""Tokens generated and read, with their types."""
+TOKENS: Fields = {"tokens": pl.Int64, "prompt_tokens": pl.Int64}
+"""Tokens generated and read."""
 
 BATCH_ROWS = 32
 BATCH_SECONDS = 5.0
@@ -35,36 +39,30 @@ def answers(
     body: Callable[[Row], Row],
     read: Callable[[Row], Row],
     endpoint: Endpoint,
-    fields: Mapping[str, Any],
-) -> Iterator[pl.DataFrame]:
+    fields: Fields,
+) -> Frames:
     """Ask once for each row, with no barrier; frames [id, *fields, tokens, prompt_tokens, status,
     reason] as the answers arrive.
 
     `rows`: id and whatever `body` reads of a row to make the request: `prompt` (token ids) and
     sampling parameters. `read` turns the first choice into the values of `fields`, or raises
-    Unreadable (or json.JSONDecodeError): a failed cell with that reason, as is a request that
-    failed. Where the endpoint's own `max_model_len` (tokens) is known, `max_tokens` is lowered to
-    what the prompt leaves of it, and a prompt that leaves nothing is a failed cell that is never
-    sent.
+    Unreadable: a failed cell with that reason, as is a request that failed. Where the endpoint's
+    own `max_model_len` (tokens) is known, `max_tokens` is lowered to what the prompt leaves of it,
+    and a prompt that leaves nothing is a failed cell that is never sent.
     """
     limit = context_length(endpoint)
+
+    def ask(row: Row) -> Request | Row:
+        return fitting(Request(row["id"], body(row)), limit)
 
     def cell(reply: Reply) -> Row:
         try:
             values = read(first_choice(reply))
-        except json.JSONDecodeError as error:
-            return failed(reply.key, f"no JSON: {error.msg}", **spent(reply))
         except Unreadable as error:
             return failed(reply.key, str(error), **spent(reply))
         return {"id": reply.key, **spent(reply), **values, "status": OK}
 
-    return asked(
-        rows,
-        lambda row: fitting(Request(row["id"], body(row)), limit),
-        cell,
-        endpoint,
-        {**fields, **TOKENS},
-    )
+    return asked(rows, ask, cell, endpoint, {**fields, **TOKENS})
 
 
 def asked(
@@ -72,12 +70,11 @@ def asked(
     ask: Callable[[Row], Request | Row],
     read: Callable[[Reply], Row],
     endpoint: Endpoint,
-    fields: Mapping[str, Any],
+    fields: Fields,
     then: Then | None = None,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """Frames [id, *fields, status, reason] of what `exchanged` gives for the rows."""
-    results = exchanged(rows.iter_rows(named=True), ask, read, endpoint, then)
-    return batched(results, {"id": pl.String, **fields, "status": pl.String, "reason": pl.String})
+    return batched(exchanged(rows.iter_rows(named=True), ask, read, endpoint, then), fields)
 
 
 def exchanged(
@@ -169,21 +166,18 @@ class Batch:
     """Rows on their way to a frame of `schema`, so that a kill loses little: it is `due` when it is
     BATCH_ROWS long or BATCH_SECONDS old."""
 
-    def __init__(
-        self, schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._schema = dict(schema)
-        self._clock = clock
+    def __init__(self, schema: Fields) -> None:
+        self._schema = schema
         self.clear()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Keep a row's values; what the schema does not name is left out."""
         self._rows.append({name: row.get(name) for name in self._schema})
 
     @property
     def due(self) -> bool:
         """Whether the rows should be handed on now."""
-        old = self._clock() - self._since >= BATCH_SECONDS
+        old = time.monotonic() - self._since >= BATCH_SECONDS
         return old or len(self._rows) >= BATCH_ROWS
 
     def frame(self) -> pl.DataFrame:
@@ -193,17 +187,16 @@ class Batch:
     def clear(self) -> None:
         """Begin anew."""
         self._rows: list[Row] = []
-        self._since = self._clock()
+        self._since = time.monotonic()
 
 
-def batched(
-    rows: Iterable[Row], schema: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
-) -> Iterator[pl.DataFrame]:
-    """Rows as frames of `schema`, each as long and as old as a `Batch` may be when a row arrives.
+def batched(rows: Iterable[Row], fields: Fields) -> Frames:
+    """Rows as frames [id, *fields, status, reason], each as long and as old as a `Batch` may be
+    when a row arrives.
 
     An error in between (a server that went down) comes after the rows that were finished before it.
     """
-    batch = Batch(schema, clock)
+    batch = Batch({"id": pl.String, **fields, "status": pl.String, "reason": pl.String})
     error: Exception | None = None
     try:
         for row in rows:

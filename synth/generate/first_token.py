@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
@@ -114,10 +114,9 @@ class Chain:
             return None
         self._first[reply.key] = reply, stops
         rest = {**body, "prompt": [*body["prompt"], *ids], "return_token_ids": True}
-        if body.get("max_tokens") is not None:
-            rest["max_tokens"] = body["max_tokens"] - 1
-        if "min_tokens" in body:
-            rest["min_tokens"] = max(body["min_tokens"] - 1, 0)
+        for limit in ("max_tokens", "min_tokens"):
+            if body.get(limit) is not None:
+                rest[limit] = max(body[limit] - 1, 0)
         if body.get("seed") is not None:
             # The same seed would begin with the very noise that chose the first token.
             seed = hashlib.sha256(f"{body['seed']} rest".encode()).digest()[:4]
@@ -146,7 +145,7 @@ class Chain:
             "completion_tokens": (cost["tokens"] or 0) + (rest["tokens"] or 0),
         }
         body = {**(reply.body or {}), "choices": [{**two, "text": text}], "usage": usage}
-        return Reply(reply.key, body, None, first.attempts + reply.attempts)
+        return replace(reply, body=body, attempts=first.attempts + reply.attempts)
 
 
 def _choice(reply: Reply) -> Row:

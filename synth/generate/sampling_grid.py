@@ -14,7 +14,6 @@ the place alone, not on what else was drawn, so any number of machines agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from core.columns import FAILED
 from core.errors import UserError
 from core.store import canonical
 from synth.config import SynthConfig
+from synth.generate.ask import Row, Sampling
 
 PRESETS: dict[str, tuple[tuple[int, float, float], ...]] = {
     "magpie-pro": ((300, 1.0, 1.0), (300, 1.1, 0.995), (300, 1.2, 0.995), (100, 1.25, 0.99)),
@@ -50,7 +50,7 @@ class Entry:
     (SamplingParams, verbatim)."""
 
     rows: int
-    sampling: dict[str, Any]
+    sampling: Sampling
 
 
 def entries(config: SynthConfig) -> list[Entry]:
@@ -84,7 +84,7 @@ class Plan:
     """All places of one pool. `base` is what determines the text of one instruction besides the
     entry's own sampling (the pool's key)."""
 
-    def __init__(self, base: Mapping[str, Any], config: SynthConfig) -> None:
+    def __init__(self, base: Row, config: SynthConfig) -> None:
         self.entries = entries(config)
         self._prefixes: list[Any] = []
         numbers: dict[str, int] = {}
@@ -99,7 +99,7 @@ class Plan:
                 )
         self.places = self._places()
 
-    def sampling(self, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def sampling(self, common: Sampling) -> list[Row]:
         """The whole sampling of each entry."""
         return [{**common, **entry.sampling} for entry in self.entries]
 

@@ -8,8 +8,8 @@ unmarked, drew from unrecorded seeds, and waited for the slowest of every 200 sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -21,7 +21,10 @@ from synth.chat.pre_query import PreQuery
 from synth.chat.thinking import Thinking, thinking_of
 from synth.generate.ask import (
     TOKENS,
+    Fields,
+    Frames,
     Row,
+    Sampling,
     Unreadable,
     asked,
     context_length,
@@ -39,7 +42,7 @@ VERSION = 1
 """Part of every key of a generated column; raised when the same settings would give other text."""
 
 
-RESPONSE_FIELDS: dict[str, Any] = {
+RESPONSE_FIELDS: Fields = {
     "response": pl.String,
     "thinking": pl.String,
     "finish_reason": pl.String,
@@ -47,7 +50,7 @@ RESPONSE_FIELDS: dict[str, Any] = {
 }
 """What is stored of a response."""
 
-_INSTRUCTION_FIELDS: dict[str, Any] = {
+_INSTRUCTION_FIELDS: Fields = {
     "instruction": pl.String,
     "thinking": pl.String,
     "finish_reason": pl.String,
@@ -58,12 +61,12 @@ _INSTRUCTION_FIELDS: dict[str, Any] = {
 def instructions(
     rows: pl.DataFrame,
     prompts: Sequence[PreQuery],
-    samplings: Sequence[Mapping[str, Any]],
+    samplings: Sequence[Sampling],
     endpoint: Endpoint,
     *,
     first: FirstToken | None = None,
     thinking: Thinking | None = None,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """Instructions by the Magpie method: the model continues the pre-query template (arXiv
     2406.08464, section 2.1).
 
@@ -100,9 +103,9 @@ def instructions(
 def responses(
     rows: pl.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
-    sampling: Mapping[str, Any],
+    sampling: Sampling,
     endpoint: Endpoint,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """Responses to instructions, from the rendered conversation as token ids with exactly one BOS.
 
     `rows`: id, instruction, and optionally seed. `sampling`: SamplingParams verbatim. Where the
@@ -124,13 +127,10 @@ def responses(
             body["seed"] = row["seed"]
         return fitting(Request(row["id"], body), limit)
 
-    return asked(
-        rows,
-        ask,
-        lambda reply: generated(reply, "response", thinking),
-        endpoint,
-        RESPONSE_FIELDS,
-    )
+    def read(reply: Reply) -> Row:
+        return generated(reply, "response", thinking)
+
+    return asked(rows, ask, read, endpoint, RESPONSE_FIELDS)
 
 
 def generated(

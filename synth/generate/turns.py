@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -25,13 +24,25 @@ from core.errors import UserError
 from core.store import digest
 from core.wire import Reply, Request
 from synth.chat import templates
-from synth.chat.encoding import encode_conversation
+from synth.chat.encoding import encode_conversation, pair
 from synth.chat.pre_query import DEFAULT, follow_up, pre_query
 from synth.chat.thinking import Thinking, thinking_of
 from synth.config import SynthConfig
 from synth.context import Context, Served
 from synth.generate import single_turn
-from synth.generate.ask import TOKENS, Batch, Row, batched, context_length, exchanged, failed, fit
+from synth.generate.ask import (
+    TOKENS,
+    Batch,
+    Fields,
+    Frames,
+    Row,
+    Sampling,
+    batched,
+    context_length,
+    exchanged,
+    failed,
+    fit,
+)
 from synth.generate.first_token import Chain, FirstToken, first_token
 from synth.generate.single_turn import generated
 
@@ -39,14 +50,14 @@ VERSION = 1
 """Part of every key of a turn; raised when the same settings would give other text."""
 
 PROMPT = Path(__file__).with_name("prompts") / "multi_turn.jinja"
-FIELDS: dict[str, Any] = {
+FIELDS: Fields = {
     "messages": MESSAGES,
     "turns": pl.Int64,
     **TOKENS,
 }
 """messages: the whole conversation; turns: the user's messages in it; tokens: generated after the
 first answer."""
-_HALF: dict[str, Any] = {"row": pl.String, "text": pl.String, **TOKENS}
+_HALF: Fields = {"row": pl.String, "text": pl.String, **TOKENS}
 
 
 def system_prompt(config: SynthConfig) -> str | None:
@@ -100,7 +111,7 @@ class Talk:
         """Id of the next half-turn: it depends on every word said before."""
         return f"{self.id}:{len(self.messages)}:{digest(self.messages)[:16]}"
 
-    def says(self, half: Mapping[str, Any]) -> None:
+    def says(self, half: Row) -> None:
         """Add a finished half-turn."""
         self.messages.append({"role": self.role, "content": half["text"]})
         self.tokens += half["tokens"] or 0
@@ -124,7 +135,7 @@ class Side:
 
 
 def user_side(
-    served: Served, sampling: Mapping[str, Any], system: str | None, first: FirstToken | None = None
+    served: Served, sampling: Sampling, system: str | None, first: FirstToken | None = None
 ) -> Side:
     """Writes the user's next message, with a seed of the row's and turn's own.
 
@@ -145,7 +156,7 @@ def user_side(
     return Side(served, thinking_of(tokenizer), False, body, Chain(first))
 
 
-def assistant_side(served: Served, sampling: Mapping[str, Any]) -> Side:
+def assistant_side(served: Served, sampling: Sampling) -> Side:
     """Answers the user's last message."""
     tokenizer = served.tokenizer
     thinking = thinking_of(tokenizer)
@@ -158,7 +169,7 @@ def assistant_side(served: Served, sampling: Mapping[str, Any]) -> Side:
     return Side(served, thinking, None, body, Chain(None))
 
 
-def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
     """Continue the conversations of rows [id, instruction, response] to `synth.turns` turns; frames
     [id, *FIELDS, status, reason] as they finish.
 
@@ -172,13 +183,10 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterat
     journal = Column.open(context.root, "half_turns", _half_determines(config, context), _HALF)
     length = 2 * config.turns - (config.end_with == "user")
     talks = [
-        Talk(i, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-        for i, question, answer in rows.select("id", "instruction", "response").iter_rows()
+        Talk(row, pair(question, answer))
+        for row, question, answer in rows.select("id", "instruction", "response").iter_rows()
     ]
-    return batched(
-        continued(talks, length, user, assistant, journal),
-        {"id": pl.String, **FIELDS, "status": pl.String, "reason": pl.String},
-    )
+    return batched(continued(talks, length, user, assistant, journal), FIELDS)
 
 
 def continued(

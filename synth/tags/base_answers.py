@@ -9,15 +9,14 @@ less that of a base model's answer, which is elicited by a few examples in the p
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from core.servers import Endpoint
 from synth.chat.encoding import encode_text, text_start
-from synth.generate.ask import Row, Unreadable, answers
+from synth.generate.ask import Frames, Row, Sampling, Unreadable, answers
 from synth.tags.llm import longest_run, template
 from synth.tags.reward import reward
 
@@ -33,10 +32,10 @@ PROMPT = Path(__file__).with_name("prompts") / "base_answer.jinja"
 
 def base_responses(
     rows: pl.DataFrame,
-    sampling: Mapping[str, Any],
+    sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """What a base model answers after the examples of `prompts/base_answer.jinja`.
 
     `rows`: id, instruction. `sampling`: SamplingParams, verbatim; its `stop` adds to the headings
@@ -81,7 +80,7 @@ def _examples() -> Template:
 
 def reward_differences(
     rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """The reward of base answers, and how much more the response has.
 
     `rows`: id, instruction, base_output, instruct_reward; the reward model must be the one that

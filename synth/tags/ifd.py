@@ -15,8 +15,7 @@ its first token, which nothing precedes, is left out of both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -27,6 +26,7 @@ from core.wire import Reply, Request, prompt_losses, scoring_request
 from synth.chat.encoding import encode_conversation, encode_text, text_start
 from synth.generate.ask import (
     TOKENS,
+    Frames,
     Row,
     Unreadable,
     asked,
@@ -47,24 +47,27 @@ VERSION = 1
 @dataclass
 class _Halves:
     """One row's two prompts as token ids, each with the place from which on it is scored, and what
-    is known of it so far: the loss (mean NLL, nats) of the first, and the tokens spent."""
+    is known of it so far: their losses (mean NLL, nats) or what went wrong, and the tokens spent."""
 
-    given: tuple[list[int], int]
-    alone: tuple[list[int], int]
-    loss: float | None = None
+    prompts: tuple[tuple[list[int], int], tuple[list[int], int]]
+    losses: list[float] = field(default_factory=list)
+    problem: str | None = None
     tokens: int = 0
     prompt_tokens: int = 0
 
-    def count(self, reply: Reply) -> None:
-        """Add what a reply cost."""
+    def take(self, reply: Reply) -> None:
+        """Add what the reply to the next prompt says, and what it cost."""
         cost = spent(reply)
         self.tokens += cost["tokens"] or 0
         self.prompt_tokens += cost["prompt_tokens"] or 0
+        ids, place = self.prompts[len(self.losses)]
+        try:
+            self.losses.append(mean_loss(reply, ids, place))
+        except Unreadable as error:
+            self.problem = str(error)
 
 
-def ifd(
-    rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint
-) -> Iterator[pl.DataFrame]:
+def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
     """IFD of responses by prompt log-probabilities: two requests of one token a row, the second at
     once in the first's place.
 
@@ -73,6 +76,8 @@ def ifd(
     with no token that can be scored are failed cells.
     """
     start = text_start(tokenizer)
+    # Without a BOS nothing precedes the answer's first token where it stands alone.
+    skipped = 0 if start else 1
     limit = context_length(endpoint)
     waiting: dict[str, _Halves] = {}
 
@@ -80,29 +85,24 @@ def ifd(
         question = [{"role": "user", "content": row["instruction"]}]
         before = encode_conversation(tokenizer, question, add_generation_prompt=True)
         answer = encode_text(tokenizer, row["response"])
-        # Without a BOS nothing precedes the answer's first token where it stands alone.
-        skipped = 0 if start else 1
         request = fitting(scoring_request(row["id"], before + answer), limit)
         if isinstance(request, Request) and len(answer) <= skipped:
             problem = f"an answer of {len(answer)} tokens has none that can be scored"
             return failed(row["id"], problem)
         given = before + answer, len(before) + skipped
-        waiting[row["id"]] = _Halves(given, (start + answer, 1))
+        alone = start + answer, 1
+        waiting[row["id"]] = _Halves((given, alone))
         return request
 
     def then(reply: Reply) -> Request | None:
         halves = waiting[reply.key]
-        if halves.loss is not None:
+        halves.take(reply)
+        if halves.problem or len(halves.losses) == 2:
             return None
-        try:
-            halves.loss = mean_loss(reply, *halves.given)
-        except Unreadable:
-            return None
-        halves.count(reply)
-        return scoring_request(reply.key, halves.alone[0])
+        return scoring_request(reply.key, halves.prompts[1][0])
 
     def read(reply: Reply) -> Row:
-        return _ratio(reply, waiting.pop(reply.key))
+        return _ratio(reply.key, waiting.pop(reply.key))
 
     return asked(rows, ask, read, endpoint, {"ifd": pl.Float64, **TOKENS}, then)
 
@@ -119,15 +119,16 @@ def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
     return math.fsum(losses) / len(losses)
 
 
-def _ratio(reply: Reply, halves: _Halves) -> Row:
-    """The cell of the last reply, which is the second's unless the first could not be read."""
-    halves.count(reply)
+def _ratio(key: str, halves: _Halves) -> Row:
+    """The cell of a row, as far as its losses are known."""
     cost = {"tokens": halves.tokens, "prompt_tokens": halves.prompt_tokens}
+    if halves.problem:
+        return failed(key, halves.problem, **cost)
+    given, alone = halves.losses
     try:
-        given = mean_loss(reply, *halves.given) if halves.loss is None else halves.loss
-        value = math.exp(given - mean_loss(reply, *halves.alone))
-    except (Unreadable, OverflowError) as error:
-        return failed(reply.key, str(error), **cost)
+        value = math.exp(given - alone)
+    except OverflowError as error:
+        return failed(key, str(error), **cost)
     if not math.isfinite(value):
-        return failed(reply.key, "the IFD is not finite", **cost)
-    return {"id": reply.key, "ifd": value, **cost, "status": OK}
+        return failed(key, "the IFD is not finite", **cost)
+    return {"id": key, "ifd": value, **cost, "status": OK}

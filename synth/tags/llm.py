@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.servers import Endpoint
 from core.store import canonical
 from synth.chat.encoding import encode_conversation
-from synth.generate.ask import Row, Unreadable, answers
+from synth.generate.ask import Fields, Frames, Row, Unreadable, answers
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ EXPLAIN_TOKENS = 512
 """max_tokens of an explanation where the recipe's sampling gives none."""
 
 Labels = tuple[str, ...] | tuple[int, ...]
+Schema = dict[str, Any]
+"""A JSON schema."""
 
 # How the JSON of an explanation says a type, how Python and a stored column do.
 _TYPES: dict[str, tuple[type, Any]] = {
@@ -61,12 +63,12 @@ class Tag:
     codes: str
     rank: str | None
     prompt: str
-    explanation: Mapping[str, dict[str, Any]]
+    explanation: Mapping[str, Schema]
     names: Mapping[str, str] = field(default_factory=dict)
     """Columns of fields that are stored under another name."""
 
     @property
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> Fields:
         """Value columns of this tag's frames with their types."""
         texts = {
             self.names.get(name, name): _TYPES[schema["type"]][1]
@@ -76,7 +78,7 @@ class Tag:
         return {self.label: texts[self.label], **ranks, **texts}
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> Schema:
         """What the JSON of an explanation must be like."""
         return {
             "type": "object",
@@ -86,7 +88,7 @@ class Tag:
         }
 
 
-def _enum(labels: Labels) -> dict[str, Any]:
+def _enum(labels: Labels) -> Schema:
     return {"type": "integer" if isinstance(labels[0], int) else "string", "enum": list(labels)}
 
 
@@ -140,10 +142,10 @@ well the response answers it."""
 def tag(
     name: str,
     rows: pl.DataFrame,
-    settings: Mapping[str, Any],
+    settings: Row,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """The LLM tag `name` (one of TAGS) of each row.
 
     `rows`: id, instruction, and for pair_score also response. `settings`: mode ("label" or
@@ -155,11 +157,11 @@ def tag(
     """
     chosen, mode = TAGS[name], settings.get("mode", "label")
     prompt = template(prompt_text(name, "label", settings.get("prompt")))
-    sampling: dict[str, Any] = {"temperature": 0.0, **(settings.get("sampling") or {})}
+    sampling: Row = {"temperature": 0.0, **(settings.get("sampling") or {})}
     if mode == "label":
         _check_codes(chosen, tokenizer)
         sampling |= {"max_tokens": 1, "logprobs": 20}
-        shape: dict[str, Any] = {"choice": list(chosen.codes)}
+        shape: Row = {"choice": list(chosen.codes)}
     else:
         sampling = {"max_tokens": EXPLAIN_TOKENS, **sampling}
         shape = {"json": chosen.schema}
@@ -238,7 +240,10 @@ def _read_json(tag: Tag, choice: Row) -> Row:
     """The fields of an explanation, under the names of their columns."""
     if choice.get("finish_reason") == "length":
         raise Unreadable("cut off at max_tokens before the JSON closed")
-    values = json.loads(choice["text"])
+    try:
+        values = json.loads(choice["text"])
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"no JSON: {error.msg}") from error
     if not isinstance(values, dict):
         raise Unreadable("the answer is JSON but no object")
     return {tag.names.get(name, name): _field(tag, name, values) for name in tag.explanation}

@@ -8,7 +8,6 @@ another model a recipe sets `tau1` itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from core.servers import Endpoint
 from core.wire import Reply, Request, reward_request, rewards
 from synth.chat.encoding import encode_conversation, pair
 from synth.generate.ask import (
+    Frames,
     Row,
     Unreadable,
     asked,
@@ -112,9 +112,7 @@ def check(model: str, *, own_server: bool) -> None:
         raise UserError(f"synth.tags.reward: vLLM cannot serve {asked.name}: {asked.note}.")
 
 
-def reward(
-    rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint
-) -> Iterator[pl.DataFrame]:
+def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
     """The score of a sequence-classification reward model behind a vLLM pooling server (`runner:
     pooling`): the logit, not its sigmoid.
 

@@ -11,16 +11,16 @@ conversation safe: the template is tried once with marked messages before anythi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from core.errors import UserError
 from core.servers import Endpoint
 from synth.chat.encoding import encode_conversation, pair
-from synth.generate.ask import Row, Unreadable, answers
+from synth.generate.ask import Frames, Row, Sampling, Unreadable, answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,10 +119,10 @@ def family(model: str, given: str | None = None) -> str:
 def safety(
     rows: pl.DataFrame,
     guard: str,
-    sampling: dict[str, Any],
+    sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-) -> Iterator[pl.DataFrame]:
+) -> Frames:
     """Verdicts over conversations, greedy; guards judge the last message, which is the response.
 
     `rows`: id, instruction, response; `guard`: a name in GUARDS; `sampling`: SamplingParams,

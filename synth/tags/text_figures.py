@@ -178,13 +178,12 @@ def _repetition(texts: pl.Series) -> pl.Series:
 
 def _repeated(texts: pl.Series) -> pl.Series:
     """`_repetition` of texts whose words are in memory at once."""
+    shares = pl.repeat(0.0, len(texts), eager=True)
     spaced = texts.str.contains(r"\s").fill_null(True)
-    parts = [pl.DataFrame(schema={"row": pl.Int64, "hash": pl.UInt64})]
-    for at, split in ((spaced.arg_true(), words), ((~spaced).arg_true(), characters)):
-        if len(at):
-            runs = grams(split(texts.gather(at)), GRAM)
-            row = at.cast(pl.Int64).gather(runs.row)
-            parts.append(pl.DataFrame({"row": row, "hash": runs.hash}))
-    shares = pl.concat(parts).group_by("row").agg(share=1 - pl.col("hash").n_unique() / pl.len())
-    rows = pl.DataFrame({"row": pl.int_range(len(texts), dtype=pl.Int64, eager=True)})
-    return rows.join(shares, on="row", how="left", maintain_order="left")["share"].fill_null(0.0)
+    for rows, split in ((spaced.arg_true(), words), ((~spaced).arg_true(), characters)):
+        runs = grams(split(texts.gather(rows)), GRAM)
+        frame = pl.DataFrame({"row": rows.gather(runs.row), "hash": runs.hash})
+        again = 1 - pl.col("hash").n_unique() / pl.len()
+        counted = frame.group_by("row").agg(share=again)
+        shares = shares.scatter(counted["row"], counted["share"])
+    return shares
