@@ -38,6 +38,12 @@ def encode_conversation(
     return encode(tokenizer, text, hidden)
 
 
+def encode_question(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a conversation of one user's message, up to the place of the answer."""
+    question = [{"role": "user", "content": text}]
+    return encode_conversation(tokenizer, question, add_generation_prompt=True)
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text without a chat template or BOS, where special tokens that it spells are
     plain text."""

@@ -51,8 +51,7 @@ def first_token(
     UserError for a text that is not one."""
     if suppress == MARKDOWN:
         return FirstToken(markdown_openers(tokenizer), temperature, tokenizer)
-    texts = [suppress] if isinstance(suppress, str) else suppress
-    banned = tuple(_single_token(tokenizer, text) for text in texts)
+    banned = tuple(_single_token(tokenizer, text) for text in suppress)
     return FirstToken(banned, temperature, tokenizer)
 
 
@@ -83,7 +82,7 @@ class Chain:
     def __init__(self, rule: FirstToken | None) -> None:
         self._rule = rule
         self._bodies: dict[str, Row] = {}
-        self._first: dict[str, tuple[Reply, frozenset[int]]] = {}
+        self._first: dict[str, tuple[Reply, list[int]]] = {}
 
     def begin(self, request: Request) -> Request:
         """The request for the first token alone."""
@@ -108,7 +107,7 @@ class Chain:
             return None
         choice = _choice(reply)
         ids = choice.get("token_ids")
-        stops = frozenset(body.get("stop_token_ids", ()))
+        stops = body.get("stop_token_ids", [])
         # Some servers count the limit before the stop.
         if not ids or choice.get("finish_reason") != "length" or ids[-1] in stops:
             return None
@@ -127,13 +126,15 @@ class Chain:
         """The reply of the whole text: the first token's text and tokens before the rest's."""
         if self._rule is None:
             return reply
+        two = _choice(reply)
         if reply.key not in self._first:
-            return Reply(reply.key, None, _NO_IDS) if _unnumbered(reply) else reply
+            unnumbered = two.get("finish_reason") == "length" and two.get("token_ids") is None
+            return Reply(reply.key, None, _NO_IDS) if unnumbered else reply
         first, stops = self._first.pop(reply.key)
-        one, two = _choice(first), _choice(reply)
         if not two:
             return reply
-        text = f"{one['text']}{two['text']}"
+        one = _choice(first)
+        text = one["text"] + two["text"]
         # Half a character: only both together have a text.
         if not one["text"] or "�" in one["text"]:
             ids = [*one["token_ids"], *two.get("token_ids", ())]
@@ -150,11 +151,7 @@ class Chain:
 
 def _choice(reply: Reply) -> Row:
     """The first choice, empty where there is none."""
-    body = reply.body if not reply.error else None
-    return ((body or {}).get("choices") or [{}])[0] or {}
-
-
-def _unnumbered(reply: Reply) -> bool:
-    """A first token that should be continued but came without its id."""
-    choice = _choice(reply)
-    return choice.get("finish_reason") == "length" and choice.get("token_ids") is None
+    if reply.error or not reply.body:
+        return {}
+    choices = reply.body.get("choices") or [{}]
+    return choices[0] or {}

@@ -74,7 +74,7 @@ def apportion(rows: int, weights: list[int]) -> list[int]:
     first)."""
     total = sum(weights)
     counts = [rows * weight // total for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (-(rows * weights[i] % total), i))
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(rows * weights[i] % total))
     for i in by_remainder[: rows - sum(counts)]:
         counts[i] += 1
     return counts
@@ -133,15 +133,15 @@ class Plan:
         rounds: list[pl.DataFrame] = []
         for draw in range(1, DRAWS + 1):
             rounds.append(now.join(status, on="id", how="left", maintain_order="left"))
-            failed = rounds[-1].filter(status=FAILED)
+            failed = rounds[-1].filter(status=FAILED).drop("status")
             if failed.is_empty():
                 break
             again = [
                 self._draw(entry, f"{index}.{draw}")
                 for entry, index in failed.select("cell", "index").iter_rows()
             ]
-            ids, seeds = zip(*again, strict=True)
-            now = failed.drop("status").with_columns(pl.Series("id", ids), pl.Series("seed", seeds))
+            schema = {"id": pl.String, "seed": pl.Int64}
+            now = failed.with_columns(pl.DataFrame(again, schema, orient="row"))
         every = pl.concat(rounds).sort("order", maintain_order=True).drop("order")
         made = pl.col("status").is_not_null()
         return every.filter(made).drop("status"), every.filter(~made).drop("status")

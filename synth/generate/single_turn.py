@@ -16,7 +16,7 @@ import polars as pl
 from core.columns import OK
 from core.servers import Endpoint
 from core.wire import Reply, Request
-from synth.chat.encoding import encode_conversation
+from synth.chat.encoding import encode_question
 from synth.chat.pre_query import PreQuery
 from synth.chat.thinking import Thinking, thinking_of
 from synth.generate.ask import (
@@ -120,9 +120,7 @@ def responses(
     fixed = {**(thinking.sampling if thinking else {}), **sampling}
 
     def ask(row: Row) -> Request | Row:
-        question = [{"role": "user", "content": row["instruction"]}]
-        prompt = encode_conversation(tokenizer, question, add_generation_prompt=True)
-        body = {**fixed, "prompt": prompt}
+        body = {**fixed, "prompt": encode_question(tokenizer, row["instruction"])}
         if row.get("seed") is not None:
             body["seed"] = row["seed"]
         return fitting(Request(row["id"], body), limit)

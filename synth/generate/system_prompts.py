@@ -81,9 +81,11 @@ def _shipped(name: str) -> str:
 def chosen(ids: Sequence[str], prompts: Sequence[Steered]) -> list[int]:
     """Which prompt each row gets, by hash of its id against the weights, which need not sum to
     1."""
-    bounds = list(itertools.accumulate(p.weight for p in prompts))
-    scale = bounds[-1] / 2**64
-    numbers = (
-        int.from_bytes(hashlib.sha256(f"system prompt {i}".encode()).digest()[:8]) for i in ids
-    )
-    return [min(bisect.bisect_right(bounds, n * scale), len(bounds) - 1) for n in numbers]
+    bounds = list(itertools.accumulate(prompt.weight for prompt in prompts))
+    scale = bounds.pop() / 2**64
+    return [bisect.bisect_right(bounds, _number(row) * scale) for row in ids]
+
+
+def _number(row: str) -> int:
+    """A number of 64 bits that stands for a row's id."""
+    return int.from_bytes(hashlib.sha256(f"system prompt {row}".encode()).digest()[:8])

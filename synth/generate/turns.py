@@ -12,7 +12,7 @@ newline, cut-off turns kept unmarked, templates for Llama-3 alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +147,13 @@ def user_side(
     before = [{"role": "system", "content": system}] if system else []
 
     def body(talk: Talk) -> Row:
-        seed = int(digest([talk.id, len(talk.messages), sampling.get("seed")])[:8], 16) % 2**31
-        prompt = follow_up(tokenizer, [*before, *talk.messages])
-        return {**sampling, "prompt": prompt, "stop_token_ids": stop, "seed": seed}
+        number = digest([talk.id, len(talk.messages), sampling.get("seed")])[:8]
+        return {
+            **sampling,
+            "prompt": follow_up(tokenizer, [*before, *talk.messages]),
+            "stop_token_ids": stop,
+            "seed": int(number, 16) % 2**31,
+        }
 
     # A user's message is never opened by a generation prompt, so only a think block of the model's
     # own is one.
@@ -202,21 +206,20 @@ def continued(
     batch = Batch({"id": pl.String, **_HALF})
     speakers = _Speakers({"user": user, "assistant": assistant}, length, together, batch, journal)
     try:
-        waiting = []
-        for talk in talks:
-            if speakers.over(talk):
-                yield _row(talk)
-            else:
-                waiting.append(talk)
-        while waiting:
-            role = waiting[0].role
-            group = [talk for talk in waiting if together or talk.role == role]
-            waiting = [talk for talk in waiting if not together and talk.role != role]
-            for talk in speakers.stream(group):
+        waiting: list[Talk] = []
+        arriving: Iterable[Talk] = talks
+        while True:
+            for talk in arriving:
                 if speakers.over(talk):
                     yield _row(talk)
                 else:
                     waiting.append(talk)
+            if not waiting:
+                return
+            role = waiting[0].role
+            group = [talk for talk in waiting if together or talk.role == role]
+            waiting = [talk for talk in waiting if not together and talk.role != role]
+            arriving = speakers.stream(group)
     finally:
         journal.append(batch.frame())
         # Tasks of a cluster write side by side; one of them merges.

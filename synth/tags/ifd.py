@@ -23,7 +23,7 @@ import polars as pl
 from core.columns import OK
 from core.servers import Endpoint
 from core.wire import Reply, Request, prompt_losses, scoring_request
-from synth.chat.encoding import encode_conversation, encode_text, text_start
+from synth.chat.encoding import encode_question, encode_text, text_start
 from synth.generate.ask import (
     TOKENS,
     Frames,
@@ -44,12 +44,16 @@ VERSION = 1
 """Part of every key of an IFD; raised when the same model would give other values."""
 
 
+Scored = tuple[list[int], int]
+"""Token ids, and the place from which on they are scored."""
+
+
 @dataclass
 class _Halves:
-    """One row's two prompts as token ids, each with the place from which on it is scored, and what
-    is known of it so far: their losses (mean NLL, nats) or what went wrong, and the tokens spent."""
+    """One row's two prompts, and what is known of it so far: their losses (mean NLL, nats) or what
+    went wrong, and the tokens spent."""
 
-    prompts: tuple[tuple[list[int], int], tuple[list[int], int]]
+    prompts: tuple[Scored, Scored]
     losses: list[float] = field(default_factory=list)
     problem: str | None = None
     tokens: int = 0
@@ -82,8 +86,7 @@ def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoi
     waiting: dict[str, _Halves] = {}
 
     def ask(row: Row) -> Request | Row:
-        question = [{"role": "user", "content": row["instruction"]}]
-        before = encode_conversation(tokenizer, question, add_generation_prompt=True)
+        before = encode_question(tokenizer, row["instruction"])
         answer = encode_text(tokenizer, row["response"])
         request = fitting(scoring_request(row["id"], before + answer), limit)
         if isinstance(request, Request) and len(answer) <= skipped:

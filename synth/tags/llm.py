@@ -24,7 +24,7 @@ import polars as pl
 from core.errors import UserError
 from core.servers import Endpoint
 from core.store import canonical
-from synth.chat.encoding import encode_conversation
+from synth.chat.encoding import encode_question
 from synth.generate.ask import Fields, Frames, Row, Unreadable, answers
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 
@@ -168,8 +168,7 @@ def tag(
 
     def body(row: Row) -> Row:
         question = ask(chosen, row["instruction"], mode, prompt, row.get("response") or "")
-        messages = [{"role": "user", "content": question}]
-        ids = encode_conversation(tokenizer, messages, add_generation_prompt=True)
+        ids = encode_question(tokenizer, question)
         return {**sampling, "structured_outputs": shape, "prompt": ids}
 
     read = _read_codes if mode == "label" else _read_json

@@ -61,17 +61,22 @@ _QWEN_3 = (
 )
 
 
+Names = tuple[str, ...]
+Verdict = tuple[str, list[str]]
+"""(label, names of categories)"""
+
+
 @dataclass(frozen=True)
 class Guard:
     """One family of guards: how its models are named, the categories it knows, and how its verdict
-    is read: (label, categories)."""
+    is read."""
 
     names: str
-    categories: tuple[str, ...]
-    read: Callable[[str, tuple[str, ...]], tuple[str, list[str]]]
+    categories: Names
+    read: Callable[[str, Names], Verdict]
 
 
-def _llama_guard(text: str, categories: tuple[str, ...]) -> tuple[str, list[str]]:
+def _llama_guard(text: str, categories: Names) -> Verdict:
     """`safe`, or `unsafe` and on a second line codes such as `S1,S3`."""
     if text == "safe":
         return "safe", []
@@ -83,7 +88,7 @@ def _llama_guard(text: str, categories: tuple[str, ...]) -> tuple[str, list[str]
     return "unsafe", [named[code] for code in dict.fromkeys(codes)]
 
 
-def _qwen3guard(text: str, categories: tuple[str, ...]) -> tuple[str, list[str]]:
+def _qwen3guard(text: str, categories: Names) -> Verdict:
     """`Safety: Safe|Controversial|Unsafe`, then `Categories: ...` (None where safe) and for a
     response `Refusal: Yes|No`."""
     verdict = re.fullmatch(

@@ -116,8 +116,8 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
     gone = text == ""
     named = pl.col("rule").str.strip_chars(",")
     return frame.select(
-        pl.when(~gone).then("text").alias("sanitized_instruction"),
-        pl.when(gone).then(pl.lit("empty")).otherwise(named).alias("sanitizer_rule"),
+        sanitized_instruction=pl.when(~gone).then("text"),
+        sanitizer_rule=pl.when(gone).then(pl.lit("empty")).otherwise(named),
     )
 
 

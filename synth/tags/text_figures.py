@@ -104,17 +104,16 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """
     texts = rows["instruction"].fill_null("")
     text = pl.col("instruction").fill_null("")
-    incomplete = _cut_off(rows) | text.str.contains(_CUT_END) | _open_fence(text)
     return rows.select(
         "id",
-        text.str.len_chars().cast(pl.Int64).alias("instruction_length"),
-        incomplete.alias("incomplete"),
-        _repetition(rows["instruction"]).alias("repetition"),
-        text.str.contains(_MARKUP).alias("template_leak"),
-        _role(texts).alias("role_leak"),
-        text.str.contains(_THINK).alias("think_leak"),
-        _declines(texts).alias("instruction_refusal"),
-        (~text.is_first_distinct()).alias("exact_duplicate"),
+        instruction_length=text.str.len_chars().cast(pl.Int64),
+        incomplete=_cut_off(rows) | text.str.contains(_CUT_END) | _open_fence(text),
+        repetition=_repetition(rows["instruction"]),
+        template_leak=text.str.contains(_MARKUP),
+        role_leak=_role(texts),
+        think_leak=text.str.contains(_THINK),
+        instruction_refusal=_declines(texts),
+        exact_duplicate=~text.is_first_distinct(),
     )
 
 
@@ -130,13 +129,13 @@ def response_columns(rows: pl.DataFrame) -> pl.DataFrame:
     repetition = pl.lit(_repetition(rows["response"]))
     return rows.select(
         "id",
-        text.str.len_chars().cast(pl.Int64).alias("response_length"),
-        (_cut_off(rows) | _open_fence(text)).alias("response_incomplete"),
-        pl.when(text.is_not_null()).then(repetition).alias("response_repetition"),
-        text.str.contains(_REFUSAL).alias("refusal"),
-        text.str.contains(_MARKUP).alias("response_template_leak"),
-        _role(rows["response"]).alias("response_role_leak"),
-        text.str.contains(_THINK).alias("response_think_leak"),
+        response_length=text.str.len_chars().cast(pl.Int64),
+        response_incomplete=_cut_off(rows) | _open_fence(text),
+        response_repetition=pl.when(text.is_not_null()).then(repetition),
+        refusal=text.str.contains(_REFUSAL),
+        response_template_leak=text.str.contains(_MARKUP),
+        response_role_leak=_role(rows["response"]),
+        response_think_leak=text.str.contains(_THINK),
     )
 
 
