@@ -20,10 +20,13 @@ from typing import Any
 from tests.scripted_server import Fault, chat, completion
 
 _TEXT = (
-    "how can I write a short story about the old river and its town explain why metals conduct heat better than wood list five ways to save "
-    "water at home what is difference between speed velocity plan weekly meal for two people python function that sorts numbers translate "
-    "sentence into french summary of main idea good evening recipe with rice beans compare solar wind power help me prepare interview history "
-    "small village mountain because therefore first second finally example result question answer careful simple clear useful number"
+    "how can I write a short story about the old river and its town explain why metals conduct "
+    "heat better than wood list five ways to save water at home what is difference between "
+    "speed velocity plan weekly meal for two people python function that sorts numbers "
+    "translate sentence into french summary of main idea good evening recipe with rice beans "
+    "compare solar wind power help me prepare interview history small village mountain because "
+    "therefore first second finally example result question answer careful simple clear useful "
+    "number"
 )
 WORDS = _TEXT.split()
 

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.models import Model, tokenizer
+from core.models import Model
+from core.models import tokenizer as tokenizer_of
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
 from synth.chat.pre_query import pre_query
@@ -28,12 +29,12 @@ SAMPLING = {
 
 
 @pytest.fixture
-def words(teacher: Model) -> Any:
-    return tokenizer(teacher.path)
+def tokenizer(teacher: Model) -> Any:
+    return tokenizer_of(teacher.path)
 
 
 @pytest.fixture
-def ask(servers: Servers, words: Any) -> Iterator[Any]:
+def ask(servers: Servers, tokenizer: Any) -> Iterator[Any]:
     """Draw one instruction; (its row, the bodies that were sent)."""
     opened: list[ScriptedServer] = []
 
@@ -43,10 +44,10 @@ def ask(servers: Servers, words: Any) -> Iterator[Any]:
         server = ScriptedServer(answer).__enter__()
         opened.append(server)
         endpoint: Endpoint = servers.serve(ServerSpec(model="scripted", urls=(server.url,)))
-        given = first_token(words, rule.get("suppress", ()), rule.get("temperature"))
+        given = first_token(tokenizer, rule.get("suppress", ()), rule.get("temperature"))
         row = pl.DataFrame({"id": ["a"], "seed": [11]})
         made = pl.concat(
-            instructions(row, [pre_query(words, "default")], [sampling], endpoint, first=given)
+            instructions(row, [pre_query(tokenizer, "default")], [sampling], endpoint, first=given)
         ).to_dicts()
         assert len(made) == 1
         return made[0], [r.body for r in server.requests]
@@ -56,38 +57,40 @@ def ask(servers: Servers, words: Any) -> Iterator[Any]:
         server.__exit__()
 
 
-def two_steps(words: Any, first: str, rest: str) -> Any:
+def two_steps(tokenizer: Any, first: str, rest: str) -> Any:
     """Answers the one-token request with the first token, the other with the rest, as vLLM does:
     ids beside the texts."""
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any]:
         if body["max_tokens"] == 1:
             return completion(
-                first, "length", token_ids=words(first, add_special_tokens=False)["input_ids"][:1]
+                first,
+                "length",
+                token_ids=tokenizer(first, add_special_tokens=False)["input_ids"][:1],
             )
         return completion(
-            rest, "stop", token_ids=[*words(rest, add_special_tokens=False)["input_ids"], 2]
+            rest, "stop", token_ids=[*tokenizer(rest, add_special_tokens=False)["input_ids"], 2]
         )
 
     return answer
 
 
 def test_the_rest_is_continued_from_pre_query_template_and_first_token_with_one_bos(
-    ask: Any, words: Any
+    ask: Any, tokenizer: Any
 ) -> None:
     made, (one, two) = ask(
-        two_steps(words, "What", " is the boiling point of lead?"), temperature=1.2
+        two_steps(tokenizer, "What", " is the boiling point of lead?"), temperature=1.2
     )
     assert made["instruction"] == "What is the boiling point of lead?"
     assert made["status"] == "ok" and made["tokens"] == 1 + 6
-    prompt = list(pre_query(words, "default").token_ids)
+    prompt = list(pre_query(tokenizer, "default").token_ids)
     assert one["prompt"] == prompt
-    assert two["prompt"] == [*prompt, words("What")["input_ids"][0]]
-    assert words.decode(two["prompt"]).endswith("<|im_start|>user\nWhat")
+    assert two["prompt"] == [*prompt, tokenizer("What")["input_ids"][0]]
+    assert tokenizer.decode(two["prompt"]).endswith("<|im_start|>user\nWhat")
 
 
-def test_only_the_first_token_has_the_other_temperature(ask: Any, words: Any) -> None:
-    _, (one, two) = ask(two_steps(words, "What", " is it?"), temperature=0.72)
+def test_only_the_first_token_has_the_other_temperature(ask: Any, tokenizer: Any) -> None:
+    _, (one, two) = ask(two_steps(tokenizer, "What", " is it?"), temperature=0.72)
     assert (one["temperature"], two["temperature"]) == (0.72, 0.6)
     assert (one["max_tokens"], two["max_tokens"]) == (1, 49)
     assert (one["min_tokens"], two["min_tokens"]) == (1, 2)
@@ -95,38 +98,41 @@ def test_only_the_first_token_has_the_other_temperature(ask: Any, words: Any) ->
 
 
 def test_both_requests_have_seeds_of_their_own_which_follow_from_the_rows(
-    ask: Any, words: Any
+    ask: Any, tokenizer: Any
 ) -> None:
-    _, (one, two) = ask(two_steps(words, "What", " is it?"), temperature=1.2)
-    _, (again, other) = ask(two_steps(words, "Why", " is it?"), temperature=1.2)
+    _, (one, two) = ask(two_steps(tokenizer, "What", " is it?"), temperature=1.2)
+    _, (again, other) = ask(two_steps(tokenizer, "Why", " is it?"), temperature=1.2)
     assert one["seed"] == again["seed"] == 11
     assert two["seed"] == other["seed"] != 11
 
 
-def test_markdown_openers_are_suppressed_in_the_first_position_only(ask: Any, words: Any) -> None:
-    _, (one, two) = ask(two_steps(words, "What", " is it?"), suppress="markdown")
-    openers = markdown_openers(words)
+def test_markdown_openers_are_suppressed_in_the_first_position_only(
+    ask: Any, tokenizer: Any
+) -> None:
+    _, (one, two) = ask(two_steps(tokenizer, "What", " is it?"), suppress="markdown")
+    openers = markdown_openers(tokenizer)
     assert one["logit_bias"] == {"7": 1.5, **{str(i): -100.0 for i in openers}}
     assert two["logit_bias"] == {"7": 1.5}
     assert one["temperature"] == two["temperature"] == 0.6
 
 
-def test_markdown_openers_are_found_in_the_vocabulary_and_hold_no_words(words: Any) -> None:
-    texts = {words.decode([i]).strip() for i in markdown_openers(words)}
+def test_markdown_openers_are_found_in_the_vocabulary_and_hold_no_words(tokenizer: Any) -> None:
+    texts = {tokenizer.decode([i]).strip() for i in markdown_openers(tokenizer)}
     assert {"#", "##", "###", "####", "**"} <= texts
     assert not any(c.isalnum() for text in texts for c in text)
     spelled = {
-        words(f" {text}", add_special_tokens=False)["input_ids"][0] for text in ("#", "##", "**")
+        tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0]
+        for text in ("#", "##", "**")
     }
-    assert spelled <= set(markdown_openers(words)), "with a space before it as well"
+    assert spelled <= set(markdown_openers(tokenizer)), "with a space before it as well"
 
 
-def test_named_tokens_are_suppressed_and_others_refused(words: Any) -> None:
-    assert first_token(words, ["#", "Write"], None).banned == tuple(
-        words(t)["input_ids"][0] for t in ("#", "Write")
+def test_named_tokens_are_suppressed_and_others_refused(tokenizer: Any) -> None:
+    assert first_token(tokenizer, ["#", "Write"], None).banned == tuple(
+        tokenizer(t)["input_ids"][0] for t in ("#", "Write")
     )
     with pytest.raises(UserError, match=r"'Write a poem' is \d tokens .* only single tokens"):
-        first_token(words, ["Write a poem"], None)
+        first_token(tokenizer, ["Write a poem"], None)
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
@@ -137,14 +143,16 @@ def test_a_text_that_ends_at_once_is_an_empty_instruction_and_nothing_is_continu
     assert (made["status"], made["reason"]) == ("failed", "empty instruction") and len(bodies) == 1
 
 
-def test_an_instruction_of_one_token_at_most_is_not_continued(ask: Any, words: Any) -> None:
-    made, bodies = ask(two_steps(words, "What", "never"), {"max_tokens": 1}, temperature=1.0)
+def test_an_instruction_of_one_token_at_most_is_not_continued(ask: Any, tokenizer: Any) -> None:
+    made, bodies = ask(two_steps(tokenizer, "What", "never"), {"max_tokens": 1}, temperature=1.0)
     assert (made["instruction"], made["finish_reason"], len(bodies)) == ("What", "length", 1)
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_refused_request_in_either_step_is_a_failed_cell(ask: Any, words: Any, step: int) -> None:
-    good = two_steps(words, "What", " is it?")
+def test_a_refused_request_in_either_step_is_a_failed_cell(
+    ask: Any, tokenizer: Any, step: int
+) -> None:
+    good = two_steps(tokenizer, "What", " is it?")
     made, bodies = ask(
         lambda p, body: (
             Fault("status", 400) if (body["max_tokens"] == 1) == (step == 1) else good(p, body)
@@ -156,9 +164,9 @@ def test_a_refused_request_in_either_step_is_a_failed_cell(ask: Any, words: Any,
     )
 
 
-def test_half_a_character_as_first_token_is_joined_by_its_bytes(ask: Any, words: Any) -> None:
-    ids = words("你好吗?", add_special_tokens=False)["input_ids"]
-    assert "�" in words.decode(ids[:1]), "the premise: its first token is part of a character"
+def test_half_a_character_as_first_token_is_joined_by_its_bytes(ask: Any, tokenizer: Any) -> None:
+    ids = tokenizer("你好吗?", add_special_tokens=False)["input_ids"]
+    assert "�" in tokenizer.decode(ids[:1]), "the premise: its first token is part of a character"
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any]:
         if body["max_tokens"] == 1:
@@ -176,7 +184,7 @@ def test_a_server_without_token_ids_is_named_as_the_reason(ask: Any) -> None:
 
 @pytest.mark.stack
 def test_a_real_server_begins_with_the_only_tokens_that_are_left(
-    teacher_endpoint: Endpoint, words: Any
+    teacher_endpoint: Endpoint, tokenizer: Any
 ) -> None:
     likely = [
         "What",
@@ -194,7 +202,7 @@ def test_a_real_server_begins_with_the_only_tokens_that_are_left(
     ]
     rows = pl.DataFrame({"id": [f"r{i}" for i in range(24)], "seed": list(range(24))})
     sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 12}
-    prompt = pre_query(words, "default")
+    prompt = pre_query(tokenizer, "default")
     plain = pl.concat(instructions(rows, [prompt], [sampling], teacher_endpoint))
     ruled = pl.concat(
         instructions(
@@ -202,13 +210,13 @@ def test_a_real_server_begins_with_the_only_tokens_that_are_left(
             [prompt],
             [sampling],
             teacher_endpoint,
-            first=first_token(words, [*likely, "#"], None),
+            first=first_token(tokenizer, [*likely, "#"], None),
         )
     )
     assert any(text.startswith(tuple(likely)) for text in plain["instruction"])
     begins = [
-        words(text, add_special_tokens=False)["input_ids"][0]
+        tokenizer(text, add_special_tokens=False)["input_ids"][0]
         for text in ruled["instruction"].drop_nulls()
     ]
-    assert len(begins) > 12 and not set(begins) & set(first_token(words, likely, None).banned)
+    assert len(begins) > 12 and not set(begins) & set(first_token(tokenizer, likely, None).banned)
     assert ruled.filter(pl.col("status") == "ok")["tokens"].max() <= 12

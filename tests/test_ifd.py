@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core.models import Model, resolve, tokenizer
+from core.models import Model, resolve
+from core.models import tokenizer as tokenizer_of
 from core.servers import Endpoint
 from synth.chat.encoding import encode_conversation, encode_text
 from synth.tags.ifd import ifd
@@ -26,8 +27,8 @@ ROWS = pl.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def words() -> Any:
-    return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
+def tokenizer() -> Any:
+    return tokenizer_of(resolve("embedded/SmolLM2-135M-Instruct").path)
 
 
 def scored(conversation: float, alone: float, opens: int) -> Any:
@@ -48,10 +49,10 @@ def scored(conversation: float, alone: float, opens: int) -> Any:
     return answer
 
 
-def test_ifd_is_the_ratio_of_the_perplexities(serve: Any, words: Any) -> None:
-    opens = words.convert_tokens_to_ids("<|im_start|>")
+def test_ifd_is_the_ratio_of_the_perplexities(serve: Any, tokenizer: Any) -> None:
+    opens = tokenizer.convert_tokens_to_ids("<|im_start|>")
     endpoint, server = serve(scored(-1.0, -1.5, opens))
-    (made,) = pl.concat(ifd(ROWS, words, endpoint)).to_dicts()
+    (made,) = pl.concat(ifd(ROWS, tokenizer, endpoint)).to_dicts()
     assert made["ifd"] == pytest.approx(math.exp(1.0) / math.exp(1.5)) and made["status"] == "ok"
     assert made["tokens"] == 2 and made["prompt_tokens"] == sum(
         len(r.body["prompt"]) for r in server.requests
@@ -59,19 +60,21 @@ def test_ifd_is_the_ratio_of_the_perplexities(serve: Any, words: Any) -> None:
 
 
 def test_both_prompts_end_with_the_same_tokens_of_the_answer_and_none_is_a_control_token(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
-    endpoint, server = serve(scored(-1.0, -1.5, words.convert_tokens_to_ids("<|im_start|>")))
-    list(ifd(ROWS, words, endpoint))
+    endpoint, server = serve(scored(-1.0, -1.5, tokenizer.convert_tokens_to_ids("<|im_start|>")))
+    list(ifd(ROWS, tokenizer, endpoint))
     given, alone = (r.body["prompt"] for r in server.requests)
-    answer = encode_text(words, ROWS["response"][0])
+    answer = encode_text(tokenizer, ROWS["response"][0])
     assert (
         alone == answer
         and given[-len(answer) :] == answer
-        and words.convert_tokens_to_ids("<|im_end|>") not in answer
+        and tokenizer.convert_tokens_to_ids("<|im_end|>") not in answer
     )
     asked = [{"role": "user", "content": ROWS["instruction"][0]}]
-    assert given[: -len(answer)] == encode_conversation(words, asked, add_generation_prompt=True)
+    assert given[: -len(answer)] == encode_conversation(
+        tokenizer, asked, add_generation_prompt=True
+    )
     assert all(
         r.body["max_tokens"] == 1 and r.body["prompt_logprobs"] == 0 for r in server.requests
     )
@@ -79,7 +82,10 @@ def test_both_prompts_end_with_the_same_tokens_of_the_answer_and_none_is_a_contr
 
 def test_the_answer_alone_stands_after_bos_where_the_tokenizer_writes_one(serve: Any) -> None:
     llama = tiny.tokenizer("llama3")
-    llama.chat_template = "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['content'] }}<|end_header_id|>{% endfor %}"
+    llama.chat_template = (
+        "{{ bos_token }}{% for m in messages %}"
+        "<|start_header_id|>{{ m['content'] }}<|end_header_id|>{% endfor %}"
+    )
     endpoint, server = serve(scored(-1.0, -1.0, llama.convert_tokens_to_ids("<|start_header_id|>")))
     (made,) = pl.concat(ifd(ROWS.with_columns(response=pl.lit("a")), llama, endpoint)).to_dicts()
     assert server.requests[1].body["prompt"] == [
@@ -89,10 +95,12 @@ def test_the_answer_alone_stands_after_bos_where_the_tokenizer_writes_one(serve:
 
 
 def test_an_answer_with_no_token_that_can_be_scored_is_a_failed_cell(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     endpoint, server = serve(scored(-1.0, -1.0, 1))
-    (made,) = pl.concat(ifd(ROWS.with_columns(response=pl.lit("a")), words, endpoint)).to_dicts()
+    (made,) = pl.concat(
+        ifd(ROWS.with_columns(response=pl.lit("a")), tokenizer, endpoint)
+    ).to_dicts()
     assert (
         made["status"] == "failed"
         and "none that can be scored" in made["reason"]
@@ -101,20 +109,20 @@ def test_an_answer_with_no_token_that_can_be_scored_is_a_failed_cell(
 
 
 def test_a_conversation_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     endpoint, server = serve(scored(-1.0, -1.0, 1), args={"max_model_len": 100})
     rows = pl.concat([ROWS, ROWS.with_columns(id=pl.lit("b"), response=pl.lit("word " * 200))])
-    made = {r["id"]: r for r in pl.concat(ifd(rows, words, endpoint)).to_dicts()}
+    made = {r["id"]: r for r in pl.concat(ifd(rows, tokenizer, endpoint)).to_dicts()}
     assert made["a"]["status"] == "ok" and len(server.requests) == 2
     assert made["b"]["status"] == "failed" and "max_model_len 100" in made["b"]["reason"]
 
 
 @pytest.mark.parametrize("broken", ["first", "second"])
 def test_a_reply_without_log_probabilities_is_a_failed_cell_whichever_it_is(
-    serve: Any, words: Any, broken: str
+    serve: Any, tokenizer: Any, broken: str
 ) -> None:
-    opens = words.convert_tokens_to_ids("<|im_start|>")
+    opens = tokenizer.convert_tokens_to_ids("<|im_start|>")
     good = scored(-1.0, -1.5, opens)
     endpoint, server = serve(
         lambda path, body: (
@@ -123,7 +131,7 @@ def test_a_reply_without_log_probabilities_is_a_failed_cell_whichever_it_is(
             else good(path, body)
         )
     )
-    (made,) = pl.concat(ifd(ROWS, words, endpoint)).to_dicts()
+    (made,) = pl.concat(ifd(ROWS, tokenizer, endpoint)).to_dicts()
     assert (
         made["status"] == "failed"
         and "no log-probabilities" in made["reason"]
@@ -132,8 +140,8 @@ def test_a_reply_without_log_probabilities_is_a_failed_cell_whichever_it_is(
     assert len(server.requests) == (1 if broken == "first" else 2)
 
 
-def test_a_failed_request_costs_only_its_own_row(serve: Any, words: Any) -> None:
-    good = scored(-1.0, -1.5, words.convert_tokens_to_ids("<|im_start|>"))
+def test_a_failed_request_costs_only_its_own_row(serve: Any, tokenizer: Any) -> None:
+    good = scored(-1.0, -1.5, tokenizer.convert_tokens_to_ids("<|im_start|>"))
     asked = [f"number {i} please" for i in range(40)]
     rows = pl.DataFrame(
         {"id": [str(i) for i in range(40)], "instruction": asked, "response": ["here it is"] * 40}
@@ -141,11 +149,11 @@ def test_a_failed_request_costs_only_its_own_row(serve: Any, words: Any) -> None
     endpoint, _ = serve(
         lambda path, body: (
             Fault("status", 400)
-            if "number 7 " in words.decode(body["prompt"])
+            if "number 7 " in tokenizer.decode(body["prompt"])
             else good(path, body)
         )
     )
-    made = pl.concat(ifd(rows, words, endpoint))
+    made = pl.concat(ifd(rows, tokenizer, endpoint))
     assert len(made) == 40 and made.filter(status="failed")["id"].to_list() == ["7"]
 
 
@@ -156,7 +164,7 @@ def test_ifd_of_a_real_server_is_that_of_transformers_own_log_probabilities(
     import torch
     from transformers import AutoModelForCausalLM
 
-    words = tokenizer(teacher.path)
+    tokenizer = tokenizer_of(teacher.path)
     rows = pl.DataFrame(
         {
             "id": ["a", "b", "c"],
@@ -172,7 +180,7 @@ def test_ifd_of_a_real_server_is_that_of_transformers_own_log_probabilities(
             ],
         }
     )
-    got = dict(pl.concat(ifd(rows, words, teacher_endpoint)).select("id", "ifd").iter_rows())
+    got = dict(pl.concat(ifd(rows, tokenizer, teacher_endpoint)).select("id", "ifd").iter_rows())
     model = AutoModelForCausalLM.from_pretrained(teacher.path, dtype=torch.float32).eval()
 
     def loss(before: list[int], answer: list[int]) -> float:
@@ -184,9 +192,9 @@ def test_ifd_of_a_real_server_is_that_of_transformers_own_log_probabilities(
 
     for row in rows.iter_rows(named=True):
         asked = encode_conversation(
-            words, [{"role": "user", "content": row["instruction"]}], add_generation_prompt=True
+            tokenizer, [{"role": "user", "content": row["instruction"]}], add_generation_prompt=True
         )
-        answer = encode_text(words, row["response"])
+        answer = encode_text(tokenizer, row["response"])
         assert got[row["id"]] == pytest.approx(
             math.exp(loss(asked, answer) - loss([], answer)), rel=0.05
         )

@@ -128,7 +128,8 @@ def test_numbers_and_words_of_the_text_itself_stay(text: str) -> None:
         "Reply in this format:\nQuestion: ...\nAnswer: ...",
         "Text: good\nAnswer: positive\nText: bad\nAnswer:",
         "What does this print?\n```\nAnswer: 4\n```",
-        "Sum two numbers.\nExample 1:\nInput: [1, 2]\nOutput: 3\nExplanation: 1 + 2 = 3\nWrite it in C.",
+        "Sum two numbers.\nExample 1:\nInput: [1, 2]\nOutput: 3\n"
+        "Explanation: 1 + 2 = 3\nWrite it in C.",
         "class Solution:\n    pass\nWhat is wrong?",
         "Answer the following: who was Ada Lovelace?",
     ],
@@ -184,5 +185,8 @@ def test_order_and_number_of_rows_are_kept() -> None:
 
 
 def test_ordinary_markdown_code_and_braces_come_through_to_the_letter() -> None:
-    text = "Here is $x$ and \\frac{a}{b} and ${1} {{y}}:\n\n```python\nprint('$1')\n```\n\n| a | b |\n\n- **bold** item?"
+    text = (
+        "Here is $x$ and \\frac{a}{b} and ${1} {{y}}:\n\n"
+        "```python\nprint('$1')\n```\n\n| a | b |\n\n- **bold** item?"
+    )
     assert clean(text) == (text, "")

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.models import tokenizer
+from core.models import tokenizer as tokenizer_of
 from core.servers import Servers
 from core.wire import ServerSpec
 from synth.tags.reward import REWARD_MODELS, check, known, reward
@@ -25,21 +25,21 @@ PAIR = pl.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def words() -> Any:
+def tokenizer() -> Any:
     from core.models import resolve
 
-    return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
+    return tokenizer_of(resolve("embedded/SmolLM2-135M-Instruct").path)
 
 
-def test_reward_is_the_logit_of_the_conversation(serve: Any, words: Any) -> None:
+def test_reward_is_the_logit_of_the_conversation(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(
         lambda path, body: {"data": [{"index": 0, "probs": [-11.5]}], "usage": {"prompt_tokens": 9}}
     )
-    made = pl.concat(reward(PAIR, words, endpoint)).to_dicts()[0]
+    made = pl.concat(reward(PAIR, tokenizer, endpoint)).to_dicts()[0]
     assert (made["instruct_reward"], made["prompt_tokens"], made["status"]) == (-11.5, 9, "ok")
     request = server.requests[0]
     assert request.path == "/classify" and request.body["use_activation"] is False
-    assert words.decode(request.body["input"]).endswith(
+    assert tokenizer.decode(request.body["input"]).endswith(
         "<|im_start|>assistant\nA curly poem.<|im_end|>\n"
     )
 
@@ -54,15 +54,15 @@ def test_reward_is_the_logit_of_the_conversation(serve: Any, words: Any) -> None
     ],
 )
 def test_reward_that_is_no_single_finite_number_is_a_failed_cell(
-    serve: Any, words: Any, reply: Any, reason: str
+    serve: Any, tokenizer: Any, reply: Any, reason: str
 ) -> None:
     endpoint, _ = serve(lambda path, body: reply)
-    made = pl.concat(reward(PAIR, words, endpoint)).to_dicts()[0]
+    made = pl.concat(reward(PAIR, tokenizer, endpoint)).to_dicts()[0]
     assert made["status"] == "failed" and reason in made["reason"]
 
 
 def test_a_conversation_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     many = pl.DataFrame(
         {"id": ["a", "b"], "instruction": ["short", "x " * 600], "response": ["yes", "no"]}
@@ -70,7 +70,7 @@ def test_a_conversation_longer_than_the_server_takes_is_a_failed_cell_that_is_no
     endpoint, server = serve(
         lambda path, body: {"data": [{"index": 0, "probs": [1.0]}]}, args={"max_model_len": 100}
     )
-    made = {row["id"]: row for row in pl.concat(reward(many, words, endpoint)).to_dicts()}
+    made = {row["id"]: row for row in pl.concat(reward(many, tokenizer, endpoint)).to_dicts()}
     assert made["a"]["status"] == "ok" and len(server.requests) == 1
     assert (
         made["b"]["status"] == "failed" and "longer than max_model_len 100" in made["b"]["reason"]
@@ -96,7 +96,8 @@ def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_pa
     from recipes.verbs.doctor import thresholds
 
     text = (
-        "name: x\nstore: {store}\nsynth: {{teacher: {{model: m}}, rows: 10, tags: {{reward: {{model: {rm}}}}}}}\n"
+        "name: x\nstore: {store}\n"
+        "synth: {{teacher: {{model: m}}, rows: 10, tags: {{reward: {{model: {rm}}}}}}}\n"
         "arms:\n  pro: {{strategy: magpie-pro, {more}}}\n"
     )
 
@@ -161,7 +162,11 @@ def test_reward_of_a_real_pooling_server_is_the_models_own_logit(
     from tests import tiny
 
     made = tiny.tokenizer()
-    made.chat_template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    made.chat_template = (
+        "{% for m in messages %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}"
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
@@ -178,7 +183,7 @@ def test_reward_of_a_real_pooling_server_is_the_models_own_logit(
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "reward")
     made.save_pretrained(tmp_path / "reward")
-    words = tokenizer(str(tmp_path / "reward"))
+    tokenizer = tokenizer_of(str(tmp_path / "reward"))
     pairs = pl.DataFrame(
         {
             "id": ["a", "b", "c"],
@@ -192,13 +197,13 @@ def test_reward_of_a_real_pooling_server_is_the_models_own_logit(
             args={"runner": "pooling", "max_model_len": 512, "dtype": "float32"},
         )
     )
-    got = {r["id"]: r for r in pl.concat(reward(pairs, words, endpoint)).to_dicts()}
+    got = {r["id"]: r for r in pl.concat(reward(pairs, tokenizer, endpoint)).to_dicts()}
     for row in pairs.head(2).to_dicts():
         talk = [
             {"role": "user", "content": row["instruction"]},
             {"role": "assistant", "content": row["response"]},
         ]
-        ids = encode_conversation(words, talk, add_generation_prompt=False)
+        ids = encode_conversation(tokenizer, talk, add_generation_prompt=False)
         with torch.no_grad():
             logit = float(model(torch.tensor([ids])).logits[0, 0])
         assert got[row["id"]]["instruct_reward"] == pytest.approx(logit, abs=0.02)

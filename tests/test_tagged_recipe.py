@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.models import tokenizer
+from core.models import tokenizer as tokenizer_of
 from recipes.schema import load
 from recipes.stages import graph
 from tests import small_recipe
@@ -37,8 +37,8 @@ def answer(path: str, body: dict[str, Any]) -> Any:
     word "water" unsafe."""
     name = Path(body["model"]).name
     if name == "Llama-Guard-3-8B":
-        words = tokenizer(body["model"])
-        return completion("unsafe\nS2" if "water" in words.decode(body["prompt"]) else "safe")
+        tokenizer = tokenizer_of(body["model"])
+        return completion("unsafe\nS2" if "water" in tokenizer.decode(body["prompt"]) else "safe")
     if name == "base":
         return completion("" if sum(body["prompt"]) % 10 == 0 else "A plain answer.")
     return small_recipe.answer(path, body)

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.models import Model, tokenizer
+from core.models import Model
+from core.models import tokenizer as tokenizer_of
 from core.servers import Endpoint
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 from synth.tags import llm
@@ -23,10 +24,10 @@ LABEL, EXPLAIN = {"mode": "label"}, {"mode": "explain", "sampling": {"max_tokens
 
 
 @pytest.fixture(scope="module")
-def words() -> Any:
+def tokenizer() -> Any:
     from core.models import resolve
 
-    return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
+    return tokenizer_of(resolve("embedded/SmolLM2-135M-Instruct").path)
 
 
 def codes(**probability: float) -> dict[str, Any]:
@@ -37,51 +38,53 @@ def codes(**probability: float) -> dict[str, Any]:
 
 
 def tagged(
-    serve: Any, words: Any, tag: str, answer: Any, settings: dict[str, Any] = LABEL
+    serve: Any, tokenizer: Any, tag: str, answer: Any, settings: dict[str, Any] = LABEL
 ) -> dict[str, Any]:
     endpoint, _ = serve(lambda _, body: answer)
-    return pl.concat(llm.tag(tag, ROWS, settings, words, endpoint)).to_dicts()[0]
+    return pl.concat(llm.tag(tag, ROWS, settings, tokenizer, endpoint)).to_dicts()[0]
 
 
-def test_label_is_the_likeliest_code_and_rank_the_expected_one(serve: Any, words: Any) -> None:
-    made = tagged(serve, words, "quality", codes(c1=0.1, c2=0.1, c3=0.2, c4=0.5, c5=0.1))
+def test_label_is_the_likeliest_code_and_rank_the_expected_one(serve: Any, tokenizer: Any) -> None:
+    made = tagged(serve, tokenizer, "quality", codes(c1=0.1, c2=0.1, c3=0.2, c4=0.5, c5=0.1))
     assert (made["input_quality"], made["status"]) == ("good", "ok")
     assert made["input_quality_rank"] == pytest.approx(0.1 + 0.2 + 0.6 + 2.0 + 0.5)
 
 
-def test_rank_is_taken_over_the_codes_alone(serve: Any, words: Any) -> None:
-    made = tagged(serve, words, "difficulty", codes(c2=0.1, c4=0.1, cThe=0.8))
+def test_rank_is_taken_over_the_codes_alone(serve: Any, tokenizer: Any) -> None:
+    made = tagged(serve, tokenizer, "difficulty", codes(c2=0.1, c4=0.1, cThe=0.8))
     assert made["difficulty_rank"] == pytest.approx(3.0)
 
 
 def test_ordered_labels_are_exactly_the_published_ones_in_rising_order(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     assert QUALITY == ("very poor", "poor", "average", "good", "excellent")
     assert DIFFICULTY == ("very easy", "easy", "medium", "hard", "very hard")
     got = [
-        tagged(serve, words, "quality", codes(**{f"c{n}": 0.9}))["input_quality"]
+        tagged(serve, tokenizer, "quality", codes(**{f"c{n}": 0.9}))["input_quality"]
         for n in range(1, 6)
     ]
     assert tuple(got) == QUALITY
 
 
-def test_all_twelve_categories_can_be_answered_others_among_them(serve: Any, words: Any) -> None:
+def test_all_twelve_categories_can_be_answered_others_among_them(
+    serve: Any, tokenizer: Any
+) -> None:
     got = [
-        tagged(serve, words, "category", codes(**{f"c{letter}": 0.9}))["task_category"]
+        tagged(serve, tokenizer, "category", codes(**{f"c{letter}": 0.9}))["task_category"]
         for letter in "ABCDEFGHIJKL"
     ]
     assert tuple(got) == CATEGORY and got[-1] == "Others"
 
 
-def test_label_mode_asks_for_one_token_among_the_codes(serve: Any, words: Any) -> None:
+def test_label_mode_asks_for_one_token_among_the_codes(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
     list(
         llm.tag(
             "quality",
             ROWS,
             {"mode": "label", "sampling": {"temperature": 0.0, "max_tokens": 50}},
-            words,
+            tokenizer,
             endpoint,
         )
     )
@@ -91,13 +94,13 @@ def test_label_mode_asks_for_one_token_among_the_codes(serve: Any, words: Any) -
         and body["structured_outputs"] == {"choice": list("12345")}
         and body["logprobs"] == 20
     )
-    text = words.decode(body["prompt"])
+    text = tokenizer.decode(body["prompt"])
     assert ROWS["instruction"][0] in text and text.endswith("<|im_start|>assistant\n")
 
 
-def test_answer_without_any_code_is_a_failed_cell(serve: Any, words: Any) -> None:
+def test_answer_without_any_code_is_a_failed_cell(serve: Any, tokenizer: Any) -> None:
     made = tagged(
-        serve, words, "quality", completion("Well", logprobs={"top_logprobs": [{"Well": -0.1}]})
+        serve, tokenizer, "quality", completion("Well", logprobs={"top_logprobs": [{"Well": -0.1}]})
     )
     assert (made["status"], made["input_quality"], made["input_quality_rank"]) == (
         "failed",
@@ -111,10 +114,10 @@ def answer(**values: Any) -> dict[str, Any]:
     return completion(json.dumps(values))
 
 
-def test_braces_and_quotes_in_an_explanation_do_not_break_it(serve: Any, words: Any) -> None:
+def test_braces_and_quotes_in_an_explanation_do_not_break_it(serve: Any, tokenizer: Any) -> None:
     text = 'Uses "}" and {x: {y}} and \\frac{a}{b}; {"input_quality": "poor"}'
     made = tagged(
-        serve, words, "quality", answer(explanation=text, input_quality="excellent"), EXPLAIN
+        serve, tokenizer, "quality", answer(explanation=text, input_quality="excellent"), EXPLAIN
     )
     assert (made["quality_explanation"], made["input_quality"], made["status"]) == (
         text,
@@ -125,7 +128,7 @@ def test_braces_and_quotes_in_an_explanation_do_not_break_it(serve: Any, words: 
 
 
 def test_the_originals_rule_loses_the_explanation_with_a_brace_that_is_kept_here(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     said = json.dumps({"explanation": "Clear: asks for {x} in Python.", "input_quality": "good"})
     cut = said[
@@ -133,11 +136,11 @@ def test_the_originals_rule_loses_the_explanation_with_a_brace_that_is_kept_here
     ]  # unitag.py stops at the first "}" and cuts after the last one
     with pytest.raises(json.JSONDecodeError):
         json.loads(cut[: cut.rindex("}") + 1])
-    assert tagged(serve, words, "quality", completion(said), EXPLAIN)["input_quality"] == "good"
+    assert tagged(serve, tokenizer, "quality", completion(said), EXPLAIN)["input_quality"] == "good"
 
 
 def test_the_originals_rule_nulls_the_label_others_that_is_kept_here(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     accepted = [
         *CATEGORY[:-1],
@@ -147,14 +150,16 @@ def test_the_originals_rule_nulls_the_label_others_that_is_kept_here(
         (codes(cL=0.9), LABEL),
         (answer(task_category="Others", other_task_category=[]), EXPLAIN),
     ):
-        made = tagged(serve, words, "category", answered, settings)
+        made = tagged(serve, tokenizer, "category", answered, settings)
         assert made["task_category"] == "Others" and made["task_category"] not in accepted
 
 
-def test_explanations_of_difficulty_and_category_fill_their_columns(serve: Any, words: Any) -> None:
+def test_explanations_of_difficulty_and_category_fill_their_columns(
+    serve: Any, tokenizer: Any
+) -> None:
     made = tagged(
         serve,
-        words,
+        tokenizer,
         "difficulty",
         answer(intent="a poem", knowledge="verse", difficulty="very easy"),
         EXPLAIN,
@@ -167,7 +172,7 @@ def test_explanations_of_difficulty_and_category_fill_their_columns(serve: Any, 
     further = ["Others", "Creative writing", "Others"]
     made = tagged(
         serve,
-        words,
+        tokenizer,
         "category",
         answer(task_category="Creative writing", other_task_category=further),
         EXPLAIN,
@@ -175,9 +180,9 @@ def test_explanations_of_difficulty_and_category_fill_their_columns(serve: Any, 
     assert (made["task_category"], made["other_task_category"]) == ("Creative writing", ["Others"])
 
 
-def test_schema_puts_the_explanation_first_and_names_the_labels(serve: Any, words: Any) -> None:
+def test_schema_puts_the_explanation_first_and_names_the_labels(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: answer(explanation="x", input_quality="good"))
-    list(llm.tag("quality", ROWS, EXPLAIN, words, endpoint))
+    list(llm.tag("quality", ROWS, EXPLAIN, tokenizer, endpoint))
     schema = server.requests[0].body["structured_outputs"]["json"]
     assert list(schema["properties"]) == ["explanation", "input_quality"] == schema["required"]
     assert schema["properties"]["input_quality"]["enum"] == list(QUALITY)
@@ -198,21 +203,21 @@ def test_schema_puts_the_explanation_first_and_names_the_labels(serve: Any, word
     ],
 )
 def test_unreadable_answer_is_a_failed_cell_with_its_reason(
-    serve: Any, words: Any, reply: Any, reason: str
+    serve: Any, tokenizer: Any, reply: Any, reason: str
 ) -> None:
-    made = tagged(serve, words, "quality", reply, EXPLAIN)
+    made = tagged(serve, tokenizer, "quality", reply, EXPLAIN)
     assert made["status"] == "failed" and reason in made["reason"] and made["input_quality"] is None
 
 
-def test_one_bad_answer_costs_only_its_own_row(serve: Any, words: Any) -> None:
+def test_one_bad_answer_costs_only_its_own_row(serve: Any, tokenizer: Any) -> None:
     many = pl.DataFrame(
         {"id": [str(i) for i in range(50)], "instruction": [f"instruction {i}" for i in range(50)]}
     )
     good, bad = answer(explanation="x", input_quality="good"), completion("}")
     endpoint, _ = serve(
-        lambda _, body: bad if "instruction 7\n" in words.decode(body["prompt"]) else good
+        lambda _, body: bad if "instruction 7\n" in tokenizer.decode(body["prompt"]) else good
     )
-    made = pl.concat(llm.tag("quality", many, EXPLAIN, words, endpoint))
+    made = pl.concat(llm.tag("quality", many, EXPLAIN, tokenizer, endpoint))
     assert len(made) == 50 and made.filter(status="failed")["id"].to_list() == ["7"]
 
 
@@ -227,13 +232,13 @@ def test_instruction_cannot_close_its_fence() -> None:
 
 
 def test_prompt_of_ones_own_is_used_and_a_missing_one_is_one_sentence(
-    serve: Any, words: Any, tmp_path: Path
+    serve: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     own = tmp_path / "mine.jinja"
     own.write_text("MINE {{ instruction }}")
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(llm.tag("quality", ROWS, {**LABEL, "prompt": str(own)}, words, endpoint))
-    assert "MINE Write a poem" in words.decode(server.requests[0].body["prompt"])
+    list(llm.tag("quality", ROWS, {**LABEL, "prompt": str(own)}, tokenizer, endpoint))
+    assert "MINE Write a poem" in tokenizer.decode(server.requests[0].body["prompt"])
     assert llm.prompt_text("quality", "label", str(own)) != llm.prompt_text("quality", "label")
     with pytest.raises(UserError, match=r"nope\.jinja of the tag quality does not exist"):
         llm.prompt_text("quality", "label", "nope.jinja")
@@ -246,33 +251,33 @@ def test_shipped_prompts_render_for_both_modes_and_name_every_label() -> None:
             assert "INSTRUCTION" in asked and all(str(label) in asked for label in tag.labels)
 
 
-def test_instruction_with_jinja_in_it_is_not_evaluated(serve: Any, words: Any) -> None:
+def test_instruction_with_jinja_in_it_is_not_evaluated(serve: Any, tokenizer: Any) -> None:
     hostile = pl.DataFrame({"id": ["a"], "instruction": ["{{ 7 * 7 }} {% for x in y %}"]})
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(llm.tag("quality", hostile, LABEL, words, endpoint))
-    assert "{{ 7 * 7 }} {% for x in y %}" in words.decode(server.requests[0].body["prompt"])
+    list(llm.tag("quality", hostile, LABEL, tokenizer, endpoint))
+    assert "{{ 7 * 7 }} {% for x in y %}" in tokenizer.decode(server.requests[0].body["prompt"])
 
 
 PAIR = ROWS.with_columns(response=pl.lit("A curly poem.\n````\nAnswer 5."))
 
 
-def test_pair_score_is_a_number_with_its_expected_rank(serve: Any, words: Any) -> None:
+def test_pair_score_is_a_number_with_its_expected_rank(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: codes(c3=0.25, c4=0.75))
-    made = pl.concat(llm.tag("pair_score", PAIR, LABEL, words, endpoint))
+    made = pl.concat(llm.tag("pair_score", PAIR, LABEL, tokenizer, endpoint))
     assert made.schema["pair_score"] == pl.Int64
     row = made.to_dicts()[0]
     assert (row["pair_score"], row["pair_score_explanation"]) == (4, None) and row[
         "pair_score_rank"
     ] == pytest.approx(3.75)
-    asked = words.decode(server.requests[0].body["prompt"])
+    asked = tokenizer.decode(server.requests[0].body["prompt"])
     assert (
         "`````\nA curly poem.\n````\nAnswer 5.\n`````" in asked and ROWS["instruction"][0] in asked
     )
 
 
-def test_pair_score_with_explanation_is_schema_constrained_json(serve: Any, words: Any) -> None:
+def test_pair_score_with_explanation_is_schema_constrained_json(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: answer(explanation="Fits {well}.", pair_score=5))
-    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, words, endpoint)).to_dicts()[0]
+    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[0]
     assert (row["pair_score"], row["pair_score_explanation"], row["pair_score_rank"]) == (
         5,
         "Fits {well}.",
@@ -285,23 +290,23 @@ def test_pair_score_with_explanation_is_schema_constrained_json(serve: Any, word
 
 @pytest.mark.parametrize("score", [0, 6, 4.5, "4", True, None])
 def test_pair_score_outside_one_to_five_is_a_failed_cell(
-    serve: Any, words: Any, score: Any
+    serve: Any, tokenizer: Any, score: Any
 ) -> None:
     endpoint, _ = serve(lambda _, body: answer(explanation="x", pair_score=score))
-    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, words, endpoint)).to_dicts()[0]
+    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[0]
     assert (
         (row["status"], row["pair_score"]) == ("failed", None) and "pair_score" in row["reason"]
     ) or "unknown label" in row["reason"]
 
 
 def test_a_prompt_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent(
-    serve: Any, words: Any
+    serve: Any, tokenizer: Any
 ) -> None:
     many = pl.DataFrame({"id": ["a", "b"], "instruction": ["short", "x " * 900]})
     endpoint, server = serve(lambda _, body: codes(c3=1.0), args={"max_model_len": 600})
     made = {
         row["id"]: row
-        for row in pl.concat(llm.tag("quality", many, LABEL, words, endpoint)).to_dicts()
+        for row in pl.concat(llm.tag("quality", many, LABEL, tokenizer, endpoint)).to_dicts()
     }
     assert made["a"]["status"] == "ok" and len(server.requests) == 1
     assert (
@@ -312,7 +317,7 @@ def test_a_prompt_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent
 
 @pytest.mark.stack
 def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: Model) -> None:
-    words = tokenizer(teacher.path)
+    tokenizer = tokenizer_of(teacher.path)
     texts = [
         "What is 2 + 2?",
         "dfg {}{ sd",
@@ -320,24 +325,24 @@ def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: M
         'Say "}" twice: {"a": 1}',
     ]
     asked = pl.DataFrame({"id": list("abcd"), "instruction": texts})
-    ranked = pl.concat(llm.tag("quality", asked, LABEL, words, teacher_endpoint))
+    ranked = pl.concat(llm.tag("quality", asked, LABEL, tokenizer, teacher_endpoint))
     assert ranked["status"].to_list() == ["ok"] * 4 and ranked["tokens"].to_list() == [1] * 4
     assert (
         ranked["input_quality_rank"].is_between(1, 5, closed="none").all()
         and ranked["input_quality_rank"].n_unique() == 4
     )
-    explained = pl.concat(llm.tag("quality", asked, EXPLAIN, words, teacher_endpoint))
+    explained = pl.concat(llm.tag("quality", asked, EXPLAIN, tokenizer, teacher_endpoint))
     assert (
         set(explained.filter(status="ok")["input_quality"]) <= set(QUALITY)
         and len(explained.filter(status="ok")) >= 3
     )
     pairs = asked.head(2).with_columns(response=pl.Series(["4.", "I do not know."]))
-    scored = pl.concat(llm.tag("pair_score", pairs, LABEL, words, teacher_endpoint))
+    scored = pl.concat(llm.tag("pair_score", pairs, LABEL, tokenizer, teacher_endpoint))
     assert (
         scored["pair_score"].is_between(1, 5).all()
         and scored["pair_score_rank"].is_between(1, 5, closed="none").all()
     )
-    reasoned = pl.concat(llm.tag("pair_score", pairs, EXPLAIN, words, teacher_endpoint)).filter(
+    reasoned = pl.concat(llm.tag("pair_score", pairs, EXPLAIN, tokenizer, teacher_endpoint)).filter(
         status="ok"
     )
     assert (

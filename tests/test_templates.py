@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.models import resolve, tokenizer
+from core.models import resolve
+from core.models import tokenizer as tokenizer_of
 from synth.chat.encoding import encode_conversation
 from synth.chat.pre_query import follow_up, pre_query
 from synth.chat.templates import worded
@@ -82,13 +83,15 @@ def family(name: str) -> tuple[dict[str, Any], Any]:
 
 @pytest.fixture(scope="module")
 def smollm() -> Any:
-    return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
+    return tokenizer_of(resolve("embedded/SmolLM2-135M-Instruct").path)
 
 
 def test_smollm2_has_these_token_ids_with_its_default_system_prompt(smollm: Any) -> None:
     found = pre_query(smollm, "default")
     assert found.text == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+        "<|im_start|>system\n"
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\n"
     )
     assert found.token_ids == (
         1,
@@ -138,11 +141,11 @@ def test_gemma3_has_these_token_ids() -> None:
         path = resolve("embedded/gemma-3-270m").path
     except UserError as error:
         pytest.skip(str(error))
-    words = tokenizer(path)
+    tokenizer = tokenizer_of(path)
     template = family("Gemma-3")[
         1
     ].chat_template  # the embedded model is the base model: it has no template of its own
-    found = pre_query(worded(words, template, {}), None)
+    found = pre_query(worded(tokenizer, template, {}), None)
     assert found.token_ids == (2, 105, 2364, 107)
     assert {1, 105, 106} <= set(found.stop_token_ids)
 
@@ -188,14 +191,14 @@ def mistral() -> tuple[Any, Any]:
             for t in ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
         ]
     )
-    words = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    words.chat_template = family("Mistral-7B-v0.3")[0]["template"]
-    assert words("What is it? 你好", add_special_tokens=False)["input_ids"] == pieces.encode(
+    tokenizer.chat_template = family("Mistral-7B-v0.3")[0]["template"]
+    assert tokenizer("What is it? 你好", add_special_tokens=False)["input_ids"] == pieces.encode(
         "What is it? 你好"
     )
-    return words, MistralTokenizer.from_file(str(file))
+    return tokenizer, MistralTokenizer.from_file(str(file))
 
 
 def test_mistral_has_the_ids_of_mistrals_own_encoder_up_to_the_users_first_word(
@@ -204,18 +207,20 @@ def test_mistral_has_the_ids_of_mistrals_own_encoder_up_to_the_users_first_word(
     from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-    words, reference = mistral
+    tokenizer, reference = mistral
     talk = [
         UserMessage(content="What is it?"),
         AssistantMessage(content="A cat."),
         UserMessage(content="Why?"),
     ]
     ids = reference.encode_chat_completion(ChatCompletionRequest(messages=talk)).tokens
-    what, why = (words(text, add_special_tokens=False)["input_ids"][0] for text in ("What", "Why"))
-    assert pre_query(words, None).token_ids == tuple(ids[: ids.index(what)]) == (1, 3)
-    assert set(pre_query(words, None).stop_token_ids) == {1, 2, 3, 4}
+    what, why = (
+        tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("What", "Why")
+    )
+    assert pre_query(tokenizer, None).token_ids == tuple(ids[: ids.index(what)]) == (1, 3)
+    assert set(pre_query(tokenizer, None).stop_token_ids) == {1, 2, 3, 4}
     further = follow_up(
-        words,
+        tokenizer,
         [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}],
     )
     assert further[-2:] == ids[ids.index(why) - 2 : ids.index(why)] == [2, 3], (
@@ -225,25 +230,25 @@ def test_mistral_has_the_ids_of_mistrals_own_encoder_up_to_the_users_first_word(
 
 @pytest.mark.parametrize("name", [f["family"] for f in FAMILIES])
 def test_family_gets_the_recorded_pre_query_text_and_stop_ids(name: str) -> None:
-    entry, words = family(name)
-    found = pre_query(words, entry.get("system_prompt"))
+    entry, tokenizer = family(name)
+    found = pre_query(tokenizer, entry.get("system_prompt"))
     assert found.text == entry.get("ours", entry.get("original_text"))
     assert set(entry["original_stop_ids"]) - {106} <= set(
         found.stop_token_ids
     )  # Gemma-2's list lacks 106, 1.1's has it
-    assert found.token_ids == tuple(words(found.text, add_special_tokens=False)["input_ids"])
+    assert found.token_ids == tuple(tokenizer(found.text, add_special_tokens=False)["input_ids"])
     if "original_text" in entry and "why" not in entry:
         assert found.text == entry["original_text"]
 
 
 @pytest.mark.parametrize("name", [f["family"] for f in FAMILIES])
 def test_no_stop_id_of_any_family_is_a_plain_word(name: str) -> None:
-    entry, words = family(name)
-    stops = pre_query(words, entry.get("system_prompt")).stop_token_ids
+    entry, tokenizer = family(name)
+    stops = pre_query(tokenizer, entry.get("system_prompt")).stop_token_ids
     assert not {
         i
         for word in ("assistant", "Assistant", "user", "\n")
-        for i in words(word, add_special_tokens=False)["input_ids"]
+        for i in tokenizer(word, add_special_tokens=False)["input_ids"]
     } & set(stops)
     assert set(stops) <= {i for t, i in entry["tokens"].items() if "think" not in t}
 
@@ -251,23 +256,23 @@ def test_no_stop_id_of_any_family_is_a_plain_word(name: str) -> None:
 def test_llama3_has_one_bos_although_its_tokenizer_would_add_another() -> None:
     from tokenizers.processors import TemplateProcessing
 
-    _, words = family("Llama-3")
-    words.backend_tokenizer.post_processor = TemplateProcessing(
+    _, tokenizer = family("Llama-3")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 128000)]
     )
-    assert words("hi")["input_ids"][0] == 128000
-    assert pre_query(words).token_ids.count(128000) == 1
+    assert tokenizer("hi")["input_ids"][0] == 128000
+    assert pre_query(tokenizer).token_ids.count(128000) == 1
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    assert follow_up(words, talk).count(128000) == 1
-    assert encode_conversation(words, talk, add_generation_prompt=False).count(128000) == 1
+    assert follow_up(tokenizer, talk).count(128000) == 1
+    assert encode_conversation(tokenizer, talk, add_generation_prompt=False).count(128000) == 1
 
 
 def test_follow_up_turn_has_the_next_user_header_and_no_empty_assistant_header() -> None:
-    _, words = family("Llama-3")
+    _, tokenizer = family("Llama-3")
     ids = follow_up(
-        words, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+        tokenizer, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     )
-    assert words.decode(ids) == (
+    assert tokenizer.decode(ids) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nhello<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n"
     )
@@ -301,12 +306,12 @@ def test_special_tokens_in_an_answer_do_not_end_it_in_a_follow_up(smollm: Any) -
 
 
 def test_added_markup_that_is_not_flagged_special_is_plain_text_too() -> None:
-    _, words = family("DeepSeek-V3")
+    _, tokenizer = family("DeepSeek-V3")
     ids = encode_conversation(
-        words, [{"role": "user", "content": "a<｜User｜>b"}], add_generation_prompt=True
+        tokenizer, [{"role": "user", "content": "a<｜User｜>b"}], add_generation_prompt=True
     )
     assert ids.count(128803) == 1
-    assert "a<｜User｜>b" in words.decode(ids)
+    assert "a<｜User｜>b" in tokenizer.decode(ids)
 
 
 def test_a_harmless_conversation_gets_the_ids_of_the_rendered_text(smollm: Any) -> None:
@@ -330,10 +335,10 @@ def test_trailing_space_that_the_tokenizer_joins_to_the_next_word_is_left_to_the
 
 
 def test_tokenizer_without_a_template_is_one_sentence() -> None:
-    words = built({"<s>": 0, "</s>": 1}, None, "<s>", "</s>", name="/models/base")
+    tokenizer = built({"<s>": 0, "</s>": 1}, None, "<s>", "</s>", name="/models/base")
     with pytest.raises(UserError, match=r"/models/base has no chat template"):
-        pre_query(words)
-    assert pre_query(words, None, "<s>Q: ").text == "<s>Q: "
+        pre_query(tokenizer)
+    assert pre_query(tokenizer, None, "<s>Q: ").text == "<s>Q: "
 
 
 def test_template_that_changes_a_users_message_names_the_recipes_key_and_that_key_helps() -> None:

@@ -69,7 +69,10 @@ def test_a_thought_without_an_end_has_no_answer() -> None:
 def test_gpt_oss_thinks_in_channels_and_its_markers_are_asked_for() -> None:
     found = thinking_of(family("gpt-oss")[1])
     assert found is not None and found.sampling == {"skip_special_tokens": False}
-    text = "<|channel|>analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+    text = (
+        "<|channel|>analysis<|message|>Two and two.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+    )
     assert found.split(text) == ("Two and two.", "It is 4.")
     assert found.split("<|channel|>final<|message|>It is 4.") == (None, "It is 4.")
     assert found.split("<|channel|>analysis<|message|>Two and") == ("Two and", None)
@@ -125,9 +128,9 @@ def test_a_thought_without_an_answer_is_an_empty_response(serve: Any) -> None:
 
 
 def test_chat_template_kwargs_reach_the_prompt(serve: Any) -> None:
-    words = family("Qwen3")[1]
-    thinks = words.decode(answered(serve, "Qwen3", "4")["body"]["prompt"])
-    quiet = words.decode(answered(serve, "Qwen3", "4", enable_thinking=False)["body"]["prompt"])
+    tokenizer = family("Qwen3")[1]
+    thinks = tokenizer.decode(answered(serve, "Qwen3", "4")["body"]["prompt"])
+    quiet = tokenizer.decode(answered(serve, "Qwen3", "4", enable_thinking=False)["body"]["prompt"])
     assert quiet == thinks + "<think>\n\n</think>\n\n"
 
 

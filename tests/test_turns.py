@@ -16,11 +16,13 @@ import pytest
 
 from core.columns import Column
 from core.errors import UserError
-from core.models import resolve, tokenizer
+from core.models import resolve
+from core.models import tokenizer as tokenizer_of
 from core.servers import Servers
 from core.wire import ServerSpec
 from recipes import schema
 from recipes.stages import graph
+from synth.chat.encoding import pair
 from synth.config import SynthConfig
 from synth.generate import turns
 from synth.generate.first_token import first_token
@@ -41,24 +43,26 @@ class Room:
     servers: Servers
     journal: Column
 
-    def served(self, words: Any, **spec: Any) -> Any:
+    def served(self, tokenizer: Any, **spec: Any) -> Any:
         made = ServerSpec(model="m", urls=(self.server.url,), **spec)
-        return SimpleNamespace(tokenizer=words, spec=made, endpoint=self.servers.serve(made))
+        return SimpleNamespace(tokenizer=tokenizer, spec=made, endpoint=self.servers.serve(made))
 
     def talk(
-        self, words: Any, length: int = 4, system: str | None = None, rows: Any = ROWS, **spec: Any
+        self,
+        tokenizer: Any,
+        length: int = 4,
+        system: str | None = None,
+        rows: Any = ROWS,
+        **spec: Any,
     ) -> dict[str, dict[str, Any]]:
         """Continue `rows` on the server; the finished rows by id."""
         user = turns.user_side(
-            self.served(words, **spec), {"temperature": 1.0, "max_tokens": 50}, system
+            self.served(tokenizer, **spec), {"temperature": 1.0, "max_tokens": 50}, system
         )
         assistant = turns.assistant_side(
-            self.served(words, **spec), {"temperature": 0.0, "max_tokens": 60}
+            self.served(tokenizer, **spec), {"temperature": 0.0, "max_tokens": 60}
         )
-        talks = [
-            turns.Talk(i, [{"role": "user", "content": q}, {"role": "assistant", "content": a}])
-            for i, q, a in rows
-        ]
+        talks = [turns.Talk(i, pair(question, answer)) for i, question, answer in rows]
         return {
             row["id"]: row for row in turns.continued(talks, length, user, assistant, self.journal)
         }
@@ -79,7 +83,7 @@ def room(tmp_path: Path, servers: Servers) -> Iterator[Callable[[Ask], Room]]:
 
 @pytest.fixture(scope="module")
 def smollm() -> Any:
-    return tokenizer(resolve("embedded/SmolLM2-135M-Instruct").path)
+    return tokenizer_of(resolve("embedded/SmolLM2-135M-Instruct").path)
 
 
 def counting(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +93,10 @@ def counting(path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 LLAMA, END = "<|start_header_id|>", "<|end_header_id|>\n\n"
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = (
+    "<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 
 
 def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, smollm: Any) -> None:
@@ -98,7 +105,8 @@ def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, sm
     first, second = (request.body for request in here.server.requests)
     said = (
         SYSTEM
-        + "<|im_start|>user\nWhat is a river?<|im_end|>\n<|im_start|>assistant\nWater that flows.<|im_end|>\n<|im_start|>user\n"
+        + "<|im_start|>user\nWhat is a river?<|im_end|>\n"
+        + "<|im_start|>assistant\nWater that flows.<|im_end|>\n<|im_start|>user\n"
     )
     assert first["prompt"] == smollm(said, add_special_tokens=False)["input_ids"]
     own = [
@@ -146,13 +154,15 @@ def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, sm
     [
         (
             "Llama-3",
-            f"<|begin_of_text|>{LLAMA}user{END}What is a river?<|eot_id|>{LLAMA}assistant{END}Water that flows.<|eot_id|>",
+            f"<|begin_of_text|>{LLAMA}user{END}What is a river?<|eot_id|>"
+            f"{LLAMA}assistant{END}Water that flows.<|eot_id|>",
             f"{LLAMA}user{END}",
             f"<|eot_id|>{LLAMA}assistant{END}",
         ),
         (
             "Gemma-2",
-            "<bos><start_of_turn>user\nWhat is a river?<end_of_turn>\n<start_of_turn>model\nWater that flows.<end_of_turn>\n",
+            "<bos><start_of_turn>user\nWhat is a river?<end_of_turn>\n"
+            "<start_of_turn>model\nWater that flows.<end_of_turn>\n",
             "<start_of_turn>user\n",
             "<end_of_turn>\n<start_of_turn>model\n",
         ),
@@ -161,15 +171,16 @@ def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, sm
 def test_llama3_and_gemma_have_one_bos_and_no_empty_assistant_header(
     room: Any, name: str, before: str, header: str, answer: str
 ) -> None:
-    _, words = family(name)
+    _, tokenizer = family(name)
     here = room(counting)
-    question = here.talk(words, rows=ROWS[:1])["a"]["messages"][2]["content"]
+    question = here.talk(tokenizer, rows=ROWS[:1])["a"]["messages"][2]["content"]
     first, second = (request.body["prompt"] for request in here.server.requests)
-    assert first == words(before + header, add_special_tokens=False)["input_ids"]
+    assert first == tokenizer(before + header, add_special_tokens=False)["input_ids"]
     assert (
-        second == words(before + header + question + answer, add_special_tokens=False)["input_ids"]
+        second
+        == tokenizer(before + header + question + answer, add_special_tokens=False)["input_ids"]
     )
-    assert second.count(words.bos_token_id) == 1
+    assert second.count(tokenizer.bos_token_id) == 1
 
 
 def test_system_prompt_is_shown_for_the_users_message_and_never_for_the_answer(
@@ -219,9 +230,7 @@ def test_the_rule_for_the_first_token_holds_for_further_users_messages_too(
     rule = first_token(smollm, "markdown", None)
     user = turns.user_side(here.served(smollm), {"temperature": 1.0, "max_tokens": 50}, None, rule)
     assistant = turns.assistant_side(here.served(smollm), {"temperature": 0.0, "max_tokens": 60})
-    talk = turns.Talk(
-        "a", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    )
+    talk = turns.Talk("a", pair("Hi", "Hello"))
     (done,) = turns.continued([talk], 6, user, assistant, here.journal)
     assert [m["content"] for m in done["messages"][2:]] == ["Why so?", "y so?", "Why so?", "y so?"]
     bodies = [r.body for r in here.server.requests]
@@ -275,17 +284,18 @@ def test_a_conversation_that_outgrows_the_model_fails_and_is_never_sent(
 
 
 def test_thinking_is_cut_from_both_sides(room: Any) -> None:
-    _, words = family("Qwen3")
+    _, tokenizer = family("Qwen3")
     here = room(
         lambda path, body: completion(
             "<think>\nhmm\n</think>\n\nsaid" if not body["temperature"] else "Why?"
         )
     )
-    done = here.talk(words)
+    done = here.talk(tokenizer)
     assert [m["content"] for m in done["a"]["messages"][2:]] == ["Why?", "said"]
     here = room(lambda path, body: completion("<think>\nfor ever"))
     assert (
-        "the thinking is not closed" in here.talk(words, rows=[("c", "Hi", "Hello")])["c"]["reason"]
+        "the thinking is not closed"
+        in here.talk(tokenizer, rows=[("c", "Hi", "Hello")])["c"]["reason"]
     )
 
 
@@ -293,10 +303,7 @@ def test_two_models_speak_in_turn(room: Any, smollm: Any) -> None:
     here, other = room(counting), room(lambda path, body: completion("from the other"))
     user = turns.user_side(here.served(smollm), {"temperature": 1.0}, None)
     assistant = turns.assistant_side(other.served(smollm), {"temperature": 0.0})
-    talks = [
-        turns.Talk(i, [{"role": "user", "content": q}, {"role": "assistant", "content": a}])
-        for i, q, a in ROWS
-    ]
+    talks = [turns.Talk(i, pair(question, answer)) for i, question, answer in ROWS]
     done = list(turns.continued(talks, 6, user, assistant, here.journal))
     assert [r["status"] for r in done] == ["ok"] * 2
     assert all([m["content"] for m in r["messages"][3::2]] == ["from the other"] * 2 for r in done)
@@ -312,10 +319,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again_and_more_turns_go_on_fro
     user = turns.user_side(here.served(smollm), {"temperature": 1.0}, None)
     assistant = turns.assistant_side(here.served(smollm), {"temperature": 0.0})
     stopped = turns.continued(
-        [
-            turns.Talk(i, [{"role": "user", "content": q}, {"role": "assistant", "content": a}])
-            for i, q, a in rows
-        ],
+        [turns.Talk(i, pair(question, answer)) for i, question, answer in rows],
         6,
         user,
         assistant,
@@ -450,7 +454,8 @@ def test_imported_conversations_of_several_turns_reach_the_selection_whole(
         )
         graph.run(schema.load(path), "select")
         assert len(server.requests) == 10, (
-            "five conversations have two turns already; five were continued by a question and an answer"
+            "five conversations have two turns already; "
+            "five were continued by a question and an answer"
         )
     longer = pl.read_parquet(
         tmp_path / "store" / "recipes" / "small" / "select" / "all" / "selection.parquet"

@@ -77,22 +77,22 @@ def llama(folder: Path, family: str = "chatml", seed: int = 0) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = tokenizer(family)
+    own = tokenizer(family)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=len(own),
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
+    own.save_pretrained(folder)
     return folder
 
 
