@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -25,16 +24,27 @@ from core.store import canonical
 from synth.config import SynthConfig
 from synth.generate.ask import Row, Sampling
 
-PRESETS: dict[str, tuple[tuple[int, float, float], ...]] = {
-    "magpie-pro": ((300, 1.0, 1.0), (300, 1.1, 0.995), (300, 1.2, 0.995), (100, 1.25, 0.99)),
-    "magpie-air": (
-        *(
-            (300, temperature, top_p)
-            for temperature in (1.0, 1.1, 1.2)
-            for top_p in (1.0, 0.995, 0.99)
-        ),
-        *((100, 1.25, top_p) for top_p in (1.0, 0.995, 0.99)),
-    ),
+PRESETS: dict[str, list[tuple[int, float, float]]] = {
+    "magpie-pro": [
+        (300, 1.0, 1.0),
+        (300, 1.1, 0.995),
+        (300, 1.2, 0.995),
+        (100, 1.25, 0.99),
+    ],
+    "magpie-air": [
+        (300, 1.0, 1.0),
+        (300, 1.0, 0.995),
+        (300, 1.0, 0.99),
+        (300, 1.1, 1.0),
+        (300, 1.1, 0.995),
+        (300, 1.1, 0.99),
+        (300, 1.2, 1.0),
+        (300, 1.2, 0.995),
+        (300, 1.2, 0.99),
+        (100, 1.25, 1.0),
+        (100, 1.25, 0.995),
+        (100, 1.25, 0.99),
+    ],
 }
 """The paper's grids (arXiv 2406.08464, Table 7): thousands of rows, temperature, top_p of each
 entry."""
@@ -86,15 +96,16 @@ class Plan:
 
     def __init__(self, base: Row, config: SynthConfig) -> None:
         self.entries = entries(config)
-        self._prefixes: list[Any] = []
-        numbers: dict[str, int] = {}
-        for number, sampling in enumerate(self.sampling(base["sampling"]), 1):
-            prefix = hashlib.sha256(canonical({**base, "sampling": sampling}).encode())
-            self._prefixes.append(prefix)
-            same = numbers.setdefault(prefix.hexdigest(), number)
+        self._prefixes = [
+            hashlib.sha256(canonical({**base, "sampling": sampling}).encode())
+            for sampling in self.sampling(base["sampling"])
+        ]
+        names = [prefix.hexdigest() for prefix in self._prefixes]
+        for number, name in enumerate(names):
+            same = names.index(name)
             if same != number:
                 raise UserError(
-                    f"synth.grid: cell {number} has the sampling of cell {same}; "
+                    f"synth.grid: cell {number + 1} has the sampling of cell {same + 1}; "
                     "give their rows to one cell."
                 )
         self.places = self._places()
