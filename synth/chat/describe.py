@@ -34,14 +34,14 @@ def described(
         raise UserError(f"the chat template {file} does not exist; check --chat-template.")
     shown = worded(own, file.read_text(), {}) if file else own
     meant = system_prompt_of(model, system_prompt)
-    found = _derived(shown, meant, file)
+    template = _derived(shown, meant, file)
     family = family_of(model)
     name = family.name if family else None
     facts: dict[str, Any] = {
-        "text": found.text,
-        "token_ids": list(found.token_ids),
-        "stop_token_ids": list(found.stop_token_ids),
-        **found.derived,
+        "text": template.text,
+        "token_ids": list(template.token_ids),
+        "stop_token_ids": list(template.stop_token_ids),
+        **template.derived,
         "system_prompt_is": _whence(system_prompt, meant),
         "overridden": ["chat_template"] if file else [],
         "family": name,

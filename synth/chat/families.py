@@ -56,7 +56,10 @@ def family_of(model: str) -> Family | None:
     """The first family whose pattern is found in the model's name: all of a hub id, and of a folder
     its own name, whatever folders it lies in."""
     named = _name(model)
-    return next((f for f in _data()[0] if re.search(f.match, named, re.IGNORECASE)), None)
+    for family in _data()[0]:
+        if re.search(family.match, named, re.IGNORECASE):
+            return family
+    return None
 
 
 def _name(model: str) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.control_tokens import control_tokens, encode, shield
 from core.errors import UserError
+from synth.chat.encoding import pair
 from synth.chat.templates import around_user, template_of
 
 if TYPE_CHECKING:
@@ -164,9 +165,8 @@ def _known_header(tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> tuple
 def _user_header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """(what opens a user turn, what follows a user's message when the assistant is to speak)."""
     answer = "Xq7AnswerXq7"
-    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     after = generation_prompt(tokenizer)
-    before, _ = around_user(tokenizer, said, add_generation_prompt=False)
+    before, _ = around_user(tokenizer, pair("Hello", answer), add_generation_prompt=False)
     header = before.rpartition(answer)[2].lstrip()
     # The assistant's end-of-turn token comes first. A template that writes none has only the header
     # there.

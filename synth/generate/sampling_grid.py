@@ -154,5 +154,5 @@ class Plan:
             schema = {"id": pl.String, "seed": pl.Int64}
             now = failed.with_columns(pl.DataFrame(again, schema, orient="row"))
         every = pl.concat(rounds).sort("order", maintain_order=True).drop("order")
-        made = pl.col("status").is_not_null()
-        return every.filter(made).drop("status"), every.filter(~made).drop("status")
+        drawn = pl.col("status").is_not_null()
+        return every.filter(drawn).drop("status"), every.filter(~drawn).drop("status")

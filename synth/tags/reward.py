@@ -101,7 +101,7 @@ REWARD_MODELS: tuple[RewardModel, ...] = (
 def known(model: str) -> RewardModel | None:
     """What is known of a reward model by its name on the hub; None of any other, local copies under
     other names included."""
-    return next((m for m in REWARD_MODELS if m.name.lower() == model.lower()), None)
+    return next((each for each in REWARD_MODELS if each.name.lower() == model.lower()), None)
 
 
 def check(model: str, *, own_server: bool) -> None:
