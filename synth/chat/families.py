@@ -1,7 +1,7 @@
 """What is known of model families beyond their tokenizers: data of `families.json`, looked up by a
 model's name or its vocabulary.
 
-Pre-query templates are derived from the tokenizer's chat template (synth/chat/templates.py). A
+Pre-query templates are derived from the tokenizer's chat template (synth/chat/pre_query.py). A
 family adds what cannot be derived: the template of a tokenizer that has none, a default system
 prompt that must stay, what was tested, advice. Thinking is recognised by the vocabulary, not the
 name.

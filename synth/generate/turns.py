@@ -2,7 +2,7 @@
 then answers it, and so on.
 
 The next message is drawn like the first one: the conversation so far is rendered up to the place of
-the user's message (`templates.follow_up`, so there is no empty assistant header and no second BOS)
+the user's message (`pre_query.follow_up`, so there is no empty assistant header and no second BOS)
 and sampled with `synth.instruction`; the answer is sampled with `synth.response`. A row's turns are
 a chain of requests with no barrier between rows. Every finished half-turn is a cell of its own, so
 a killed run continues at the half-turn, and a later recipe with more turns continues the same

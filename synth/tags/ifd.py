@@ -56,14 +56,12 @@ class _Halves:
     prompts: tuple[Scored, Scored]
     losses: list[float] = field(default_factory=list)
     problem: str | None = None
-    tokens: int = 0
-    prompt_tokens: int = 0
+    cost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOKENS, 0))
 
     def take(self, reply: Reply) -> None:
         """Add what the reply to the next prompt says, and what it cost."""
-        cost = spent(reply)
-        self.tokens += cost["tokens"] or 0
-        self.prompt_tokens += cost["prompt_tokens"] or 0
+        for name, tokens in spent(reply).items():
+            self.cost[name] += tokens or 0
         ids, place = self.prompts[len(self.losses)]
         try:
             self.losses.append(mean_loss(reply, ids, place))
@@ -124,14 +122,13 @@ def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
 
 def _ratio(key: str, halves: _Halves) -> Row:
     """The cell of a row, as far as its losses are known."""
-    cost = {"tokens": halves.tokens, "prompt_tokens": halves.prompt_tokens}
     if halves.problem:
-        return failed(key, halves.problem, **cost)
+        return failed(key, halves.problem, **halves.cost)
     given, alone = halves.losses
     try:
         value = math.exp(given - alone)
     except OverflowError as error:
-        return failed(key, str(error), **cost)
+        return failed(key, str(error), **halves.cost)
     if not math.isfinite(value):
-        return failed(key, "the IFD is not finite", **cost)
-    return {"id": key, "ifd": value, **cost, "status": OK}
+        return failed(key, "the IFD is not finite", **halves.cost)
+    return {"id": key, "ifd": value, **halves.cost, "status": OK}
