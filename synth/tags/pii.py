@@ -94,11 +94,8 @@ def kinds(texts: pl.Series) -> pl.Series:
     A null text gives "". Phone numbers count in the international form (+49 30 ...) of every
     country and in the written forms of North America.
     """
-    holds = [_holds(texts, kind).alias(kind) for kind in _CANDIDATES]
-    named = [pl.when(kind).then(pl.lit(kind)) for kind in _CANDIDATES]
-    return pl.DataFrame(holds).select(
-        pl.concat_str(named, separator=",", ignore_nulls=True).alias("pii")
-    )["pii"]
+    named = [pl.when(pl.lit(_holds(texts, kind))).then(pl.lit(kind)) for kind in _CANDIDATES]
+    return pl.select(pii=pl.concat_str(named, separator=",", ignore_nulls=True))["pii"]
 
 
 def cell(config: SynthConfig, context: Context) -> dict[str, Any]:

@@ -69,34 +69,35 @@ Verdict = tuple[str, list[str]]
 @dataclass(frozen=True)
 class Guard:
     """One family of guards: how its models are named, the categories it knows, and how its verdict
-    is read."""
+    is read (None: the text is none)."""
 
     names: str
     categories: Names
-    read: Callable[[str, Names], Verdict]
+    read: Callable[[str, Names], Verdict | None]
 
 
-def _llama_guard(text: str, categories: Names) -> Verdict:
+def _llama_guard(text: str, categories: Names) -> Verdict | None:
     """`safe`, or `unsafe` and on a second line codes such as `S1,S3`."""
-    if text == "safe":
-        return "safe", []
-    verdict = re.fullmatch(r"unsafe\n(S\d+(?:, ?S\d+)*)", text)
+    if not re.fullmatch(r"safe|unsafe\nS\d+(?:, ?S\d+)*", text):
+        return None
     named = dict(enumerate(categories, 1))
-    codes = [int(code) for code in re.findall(r"\d+", verdict[1])] if verdict else []
-    if verdict is None or not named.keys() >= set(codes):
-        raise Unreadable(f"no verdict: {text[:60]!r}")
-    return "unsafe", [named[code] for code in dict.fromkeys(codes)]
+    codes = [int(code) for code in re.findall(r"\d+", text)]
+    if not named.keys() >= set(codes):
+        return None
+    return text.partition("\n")[0], [named[code] for code in dict.fromkeys(codes)]
 
 
-def _qwen3guard(text: str, categories: Names) -> Verdict:
+def _qwen3guard(text: str, categories: Names) -> Verdict | None:
     """`Safety: Safe|Controversial|Unsafe`, then `Categories: ...` (None where safe) and for a
     response `Refusal: Yes|No`."""
     verdict = re.fullmatch(
         r"Safety: (Safe|Controversial|Unsafe)\nCategories: ([^\n]+)(?:\nRefusal: (?:Yes|No))?", text
     )
-    named = [name.strip() for name in verdict[2].split(",")] if verdict else []
-    if verdict is None or not {*categories, "None"} >= set(named):
-        raise Unreadable(f"no verdict: {text[:60]!r}")
+    if verdict is None:
+        return None
+    named = [name.strip() for name in verdict[2].split(",")]
+    if not {*categories, "None"} >= set(named):
+        return None
     return verdict[1].lower(), [name for name in dict.fromkeys(named) if name != "None"]
 
 
@@ -148,7 +149,10 @@ def safety(
         text = choice["text"].strip()
         if choice.get("finish_reason") == "length":
             raise Unreadable(f"no verdict within max_tokens: {text[:60]!r}")
-        label, categories = chosen.read(text, chosen.categories)
+        verdict = chosen.read(text, chosen.categories)
+        if verdict is None:
+            raise Unreadable(f"no verdict: {text[:60]!r}")
+        label, categories = verdict
         return {
             "safety": label,
             "safety_categories": ", ".join(categories),
