@@ -109,31 +109,11 @@ def test_requests_of_further_turns_have_these_token_ids_on_smollm2(room: Any, sm
         + "<|im_start|>assistant\nWater that flows.<|im_end|>\n<|im_start|>user\n"
     )
     assert first["prompt"] == smollm(said, add_special_tokens=False)["input_ids"]
-    own = [
-        1780,
-        314,
-        253,
-        4626,
-        47,
-        2,
-        198,
-        1,
-        520,
-        9531,
-        198,
-        12615,
-        338,
-        8634,
-        30,
-        2,
-        198,
-        1,
-        4093,
-        198,
-    ]
-    assert first["prompt"][20:] == [198, 1, 4093, 198, *own] and {0, 1, 2} == set(
-        first["stop_token_ids"]
-    )
+    header = [1, 4093, 198]
+    asked = [1780, 314, 253, 4626, 47, 2, 198]
+    answered = [1, 520, 9531, 198, 12615, 338, 8634, 30, 2, 198]
+    assert first["prompt"][20:] == [198, *header, *asked, *answered, *header]
+    assert set(first["stop_token_ids"]) == {0, 1, 2}
     question = done["a"]["messages"][2]["content"]
     assert (
         second["prompt"]

@@ -9,23 +9,8 @@ from pathlib import Path
 import polars as pl
 
 WORDS = [
-    "the",
-    "a",
-    "river",
-    "stone",
-    "tree",
-    "bird",
-    "writes",
-    "counts",
-    "red",
-    "blue",
-    "seven",
-    "small",
-    "great",
-    "why",
-    "makes",
-    "of",
-    "is",
+    *("the", "a", "river", "stone", "tree", "bird", "writes", "counts", "red"),
+    *("blue", "seven", "small", "great", "why", "makes", "of", "is"),
 ]
 SPECIAL = {
     "chatml": ["<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"],
