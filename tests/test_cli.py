@@ -244,6 +244,7 @@ def test_score_prints_the_official_names_as_json(shared: Path) -> None:
     } <= set(rows[0])
 
 
+@pytest.mark.process
 def test_debug_is_not_needed_to_see_what_is_wrong(tmp_path: Path) -> None:
     import subprocess
     import sys

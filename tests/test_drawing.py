@@ -142,6 +142,7 @@ def test_the_pool_is_the_same_whatever_the_concurrency(
     assert one.select("id", "instruction").equals(two.select("id", "instruction"))
 
 
+@pytest.mark.process
 def test_1000_instructions_after_three_kills_none_lost_none_doubled(
     tmp_path: Path, llama: Path, server: ScriptedServer, teacher: Teacher
 ) -> None:

@@ -404,6 +404,7 @@ with Servers(Log(), folder / "logs") as servers:
 """
 
 
+@pytest.mark.process
 def test_after_a_kill_nothing_that_came_back_is_paid_for_again(tmp_path: Path) -> None:
     duel(tmp_path, 40)
     with ScriptedServer(lambda path, body: chat("[[A>B]]"), delay=0.02) as server:
@@ -427,6 +428,7 @@ def test_after_a_kill_nothing_that_came_back_is_paid_for_again(tmp_path: Path) -
     assert not list((tmp_path / "store").rglob("journal-*"))
 
 
+@pytest.mark.process
 def test_what_a_killed_run_bought_serves_a_run_with_other_results_too(tmp_path: Path) -> None:
     inputs = duel(tmp_path, 40)
     with ScriptedServer(lambda path, body: chat("[[A>B]]"), delay=0.02) as server:

@@ -102,6 +102,7 @@ def leftovers(marker: str) -> list[str]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("stage", "at"), [("instructions", 60), ("tags", 60), ("responses", 12)])
 def test_a_killed_synthesis_continues(
     tmp_path: Path, llama: Path, killer: Killer, server: ScriptedServer, stage: str, at: int

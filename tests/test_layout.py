@@ -221,6 +221,7 @@ def test_every_package_is_listed_for_the_build() -> None:
     assert set(listed) == {module_name(p) for p in MODULES if p.name == "__init__.py"}
 
 
+@pytest.mark.process
 def test_the_command_line_imports_nothing_heavy() -> None:
     heavy = ("torch", "polars", "wandb", "transformers", "pydantic", "yaml")
     code = f"import recipes.cli, sys; print([m for m in sys.modules if m in {heavy}])"

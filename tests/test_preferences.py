@@ -236,6 +236,7 @@ def test_cut_off_answers_are_never_chosen_and_ties_and_failures_are_counted(
         room.build("none", sampling={"temperature": 0.7})
 
 
+@pytest.mark.process
 def test_a_killed_recipe_buys_no_answer_and_no_score_twice(tmp_path: Path, llama: Path) -> None:
     state: dict[str, Any] = {"pid": 0, "kill": "", "seen": []}
 

@@ -108,6 +108,7 @@ def test_unknown_labels_columns_and_models_name_file_and_line(
     assert says in str(error.value)
 
 
+@pytest.mark.process
 def test_the_command_line_exits_2_with_one_line(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -143,6 +143,7 @@ def supervised(forking: Forking) -> Iterator[Supervised]:
     made.stop()
 
 
+@pytest.mark.process
 def test_stopping_ends_every_descendant_also_those_that_left_the_group_the_session_or_their_parent(
     forking: Forking, supervised: Supervised
 ) -> None:
@@ -152,6 +153,7 @@ def test_stopping_ends_every_descendant_also_those_that_left_the_group_the_sessi
     assert gone(processes) and not supervised.running and not supervised.scratch.exists()
 
 
+@pytest.mark.process
 def test_a_killed_server_takes_what_it_started_with_it(
     forking: Forking, supervised: Supervised
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_killed_server_takes_what_it_started_with_it(
     assert supervised.exit_code == 128 + signal.SIGKILL
 
 
+@pytest.mark.process
 def test_a_server_that_ends_by_itself_passes_its_exit_code_on(tmp_path: Path) -> None:
     server = Supervised(
         [sys.executable, "-c", "print('last words'); raise SystemExit(7)"],
@@ -173,6 +176,7 @@ def test_a_server_that_ends_by_itself_passes_its_exit_code_on(tmp_path: Path) ->
     assert (tmp_path / "log").read_text() == "last words\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_supervisor_is_noticed_by_the_harness_which_ends_the_server(
     forking: Forking, supervised: Supervised, number: int
@@ -182,6 +186,7 @@ def test_a_killed_supervisor_is_noticed_by_the_harness_which_ends_the_server(
     assert supervised.wait(10) and gone(processes)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("extra", [[], ["fork"]], ids=["alone", "with a child that holds the pipe"])
 def test_a_killed_harness_leaves_nothing(forking: Forking, extra: list[str]) -> None:
     harness, supervisor, processes = forking.under_a_harness(*extra)
@@ -192,6 +197,7 @@ def test_a_killed_harness_leaves_nothing(forking: Forking, extra: list[str]) -> 
         psutil.Process(int((forking.folder / "holder").read_text())).kill()
 
 
+@pytest.mark.process
 def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_kernel(
     tmp_path: Path,
 ) -> None:

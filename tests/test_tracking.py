@@ -34,6 +34,7 @@ def test_without_a_key_runs_are_offline_and_it_is_said_once(
     assert capfd.readouterr().err.count("no API key") == 1
 
 
+@pytest.mark.process
 def test_a_run_holds_group_job_type_metrics_table_and_digests(tmp_path: Path) -> None:
     with tracker(tmp_path).stage(
         "judge/alpaca/magpie/0", "judge", "abcdef0123456789", {"inputs": {"answers": "digest-in"}}

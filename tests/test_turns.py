@@ -340,6 +340,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_recipe.model(tmp_path_factory.mktemp("model") / "llama")
 
 
+@pytest.mark.process
 def test_a_killed_recipe_goes_on_at_the_half_turn_and_selects_whole_conversations(
     tmp_path: Path, llama: Path
 ) -> None:

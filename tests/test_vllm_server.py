@@ -119,6 +119,7 @@ def test_replicas_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> N
     assert vllm_server.cpu_shares(1, 2) == [None]
 
 
+@pytest.mark.process
 def test_an_own_server_gets_a_key_by_environment_and_nothing_secret_in_argv(
     servers: Servers, own: None
 ) -> None:
@@ -132,6 +133,7 @@ def test_an_own_server_gets_a_key_by_environment_and_nothing_secret_in_argv(
     assert len(list(replies)) == 49
 
 
+@pytest.mark.process
 def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(
     servers: Servers, own: None
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_server_is_kept_for_an_equal_spec_and_swapped_for_another(
     )
 
 
+@pytest.mark.process
 def test_a_server_released_under_an_open_stream_does_not_come_back(
     servers: Servers, own: None
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_server_released_under_an_open_stream_does_not_come_back(
     assert all(r.error for r in list(replies)[-100:]) and not live.running
 
 
+@pytest.mark.process
 def test_servers_end_with_their_context(tmp_path: Path, own: None) -> None:
     with Servers(Log(), tmp_path) as servers:
         list(servers.serve(ServerSpec(model="m", replicas=2)).stream(ask(4)))
@@ -172,6 +176,7 @@ def test_servers_end_with_their_context(tmp_path: Path, own: None) -> None:
     assert not any(p.is_running() for p in processes)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("victim", ["server", "supervisor"])
 def test_a_server_killed_in_mid_run_is_restarted_and_nothing_is_lost_or_doubled(
     servers: Servers, own: None, victim: str
@@ -186,6 +191,7 @@ def test_a_server_killed_in_mid_run_is_restarted_and_nothing_is_lost_or_doubled(
     assert all(r.body for r in got) and servers._live[0].generation == 1
 
 
+@pytest.mark.process
 def test_the_other_replica_goes_on_while_one_is_restarted(servers: Servers, own: None) -> None:
     replies = servers.serve(
         ServerSpec(model="m", replicas=2, max_in_flight=8, args={"behaviour": "slow"})
@@ -197,6 +203,7 @@ def test_the_other_replica_goes_on_while_one_is_restarted(servers: Servers, own:
     assert [server.generation for server in servers._live] == [1, 0]
 
 
+@pytest.mark.process
 def test_a_server_that_died_between_two_streams_is_restarted(servers: Servers, own: None) -> None:
     endpoint = servers.serve(ServerSpec(model="m"))
     list(endpoint.stream(ask(1)))
@@ -204,6 +211,7 @@ def test_a_server_that_died_between_two_streams_is_restarted(servers: Servers, o
     assert all(r.body for r in endpoint.stream(ask(5)))
 
 
+@pytest.mark.process
 def test_a_server_that_dies_again_and_again_ends_the_run_with_its_last_words(
     servers: Servers, own: None
 ) -> None:
@@ -216,6 +224,7 @@ def test_a_server_that_dies_again_and_again_ends_the_run_with_its_last_words(
     assert servers._live[0].generation == client.RESTARTS
 
 
+@pytest.mark.process
 def test_a_server_that_ends_while_starting_is_reported_with_the_line_that_says_why(
     servers: Servers, own: None
 ) -> None:
