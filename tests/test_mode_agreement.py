@@ -138,7 +138,7 @@ def test_the_report_says_how_far_the_modes_agree(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["a", "b"], "input_quality": ["good", "poor"]}).write_parquet(
         tmp_path / "pool.parquet"
     )
-    _, sentences, _ = page._tags({"measure": tmp_path}, {})
+    sentences = page._tags({"measure": tmp_path}, {})["sentences"]
     assert any(
         "quality: label mode and explain mode give the same label on 88%" in s for s in sentences
     )

@@ -16,7 +16,7 @@ import pytest
 from core.errors import UserError
 from core.store import Store
 from eval import compare
-from recipes.report import browser, figures, outcome, page, tags
+from recipes.report import browser, figures, marks, outcome, page, tags
 from synth.measures import CATEGORY, QUALITY
 
 HOSTILE = "<script>window.pwned=1</script></script><!-- <img src=x onerror='window.pwned=2'> & \u202eright to left\u202c \u2028 \x00 {{ 7*7 }} ]]>"
@@ -272,7 +272,7 @@ def fabricate(
 
 def test_numbers_are_written_for_people() -> None:
     texts = [
-        figures.number(v)
+        marks.number(v)
         for v in (
             None,
             float("nan"),
@@ -312,7 +312,7 @@ def test_numbers_are_written_for_people() -> None:
     ],
 )
 def test_ticks_are_round_and_inside_the_range(low: float, high: float, texts: list[str]) -> None:
-    assert figures.tick_texts(figures.ticks(low, high)) == texts
+    assert marks.tick_texts(marks.ticks(low, high)) == texts
 
 
 def test_an_interval_plot_puts_the_point_inside_its_whiskers_and_names_the_values() -> None:

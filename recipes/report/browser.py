@@ -10,35 +10,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from recipes.report.sources import answers, judgments, read_log, read_table, runs
+from recipes.report.marks import finite
+from recipes.report.sources import Run, answers, judgments, read_log, read_table, runs
 
 BROWSER_CHARACTERS = 8_000_000
 """Characters of model text embedded in the page; prompts beyond are left out (by hash of their id,
 a fair sample) and counted."""
 
-_ESCAPES = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
+ANSWER = {
+    "text": "answer",
+    "finish": "finish_reason",
+    "tokens": "tokens",
+    "status": "status",
+    "reason": "reason",
 }
+"""What the page shows of an answer -> its column."""
+SCORE = ("benchmark", "metric", "value", "status")
+"""What the page shows of an item's score."""
+GAME = ("game", "order", "preference", "label", "verdict", "mass", "status", "reason")
+"""What the page shows of a judgment; columns that the judge did not fill stay null."""
+
+_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
 
 def embed(value: Any) -> Markup:
     """JSON text that cannot end or confuse the script element around it: `<`, `>`, `&` and the two
     line separators as \\u escapes."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character, escape in _ESCAPES.items():
-        text = text.replace(character, escape)
-    return Markup(text)
+    return Markup(text.translate(_ESCAPES))
 
 
 def gather(
@@ -54,117 +60,106 @@ def gather(
     the judgments.
     """
     answered = answers(inputs)
-    rank = {arm: place for place, arm in enumerate(colours)}
-    order = sorted(
-        dict.fromkeys(run for run, _ in answered), key=lambda run: rank.get(run.arm, len(rank))
-    )
-    places = {run: place for place, run in enumerate(order)}
-    own = {
-        benchmark for _, benchmark in answered
-    }  # benchmarks that asked the checkpoints once more, with prompts or settings of their own
-    prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    categories = _categories(inputs, own)
+    ranks = {arm: rank for rank, arm in enumerate(colours)}
+    asked = dict.fromkeys(run for run, _ in answered)
+    order = sorted(asked, key=lambda run: ranks.get(run.arm, len(ranks)))
+    entries = _Entries(order, {benchmark for _, benchmark in answered})
     for (run, benchmark), folder in answered.items():
-        for row in _rows(folder / "answers.parquet"):
-            name, text = str(row["id"]), str(row["prompt"])
-            blank = {
-                "id": name,
-                "prompt": text,
-                "benchmark": benchmark,
-                "category": "",
-                "answers": [None] * len(order),
-            }
-            entry = prompts.setdefault((benchmark, name, text), blank)
-            answer: dict[str, Any] = {
-                "text": row.get("answer"),
-                "finish": row.get("finish_reason"),
-                "tokens": row.get("tokens"),
-                "status": row.get("status"),
-                "reason": row.get("reason"),
-                "games": [],
-                "scores": [],
-            }
-            entry["answers"][places[run]] = answer
-            found.setdefault((benchmark, name, places[run]), []).append(answer)
-    for (benchmark, run), folder in judgments(inputs).items():
-        group = benchmark if benchmark in own else ""
-        for row in _rows(folder / "judgments.parquet"):
-            for answer in found.get((group, str(row["item"]), places.get(run, -1)), []):
-                answer["games"].append(_game(benchmark, row))
-            categories.setdefault((group, str(row["item"])), str(row.get("category") or ""))
-    for run, folder in runs(inputs, "scores").items():
-        for row in _rows(folder / "scores.parquet"):
-            group = row["benchmark"] if row["benchmark"] in own else ""
-            for answer in found.get((group, str(row["item"]), places.get(run, -1)), []):
-                answer["scores"].append(
-                    [row["benchmark"], row["metric"], _finite(row["value"]), row.get("status")]
-                )
-    for entry in prompts.values():
-        entry["category"] = categories.get((entry["benchmark"], entry["id"]), "")
-    kept = _within(list(prompts.values()), limit)
-    data = {
-        "runs": [
-            {"arm": r.arm, "seed": r.seed, "name": r.name, "css": colours.get(r.arm, "")}
-            for r in order
-        ],
-        "prompts": kept,
-    }
-    return data, len(prompts) - len(kept)
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    table = read_table(path)
-    return [] if table is None else table.iter_rows(named=True)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _game(benchmark: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """One judged game as the page shows it; columns the judge did not fill stay null."""
-    names = ("game", "order", "preference", "label", "verdict", "mass", "status", "reason")
-    return {"benchmark": benchmark} | {name: _finite(row.get(name)) for name in names}
-
-
-def _categories(inputs: Mapping[str, Path], own: set[str]) -> dict[tuple[str, str], str]:
-    """(benchmark with answers of its own or "", prompt id) -> category, from the
-    "prompts/BENCHMARK" inputs: jsonl files, one object a line."""
-    found: dict[tuple[str, str], str] = {}
+        entries.add_answers(run, benchmark, folder)
     for key, path in inputs.items():
-        head, _, benchmark = key.partition("/")
-        if head == "prompts":
-            group = benchmark if benchmark in own else ""
-            found.update(
-                {
-                    (group, str(row["id"])): str(row["category"])
-                    for row in read_log(path)
-                    if row.get("category") and "id" in row
-                }
-            )
-    return found
+        if key.startswith("prompts/"):
+            entries.add_categories(key.removeprefix("prompts/"), path)
+    for (benchmark, run), folder in judgments(inputs).items():
+        entries.add_games(run, benchmark, folder)
+    for run, folder in runs(inputs, "scores").items():
+        entries.add_scores(run, folder)
+    prompts = list(entries.prompts.values())
+    for prompt in prompts:
+        place = (prompt["benchmark"], prompt["id"])
+        prompt["category"] = entries.categories.get(place, "")
+    kept = _within(prompts, limit)
+    heads = [
+        {"arm": run.arm, "seed": run.seed, "name": run.name, "css": colours.get(run.arm, "")}
+        for run in order
+    ]
+    return {"runs": heads, "prompts": kept}, len(prompts) - len(kept)
+
+
+class _Entries:
+    """The prompts, as they fill with what was answered, judged and scored.
+
+    Benchmarks share their answers, in the group "", except those in `own`: they asked the
+    checkpoints once more, with prompts or settings of their own.
+    """
+
+    def __init__(self, order: list[Run], own: set[str]) -> None:
+        self.order, self.own = order, own
+        # Two benchmarks may give one id to different prompts.
+        self.prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.answers: dict[tuple[str, str, Run], list[dict[str, Any]]] = defaultdict(list)
+        self.categories: dict[tuple[str, str], str] = {}
+
+    def add_answers(self, run: Run, benchmark: str, folder: Path) -> None:
+        for row in _rows(folder / "answers.parquet"):
+            entry = {"id": str(row["id"]), "prompt": str(row["prompt"]), "benchmark": benchmark}
+            key = (benchmark, entry["id"], entry["prompt"])
+            blank = {"category": "", "answers": [None] * len(self.order)}
+            prompt = self.prompts.setdefault(key, entry | blank)
+            shown: dict[str, Any] = {name: row.get(column) for name, column in ANSWER.items()}
+            answer = shown | {"games": [], "scores": []}
+            prompt["answers"][self.order.index(run)] = answer
+            self.answers[benchmark, entry["id"], run].append(answer)
+
+    def add_categories(self, benchmark: str, prompts: Path) -> None:
+        for row in read_log(prompts):
+            if row.get("category") and "id" in row:
+                self.categories[self._group(benchmark), str(row["id"])] = str(row["category"])
+
+    def add_games(self, run: Run, benchmark: str, folder: Path) -> None:
+        group = self._group(benchmark)
+        for row in _rows(folder / "judgments.parquet"):
+            item = str(row["item"])
+            game = {name: _plain(row.get(name)) for name in GAME}
+            for answer in self.answers[group, item, run]:
+                answer["games"].append({"benchmark": benchmark} | game)
+            self.categories.setdefault((group, item), str(row.get("category") or ""))
+
+    def add_scores(self, run: Run, folder: Path) -> None:
+        for row in _rows(folder / "scores.parquet"):
+            group = self._group(row["benchmark"])
+            score = [_plain(row.get(name)) for name in SCORE]
+            for answer in self.answers[group, str(row["item"]), run]:
+                answer["scores"].append(score)
+
+    def _group(self, benchmark: str) -> str:
+        return benchmark if benchmark in self.own else ""
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    table = read_table(path)
+    return iter(()) if table is None else table.iter_rows(named=True)
+
+
+def _plain(value: Any) -> Any:
+    """The value, or None in place of a number that JSON does not know."""
+    return value if finite(value) or not isinstance(value, float) else None
 
 
 def _within(prompts: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """Those prompts, in their order, whose texts together stay under `limit` characters: a fixed
     pseudo-random sample when not all fit."""
-    chosen, spent = set[int](), 0
-    for place in sorted(
-        range(len(prompts)), key=lambda i: hashlib.sha256(prompts[i]["id"].encode()).digest()
-    ):
+    kept, spent = set[int](), 0
+    hashes = [hashlib.sha256(prompt["id"].encode()).digest() for prompt in prompts]
+    for place in sorted(range(len(prompts)), key=hashes.__getitem__):
         spent += _characters(prompts[place])
-        if spent > limit and chosen:
+        if spent > limit and kept:
             break
-        chosen.add(place)
-    return [prompt for place, prompt in enumerate(prompts) if place in chosen]
+        kept.add(place)
+    return [prompts[place] for place in sorted(kept)]
 
 
 def _characters(prompt: Mapping[str, Any]) -> int:
-    total = len(prompt["prompt"])
-    for answer in prompt["answers"]:
-        if answer is not None:
-            total += len(answer["text"] or "") + sum(
-                len(game["verdict"] or "") for game in answer["games"]
-            )
-    return total
+    texts = [prompt["prompt"]]
+    for answer in filter(None, prompt["answers"]):
+        texts += [answer["text"], *(game["verdict"] for game in answer["games"])]
+    return sum(map(len, filter(None, texts)))

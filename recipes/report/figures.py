@@ -3,26 +3,50 @@
 Drawn by hand because the page must open at once: plotly.js alone weighs more than 4 MB, all figures
 of a page here about 100 KB. Every value is in a `<title>`, so that a browser shows it on hover even
 without scripts (the page's script turns titles into quicker tooltips). Colours are CSS classes
-(`s0` … `s7` by arm, `pool`), so that the page's light and dark themes decide them. All text goes
-through `Markup.format`, which escapes it.
+(`s0` … `s7` by arm, `pool`), so that the page's light and dark themes decide them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from markupsafe import Markup
 
+from recipes.report.marks import (
+    Scale,
+    circle,
+    figure,
+    finite,
+    group,
+    hit,
+    line,
+    nothing,
+    number,
+    padded,
+    path,
+    percent,
+    rect,
+    text,
+    told,
+    x_axis,
+    y_axis,
+)
+
 COLOURS = 8
 """Arms beyond the eighth begin again with the first colour; names are always printed beside."""
+DASHES = 4
+"""Patterns of a line; the seeds of one arm share its colour and differ in these."""
 
 WIDTH = 360
+CURVE_WIDTH = 760
 ROW = 26
+NAME_CHARACTERS = 14
 LABEL_CHARACTERS = 20
-
-_Scale = Callable[[float], float]
+CURVE_POINTS = 240
+"""A longer curve is drawn by every k-th point and its last one."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +78,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: (x, y) points in order of x; `dash` numbers the dash pattern (seeds of one arm
-    share a colour)."""
+    """One line: (x, y) points in order of x; `dash` numbers the dash pattern."""
 
     name: str
     css: str
@@ -68,351 +91,181 @@ def css_class(index: int) -> str:
     return f"s{index % COLOURS}"
 
 
-def number(value: object, digits: int = 3) -> str:
-    """A figure for people: integers with thousands separators, others to `digits` significant
-    digits; what is no finite number as a dash."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return "–"
-    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
-        return f"{int(value):,}"
-    if value == 0:
-        return "0"
-    if abs(value) >= 10 ** (digits + 1) or abs(value) < 1e-4:
-        return f"{value:,.0f}" if abs(value) >= 1 else f"{value:.{digits - 1}e}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) inside [low, high], at most about
-    `count` + 2 of them."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low] if math.isfinite(low) else []
-    raw = (high - low) / count
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def tick_texts(values: Sequence[float], percent: bool = False) -> list[str]:
-    """The ticks as text, all with the decimals that their distance needs."""
-    scaled = [v * 100 if percent else v for v in values]
-    step = abs(scaled[1] - scaled[0]) if len(scaled) > 1 else abs(scaled[0]) if scaled else 0.0
-    _, _, fraction = f"{step:.6f}".rstrip("0").partition(".")
-    return [f"{v:,.{len(fraction)}f}".replace("-", "−") + (" %" if percent else "") for v in scaled]
-
-
 def intervals(rows: Sequence[Interval], label: str, reference: float | None = None) -> Markup:
     """Points with their intervals, one row an arm, on one scale; `reference` draws a dashed line
     (50 % of a win rate, say)."""
-    known = [
-        v for r in rows for v in (r.value, r.lower, r.upper) if v is not None and math.isfinite(v)
-    ]
+    ends = [end for row in rows for end in (row.value, row.lower, row.upper)]
+    known = [end for end in ends if finite(end)]
     if not known:
-        return Markup('<p class="none">Nothing to draw: no value was measured.</p>')
-    low, high = _padded(min(known), max(known), reference)
-    left, right, height = (
-        16 + 7 * min(14, max(len(r.name) for r in rows)),
-        WIDTH - 20,
-        ROW * len(rows) + 30,
-    )
+        return nothing("no value was measured")
+    height = ROW * len(rows) + 30
     bottom = height - 22
-
-    def x(value: float) -> float:
-        return round(left + (value - low) / (high - low) * (right - left), 2)
-
-    parts = [_axis_x(low, high, x, bottom)]
+    longest = max(len(row.name) for row in rows)
+    left = 16 + 7 * min(NAME_CHARACTERS, longest)
     if reference is not None:
-        parts.append(
-            Markup('<line class="reference" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(
-                x(reference), bottom
-            )
-        )
+        known.append(reference)
+    x = Scale(*padded(known), left, WIDTH - 20)
+    drawn = [*x_axis(x, bottom)]
+    if reference is not None:
+        drawn.append(line("reference", x(reference), x(reference), 2, bottom))
     for index, row in enumerate(rows):
-        y = ROW * index + ROW / 2 + 2
-        parts.append(
-            Markup('<text class="name" x="{}" y="{}" text-anchor="end">{}</text>').format(
-                left - 8, y + 4, _short(row.name, 14)
-            )
-        )
-        if row.value is None or not math.isfinite(row.value):
-            parts.append(
-                Markup('<text class="name" x="{}" y="{}">not measured</text>').format(
-                    left + 4, y + 4
-                )
-            )
-            continue
-        text = f"{row.name}: {number(row.value)}"
-        if (
-            row.lower is not None
-            and row.upper is not None
-            and math.isfinite(row.lower)
-            and math.isfinite(row.upper)
-        ):
-            text += f"\ninterval {number(row.lower)} to {number(row.upper)}"
-            parts.append(
-                Markup(
-                    '<g class="{0}"><line class="whisker" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/>{4}</g>'
-                ).format(
-                    row.css, x(row.lower), x(row.upper), y, _caps(x(row.lower), x(row.upper), y)
-                )
-            )
-        parts.append(
-            Markup('<g class="{}"><circle class="point" cx="{}" cy="{}" r="4.5"/></g>').format(
-                row.css, x(row.value), y
-            )
-        )
-        parts.append(_hit(0, ROW * index + 2, WIDTH, ROW, text))
-    return _svg(height, label, parts)
+        drawn += _interval(row, x, ROW * index + 2)
+    return figure(WIDTH, height, label, drawn)
+
+
+def _interval(row: Interval, x: Scale, top: float) -> Iterator[Markup]:
+    """One row of an interval plot: its name, its whiskers, its point."""
+    y = top + ROW / 2
+    yield text("name", x.start - 8, y + 4, "end", _short(row.name, NAME_CHARACTERS))
+    if not finite(row.value):
+        missing = Markup('<text class="name" x="{}" y="{}">not measured</text>')
+        yield missing.format(x.start + 4, y + 4)
+        return
+    values = f"{row.name}: {number(row.value)}"
+    if finite(row.lower) and finite(row.upper):
+        low, high = x(row.lower), x(row.upper)
+        whisker = line("whisker", low, high, y, y)
+        for end in (low, high):
+            whisker += line("whisker", end, end, y - 4, y + 4)
+        yield group(row.css, whisker)
+        values += f"\ninterval {number(row.lower)} to {number(row.upper)}"
+    yield group(row.css, circle("point", x(row.value), y, 4.5))
+    yield hit(0, top, WIDTH, ROW, values)
 
 
 def bars(labels: Sequence[str], series: Sequence[Shares], label: str) -> Markup:
     """Horizontal bars: for each label one bar a series, its length the label's share of that
     series."""
-    if not labels or not any(sum(s.counts) for s in series):
-        return Markup('<p class="none">Nothing to draw: no value was measured.</p>')
+    if not labels or not _counted(series):
+        return nothing("no value was measured")
     thick = 9 if len(series) <= 3 else 7
-    group = thick * len(series) + 8
-    height = group * len(labels) + 26
-    bottom = height - 22
-    high = max(s.share(i) for s in series for i in range(len(labels)))
-    left, right = 16 + 6.4 * min(LABEL_CHARACTERS, max(len(name) for name in labels)), WIDTH - 20
-
-    def x(value: float) -> float:
-        return round(left + value / high * (right - left), 2)
-
-    parts = [_axis_x(0.0, high, x, bottom, percent=True)]
+    step = thick * len(series) + 8
+    height = step * len(labels) + 26
+    longest = max(map(len, labels))
+    left = 16 + 6.4 * min(LABEL_CHARACTERS, longest)
+    x = Scale(0.0, _highest(series), left, WIDTH - 20, percent=True)
+    drawn = [*x_axis(x, height - 22)]
     for index, name in enumerate(labels):
-        top = group * index + 4
-        parts.append(
-            Markup('<text class="name" x="{}" y="{}" text-anchor="end">{}</text>').format(
-                left - 8, top + group / 2, _short(name, LABEL_CHARACTERS)
-            )
-        )
+        top = step * index + 4
+        drawn.append(text("name", left - 8, top + step / 2, "end", _short(name, LABEL_CHARACTERS)))
         for place, one in enumerate(series):
-            share = one.share(index)
-            parts.append(
-                Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                    one.css,
-                    left,
-                    top + place * thick,
-                    max(0.0, round(x(share) - left, 2)),
-                    thick - 1,
-                )
-            )
-        parts.append(
-            _hit(
-                0,
-                top - 4,
-                WIDTH,
-                group,
-                name
-                + "".join(
-                    f"\n{s.name}: {_percent(s.share(index))} ({s.counts[index]:,})" for s in series
-                ),
-            )
-        )
-    return _svg(height, label, parts)
+            y = top + place * thick
+            length = round(x(one.share(index)) - left, 2)
+            drawn.append(rect(f"bar {one.css}", left, y, max(0.0, length), thick - 1))
+        drawn.append(hit(0, top - 4, WIDTH, step, name + _values(series, index)))
+    return figure(WIDTH, height, label, drawn)
 
 
 def histogram(
-    edges: Sequence[float], series: Sequence[Shares], label: str, open_ended: bool = False
+    edges: Sequence[float],
+    series: Sequence[Shares],
+    label: str,
+    open_ended: bool = False,
 ) -> Markup:
     """Share of rows by bin, the first series filled, the others as step lines; `edges` are one more
     than the counts.
 
     `open_ended`: the last bin also holds everything above its upper edge.
     """
-    bins = len(edges) - 1
-    if bins < 1 or not any(sum(s.counts) for s in series):
-        return Markup('<p class="none">Nothing to draw: no value was measured.</p>')
-    height, left, right = 176, 44, WIDTH - 12
-    bottom, top = height - 22, 8
-    low, span = edges[0], edges[-1] - edges[0]
-    high = max(s.share(i) for s in series for i in range(bins))
-
-    def x(value: float) -> float:
-        return round(left + (value - low) / span * (right - left), 2)
-
-    def y(share: float) -> float:
-        return round(bottom - share / high * (bottom - top), 2)
-
-    parts = [_axis_x(low, edges[-1], x, bottom), _axis_y(0.0, high, y, left, right, percent=True)]
+    if not _counted(series):
+        return nothing("no value was measured")
+    height, top, bottom = 176, 8, 154
+    x = Scale(edges[0], edges[-1], 44, WIDTH - 12)
+    y = Scale(0.0, _highest(series), bottom, top, percent=True)
+    drawn = [*x_axis(x, bottom), *y_axis(y, x)]
+    bins = list(enumerate(pairwise(edges)))
     for place, one in enumerate(series):
-        path = f"M{x(edges[0])},{bottom}"
-        for i in range(bins):
-            path += f"V{y(one.share(i))}H{x(edges[i + 1])}"
-        path += f"V{bottom}"
-        parts.append(
-            Markup('<path class="{} {}" d="{}"/>').format(
-                "area" if place == 0 else "step", one.css, path
-            )
-        )
-    for i in range(bins):
-        where = (
-            f"{number(edges[i])} and more"
-            if open_ended and i == bins - 1
-            else f"{number(edges[i])} to {number(edges[i + 1])}"
-        )
-        text = where + "".join(
-            f"\n{s.name}: {_percent(s.share(i))} ({s.counts[i]:,})" for s in series
-        )
-        parts.append(_hit(x(edges[i]), top, x(edges[i + 1]) - x(edges[i]), bottom - top, text))
-    return _svg(height, label, parts)
+        kind = "area" if place == 0 else "step"
+        steps = "".join(f"V{y(one.share(index))}H{x(end)}" for index, (_, end) in bins)
+        drawn.append(path(f"{kind} {one.css}", f"M{x(edges[0])},{bottom}{steps}V{bottom}"))
+    for index, (start, end) in bins:
+        beyond = open_ended and end == edges[-1]
+        reach = "and more" if beyond else f"to {number(end)}"
+        values = f"{number(start)} {reach}{_values(series, index)}"
+        drawn.append(hit(x(start), top, x(end) - x(start), bottom - top, values))
+    return figure(WIDTH, height, label, drawn)
 
 
-def curves(
-    runs: Sequence[Curve], label: str, x_name: str = "step", width: int = 760, points: int = 240
-) -> Markup:
-    """Lines on common axes; a run with more than `points` points is drawn by every k-th point and
-    its last one."""
-    runs = [Curve(r.name, r.css, _thin(r.points, points), r.dash) for r in runs]
-    flat = [p for r in runs for p in r.points]
-    if not flat:
-        return Markup('<p class="none">Nothing to draw: no step was logged.</p>')
-    height, left, right = 250, 48, width - 16
-    bottom, top = height - 34, 8
-    x_low, x_high = min(p[0] for p in flat), max(p[0] for p in flat)
-    x_high = x_high if x_high > x_low else x_low + 1
-    y_low, y_high = _padded(min(p[1] for p in flat), max(p[1] for p in flat), None)
-
-    def x(value: float) -> float:
-        return round(left + (value - x_low) / (x_high - x_low) * (right - left), 2)
-
-    def y(value: float) -> float:
-        return round(bottom - (value - y_low) / (y_high - y_low) * (bottom - top), 2)
-
-    parts = [_axis_x(x_low, x_high, x, bottom, count=8), _axis_y(y_low, y_high, y, left, right)]
-    parts.append(
-        Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            right, height - 4, x_name
-        )
-    )
+def curves(runs: Sequence[Curve], label: str) -> Markup:
+    """Lines over steps on common axes: the finite points of each run, at most about `CURVE_POINTS`
+    of them."""
+    runs = [replace(run, points=_thin(run.points)) for run in runs]
+    points = [point for run in runs for point in run.points]
+    if not points:
+        return nothing("no step was logged")
+    height, top, bottom = 250, 8, 216
+    steps, values = zip(*points, strict=True)
+    first, last = min(steps), max(steps)
+    x = Scale(first, max(last, first + 1), 48, CURVE_WIDTH - 16, count=8)
+    y = Scale(*padded(values), bottom, top)
+    drawn = [*x_axis(x, bottom), *y_axis(y, x), text("tick", x.end, height - 4, "end", "step")]
     for run in runs:
-        path = "M" + "L".join(f"{x(a)},{y(b)}" for a, b in run.points) if run.points else ""
-        parts.append(
-            Markup('<path class="curve {} dash{}" d="{}"/>').format(run.css, run.dash % 4, path)
-        )
-        if run.points:
-            parts.append(
-                Markup('<circle class="point {}" cx="{}" cy="{}" r="2.5"/>').format(
-                    run.css, x(run.points[-1][0]), y(run.points[-1][1])
-                )
-            )
-    at: dict[float, list[str]] = {}
+        drawn += _curve(run, x, y)
+    drawn += _steps(runs, x, top, bottom)
+    return figure(CURVE_WIDTH, height, label, drawn)
+
+
+def _curve(run: Curve, x: Scale, y: Scale) -> Iterator[Markup]:
+    """A run's line, with a dot at its end."""
+    placed = [(x(step), y(value)) for step, value in run.points]
+    through = "L".join(f"{across},{down}" for across, down in placed)
+    yield path(f"curve {run.css} dash{run.dash % DASHES}", through and f"M{through}")
+    for end in placed[-1:]:
+        yield circle(f"point {run.css}", *end, 2.5)
+
+
+def _steps(runs: Sequence[Curve], x: Scale, top: float, bottom: float) -> Iterator[Markup]:
+    """For the pointer: each step's values of all runs, over the width that is nearest to it."""
+    values: dict[float, str] = {}
     for run in runs:
-        for a, b in run.points:
-            at.setdefault(a, []).append(f"\n{run.name}: {number(b, 4)}")
-    steps = sorted(at)
-    for i, step in enumerate(steps):
-        start = left if i == 0 else (x(steps[i - 1]) + x(step)) / 2
-        end = right if i == len(steps) - 1 else (x(step) + x(steps[i + 1])) / 2
-        parts.append(
-            _hit(
-                round(start, 2),
-                top,
-                round(end - start, 2),
-                bottom - top,
-                f"{x_name} {number(step)}" + "".join(at[step]),
-            )
-        )
-    return _svg(height, label, parts, width)
+        for step, value in run.points:
+            values.setdefault(step, f"step {number(step)}")
+            values[step] += f"\n{run.name}: {number(value, 4)}"
+    steps = sorted(values)
+    middles = [(x(one) + x(two)) / 2 for one, two in pairwise(steps)]
+    edges = pairwise([x.start, *middles, x.end])
+    for step, (start, end) in zip(steps, edges, strict=True):
+        yield hit(round(start, 2), top, round(end - start, 2), bottom - top, values[step])
 
 
 def share_bar(parts: Sequence[tuple[str, str, int]], total: int, label: str) -> Markup:
     """One thin bar of `total` rows: segments (name, class, rows) from the left, the rest empty."""
-    pieces, start = [], 0.0
+    drawn, start = Markup(), 0.0
     for name, css, rows in parts:
         width = round(rows / total * 100, 3) if total else 0.0
-        pieces.append(
-            Markup(
-                '<rect class="{}" x="{}" y="0" width="{}" height="10"><title>{}: {:,}</title></rect>'
-            ).format(css, round(start, 3), width, name, rows)
-        )
+        drawn += told(css, round(start, 3), 0, width, 10, f"{name}: {rows:,}")
         start += width
     return Markup(
-        '<svg class="share" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-    ).format(label, Markup("").join(pieces))
+        '<svg class="share" viewBox="0 0 100 10" preserveAspectRatio="none" role="img"'
+        ' aria-label="{}">{}</svg>'
+    ).format(label, drawn)
 
 
-def _padded(low: float, high: float, reference: float | None) -> tuple[float, float]:
-    if reference is not None:
-        low, high = min(low, reference), max(high, reference)
-    pad = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-    return low - pad, high + pad
+def _counted(series: Sequence[Shares]) -> bool:
+    """Whether some series counted anything."""
+    return any(sum(one.counts) for one in series)
 
 
-def _thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float, float]]:
-    finite = [p for p in points if math.isfinite(p[1])]
-    if len(finite) <= limit:
-        return finite
-    every = math.ceil(len(finite) / limit)
-    kept = finite[::every]
-    return kept if kept[-1] == finite[-1] else [*kept, finite[-1]]
+def _highest(series: Sequence[Shares]) -> float:
+    """The largest share of all."""
+    return max(one.share(index) for one in series for index in range(len(one.counts)))
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
+def _values(series: Sequence[Shares], index: int) -> str:
+    """A line for each series: its share and its count of one label or bin."""
+    values = ""
+    for one in series:
+        values += f"\n{one.name}: {percent(one.share(index))} ({one.counts[index]:,})"
+    return values
 
 
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    kept = [point for point in points if math.isfinite(point[1])]
+    if len(kept) <= CURVE_POINTS:
+        return kept
+    every = math.ceil(len(kept) / CURVE_POINTS)
+    return [*kept[:-1:every], kept[-1]]
 
 
-def _hit(x: float, y: float, width: float, height: float, text: str) -> Markup:
-    """An invisible rectangle that carries the figure's values for the pointer."""
-    rect = Markup('<rect class="hit" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')
-    return rect.format(x, y, round(max(width, 0.5), 2), height, text)
-
-
-def _caps(lower: float, upper: float, y: float) -> Markup:
-    return Markup("").join(
-        Markup('<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-            x, y - 4, y + 4
-        )
-        for x in (lower, upper)
-    )
-
-
-def _axis_x(
-    low: float, high: float, x: _Scale, bottom: float, percent: bool = False, count: int = 4
-) -> Markup:
-    lines = []
-    marks = ticks(low, high, count)
-    for tick, text in zip(marks, tick_texts(marks, percent), strict=True):
-        lines.append(
-            Markup('<line class="grid" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(x(tick), bottom)
-        )
-        lines.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                x(tick), bottom + 14, text
-            )
-        )
-    return Markup("").join(lines)
-
-
-def _axis_y(
-    low: float, high: float, y: _Scale, left: float, right: float, percent: bool = False
-) -> Markup:
-    lines = []
-    marks = ticks(low, high, 4)
-    for tick, text in zip(marks, tick_texts(marks, percent), strict=True):
-        lines.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                left, right, y(tick), y(tick)
-            )
-        )
-        lines.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
-                left - 6, y(tick) + 4, text
-            )
-        )
-    return Markup("").join(lines)
-
-
-def _svg(height: float, label: str, parts: Sequence[Markup], width: int = WIDTH) -> Markup:
-    return Markup(
-        '<svg class="figure" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">{}</svg>'
-    ).format(width, height, width, height, label, Markup("").join(parts))
+def _short(name: str, limit: int) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -2,68 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from core.store import Result
+    from eval.config import EvalConfig
     from recipes.schema import Recipe
 
 
 def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
-    """What is known of the judges: position consistency and verdict mass of this run, and that a
-    small judge's word means little."""
-    from eval.config import RATED
-    from eval.judging import against_people
-
-    config = recipe.eval
-    lines = []
-    for name, result in results.items():
-        if name.startswith(("judge/", "verdicts/")):
-            counts = result.manifest["counts"]
-            what = "answers rated" if name.split("/")[1] in RATED else "games judged"
-            said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} {what}"]
-            if counts.get("rewards"):
-                said.append(
-                    f"{counts['rewards']['judged']} of {counts['rewards']['rows']} compared with references"
-                )
-            if counts.get("position_pairs"):
-                said.append(
-                    f"both orders agree in {100 * counts['position_consistency']:.0f} % of {counts['position_pairs']} pairs"
-                )
-            if counts.get("first_preferred") is not None:
-                said.append(f"the first answer is preferred with {counts['first_preferred']:.2f}")
-            if counts.get("mass") is not None:
-                said.append(
-                    f"{100 * counts['mass']:.0f} % of the probability is on the verdict codes"
-                )
-            if counts.get("agreement_pairs"):
-                said.append(
-                    f"the judges agree on {100 * counts['agreement']:.0f} % of {counts['agreement_pairs']} items"
-                )
-            if counts.get("partly_judged"):
-                said.append(f"{counts['partly_judged']} items lack a judge")
-            lines.append(f"{name}: " + ", ".join(said))
-    for benchmark in ("alpaca", "arena"):
-        if (
-            config is not None
-            and getattr(config, benchmark) is not None
-            and any(n.startswith(f"judge/{benchmark}/") for n in results)
-        ):
-            protocols = config.protocols(benchmark)
-            for protocol in protocols:
-                who = (
-                    f"the judge {protocol.judge.model} of {benchmark}"
-                    if protocol.judge and len(protocols) > 1
-                    else f"the judge of {benchmark}"
-                )
-                known = against_people.find(protocol, Path(recipe.store))
-                lines += [f"{who} {against_people.sentence(k)}" for k in known]
-                if not known:
-                    lines.append(
-                        f"{who} was never compared with people: `magpie agreement RECIPE --data FOLDER` does"
-                    )
+    """What each judging of this run counted, how far its judges agree with people, and the recipe's
+    own caveat."""
+    lines = [
+        f"{name}: {_counted(name.split('/')[1], result.manifest['counts'])}"
+        for name, result in results.items()
+        if name.startswith(("judge/", "verdicts/"))
+    ]
+    for benchmark in PAIRWISE:
+        judged = any(name.startswith(f"judge/{benchmark}/") for name in results)
+        if recipe.eval is not None and judged:
+            lines += _against_people(recipe.eval, benchmark, Path(recipe.store))
     if recipe.caveat:
         lines.append(recipe.caveat)
     return lines
+
+
+PAIRWISE: tuple[Literal["alpaca"], Literal["arena"]] = ("alpaca", "arena")
+
+
+def _against_people(
+    config: EvalConfig, benchmark: Literal["alpaca", "arena"], store: Path
+) -> Iterator[str]:
+    """How far each judge of a benchmark agrees with people, on every data set where that was
+    measured."""
+    from eval.judging import against_people
+
+    protocols = config.protocols(benchmark)
+    for protocol in protocols:
+        several = protocol.judge is not None and len(protocols) > 1
+        name = f" {protocol.judge.model}" if protocol.judge and several else ""
+        who = f"the judge{name} of {benchmark}"
+        known = against_people.find(protocol, store)
+        for agreement in known:
+            yield f"{who} {against_people.sentence(agreement)}"
+        if not known:
+            remedy = "`magpie agreement RECIPE --data FOLDER` does"
+            yield f"{who} was never compared with people: {remedy}"
+
+
+# -- one function for each thing that a judging may have counted; "" where it did not -------------
+
+Counts = Mapping[str, Any]
+
+
+def _counted(benchmark: str, counts: Counts) -> str:
+    from eval.config import RATED
+
+    what = "answers rated" if benchmark in RATED else "games judged"
+    said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} {what}"]
+    said += [sentence(counts) for sentence in SENTENCES]
+    return ", ".join(filter(None, said))
+
+
+def _references(counts: Counts) -> str:
+    rewards = counts.get("rewards")
+    if not rewards:
+        return ""
+    return f"{rewards['judged']} of {rewards['rows']} compared with references"
+
+
+def _orders(counts: Counts) -> str:
+    pairs = counts.get("position_pairs")
+    if not pairs:
+        return ""
+    return f"both orders agree in {100 * counts['position_consistency']:.0f} % of {pairs} pairs"
+
+
+def _first(counts: Counts) -> str:
+    share = counts.get("first_preferred")
+    return "" if share is None else f"the first answer is preferred with {share:.2f}"
+
+
+def _mass(counts: Counts) -> str:
+    mass = counts.get("mass")
+    if mass is None:
+        return ""
+    return f"{100 * mass:.0f} % of the probability is on the verdict codes"
+
+
+def _judges_agree(counts: Counts) -> str:
+    pairs = counts.get("agreement_pairs")
+    if not pairs:
+        return ""
+    return f"the judges agree on {100 * counts['agreement']:.0f} % of {pairs} items"
+
+
+def _partly(counts: Counts) -> str:
+    items = counts.get("partly_judged")
+    return f"{items} items lack a judge" if items else ""
+
+
+SENTENCES = (_references, _orders, _first, _mass, _judges_agree, _partly)

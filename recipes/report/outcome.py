@@ -3,163 +3,156 @@ told from whom."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.compare import lower_is_better
-from recipes.report.figures import Interval, intervals, number
+from recipes.report.figures import Interval, intervals
+from recipes.report.marks import number
 
 CANNOT_TELL = "cannot tell"
 
+Entry = Mapping[str, Any]
+"""A score or a difference, as comparison.json holds it."""
+Metric = tuple[str, str]
+"""(benchmark, metric)"""
 
-def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
+
+def headline(comparison: Entry) -> dict[str, Any]:
     """The primary benchmark's verdict as one sentence, and one line with the figures for each pair
     that it rests on.
 
     Pairs with the baseline, or all pairs where there is none. Never more than the comparison's own
     verdicts say.
     """
-    primary = [d for d in comparison.get("differences", []) if _is_primary(comparison, d)]
     baseline = comparison.get("baseline")
-    pairs = [d for d in primary if baseline in (d["a"], d["b"])] or primary
+    differences = comparison.get("differences", [])
+    primary = [pair for pair in differences if _is_primary(comparison, _metric(pair))]
+    pairs = [pair for pair in primary if baseline in (pair["a"], pair["b"])] or primary
     if not pairs:
-        return {
-            "sentence": "No difference between arms was measured on a primary benchmark.",
-            "lines": [],
-        }
-    first = (pairs[0]["benchmark"], pairs[0]["metric"])
-    pairs = [d for d in pairs if (d["benchmark"], d["metric"]) == first]
-    told = [f"{d['verdict']} than {_other(d)}" for d in pairs if d["verdict"] != CANNOT_TELL]
-    untold = [d for d in pairs if d["verdict"] == CANNOT_TELL]
-    parts = []
-    if told:
-        parts.append(_join(told))
-    if untold:
-        if baseline is None:
-            parts.append(
-                _join([f"{d['a']} and {d['b']}" for d in untold]) + " cannot be told apart"
-            )
-        else:
-            names = [d["a"] if d["b"] == baseline else d["b"] for d in untold]
-            parts.append(f"{_join(names)} cannot be told from {baseline}")
-    sentence = f"On {first[0]} ({first[1]}), the primary benchmark: {'; '.join(parts)}."
-    if any(str(d.get("scope", "")).startswith("these two checkpoints") for d in pairs):
+        sentence = "No difference between arms was measured on a primary benchmark."
+        return {"sentence": sentence, "lines": []}
+    first = _metric(pairs[0])
+    pairs = [pair for pair in pairs if _metric(pair) == first]
+    verdicts = "; ".join(_verdicts(pairs, baseline))
+    sentence = f"On {first[0]} ({first[1]}), the primary benchmark: {verdicts}."
+    scopes = [str(pair.get("scope", "")) for pair in pairs]
+    if any(scope.startswith("these two checkpoints") for scope in scopes):
         sentence += " One training seed: this is about these checkpoints, not about the filters."
-    return {"sentence": sentence, "lines": [_line(d) for d in pairs]}
+    return {"sentence": sentence, "lines": [_line(pair) for pair in pairs]}
 
 
-def scores(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+def _verdicts(pairs: Sequence[Entry], baseline: str | None) -> list[str]:
+    """Who is better than whom, then who cannot be told from whom."""
+    better = [f"{p['verdict']} than {_loser(p)}" for p in pairs if p["verdict"] != CANNOT_TELL]
+    parts = [_join(better)] if better else []
+    untold = [(p["a"], p["b"]) for p in pairs if p["verdict"] == CANNOT_TELL]
+    if untold and baseline is None:
+        together = [f"{a} and {b}" for a, b in untold]
+        parts.append(f"{_join(together)} cannot be told apart")
+    elif untold:
+        others = [a if b == baseline else b for a, b in untold]
+        parts.append(f"{_join(others)} cannot be told from {baseline}")
+    return parts
+
+
+def _loser(pair: Entry) -> str:
+    return str(pair["b"] if pair["verdict"] == f"{pair['a']} is better" else pair["a"])
+
+
+def _line(pair: Entry) -> str:
+    """A difference with its interval and its p-value, and what could have been found."""
+    low, high = signed(pair["simultaneous_lower"]), signed(pair["simultaneous_upper"])
+    text = (
+        f"{pair['a']} − {pair['b']}: {signed(pair['difference'])},"
+        f" simultaneous 95 % interval {low} to {high}, {number(pair['n'])} items"
+    )
+    if pair.get("p_holm") is not None:
+        text += f", p = {number(pair['p_holm'], 2)} (Holm)"
+    if pair["verdict"] == CANNOT_TELL and pair.get("detectable") is not None:
+        least = number(pair["detectable"], 2)
+        text += f"; a difference of {least} would be found 8 times in 10"
+    return f"{text}: {pair['verdict']}."
+
+
+def scores(comparison: Entry, colours: Mapping[str, str]) -> list[dict[str, Any]]:
     """One entry a (benchmark, metric), the primary first: `cells` by arm, and the interval plot
     with the baseline's score as its line."""
-    families: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for score in sorted(comparison.get("scores", []), key=lambda s: not s.get("primary")):
-        families.setdefault((score["benchmark"], score["metric"]), {})[score["arm"]] = score
+    baseline = str(comparison.get("baseline"))
     entries = []
-    for (benchmark, metric), cells in families.items():
-        rows = [
-            Interval(arm, css, s["value"], s.get("lower"), s.get("upper"))
-            for arm, css in colours.items()
-            if (s := cells.get(arm))
-        ]
-        base = cells.get(str(comparison.get("baseline")), {}).get("value")
-        entries.append(
-            {
-                "benchmark": benchmark,
-                "metric": metric,
-                "primary": any(s.get("primary") for s in cells.values()),
-                "lower_is_better": lower_is_better(metric),
-                "cells": cells,
-                "figure": intervals(
-                    rows, f"{benchmark} {metric}: each arm's score with its 95 % interval", base
-                ),
-            }
-        )
-    return entries
+    for metric, family in _families(comparison.get("scores", [])).items():
+        cells = {score["arm"]: score for score in family}
+        rows = []
+        for arm in filter(cells.get, colours):
+            ends = map(cells[arm].get, ("value", "lower", "upper"))
+            rows.append(Interval(arm, colours[arm], *ends))
+        label = f"{' '.join(metric)}: each arm's score with its 95 % interval"
+        figure = intervals(rows, label, cells.get(baseline, {}).get("value"))
+        primary = any(score.get("primary") for score in family)
+        entries.append(_head(metric, primary) | {"cells": cells, "figure": figure})
+    return sorted(entries, key=_primary_first)
 
 
-def matrices(comparison: Mapping[str, Any], arms: Sequence[str]) -> list[dict[str, Any]]:
+def matrices(comparison: Entry, arms: Sequence[str]) -> list[dict[str, Any]]:
     """One matrix a (benchmark, metric), the primary first: `rows` of (arm, cells), a cell None or
     row minus column with verdict and tone."""
-    families: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for d in comparison.get("differences", []):
-        families.setdefault((d["benchmark"], d["metric"]), []).append(d)
-    found = []
-    for (benchmark, metric), pairs in families.items():
-        names = [arm for arm in arms if any(arm in (d["a"], d["b"]) for d in pairs)]
-        by_pair = {(d["a"], d["b"]): d for d in pairs}
-        rows = [(row, [_cell(row, column, by_pair) for column in names]) for row in names]
-        found.append(
-            {
-                "benchmark": benchmark,
-                "metric": metric,
-                "names": names,
-                "rows": rows,
-                "primary": _is_primary(comparison, pairs[0]),
-                "lower_is_better": lower_is_better(metric),
-            }
-        )
-    return sorted(found, key=lambda m: not m["primary"])
+    entries = []
+    for metric, family in _families(comparison.get("differences", [])).items():
+        cells: dict[tuple[str, str], dict[str, Any]] = {}
+        for pair in family:
+            a, b = pair["a"], pair["b"]
+            cells[a, b] = _cell(a, pair, 1)
+            cells[b, a] = _cell(b, pair, -1)
+        compared = {arm for pair in cells for arm in pair}
+        names = [arm for arm in arms if arm in compared]
+        rows = []
+        for row in names:
+            rows.append((row, [cells.get((row, column)) for column in names]))
+        head = _head(metric, _is_primary(comparison, metric))
+        entries.append(head | {"names": names, "rows": rows})
+    return sorted(entries, key=_primary_first)
 
 
-def _is_primary(comparison: Mapping[str, Any], d: Mapping[str, Any]) -> bool:
-    """Whether a difference is of the deciding figure: the one whose scores say so, else any of the
-    primary benchmark."""
-    deciding = {
-        (s["benchmark"], s["metric"]) for s in comparison.get("scores", []) if s.get("primary")
-    }
-    if deciding:
-        return (d["benchmark"], d["metric"]) in deciding
-    return comparison.get("primary") in (d["benchmark"], f"{d['benchmark']}/{d['metric']}")
-
-
-def _cell(
-    row: str, column: str, by_pair: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Row minus column: the stored difference, turned round where it was stored the other way."""
-    if (row, column) in by_pair:
-        d, sign = by_pair[row, column], 1
-        low, high = d["simultaneous_lower"], d["simultaneous_upper"]
-    elif (column, row) in by_pair:
-        d, sign = by_pair[column, row], -1
-        low, high = _minus(d["simultaneous_upper"]), _minus(d["simultaneous_lower"])
-    else:
-        return None
-    verdict = str(d["verdict"])
-    tone = (
-        "untold"
-        if verdict == CANNOT_TELL
-        else "better"
-        if verdict == f"{row} is better"
-        else "worse"
-    )
+def _cell(row: str, pair: Entry, sign: int) -> dict[str, Any]:
+    """A difference as it stands (`sign` 1), or turned round with its interval (-1)."""
+    ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
+    low, high = (None if end is None else sign * end for end in ends[::sign])
+    verdict = "better" if pair["verdict"] == f"{row} is better" else "worse"
+    tone = verdict
+    if pair["verdict"] == CANNOT_TELL:
+        tone, verdict = "untold", CANNOT_TELL
     return {
-        "difference": signed(sign * d["difference"]),
+        "difference": signed(sign * pair["difference"]),
         "lower": signed(low),
         "upper": signed(high),
         "tone": tone,
-        "pair": d,
-        "verdict": {"untold": CANNOT_TELL, "better": "better", "worse": "worse"}[tone],
+        "pair": pair,
+        "verdict": verdict,
     }
 
 
-def judge_warnings(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+def judge_warnings(judges: Sequence[Entry]) -> list[str]:
     """A sentence for each benchmark whose judge mostly changed its verdict when the two answers
     changed places.
 
     `judges`: the counts of each judging, with `benchmark`, `position_pairs` and
     `position_consistency` (0 to 1).
     """
-    warnings = []
-    for benchmark in dict.fromkeys(str(j["benchmark"]) for j in judges):
-        counted = [j for j in judges if j["benchmark"] == benchmark and j.get("position_pairs")]
-        pairs = sum(j["position_pairs"] for j in counted)
-        kept = sum(j["position_pairs"] * j["position_consistency"] for j in counted)
-        if pairs and kept < pairs / 2:
-            warnings.append(
-                f"{benchmark}: with the two answers in changed places the judge kept its verdict in only {100 * kept / pairs:.0f} % of "
-                f"{pairs:,} pairs, so its scores say more about the order than about the answers."
-            )
-    return warnings
+    asked: dict[str, int] = defaultdict(int)
+    kept: dict[str, float] = defaultdict(float)
+    for judge in judges:
+        pairs = judge.get("position_pairs")
+        if pairs:
+            asked[judge["benchmark"]] += pairs
+            kept[judge["benchmark"]] += pairs * judge["position_consistency"]
+    return [
+        f"{benchmark}: with the two answers in changed places the judge kept its verdict in only "
+        f"{100 * kept[benchmark] / pairs:.0f} % of {pairs:,} pairs, so its scores say more about "
+        "the order than about the answers."
+        for benchmark, pairs in asked.items()
+        if kept[benchmark] < pairs / 2
+    ]
 
 
 def signed(value: float | None) -> str:
@@ -168,25 +161,42 @@ def signed(value: float | None) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 
 
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
+def _metric(entry: Entry) -> Metric:
+    return entry["benchmark"], entry["metric"]
 
 
-def _other(d: Mapping[str, Any]) -> str:
-    return str(d["b"] if d["verdict"] == f"{d['a']} is better" else d["a"])
+def _families(entries: Iterable[Entry]) -> dict[Metric, list[Entry]]:
+    families: dict[Metric, list[Entry]] = {}
+    for entry in entries:
+        families.setdefault(_metric(entry), []).append(entry)
+    return families
+
+
+def _head(metric: Metric, primary: bool) -> dict[str, Any]:
+    benchmark, name = metric
+    return {
+        "benchmark": benchmark,
+        "metric": name,
+        "primary": primary,
+        "lower_is_better": lower_is_better(name),
+    }
+
+
+def _primary_first(entry: Entry) -> bool:
+    return not entry["primary"]
+
+
+def _is_primary(comparison: Entry, metric: Metric) -> bool:
+    """Whether this figure decides: the one whose scores say so, else any of the primary
+    benchmark."""
+    scores = comparison.get("scores", [])
+    deciding = [_metric(score) for score in scores if score.get("primary")]
+    if deciding:
+        return metric in deciding
+    return comparison.get("primary") in (metric[0], "/".join(metric))
 
 
 def _join(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _line(d: Mapping[str, Any]) -> str:
-    text = (
-        f"{d['a']} − {d['b']}: {signed(d['difference'])}, simultaneous 95 % interval {signed(d['simultaneous_lower'])} to "
-        f"{signed(d['simultaneous_upper'])}, {number(d['n'])} items"
-    )
-    if d.get("p_holm") is not None:
-        text += f", p = {number(d['p_holm'], 2)} (Holm)"
-    if d["verdict"] == CANNOT_TELL and d.get("detectable") is not None:
-        text += f"; a difference of {number(d['detectable'], 2)} would be found 8 times in 10"
-    return f"{text}: {d['verdict']}."
+    """One, two and three."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last

@@ -14,18 +14,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import jinja2
+import polars as pl
 import yaml
 from markupsafe import Markup
 
 from core.files import write_atomic
 from core.store import MANIFEST, Counts, canonical
-from recipes.report import browser, figures, outcome, sources, tags
+from recipes.report import browser, figures, marks, outcome, sources, tags
 from synth.pool.mode_agreement import sentence
 
 FOLDER = Path(__file__).parent
@@ -45,71 +48,67 @@ def build(
     resolved recipe as plain data; its `name` is the title. notes: sentences to stand beside the
     comparison's own. Raises UserError when a file that is there cannot be read.
     """
-    comparison = (
-        sources.read_object(inputs["comparison"] / "comparison.json")
-        if "comparison" in inputs
-        else {}
-    )
+    comparison = _of_stage(inputs, "comparison", "comparison.json")
     arms = sources.arms(inputs, comparison)
-    colours = {arm: figures.css_class(i) for i, arm in enumerate(arms)}
+    colours = {arm: figures.css_class(place) for place, arm in enumerate(arms)}
     data, left_out = browser.gather(inputs, colours)
-    cards, sentences, pool_rows = _tags(inputs, colours)
+    prompts = data["prompts"]
+    tagged = _tags(inputs, colours)
     judges = _judges(inputs)
     provenance = sources.provenance(inputs)
-    script, style = (
-        (FOLDER / name).read_text(encoding="utf-8")
-        for name in ("script.js.jinja", "style.css.jinja")
-    )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = figures.number
-    environment.filters["plain"] = lambda value: yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True, width=100
-    )
-    html = environment.get_template("page.html.jinja").render(
+    html = _render(
         name=str(recipe.get("name") or "unnamed recipe"),
         date=_date(provenance),
-        recipe=yaml.safe_dump(
-            json.loads(canonical(dict(recipe))), sort_keys=False, allow_unicode=True, width=120
-        ),
+        recipe=_yaml(json.loads(canonical(dict(recipe))), 120),
         comparison=comparison,
         headline=outcome.headline(comparison),
-        arms=[{"name": arm, "css": colours[arm]} for arm in arms],
+        arms=[{"name": arm, "css": css} for arm, css in colours.items()],
         notes=[*comparison.get("notes", []), *notes],
         judges=judges,
         warnings=outcome.judge_warnings(judges),
         scores=outcome.scores(comparison, colours),
         matrices=outcome.matrices(comparison, arms),
         measure="measure" in inputs,
-        cost=sources.read_object(inputs["measure"] / "cost.json") if "measure" in inputs else {},
+        cost=_of_stage(inputs, "measure", "cost.json"),
         funnels=_funnels(inputs, colours),
-        cards=cards,
-        sentences=sentences,
-        pool_rows=pool_rows,
+        **tagged,
         **_training(inputs, colours),
         browser=browser.embed(data),
-        prompts=len(data["prompts"]),
+        prompts=len(prompts),
         runs=data["runs"],
         left_out=left_out,
-        categories=sorted({p["category"] for p in data["prompts"]} - {""}),
+        categories=sorted({prompt["category"] for prompt in prompts} - {""}),
         provenance=provenance,
-        script=Markup(script),
-        style=Markup(style),
-        script_digest=_csp(script),
-        style_digest=_csp(style),
     )
     write_atomic(out / "report.html", html)
     return {
         "bytes": len(html.encode()),
         "arms": len(arms),
-        "prompts": len(data["prompts"]),
+        "prompts": len(prompts),
         "prompts_left_out": left_out,
-        "tags": len(cards),
+        "tags": len(tagged["cards"]),
     }
+
+
+def _render(**shown: Any) -> str:
+    """The page from its template, with script and style inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = marks.number
+    environment.filters["plain"] = _yaml
+    for name in ("script.js", "style.css"):
+        text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+        kind = name.partition(".")[0]
+        shown |= {kind: Markup(text), f"{kind}_digest": _csp(text)}
+    return environment.get_template("page.html.jinja").render(shown)
+
+
+def _yaml(value: object, width: int = 100) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=width)
 
 
 def _csp(text: str) -> str:
@@ -120,108 +119,78 @@ def _csp(text: str) -> str:
 def _date(provenance: list[dict[str, Any]]) -> str:
     """When the newest input was finished (UTC), so that the same results give the same page; today
     where no manifest says."""
-    ends = [e["started"] + (e["seconds"] or 0) for e in provenance if e["started"]]
-    return (datetime.fromtimestamp(max(ends), UTC) if ends else datetime.now(UTC)).strftime(
-        "%Y-%m-%d %H:%M UTC"
-    )
+    ends = [entry["started"] + (entry["seconds"] or 0) for entry in provenance if entry["started"]]
+    when = datetime.fromtimestamp(max(ends), UTC) if ends else datetime.now(UTC)
+    return when.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _tags(
-    inputs: Mapping[str, Path], colours: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[str], int]:
-    """Cards of the pool's tags (see `tags.cards`), what has no figure, and the pool's rows. An arm
-    with a selection a seed shows its first."""
+def _of_stage(inputs: Mapping[str, Path], stage: str, name: str) -> dict[str, Any]:
+    """The object in a file of a stage that there is one of; {} where the stage is absent."""
+    return sources.read_object(inputs[stage] / name) if stage in inputs else {}
+
+
+def _tags(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, Any]:
+    """`cards` of the pool's tags (see `tags.cards`), `sentences` about what has no figure, and
+    `pool_rows`. An arm with a selection a seed shows its first."""
     pool = sources.read_table(inputs["measure"] / "pool.parquet") if "measure" in inputs else None
     if pool is None or pool.is_empty():
-        return [], [], 0
+        return {"cards": [], "sentences": [], "pool_rows": 0}
     selections: dict[str, tuple[str, list[str]]] = {}
     for run, folder in sources.runs(inputs, "select").items():
         table = sources.read_table(folder / "selection.parquet", ["id"])
-        if table is not None and run.arm not in selections:
-            selections[run.arm] = (colours[run.arm], table["id"].to_list())
+        if table is not None:
+            selections.setdefault(run.arm, (colours[run.arm], table["id"].to_list()))
     cards, sentences = tags.cards(pool, selections)
-    agreed = sources.read_object(inputs["measure"] / "tag_agreement.json")
-    return (
-        cards,
-        [*sentences, *(sentence(name, found) for name, found in agreed.items())],
-        pool.height,
-    )
+    agreed = _of_stage(inputs, "measure", "tag_agreement.json")
+    sentences += [sentence(name, agreement) for name, agreement in agreed.items()]
+    return {"cards": cards, "sentences": sentences, "pool_rows": len(pool)}
 
 
 def _funnels(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One funnel a selection: its steps, each with a bar of what it stopped and what it left, and
-    the counts of its dropped rows by reason."""
-    found = []
+    """One funnel a selection that has one."""
+    funnels = []
     for run, folder in sources.runs(inputs, "select").items():
         funnel = sources.read_object(folder / "funnel.json")
-        if not funnel:
-            continue
-        pool = int(funnel.get("pool") or 0)
-        steps = [
-            {
-                **s,
-                "bar": figures.share_bar(
-                    [
-                        ("left", colours[run.arm], s["left"]),
-                        ("stopped here", "stopped", s["stopped"]),
-                    ],
-                    pool,
-                    s["predicate"],
-                ),
-            }
-            for s in funnel.get("steps", [])
-        ]
-        chosen = int(funnel.get("chosen") or 0)
-        dropped = sources.read_table(folder / "dropped.parquet", ["reason"])
-        reasons = (
-            []
-            if dropped is None
-            else dropped["reason"].fill_null("no reason given").value_counts(sort=True).rows()
-        )
-        found.append(
-            {
-                "name": run.name,
-                "arm": run.arm,
-                "css": colours[run.arm],
-                "funnel": funnel,
-                "steps": steps,
-                "reasons": reasons,
-                "bar": figures.share_bar(
-                    [("chosen", colours[run.arm], chosen)],
-                    pool,
-                    f"{run.name}: rows chosen of the pool",
-                ),
-            }
-        )
-    return found
+        if funnel:
+            dropped = sources.read_table(folder / "dropped.parquet", ["reason"])
+            funnels.append(_funnel(run, funnel, dropped, colours[run.arm]))
+    return funnels
+
+
+def _funnel(
+    run: sources.Run, funnel: dict[str, Any], dropped: pl.DataFrame | None, css: str
+) -> dict[str, Any]:
+    """Its steps, each with a bar of what it stopped and what it left, and the counts of its dropped
+    rows by reason."""
+    pool = int(funnel.get("pool") or 0)
+    steps = []
+    for step in funnel.get("steps", []):
+        parts = [("left", css, step["left"]), ("stopped here", "stopped", step["stopped"])]
+        steps.append(step | {"bar": figures.share_bar(parts, pool, step["predicate"])})
+    chosen = [("chosen", css, int(funnel.get("chosen") or 0))]
+    reasons: list[tuple[str, int]] = []
+    if dropped is not None:
+        reasons = dropped["reason"].fill_null("no reason given").value_counts(sort=True).rows()
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "css": css,
+        "funnel": funnel,
+        "steps": steps,
+        "reasons": reasons,
+        "bar": figures.share_bar(chosen, pool, f"{run.name}: rows chosen of the pool"),
+    }
 
 
 def _judges(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """What each judging counted, from its manifest: games judged, agreement of the two orders,
     preference for what was shown first."""
-    found = []
+    judges = []
     for (benchmark, run), folder in sources.judgments(inputs).items():
         counts = sources.read_object(folder / MANIFEST).get("counts") or {}
         if "rows" in counts:
-            found.append({"benchmark": benchmark, "name": run.name, **counts})
-    return found
-
-
-def _counts(ledger: Mapping[str, Any]) -> dict[str, float]:
-    """The ledger's numbers, those by reason ("dropped": {reason: rows}) as "dropped: reason"."""
-    flat: dict[str, float] = {}
-    for name, value in ledger.items():
-        if isinstance(value, Mapping):
-            flat.update(
-                {
-                    f"{name}: {reason}": rows
-                    for reason, rows in value.items()
-                    if isinstance(rows, (int, float))
-                }
-            )
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[name] = value
-    return flat
+            judges.append({"benchmark": benchmark, "name": run.name, **counts})
+    return judges
 
 
 def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, Any]:
@@ -229,40 +198,52 @@ def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[st
     ledger counts, `ledger_zeros` what none met."""
     lines: list[figures.Curve] = []
     rows: list[dict[str, Any]] = []
-    keys: dict[str, None] = {}
-    seeds: dict[str, int] = {}
+    seeds = Counter[str]()
     for run, folder in sources.runs(inputs, "train").items():
         log = sources.read_log(folder / "log.jsonl")
-        points = [
-            (float(e["step"]), float(e["loss"]))
-            for e in log
-            if e.get("loss") is not None and e.get("step") is not None
-        ]
-        lines.append(
-            figures.Curve(run.name, colours[run.arm], points, seeds.setdefault(run.arm, 0))
-        )
+        points = [(float(step), float(loss)) for step, loss in _filled(log, "step", "loss")]
+        lines.append(figures.Curve(run.name, colours[run.arm], points, seeds[run.arm]))
         seeds[run.arm] += 1
-        ledger = _counts(sources.read_object(folder / "ledger.json"))
-        keys.update(dict.fromkeys(ledger))
-        speeds = [
-            float(e["tokens_per_second"]) for e in log if e.get("tokens_per_second") is not None
-        ]
+        speeds = [float(speed) for (speed,) in _filled(log, "tokens_per_second")]
+        step, loss = (int(points[-1][0]), points[-1][1]) if points else (None, None)
         rows.append(
             {
                 "name": run.name,
                 "css": colours[run.arm],
-                "dash": lines[-1].dash % 4,
-                "ledger": ledger,
-                "steps": int(points[-1][0]) if points else None,
-                "loss": points[-1][1] if points else None,
-                "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
+                "dash": lines[-1].dash % figures.DASHES,
+                "ledger": _counts(sources.read_object(folder / "ledger.json")),
+                "steps": step,
+                "loss": loss,
+                "speed": median_high(speeds) if speeds else None,
             }
         )
-    zeros = [key for key in keys if all(row["ledger"].get(key) == 0 for row in rows)]
-    curves = figures.curves(lines, "Training loss by step, all runs") if lines else ""
+    ledgers = [row["ledger"] for row in rows]
+    keys = dict.fromkeys(key for ledger in ledgers for key in ledger)
+    zeros = list(keys)
+    for ledger in ledgers:
+        zeros = [key for key in zeros if ledger.get(key) == 0]
     return {
         "trainings": rows,
-        "ledger_keys": [k for k in keys if k not in zeros],
+        "ledger_keys": [key for key in keys if key not in zeros],
         "ledger_zeros": zeros,
-        "curves": curves,
+        "curves": figures.curves(lines, "Training loss by step, all runs") if lines else "",
     }
+
+
+def _filled(log: list[dict[str, Any]], *names: str) -> Iterator[tuple[Any, ...]]:
+    """These fields of every entry of a log that has all of them."""
+    for entry in log:
+        values = tuple(map(entry.get, names))
+        if None not in values:
+            yield values
+
+
+def _counts(ledger: Mapping[str, Any]) -> dict[str, float]:
+    """The ledger's numbers, those by reason ("dropped": {reason: rows}) as "dropped: reason"."""
+    flat: dict[str, float] = {}
+    for name, value in ledger.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for reason, count in parts.items():
+            if isinstance(count, (int, float)) and not isinstance(count, bool):
+                flat[f"{name}: {reason}" if reason else name] = count
+    return flat

@@ -1,23 +1,26 @@
 """What a report reads: the folders of finished stages, each of which may be absent.
 
-A folder or file that is not there reads as None or empty and the page says what is missing; a file
-that is there and cannot be read is a `UserError`, because half a report that looks whole would be
-worse than none.
+A file that is not there reads as None or empty and the page says what is missing; a file that is
+there and cannot be read is a `UserError`, because half a report that looks whole would be worse
+than none.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from core import files
 from core.errors import UserError
-from core.files import file_digest
 from core.store import MANIFEST
+
+REMEDY = "remove that result's folder and run again"
+NAMED = ("stage", "key", "digest", "seconds", "spec", "started", "counts")
+"""Fields of a manifest that have a place of their own on the page; the others are its facts."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,9 @@ class Run:
         return f"{self.arm} · seed {self.seed}" if self.seed else self.arm
 
 
-def one(inputs: Mapping[str, Path], stage: str) -> Path | None:
-    """The folder of a stage that there is one of ("comparison", "measure")."""
-    return inputs.get(stage)
-
-
 def runs(inputs: Mapping[str, Path], stage: str) -> dict[Run, Path]:
     """Folders of a stage that there is one of for each arm or (arm, seed), in the order given."""
-    found: dict[Run, Path] = {}
-    for key, folder in inputs.items():
-        head, *rest = key.split("/")
-        if head == stage and rest:
-            found[Run(rest[0], "/".join(rest[1:]))] = folder
-    return found
+    return {Run(*_split(rest)): folder for rest, folder in _of(inputs, stage)}
 
 
 def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
@@ -56,108 +49,87 @@ def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
     RUN is ARM/SEED, or ARM alone for a finished model. A benchmark is known by its
     "prompts/BENCHMARK" or "judge/BENCHMARK/..." inputs.
     """
-    benchmarks = {key.split("/")[1] for key in inputs if key.startswith(("prompts/", "judge/"))}
-    found: dict[tuple[Run, str], Path] = {}
+    named = [*_of(inputs, "prompts"), *_of(inputs, "judge")]
+    benchmarks = {_split(rest)[0] for rest, _ in named}
+    folders: dict[tuple[Run, str], Path] = {}
     for run, folder in runs(inputs, "answers").items():
         seed, _, last = run.seed.rpartition("/")
-        found[(Run(run.arm, seed), last) if last in benchmarks else (run, "")] = folder
-    return found
+        own = last in benchmarks
+        folders[(Run(run.arm, seed), last) if own else (run, "")] = folder
+    return folders
 
 
 def judgments(inputs: Mapping[str, Path]) -> dict[tuple[str, Run], Path]:
     """Folders of "judge/BENCHMARK/ARM/SEED" by (benchmark, run)."""
-    found: dict[tuple[str, Run], Path] = {}
-    for key, folder in inputs.items():
-        head, *rest = key.split("/")
-        if head == "judge" and len(rest) >= 2:
-            found[rest[0], Run(rest[1], "/".join(rest[2:]))] = folder
-    return found
+    folders: dict[tuple[str, Run], Path] = {}
+    for rest, folder in _of(inputs, "judge"):
+        benchmark, run = _split(rest)
+        if run:
+            folders[benchmark, Run(*_split(run))] = folder
+    return folders
 
 
-def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any] | None) -> list[str]:
+def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any]) -> list[str]:
     """Every arm's name: in the comparison's order, then those that only appear in a stage's
     inputs."""
-    names: dict[str, None] = {str(a["name"]): None for a in (comparison or {}).get("arms", [])}
+    names = [str(arm["name"]) for arm in comparison.get("arms", [])]
     for stage in ("select", "train", "answers", "scores"):
-        names.update({run.arm: None for run in runs(inputs, stage)})
-    return list(names)
+        names += [run.arm for run in runs(inputs, stage)]
+    return list(dict.fromkeys(names))
 
 
-def read_json(path: Path) -> Any:
-    """The file's value, or None when there is no such file. Raises UserError when it is not
-    JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); remove that result's folder and run again."
-        ) from error
+def _of(inputs: Mapping[str, Path], stage: str) -> Iterator[tuple[str, Path]]:
+    """(what follows the stage's name, folder) of each input of a stage."""
+    for key, folder in inputs.items():
+        head, rest = _split(key)
+        if head == stage and rest:
+            yield rest, folder
+
+
+def _split(key: str) -> tuple[str, str]:
+    head, _, rest = key.partition("/")
+    return head, rest
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """As `read_json`, for a file that holds one object; {} when there is no such file."""
-    value = read_json(path)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(
-            f"{path} should hold one JSON object, and holds a {type(value).__name__}; remove that result's folder and run again."
-        )
-    return value or {}
+    """The object that a JSON file holds; {} when there is no such file. Raises UserError when it
+    holds anything else."""
+    value = files.read_json(path, REMEDY) if path.is_file() else {}
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise UserError(f"{path} should hold one JSON object, and holds a {kind}; {REMEDY}.")
+    return value
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, in order; [] when there is no such file. Raises UserError
     naming the line."""
-    if not path.exists():
-        return []
-    rows = []
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} line {place} is not valid JSON ({error}); remove that result's folder and run again."
-            ) from error
-    return rows
+    lines = files.read_json_lines(path, REMEDY) if path.exists() else ()
+    return [entry for _, entry in lines]
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame | None:
-    """A Parquet file (of `columns`, those it has), or None when there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        lazy = pl.scan_parquet(path)
-        held = lazy.collect_schema().names()
-        return lazy.select([c for c in held if columns is None or c in columns]).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as Parquet ({error}); remove that result's folder and run again."
-        ) from error
+    """A Parquet file, or these of its columns; None when there is no such file."""
+    return files.read_parquet(path, columns, REMEDY) if path.exists() else None
 
 
 def provenance(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """One entry an input: its name, whether its folder is there, and what its manifest says (key,
     digest, seconds, counts, the rest)."""
-    entries = []
-    for name, folder in inputs.items():
-        manifest = read_object(folder / MANIFEST)
-        known = ("stage", "key", "digest", "seconds", "spec", "started", "counts")
-        entries.append(
-            {
-                "name": name,
-                "there": folder.exists(),
-                "key": str(manifest.get("key", ""))[:16],
-                "digest": (
-                    file_digest(folder) if folder.is_file() else str(manifest.get("digest", ""))
-                )[:16],
-                "seconds": manifest.get("seconds"),
-                "started": manifest.get("started"),
-                "counts": manifest.get("counts") or {},
-                "facts": {k: v for k, v in manifest.items() if k not in known},
-                "spec": manifest.get("spec"),
-            }
-        )
-    return entries
+    return [_provenance(name, path) for name, path in inputs.items()]
+
+
+def _provenance(name: str, path: Path) -> dict[str, Any]:
+    manifest = read_object(path / MANIFEST)
+    digest = files.file_digest(path) if path.is_file() else str(manifest.get("digest", ""))
+    return {
+        "name": name,
+        "there": path.exists(),
+        "key": str(manifest.get("key", ""))[:16],
+        "digest": digest[:16],
+        "seconds": manifest.get("seconds"),
+        "started": manifest.get("started"),
+        "counts": manifest.get("counts") or {},
+        "facts": {field: value for field, value in manifest.items() if field not in NAMED},
+        "spec": manifest.get("spec"),
+    }

@@ -4,16 +4,31 @@ bars, numbers as histograms."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from recipes.report.figures import Shares, bars, histogram, number
+from core.columns import FAILED
+from recipes.report.figures import Shares, bars, histogram
+from recipes.report.marks import number, percent
 from synth.measures import COLUMNS
 
 BINS = 20
 MOST_LABELS = 16
+TEXTS = ("instruction", "response")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pool, or the rows of it that one arm selected; `css` is its colour class."""
+
+    name: str
+    css: str
+    rows: pl.DataFrame
 
 
 def cards(
@@ -22,133 +37,118 @@ def cards(
     """One card a tag, and sentences about the columns that have no figure.
 
     `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or
-    failed where `status:MEASURE` or `NAME_status` says so); the others, such as a row's index and
-    seed, are passed over. `selections`: arm -> (colour class, the ids it selected; ids outside the
-    pool are left out). A card: name, figure, note (measured, failed and unmeasured rows), head and
-    rows of its table of numbers.
+    failed where `status:MEASURE` says so); the others, such as a row's index and seed, are passed
+    over. `selections`: arm -> (colour class, the ids it selected; ids outside the pool are left
+    out). A card: name, figure, note (measured, failed and unmeasured rows), head and rows of its
+    table of numbers.
     """
-    groups = [("pool", "pool", pool)]
+    groups = [Group("pool", "pool", pool)]
     for arm, (css, ids) in selections.items():
-        groups.append(
-            (
-                arm,
-                css,
-                pool.join(
-                    pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(),
-                    on="id",
-                    how="semi",
-                ),
-            )
-        )
+        chosen = pl.DataFrame({"id": ids}, schema={"id": pl.String})
+        groups.append(Group(arm, css, pool.join(chosen, on="id", how="semi")))
     found: list[dict[str, Any]] = []
     never: list[str] = []
     constants: list[str] = []
-    for name in (c for c in pool.columns if c in COLUMNS and c not in ("instruction", "response")):
-        column = pool[name]
-        values = column.drop_nulls().drop_nans() if column.dtype.is_float() else column.drop_nulls()
+    for name in pool.columns:
+        if name not in COLUMNS or name in TEXTS:
+            continue
+        values = _values(pool[name])
+        note = _measured(pool, name, len(values))
+        labels = _labels(name, values)
         if values.is_empty():
-            note = _measured(pool, name)
             never.append(f"{name} ({note})" if "failed" in note else name)
-        elif values.n_unique() == 1 and values.len() == pool.height:
+        elif values.n_unique() == 1 and len(values) == len(pool):
             constants.append(f"{name} = {_label(values[0])}")
-        elif column.dtype.is_numeric():
-            found.append(_numbers(name, groups) | {"note": _measured(pool, name)})
-        elif (labels := _labels(name, values)) is not None:
-            found.append(_bars(name, labels, groups) | {"note": _measured(pool, name)})
+        elif values.dtype.is_numeric():
+            found.append(_numbers(name, groups) | {"name": name, "note": note})
+        elif labels:
+            found.append(_bars(name, labels, groups) | {"name": name, "note": note})
     sentences = [f"The same for every row: {', '.join(constants)}."] if constants else []
     sentences += [f"Without a value in this pool: {', '.join(never)}."] if never else []
     return found, sentences
 
 
-def _measured(pool: pl.DataFrame, name: str) -> str:
+def _values(column: pl.Series) -> pl.Series:
+    values = column.drop_nulls()
+    return values.drop_nans() if values.dtype.is_float() else values
+
+
+def _measured(pool: pl.DataFrame, name: str, measured: int) -> str:
     """How many rows hold this tag, how many failed and how many were never measured."""
-    column = pool[name]
-    good = (
-        column.is_not_null() & column.is_not_nan()
-        if column.dtype.is_float()
-        else column.is_not_null()
-    )
+    status = f"status:{COLUMNS[name][0]}"
     failed = 0
-    for status in (f"status:{COLUMNS[name][0]}", f"{name}_status", f"{COLUMNS[name][0]}_status"):
-        if status in pool.columns:
-            failed = int((~good & (pool[status] == "failed").fill_null(False)).sum())
-            break
-    measured = int(good.sum())
-    unmeasured = pool.height - measured - failed
-    parts = [f"measured on {measured:,} of {pool.height:,} rows"]
+    if status in pool.columns:
+        lost = pool.filter(pl.col(status) == FAILED)
+        failed = len(lost) - len(_values(lost[name]))
+    unmeasured = len(pool) - measured - failed
+    parts = [f"measured on {measured:,} of {len(pool):,} rows"]
     parts += [f"{failed:,} failed"] if failed else []
     parts += [f"{unmeasured:,} not measured"] if unmeasured else []
     return ", ".join(parts)
 
 
-def _label(value: Any) -> str:
+def _label(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return number(value) if isinstance(value, (int, float)) else str(value)
 
 
-def _labels(name: str, values: pl.Series) -> list[str] | None:
+def _labels(name: str, values: pl.Series) -> list[str]:
     """Labels in their declared order (the column's enum, else synth's declaration, else the most
-    frequent first); None for free text."""
+    frequent first); none for free text."""
+    declared = COLUMNS[name][1].labels
     if values.dtype == pl.Boolean:
         return ["yes", "no"]
     if isinstance(values.dtype, pl.Enum):
         return values.dtype.categories.to_list()
-    if COLUMNS[name][1].labels:
-        return list(COLUMNS[name][1].labels)
+    if declared:
+        return list(declared)
     if not isinstance(values.dtype, (pl.String, pl.Categorical)):
-        return None
+        return []
     counts = values.cast(pl.String).value_counts(sort=True)
-    if 2 * counts.height > values.len() or counts["count"][:MOST_LABELS].sum() < 0.8 * values.len():
-        return None  # an explanation, an intent: nearly every row its own text
-    return [str(v) for v in counts[:, 0][:MOST_LABELS]]
+    shown = counts.head(MOST_LABELS)
+    # An explanation, an intent: nearly every row has its own text, and no label says much.
+    if 2 * len(counts) > len(values) or shown["count"].sum() < 0.8 * len(values):
+        return []
+    return shown[:, 0].to_list()
 
 
-def _bars(
-    name: str, labels: list[str], groups: Sequence[tuple[str, str, pl.DataFrame]]
-) -> dict[str, Any]:
+def _bars(name: str, labels: list[str], groups: Sequence[Group]) -> dict[str, Any]:
+    """Bars and a table of numbers; values that are none of the labels count as "(other)"."""
+    counted = []
+    for group in groups:
+        pairs = group.rows[name].drop_nulls().value_counts().iter_rows()
+        counts = Counter({_label(value): count for value, count in pairs})
+        named = [counts[label] for label in labels]
+        counted.append([*named, counts.total() - sum(named)])
+    if any(counts[-1] for counts in counted):
+        labels = [*labels, "(other)"]
     series = []
-    for group, css, frame in groups:
-        column = frame[name].drop_nulls()
-        text = (
-            pl.Series([_label(v) for v in column], dtype=pl.String)
-            if column.dtype == pl.Boolean
-            else column.cast(pl.String)
-        )
-        counts = dict(text.value_counts().iter_rows())
-        others = sum(c for label, c in counts.items() if label not in labels)
-        series.append(
-            (Shares(group, css, [int(counts.get(label, 0)) for label in labels] + [others]), others)
-        )
-    shown = [*labels, "(other)"]
-    if not any(others for _, others in series):
-        shown = labels
-        series = [(Shares(s.name, s.css, s.counts[:-1]), 0) for s, _ in series]
-    drawn = [s for s, _ in series]
+    for group, counts_of in zip(groups, counted, strict=True):
+        series.append(Shares(group.name, group.css, counts_of[: len(labels)]))
+    rows = []
+    for place, label in enumerate(labels):
+        cells = [f"{one.counts[place]:,} ({percent(one.share(place))})" for one in series]
+        rows.append([label, *cells])
     return {
-        "name": name,
-        "figure": bars(shown, drawn, f"{name}: share of rows by label, pool and arms"),
-        "head": ["", *[s.name for s in drawn]],
-        "rows": [
-            [label, *[f"{s.counts[i]:,} ({s.share(i) * 100:.1f} %)" for s in drawn]]
-            for i, label in enumerate(shown)
-        ],
+        "figure": bars(labels, series, f"{name}: share of rows by label, pool and arms"),
+        "head": ["", *(one.name for one in series)],
+        "rows": rows,
     }
 
 
-def _numbers(name: str, groups: Sequence[tuple[str, str, pl.DataFrame]]) -> dict[str, Any]:
-    values = [(group, css, _finite(frame[name])) for group, css, frame in groups]
-    edges, open_ended = bin_edges(values[0][2])
-    series = [Shares(group, css, _count(column, edges)) for group, css, column in values]
-    rows = []
-    for group, _, column in values:
-        points = [column.quantile(q, "linear") for q in (0.0, 0.25, 0.5, 0.75, 1.0)]
-        rows.append([group, f"{column.len():,}", *[number(p) for p in points]])
+def _numbers(name: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """A histogram with the pool's bins, and a table of quartiles, of the finite values."""
+    finite = [_finite(group.rows[name]) for group in groups]
+    edges, open_ended = bin_edges(finite[0])
+    series, rows = [], []
+    for group, values in zip(groups, finite, strict=True):
+        series.append(Shares(group.name, group.css, _count(values, edges)))
+        points = [values.quantile(share, "linear") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        rows.append([group.name, f"{len(values):,}", *map(number, points)])
+    label = f"{name}: share of rows by value, pool and arms"
     return {
-        "name": name,
-        "figure": histogram(
-            edges, series, f"{name}: share of rows by value, pool and arms", open_ended
-        ),
+        "figure": histogram(edges, series, label, open_ended),
         "head": ["", "rows", "min", "25 %", "median", "75 %", "max"],
         "rows": rows,
     }
@@ -168,23 +168,20 @@ def bin_edges(values: pl.Series) -> tuple[list[float], bool]:
     """
     if values.is_empty():
         return [0.0, 1.0], False
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
-    tail = float(values.quantile(0.99, "linear") or 0.0)
+    low, tail, high = (values.quantile(share, "linear") or 0.0 for share in (0.0, 0.99, 1.0))
     open_ended = high - low > 2 * (tail - low) > 0
-    high = tail if open_ended else high
+    span = (tail if open_ended else high) - low
+    count, width = BINS, span / BINS or 1.0
     if (values == values.round()).all():
-        width = max(1.0, math.ceil((high - low + 1) / BINS))
-        count = max(1, math.ceil((high - low + 1) / width))
-    else:
-        count = BINS
-        width = (high - low) / count or 1.0
-    return [low + width * i for i in range(count + 1)], open_ended
+        width = max(1.0, math.ceil((span + 1) / BINS))
+        count = max(1, math.ceil((span + 1) / width))
+    return [low + width * place for place in range(count + 1)], open_ended
 
 
 def _count(values: pl.Series, edges: Sequence[float]) -> list[int]:
     """How many values fall into each bin; both ends are closed, and what lies beyond an end counts
     in its outer bin."""
-    width = edges[1] - edges[0]
-    places = ((values - edges[0]) / width).floor().clip(0, len(edges) - 2).cast(pl.Int64)
-    counts = dict(places.value_counts().iter_rows())
-    return [int(counts.get(i, 0)) for i in range(len(edges) - 1)]
+    bins = len(edges) - 1
+    places = ((values - edges[0]) / (edges[1] - edges[0])).floor().clip(0, bins - 1)
+    counts: list[int] = np.bincount(places.cast(pl.Int64).to_numpy(), minlength=bins).tolist()
+    return counts
