@@ -10,12 +10,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-app = typer.Typer(
-    help="Which data makes the better model, and how sure are you? Magpie synthesis, filters, SFT and evaluation from one recipe.",
+from recipes.verbs import score
+
+if TYPE_CHECKING:
+    from recipes.schema import Loaded
+
+app = Typer(
+    help="Which data makes the better model, and how sure are you? "
+    "Magpie synthesis, filters, SFT and evaluation from one recipe.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,13 +30,18 @@ app = typer.Typer(
 
 RecipeFile = Annotated[
     str,
-    typer.Argument(
-        help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k)."
-    ),
+    Argument(help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k)."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")
+    list[str] | None, Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")
 ]
+AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Loaded:
+    from recipes import schema
+
+    return schema.load(recipe, overrides or [])
 
 
 @app.command()
@@ -39,38 +50,32 @@ def run(
     overrides: Overrides = None,
     until: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...)."
         ),
     ] = None,
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest
-    from recipes import schema
     from recipes.stages import graph
     from recipes.verbs import terminal
 
     if until is not None and until not in graph.STAGES:
         raise UserError(f"--until {until}: no such stage{nearest(until, graph.STAGES)}.")
-    loaded = schema.load(recipe, overrides or [])
+    loaded = _load(recipe, overrides)
     outcome = graph.run(loaded, until)
     if not outcome.stopped:
         terminal.show(loaded, outcome)
 
 
 @app.command()
-def plan(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show for every stage whether it is reused or must run, the cells still missing, and the field
     that caused it."""
-    from recipes import schema
     from recipes.stages import graph
     from recipes.verbs import terminal
 
-    loaded = schema.load(recipe, overrides or [])
+    loaded = _load(recipe, overrides)
     terminal.show_plan(loaded, graph.plan(loaded), as_json=as_json)
 
 
@@ -78,32 +83,26 @@ def plan(
 def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the path of the recipe's report."""
     from core.errors import UserError
-    from recipes import schema
 
-    loaded = schema.load(recipe, overrides or [])
-    path = Path(loaded.recipe.store) / "recipes" / loaded.recipe.name / "report.html"
+    path = _load(recipe, overrides).recipe.folder / "report.html"
     if not path.is_file():
         raise UserError(f"{path} does not exist yet; make it with `magpie run {recipe}`.")
     print(path)
 
 
 @app.command()
-def compare(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the comparison of a finished recipe again."""
     from core.errors import UserError
-    from recipes import schema
     from recipes.stages import graph
     from recipes.verbs import terminal
 
-    loaded = schema.load(recipe, overrides or [])
+    loaded = _load(recipe, overrides)
     outcome = graph.plan(loaded)
     if "compare" not in outcome.results:
         raise UserError(
-            f"recipe {loaded.recipe.name} has no finished comparison; `magpie plan {recipe}` shows what is missing."
+            f"recipe {loaded.recipe.name} has no finished comparison; "
+            f"`magpie plan {recipe}` shows what is missing."
         )
     if as_json:
         print((outcome.results["compare"].path / "comparison.json").read_text())
@@ -114,124 +113,63 @@ def compare(
 @app.command()
 def why(
     recipe: RecipeFile,
-    what: Annotated[str, typer.Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
+    what: Annotated[str, Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
     overrides: Overrides = None,
 ) -> None:
     """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row
     to the arms that took it."""
-    from recipes import schema
     from recipes.verbs.why import explain
 
-    for line in explain(schema.load(recipe, overrides or []), what):
+    for line in explain(_load(recipe, overrides), what):
         print(line)
 
 
-score_app = typer.Typer(
-    help="Score annotation, battle and judgment files that exist already.", no_args_is_help=True
-)
-app.add_typer(score_app, name="score")
-Files = Annotated[list[Path], typer.Argument(help="Annotation, battle or judgment files.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a list with one object a model.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with the benchmark's reference files (difficulty, gamed rows, baseline outputs, answers)."
-    ),
-]
-Compat = Annotated[
-    str | None, typer.Option(help="`official`: the published rules, defects included.")
-]
-
-
-@score_app.command("alpaca-eval")
-def score_alpaca_eval(
-    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None
-) -> None:
-    """Win rate, length-controlled win rate and their errors of AlpacaEval annotation files."""
-    from eval.scoring.of_files import score_alpaca
-    from recipes.verbs.terminal import show_scores
-
-    show_scores(score_alpaca(files, data, compat), as_json=as_json)
-
-
-@score_app.command("arena-hard")
-def score_arena_hard(
-    files: Files,
-    as_json: AsJson = False,
-    data: Data = None,
-    compat: Compat = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(help="Style control: length, markdown (repeatable); needs --data."),
-    ] = None,
-) -> None:
-    """Scores of Arena-Hard battle or judgment files."""
-    from eval.scoring.of_files import score_arena
-    from recipes.verbs.terminal import show_scores
-
-    show_scores(score_arena(files, data, compat, control or ()), as_json=as_json)
-
-
-@score_app.command("wildbench")
-def score_wildbench(
-    files: Files, as_json: AsJson = False, data: Data = None, compat: Compat = None
-) -> None:
-    """WB-Score or WB-Reward of WildBench judgment files."""
-    from eval.scoring.of_files import score_wildbench as scored
-    from recipes.verbs.terminal import show_scores
-
-    show_scores(scored(files, data, compat), as_json=as_json)
+app.add_typer(score.app, name="score")
 
 
 @app.command("annotations")
 def write_annotations(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("annotations"),
+    out: Annotated[Path, Option(help="Folder to write to.")] = Path("annotations"),
 ) -> None:
     """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which
     `magpie score` and their own tools read."""
-    from recipes import schema
-    from recipes.verbs import annotations as files
+    from recipes.verbs import annotations
 
-    for path in files.write(schema.load(recipe, overrides or []), out):
+    for path in annotations.write(_load(recipe, overrides), out):
         print(path)
 
 
 @app.command()
-def agreement(
+def agreement(  # noqa: PLR0913, RUF100
     judge: Annotated[
         str,
-        typer.Argument(
-            help="A recipe (its judge is asked as in its benchmark) or a judge's model."
-        ),
+        Argument(help="A recipe (its judge is asked as in its benchmark) or a judge's model."),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Overrides of the recipe, or of the judge (server.args.max_model_len=4096)."
-        ),
+        Argument(help="Overrides of the recipe, or of the judge (server.args.max_model_len=4096)."),
     ] = None,
     on: Annotated[
         str,
-        typer.Option(
+        Option(
             help="pandalm, llmbar-natural, mt-bench, faireval, ... or a file of labelled pairs."
         ),
     ] = "pandalm",
-    data: Annotated[Path, typer.Option(help="Folder that holds the human labels.")] = Path(),
+    data: Annotated[Path, Option(help="Folder that holds the human labels.")] = Path(),
     benchmark: Annotated[
-        str, typer.Option(help="Which of the recipe's benchmarks: alpaca or arena.")
+        str, Option(help="Which of the recipe's benchmarks: alpaca or arena.")
     ] = "alpaca",
-    limit: Annotated[int | None, typer.Option(help="Only so many pairs, spread evenly.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit: Annotated[int | None, Option(help="Only so many pairs, spread evenly.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed
     beside its scores."""
     from recipes.verbs import agreement as agreeing
 
-    agreeing.main(
-        judge, overrides or [], on=on, data=data, benchmark=benchmark, limit=limit, as_json=as_json
-    )
+    labelled = agreeing.Labelled(on, data, limit)
+    agreeing.main(judge, overrides or [], benchmark, labelled, as_json=as_json)
 
 
 @app.command()
@@ -243,7 +181,7 @@ def schema() -> None:
 
 
 @app.command()
-def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def filters(as_json: AsJson = False) -> None:
     """List the named filter strategies with rule and source, and reward models with the threshold
     that belongs to each."""
     from recipes.verbs.filter import show_filters
@@ -252,79 +190,65 @@ def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("filter")
-def filter_data(
+def filter_data(  # noqa: PLR0913, RUF100
     data: Annotated[
         str,
-        typer.Argument(
-            help="Tagged rows: a file, a folder or a hub id; ours or published, Parquet or JSON Lines."
+        Argument(
+            help="Tagged rows: a file, a folder or a hub id; "
+            "ours or published, Parquet or JSON Lines."
         ),
     ],
     strategy: Annotated[
         str | None,
-        typer.Option(help="A named strategy, or several with commas; `magpie filters` lists them."),
+        Option(help="A named strategy, or several with commas; `magpie filters` lists them."),
     ] = None,
     where: Annotated[
-        str | None, typer.Option(help="SQL predicate over columns, in place of the strategy's.")
+        str | None, Option(help="SQL predicate over columns, in place of the strategy's.")
     ] = None,
     choose: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="What to take first, in place of the strategy's: longest, top(COLUMN), diverse ..."
         ),
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="How many rows to take.")] = None,
+    rows: Annotated[int | None, Option(min=1, help="How many rows to take.")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="How many tokens to take, as --student counts them.")
+        int | None, Option(min=1, help="How many tokens to take, as --student counts them.")
     ] = None,
     param: Annotated[
-        list[str] | None, typer.Option(help="A threshold of the strategy: tau1=-10 (repeatable).")
+        list[str] | None, Option(help="A threshold of the strategy: tau1=-10 (repeatable).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Redraws what is chosen by hash_order.")] = 0,
+    seed: Annotated[int, Option(help="Redraws what is chosen by hash_order.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Write the chosen rows to this .parquet or .jsonl (a folder for several strategies)."
+        Option(
+            help="Write the chosen rows to this .parquet or .jsonl "
+            "(a folder for several strategies)."
         ),
     ] = None,
-    form: Annotated[str, typer.Option(help="same, 23, 25, sharegpt or messages.")] = "same",
+    form: Annotated[str, Option(help="same, 23, 25, sharegpt or messages.")] = "same",
     allow_short: Annotated[
-        bool, typer.Option("--allow-short", help="Take fewer rows where there are not enough.")
+        bool, Option("--allow-short", help="Take fewer rows where there are not enough.")
     ] = False,
     embedding: Annotated[
-        str | None, typer.Option(help="Model that embeds instructions, for diverse and deita.")
+        str | None, Option(help="Model that embeds instructions, for diverse and deita.")
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="Model whose tokens a budget in tokens counts.")
+        str | None, Option(help="Model whose tokens a budget in tokens counts.")
     ] = None,
     chat_template_path: Annotated[
         str | None,
-        typer.Option(
-            help="Its chat template where it has none: chatml, llama3, smollm2, or a file."
-        ),
+        Option(help="Its chat template where it has none: chatml, llama3, smollm2, or a file."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
     chosen."""
-    from recipes.verbs.filter import main as filter_rows
+    from recipes.verbs import filter as filtering
 
-    filter_rows(
-        data,
-        strategy,
-        params=param or (),
-        rows=rows,
-        tokens=tokens,
-        where=where,
-        choose=choose,
-        out=out,
-        form=form,
-        as_json=as_json,
-        seed=seed,
-        allow_short=allow_short,
-        embedding=embedding,
-        student=student,
-        chat_template_path=chat_template_path,
-    )
+    asked = filtering.Asked(strategy, param or (), rows, tokens, where, choose, allow_short)
+    models = filtering.Models(embedding, student, chat_template_path)
+    filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
 
 
 @app.command()
@@ -332,10 +256,10 @@ def template(
     model: str,
     system_prompt: Annotated[
         str | None,
-        typer.Option(help="default, or a text ('' for none); absent: what suits the family."),
+        Option(help="default, or a text ('' for none); absent: what suits the family."),
     ] = None,
     chat_template: Annotated[
-        str | None, typer.Option(help="A Jinja file in place of the tokenizer's chat template.")
+        str | None, Option(help="A Jinja file in place of the tokenizer's chat template.")
     ] = None,
 ) -> None:
     """Print a model's pre-query template: text, token ids, stop ids, what was derived or
@@ -347,40 +271,41 @@ def template(
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="Also check what this recipe needs.")] = None,
+    recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with
     what to do."""
     from recipes.verbs import doctor as checks
 
-    raise typer.Exit(checks.main(recipe, overrides or []))
+    raise Exit(checks.main(_load(recipe, overrides).recipe if recipe else None))
 
 
 @app.command()
-def launch(
+def launch(  # noqa: PLR0913, RUF100
     recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--dry-run", help="Print the resolved config and the exact commands; start nothing."
         ),
     ] = False,
     arm: Annotated[
-        str | None, typer.Option(help="The arm whose training is launched; default: the first.")
+        str | None, Option(help="The arm whose training is launched; default: the first.")
     ] = None,
     stage: Annotated[
         str,
-        typer.Option(
+        Option(
             help="train, or synth: instructions, tags, answers and selections on many machines."
         ),
     ] = "train",
-    on: Annotated[str | None, typer.Option(help="With --stage synth: slurm or ray.")] = None,
+    on: Annotated[str | None, Option(help="With --stage synth: slurm or ray.")] = None,
     tasks: Annotated[
         int,
-        typer.Option(
-            help="With --stage synth: how many tasks share the rows, each with a model server of its own."
+        Option(
+            help="With --stage synth: how many tasks share the rows, "
+            "each with a model server of its own."
         ),
     ] = 1,
 ) -> None:
@@ -388,26 +313,18 @@ def launch(
     machine; or run the synthesis on a cluster."""
     from recipes.verbs import launch as launching
 
-    launching.main(
-        recipe, overrides or [], dry_run=dry_run, arm=arm, stage=stage, on=on, tasks=tasks
-    )
+    launching.main(recipe, overrides or [], launching.Asked(stage, arm, on, tasks), dry_run)
 
 
 @app.command("import")
 def import_(
     source: Annotated[
         str,
-        typer.Argument(
-            help="Published Magpie set, ShareGPT or messages data: file, folder or hub id."
-        ),
+        Argument(help="Published Magpie set, ShareGPT or messages data: file, folder or hub id."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")
-    ],
-    limit: Annotated[int | None, typer.Option(help="The first rows only.")] = None,
-    form: Annotated[
-        str, typer.Option(help="magpie (ours), 23, 25, sharegpt or messages.")
-    ] = "magpie",
+    out: Annotated[Path, Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
+    limit: Annotated[int | None, Option(help="The first rows only.")] = None,
+    form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
 ) -> None:
     """Read published data into our form, or any other, and count failed rows and failed tags by
     reason."""
@@ -417,36 +334,30 @@ def import_(
 
 
 @app.command()
-def export(
-    source: Annotated[
-        str, typer.Argument(help="Data (file, folder, hub id), or a finished recipe.")
-    ],
+def export(  # noqa: PLR0913, RUF100
+    source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
     form: Annotated[
         str,
-        typer.Option(
-            help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie."
-        ),
+        Option(help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A file, or a folder that gets shards and a dataset card.")
+        Path | None, Option(help="A file, or a folder that gets shards and a dataset card.")
     ] = None,
     arm: Annotated[
-        str | None, typer.Option(help="The recipe's arm; default: every answered row of the pool.")
+        str | None, Option(help="The recipe's arm; default: every answered row of the pool.")
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Which sample of an arm that is drawn by seed; default: the first."),
+        Option(help="Which sample of an arm that is drawn by seed; default: the first."),
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--license", help="The hub's name of the licence, for the card.")
+        str | None, Option("--license", help="The hub's name of the licence, for the card.")
     ] = None,
     push: Annotated[
         str | None,
-        typer.Option(help="Upload to this data set repository (write token in HF_TOKEN)."),
+        Option(help="Upload to this data set repository (write token in HF_TOKEN)."),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository private.")
-    ] = False,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Write data, or an arm of a recipe, in a published form with a dataset card."""
     from recipes.exchange import export_data
@@ -467,21 +378,20 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        print("magpie: stopped; the same command continues where it was.", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "stopped; the same command continues where it was.")
     except Exception as error:
         from core.errors import UserError
 
         if debug:
             raise
         if isinstance(error, UserError):
-            print(f"magpie: {error}", file=sys.stderr)
-            sys.exit(2)
-        print(
-            f"magpie: {type(error).__name__}: {error} (a defect: --debug shows the traceback)",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+            _end(2, str(error))
+        _end(1, f"{type(error).__name__}: {error} (a defect: --debug shows the traceback)")
+
+
+def _end(code: int, sentence: str) -> None:
+    print(f"magpie: {sentence}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

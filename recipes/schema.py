@@ -1,6 +1,7 @@
 """The recipe: one YAML as frozen pydantic models, composed of the stages' own configs.
 
-    load(path, overrides)   read, extend once, override, check; every mistake is one sentence with file, line, key and the nearest valid name
+    load(path, overrides)   read, extend once, override, check; every mistake is one sentence with
+                            file, line, key and the nearest valid name
 
 Paths in a recipe are relative to the folder where `magpie` runs.
 """
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,11 @@ from core.errors import UserError, nearest
 from eval.config import EvalConfig
 from synth.config import SynthConfig
 from synth.filters.arm import ArmConfig
+from synth.filters.strategies import STRATEGIES
 from train.config import TrainConfig
 
 HERE = Path(__file__).parent
+COMMAND_LINE = ("command line", 1)
 
 
 class LaunchConfig(BaseModel):
@@ -72,21 +75,25 @@ class Recipe(BaseModel):
     launch: LaunchConfig = LaunchConfig()
     """What a task of the synthesis gets on a cluster; part of no key."""
 
+    @property
+    def folder(self) -> Path:
+        """Where its runs leave what a person looks for."""
+        return Path(self.store) / "recipes" / self.name
+
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
-        if self.baseline is not None and self.baseline not in with_random(self):
-            raise ValueError(
-                f"baseline: no arm is called '{self.baseline}'{nearest(self.baseline, with_random(self))}"
-            )
-        if (
-            self.eval is not None
-            and self.train is None
-            and any(arm.model is None for arm in self.arms.values())
-        ):
+        arms = with_random(self)
+        if self.baseline is not None and self.baseline not in arms:
+            hint = nearest(self.baseline, arms)
+            raise ValueError(f"baseline: no arm is called '{self.baseline}'{hint}")
+        if self.eval is None:
+            return self
+        if self.train is None and any(arm.model is None for arm in self.arms.values()):
             raise ValueError("`eval` needs `train`, because some arms have no finished model")
-        if self.eval is not None and self.eval.heldout is not None and not self.synth.heldout:
+        if self.eval.heldout is not None and not self.synth.heldout:
             raise ValueError(
-                "`eval.heldout` needs held-out rows; set `synth.heldout` to their share of the pool (for example 0.1)"
+                "`eval.heldout` needs held-out rows; "
+                "set `synth.heldout` to their share of the pool (for example 0.1)"
             )
         return self
 
@@ -94,46 +101,40 @@ class Recipe(BaseModel):
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
     """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing
     Random", arXiv 2410.15225)."""
-    from synth.filters.strategies import STRATEGIES
-
     arms = dict(recipe.arms)
     if not recipe.random_arm:
         return arms
-
-    def budget(arm: ArmConfig) -> dict[str, int] | None:
-        rows = STRATEGIES[arm.strategy].rows if arm.strategy in STRATEGIES else None
-        return (
-            arm.budget.model_dump(exclude_none=True)
-            if arm.budget
-            else {"rows": rows}
-            if rows
-            else None
-        )
-
-    def plain(arm: ArmConfig) -> bool:
-        return (
-            arm.where is None
-            and arm.data is None
-            and (arm.choose == "hash_order" or arm.strategy == "random")
-        )
-
-    sizes: list[dict[str, int]] = []
-    for arm in recipe.arms.values():
-        size = budget(arm)
-        if arm.model is None and size is not None and size not in sizes:
-            sizes.append(size)
-    missing = [s for s in sizes if not any(plain(a) and budget(a) == s for a in arms.values())]
-    for size in missing:
-        name = (
-            "random"
-            if len(missing) == 1 and "random" not in arms
-            else "random-" + "".join(f"{v}-{k}" for k, v in size.items())
-        )
-        short = any(a.allow_short for a in recipe.arms.values())
-        arms[name] = ArmConfig.model_validate(
-            {"choose": "hash_order", "budget": size, "allow_short": short}
-        )
+    sizes = dict.fromkeys(_size(arm) for arm in arms.values() if arm.model is None)
+    taken = {_size(arm) for arm in arms.values() if _is_random(arm)}
+    missing = [size for size in sizes if size is not None and size not in taken]
+    allow_short = any(arm.allow_short for arm in arms.values())
+    alone = len(missing) == 1 and "random" not in arms
+    for unit, amount in missing:
+        name = "random" if alone else f"random-{amount}-{unit}"
+        given = {"choose": "hash_order", "budget": {unit: amount}, "allow_short": allow_short}
+        arms[name] = ArmConfig.model_validate(given)
     return arms
+
+
+def _size(arm: ArmConfig) -> tuple[str, int] | None:
+    """(unit, amount) of an arm's budget: its own, or its strategy's."""
+    if arm.budget is not None:
+        ((unit, amount),) = arm.budget.model_dump(exclude_none=True).items()
+        return unit, amount
+    strategy = STRATEGIES.get(arm.strategy or "")
+    return ("rows", strategy.rows) if strategy is not None and strategy.rows else None
+
+
+def _is_random(arm: ArmConfig) -> bool:
+    plain = arm.where is None and arm.data is None
+    return plain and (arm.choose == "hash_order" or arm.strategy == "random")
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+Block = dict[str, Any]
+Keys = tuple[str, ...]
+Lines = dict[Keys, tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -141,21 +142,20 @@ class Source:
     """Where each key of a recipe was written: path of keys -> (file, line)."""
 
     path: Path
-    lines: Mapping[tuple[str, ...], tuple[str, int]] = field(default_factory=dict)
+    lines: Lines
 
-    def at(self, loc: Sequence[Any]) -> str:
+    def at(self, loc: Sequence[object]) -> str:
         """`file:line` of the nearest enclosing key that was written."""
-        keys = tuple(str(k) for k in loc)
+        keys = tuple(map(str, loc))
         while keys and keys not in self.lines:
             keys = keys[:-1]
-        file, line = self.lines.get(keys, (str(self.path), 1))
+        file, line = self.lines.get(keys, (self.path, 1))
         return f"{file}:{line}"
 
     def sentence(self, error: UserError) -> UserError:
         """Put file and line before a sentence that begins with a dotted key (`arms.magpie.where:
         ...`)."""
-        head, _, _ = str(error).partition(":")
-        keys = tuple(head.split("."))
+        keys = str(error).partition(":")[0].split(".")
         return UserError(f"{self.at(keys)}: {error}") if keys[0] in Recipe.model_fields else error
 
 
@@ -180,25 +180,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
     the configs refuse.
     """
     file = _find(path)
-    lines: dict[tuple[str, ...], tuple[str, int]] = {}
-    data = _read(file, lines)
-    if "extends" in data:
-        base_file = (file.parent / str(data.pop("extends"))).resolve()
-        base_lines: dict[tuple[str, ...], tuple[str, int]] = {}
-        base = _read(base_file, base_lines)
-        if "extends" in base:
-            raise UserError(
-                f"{base_file}: `extends` goes one level; {base_file.name} extends another recipe itself."
-            )
-        data, lines = _merge(base, data), {**base_lines, **lines}
+    data, lines = _extended(file)
     for text in overrides:
-        _override(data, text, lines)
+        keys = override(data, text)
+        parents = {keys[:depth]: COMMAND_LINE for depth in range(1, len(keys))}
+        lines = {**parents, **lines, keys: COMMAND_LINE}
+    arms = data.setdefault("arms", {})
+    if isinstance(arms, dict):
+        data["arms"] = {name: arm for name, arm in arms.items() if arm is not None}
     source = Source(file, lines)
-    data["arms"] = (
-        {k: v for k, v in data["arms"].items() if v is not None}
-        if isinstance(data.get("arms"), dict)
-        else data.get("arms", {})
-    )
     try:
         return Loaded(Recipe.model_validate(data), source)
     except ValidationError as error:
@@ -208,16 +198,33 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
 
 
 def _find(path: str | Path) -> Path:
+    packaged = {recipe.stem: recipe for recipe in shipped()}
+    name = str(path).removesuffix(".yaml").removeprefix("recipes/")
     file = Path(path)
     if file.is_file():
         return file
-    packaged = {p.stem: p for p in shipped()}
-    if str(path).removesuffix(".yaml").removeprefix("recipes/") in packaged:
-        return packaged[str(path).removesuffix(".yaml").removeprefix("recipes/")]
+    if name in packaged:
+        return packaged[name]
     raise UserError(f"recipe {path} does not exist; shipped recipes are {', '.join(packaged)}.")
 
 
-def _read(file: Path, lines: dict[tuple[str, ...], tuple[str, int]]) -> dict[str, Any]:
+def _extended(file: Path) -> tuple[Block, Lines]:
+    """A file's recipe over the one that it extends, and where each key was written."""
+    data, lines = _read(file)
+    if "extends" not in data:
+        return data, lines
+    base_file = (file.parent / str(data.pop("extends"))).resolve()
+    base, base_lines = _read(base_file)
+    if "extends" in base:
+        raise UserError(
+            f"{base_file}: `extends` goes one level; "
+            f"{base_file.name} extends another recipe itself."
+        )
+    return _merge(base, data), base_lines | lines
+
+
+def _read(file: Path) -> tuple[Block, Lines]:
+    """A file's mapping, and the line of each of its keys."""
     try:
         text = file.read_text()
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -226,120 +233,116 @@ def _read(file: Path, lines: dict[tuple[str, ...], tuple[str, int]]) -> dict[str
         raise UserError(f"recipe {file} does not exist.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(
-            f"{file}:{mark.line + 1 if mark else 1}: not valid YAML ({getattr(error, 'problem', error)})."
-        ) from error
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", error)
+        raise UserError(f"{file}:{line}: not valid YAML ({problem}).") from error
     if not isinstance(data, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys, not {type(data).__name__}.")
-    _mark(node, (), lines, str(file))
-    return data
+    lines: Lines = {}
+    for keys, line in _keys(node):
+        if keys in lines:
+            raise UserError(f"{file}:{line}: `{'.'.join(keys)}` is written twice.")
+        lines[keys] = (str(file), line)
+    return data, lines
 
 
-def _mark(
-    node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], tuple[str, int]], file: str
-) -> None:
+def _keys(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
+    """Every key of a mapping, with those above it, and its line."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*at, str(key.value))
-            if here in lines:
-                raise UserError(
-                    f"{file}:{key.start_mark.line + 1}: `{'.'.join(here)}` is written twice."
-                )
-            lines[here] = (file, key.start_mark.line + 1)
-            _mark(value, here, lines, file)
+            here = (*above, str(key.value))
+            yield here, key.start_mark.line + 1
+            yield from _keys(value, here)
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: Block, top: Block) -> Block:
     merged = dict(base)
     for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = _merge(below, value)
+        merged[key] = value
     return merged
 
 
-def _override(
-    data: dict[str, Any], text: str, lines: dict[tuple[str, ...], tuple[str, int]]
-) -> None:
+def override(data: Block, text: str, example: str = "train.trainer.num_train_epochs=1") -> Keys:
+    """Put the value of `key.path=value` into `data`, and return its path of keys. Raises UserError,
+    with `example`, for a text of another form."""
     dotted, sign, value = text.partition("=")
     keys = tuple(dotted.split("."))
     if not sign or not all(keys):
-        raise UserError(
-            f"override '{text}' has no form key.path=value (for example train.trainer.num_train_epochs=1)."
-        )
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{text}': the value is not valid YAML.") from error
+        form = f"key.path=value (for example {example})"
+        raise UserError(f"override '{text}' has no form {form}.")
     here = data
     for key in keys[:-1]:
         if not isinstance(here.get(key), dict):
             here[key] = {}
         here = here[key]
-    here[keys[-1]] = parsed
-    for depth in range(1, len(keys) + 1):
-        lines.setdefault(keys[:depth], ("command line", 1))
-    lines[keys] = ("command line", 1)
+    try:
+        here[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{text}': the value is not valid YAML.") from error
+    return keys
+
+
+# -- what is wrong ---------------------------------------------------------------------------------
 
 
 def _explain(error: ValidationError, source: Source) -> str:
-    """One sentence for the first problem (and how many more there are)."""
+    """One sentence for the first problem, an unknown key before any other."""
     problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    loc = [
-        k
-        for k in first["loc"]
-        if not (
-            isinstance(k, str) and ("[" in k or k in ("int", "ImportConfig", "str", "ModelConfig"))
-        )
-    ]
-    key = ".".join(str(k) for k in loc)
-    if first["type"] == "extra_forbidden":
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = (unknown or problems)[0]
+    loc = [key for key in first["loc"] if not _is_alternative(key)]
+    key = ".".join(map(str, loc))
+    if unknown:
         what = f"unknown key `{key}`{nearest(str(loc[-1]), _valid_keys(loc[:-1]))}"
     elif first["type"] == "missing":
         what = f"`{key}` is missing"
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
         given = first.get("input")
-        shown = (
-            f" (it is {given!r})"
-            if isinstance(given, (str, int, float, bool)) or given is None
-            else ""
-        )
+        plain = given is None or isinstance(given, (str, int, float))
+        shown = f" (it is {given!r})" if plain else ""
         what = f"`{key}`: {message}{shown}" if key else message
     return f"{source.at(loc)}: {what}."
 
 
-def _valid_keys(loc: Sequence[Any]) -> list[str]:
+def _is_alternative(key: int | str) -> bool:
+    """Whether pydantic names by this which type of a union it tried; nobody wrote it."""
+    return isinstance(key, str) and ("[" in key or key in ALTERNATIVES)
+
+
+ALTERNATIVES = ("int", "ImportConfig", "str", "ModelConfig")
+
+
+def _valid_keys(loc: Sequence[object]) -> list[str]:
     """The keys allowed at a place of the recipe, following the models' annotations."""
     places: list[Any] = [Recipe]
     for key in loc:
         inner: list[Any] = []
         for place in places:
-            if _is_model(place):
-                inner += _alternatives(_names(place).get(str(key)))
-            elif typing.get_origin(place) is dict:
+            if typing.get_origin(place) is dict:
                 inner += _alternatives(typing.get_args(place)[1])
+            inner += _alternatives(_names(place).get(str(key)))
         places = inner
-    return [name for place in places if _is_model(place) for name in _names(place)]
+    return [name for place in places for name in _names(place)]
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _names(annotation: Any) -> Block:
+    """Key -> annotation of a model; {} of anything else."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return {}
+    fields = annotation.model_fields.items()
+    return {info.alias or name: info.annotation for name, info in fields}
 
 
-def _names(model: type[BaseModel]) -> dict[str, Any]:
-    return {info.alias or name: info.annotation for name, info in model.model_fields.items()}
-
-
-def _alternatives(annotation: Any) -> list[Any]:
+def _alternatives(annotation: Any) -> Sequence[Any]:
     """X | Y | None -> [X, Y, None]; anything else is its own only alternative."""
-    return (
-        list(typing.get_args(annotation))
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        else [annotation]
-    )
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else [annotation]
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> Block:
     """The recipe's JSON schema, for editors."""
     return Recipe.model_json_schema()

@@ -179,7 +179,7 @@ def test_a_recipe_with_two_judges_asks_each_and_scores_their_mean(tmp_path: Path
     assert "the judges agree on 100 % of 12 items" in lines[-3] and lines[-2].startswith(
         "the judge mild of alpaca was never compared with people"
     )
-    assert [j.model for j in doctor._judges(loaded)] == ["mild", "harsh"]
+    assert [j.model for j in doctor.judges_of(loaded.recipe.eval)] == ["mild", "harsh"]
     item = pl.read_parquet(outcome.results["judge/alpaca/two"].path / "judgments.parquet")["item"][
         0
     ]

@@ -4,6 +4,7 @@ refused."""
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from recipes.verbs.filter import main
+from recipes.verbs.filter import Asked, Models, Output, main
 from synth.published import chosen_rows
 from tests import tiny
 from tests.test_cli import call
@@ -19,18 +20,17 @@ from tests.test_published import loaded, row23, row25, saved
 from tests.test_tagged import tagged
 
 
-def run(source: Path, strategy: str | None = None, **given: Any) -> None:
-    nothing = {
-        "params": (),
-        "rows": None,
-        "tokens": None,
-        "where": None,
-        "choose": None,
-        "out": None,
-        "form": "same",
-        "as_json": False,
-    }
-    main(str(source), strategy, **{**nothing, **given})
+def run(source: Path, strategy: str | None = None, seed: int = 0, **given: Any) -> None:
+    given = {"strategy": strategy, "path": given.pop("out", None), **given}
+    asked = Asked(**among(Asked, given))
+    models = Models(**among(Models, given))
+    output = Output(**among(Output, given))
+    main(str(source), asked, output, seed, models)
+
+
+def among(part: type[Asked | Models | Output], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given of the fields of a part of the request."""
+    return {field.name: given[field.name] for field in fields(part) if field.name in given}
 
 
 def answer(

@@ -103,7 +103,7 @@ def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_pa
 
     def warned(rm: str, more: str = "") -> list[str]:
         (tmp_path / "r.yaml").write_text(text.format(store=tmp_path / "s", rm=rm, more=more))
-        return [check.what for check in thresholds(load(tmp_path / "r.yaml"))]
+        return [check.what for check in thresholds(load(tmp_path / "r.yaml").recipe)]
 
     assert (
         warned("sfairXC/FsfairX-LLaMA3-RM-v0.1")

@@ -18,7 +18,17 @@ from typing import Any
 from markupsafe import Markup
 
 from recipes.report.marks import finite
-from recipes.report.sources import Run, answers, judgments, read_log, read_table, runs
+from recipes.report.sources import (
+    Colours,
+    Inputs,
+    Record,
+    Run,
+    answers,
+    judgments,
+    read_log,
+    read_table,
+    runs,
+)
 
 BROWSER_CHARACTERS = 8_000_000
 """Characters of model text embedded in the page; prompts beyond are left out (by hash of their id,
@@ -47,9 +57,7 @@ def embed(value: Any) -> Markup:
     return Markup(text.translate(_ESCAPES))
 
 
-def gather(
-    inputs: Mapping[str, Path], colours: Mapping[str, str], limit: int = BROWSER_CHARACTERS
-) -> tuple[dict[str, Any], int]:
+def gather(inputs: Inputs, colours: Colours, limit: int = BROWSER_CHARACTERS) -> tuple[Record, int]:
     """The browser's data and how many prompts were left out to stay under `limit` characters.
 
     Data: {"runs": [{"arm", "seed", "name", "css"}], "prompts": [{"id", "prompt", "benchmark",
@@ -95,8 +103,8 @@ class _Entries:
     def __init__(self, order: list[Run], own: set[str]) -> None:
         self.order, self.own = order, own
         # Two benchmarks may give one id to different prompts.
-        self.prompts: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self.answers: dict[tuple[str, str, Run], list[dict[str, Any]]] = defaultdict(list)
+        self.prompts: dict[tuple[str, str, str], Record] = {}
+        self.answers: dict[tuple[str, str, Run], list[Record]] = defaultdict(list)
         self.categories: dict[tuple[str, str], str] = {}
 
     def add_answers(self, run: Run, benchmark: str, folder: Path) -> None:
@@ -105,7 +113,7 @@ class _Entries:
             key = (benchmark, entry["id"], entry["prompt"])
             blank = {"category": "", "answers": [None] * len(self.order)}
             prompt = self.prompts.setdefault(key, entry | blank)
-            shown: dict[str, Any] = {name: row.get(column) for name, column in ANSWER.items()}
+            shown: Record = {name: row.get(column) for name, column in ANSWER.items()}
             answer = shown | {"games": [], "scores": []}
             prompt["answers"][self.order.index(run)] = answer
             self.answers[benchmark, entry["id"], run].append(answer)
@@ -135,7 +143,7 @@ class _Entries:
         return benchmark if benchmark in self.own else ""
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[Record]:
     table = read_table(path)
     return iter(()) if table is None else table.iter_rows(named=True)
 
@@ -145,7 +153,7 @@ def _plain(value: Any) -> Any:
     return value if finite(value) or not isinstance(value, float) else None
 
 
-def _within(prompts: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def _within(prompts: Sequence[Record], limit: int) -> list[Record]:
     """Those prompts, in their order, whose texts together stay under `limit` characters: a fixed
     pseudo-random sample when not all fit."""
     kept, spent = set[int](), 0

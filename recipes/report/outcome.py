@@ -10,6 +10,7 @@ from typing import Any
 from eval.compare import lower_is_better
 from recipes.report.figures import Interval, intervals
 from recipes.report.marks import number
+from recipes.report.sources import Colours, Record
 
 CANNOT_TELL = "cannot tell"
 
@@ -19,7 +20,7 @@ Metric = tuple[str, str]
 """(benchmark, metric)"""
 
 
-def headline(comparison: Entry) -> dict[str, Any]:
+def headline(comparison: Entry) -> Record:
     """The primary benchmark's verdict as one sentence, and one line with the figures for each pair
     that it rests on.
 
@@ -76,7 +77,7 @@ def _line(pair: Entry) -> str:
     return f"{text}: {pair['verdict']}."
 
 
-def scores(comparison: Entry, colours: Mapping[str, str]) -> list[dict[str, Any]]:
+def scores(comparison: Entry, colours: Colours) -> list[Record]:
     """One entry a (benchmark, metric), the primary first: `cells` by arm, and the interval plot
     with the baseline's score as its line."""
     baseline = str(comparison.get("baseline"))
@@ -94,12 +95,12 @@ def scores(comparison: Entry, colours: Mapping[str, str]) -> list[dict[str, Any]
     return sorted(entries, key=_primary_first)
 
 
-def matrices(comparison: Entry, arms: Sequence[str]) -> list[dict[str, Any]]:
+def matrices(comparison: Entry, arms: Sequence[str]) -> list[Record]:
     """One matrix a (benchmark, metric), the primary first: `rows` of (arm, cells), a cell None or
     row minus column with verdict and tone."""
     entries = []
     for metric, family in _families(comparison.get("differences", [])).items():
-        cells: dict[tuple[str, str], dict[str, Any]] = {}
+        cells: dict[tuple[str, str], Record] = {}
         for pair in family:
             a, b = pair["a"], pair["b"]
             cells[a, b] = _cell(a, pair, 1)
@@ -114,7 +115,7 @@ def matrices(comparison: Entry, arms: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(entries, key=_primary_first)
 
 
-def _cell(row: str, pair: Entry, sign: int) -> dict[str, Any]:
+def _cell(row: str, pair: Entry, sign: int) -> Record:
     """A difference as it stands (`sign` 1), or turned round with its interval (-1)."""
     ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
     low, high = (None if end is None else sign * end for end in ends[::sign])
@@ -172,7 +173,7 @@ def _families(entries: Iterable[Entry]) -> dict[Metric, list[Entry]]:
     return families
 
 
-def _head(metric: Metric, primary: bool) -> dict[str, Any]:
+def _head(metric: Metric, primary: bool) -> Record:
     benchmark, name = metric
     return {
         "benchmark": benchmark,

@@ -29,6 +29,7 @@ from markupsafe import Markup
 from core.files import write_atomic
 from core.store import MANIFEST, Counts, canonical
 from recipes.report import browser, figures, marks, outcome, sources, tags
+from recipes.report.sources import Colours, Inputs, Record
 from synth.pool.mode_agreement import sentence
 
 FOLDER = Path(__file__).parent
@@ -37,7 +38,7 @@ VERSION = 2
 
 
 def build(
-    inputs: Mapping[str, Path], out: Path, recipe: Mapping[str, Any], notes: Sequence[str] = ()
+    inputs: Inputs, out: Path, recipe: Mapping[str, Any], notes: Sequence[str] = ()
 ) -> Counts:
     """Write `out/report.html` from the folders of finished stages; returns how much is on the page.
 
@@ -116,7 +117,7 @@ def _csp(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _date(provenance: list[dict[str, Any]]) -> str:
+def _date(provenance: list[Record]) -> str:
     """When the newest input was finished (UTC), so that the same results give the same page; today
     where no manifest says."""
     ends = [entry["started"] + (entry["seconds"] or 0) for entry in provenance if entry["started"]]
@@ -124,12 +125,12 @@ def _date(provenance: list[dict[str, Any]]) -> str:
     return when.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _of_stage(inputs: Mapping[str, Path], stage: str, name: str) -> dict[str, Any]:
+def _of_stage(inputs: Inputs, stage: str, name: str) -> Record:
     """The object in a file of a stage that there is one of; {} where the stage is absent."""
     return sources.read_object(inputs[stage] / name) if stage in inputs else {}
 
 
-def _tags(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, Any]:
+def _tags(inputs: Inputs, colours: Colours) -> Record:
     """`cards` of the pool's tags (see `tags.cards`), `sentences` about what has no figure, and
     `pool_rows`. An arm with a selection a seed shows its first."""
     pool = sources.read_table(inputs["measure"] / "pool.parquet") if "measure" in inputs else None
@@ -146,7 +147,7 @@ def _tags(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, A
     return {"cards": cards, "sentences": sentences, "pool_rows": len(pool)}
 
 
-def _funnels(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+def _funnels(inputs: Inputs, colours: Colours) -> list[Record]:
     """One funnel a selection that has one."""
     funnels = []
     for run, folder in sources.runs(inputs, "select").items():
@@ -157,9 +158,7 @@ def _funnels(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> list[dic
     return funnels
 
 
-def _funnel(
-    run: sources.Run, funnel: dict[str, Any], dropped: pl.DataFrame | None, css: str
-) -> dict[str, Any]:
+def _funnel(run: sources.Run, funnel: Record, dropped: pl.DataFrame | None, css: str) -> Record:
     """Its steps, each with a bar of what it stopped and what it left, and the counts of its dropped
     rows by reason."""
     pool = int(funnel.get("pool") or 0)
@@ -182,7 +181,7 @@ def _funnel(
     }
 
 
-def _judges(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+def _judges(inputs: Inputs) -> list[Record]:
     """What each judging counted, from its manifest: games judged, agreement of the two orders,
     preference for what was shown first."""
     judges = []
@@ -193,11 +192,11 @@ def _judges(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     return judges
 
 
-def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[str, Any]:
+def _training(inputs: Inputs, colours: Colours) -> Record:
     """Loss curves of all runs on one figure, and the ledger of each; `ledger_keys` are what some
     ledger counts, `ledger_zeros` what none met."""
     lines: list[figures.Curve] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[Record] = []
     seeds = Counter[str]()
     for run, folder in sources.runs(inputs, "train").items():
         log = sources.read_log(folder / "log.jsonl")
@@ -230,7 +229,7 @@ def _training(inputs: Mapping[str, Path], colours: Mapping[str, str]) -> dict[st
     }
 
 
-def _filled(log: list[dict[str, Any]], *names: str) -> Iterator[tuple[Any, ...]]:
+def _filled(log: list[Record], *names: str) -> Iterator[tuple[Any, ...]]:
     """These fields of every entry of a log that has all of them."""
     for entry in log:
         values = tuple(map(entry.get, names))

@@ -18,6 +18,13 @@ from core import files
 from core.errors import UserError
 from core.store import MANIFEST
 
+Inputs = Mapping[str, Path]
+"""Stage and run -> the folder that was made of it."""
+Colours = Mapping[str, str]
+"""Arm -> its colour class."""
+Record = dict[str, Any]
+"""A JSON object, or a row."""
+
 REMEDY = "remove that result's folder and run again"
 NAMED = ("stage", "key", "digest", "seconds", "spec", "started", "counts")
 """Fields of a manifest that have a place of their own on the page; the others are its facts."""
@@ -37,12 +44,12 @@ class Run:
         return f"{self.arm} · seed {self.seed}" if self.seed else self.arm
 
 
-def runs(inputs: Mapping[str, Path], stage: str) -> dict[Run, Path]:
+def runs(inputs: Inputs, stage: str) -> dict[Run, Path]:
     """Folders of a stage that there is one of for each arm or (arm, seed), in the order given."""
     return {Run(*_split(rest)): folder for rest, folder in _of(inputs, stage)}
 
 
-def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
+def answers(inputs: Inputs) -> dict[tuple[Run, str], Path]:
     """Folders of answers by (run, benchmark): "answers/RUN" are those that benchmarks share
     (benchmark ""), "answers/RUN/BENCHMARK" are its own.
 
@@ -59,7 +66,7 @@ def answers(inputs: Mapping[str, Path]) -> dict[tuple[Run, str], Path]:
     return folders
 
 
-def judgments(inputs: Mapping[str, Path]) -> dict[tuple[str, Run], Path]:
+def judgments(inputs: Inputs) -> dict[tuple[str, Run], Path]:
     """Folders of "judge/BENCHMARK/ARM/SEED" by (benchmark, run)."""
     folders: dict[tuple[str, Run], Path] = {}
     for rest, folder in _of(inputs, "judge"):
@@ -69,7 +76,7 @@ def judgments(inputs: Mapping[str, Path]) -> dict[tuple[str, Run], Path]:
     return folders
 
 
-def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any]) -> list[str]:
+def arms(inputs: Inputs, comparison: Mapping[str, Any]) -> list[str]:
     """Every arm's name: in the comparison's order, then those that only appear in a stage's
     inputs."""
     names = [str(arm["name"]) for arm in comparison.get("arms", [])]
@@ -78,7 +85,7 @@ def arms(inputs: Mapping[str, Path], comparison: Mapping[str, Any]) -> list[str]
     return list(dict.fromkeys(names))
 
 
-def _of(inputs: Mapping[str, Path], stage: str) -> Iterator[tuple[str, Path]]:
+def _of(inputs: Inputs, stage: str) -> Iterator[tuple[str, Path]]:
     """(what follows the stage's name, folder) of each input of a stage."""
     for key, folder in inputs.items():
         head, rest = _split(key)
@@ -91,7 +98,7 @@ def _split(key: str) -> tuple[str, str]:
     return head, rest
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> Record:
     """The object that a JSON file holds; {} when there is no such file. Raises UserError when it
     holds anything else."""
     value = files.read_json(path, REMEDY) if path.is_file() else {}
@@ -101,7 +108,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[Record]:
     """The objects of a JSON-lines file, in order; [] when there is no such file. Raises UserError
     naming the line."""
     lines = files.read_json_lines(path, REMEDY) if path.exists() else ()
@@ -113,13 +120,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame | N
     return files.read_parquet(path, columns, REMEDY) if path.exists() else None
 
 
-def provenance(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+def provenance(inputs: Inputs) -> list[Record]:
     """One entry an input: its name, whether its folder is there, and what its manifest says (key,
     digest, seconds, counts, the rest)."""
     return [_provenance(name, path) for name, path in inputs.items()]
 
 
-def _provenance(name: str, path: Path) -> dict[str, Any]:
+def _provenance(name: str, path: Path) -> Record:
     manifest = read_object(path / MANIFEST)
     digest = files.file_digest(path) if path.is_file() else str(manifest.get("digest", ""))
     return {

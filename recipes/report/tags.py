@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +14,7 @@ import polars as pl
 from core.columns import FAILED
 from recipes.report.figures import Shares, bars, histogram
 from recipes.report.marks import number, percent
+from recipes.report.sources import Record
 from synth.measures import COLUMNS
 
 BINS = 20
@@ -33,7 +33,7 @@ class Group:
 
 def cards(
     pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]]
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Record], list[str]]:
     """One card a tag, and sentences about the columns that have no figure.
 
     `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or
@@ -46,7 +46,7 @@ def cards(
     for arm, (css, ids) in selections.items():
         chosen = pl.DataFrame({"id": ids}, schema={"id": pl.String})
         groups.append(Group(arm, css, pool.join(chosen, on="id", how="semi")))
-    found: list[dict[str, Any]] = []
+    found: list[Record] = []
     never: list[str] = []
     constants: list[str] = []
     for name in pool.columns:
@@ -113,7 +113,7 @@ def _labels(name: str, values: pl.Series) -> list[str]:
     return shown[:, 0].to_list()
 
 
-def _bars(name: str, labels: list[str], groups: Sequence[Group]) -> dict[str, Any]:
+def _bars(name: str, labels: list[str], groups: Sequence[Group]) -> Record:
     """Bars and a table of numbers; values that are none of the labels count as "(other)"."""
     counted = []
     for group in groups:
@@ -137,7 +137,7 @@ def _bars(name: str, labels: list[str], groups: Sequence[Group]) -> dict[str, An
     }
 
 
-def _numbers(name: str, groups: Sequence[Group]) -> dict[str, Any]:
+def _numbers(name: str, groups: Sequence[Group]) -> Record:
     """A histogram with the pool's bins, and a table of quartiles, of the finite values."""
     finite = [_finite(group.rows[name]) for group in groups]
     edges, open_ended = bin_edges(finite[0])

@@ -4,90 +4,97 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import AlpacaConfig, JudgeConfig
+from eval.config import (
+    AlpacaProtocol,
+    AnswersConfig,
+    JudgeConfig,
+    PairwiseProtocol,
+    pairwise_benchmarks,
+)
 from eval.judging import against_people
 from recipes import schema
 from recipes.verbs.terminal import table
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Pairs that people judged: a known set with its folder, or a file; `limit` of them, spread
+    evenly."""
+
+    name: str
+    folder: Path
+    limit: int | None
+
+
 def main(
-    judge: str,
-    overrides: list[str],
-    *,
-    on: str,
-    data: Path,
-    benchmark: str,
-    limit: int | None,
-    as_json: bool,
+    judge: str, overrides: list[str], benchmark: str, labelled: Labelled, *, as_json: bool
 ) -> None:
     """Print the agreement of a recipe's judge (of each, where the benchmark has several), or of the
-    judge model `judge`, with the people who labelled `on`. JSON of several judges is a list."""
-    protocols, root = _protocols(judge, overrides, benchmark)
+    judge model `judge`, with the people. JSON of several judges is a list."""
+    if judge.endswith((".yaml", ".yml")) or judge in {path.stem for path in schema.shipped()}:
+        protocols, root = _of_recipe(schema.load(judge, overrides).recipe, benchmark)
+    else:
+        protocols, root = [_of_model(judge, overrides)], Path("runs")
     log = Log()
     with Servers(log, root / "logs") as servers:
         measured = [
-            against_people.run(protocol, on, data, root, limit=limit, servers=servers, log=log)
+            against_people.run(
+                protocol,
+                labelled.name,
+                labelled.folder,
+                root,
+                limit=labelled.limit,
+                servers=servers,
+                log=log,
+            )
             for protocol in protocols
         ]
     if as_json:
         print(json.dumps(measured if len(measured) > 1 else measured[0], indent=2))
         return
-    for protocol, found in zip(protocols, measured, strict=True):
-        table(
-            ["figure", "value"],
-            [
-                [k, f"{v:.4f}" if isinstance(v, float) else v]
-                for k, v in found.items()
-                if not isinstance(v, dict)
-            ],
-        )
-        name = f" {protocol.judge.model}" if protocol.judge and len(protocols) > 1 else ""
-        print(f"the judge{name} {against_people.sentence(found)}")
+    for protocol, agreement in zip(protocols, measured, strict=True):
+        table(["figure", "value"], _figures(agreement))
+        name = f" {protocol.judge.model}" if len(protocols) > 1 else ""
+        print(f"the judge{name} {against_people.sentence(agreement)}")
 
 
-def _protocols(
-    judge: str, overrides: list[str], benchmark: str
-) -> tuple[Sequence[against_people.Protocol], Path]:
-    if judge.endswith((".yaml", ".yml")) or judge in {p.stem for p in schema.shipped()}:
-        recipe = schema.load(judge, overrides).recipe
-        if (
-            benchmark not in ("alpaca", "arena")
-            or recipe.eval is None
-            or getattr(recipe.eval, benchmark) is None
-        ):
-            raise UserError(
-                f"--benchmark {benchmark}: the recipe {recipe.name} has no such judged benchmark; give alpaca or arena."
-            )
-        return recipe.eval.protocols("alpaca" if benchmark == "alpaca" else "arena"), Path(
-            recipe.store
-        )
-    settings: dict[str, Any] = {"model": judge}
+def _figures(agreement: dict[str, Any]) -> list[tuple[str, object]]:
+    return [
+        (name, f"{value:.4f}" if isinstance(value, float) else value)
+        for name, value in agreement.items()
+        if not isinstance(value, dict)
+    ]
+
+
+def _of_recipe(recipe: schema.Recipe, benchmark: str) -> tuple[Sequence[PairwiseProtocol], Path]:
+    """How each judge of a recipe's benchmark is asked, and the recipe's store."""
+    for known in pairwise_benchmarks(recipe.eval) if recipe.eval else ():
+        if known == benchmark and recipe.eval:
+            return recipe.eval.protocols(known), Path(recipe.store)
+    raise UserError(
+        f"--benchmark {benchmark}: the recipe {recipe.name} has no such judged benchmark; "
+        "give alpaca or arena."
+    )
+
+
+def _of_model(model: str, overrides: list[str]) -> AlpacaProtocol:
+    """A judge that no recipe names is asked as by `eval.alpaca` without any setting."""
+    settings: dict[str, Any] = {"model": model}
     for text in overrides:
-        dotted, sign, value = text.partition("=")
-        if not sign:
-            raise UserError(
-                f"override '{text}' has no form key.path=value (for example server.args.max_model_len=4096)."
-            )
-        here = settings
-        *parents, last = dotted.split(".")
-        for key in parents:
-            here = here.setdefault(key, {})
-        here[last] = yaml.safe_load(value)
+        schema.override(settings, text, "server.args.max_model_len=4096")
     try:
-        return [AlpacaConfig(judge=JudgeConfig.model_validate(settings), order="both")], Path(
-            "runs"
-        )
+        judge = JudgeConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"judge {judge}: `{'.'.join(str(k) for k in first['loc'])}`: {first['msg']}."
-        ) from error
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"judge {model}: `{key}`: {first['msg']}.") from error
+    return AlpacaProtocol(judge=judge, answers=AnswersConfig(), order="both")

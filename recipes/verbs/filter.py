@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -21,12 +22,78 @@ from recipes.exchange.import_data import spare
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import Filter, Vectors, resolve
-from synth.filters.schedule import Selection, TokenCounter, select
-from synth.filters.strategies import CHOICES, STRATEGIES, Param
+from synth.filters.schedule import Selection, TokenCounter, Unfilled, select
+from synth.filters.strategies import CHOICES, STRATEGIES, Param, Strategy
 from synth.published import chosen_rows, tagged
 from synth.tags.reward import REWARD_MODELS
 
 EMBEDDING = "embedded/all-MiniLM-L6-v2"
+UNNAMED = "filter"
+"""What is stated without a strategy goes by this name."""
+NOTHING = Strategy(None, "", None, "")
+"""A strategy that states nothing."""
+
+Block = dict[str, Any]
+
+
+# -- magpie filter ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line states of a filter; it replaces what the strategies state."""
+
+    strategy: str | None = None
+    """One, or several with commas."""
+    params: Sequence[str] = ()
+    """Thresholds, NAME=VALUE."""
+    rows: int | None = None
+    tokens: int | None = None
+    where: str | None = None
+    choose: str | None = None
+    allow_short: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The strategies, or `UNNAMED` alone."""
+        return [name.strip() for name in (self.strategy or UNNAMED).split(",")]
+
+    def arm(self) -> Block:
+        """The fields of an ArmConfig that are stated. Raises UserError for two budgets, and for a
+        threshold that is none."""
+        if self.rows is not None and self.tokens is not None:
+            raise UserError("a budget is either --rows or --tokens; give one.")
+        budget = {"rows": self.rows, "tokens": self.tokens}
+        fields = {
+            "where": self.where,
+            "choose": self.choose,
+            "budget": {unit: amount for unit, amount in budget.items() if amount is not None},
+            "params": _params(self.params, self.names),
+            "allow_short": self.allow_short,
+        }
+        return {name: value for name, value in fields.items() if value}
+
+
+@dataclass(frozen=True)
+class Models:
+    """What some filters need a model for."""
+
+    embedding: str | None = None
+    """Embeds instructions, for choices by likeness."""
+    student: str | None = None
+    """Its tokenizer and chat template count a budget in tokens."""
+    chat_template_path: str | None = None
+    """The student's chat template, where it has none."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the chosen rows go (a folder for several strategies), in which form, and how the
+    funnels are printed."""
+
+    path: Path | None = None
+    form: str = "same"
+    as_json: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,198 +104,110 @@ class Applied:
     chosen: dict[str, Selection]
 
 
+def main(source: str, asked: Asked, output: Output, seed: int, models: Models) -> None:
+    """Apply, write the chosen rows, print the funnels."""
+    form = _form(output.form)
+    names, arm = asked.names, asked.arm()
+    paths: dict[str, Path] = {}
+    if output.path is not None and len(names) > 1:
+        paths = {name: output.path / f"{name}.parquet" for name in names}
+    elif output.path is not None:
+        paths = {names[0]: output.path}
+    for path in paths.values():
+        spare(source, path)
+    try:
+        applied = apply_all(source, names, seed, models, **arm)
+    except Unfilled as error:
+        raise UserError(f"{error.problem}, or add --allow-short.") from error
+    for name, path in paths.items():
+        chosen_rows.write(source, applied.chosen[name].rows, path, form)
+    show = _print_json if output.as_json else _show
+    show(source, applied, paths)
+
+
+def _form(name: str) -> chosen_rows.Form:
+    forms: tuple[chosen_rows.Form, ...] = get_args(chosen_rows.Form)
+    for form in forms:
+        if form == name:
+            return form
+    raise UserError(f"--form {name}: no such form{nearest(name, forms)}.")
+
+
 def apply_all(
     source: str | Path,
     names: Sequence[str],
-    *,
-    allow_short: bool = False,
     seed: int = 0,
-    embedding: str | None = None,
-    student: str | None = None,
-    chat_template_path: str | None = None,
+    models: Models = Models(),
     **arm: Any,
 ) -> Applied:
     """Apply several named strategies to one data set, which is read once.
 
     `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`,
-    `budget`). `embedding`: the model for choices by likeness; `student`: the model whose tokenizer
-    and chat template (or `chat_template_path`) count a budget in tokens. Raises UserError as
-    `resolve`, `tagged.read` and `select` do.
+    `budget`, `allow_short`). Raises UserError as `resolve`, `tagged.read` and `select` do.
     """
-    rules = rules_of(names, {"allow_short": allow_short, **arm})
+    rules = rules_of(names, arm)
     data = tagged.read(source, rules)
-    vectors = Vectors(_Embedder(source, data.frame["id"], embedding or EMBEDDING))
-    tokens = (
-        _counter(source, student, chat_template_path)
-        if any(rule.budget and rule.budget.tokens for rule in rules)
-        else None
-    )
-    return Applied(
-        data, {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules}
-    )
+    vectors = Vectors(_Embedder(source, data.frame["id"], models.embedding or EMBEDDING))
+    tokens = None
+    if any(rule.budget and rule.budget.tokens for rule in rules):
+        tokens = _counter(source, models)
+    chosen = {rule.name: select(data.frame, rule, seed, tokens, vectors) for rule in data.rules}
+    return Applied(data, chosen)
 
 
-def main(
-    source: str,
-    strategy: str | None,
-    *,
-    params: Sequence[str],
-    rows: int | None,
-    tokens: int | None,
-    where: str | None,
-    choose: str | None,
-    out: Path | None,
-    form: str,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Apply, print the funnels, write the chosen rows (`out` is a folder when there are several
-    strategies)."""
-    names = [name.strip() for name in strategy.split(",")] if strategy else ["filter"]
-    if form not in get_args(chosen_rows.Form):
-        raise UserError(f"--form {form}: no such form{nearest(form, get_args(chosen_rows.Form))}.")
-    if rows is not None and tokens is not None:
-        raise UserError("a budget is either --rows or --tokens; give one.")
-    budget = (
-        {"rows": rows} if rows is not None else {"tokens": tokens} if tokens is not None else None
-    )
-    arm: dict[str, Any] = {
-        "where": where,
-        "choose": choose,
-        "budget": budget,
-        "params": _params(params, names),
-    }
-    settings |= {key: value for key, value in arm.items() if value}
-    paths: dict[str, Path] = {}
-    if out is not None:
-        paths = (
-            {name: out / f"{name}.parquet" for name in names} if len(names) > 1 else {names[0]: out}
-        )
-        for path in paths.values():
-            spare(source, path)
-    try:
-        applied = apply_all(source, names, **settings)
-    except UserError as error:  # `select` words its advice for recipes
-        raise UserError(
-            str(error).replace("say `allow_short: true`", "add --allow-short")
-        ) from error
-    if out is not None:
-        for name, path in paths.items():
-            chosen_rows.write(source, applied.chosen[name].rows, path, cast(chosen_rows.Form, form))
-    if as_json:
-        print(json.dumps(_json(source, applied, paths), indent=1))
-    else:
-        _show(source, applied, paths)
-
-
-def show_filters(*, as_json: bool) -> None:
-    """Print the named strategies, what they choose by, and reward models with the threshold that
-    belongs to each."""
-    if as_json:
-        listed = {
-            name: {**asdict(s), "params": dict(s.params), "answers": _answers(s.choose)}
-            for name, s in STRATEGIES.items()
-        }
-        print(json.dumps(listed, indent=2))
-        return
-    table(
-        ["strategy", "where", "choose", "rows", "parameters", "source"],
-        [
-            [
-                name,
-                s.filled(s.where, {}) or "",
-                s.filled(s.choose, {}),
-                f"{s.rows:,}" if s.rows else "",
-                " ".join(
-                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-                    for k, v in s.params.items()
-                ),
-                s.source,
-            ]
-            for name, s in STRATEGIES.items()
-        ],
-    )
-    print()
-    table(
-        ["choose", "takes", "responses that it needs"],
-        [[c.usage, c.takes, c.answers] for c in CHOICES.values()],
-    )
-    print()
-    table(
-        ["reward model", "tau1", "server args", "note"],
-        [[m.name, m.tau1 or "", m.args or "", m.note] for m in REWARD_MODELS],
-    )
-
-
-def _answers(choose: str) -> str:
-    return CHOICES[choose.partition("(")[0]].answers
-
-
-def rules_of(names: Sequence[str], arm: dict[str, Any]) -> list[Filter]:
-    """The filters of several strategies, with what `arm` replaces."""
+def rules_of(names: Sequence[str], arm: Block) -> list[Filter]:
+    """The rules of several strategies, with what `arm` replaces."""
     return [_rule(name, arm, names) for name in names]
 
 
-def _rule(name: str, arm: dict[str, Any], names: Sequence[str]) -> Filter:
-    """The filter of one strategy; the name `filter` is no strategy but what `arm` states. A
-    threshold goes to the strategies that have it."""
-    named = name != "filter"
-    elsewhere = {
-        key
-        for other in names
-        if other in STRATEGIES and other != name
-        for key in STRATEGIES[other].params
-    }
-    own = STRATEGIES[name].params if name in STRATEGIES else {}
-    arm = {
-        **arm,
-        "params": {
-            key: value
-            for key, value in arm.get("params", {}).items()
-            if key in own or key not in elsewhere
-        },
-    }
-    rows = STRATEGIES[name].rows if name in STRATEGIES else None
-    if (
-        not arm.get("budget")
-        and rows is None
-        and "all"
-        not in (arm.get("choose"), STRATEGIES[name].choose if name in STRATEGIES else None)
-    ):
-        if named and name not in STRATEGIES:
-            return resolve(
-                name, ArmConfig(strategy=name), "--strategy"
-            )  # its sentence names the nearest
-        raise UserError(f"{name} takes as much as it is told to: add --rows N or --tokens N.")
-    return resolve(
-        name,
-        ArmConfig.model_validate({**arm, **({"strategy": name} if named else {})}),
-        f"strategy {name}" if named else "filter",
-    )
+def _rule(name: str, arm: Block, names: Sequence[str]) -> Filter:
+    """The rule of one strategy, or of `arm` alone. A threshold goes to the strategies that have
+    it."""
+    strategy = STRATEGIES.get(name, NOTHING)
+    elsewhere = _declared(names).keys() - strategy.params.keys()
+    params = {key: value for key, value in arm.get("params", {}).items() if key not in elsewhere}
+    stated = arm | {"params": params}
+    at = name
+    if name != UNNAMED:
+        stated["strategy"] = name
+        at = f"strategy {name}"
+    everything = "all" in (arm.get("choose"), strategy.choose)
+    if not (arm.get("budget") or strategy.rows or everything):
+        if name in STRATEGIES or name == UNNAMED:
+            raise UserError(f"{name} takes as much as it is told to: add --rows N or --tokens N.")
+        at = "--strategy"
+    return resolve(name, ArmConfig.model_validate(stated), at)
+
+
+def _declared(names: Sequence[str]) -> dict[str, Param]:
+    """The thresholds that these strategies have."""
+    declared: dict[str, Param] = {}
+    for name in names:
+        declared |= STRATEGIES.get(name, NOTHING).params
+    return declared
 
 
 def _params(given: Sequence[str], names: Sequence[str]) -> dict[str, Param]:
     """`tau1=-10` as numbers or texts, as the strategies declare them."""
     params: dict[str, Param] = {}
-    declared = {
-        key: value
-        for name in names
-        if name in STRATEGIES
-        for key, value in STRATEGIES[name].params.items()
-    }
+    declared = _declared(names)
     for each in given:
         key, equals, text = each.partition("=")
         if not equals:
             raise UserError(f"--param {each}: write NAME=VALUE, as in --param tau1=-10.")
-        params[key] = text
-        if not isinstance(declared.get(key, ""), str):
-            try:
-                params[key] = float(text)
-            except ValueError as error:
-                raise UserError(f"--param {each}: {key} is a number.") from error
-            if not math.isfinite(float(text)):
-                raise UserError(f"--param {each}: {key} must be finite.")
+        is_text = isinstance(declared.get(key, ""), str)
+        params[key] = text if is_text else _number(each, key, text)
     return params
+
+
+def _number(given: str, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"--param {given}: {key} is a number.") from error
+    if not math.isfinite(value):
+        raise UserError(f"--param {given}: {key} must be finite.")
+    return value
 
 
 class _Embedder:
@@ -236,33 +215,35 @@ class _Embedder:
 
     def __init__(self, source: str | Path, ids: pl.Series, model: str) -> None:
         self.source, self.ids, self.model = source, ids, model
-        self.rows: dict[str, int] = {}
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each id stands, the first time."""
+        return {name: place for place, name in reversed(list(enumerate(self.ids)))}
 
     def __call__(self, ids: pl.Series) -> NDArray[np.float32]:
         """float32 [len(ids), d], of unit length."""
         from core.models import cache_folder, resolve
         from synth.duplicates import embeddings
 
-        if not self.rows:
-            self.rows = {each: row for row, each in reversed(list(enumerate(self.ids)))}
-        rows = np.array([self.rows[each] for each in ids], np.int64)
-        held, back = np.unique(rows, return_inverse=True)
-        places = pl.Series(held)
-        found = embeddings.vectors(
+        distinct, back = np.unique([self.places[name] for name in ids], return_inverse=True)
+        rows = pl.Series(distinct)
+        vectors = embeddings.vectors(
             cache_folder(),
-            self.ids.gather(places).to_list(),
-            chosen_rows.texts(self.source, places),
+            self.ids.gather(rows).to_list(),
+            chosen_rows.texts(self.source, rows),
             resolve(self.model, None),
         )
-        return found[back]
+        return vectors[back]
 
 
-def _counter(source: str | Path, student: str | None, template: str | None) -> TokenCounter:
+def _counter(source: str | Path, models: Models) -> TokenCounter:
     """Tokens of every row's conversation under the student's chat template; null where there is no
     response."""
-    if student is None:
+    if models.student is None:
         raise UserError(
-            "--tokens needs --student MODEL: tokens are counted with its chat template and tokenizer."
+            "--tokens needs --student MODEL: "
+            "tokens are counted with its chat template and tokenizer."
         )
     from core.models import resolve
     from recipes.stages.tokens import count_tokens
@@ -270,72 +251,112 @@ def _counter(source: str | Path, student: str | None, template: str | None) -> T
     from synth.published.to_published import to_form
     from train.config import TrainConfig
 
-    known: dict[str, int] = {}
+    config = TrainConfig(base=models.student, chat_template_path=models.chat_template_path)
+    counts: dict[str, int] = {}
 
     def count(frame: pl.DataFrame) -> pl.Series:
-        if not known:
-            config, base = (
-                TrainConfig(base=student, chat_template_path=template),
-                resolve(student, None).path,
-            )
-            with redirect_stdout(
-                sys.stderr
-            ):  # some libraries log to stdout when they are imported, where --json is read
+        if not counts:
+            base = resolve(config.base, None).path
+            # Some libraries log to stdout when they are imported, where --json is read.
+            with redirect_stdout(sys.stderr):
                 for batch in rows.read(source):
-                    known.update(count_tokens(config, base, to_form(batch, "messages")))
-        return pl.Series([known.get(each) for each in frame["id"]], dtype=pl.Int64)
+                    counts.update(count_tokens(config, base, to_form(batch, "messages")))
+        return pl.Series(map(counts.get, frame["id"]), dtype=pl.Int64)
 
     return count
 
 
-def _json(source: str, applied: Applied, paths: dict[str, Path]) -> dict[str, Any]:
-    data = applied.data
-    found = {
-        name: {**chosen.funnel, **({"out": str(paths[name])} if name in paths else {})}
-        for name, chosen in applied.chosen.items()
-    }
-    return {
-        "source": source,
-        "rows": len(data.frame),
-        "rows_without": data.out,
-        "failed_tags": data.failed,
-        "strategies": found,
-    }
-
-
-def _show(source: str, applied: Applied, paths: dict[str, Path]) -> None:
-    data = applied.data
-    lost = "; ".join(f"{n:,} {reason}" for reason, n in data.out.items())
-    print(f"{source}: {len(data.frame):,} rows{f' ({lost})' if lost else ''}")
-    if data.failed:
-        print()
-        table(
-            ["column", "failed tags", "cells"],
-            [
-                [c, reason, f"{n:,}"]
-                for c, reasons in data.failed.items()
-                for reason, n in reasons.items()
-            ],
-        )
+def _print_json(source: str, applied: Applied, paths: Mapping[str, Path]) -> None:
+    strategies = {}
     for name, chosen in applied.chosen.items():
-        funnel: Any = chosen.funnel
-        left = funnel["pool"] - funnel["heldout"] - funnel["reserved_duplicates"]
-        lines = [["rows", "", f"{left:,}"]]
-        for reason, n in funnel["failed"].items():
-            left -= n
-            lines.append([reason, f"{n:,}", f"{left:,}"])
-        for step in funnel["steps"]:
-            left -= step["stopped"]
-            lines.append([step["predicate"], f"{step['stopped']:,}", f"{left:,}"])
-        size = f"{funnel['chosen_tokens']:,} tokens" if funnel["chosen_tokens"] is not None else ""
-        lines.append(
-            [
-                f"chosen: {funnel['choose']} {size}".strip(),
-                f"{left - funnel['chosen']:,}",
-                f"{funnel['chosen']:,}",
-            ]
-        )
+        written = {"out": str(paths[name])} if name in paths else {}
+        strategies[name] = chosen.funnel | written
+    shown = {
+        "source": source,
+        "rows": len(applied.data.frame),
+        "rows_without": applied.data.out,
+        "failed_tags": applied.data.failed,
+        "strategies": strategies,
+    }
+    print(json.dumps(shown, indent=1))
+
+
+def _show(source: str, applied: Applied, paths: Mapping[str, Path]) -> None:
+    """What was read, the tags that failed, and a funnel a strategy."""
+    data = applied.data
+    lost = "; ".join(f"{count:,} {reason}" for reason, count in data.out.items())
+    print(f"{source}: {len(data.frame):,} rows{f' ({lost})' if lost else ''}")
+    failed = [
+        (column, reason, f"{count:,}")
+        for column, reasons in data.failed.items()
+        for reason, count in reasons.items()
+    ]
+    if failed:
+        print()
+        table(["column", "failed tags", "cells"], failed)
+    for name, chosen in applied.chosen.items():
         print(f"\n{name}\n")
-        table(["", "stopped", "left"], lines)
+        table(["", "stopped", "left"], _funnel(chosen.funnel))
         if name in paths:
             print(f"written to {paths[name]}")
+
+
+def _funnel(funnel: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what stopped rows, how many, how many were left) from all rows to the chosen ones."""
+    tokens = funnel["chosen_tokens"]
+    size = "" if tokens is None else f"{tokens:,} tokens"
+    left = funnel["pool"] - funnel["heldout"] - funnel["reserved_duplicates"]
+    lines = [("rows", "", f"{left:,}")]
+    stops = [*funnel["failed"].items()]
+    stops += [(step["predicate"], step["stopped"]) for step in funnel["steps"]]
+    beyond = left - sum(count for _, count in stops) - funnel["chosen"]
+    stops.append((f"chosen: {funnel['choose']} {size}".strip(), beyond))
+    for reason, count in stops:
+        left -= count
+        lines.append((reason, f"{count:,}", f"{left:,}"))
+    return lines
+
+
+# -- magpie filters --------------------------------------------------------------------------------
+
+
+def show_filters(*, as_json: bool) -> None:
+    """Print the named strategies, what they choose by, and reward models with the threshold that
+    belongs to each."""
+    if as_json:
+        print(json.dumps({name: _fields(each) for name, each in STRATEGIES.items()}, indent=2))
+        return
+    table(
+        ["strategy", "where", "choose", "rows", "parameters", "source"],
+        [_cells(name, each) for name, each in STRATEGIES.items()],
+    )
+    print()
+    table(
+        ["choose", "takes", "responses that it needs"],
+        [(choice.usage, choice.takes, choice.answers) for choice in CHOICES.values()],
+    )
+    print()
+    table(
+        ["reward model", "tau1", "server args", "note"],
+        [(model.name, model.tau1 or "", model.args or "", model.note) for model in REWARD_MODELS],
+    )
+
+
+def _fields(strategy: Strategy) -> Block:
+    answers = CHOICES[strategy.choose.partition("(")[0]].answers
+    return asdict(strategy) | {"params": dict(strategy.params), "answers": answers}
+
+
+def _cells(name: str, strategy: Strategy) -> list[str | None]:
+    params = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in strategy.params.items()
+    ]
+    return [
+        name,
+        strategy.filled(strategy.where, {}),
+        strategy.filled(strategy.choose, {}),
+        f"{strategy.rows:,}" if strategy.rows else "",
+        " ".join(params),
+        strategy.source,
+    ]

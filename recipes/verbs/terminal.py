@@ -4,8 +4,7 @@ report is."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.report.judges import judge_lines
@@ -16,10 +15,11 @@ if TYPE_CHECKING:
     from recipes.stages.graph import Outcome
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout; wide cells wrap in a terminal and stay whole in a pipe."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -27,47 +27,29 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*[_plain(cell) for cell in row])
-    if console.is_terminal:
-        console.print(drawn)
-    else:
-        Console(width=240).print(drawn)
-
-
-def _plain(cell: Any) -> str:
-    from rich.markup import escape
-
-    return escape("" if cell is None else str(cell))
+        cells = ["" if cell is None else str(cell) for cell in row]
+        drawn.add_row(*map(escape, cells))
+    if not console.is_terminal:
+        console = Console(width=240)
+    console.print(drawn)
 
 
 def show_plan(loaded: Loaded, outcome: Outcome, *, as_json: bool) -> None:
     """One line a stage: reuse, run or waits, and the field that caused it."""
-    if as_json:
-        steps = [
-            {
-                "stage": s.name,
-                "state": s.state,
-                "why": s.why,
-                "path": str(s.path) if s.path else None,
-            }
-            for s in outcome.steps
-        ]
-        print(
-            json.dumps(
-                {
-                    "recipe": loaded.recipe.name,
-                    "steps": steps,
-                    "peak_disk_bytes": peak_disk(loaded.recipe.train),
-                },
-                indent=2,
-            )
-        )
-        return
-    table(["stage", "state", "why"], [[s.name, s.state, s.why] for s in outcome.steps])
-    todo = sum(s.state != "reuse" for s in outcome.steps)
     peak = peak_disk(loaded.recipe.train)
+    steps = outcome.steps
+    if as_json:
+        stages = []
+        for step in steps:
+            path = str(step.path) if step.path else None
+            stages.append({"stage": step.name, "state": step.state, "why": step.why, "path": path})
+        shown = {"recipe": loaded.recipe.name, "steps": stages, "peak_disk_bytes": peak}
+        print(json.dumps(shown, indent=2))
+        return
+    table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
+    todo = sum(step.state != "reuse" for step in steps)
     disk = f"; peak disk while one arm trains: about {peak / 1e9:.1f} GB" if peak else ""
-    print(f"{todo} of {len(outcome.steps)} stages to run{disk}")
+    print(f"{todo} of {len(steps)} stages to run{disk}")
 
 
 def show(loaded: Loaded, outcome: Outcome) -> None:
@@ -76,28 +58,33 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
     from eval.compare import table as comparison_rows
 
     recipe = loaded.recipe
-    folder = Path(recipe.store) / "recipes" / recipe.name
+    notes: list[str] = []
     if "compare" in outcome.results:
-        comparison = json.loads((outcome.results["compare"].path / "comparison.json").read_text())
+        path = outcome.results["compare"].path / "comparison.json"
+        comparison = json.loads(path.read_text())
         rows = comparison_rows(comparison)
         if rows:
-            table(list(rows[0]), [list(r.values()) for r in rows])
-        for note in comparison.get("notes", []):
-            print(f"- {note}")
-    cost = folder / "measure" / "cost.json"
+            table(rows[0], [list(row.values()) for row in rows])
+        notes += comparison.get("notes", [])
+    cost = recipe.folder / "measure" / "cost.json"
     if cost.is_file():
-        spent = json.loads(cost.read_text())
-        naive, total = spent["naive_tokens"], spent["tokens_spent"]
-        share = f" ({100 * (naive - total) / naive:.0f} % avoided)" if naive else ""
-        print(
-            f"- synthesis generated {total:,} tokens for {spent['rows_kept']} distinct kept rows ({spent['cost_per_kept_row']} a kept row); "
-            f"tagging and answering all {spent['rows_pool']} rows first would have cost about {naive:,}{share}"
-        )
-    for line in judge_lines(recipe, outcome.results):
-        print(f"- {line}")
-    report = folder / "report.html"
+        notes.append(_cost(json.loads(cost.read_text())))
+    for note in [*notes, *judge_lines(recipe, outcome.results)]:
+        print(f"- {note}")
+    report = recipe.folder / "report.html"
     if report.is_file():
         print(f"report: {report}")
+
+
+def _cost(spent: dict[str, Any]) -> str:
+    naive, total = spent["naive_tokens"], spent["tokens_spent"]
+    share = f" ({100 * (naive - total) / naive:.0f} % avoided)" if naive else ""
+    return (
+        f"synthesis generated {total:,} tokens for {spent['rows_kept']} distinct kept rows "
+        f"({spent['cost_per_kept_row']} a kept row); "
+        f"tagging and answering all {spent['rows_pool']} rows first "
+        f"would have cost about {naive:,}{share}"
+    )
 
 
 def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -105,12 +92,14 @@ def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    columns = [c for c in dict.fromkeys(k for row in rows for k in row) if c != "notes"]
-    shown = [c for c in columns if any(row.get(c) is not None for row in rows)]
-    table(
-        shown,
-        [[f"{v:.4g}" if isinstance(v := row.get(c), float) else v for c in shown] for row in rows],
-    )
+    columns = dict.fromkeys(name for row in rows for name in row)
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    shown = [name for name in columns if name in filled and name != "notes"]
+    table(shown, [list(map(_score, map(row.get, shown))) for row in rows])
     for row in rows:
         for note in row.get("notes", []):
             print(f"- {row.get('model')}: {note}")
+
+
+def _score(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -140,6 +140,15 @@ class Selection:
     """Their places in the frame."""
 
 
+class Unfilled(UserError):
+    """A budget that the rows do not fill. `problem` is the sentence without the setting that takes
+    fewer: a recipe and a command line call it by other names."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}, or say `allow_short: true`.")
+        self.problem = problem
+
+
 def select(
     frame: pl.DataFrame,
     rule: Filter,
@@ -190,10 +199,10 @@ def select(
     if short and budget and not rule.allow_short:
         stopped = ", ".join(f"{s['stopped']} by {s['predicate']}" for s in steps if s["stopped"])
         asked = f"{budget.rows} rows" if budget.rows else f"{budget.tokens} tokens"
-        raise UserError(
+        raise Unfilled(
             f"{rule.at or rule.name}: the budget asks for {asked} but only {len(taken)} rows "
             f"of {len(frame)} can be chosen (stopped: {stopped or 'none'}; held out: {funnel['heldout']}); draw more rows, loosen `where`, "
-            "lower the budget, or say `allow_short: true`."
+            "lower the budget"
         )
     left = np.ones(len(frame), bool)
     left[taken.to_numpy()] = False
