@@ -229,9 +229,7 @@ def test_options_that_do_not_go_together_are_refused(
     options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        launching.main(
-            "demo", [], **{"dry_run": True, "arm": None, "on": None, "tasks": 1, **options}
-        )
+        launching.main("demo", [], launching.Asked(**options), dry_run=True)
     assert sentence in str(error.value)
 
 
