@@ -196,7 +196,8 @@ def test_shares_are_a_partition_that_does_not_depend_on_what_is_missing(
         ),
         (
             {"slurm": {**SLURM, "skip_completed": True}},
-            "launch.slurm.skip_completed is not for a recipe to say: the store knows what is missing.",
+            "launch.slurm.skip_completed is not for a recipe to say: "
+            "the store knows what is missing.",
         ),
         ({"slurm": {"partition": "main"}}, "SlurmPipelineExecutor needs launch.slurm.time."),
         ({"slurm": {**SLURM, "time": 72000}}, "put it in quotes (YAML reads 20:00:00 as 72000)."),
@@ -348,7 +349,8 @@ def task() -> Iterator[Start]:
     def start(
         path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        code = f"from recipes.verbs.cluster_task import Task; Task({str(path)!r}, '.', {stage!r})(None, {rank}, {world})"
+        made = f"Task({str(path)!r}, '.', {stage!r})"
+        code = f"from recipes.verbs.cluster_task import Task; {made}(None, {rank}, {world})"
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment

@@ -276,7 +276,8 @@ def test_diverse_takes_one_of_each_kind_of_instruction_first(tmp_path: Path) -> 
         (
             "all",
             {"rows": 2},
-            "strategy all: `all` takes every row; leave the budget out, or choose hash_order/longest.",
+            "strategy all: `all` takes every row; "
+            "leave the budget out, or choose hash_order/longest.",
         ),
         ("magpie-pro", {"rows": 99}, "lower the budget, or add --allow-short."),
         (

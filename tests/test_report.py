@@ -19,7 +19,10 @@ from eval import compare
 from recipes.report import browser, figures, marks, outcome, page, tags
 from synth.measures import CATEGORY, QUALITY
 
-HOSTILE = "<script>window.pwned=1</script></script><!-- <img src=x onerror='window.pwned=2'> & \u202eright to left\u202c \u2028 \x00 {{ 7*7 }} ]]>"
+HOSTILE = (
+    "<script>window.pwned=1</script></script><!-- <img src=x onerror='window.pwned=2'> & "
+    "\u202eright to left\u202c \u2028 \x00 {{ 7*7 }} ]]>"
+)
 LONG = "long " * 20_000
 ARMS = ("magpie", "random", "untuned")
 LABELS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
@@ -484,13 +487,13 @@ def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found(
             ],
         }
     )
-    assert (
-        told["sentence"]
-        == "On alpaca (win_rate), the primary benchmark: x is better than untuned; y cannot be told from untuned."
+    assert told["sentence"] == (
+        "On alpaca (win_rate), the primary benchmark: "
+        "x is better than untuned; y cannot be told from untuned."
     )
     assert told["lines"][1] == (
-        "y − untuned: +3.00, simultaneous 95 % interval −2.00 to +8.00, 805 items, p = 0.010 (Holm); "
-        "a difference of 7.2 would be found 8 times in 10: cannot tell."
+        "y − untuned: +3.00, simultaneous 95 % interval −2.00 to +8.00, 805 items, "
+        "p = 0.010 (Holm); a difference of 7.2 would be found 8 times in 10: cannot tell."
     )
 
 
@@ -498,7 +501,8 @@ def test_the_headline_keeps_to_checkpoints_where_there_is_one_seed() -> None:
     pair = difference("x", "y", "cannot tell", scope="these two checkpoints")
     told = outcome.headline({"baseline": None, "primary": "alpaca", "differences": [pair]})
     assert told["sentence"].startswith(
-        "On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. One training seed:"
+        "On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. "
+        "One training seed:"
     )
 
 

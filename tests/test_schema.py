@@ -88,12 +88,14 @@ def test_a_mistake_is_one_sentence_with_its_place(
         (
             "'good'\"",
             "'goood'\"",
-            "recipe.yaml:7: arms.good.where: 'goood' is not a label of `input_quality`; did you mean 'good'?",
+            "recipe.yaml:7: arms.good.where: 'goood' is not a label of `input_quality`; "
+            "did you mean 'good'?",
         ),
         (
             "input_quality >=",
             "input_qualty >=",
-            "recipe.yaml:7: arms.good.where: unknown column `input_qualty`; did you mean 'input_quality'?",
+            "recipe.yaml:7: arms.good.where: unknown column `input_qualty`; "
+            "did you mean 'input_quality'?",
         ),
         ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instrct", "recipe.yaml:3: synth.teacher.model: "),
     ],

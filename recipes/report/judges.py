@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from eval.config import PAIRWISE, RATED, PairwiseProtocol
 
 if TYPE_CHECKING:
     from core.store import Result
-    from eval.config import EvalConfig
     from recipes.schema import Recipe
 
 
@@ -23,31 +24,23 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     for benchmark in PAIRWISE:
         judged = any(name.startswith(f"judge/{benchmark}/") for name in results)
         if recipe.eval is not None and judged:
-            lines += _against_people(recipe.eval, benchmark, Path(recipe.store))
-    if recipe.caveat:
-        lines.append(recipe.caveat)
-    return lines
+            protocols = recipe.eval.protocols(benchmark)
+            lines += _against_people(protocols, Path(recipe.store))
+    return [*lines, recipe.caveat] if recipe.caveat else lines
 
 
-PAIRWISE: tuple[Literal["alpaca"], Literal["arena"]] = ("alpaca", "arena")
-
-
-def _against_people(
-    config: EvalConfig, benchmark: Literal["alpaca", "arena"], store: Path
-) -> Iterator[str]:
+def _against_people(protocols: Sequence[PairwiseProtocol], store: Path) -> Iterator[str]:
     """How far each judge of a benchmark agrees with people, on every data set where that was
     measured."""
     from eval.judging import against_people
 
-    protocols = config.protocols(benchmark)
     for protocol in protocols:
-        several = protocol.judge is not None and len(protocols) > 1
-        name = f" {protocol.judge.model}" if protocol.judge and several else ""
-        who = f"the judge{name} of {benchmark}"
-        known = against_people.find(protocol, store)
-        for agreement in known:
+        name = f" {protocol.judge.model}" if len(protocols) > 1 else ""
+        who = f"the judge{name} of {protocol.kind}"
+        agreements = against_people.find(protocol, store)
+        for agreement in agreements:
             yield f"{who} {against_people.sentence(agreement)}"
-        if not known:
+        if not agreements:
             remedy = "`magpie agreement RECIPE --data FOLDER` does"
             yield f"{who} was never compared with people: {remedy}"
 
@@ -58,8 +51,6 @@ Counts = Mapping[str, Any]
 
 
 def _counted(benchmark: str, counts: Counts) -> str:
-    from eval.config import RATED
-
     what = "answers rated" if benchmark in RATED else "games judged"
     said = [f"{counts.get('judged', 0)} of {counts.get('rows', 0)} {what}"]
     said += [sentence(counts) for sentence in SENTENCES]
