@@ -221,6 +221,12 @@ def test_agreement_is_measured_stored_and_found_again(
     )
 
 
+def test_overrides_of_a_judge_are_read_like_those_of_a_recipe() -> None:
+    form = r"has no form key\.path=value \(for example server\.args\.max_model_len=4096\)"
+    with pytest.raises(UserError, match=f"override 'limit' {form}"):
+        call("agreement", "some/judge", "limit")
+
+
 def test_score_prints_the_official_names_as_json(shared: Path) -> None:
     data = shared / "eval" / "alpaca_eval"
     rows = json.loads(

@@ -48,6 +48,8 @@ LABEL_CHARACTERS = 20
 CURVE_POINTS = 240
 """A longer curve is drawn by every k-th point and its last one."""
 
+Points = Sequence[tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -82,7 +84,7 @@ class Curve:
 
     name: str
     css: str
-    points: Sequence[tuple[float, float]]
+    points: Points
     dash: int = 0
 
 
@@ -259,7 +261,7 @@ def _values(series: Sequence[Shares], index: int) -> str:
     return values
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thin(points: Points) -> Points:
     kept = [point for point in points if math.isfinite(point[1])]
     if len(kept) <= CURVE_POINTS:
         return kept
