@@ -388,6 +388,7 @@ def test_a_task_that_fails_says_why_and_logs_no_values(
     assert "very-secret" not in logged
 
 
+@pytest.mark.process
 def test_two_tasks_on_one_machine_have_a_server_each(
     tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, task: Start
 ) -> None:
@@ -416,6 +417,7 @@ def test_two_tasks_on_one_machine_have_a_server_each(
     assert len(columns) == 1 and twice(path) == 0
 
 
+@pytest.mark.process
 def test_two_tasks_that_make_the_same_cells_change_nothing(
     tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, task: Start
 ) -> None:
@@ -427,6 +429,7 @@ def test_two_tasks_that_make_the_same_cells_change_nothing(
     assert_same(path, alone)
 
 
+@pytest.mark.process
 def test_a_killed_task_continues_when_it_is_started_again(
     tmp_path: Path, llama: Path, alone: Path, task: Start
 ) -> None:
@@ -448,6 +451,7 @@ def test_a_killed_task_continues_when_it_is_started_again(
         assert_same(path, alone)
 
 
+@pytest.mark.process
 def test_a_task_ends_with_the_process_that_started_it() -> None:
     code = "; ".join(
         [

@@ -50,6 +50,7 @@ def test_a_run_holds_group_job_type_metrics_table_and_digests(tmp_path: Path) ->
     assert run.summary["rows"] == 3
 
 
+@pytest.mark.process
 def test_a_continued_stage_continues_the_same_run(tmp_path: Path) -> None:
     for step in (1.0, 2.0):
         with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}) as log:
