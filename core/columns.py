@@ -16,18 +16,17 @@ counts.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from core.errors import UserError
-from core.files import fsync_folder, write_atomic
+from core.files import adding, only_holder, write_atomic
 from core.store import canonical, digest
 
 OK = "ok"
@@ -38,34 +37,35 @@ MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 class Column:
     """One append-only column: `fields` are its value fields with their polars types; ids are any
-    strings."""
+    strings. `determines` is what a cell depends on, remembered beside the first part."""
 
-    def __init__(self, folder: Path, fields: Mapping[str, pl.DataType | type[pl.DataType]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fields: Mapping[str, pl.DataType | type[pl.DataType]],
+        determines: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.fields = dict(fields)
         self.schema = pl.Schema(
             {"id": pl.String(), **self.fields, "status": pl.String(), "reason": pl.String()}
         )
         self.key = ["id", "of"] if "of" in self.fields else ["id"]
-        self._lock: FileLock | None = None
+        self._determines = canonical(dict(determines or {}))
+        self._lock = FileLock(folder / ".lock")  # who holds it may take it again
 
     @classmethod
     def open(
         cls,
         root: Path,
         name: str,
-        cell: Mapping[str, Any],
+        determines: Mapping[str, Any],
         fields: Mapping[str, pl.DataType | type[pl.DataType]],
     ) -> Column:
-        """The column `name` under store root `root`, for cells determined by `cell` (model
-        revision, prompt hash, sampling, VERSION)."""
-        return cls(root / "columns" / name / digest(dict(cell))[:16], fields).describe(cell)
-
-    def describe(self, cell: Mapping[str, Any]) -> Column:
-        """Remember, beside the parts, what determines a cell of this column (written once, on the
-        first part)."""
-        self._cell = json.loads(canonical(dict(cell)))
-        return self
+        """The column `name` under store root `root`, for cells that follow from `determines`
+        (model revision, prompt hash, sampling, VERSION)."""
+        key = digest(dict(determines))[:16]
+        return cls(root / "columns" / name / key, fields, determines)
 
     def append(
         self, rows: pl.DataFrame | Iterable[Mapping[str, Any]], order: str = "9"
@@ -75,103 +75,80 @@ class Column:
         `rows` needs `id` and the value fields; `status` defaults to "ok", `reason` to null. `order`
         sorts the part among others.
         """
-        frame = self._frame(rows)
-        if frame.is_empty():
+        if not isinstance(rows, pl.DataFrame):
+            rows = pl.DataFrame(list(rows), infer_schema_length=None)
+        if rows.is_empty():
             return None
-        self.folder.mkdir(parents=True, exist_ok=True)
         spec = self.folder / "column.json"
         if not spec.exists():
-            write_atomic(spec, json.dumps(getattr(self, "_cell", {}), indent=2))
-        return self._publish(
-            frame,
-            f"part-{order}-{digest(frame['id'].to_list())[:12]}-{uuid.uuid4().hex[:6]}.parquet",
-        )
+            write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
+        cells = self._declared(rows)
+        ids = digest(cells["id"].to_list())[:12]
+        return self._publish(cells, f"part-{order}-{ids}-")
 
     @contextmanager
     def filling(self, rows: int = 256) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Keep finished cells one by one: `add(cell)` publishes a part each time `rows` are there, and
-        what is left when the block ends, also by an exception."""
-        held: list[Mapping[str, Any]] = []
+        """Keep finished cells one by one: `add(cell)` publishes a part each time `rows` are there,
+        and what is left when the block ends, also by an exception."""
+        unpublished: list[Mapping[str, Any]] = []
 
         def add(cell: Mapping[str, Any]) -> None:
-            held.append(cell)
-            if len(held) >= rows:
-                self.append(held)
-                held.clear()
+            unpublished.append(cell)
+            if len(unpublished) >= rows:
+                self.append(unpublished)
+                unpublished.clear()
 
         try:
             yield add
         finally:
-            self.append(held)
+            self.append(unpublished)
 
-    def _publish(self, frame: pl.DataFrame, name: str) -> Path:
-        temporary = self.folder / f".{name}.tmp"
-        frame.write_parquet(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.link(temporary, self.folder / name)  # never replaces, unlike rename
-        temporary.unlink()
-        fsync_folder(self.folder)
-        return self.folder / name
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Hold this column for one run on this machine. Raises UserError while another run holds
         it: both would buy the same cells."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._lock or FileLock(
-            str(self.folder / ".lock")
-        )  # may be taken again by who holds it
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"another run is filling {self.folder} right now; wait for it, or stop it first."
-            ) from error
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return only_holder(
+            self._lock,
+            f"another run is filling {self.folder} right now; wait for it, or stop it first.",
+        )
 
     def parts(self) -> list[Path]:
         """The files that hold cells now, in the order in which they count."""
-        return sorted(self.folder.glob("part-*.parquet")) if self.folder.exists() else []
+        return sorted(self.folder.glob("part-*.parquet"))
 
     def part(self, path: Path) -> pl.DataFrame:
-        """The cells of one file, cast to the declared types.
+        """The cells of one file, cast to the declared types; null in a field that is younger.
 
         Raises FileNotFoundError when it was merged away meanwhile, UserError when it is damaged.
         """
         try:
             written = pl.read_parquet_schema(path)
-            absent = [
-                n for n in self.fields if n not in written
-            ]  # a field that is younger than this part
-            return (
-                pl.read_parquet(path, columns=[n for n in self.schema if n not in absent])
-                .with_columns([pl.lit(None, self.fields[n]).alias(n) for n in absent])
-                .select(list(self.schema))
-                .cast(self.schema)
-            )
+            known = [name for name in self.schema if name in written]
+            return self._declared(pl.read_parquet(path, columns=known))
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UserError(
-                f"{path} cannot be read as a part of this column ({error}); remove that file and run again."
+                f"{path} cannot be read as a part of this column ({error}); "
+                "remove that file and run again."
             ) from error
 
     def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
         """Measured cells (all, or those of `ids`, in no promised order), one row a cell, cast to
         the declared types."""
-        frames = merging_read(lambda: [self.part(path) for path in self.parts()])
-        if not frames:
+        parts = merging_read(lambda: [self.part(path) for path in self.parts()])
+        if not parts:
             return self.schema.to_frame()
-        frame = pl.concat(frames).unique(self.key, keep="first", maintain_order=True)
-        if ids is not None:
-            frame = frame.join(
-                pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique(), on="id", how="semi"
-            )
-        return frame
+        cells = self._first_of_each(parts)
+        if ids is None:
+            return cells
+        wanted = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique()
+        return cells.join(wanted, on="id", how="semi")
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that no part holds, in the given order."""
+        measured = set(self.read(ids)["id"].to_list())
+        return [i for i in ids if i not in measured]
 
     def compact(self, rows: int = 100_000, files: int = 64) -> None:
         """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are
@@ -188,49 +165,43 @@ class Column:
     def _compact(self, rows: int) -> None:
         import pyarrow.parquet as pq
 
-        parts = self.parts()
-        group: list[Path] = []
-        held = 0
-        for path, size in [*((p, pq.read_metadata(p).num_rows) for p in parts), (None, rows)]:
-            if group and held + size > rows:
-                if len(group) > 1:
-                    self._merge(group)
-                group, held = [], 0
-            if path is not None:
-                group.append(path)
-                held += size
+        neighbours: list[Path] = []
+        cells = 0
+        for path in self.parts():
+            size = pq.read_metadata(path).num_rows
+            if cells + size > rows:
+                self._merge(neighbours)
+                neighbours, cells = [], 0
+            neighbours.append(path)
+            cells += size
+        self._merge(neighbours)
 
-    def _merge(self, group: list[Path]) -> None:
-        merged = pl.concat([self.part(p) for p in group]).unique(
-            self.key, keep="first", maintain_order=True
-        )
-        self._publish(merged, f"{group[0].stem}m{uuid.uuid4().hex[:6]}.parquet")
-        for path in group:
+    def _merge(self, parts: list[Path]) -> None:
+        if len(parts) < 2:
+            return
+        merged = self._first_of_each([self.part(path) for path in parts])
+        self._publish(merged, f"{parts[0].stem}m")
+        for path in parts:
             path.unlink(missing_ok=True)
-            for remembered in (self.folder / "short").glob(f"{path.stem}-*"):
-                remembered.unlink(missing_ok=True)
 
-    def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of `ids` that no part holds, in the given order."""
-        held = set(self.read(ids)["id"].to_list())
-        return [i for i in ids if i not in held]
+    def _first_of_each(self, parts: list[pl.DataFrame]) -> pl.DataFrame:
+        return pl.concat(parts).unique(self.key, keep="first", maintain_order=True)
 
-    def _frame(self, rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-        frame = (
-            rows
-            if isinstance(rows, pl.DataFrame)
-            else pl.from_dicts(list(rows) or [{"id": None}], infer_schema_length=None).drop_nulls(
-                "id"
-            )
-        )
-        if "status" not in frame.columns:
-            frame = frame.with_columns(pl.lit(OK).alias("status"))
-        if "reason" not in frame.columns:
-            frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
-        for name, dtype in self.fields.items():
-            if name not in frame.columns:
-                frame = frame.with_columns(pl.lit(None, dtype=dtype).alias(name))
-        return frame.select(list(self.schema)).cast(self.schema)
+    def _publish(self, cells: pl.DataFrame, stem: str) -> Path:
+        path = self.folder / f"{stem}{uuid.uuid4().hex[:6]}.parquet"
+        with adding(path) as temporary:
+            cells.write_parquet(temporary)
+        return path
+
+    def _declared(self, cells: pl.DataFrame) -> pl.DataFrame:
+        """All declared fields and no others, cast to their types; the status is ok, and any other
+        field null, where it is absent."""
+        absent = [
+            pl.lit(OK if name == "status" else None, dtype).alias(name)
+            for name, dtype in self.schema.items()
+            if name not in cells.columns and name != "id"
+        ]
+        return cells.with_columns(absent).select(list(self.schema)).cast(self.schema)
 
 
 T = TypeVar("T")

@@ -23,3 +23,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid names are {', '.join(names)}" if names else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Files: written so that a reader sees all of one or nothing, and read with one sentence where one is
-damaged.
+"""Files: written so that a reader sees all of one or nothing, and read with one sentence where one
+is damaged.
 
-    with replacing(path) as temporary:      # any writer: Parquet, gzip, a folder's archive
+    with replacing(path) as temporary:      # any writer: Parquet, gzip, a folder of weights
         frame.write_parquet(temporary)
 
 Only this module makes temporary names.
@@ -9,15 +9,18 @@ Only this module makes temporary names.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from core.errors import UserError
 
@@ -41,29 +44,52 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write a file or a folder under, which becomes `path` when the
-    block ends and is gone when it raises.
+    """A temporary name beside `path` to write a file or a folder under, which becomes `path` when
+    the block ends and is gone when it raises.
 
-    A file is synced and replaces what was there; a folder must be new. What a killed process left
-    under a temporary name is never read, and harms nothing.
+    It is synced first. A file replaces what was there; a folder must be new. What a killed process
+    left under a temporary name is never read, and harms nothing; `clear_leftovers` removes it.
     """
+    with _beside(path) as temporary:
+        yield temporary
+        fsync_tree(temporary)
+        temporary.replace(path)
+
+
+@contextmanager
+def adding(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a file that must not be there yet: FileExistsError where one is."""
+    with _beside(path) as temporary:
+        yield temporary
+        fsync_tree(temporary)
+        os.link(temporary, path)  # never replaces, unlike rename
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name for a neighbour of `path` that is gone after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two machines may have a process of the same number, so the name is random.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        if temporary.is_dir():
-            temporary.rename(path)
-        else:
-            fsync_file(temporary)
-            temporary.replace(path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        remove(temporary)
     fsync_folder(path.parent)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed processes left of `path` under temporary names; for its only writer."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, should it be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -75,16 +101,33 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+def fsync_tree(path: Path) -> None:
+    """Make the content of a file, or of every file below a folder, durable."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+@contextmanager
+def only_holder(lock: FileLock, complaint: str) -> Iterator[None]:
+    """Hold `lock` for the length of the block. Raises UserError, saying `complaint`, where another
+    holds it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(complaint) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
     """The value that a JSON file holds.
 
-    Raises FileNotFoundError where there is none, which is the caller's to judge, and UserError, with
-    `remedy` as the way out, where it cannot be read.
+    Raises FileNotFoundError where there is none, which is the caller's to judge, and UserError,
+    with `remedy` as the way out, where it cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -117,13 +160,14 @@ def _line(path: Path, number: int, line: str, remedy: str) -> Any:
 
 
 def read_parquet(
-    path: Path, columns: Sequence[str] | None = None, remedy: str = REMEDY
+    path: Path, columns: list[str] | None = None, remedy: str = REMEDY
 ) -> pl.DataFrame:
-    """A Parquet file, or those of its columns. Raises as `read_json`, also for a column it lacks."""
+    """A Parquet file, or those `columns` of it. Raises as `read_json`, also for a column that it
+    lacks."""
     import polars as pl
 
     try:
-        return pl.read_parquet(path, columns=None if columns is None else list(columns))
+        return pl.read_parquet(path, columns=columns)
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, OSError) as error:

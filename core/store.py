@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel
 
-from core.errors import UserError
-from core.files import file_digest, fsync_file, fsync_folder, write_atomic
+from core.files import (
+    file_digest,
+    fsync_folder,
+    fsync_tree,
+    only_holder,
+    read_json,
+    remove,
+    write_atomic,
+)
 
 Counts = dict[str, Any]
 """What a stage reports: numbers by name (rows, tokens, seconds, failures by reason); written into
@@ -112,15 +118,11 @@ class Store:
 
     def find(self, stage: str, key: str) -> Result | None:
         """The finished result under this key, or None."""
-        path = self.folder(stage, key)
-        try:
-            return Result(path, json.loads((path / MANIFEST).read_text()))
-        except FileNotFoundError:
-            return None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path / MANIFEST} is not valid JSON ({error}); remove the folder {path} and run again."
-            ) from error
+        folder = self.folder(stage, key)
+        with suppress(FileNotFoundError):
+            remedy = f"remove the folder {folder} and run again"
+            return Result(folder, read_json(folder / MANIFEST, remedy))
+        return None
 
     def finished(self, stage: str, key: str) -> Result:
         """The result under this key, which exists. Raises UserError when it is gone."""
@@ -141,21 +143,16 @@ class Store:
         final = self.folder(stage, key)
         partial = final.with_name(final.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(final) + ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"another run is making {stage} {key[:16]} in {self.root} right now; wait for it, or stop it first."
-            ) from error
-        try:
+        elsewhere = (
+            f"another run is making {stage} {key[:16]} in {self.root} right now; "
+            "wait for it, or stop it first."
+        )
+        with only_holder(FileLock(f"{final}.lock"), elsewhere):
             started = time.time()
             build = Build(partial)
             yield build
             content = (build.content or tree_digest)(partial)
-            for path in partial.rglob("*"):
-                if path.is_file():
-                    fsync_file(path)
+            fsync_tree(partial)
             manifest = {
                 "stage": stage,
                 "key": key,
@@ -166,12 +163,7 @@ class Store:
                 "seconds": time.time() - started,
                 **build.facts,
             }
-            if (
-                final.exists()
-            ):  # an unfinished folder without a manifest: a kill between rename and manifest
-                shutil.rmtree(final)
+            remove(final)  # has no manifest: an earlier run was killed between the next two steps
             partial.rename(final)
             fsync_folder(final.parent)
             write_atomic(final / MANIFEST, json.dumps(manifest, indent=2, default=_plain))
-        finally:
-            lock.release()

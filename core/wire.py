@@ -91,13 +91,13 @@ class OwnServer(Protocol):
     generation: int
 
     def revive(
-        self, seen: int, most: int, say: Callable[[str], None], abandon: threading.Event
+        self, seen: int, limit: int, say: Callable[[str], None], abandon: threading.Event
     ) -> bool:
         """Start it again if it died since generation `seen`; true when it answers again. Raises
-        UserError beyond generation `most`."""
+        UserError beyond generation `limit`."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Target:
     """A server that requests can go to: a `url` from the recipe, or a `server` of our own, which
     can be restarted (at another port)."""
@@ -123,8 +123,8 @@ def scoring_request(key: str, ids: list[int]) -> Request:
 def prompt_losses(
     choice: Mapping[str, Any], ids: Sequence[int], start: int, end: int
 ) -> list[float]:
-    """Negative log-likelihood (nats) of `ids[start:end]`, each given all before it, from a choice of a
-    reply to `scoring_request`.
+    """Negative log-likelihood (nats) of `ids[start:end]`, each given all before it, from a choice
+    of a reply to `scoring_request`.
 
     One mapping a position, from token id to {"logprob", ...}, holds the token that is there. Raises
     KeyError, IndexError, TypeError or ValueError when the reply holds no such thing.
@@ -134,7 +134,8 @@ def prompt_losses(
 
 
 def reward_request(key: str, ids: list[int]) -> Request:
-    """Ask a sequence-classification model for a conversation's score: read the reply with `rewards`.
+    """Ask a sequence-classification model for a conversation's score: read the reply with
+    `rewards`.
 
     Thresholds such as the paper's -12 are logits; the server applies a sigmoid unless told not to.
     """
@@ -142,7 +143,8 @@ def reward_request(key: str, ids: list[int]) -> Request:
 
 
 def rewards(body: Mapping[str, Any]) -> list[float]:
-    """The logits in a reply to `reward_request`, one an output of the model (a reward model has one).
+    """The logits in a reply to `reward_request`, one an output of the model (a reward model has
+    one).
 
     Raises KeyError, IndexError, TypeError or ValueError when the reply holds none.
     """

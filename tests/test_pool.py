@@ -206,6 +206,20 @@ def test_a_damaged_memory_of_a_part_is_computed_again(
     assert opened(tmp_path).frame().equals(before)
 
 
+def test_what_is_remembered_of_parts_that_were_merged_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(short_columns, "REMEMBERED", 5)
+    made = filled(tmp_path)
+    before = made.frame()
+    assert len(list(made.instruction.folder.glob("short/*"))) == 7
+    made.instruction.compact(files=2)
+    assert opened(tmp_path).frame().equals(before)
+    (merged,) = made.instruction.parts()
+    (remembered,) = made.instruction.folder.glob("short/*")
+    assert remembered.name.startswith(f"{merged.stem}-")
+
+
 def test_other_text_columns_are_not_taken_from_an_older_versions_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

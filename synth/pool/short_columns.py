@@ -63,10 +63,22 @@ class Lean:
 
     def _parts(self) -> dict[Path, pl.DataFrame]:
         held = self._kept
-        self._kept = {
-            path: held[path] if path in held else self._short(path) for path in self.column.parts()
-        }
+        remembered = list(
+            self.column.folder.glob("short/part-*.parquet")
+        )  # listed before the parts
+        parts = self.column.parts()
+        self._kept = {path: held[path] if path in held else self._short(path) for path in parts}
+        self._forget(remembered, parts)
         return self._kept
+
+    @staticmethod
+    def _forget(remembered: list[Path], parts: list[Path]) -> None:
+        """Drop what is remembered of parts that were merged into others."""
+        stems = tuple(f"{part.stem}-" for part in parts)
+        for path in remembered:
+            if not path.name.startswith(stems):
+                with suppress(OSError):  # a store that cannot be written to
+                    path.unlink(missing_ok=True)
 
     def _short(self, path: Path) -> pl.DataFrame:
         if self._version is None:
