@@ -15,12 +15,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
-from core.wire import Reply, Request, Target
+from core.wire import FollowUp, Reply, Request, Target
 
 if TYPE_CHECKING:
+    from aiohttp import ClientResponse
     from tenacity import RetryCallState
 
 ATTEMPTS = 6
@@ -40,18 +44,30 @@ that the server is just closing."""
 class Transient(Exception):
     """Worth another attempt; `wait` is what the server asked for, in seconds."""
 
+    fault: Literal["server"] = "server"
+
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
         self.wait = wait
 
 
 class Refused(Exception):
-    """Another attempt would fail as well (400, 401, 403, 404 and their like); `status` is the
-    server's."""
+    """Another attempt would fail as well (400, 401, 403, 404 and their like)."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.status = status
+        self.fault: Literal["access", "request"] = (
+            "access" if status in (401, 403, 404) else "request"
+        )
+
+
+@dataclass
+class _Outgoing:
+    """A request on its way: the bytes to send, and how often they were sent."""
+
+    path: str
+    payload: bytes
+    calls: int = 0
 
 
 class Client:
@@ -65,9 +81,10 @@ class Client:
 
         self._aiohttp = aiohttp
         self._targets, self._model, self._timeout, self._say = targets, model, timeout, say
-        self._finished: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
-        self._tasks: set[asyncio.Task[Reply]] = set()
+        self._finished: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
+        self._restarting = {target: asyncio.Lock() for target in targets}
         self._started, self._abandon = threading.Event(), threading.Event()
+        self._closing = asyncio.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._main()), name="endpoint", daemon=True
         )
@@ -86,7 +103,7 @@ class Client:
         self,
         requests: Iterator[Request],
         limit: int,
-        then: Callable[[Reply], Request | None] | None = None,
+        then: FollowUp | None = None,
     ) -> Iterator[Reply]:
         """Replies as they finish, at most `limit` requests in flight; `then` as in
         `Endpoint.stream`.
@@ -96,37 +113,34 @@ class Client:
         caller.
         """
         ready: deque[Reply] = deque()
-        in_flight, more = 0, True
+        in_flight = 0
         while True:
             while in_flight and (not ready or not self._finished.empty()):
-                finished = self._finished.get()
-                if isinstance(finished, BaseException):
-                    raise finished
-                following = then(finished) if then else None
+                reply = self._finished.get().result()
+                following = then(reply) if then else None
                 if following is not None:
-                    self._loop.call_soon_threadsafe(self._launch, following)
+                    self._send(following)
                     continue
-                ready.append(finished)
+                ready.append(reply)
                 in_flight -= 1
-            while more and in_flight < limit and len(ready) < limit:
-                request = next(requests, None)
-                if request is None:
-                    more = False
-                    break
-                self._loop.call_soon_threadsafe(self._launch, request)
+            room = limit - in_flight if len(ready) < limit else 0
+            for request in islice(requests, room):
+                self._send(request)
                 in_flight += 1
             if ready:
                 yield ready.popleft()
             elif not in_flight:
                 return
 
+    def _send(self, request: Request) -> None:
+        answer = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+        answer.add_done_callback(self._finished.put)
+
     async def _main(self) -> None:
-        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
-        self._restarting = {id(target): asyncio.Lock() for target in self._targets}
-        remote = not all(
-            re.match(r"https?://(127\.|localhost[:/]|\[::1\])", target.address + "/")
-            for target in self._targets
-        )
+        """Hold the session open until the client closes, then cancel what is in flight."""
+        self._loop = asyncio.get_running_loop()
+        local = re.compile(r"https?://(127\.|localhost[:/]|\[::1\])")
+        remote = not all(local.match(target.address + "/") for target in self._targets)
         async with self._aiohttp.ClientSession(
             connector=self._aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
             timeout=self._aiohttp.ClientTimeout(total=self._timeout),
@@ -135,145 +149,122 @@ class Client:
         ) as self._session:
             self._started.set()
             await self._closing.wait()
-            for task in self._tasks:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _launch(self, request: Request) -> None:
-        task = self._loop.create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._landed)
-
-    def _landed(self, task: asyncio.Task[Reply]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            self._finished.put(task.exception() or task.result())
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, request: Request) -> Reply:
         """Call until there is a good body, the server refuses, or the attempts are used up."""
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
         payload = json.dumps({"model": self._model, **request.body}).encode()
-        calls = 0
-
-        async def call() -> dict[str, Any]:
-            nonlocal calls
-            while True:
-                target = await self._pick()
-                seen = target.server.generation if target.server else 0
-                target.in_flight += 1
-                calls += 1
-                try:
-                    return await self._post(target, request.path, payload)
-                except Transient:
-                    # A dead server is not the request's fault: it goes out again, and no attempt is
-                    # used up.
-                    if not await self._revived(target, seen):
-                        raise
-                finally:
-                    target.in_flight -= 1
-
-        async def call_or_fail_as_before() -> dict[str, Any]:
-            if failures:
-                raise failures.pop()
-            return await call()
-
-        failures: list[Transient] = []
+        outgoing = _Outgoing(request.path, payload)
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=_pause,
+            retry=retry_if_exception_type(Transient),
+            reraise=True,
+        )
         try:
+            body: dict[str, Any] = await retrying(self._attempt, outgoing)
+        except (Transient, Refused) as error:
+            return Reply(request.key, None, str(error), outgoing.calls, error.fault)
+        return Reply(request.key, body, attempts=outgoing.calls)
+
+    async def _attempt(self, outgoing: _Outgoing) -> dict[str, Any]:
+        """The body of a reply. A dead server is not the request's fault: once it is restarted the
+        request goes out again, and no attempt is used up."""
+        while True:
+            target = await self._pick()
+            generation = target.server.generation if target.server else 0
+            target.in_flight += 1
+            outgoing.calls += 1
             try:
-                return Reply(request.key, await call(), None, calls)
-            # tenacity costs more than the call itself, so only what failed once goes through it
-            except Transient as error:
-                failures.append(error)
-            retrying = AsyncRetrying(
-                stop=stop_after_attempt(ATTEMPTS),
-                wait=_pause,
-                retry=retry_if_exception_type(Transient),
-                reraise=True,
-            )
-            return Reply(request.key, await retrying(call_or_fail_as_before), None, calls)
-        except Transient as error:
-            return Reply(request.key, None, str(error), calls, "server")
-        except Refused as error:
-            return Reply(
-                request.key,
-                None,
-                str(error),
-                calls,
-                "access" if error.status in (401, 403, 404) else "request",
-            )
+                return await self._post(target, outgoing)
+            except Transient:
+                if not await self._revived(target, generation):
+                    raise
+            finally:
+                target.in_flight -= 1
 
     async def _pick(self) -> Target:
         """The target with the fewest requests in flight among those that are up; while none is,
         wait for one."""
-        up = [target for target in self._targets if not self._restarting[id(target)].locked()]
+        up = [target for target in self._targets if not self._restarting[target].locked()]
         target = min(up or self._targets, key=lambda t: t.in_flight)
         if not up:
-            async with self._restarting[id(target)]:
+            async with self._restarting[target]:
                 pass
         return target
 
     async def _revived(self, target: Target, seen: int) -> bool:
         """True when an own server had died and answers again; false when it is well, or is not
         ours."""
-        server = target.server
-        if server is None:
+        if target.server is None:
             return False
-        async with self._restarting[id(target)]:
+        limit = target.first_generation + RESTARTS
+        async with self._restarting[target]:
             return await asyncio.to_thread(
-                server.revive, seen, target.first_generation + RESTARTS, self._say, self._abandon
+                target.server.revive, seen, limit, self._say, self._abandon
             )
 
-    async def _post(self, target: Target, path: str, payload: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {target.key}"} if target.key else {}
-        )
+    async def _post(self, target: Target, outgoing: _Outgoing) -> dict[str, Any]:
+        """The body of one reply. Raises Transient or Refused where there is no good one."""
+        headers = {"Content-Type": "application/json"}
+        if target.key:
+            headers["Authorization"] = f"Bearer {target.key}"
         try:
             async with self._session.post(
-                target.address + path, data=payload, headers=headers, allow_redirects=False
+                target.address + outgoing.path,
+                data=outgoing.payload,
+                headers=headers,
+                allow_redirects=False,
             ) as response:
-                raw, status, asked = (
-                    await response.read(),
-                    response.status,
-                    response.headers.get("Retry-After"),
-                )
+                raw = await response.read()
         except TimeoutError as error:
             raise Transient(f"no answer within {self._timeout:g} s") from error
         except (self._aiohttp.ClientError, OSError) as error:
-            raise Transient(
-                f"the connection failed or broke off ({type(error).__name__})"
-            ) from error
-        if status in (408, 425, 429) or status >= 500:
-            raise Transient(f"HTTP {status}: {_excerpt(raw, target.key)}", _seconds(asked))
-        if status != 200:
-            raise Refused(f"HTTP {status}: {_excerpt(raw, target.key)}", status)
-        try:
-            body = json.loads(raw)
-        except ValueError as error:
-            raise Transient(f"the body is not JSON: {_excerpt(raw, target.key)}") from error
-        if not _well_formed(path, body):
-            raise Transient(
-                f"the body has not the form that {path} promises: {_excerpt(raw, target.key)}"
-            )
-        return dict(body)
+            kind = type(error).__name__
+            raise Transient(f"the connection failed or broke off ({kind})") from error
+        return _body(response, raw, outgoing.path, target.key)
 
 
-def _well_formed(path: str, body: Any) -> bool:
+def _body(response: ClientResponse, raw: bytes, path: str, key: str | None) -> dict[str, Any]:
+    """What a response holds. Raises Transient or Refused where that is no good body."""
+    status = response.status
+    if status in (408, 425, 429) or status >= 500:
+        wait = _seconds(response.headers.get("Retry-After"))
+        raise Transient(f"HTTP {status}: {_excerpt(raw, key)}", wait)
+    if status != 200:
+        raise Refused(f"HTTP {status}: {_excerpt(raw, key)}", status)
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise Transient(f"the body is not JSON: {_excerpt(raw, key)}") from error
+    if not isinstance(body, dict) or not _well_formed(path, body):
+        excerpt = _excerpt(raw, key)
+        raise Transient(f"the body has not the form that {path} promises: {excerpt}")
+    return body
+
+
+def _well_formed(path: str, body: dict[str, Any]) -> bool:
     """Completions hold `choices` with text or a message, the pooling kind holds `data`; of other
     paths only an object is expected."""
-    if not isinstance(body, dict):
-        return False
+    if path.endswith("/chat/completions"):
+        return _hold(body.get("choices"), "message", dict)
     if path.endswith("/completions"):
-        choices = body.get("choices")
-        part = ("message", dict) if path.endswith("/chat/completions") else ("text", str)
-        return (
-            isinstance(choices, list)
-            and bool(choices)
-            and all(isinstance(c, dict) and isinstance(c.get(part[0]), part[1]) for c in choices)
-        )
+        return _hold(body.get("choices"), "text", str)
     if path.endswith(("/embeddings", "/pooling", "/classify", "/score")):
         return isinstance(body.get("data"), list) and bool(body["data"])
     return True
+
+
+def _hold(choices: Any, name: str, kind: type) -> bool:
+    """Whether there are choices, each an object with a field of this kind."""
+    if not isinstance(choices, list) or not choices:
+        return False
+    return all(isinstance(c, dict) and isinstance(c.get(name), kind) for c in choices)
 
 
 def _excerpt(raw: bytes, key: str | None) -> str:
@@ -282,10 +273,12 @@ def _excerpt(raw: bytes, key: str | None) -> str:
     text = raw.decode(errors="replace")
     try:
         said = json.loads(text)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        text = str(said.get("message", said) if isinstance(said, dict) else said)
     except ValueError:
-        pass
+        said = text
+    for name in ("error", "message"):
+        if isinstance(said, dict):
+            said = said.get(name, said)
+    text = str(said)
     if key:
         text = text.replace(key, "***")
     return re.sub(r"[\x00-\x1f\x7f]+|\s+", " ", text)[:300].strip() or "(empty)"
@@ -303,12 +296,14 @@ def _seconds(asked: str | None) -> float:
             wait = parsedate_to_datetime(asked).timestamp() - time.time()
         except ValueError:
             return 0.0
-    return min(max(wait, 0.0), 3600.0) if wait == wait else 0.0
+    return min(max(0.0, wait), 3600.0)  # in this order, NaN is 0
 
 
 def _pause(state: RetryCallState) -> float:
+    """Seconds before the next attempt: random, and at least what the server asked for."""
     from tenacity import wait_random_exponential
 
+    scale, ceiling = BACKOFF
     error = state.outcome.exception() if state.outcome else None
     asked = error.wait if isinstance(error, Transient) else 0.0
-    return max(asked, wait_random_exponential(multiplier=BACKOFF[0], max=BACKOFF[1])(state))
+    return max(asked, wait_random_exponential(multiplier=scale, max=ceiling)(state))

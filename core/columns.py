@@ -35,6 +35,10 @@ MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 """The type of a conversation: turns in order, each with who speaks and what is said."""
 
 
+Fields = Mapping[str, pl.DataType | type[pl.DataType]]
+"""The value fields of a column with their types."""
+
+
 class Column:
     """One append-only column: `fields` are its value fields with their polars types; ids are any
     strings. `determines` is what a cell depends on, remembered beside the first part."""
@@ -42,7 +46,7 @@ class Column:
     def __init__(
         self,
         folder: Path,
-        fields: Mapping[str, pl.DataType | type[pl.DataType]],
+        fields: Fields,
         determines: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
@@ -60,7 +64,7 @@ class Column:
         root: Path,
         name: str,
         determines: Mapping[str, Any],
-        fields: Mapping[str, pl.DataType | type[pl.DataType]],
+        fields: Fields,
     ) -> Column:
         """The column `name` under store root `root`, for cells that follow from `determines`
         (model revision, prompt hash, sampling, VERSION)."""

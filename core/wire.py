@@ -84,6 +84,10 @@ class Reply:
     fault: Literal["", "request", "server", "access"] = ""
 
 
+FollowUp = Callable[[Reply], Request | None]
+"""The next request of a chain, given the reply to the one before; None where the chain ends."""
+
+
 class OwnServer(Protocol):
     """What sending needs of a server that was started here (core.vllm_server.VllmServer is one)."""
 

@@ -93,22 +93,17 @@ def test_without_a_gpu_prompts_are_prefilled_whole_unless_the_user_says_otherwis
 
 
 def test_replicas_get_gpus_of_their_own(tmp_path: Path) -> None:
-    made = vllm_server.make_servers(
-        "m",
-        {"tensor_parallel_size": 2},
-        {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
-        2,
-        lambda r: tmp_path / str(r),
+    pairs = ServerSpec(
+        model="m",
+        replicas=2,
+        args={"tensor_parallel_size": 2},
+        env={"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
     )
-    assert [server._environment()["CUDA_VISIBLE_DEVICES"] for server in made] == ["4,5", "6,7"]
+    servers = vllm_server.make_servers(pairs, lambda r: tmp_path / str(r))
+    assert [s._environment()["CUDA_VISIBLE_DEVICES"] for s in servers] == ["4,5", "6,7"]
+    too_many = pairs.model_copy(update={"replicas": 3})
     with pytest.raises(UserError, match="need 6 GPUs, but this machine shows 4"):
-        vllm_server.make_servers(
-            "m",
-            {"tensor_parallel_size": 2},
-            {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
-            3,
-            lambda r: tmp_path / str(r),
-        )
+        vllm_server.make_servers(too_many, lambda r: tmp_path / str(r))
 
 
 def test_replicas_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +237,7 @@ def test_the_cause_is_found_in_a_vllm_log(tmp_path: Path) -> None:
         "(APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.\n"
         "[rank0]:[W] destroy_process_group() was not called\n"
     )
-    server = vllm_server.VllmServer("m", {}, {}, log, None, None)
+    server = vllm_server.VllmServer(ServerSpec(model="m"), log)
     assert server.complaint() == "ValueError: The model's max seq len (8192) is larger than 4096."
 
 
@@ -253,7 +248,7 @@ def test_a_pydantic_error_in_a_vllm_log_is_quoted_with_its_reason(tmp_path: Path
         "(APIServer pid=5)   Value error, User-specified max_model_len (4096) is too large. [type=value_error, input_value=ArgsKwargs(())]\n"
         "(APIServer pid=5)     For further information visit https://errors.pydantic.dev/\n"
     )
-    said = vllm_server.VllmServer("m", {}, {}, log, None, None).complaint()
+    said = vllm_server.VllmServer(ServerSpec(model="m"), log).complaint()
     assert said.endswith(
         "1 validation error for ModelConfig Value error, User-specified max_model_len (4096) is too large."
     )
