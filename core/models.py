@@ -127,7 +127,7 @@ def folder_revision(folder: Path) -> str:
     known: dict[str, list[Any]] = {}
     for name, path in files.items():
         stat = path.stat()
-        size, time, content = remembered.get(name, (0, 0, ""))
+        size, time, content = remembered.get(name, (-1, 0, ""))
         if (size, time) != (stat.st_size, stat.st_mtime_ns):
             content = file_digest(path)
         known[name] = [stat.st_size, stat.st_mtime_ns, content]

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError, nearest
+from core.errors import UserError, first_line, nearest
 from train import chat
 from train.config import OWNED, Job, TrainConfig
 
@@ -46,14 +46,16 @@ def deepspeed_json(config: TrainConfig) -> str:
     given = config.deepspeed
     if isinstance(given, dict):
         return json.dumps(given, indent=2)
-    name = f"zero{config.zero_stage}{'_offload' if config.offload else ''}.json"
-    path = DEEPSPEED / name if given is None else Path(given).expanduser()
+    offload = "_offload" if config.offload else ""
+    ours = DEEPSPEED / f"zero{config.zero_stage}{offload}.json"
+    path = ours if given is None else Path(given).expanduser()
     try:
         text = path.read_text()
         json.loads(text)
     except OSError as error:
         raise UserError(
-            f"train.deepspeed: {path} cannot be read ({error.strerror}); give the path of a DeepSpeed JSON file."
+            f"train.deepspeed: {path} cannot be read ({error.strerror}); "
+            "give the path of a DeepSpeed JSON file."
         ) from error
     except ValueError as error:
         raise UserError(f"train.deepspeed: {path} is not valid JSON ({error}).") from error
@@ -63,21 +65,19 @@ def deepspeed_json(config: TrainConfig) -> str:
 def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[str, Any]:
     """Keyword arguments of trl.SFTConfig for this job: `trainer:` over our defaults, and what only
     the launch knows."""
-    settings = job.config.trainer_arguments()
-    if not gpu and "bf16" not in settings and "fp16" not in settings:
-        settings["bf16"] = (
-            False  # on the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M)
-        )
+    config = job.config
+    settings = config.trainer_arguments()
+    if not gpu and "fp16" not in settings:
+        # On the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M).
+        settings.setdefault("bf16", False)
+    revision = {"revision": config.revision} if config.revision else {}
     return {
         **settings,
         "output_dir": str(out / "scratch"),
         "seed": job.seed,
         "deepspeed": str(out / "scratch" / "deepspeed.json"),
         "gradient_accumulation_steps": accumulation,
-        "model_init_kwargs": {
-            **({"revision": job.config.revision} if job.config.revision else {}),
-            **job.config.model_init,
-        },
+        "model_init_kwargs": {**revision, **config.model_init},
         "use_cpu": not gpu,
     }
 
@@ -90,91 +90,90 @@ def check(config: TrainConfig) -> None:
     unknown `lora:` key, a DeepSpeed file that is not JSON or cannot export, a missing template, and
     attention that would mix packed documents.
     """
-    for name, training in ((config.chat_template_path, True), (config.inference_template, False)):
-        if name is not None:
-            chat.read(name, training=training)
+    if config.chat_template_path is not None:
+        chat.read(config.chat_template_path, training=True)
+    if config.inference_template is not None:
+        chat.read(config.inference_template, training=False)
     settings = config.trainer_arguments()
     for key, instead in OWNED.items():
         if key in settings:
             raise UserError(f"train.trainer.{key} is set by the harness: {instead}.")
     if settings.get("eval_strategy", "no") != "no":
         raise UserError(
-            "train.trainer.eval_strategy: training has no evaluation set; held-out loss is measured by the eval stage. Remove the key."
+            "train.trainer.eval_strategy: training has no evaluation set; held-out loss is "
+            "measured by the eval stage. Remove the key."
         )
-    if settings["packing"] and settings.get("max_length", 1024) is None:
+    _check_attention(config, packing=settings["packing"])
+    _check_engine(config)
+    _check_keys(settings, config.lora or {})
+
+
+def _check_attention(config: TrainConfig, *, packing: bool) -> None:
+    """Raise UserError where packed documents would not stay apart, or attention lacks a package."""
+    if packing and config.max_length is None:
         raise UserError(
-            "train.trainer.max_length is null, but packing needs a length to pack to; give one, or set packing: false."
+            "train.trainer.max_length is null, but packing needs a length to pack to; "
+            "give one, or set packing: false."
         )
     attention = str(config.model_init.get("attn_implementation", "sdpa"))
-    if (
-        settings["packing"]
-        and attention not in KEEPS_DOCUMENTS_APART
-        and "flash-attn" not in attention
-    ):
+    apart = attention in KEEPS_DOCUMENTS_APART or "flash-attn" in attention
+    if packing and not apart:
         raise UserError(
-            f"train.model_init.attn_implementation '{attention}' is not known to keep packed documents apart; use one of "
-            f"{', '.join(KEEPS_DOCUMENTS_APART)}, or set trainer.packing: false."
+            f"train.model_init.attn_implementation '{attention}' is not known to keep packed "
+            f"documents apart; use one of {', '.join(KEEPS_DOCUMENTS_APART)}, "
+            "or set trainer.packing: false."
         )
-    flash = any(
-        importlib.util.find_spec(package)
-        for package in ("flash_attn", "flash_attn_interface", "kernels")
-    )
-    if attention.startswith("flash_attention") and gpus() and not flash:
+    kernels = ("flash_attn", "flash_attn_interface", "kernels")
+    here = any(map(importlib.util.find_spec, kernels))
+    if attention.startswith("flash_attention") and gpus() and not here:
         raise UserError(
-            f"train.model_init.attn_implementation '{attention}' needs the package flash-attn or kernels; install one, or use sdpa."
+            f"train.model_init.attn_implementation '{attention}' needs the package "
+            "flash-attn or kernels; install one, or use sdpa."
         )
+
+
+def _check_engine(config: TrainConfig) -> None:
+    """Raise UserError where DeepSpeed could not offload, or not export at the end."""
     ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
     if config.offload and not (ninja and shutil.which("g++")):
         raise UserError(
-            "train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ and ninja for it; install both."
+            "train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ "
+            "and ninja for it; install both."
         )
     zero = json.loads(deepspeed_json(config)).get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(
-            "train.deepspeed: at stage 3 the weights can be exported only with zero_optimization.stage3_gather_16bit_weights_on_model_save: true; "
-            "add it."
+            "train.deepspeed: at stage 3 the weights can be exported only with "
+            "zero_optimization.stage3_gather_16bit_weights_on_model_save: true; add it."
         )
-    _known_keys(settings, config.lora)
 
 
-def _known_keys(settings: dict[str, Any], lora: dict[str, Any] | None) -> None:
+def _check_keys(settings: dict[str, Any], lora: dict[str, Any]) -> None:
+    """Raise UserError for a key or a value that SFTConfig or LoraConfig refuses."""
     from peft import LoraConfig
     from trl import SFTConfig
 
-    valid = {f.name for f in dataclasses.fields(SFTConfig)}
+    arguments = {field.name for field in dataclasses.fields(SFTConfig)}
     for key in settings:
-        if key not in valid:
-            raise UserError(
-                f"train.trainer: SFTConfig has no argument '{key}'{nearest(key, valid - set(OWNED))}"
-            )
-    for key in lora or {}:
-        if key not in (names := set(inspect.signature(LoraConfig).parameters)):
-            raise UserError(
-                f"train.lora: peft's LoraConfig has no argument '{key}'{nearest(key, names)}"
-            )
+        if key not in arguments:
+            hint = nearest(key, arguments - OWNED.keys())
+            raise UserError(f"train.trainer: SFTConfig has no argument '{key}'{hint}")
+    arguments = set(inspect.signature(LoraConfig).parameters)
+    for key in lora:
+        if key not in arguments:
+            hint = nearest(key, arguments)
+            raise UserError(f"train.lora: peft's LoraConfig has no argument '{key}'{hint}")
     try:
-        LoraConfig(**(lora or {}))
+        LoraConfig(**lora)
     except (TypeError, ValueError) as error:
-        raise UserError(f"train.lora is refused by peft: {_first_line(error)}") from error
+        raise UserError(f"train.lora is refused by peft: {first_line(error)}") from error
+    # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
+    # are judged where they run.
+    formats = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # On the CPU whatever the machine, so that the command line never starts CUDA; number
-            # formats are judged where they run.
-            SFTConfig(
-                **{
-                    **settings,
-                    "output_dir": folder,
-                    "use_cpu": True,
-                    "bf16": False,
-                    "fp16": False,
-                    "tf32": None,
-                }
-            )
+            SFTConfig(**{**settings, **formats, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(
-                f"train.trainer is refused by SFTConfig: {_first_line(error)}"
+                f"train.trainer is refused by SFTConfig: {first_line(error)}"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

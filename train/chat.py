@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 """Conversations without and with a system prompt, of one and of two turns, on which templates are
 compared."""
 
+SHIPPED = ", ".join(SHIPPED_TEMPLATES)
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -51,12 +54,12 @@ def read(name: str, *, training: bool) -> str:
     """Text of a shipped template (its training or its inference form) or of a Jinja file. Raises
     UserError when there is neither."""
     if name in SHIPPED_TEMPLATES:
-        return (FOLDER / f"{name}{'_training' if training else ''}.jinja").read_text()
+        form = "_training" if training else ""
+        return (FOLDER / f"{name}{form}.jinja").read_text()
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"chat template '{name}' is neither shipped nor a file{nearest(name, SHIPPED_TEMPLATES)}"
-        )
+        hint = nearest(name, SHIPPED_TEMPLATES)
+        raise UserError(f"chat template '{name}' is neither shipped nor a file{hint}")
     return path.read_text()
 
 
@@ -69,31 +72,14 @@ def choose(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Chat:
     Raises UserError when none applies or a check fails.
     """
     own: str | None = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    name = config.chat_template_path or (_family(own, tokenizer) if own else None)
-    if name is not None:
-        training = read(name, training=True)
-    elif own is None:
-        raise UserError(
-            f"{config.base} has no chat template of its own, so train.chat_template_path is needed; shipped are {', '.join(SHIPPED_TEMPLATES)}."
-        )
-    else:
-        training = own if "generation %}" in own else _from_trl(tokenizer, config.base)
-
-    if config.inference_template is not None:
-        inference = read(config.inference_template, training=False)
-    elif name in SHIPPED_TEMPLATES:
-        inference = read(name, training=False)
-    elif own is not None:
-        inference = own
-    else:
-        raise UserError(
-            f"train.chat_template_path '{name}' is a file and {config.base} has no chat template of its own, so the template for serving is "
-            "unknown; give train.inference_template."
-        )
+    name = config.chat_template_path
+    if name is None and own is not None:
+        name = _family(own, tokenizer)
+    training = _training(name, own, tokenizer, config)
+    inference = _inference(name, own, config)
     chat = Chat(training, inference, end_of_turn(tokenizer, training))
-    agree(
-        tokenizer, chat, PROBES[:1]
-    )  # the one without system prompt: some families (gemma) refuse those
+    # The probe without system prompt: some families (gemma) refuse those.
+    agree(tokenizer, chat, PROBES[:1])
     _opens_alike(tokenizer, chat)
     return chat
 
@@ -110,21 +96,28 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     # message opens.
     probe = [*PROBES[0], {"role": "user", "content": "Thanks."}]
     ids, mask = encode(tokenizer, [probe], template)[0]
-    supervised = [i for i, m in zip(ids, mask, strict=True) if m]
+    supervised = [token for token, marked in zip(ids, mask, strict=True) if marked]
     if not supervised:
         raise UserError(
-            "the training chat template marks nothing as the assistant's: put {% generation %} … {% endgeneration %} around its words."
+            "the training chat template marks nothing as the assistant's: "
+            "put {% generation %} … {% endgeneration %} around its words."
         )
-    last = next(
-        (i for i in reversed(supervised) if str(tokenizer.decode([i])).strip()), supervised[-1]
-    )
-    if last not in set(tokenizer.get_added_vocab().values()):
+    last = last_written(tokenizer, supervised)
+    if last not in tokenizer.get_added_vocab().values():
         raise UserError(
-            f"the training chat template's last supervised token is {tokenizer.decode([last])!r}, not an end-of-turn token, so the model would "
-            "never learn to stop: put the end-of-turn token inside {% generation %} … {% endgeneration %}, and use one that the tokenizer of "
+            "the training chat template's last supervised token is "
+            f"{tokenizer.decode([last])!r}, not an end-of-turn token, so the model would never "
+            "learn to stop: put the end-of-turn token inside {% generation %} … "
+            "{% endgeneration %}, and use one that the tokenizer of "
             f"{tokenizer.name_or_path} has as a single token."
         )
     return last
+
+
+def last_written(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """The last token that is more than white space; the last one where none is."""
+    written = (token for token in reversed(ids) if str(tokenizer.decode([token])).strip())
+    return next(written, ids[-1])
 
 
 def encode(
@@ -132,14 +125,14 @@ def encode(
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and supervision mask (1 inside generation markers) of each conversation, in order;
     rendered and tokenised once."""
-    out = tokenizer.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         list(conversations),
         chat_template=template,
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    return list(zip(out["input_ids"], out["assistant_masks"], strict=True))
+    return list(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True))
 
 
 def agree(
@@ -153,15 +146,55 @@ def agree(
             tokenizer, messages, add_generation_prompt=False, chat_template=chat.inference
         )
         if trained != served:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b),
-                min(len(trained), len(served)),
-            )
+            pairs = zip(trained, served, strict=False)
+            at = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
             raise UserError(
-                f"the training and the inference chat template differ at token {at} of a conversation: training has "
-                f"{tokenizer.decode(trained[at : at + 8])!r}, inference {tokenizer.decode(served[at : at + 8])!r}; "
-                "the checkpoint would be served with words it never saw. Make them render the same text."
+                "the training and the inference chat template differ at token "
+                f"{at} of a conversation: training has "
+                f"{tokenizer.decode(trained[at : at + 8])!r}, "
+                f"inference {tokenizer.decode(served[at : at + 8])!r}; the checkpoint would be "
+                "served with words it never saw. Make them render the same text."
             )
+
+
+def _training(
+    name: str | None, own: str | None, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+) -> str:
+    """The training template: the named one, else the tokenizer's own in a marked form."""
+    if name is not None:
+        return read(name, training=True)
+    if own is None:
+        raise UserError(
+            f"{config.base} has no chat template of its own, so train.chat_template_path "
+            f"is needed; shipped are {SHIPPED}."
+        )
+    if "generation %}" in own:
+        return own
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        return str(get_training_chat_template(tokenizer))
+    except ValueError as error:
+        raise UserError(
+            f"the chat template of {config.base} has no {{% generation %}} markers and TRL "
+            f"knows no marked form of it; give train.chat_template_path ({SHIPPED}, or a Jinja "
+            "file of your own) and, for a file, train.inference_template where it differs."
+        ) from error
+
+
+def _inference(name: str | None, own: str | None, config: TrainConfig) -> str:
+    """The template for serving: the configured one, a shipped training template's counterpart, or
+    the tokenizer's own."""
+    if config.inference_template is not None:
+        return read(config.inference_template, training=False)
+    if name in SHIPPED_TEMPLATES:
+        return read(name, training=False)
+    if own is None:
+        raise UserError(
+            f"train.chat_template_path '{name}' is a file and {config.base} has no chat template "
+            "of its own, so the template for serving is unknown; give train.inference_template."
+        )
+    return own
 
 
 def _opens_alike(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> None:
@@ -173,8 +206,9 @@ def _opens_alike(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> None:
     trained = encode(tokenizer, [PROBES[0]], chat.training)[0][0]
     if trained[: len(prompt)] != prompt:
         raise UserError(
-            "the inference chat template's generation prompt is not how the training template opens an assistant's turn: "
-            f"{tokenizer.decode(prompt)!r} is no beginning of {tokenizer.decode(trained)!r}."
+            "the inference chat template's generation prompt is not how the training template "
+            f"opens an assistant's turn: {tokenizer.decode(prompt)!r} is no beginning of "
+            f"{tokenizer.decode(trained)!r}."
         )
 
 
@@ -183,32 +217,18 @@ def _family(own: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     template does, or None."""
 
     def texts(template: str) -> list[Any]:
-        forms = [(p, g) for p in PROBES for g in (False, True)]
         return [
             tokenizer.apply_chat_template(
-                list(p), tokenize=False, chat_template=template, add_generation_prompt=g
+                probe, tokenize=False, chat_template=template, add_generation_prompt=opens
             )
-            for p, g in forms
+            for probe in PROBES
+            for opens in (False, True)
         ]
 
     try:
         wanted = texts(own)
-    except (
-        Exception
-    ):  # any template may raise its own errors (a family that refuses system prompts)
+    # any template may raise its own errors (a family that refuses system prompts)
+    except Exception:
         return None
-    return next(
-        (name for name in SHIPPED_TEMPLATES if texts(read(name, training=False)) == wanted), None
-    )
-
-
-def _from_trl(tokenizer: PreTrainedTokenizerBase, base: str) -> str:
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        return str(get_training_chat_template(tokenizer))
-    except ValueError as error:
-        raise UserError(
-            f"the chat template of {base} has no {{% generation %}} markers and TRL knows no marked form of it; give train.chat_template_path "
-            f"({', '.join(SHIPPED_TEMPLATES)}, or a Jinja file of your own) and, for a file, train.inference_template where it differs."
-        ) from error
+    same = (name for name in SHIPPED_TEMPLATES if texts(read(name, training=False)) == wanted)
+    return next(same, None)

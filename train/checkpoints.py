@@ -14,18 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import write_atomic
+from core.files import read_json, write_atomic
 
 MARK = "complete.json"
+PREFIX = "checkpoint-"
+"""What the trainer names a checkpoint's folder by, before its step."""
 
 
 def mark(folder: Path, processes: int) -> None:
     """Write the completeness mark of a checkpoint folder; call it on one rank, after every rank has
     saved its part."""
     files = {
-        p.relative_to(folder).as_posix(): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     write_atomic(folder / MARK, json.dumps({"processes": processes, "files": files}, indent=2))
 
@@ -34,8 +36,8 @@ def fault(folder: Path) -> str | None:
     """Why a checkpoint folder is not complete ("it has no completeness mark", "x is missing"), or
     None when it is."""
     try:
-        files: dict[str, int] = json.loads((folder / MARK).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        files: dict[str, int] = read_json(folder / MARK)["files"]
+    except (OSError, UserError, KeyError):
         return "it has no completeness mark"
     for name, size in files.items():
         path = folder / name
@@ -48,12 +50,8 @@ def fault(folder: Path) -> str | None:
 
 def steps(scratch: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every checkpoint in `scratch`, newest first."""
-    found = [
-        (int(p.name.removeprefix("checkpoint-")), p)
-        for p in scratch.glob("checkpoint-*")
-        if p.name.removeprefix("checkpoint-").isdigit()
-    ]
-    return sorted(found, reverse=True)
+    folders = {path.name.removeprefix(PREFIX): path for path in scratch.glob(f"{PREFIX}*")}
+    return sorted(((int(step), path) for step, path in folders.items() if step.isdigit()))[::-1]
 
 
 def resumable(scratch: Path, processes: int, say: Callable[[str], None]) -> Path | None:
@@ -67,15 +65,20 @@ def resumable(scratch: Path, processes: int, say: Callable[[str], None]) -> Path
         why = fault(folder)
         if why is not None:
             say(f"checkpoint of step {step} is incomplete ({why}); it is skipped.")
-            shutil.rmtree(
-                folder
-            )  # the trainer would count it among those it keeps, and write into it again
+            # The trainer would count it among those it keeps, and write into it again.
+            shutil.rmtree(folder)
             continue
-        made_by = json.loads((folder / MARK).read_text())["processes"]
+        made_by = read_json(folder / MARK)["processes"]
         if made_by != processes:
             raise UserError(
-                f"checkpoint {folder} was made by {made_by} processes and this run has {processes}; DeepSpeed cannot resume it so. Run with "
+                f"checkpoint {folder} was made by {made_by} processes and this run has "
+                f"{processes}; DeepSpeed cannot resume it so. Run with "
                 f"train.num_processes={made_by}, or remove {scratch} to start again."
             )
         return folder
     return None
+
+
+def step_of(folder: Path | None) -> int:
+    """The step that a checkpoint was made after; 0 for none."""
+    return int(folder.name.removeprefix(PREFIX)) if folder else 0

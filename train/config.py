@@ -115,34 +115,43 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> TrainConfig:
+        """Refuse settings that contradict each other."""
         if self.tokens_per_step is not None and "gradient_accumulation_steps" in self.trainer:
             raise ValueError(
-                "tokens_per_step determines trainer.gradient_accumulation_steps; give one of the two"
+                "tokens_per_step determines trainer.gradient_accumulation_steps; "
+                "give one of the two"
             )
         if self.offload and self.zero_stage < 2:
             raise ValueError(
-                f"offload moves partitioned state, which zero_stage {self.zero_stage} does not have here; use zero_stage 2 or 3"
+                f"offload moves partitioned state, which zero_stage {self.zero_stage} "
+                "does not have here; use zero_stage 2 or 3"
             )
-        if self.deepspeed is not None and (self.zero_stage, self.offload) != (
-            2,
-            False,
-        ):  # not their defaults
+        if self.deepspeed is not None and (self.offload or self.zero_stage != 2):  # no defaults
             raise ValueError(
-                "deepspeed is a whole configuration of its own; remove zero_stage and offload beside it"
+                "deepspeed is a whole configuration of its own; "
+                "remove zero_stage and offload beside it"
             )
         if self.num_machines > 1 and self.main_process_ip is None:
             raise ValueError(
-                f"num_machines is {self.num_machines}, so main_process_ip (the address of machine 0) is needed"
+                f"num_machines is {self.num_machines}, so main_process_ip "
+                "(the address of machine 0) is needed"
             )
         if self.num_processes is not None and self.num_processes % self.num_machines:
             raise ValueError(
-                f"num_processes ({self.num_processes}, over all machines) is not a multiple of num_machines ({self.num_machines})"
+                f"num_processes ({self.num_processes}, over all machines) "
+                f"is not a multiple of num_machines ({self.num_machines})"
             )
         return self
 
     def trainer_arguments(self) -> dict[str, Any]:
         """`trainer` over our defaults, as it goes to SFTConfig (without what the launch adds)."""
         return {**DEFAULTS, **self.trainer}
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a sequence (TRL's 1024 where `trainer` is silent); None: no limit."""
+        length: int | None = self.trainer.get("max_length", 1024)
+        return length
 
 
 class Job(BaseModel):

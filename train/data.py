@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.errors import UserError
-from core.files import file_digest, write_atomic
-from core.models import tokenizer as load_tokenizer
+from core.files import file_digest, read_json, replacing, write_atomic
+from core.models import tokenizer as shared_tokenizer
 from core.store import digest
 from train import chat as chats
 from train.config import Job
@@ -31,6 +31,7 @@ VERSION = 1
 BATCH = 256  # conversations tokenised at once; the tokenizer works on them in parallel
 IGNORED = -100
 Ledger = dict[str, Any]
+Row = dict[str, Any]
 
 
 def read_selection(path: Path) -> pl.DataFrame:
@@ -44,20 +45,20 @@ def read_selection(path: Path) -> pl.DataFrame:
         ) from error
     if missing := {"id", "messages"} - set(frame.columns):
         raise UserError(
-            f"{path} has no column {' or '.join(sorted(missing))}; a selection needs id and messages."
+            f"{path} has no column {' or '.join(sorted(missing))}; "
+            "a selection needs id and messages."
         )
     if frame.is_empty():
         raise UserError(
-            f"{path} holds no rows, so there is nothing to train on; loosen the arm's filter or enlarge the pool."
+            f"{path} holds no rows, so there is nothing to train on; "
+            "loosen the arm's filter or enlarge the pool."
         )
-    frame = frame.select("id", "messages")
-    for row in frame.iter_rows(named=True):
-        messages = row["messages"]
+    for name, messages in frame.select("id", "messages").iter_rows():
         if not messages or any(not m.get("role") or m.get("content") is None for m in messages):
             raise UserError(
-                f"{path}, row {row['id']}, field messages: every message needs a role and a content."
+                f"{path}, row {name}, field messages: every message needs a role and a content."
             )
-    return frame
+    return frame.select("id", "messages")
 
 
 def token_counts(selection: Path, tokenizer: str, template: str) -> pl.DataFrame:
@@ -68,8 +69,9 @@ def token_counts(selection: Path, tokenizer: str, template: str) -> pl.DataFrame
     truncated here.
     """
     text = template if "{%" in template else chats.read(template, training=True)
-    words, frame = load_tokenizer(tokenizer), read_selection(selection)
-    counts = [len(ids) for _, ids, _ in _encoded(frame, words, text, selection)]
+    frame = read_selection(selection)
+    encoded = _encoded(frame, shared_tokenizer(tokenizer), text, selection)
+    counts = [len(ids) for batch in encoded for _, ids, _ in batch]
     return pl.DataFrame({"id": frame["id"], "tokens": pl.Series(counts, dtype=pl.Int64)})
 
 
@@ -85,60 +87,36 @@ def prepare(job: Job, out: Path, *, processes: int) -> Ledger:
     """
     if (done := prepared(job, out, processes=processes)) is not None:
         return done
-    selection, tokens = Path(job.selection), out / "scratch" / "tokens.arrow"
-    words = load_tokenizer(job.base, job.config.revision)
-    chat = chats.choose(job.config, words)
-    frame = read_selection(selection)
-    chats.agree(words, chat, [_plain(m) for m in frame["messages"].head(64)])
-    settings = job.config.trainer_arguments()
-    ledger: Ledger = {
-        "key": _key(job, processes),
-        "rows": len(frame),
-        **dict.fromkeys(_COUNTED, 0),
-        "dropped": {},
-    }
-    rows = _trained(frame, words, chat, settings, ledger, selection)
-    _write(tokens, rows)
-    if not ledger["trained_rows"]:
-        raise UserError(
-            f"none of the {len(frame)} rows of {selection} bears loss ({ledger['dropped']}); check the template and max_length."
-        )
-    cut = (ledger["truncated_tokens"] + ledger["dropped_tokens"]) / ledger["tokens"]
-    if cut > job.config.max_truncated_share:
-        raise UserError(
-            f"{cut:.1%} of the tokens of {selection} would be cut ({ledger['truncated_rows']} rows truncated, {ledger['dropped_rows']} dropped: "
-            f"{ledger['dropped']}), more than train.max_truncated_share {job.config.max_truncated_share:.1%}; raise trainer.max_length "
-            f"({settings.get('max_length', 1024)} tokens), use packing_strategy bfd_split, or raise the share."
-        )
-    ledger.update(_steps(tokens, settings, job.config.tokens_per_step, processes, ledger))
+    tokens = out / "scratch" / "tokens.arrow"
+    counts = _tokenise(job, tokens)
+    _check_cut(job, counts)
+    ledger = {"key": _key(job, processes), **counts, **_steps(job, tokens, processes, counts)}
     write_atomic(out / "ledger.json", json.dumps(ledger, indent=2))
     return ledger
 
 
 def prepared(job: Job, out: Path, *, processes: int) -> Ledger | None:
     """The ledger of an earlier `prepare` of the same job in `out`, or None."""
-    path = out / "ledger.json"
-    if not path.exists() or not (out / "scratch" / "tokens.arrow").exists():
+    if not (out / "ledger.json").exists() or not (out / "scratch" / "tokens.arrow").exists():
         return None
-    ledger: Ledger = json.loads(path.read_text())
+    ledger = read_ledger(out)
     return ledger if ledger["key"] == _key(job, processes) else None
 
 
 def read_ledger(out: Path) -> Ledger:
     """The ledger that `prepare` wrote into `out`."""
-    ledger: Ledger = json.loads((out / "ledger.json").read_text())
+    ledger: Ledger = read_json(out / "ledger.json")
     return ledger
 
 
 def _key(job: Job, processes: int) -> str:
-    words = load_tokenizer(job.base, job.config.revision)
-    chat = chats.choose(job.config, words)
-    return digest(
-        [VERSION, job, file_digest(Path(job.selection)), processes, chat.training, chat.inference]
-    )
+    tokenizer = shared_tokenizer(job.base, job.config.revision)
+    chat = chats.choose(job.config, tokenizer)
+    selection = file_digest(Path(job.selection))
+    return digest([VERSION, job, selection, processes, chat.training, chat.inference])
 
 
-_COUNTED = (
+_SUMS = (
     "tokens",
     "loss_tokens",
     "trained_rows",
@@ -152,189 +130,191 @@ _COUNTED = (
     "dropped_rows",
     "dropped_tokens",
     "dropped_loss_tokens",
-    "longest_row",
 )
+_NO_TURN, _TURN_BEYOND = "no assistant turn", "assistant turn beyond max_length"
 
 
-def _trained(
-    frame: pl.DataFrame,
-    words: PreTrainedTokenizerBase,
-    chat: chats.Chat,
-    settings: dict[str, Any],
-    ledger: Ledger,
-    source: Path,
-) -> Iterator[dict[str, Any]]:
-    """The rows that are trained on, truncated where the strategy truncates; counts into `ledger` as
-    it goes."""
-    limit: int | None = settings.get("max_length", 1024)
-    attended = 0
+def _tokenise(job: Job, path: Path) -> Ledger:
+    """Write the rows that are trained on to `path`, as an Arrow stream, which every process on a
+    machine maps instead of loading; returns what was counted over all rows."""
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    ids = pa.list_(pa.int32())
+    columns = {"id": pa.string(), "messages": pa.list_(message), "input_ids": ids, "labels": ids}
+    schema = pa.schema(list(columns.items()))
+    totals = Counter[str]()
+    longest = 0
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        for batch in _cut_rows(job):
+            trained = [row for row, _ in batch if row is not None]
+            writer.write_batch(pa.RecordBatch.from_pylist(trained, schema))
+            for _, counts in batch:
+                longest = max(longest, counts["tokens"])
+                totals.update(rows=1, **counts)
+    return {
+        "rows": totals["rows"],
+        **{name: totals[name] for name in _SUMS},
+        "longest_row": longest,
+        "dropped": {name: n for name, n in totals.items() if name in (_NO_TURN, _TURN_BEYOND)},
+        # tokens that a token attends to, itself included
+        "mean_context": totals["attended"] / max(1, totals["trained_tokens"]),
+    }
+
+
+def _cut_rows(job: Job) -> Iterator[list[tuple[Row | None, Counter[str]]]]:
+    """Every row of the job's selection, in order and in batches: what is trained on of it (None:
+    nothing), and what it counts for in the ledger."""
+    source, config = Path(job.selection), job.config
+    tokenizer = shared_tokenizer(job.base, config.revision)
+    chat = chats.choose(config, tokenizer)
+    selection = read_selection(source)
+    chats.agree(tokenizer, chat, [_plain(m) for m in selection["messages"].head(64)])
+    settings = config.trainer_arguments()
+    assistant_only = settings["assistant_only_loss"]
     splits = settings["packing"] and settings["packing_strategy"] in ("bfd_split", "wrapped")
-    supervised_only, dropped = settings["assistant_only_loss"], Counter[str]()
-    for row, ids, mask in _encoded(frame, words, chat.training, source):
-        # A causal model predicts from the second token on, so the first token of a sequence never
-        # bears loss.
-        labels = [
-            i if (m or not supervised_only) and at else IGNORED
-            for at, (i, m) in enumerate(zip(ids, mask, strict=True))
-        ]
-        bearing = sum(label != IGNORED for label in labels)
-        ledger["tokens"] += len(ids)
-        ledger["loss_tokens"] += bearing
-        ledger["longest_row"] = max(ledger["longest_row"], len(ids))
-        if supervised_only and bearing:
-            _ends_turn(row["id"], ids, mask, chat.end_of_turn, words, source)
-        kept, reason = labels, "no assistant turn" if not bearing else None
-        if limit is not None and len(ids) > limit:
-            if splits:
-                ledger["split_rows"] += 1
-                ledger["split_loss_tokens"] += sum(
-                    label != IGNORED for label in labels[limit::limit]
-                )
-            else:
-                kept = labels[:limit]
-                if bearing and all(label == IGNORED for label in kept):
-                    reason = "assistant turn beyond max_length"
-        left = sum(label != IGNORED for label in kept)
-        if reason is not None:
-            dropped[reason] += 1
-            ledger["dropped_rows"] += 1
-            ledger["dropped_tokens"] += len(ids)
-            ledger["dropped_loss_tokens"] += bearing
-            continue
-        if len(kept) < len(labels):
-            ledger["truncated_rows"] += 1
-            ledger["truncated_tokens"] += len(labels) - len(kept)
-            ledger["truncated_loss_tokens"] += bearing - left
-        ledger["trained_rows"] += 1
-        ledger["trained_tokens"] += len(kept)
-        pieces, rest = divmod(len(kept), limit or len(kept))
-        attended += sum(n * (n + 1) // 2 for n in [limit or len(kept)] * pieces + [rest])
-        yield {
-            "id": row["id"],
-            "messages": row["messages"],
-            "input_ids": ids[: len(kept)],
-            "labels": kept,
-        }
-    ledger["dropped"] = dict(dropped)
-    ledger["mean_context"] = attended / max(
-        1, ledger["trained_tokens"]
-    )  # tokens that a token attends to, itself included
-    ledger["trained_loss_tokens"] = (
-        ledger["loss_tokens"]
-        - ledger["truncated_loss_tokens"]
-        - ledger["dropped_loss_tokens"]
-        - ledger["split_loss_tokens"]
-    )
+    for batch in _encoded(selection, tokenizer, chat.training, source):
+        cuts = []
+        for row, ids, mask in batch:
+            marked = mask if assistant_only else [1] * len(ids)
+            labels = [i if m else IGNORED for i, m in zip(ids, marked, strict=True)]
+            # A causal model predicts from the second token on.
+            labels[:1] = [IGNORED for _ in labels[:1]]
+            if assistant_only:
+                _check_end(labels, tokenizer, chat.end_of_turn, f"{source}, row {row['id']}")
+            kept, counts = _cut(labels, config.max_length, splits=splits)
+            tokens = {"input_ids": ids[: len(kept)], "labels": kept}
+            cuts.append(({**row, **tokens} if kept else None, counts))
+        yield cuts
+
+
+def _cut(labels: list[int], length: int | None, *, splits: bool) -> tuple[list[int], Counter[str]]:
+    """The labels that are trained on of a row's (none where the row is dropped), and what it counts
+    for, by the ledger's names; `attended` is what its tokens attend to, in tokens.
+
+    A row of more than `length` tokens is truncated, or split by the packing later; a fragment's
+    first token has nothing to be predicted from.
+    """
+    tokens, bearing = len(labels), _bearing(labels)
+    length = length or tokens or 1
+    counts = Counter(tokens=tokens, loss_tokens=bearing)
+    kept = labels if splits else labels[:length]
+    starts = labels[length::length]
+    if splits and starts:
+        counts.update(split_rows=1, split_loss_tokens=_bearing(starts))
+    left = _bearing(kept)
+    if not left:
+        reason = _TURN_BEYOND if bearing else _NO_TURN
+        counts.update(dropped_rows=1, dropped_tokens=tokens, dropped_loss_tokens=bearing)
+        counts.update({reason: 1})
+        return [], counts
+    if len(kept) < tokens:
+        counts.update(truncated_rows=1, truncated_tokens=tokens - len(kept))
+        counts.update(truncated_loss_tokens=bearing - left)
+    whole, rest = divmod(len(kept), length)
+    attended = whole * length * (length + 1) // 2 + rest * (rest + 1) // 2
+    counts.update(trained_rows=1, trained_tokens=len(kept), attended=attended)
+    counts.update(trained_loss_tokens=left - counts["split_loss_tokens"])
+    return kept, counts
+
+
+def _bearing(labels: list[int]) -> int:
+    """How many tokens bear loss."""
+    return len(labels) - labels.count(IGNORED)
 
 
 def _encoded(
-    frame: pl.DataFrame, words: PreTrainedTokenizerBase, template: str, source: Path
-) -> Iterator[tuple[dict[str, Any], list[int], list[int]]]:
-    """(row, token ids, supervision mask) of each row, in order."""
+    frame: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, source: Path
+) -> Iterator[list[tuple[Row, list[int], list[int]]]]:
+    """(row, token ids, supervision mask) of each row, in order and in batches. Raises UserError
+    naming a row that the template refuses."""
     for part in frame.iter_slices(BATCH):
         rows = part.to_dicts()
+        conversations = [_plain(row["messages"]) for row in rows]
         try:
-            encoded = chats.encode(words, [_plain(r["messages"]) for r in rows], template)
-        except (
-            Exception
-        ) as error:  # a template raises errors of its own; find the row that it refuses
-            for row in rows:
+            encoded = chats.encode(tokenizer, conversations, template)
+        # a template raises errors of its own; find the row that it refuses
+        except Exception as error:
+            for row, conversation in zip(rows, conversations, strict=True):
                 try:
-                    chats.encode(words, [_plain(row["messages"])], template)
+                    chats.encode(tokenizer, [conversation], template)
                 except Exception as refused:
                     raise UserError(
-                        f"{source}, row {row['id']}: the chat template refuses the conversation ({refused})."
+                        f"{source}, row {row['id']}: the chat template refuses the "
+                        f"conversation ({refused})."
                     ) from refused
             raise UserError(f"{source}: the chat template fails ({error}).") from error
-        for row, (ids, mask) in zip(rows, encoded, strict=True):
-            yield row, ids, mask
+        yield [(row, ids, mask) for row, (ids, mask) in zip(rows, encoded, strict=True)]
 
 
 def _plain(messages: Any) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
-def _ends_turn(
-    row: str,
-    ids: list[int],
-    mask: list[int],
-    end: int,
-    words: PreTrainedTokenizerBase,
-    source: Path,
-) -> None:
-    """Raise UserError unless the row's last supervised token, white space aside, is the end-of-turn
-    token."""
-    for token, supervised in zip(reversed(ids), reversed(mask), strict=True):
-        if supervised and token == end:
-            return
-        if supervised and str(words.decode([token])).strip():
-            raise UserError(
-                f"{source}, row {row}: the last supervised token is {words.decode([token])!r} instead of the end-of-turn token "
-                f"{words.decode([end])!r}, so this row would teach the model not to stop; check the training chat template."
-            )
+def _check_end(labels: list[int], tokenizer: PreTrainedTokenizerBase, end: int, where: str) -> None:
+    """Raise UserError unless a row's last supervised token, white space aside, is the end-of-turn
+    token `end`."""
+    supervised = [label for label in labels if label != IGNORED]
+    last = chats.last_written(tokenizer, supervised) if supervised else end
+    if last != end:
+        raise UserError(
+            f"{where}: the last supervised token is {tokenizer.decode([last])!r} instead of the "
+            f"end-of-turn token {tokenizer.decode([end])!r}, so this row would teach the model "
+            "not to stop; check the training chat template."
+        )
 
 
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Rows as an Arrow stream, which every process on a machine maps instead of loading; whole or
-    absent."""
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("messages", pa.list_(message)),
-            ("input_ids", pa.list_(pa.int32())),
-            ("labels", pa.list_(pa.int32())),
-        ]
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        batch: list[dict[str, Any]] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == 1000:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-                batch = []
-        if batch:
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-    temporary.replace(path)
+def _check_cut(job: Job, counts: Ledger) -> None:
+    """Raise UserError where nothing is left to train on, or too little."""
+    config, dropped = job.config, counts["dropped"]
+    if not counts["trained_rows"]:
+        raise UserError(
+            f"none of the {counts['rows']} rows of {job.selection} bears loss ({dropped}); "
+            "check the template and max_length."
+        )
+    cut = (counts["truncated_tokens"] + counts["dropped_tokens"]) / counts["tokens"]
+    if cut > config.max_truncated_share:
+        raise UserError(
+            f"{cut:.1%} of the tokens of {job.selection} would be cut "
+            f"({counts['truncated_rows']} rows truncated, {counts['dropped_rows']} dropped: "
+            f"{dropped}), more than train.max_truncated_share {config.max_truncated_share:.1%}; "
+            f"raise trainer.max_length ({config.max_length} tokens), "
+            "use packing_strategy bfd_split, or raise the share."
+        )
 
 
-def _steps(
-    tokens: Path, settings: dict[str, Any], wanted: int | None, processes: int, ledger: Ledger
-) -> Ledger:
-    """Sequences after packing, and the gradient accumulation that brings `wanted` non-pad tokens to
-    one optimizer step."""
-    sequences = ledger["trained_rows"]
+def _steps(job: Job, tokens: Path, processes: int, counts: Ledger) -> Ledger:
+    """Sequences after packing, and the gradient accumulation that brings the wanted non-pad tokens
+    to one optimizer step."""
+    settings, wanted = job.config.trainer_arguments(), job.config.tokens_per_step
+    sequences = counts["trained_rows"]
     if settings["packing"]:
         from datasets import Dataset
         from trl import pack_dataset
 
-        lengths_matter = Dataset.from_file(str(tokens), in_memory=True).select_columns(
-            ["input_ids"]
-        )  # in memory: no cache file is left behind
-        sequences = len(
-            pack_dataset(
-                lengths_matter, settings.get("max_length", 1024), settings["packing_strategy"]
-            )
-        )
+        # in memory: no cache file is left behind
+        rows = Dataset.from_file(str(tokens), in_memory=True).select_columns(["input_ids"])
+        sequences = len(pack_dataset(rows, job.config.max_length, settings["packing_strategy"]))
     batch = settings.get("per_device_train_batch_size", 8) * processes
-    per_micro_step = ledger["trained_tokens"] / sequences * batch
+    one_pass = counts["trained_tokens"] / sequences * batch
     accumulation = settings.get("gradient_accumulation_steps", 1)
     if wanted is not None:
-        if wanted < 0.75 * per_micro_step:
+        if wanted < 0.75 * one_pass:
             raise UserError(
-                f"train.tokens_per_step {wanted:,} is less than one pass of {processes} device(s) holds (about {per_micro_step:,.0f} non-pad "
-                f"tokens: {batch} sequences of {per_micro_step / batch:,.0f}); lower trainer.per_device_train_batch_size or max_length, or use "
-                "fewer processes."
+                f"train.tokens_per_step {wanted:,} is less than one pass of {processes} device(s) "
+                f"holds (about {one_pass:,.0f} non-pad tokens: {batch} sequences of "
+                f"{one_pass / batch:,.0f}); lower trainer.per_device_train_batch_size or "
+                "max_length, or use fewer processes."
             )
-        accumulation = max(1, round(wanted / per_micro_step))
+        accumulation = max(1, round(wanted / one_pass))
     return {
         "sequences": sequences,
         "gradient_accumulation_steps": accumulation,
         "sequences_per_step": batch * accumulation,
-        "tokens_per_step": round(per_micro_step * accumulation),
+        "tokens_per_step": round(one_pass * accumulation),
         "steps_per_epoch": math.ceil(sequences / (batch * accumulation)),
     }
