@@ -281,7 +281,8 @@ def test_a_bad_row_is_named(tmp_path: Path, model: Path) -> None:
 def test_token_counts_are_the_lengths_that_training_sees(tmp_path: Path, model: Path) -> None:
     rows = [talk("why", "a river is great"), talk("the red stone", "blue")]
     ledger = prepare(tmp_path, model, rows)
-    counts = data.token_counts(tmp_path / "selection.parquet", str(model), "chatml")
+    template = chat.read("chatml", training=True)
+    counts = data.token_counts(tmp_path / "selection.parquet", str(model), template)
     assert counts["id"].to_list() == ["r0", "r1"]
     assert counts["tokens"].sum() == ledger["tokens"]
 

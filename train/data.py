@@ -62,15 +62,14 @@ def read_selection(path: Path) -> pl.DataFrame:
 
 
 def token_counts(selection: Path, tokenizer: str, template: str) -> pl.DataFrame:
-    """[id: str, tokens: int] for each row of `selection`: its non-pad tokens under `template` (a
-    shipped name, a Jinja file, or template text).
+    """[id: str, tokens: int] for each row of `selection`: its non-pad tokens under `template` (its
+    text).
 
     `tokenizer` is a resolved model path. A token budget is a sum of these counts; nothing is
     truncated here.
     """
-    text = template if "{%" in template else chats.read(template, training=True)
     frame = read_selection(selection)
-    encoded = _encoded(frame, shared_tokenizer(tokenizer), text, selection)
+    encoded = _encoded(frame, shared_tokenizer(tokenizer), template, selection)
     counts = [len(ids) for batch in encoded for _, ids, _ in batch]
     return pl.DataFrame({"id": frame["id"], "tokens": pl.Series(counts, dtype=pl.Int64)})
 

@@ -45,39 +45,17 @@ def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[st
 
     Several machines need the same OUT on a shared file system, and one command each.
     """
-    several = [
-        "--same_network",
-        "--deepspeed_multinode_launcher",
-        "standard",
-        "--machine_rank",
-        str(machine_rank),
-    ]
-    several += ["--main_process_ip", str(config.main_process_ip)]
-    port = config.main_process_port or (0 if config.num_machines == 1 else 29500)  # 0: a free one
-    return [
-        *(
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--use_deepspeed",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ),
-        *("--num_processes", str(processes(config)), "--num_machines", str(config.num_machines)),
-        *(several if config.num_machines > 1 else []),
-        *("--main_process_port", str(port)),
-        *("-m", "train.sft", str(out)),
-    ]
-
-
-def write_job(config: TrainConfig, out: Path, *, base: str, selection: Path, seed: int) -> Job:
-    """Write OUT/train.json, which the command reads on every machine. `base` is the resolved path
-    of `config.base`."""
-    job = Job(config=config, base=base, selection=str(selection.resolve()), seed=seed)
-    write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
-    return job
+    launcher = "-m accelerate.commands.launch --use_deepspeed --mixed_precision no"
+    arguments = [sys.executable, *launcher.split(), "--dynamo_backend", "no"]
+    arguments += ["--num_processes", str(processes(config))]
+    arguments += ["--num_machines", str(config.num_machines)]
+    port = config.main_process_port or 0  # a free one
+    if config.num_machines > 1:
+        arguments += ["--same_network", "--deepspeed_multinode_launcher", "standard"]
+        arguments += ["--machine_rank", str(machine_rank)]
+        arguments += ["--main_process_ip", str(config.main_process_ip)]
+        port = port or 29500
+    return [*arguments, "--main_process_port", str(port), "-m", "train.sft", str(out)]
 
 
 def run(
@@ -94,42 +72,49 @@ def run(
     """
     out = out.resolve()
     started = time.time()
-    job = write_job(
-        config, out, base=base, selection=inputs["selection"] / "selection.parquet", seed=seed
-    )
+    selection = inputs["selection"] / "selection.parquet"
+    job = Job(config=config, base=base, selection=str(selection.resolve()), seed=seed)
+    # The command reads it on every machine.
+    write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
     if not (out / "checkpoint").is_dir():
-        (out / "scratch").mkdir(parents=True, exist_ok=True)
-        ledger = data.prepare(job, out, processes=processes(config))
-        log.say(
-            f"training on {ledger['trained_rows']} rows, {ledger['trained_tokens']:,} tokens an epoch ({ledger['trained_loss_tokens']:,} bear loss), "
-            f"{ledger['tokens_per_step']:,} a step; {ledger['truncated_rows']} rows truncated, {ledger['split_rows']} split, "
-            f"{ledger['dropped_rows']} dropped"
-        )
-        if config.num_machines > 1:
-            commands = "\n".join(
-                shlex.join(command(config, out, machine_rank=rank))
-                for rank in range(config.num_machines)
-            )
-            raise UserError(
-                f"{out} is prepared for {config.num_machines} machines; start one of these commands on each, in order of rank, with the same file "
-                f"system, and run this again when they have ended:\n{commands}"
-            )
+        _prepare(job, out, log)
         _train(config, out, log)
-    shutil.rmtree(
-        out / "scratch", ignore_errors=True
-    )  # optimizer state; the verified export is what stays
+    # Optimizer state; the verified export is what stays.
+    shutil.rmtree(out / "scratch", ignore_errors=True)
     lines = read_log(out / "log.jsonl")
-    counts: Counts = {k: v for k, v in data.read_ledger(out).items() if k != "key"}
     last = lines[-1] if lines else {}
-    counts |= {
+    counts: Counts = data.read_ledger(out)
+    del counts["key"]
+    return {
+        **counts,
         "steps": last.get("step"),
         "trained_tokens_total": last.get("tokens"),
         "last_loss": last.get("loss"),
-    }
-    return counts | {
         "training_seconds": sum(line["seconds"] for line in lines),
         "seconds": time.time() - started,
     }
+
+
+def _prepare(job: Job, out: Path, log: Log) -> None:
+    """Tokenise, and say what came of it. Raises UserError for several machines: what each of them
+    has to run."""
+    config = job.config
+    (out / "scratch").mkdir(parents=True, exist_ok=True)
+    ledger = data.prepare(job, out, processes=processes(config))
+    log.say(
+        f"training on {ledger['trained_rows']} rows, {ledger['trained_tokens']:,} tokens an epoch "
+        f"({ledger['trained_loss_tokens']:,} bear loss), {ledger['tokens_per_step']:,} a step; "
+        f"{ledger['truncated_rows']} rows truncated, {ledger['split_rows']} split, "
+        f"{ledger['dropped_rows']} dropped"
+    )
+    if config.num_machines > 1:
+        ranks = range(config.num_machines)
+        commands = [shlex.join(command(config, out, machine_rank=rank)) for rank in ranks]
+        raise UserError(
+            f"{out} is prepared for {config.num_machines} machines; start one of these commands on "
+            "each, in order of rank, with the same file system, and run this again when they have "
+            "ended:\n" + "\n".join(commands)
+        )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -137,11 +122,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     left out)."""
     if not path.exists():
         return []
-    return [
-        json.loads(line)
-        for line in path.read_text().splitlines(keepends=True)
-        if line.endswith("}\n")
-    ]
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def _train(config: TrainConfig, out: Path, log: Log) -> None:
@@ -153,23 +135,20 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     with text.open("ab") as handle:
         handle.write(f"$ {shlex.join(arguments)}\n".encode())
         beginning = handle.tell()
+    env = {**os.environ, **environment(processes(config)), **log.trainer_env()}
     # A folder named train/ in the user's working directory would shadow this package, so the
     # command runs in its own root.
-    env = {**os.environ, **environment(processes(config)), **log.trainer_env()}
-    child, seen = (
-        Supervised(["env", "-C", str(ROOT), *arguments], env, text),
-        len(read_log(out / "log.jsonl")),
-    )
+    child = Supervised(["env", "-C", str(ROOT), *arguments], env, text)
+    reported = len(read_log(out / "log.jsonl"))
     try:
         while not child.wait(POLL):
-            seen = _report(out, seen, log)
-        _report(out, seen, log)
+            reported = _report(out, reported, log)
+        _report(out, reported, log)
     finally:
         child.stop()
     if child.exit_code != 0 or not (out / "checkpoint").is_dir():
-        raise UserError(
-            f"training failed: {_reason(out, beginning, child.exit_code)} The whole log is {text}."
-        )
+        reason = _reason(out, beginning, child.exit_code)
+        raise UserError(f"training failed: {reason} The whole log is {text}.")
 
 
 def environment(count: int) -> dict[str, str]:
@@ -183,20 +162,15 @@ def environment(count: int) -> dict[str, str]:
     return {**shared, **MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
 
 
-def _report(out: Path, seen: int, log: Log) -> int:
-    """Pass on log lines beyond the first `seen`; returns how many there are now (fewer after a
+def _report(out: Path, reported: int, log: Log) -> int:
+    """Pass on log lines beyond the first `reported`; returns how many there are now (fewer after a
     resume drops some)."""
     lines = read_log(out / "log.jsonl")
-    for line in lines[seen:]:
-        log.metrics(
-            {
-                k: float(v)
-                for k, v in line.items()
-                if isinstance(v, (int, float)) and k not in ("step", "total_steps")
-            },
-            step=line["step"],
-        )
-        log.progress(line["step"], line["total_steps"], "steps")
+    for line in lines[reported:]:
+        step, total = line.pop("step"), line.pop("total_steps")
+        figures = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
+        log.metrics(figures, step=step)
+        log.progress(step, total, "steps")
     return len(lines)
 
 
@@ -213,10 +187,10 @@ def _reason(out: Path, beginning: int, code: int | None) -> str:
         return noted[0].read_text().strip().splitlines()[0].rstrip(".") + "."
     text = (out / "trainer.log").read_bytes()[beginning:].decode(errors="replace")
     if re.search(r"exitcode\s*:\s*-9", text) or code == 128 + signal.SIGKILL:
-        return "a training process was killed (signal 9), most likely for memory: use a higher zero_stage, offload, or a smaller batch."
-    found = [
-        m.group(1)
-        for line in text.splitlines()
-        if (m := _ERROR.match(line)) and "ChildFailedError" not in line
-    ]
-    return f"{found[0]}." if found else f"exit code {code} without an error line."
+        return (
+            "a training process was killed (signal 9), most likely for memory: "
+            "use a higher zero_stage, offload, or a smaller batch."
+        )
+    errors = filter(None, map(_ERROR.match, text.splitlines()))
+    causes = [error[1] for error in errors if "ChildFailedError" not in error[0]]
+    return f"{causes[0]}." if causes else f"exit code {code} without an error line."

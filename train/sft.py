@@ -21,23 +21,19 @@ from typing import Any
 import deepspeed
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoTokenizer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
 from core.errors import UserError
 from core.files import write_atomic
+from core.models import load_tokenizer
 from train import chat as chats
 from train import checkpoints, data, throughput
 from train.arguments import deepspeed_json, sft_arguments
 from train.config import Job
 from train.export import export, padding
+from train.launch import read_log
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 GPU = torch.cuda.is_available()
@@ -68,26 +64,19 @@ def main(out: Path) -> None:
     # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under
     # ZeRO-3 as they load.
     args = SFTConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.base, revision=job.config.revision or "main", trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(job.base, job.config.revision)
     chat = chats.choose(job.config, tokenizer)
     tokenizer.chat_template = chat.training
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding(tokenizer, chat))
 
-    resume = checkpoints.resumable(scratch, WORLD, _say) if RANK == 0 else None
-    found: list[Any] = [resume]
-    torch.distributed.broadcast_object_list(found, src=0)
-    resume = found[0]
+    newest: list[Path | None] = [None]
     if RANK == 0:
-        _keep_log_until(
-            out / "log.jsonl", int(resume.name.removeprefix("checkpoint-")) if resume else 0
-        )
-        _say(
-            f"resuming from step {resume.name.removeprefix('checkpoint-')}"
-            if resume
-            else "starting from the base model"
-        )
+        newest = [checkpoints.resumable(scratch, WORLD, _say)]
+        step = checkpoints.step_of(newest[0])
+        _keep_log_until(out / "log.jsonl", step)
+        _say(f"resuming from step {step}" if step else "starting from the base model")
+    torch.distributed.broadcast_object_list(newest, src=0)
+    resume = str(newest[0]) if newest[0] else None
     torch.distributed.barrier()
 
     trainer = CountingTrainer(
@@ -100,7 +89,7 @@ def main(out: Path) -> None:
         callbacks=[MarkComplete()],
     )
     trainer.keep_count(out / "log.jsonl", _flops(trainer, ledger))
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=resume)
 
     trainer.save_model(str(scratch / "final"))  # every rank takes part: ZeRO-3 gathers here
     if RANK == 0:
@@ -123,12 +112,10 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """Log to `log` (rank 0), going on from its last line; `flops` a token gives MFU where the
         device's peak is known."""
         self._log_file, self._flops = log, flops
-        last = (
-            [json.loads(line) for line in log.read_text().splitlines()][-1:] if log.exists() else []
-        )
-        self._tokens: int = last[0]["tokens"] if last else 0
-        self._loss_tokens: int = last[0]["loss_tokens"] if last else 0
-        self._new_tokens, self._new_loss_tokens = 0, 0
+        lines = read_log(log)
+        self._tokens: int = lines[-1]["tokens"] if lines else 0
+        self._loss_tokens: int = lines[-1]["loss_tokens"] if lines else 0
+        self._new = [0, 0]  # tokens and loss-bearing ones since the last line
         self._since: float | None = None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
@@ -137,45 +124,41 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self._since = self._since or time.perf_counter()
         batches, bearing = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            self._new_tokens += (
-                int(batch["attention_mask"].sum())
-                if "attention_mask" in batch
-                else batch["input_ids"].numel()
-            )
-            self._new_loss_tokens += int((batch["labels"][..., 1:] != data.IGNORED).sum())
+            padded = "attention_mask" in batch
+            tokens = batch["attention_mask"].sum() if padded else batch["input_ids"].numel()
+            self._new[0] += int(tokens)
+            self._new[1] += int((batch["labels"][..., 1:] != data.IGNORED).sum())
         return batches, bearing
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add counts and rates to the trainer's figures and append them as one line."""
         if "loss" in logs and self._since is not None:
-            seconds = time.perf_counter() - self._since
-            new = torch.tensor([self._new_tokens, self._new_loss_tokens], device=self.args.device)
-            torch.distributed.all_reduce(new)
-            tokens, loss_tokens = int(new[0]), int(new[1])
-            self._tokens, self._loss_tokens = self._tokens + tokens, self._loss_tokens + loss_tokens
-            self._new_tokens, self._new_loss_tokens, self._since = 0, 0, None
-            logs |= {
-                "tokens_per_second": tokens / seconds,
-                "loss_tokens_per_second": loss_tokens / seconds,
-                "seconds": seconds,
-            }
-            logs |= {"tokens": self._tokens, "loss_tokens": self._loss_tokens}
-            peak = throughput.peak_flops(torch.cuda.get_device_name()) if GPU else None
-            if peak and self._flops:
-                logs["mfu"] = throughput.mfu(tokens / seconds, self._flops, WORLD, peak)
+            logs |= self._figures(time.perf_counter() - self._since)
+            self._new, self._since = [0, 0], None
         super().log(logs, start_time)
         if RANK == 0 and "tokens" in logs:
+            steps = {"step": self.state.global_step, "total_steps": self.state.max_steps}
             with self._log_file.open("a") as lines:
-                lines.write(
-                    json.dumps(
-                        {
-                            "step": self.state.global_step,
-                            "total_steps": self.state.max_steps,
-                            **self.state.log_history[-1],
-                        }
-                    )
-                    + "\n"
-                )
+                lines.write(json.dumps(steps | self.state.log_history[-1]) + "\n")
+
+    def _figures(self, seconds: float) -> dict[str, float]:
+        """Counts of all devices up to now, and the rates of the last `seconds`."""
+        new = torch.tensor(self._new, device=self.args.device)
+        torch.distributed.all_reduce(new)
+        tokens, loss_tokens = new.tolist()
+        self._tokens += tokens
+        self._loss_tokens += loss_tokens
+        figures = {
+            "tokens_per_second": tokens / seconds,
+            "loss_tokens_per_second": loss_tokens / seconds,
+            "seconds": seconds,
+            "tokens": self._tokens,
+            "loss_tokens": self._loss_tokens,
+        }
+        peak = throughput.peak_flops(torch.cuda.get_device_name()) if GPU else None
+        if peak and self._flops:
+            figures["mfu"] = throughput.mfu(tokens / seconds, self._flops, WORLD, peak)
+        return figures
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
@@ -187,7 +170,8 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
         """Called on every rank after the checkpoint of `state.global_step` was written."""
         torch.distributed.barrier()
         if RANK == 0:
-            checkpoints.mark(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", WORLD)
+            name = f"{checkpoints.PREFIX}{state.global_step}"
+            checkpoints.mark(Path(str(args.output_dir)) / name, WORLD)
         torch.distributed.barrier()
 
 
@@ -202,18 +186,17 @@ def _lora(job: Job) -> Any:
 def _flops(trainer: SFTTrainer, ledger: data.Ledger) -> float | None:
     """FLOPs a token of this training, or None for an architecture whose configuration does not
     say."""
-    weights = {
-        name: int(getattr(p, "ds_numel", p.numel())) for name, p in trainer.model.named_parameters()
-    }
-    tied = trainer.model.config.get_text_config().tie_word_embeddings
-    multiplying = sum(n for name, n in weights.items() if tied or "embed_tokens" not in name)
-    frozen = any(not p.requires_grad for p in trainer.model.parameters())
+    config = trainer.model.config.get_text_config()
+    weights = dict(trainer.model.named_parameters())
+    multiplying = sum(
+        int(getattr(weight, "ds_numel", weight.numel()))  # ZeRO-3 holds a part of each
+        for name, weight in weights.items()
+        if config.tie_word_embeddings or "embed_tokens" not in name
+    )
+    frozen = not all(weight.requires_grad for weight in weights.values())
     try:
         return throughput.flops_per_token(
-            multiplying,
-            trainer.model.config.get_text_config().to_dict(),
-            ledger["mean_context"],
-            frozen_base=frozen,
+            multiplying, config.to_dict(), ledger["mean_context"], frozen_base=frozen
         )
     except KeyError:
         return None
@@ -230,13 +213,9 @@ def _wait_for_ledger(job: Job, out: Path) -> data.Ledger:
 
 def _keep_log_until(log: Path, step: int) -> None:
     """Drop lines of steps that will be trained again."""
+    kept = [line for line in read_log(log) if line["step"] <= step]
     if log.exists():
-        kept = [
-            line
-            for line in log.read_text().splitlines()
-            if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        write_atomic(log, "".join(f"{line}\n" for line in kept))
+        write_atomic(log, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _say(text: str) -> None:
@@ -247,9 +226,8 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1]).resolve()
     try:
         main(folder)
-    except (
-        Exception
-    ) as error:  # the launcher shows this one line instead of the ranks' interleaved tracebacks
+    # The launcher shows this one line instead of the ranks' interleaved tracebacks.
+    except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         traceback.print_exc()
         write_atomic(folder / "scratch" / f"error-{RANK}.txt", kind + str(error))

@@ -15,10 +15,12 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from train.config import TrainConfig
+from core.errors import UserError
+from core.models import resolve
+from train.arguments import gpus
+from train.config import TrainConfig
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -45,16 +47,13 @@ def peak_flops(device: str) -> float | None:
 def shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Tensor name -> (dtype as safetensors writes it, shape), read from the headers of every
     *.safetensors file in `folder`."""
-    found: dict[str, tuple[str, list[int]]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as handle:
-            header = json.loads(handle.read(struct.unpack("<Q", handle.read(8))[0]))
-        found |= {
-            name: (entry["dtype"], entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    return found
+            (size,) = struct.unpack("<Q", handle.read(8))
+            tensors |= json.loads(handle.read(size))
+    tensors.pop("__metadata__", None)
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in tensors.items()}
 
 
 def parameters(folder: Path) -> tuple[int, int]:
@@ -62,10 +61,10 @@ def parameters(folder: Path) -> tuple[int, int]:
     it) of a model folder, from its headers."""
     sizes = {name: math.prod(shape) for name, (_, shape) in shapes(folder).items()}
     total = sum(sizes.values())
-    untied = any("lm_head" in name for name in sizes)
-    return total, total - (
-        sum(size for name, size in sizes.items() if "embed_tokens" in name) if untied else 0
-    )
+    if not any("lm_head" in name for name in sizes):
+        return total, total
+    embedding = sum(size for name, size in sizes.items() if "embed_tokens" in name)
+    return total, total - embedding
 
 
 def flops_per_token(
@@ -73,12 +72,10 @@ def flops_per_token(
 ) -> float:
     """FLOPs of one trained token. `multiplying` from `parameters`, `config` the model's
     config.json, `context` mean tokens attended to."""
-    width = config["num_attention_heads"] * (
-        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    )
-    return float(
-        (4 if frozen_base else 6) * multiplying + 12 * config["num_hidden_layers"] * width * context
-    )
+    heads = config["num_attention_heads"]
+    width = heads * (config.get("head_dim") or config["hidden_size"] // heads)
+    passes = 4 if frozen_base else 6
+    return float(passes * multiplying + 12 * config["num_hidden_layers"] * width * context)
 
 
 def mfu(tokens_per_second: float, flops_a_token: float, devices: int, peak: float) -> float:
@@ -88,71 +85,53 @@ def mfu(tokens_per_second: float, flops_a_token: float, devices: int, peak: floa
 
 
 def memory(
-    weights: int,
-    *,
-    zero_stage: int,
-    devices: int,
-    bf16: bool,
-    trainable: int | None = None,
-    offload: bool = False,
+    weights: int, *, zero_stage: int, devices: int, bf16: bool, offload: bool = False
 ) -> dict[str, int]:
     """Bytes on each device for weights, gradients and optimizer state (Adam), without activations
     and buffers (ZeRO paper, section 3.1).
 
     Mixed precision: 2 bytes a weight and gradient, 12 for the fp32 copy and two moments; fp32: 4, 4
-    and 8. `trainable` weights are the adapter's under LoRA (default: all). Offloaded parts count
-    nothing here: they are in CPU memory.
+    and 8. Offloaded parts count nothing here: they are in CPU memory.
     """
     small, state = (2, 12) if bf16 else (4, 8)
-    trained = weights if trainable is None else trainable
-    return {
-        "weights": 0
-        if offload and zero_stage == 3
-        else weights * small // (devices if zero_stage == 3 else 1),
-        "gradients": trained * small // (devices if zero_stage >= 2 else 1),
-        "optimizer": 0 if offload else trained * state // (devices if zero_stage >= 1 else 1),
+    shares = [devices if zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    needed = {
+        "weights": weights * small // shares[0],
+        "gradients": weights * small // shares[1],
+        "optimizer": weights * state // shares[2],
     }
+    if offload:
+        needed["optimizer"] = 0
+    if offload and zero_stage == 3:
+        needed["weights"] = 0
+    return needed
 
 
-def disk(
-    weights: int, *, bf16: bool, kept: int = 2, trainable: int | None = None, export_bytes: int = 2
-) -> dict[str, int]:
-    """Bytes on disk: one resumable checkpoint (weights, fp32 copy and moments), the peak while
-    training, and the export that stays.
+def disk(weights: int, *, bf16: bool, kept: int = 2) -> dict[str, int]:
+    """Bytes on disk: one resumable checkpoint (weights, fp32 copy and moments), and the peak while
+    training, with the bf16 export that stays.
 
     `kept` is save_total_limit; one more exists while a checkpoint is written. Everything but the
     export is deleted after the export.
     """
-    trained = weights if trainable is None else trainable
-    checkpoint = trained * (2 + 12 if bf16 else 4 + 8)
-    return {
-        "checkpoint": checkpoint,
-        "peak": checkpoint * (kept + 1) + weights * export_bytes,
-        "export": weights * export_bytes,
-    }
+    checkpoint = weights * (2 + 12 if bf16 else 4 + 8)
+    return {"checkpoint": checkpoint, "peak": checkpoint * (kept + 1) + weights * 2}
 
 
 def peak_disk(config: TrainConfig | None) -> int | None:
     """Bytes that training one arm needs at its peak (checkpoints with optimizer state, then the
     export), or None where the base is not on disk."""
-    from core.errors import UserError
-    from core.models import resolve
-
     if config is None:
         return None
     try:
         folder = Path(resolve(config.base, config.revision).path)
     except UserError:
         return None
-    if not folder.is_dir():
-        return None
     weights, _ = parameters(folder)
-    kept = int(config.trainer_arguments().get("save_total_limit", 2))
+    kept = int(config.trainer_arguments()["save_total_limit"])
     return disk(weights, bf16=half_precision(config), kept=kept)["peak"] if weights else None
 
 
 def half_precision(config: TrainConfig) -> bool:
     """Whether training keeps bf16 weights beside fp32 ones: TRL's default where there is a GPU."""
-    from train.arguments import gpus
-
     return bool(config.trainer.get("bf16", gpus() > 0))
