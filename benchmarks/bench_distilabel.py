@@ -1,11 +1,11 @@
 r"""Rows per second of distilabel 1.5.3's MagpieGenerator on an in-process vLLM engine of the same
 model, beside bench_throughput.py's `ours`.
 
-    pip install --no-deps --target /tmp/distilabel distilabel==1.5.3 orjson portalocker
-    universal_pathlib pathlib_abc tblib nest_asyncio \
-        multiprocess
-    PYTHONPATH=/tmp/distilabel:. python benchmarks/bench_distilabel.py --rows 200 python
-    benchmarks/bench_throughput.py --rows 200 --sides ours --max-instruction 256 --max-answer 256
+    pip install --no-deps --target /tmp/distilabel distilabel==1.5.3 orjson portalocker \
+        universal_pathlib pathlib_abc tblib nest_asyncio multiprocess
+    PYTHONPATH=/tmp/distilabel:. python benchmarks/bench_distilabel.py --rows 200
+    python benchmarks/bench_throughput.py --rows 200 --sides ours \
+        --max-instruction 256 --max-answer 256
 
 distilabel 1.5.3 does not run on a current vLLM as released. What had to be done, all of it here:
 `SamplingParams` lost `logits_processors` (dropped from the call; Magpie passes none), and its step
@@ -93,7 +93,8 @@ def main() -> None:
     turns = [row[name] or "" for row in rows for name in ("instruction", "response")]
     tokens = sum(len(ids) + 1 for ids in made(turns, add_special_tokens=False)["input_ids"])
     print(
-        f"distilabel: {len(rows)} rows, {tokens:,} tokens in {seconds:.1f} s: {len(rows) / seconds:.3f} rows/s, {tokens / seconds:.1f} tokens/s"
+        f"distilabel: {len(rows)} rows, {tokens:,} tokens in {seconds:.1f} s: "
+        f"{len(rows) / seconds:.3f} rows/s, {tokens / seconds:.1f} tokens/s"
     )
 
 

@@ -1,9 +1,13 @@
-"""Rows per second for instructions and answers on one vLLM server: ours, the original's shape, a
+r"""Rows per second for instructions and answers on one vLLM server: ours, the original's shape, a
 bare loop; and distilabel on the same engine.
 
-    python benchmarks/bench_throughput.py --rows 400                    # about 25 minutes on two cores; run it on an idle machine
-    python benchmarks/bench_throughput.py --rows 400 --sides ours,bare  # some of the sides
-    python benchmarks/bench_throughput.py --rows 1000 --paced 10 --max-instruction 2048 --max-answer 4096   # 3 minutes
+    # about 25 minutes on two cores; run it on an idle machine
+    python benchmarks/bench_throughput.py --rows 400
+    # some of the sides
+    python benchmarks/bench_throughput.py --rows 400 --sides ours,bare
+    # 3 minutes
+    python benchmarks/bench_throughput.py --rows 1000 --paced 10 \
+        --max-instruction 2048 --max-answer 4096
 
 - ours: the instructions stage and the response column of a pool, as `magpie run` does it
   (templates, columns on disk, everything).
@@ -258,8 +262,8 @@ def main() -> None:
                 )
                 rates[name].append((answered / seconds, tokens / seconds))
                 print(
-                    f"{name}: {answered} rows, {tokens:,} tokens in {seconds:.1f} s: {answered / seconds:.3f} rows/s, "
-                    f"{tokens / seconds:.1f} tokens/s",
+                    f"{name}: {answered} rows, {tokens:,} tokens in {seconds:.1f} s: "
+                    f"{answered / seconds:.3f} rows/s, {tokens / seconds:.1f} tokens/s",
                     flush=True,
                 )
     if paced:
@@ -274,7 +278,8 @@ def main() -> None:
                 for k in (0, 1)
             )
             print(
-                f"ours / {name}: {by_rows:.2f} in rows per second, {by_tokens:.2f} in tokens per second"
+                f"ours / {name}: {by_rows:.2f} in rows per second, "
+                f"{by_tokens:.2f} in tokens per second"
             )
 
 

@@ -103,10 +103,12 @@ def main() -> None:
     utilisation = (
         f", MFU {statistics.median(line['mfu'] for line in steps):.1%}" if "mfu" in steps[0] else ""
     )
+    around = counts["seconds"] - counts["training_seconds"]
     print(
-        f"{arguments.base}, ZeRO-{arguments.zero_stage}, {config.num_processes} processes, {counts['tokens_per_step']:,} tokens a step: "
-        f"{middle['tokens_per_second']:,.0f} tokens/s ({middle['loss_tokens_per_second']:,.0f} bear loss){utilisation}, "
-        f"{middle['seconds']:.1f} s a step; {counts['seconds'] - counts['training_seconds']:.0f} s for start and export"
+        f"{arguments.base}, ZeRO-{arguments.zero_stage}, {config.num_processes} processes, "
+        f"{counts['tokens_per_step']:,} tokens a step: {middle['tokens_per_second']:,.0f} tokens/s "
+        f"({middle['loss_tokens_per_second']:,.0f} bear loss){utilisation}, "
+        f"{middle['seconds']:.1f} s a step; {around:.0f} s for start and export"
     )
 
 

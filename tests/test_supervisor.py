@@ -22,7 +22,8 @@ from core.supervisor import Supervised
 ROOT = Path(__file__).parents[1]
 
 FORKING_SERVER = """
-    # A server as bad as they come: a child in its group, one in a session of its own, one orphaned, one without environment; all deaf to SIGTERM.
+    # A server as bad as they come: a child in its group, one in a session of its own, one orphaned,
+    # one without environment; all deaf to SIGTERM.
     import os, signal, sys, time
 
     def note():
@@ -54,12 +55,14 @@ FORKING_SERVER = """
 PROCESSES = 5
 
 HARNESS = """
-    # A harness that starts the forking server and then does nothing; it may fork a child that holds a copy of the pipe.
+    # A harness that starts the forking server and then does nothing; it may fork a child that holds
+    # a copy of the pipe.
     import os, sys, time
     from pathlib import Path
     from core.supervisor import Supervised
 
-    server = Supervised([sys.executable, *sys.argv[2:4]], dict(os.environ), Path(sys.argv[1]) / "log")
+    log = Path(sys.argv[1]) / "log"
+    server = Supervised([sys.executable, *sys.argv[2:4]], dict(os.environ), log)
     Path(sys.argv[1], "supervisor").write_text(str(server.pid))
     if "fork" in sys.argv and os.fork() == 0:
         Path(sys.argv[1], "holder").write_text(str(os.getpid()))
@@ -203,7 +206,9 @@ def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_ke
 ) -> None:
     polite = tmp_path / "polite.py"
     polite.write_text(
-        "import pathlib, signal, sys, time\nsignal.signal(15, lambda *_: (pathlib.Path(sys.argv[1]).write_text('told'), sys.exit()))\n"
+        "import pathlib, signal, sys, time\n"
+        "told = lambda: pathlib.Path(sys.argv[1]).write_text('told')\n"
+        "signal.signal(15, lambda *_: (told(), sys.exit()))\n"
         "pathlib.Path(sys.argv[1] + '.up').touch()\ntime.sleep(600)\n"
     )
     harness_script = tmp_path / "harness.py"
@@ -225,7 +230,8 @@ def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_ke
 
 
 REAL_HARNESS = """
-    # Streams from a real vLLM: 40 rows, noting each reply, then sits with an open stream until it is killed.
+    # Streams from a real vLLM: 40 rows, noting each reply, then sits with an open stream until it
+    # is killed.
     import json, sys
     from pathlib import Path
     from core.servers import Servers
@@ -234,18 +240,18 @@ REAL_HARNESS = """
 
     folder, model = Path(sys.argv[1]), sys.argv[2]
     with Servers(Log(), folder) as servers, open(folder / "replies", "a", buffering=1) as file:
-        endpoint = servers.serve(ServerSpec(model=model, args={"max_model_len": 1024}, max_in_flight=8))
+        spec = ServerSpec(model=model, args={"max_model_len": 1024}, max_in_flight=8)
+        endpoint = servers.serve(spec)
         body = {"prompt": [1, 9690, 198], "max_tokens": 64, "min_tokens": 64}
-        for round in range(2):
-            for reply in endpoint.stream(Request(f"{round}-{i}", {**body, "seed": i}) for i in range(40)):
+        for name, rows in (("0", 40), ("1", 40), ("end", 100_000)):
+            requests = (Request(f"{name}-{i}", {**body, "seed": i}) for i in range(rows))
+            for reply in endpoint.stream(requests):
                 file.write(json.dumps([reply.key, reply.error]) + "\\n")
-        for reply in endpoint.stream(Request(f"end-{i}", {**body, "seed": i}) for i in range(100_000)):
-            file.write(json.dumps([reply.key, reply.error]) + "\\n")
 """
 
 
 @pytest.mark.stack
-def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_leaves_nothing_when_the_harness_is(
+def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_ends_with_the_harness(
     tmp_path: Path, teacher: Model
 ) -> None:
     script = tmp_path / "harness.py"

@@ -214,7 +214,8 @@ def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(
     wrong = config(base, num_processes=1, model_init={"no_such_argument": 1})
     with pytest.raises(
         UserError,
-        match=rf"training failed: TypeError: .*no_such_argument.* The whole log is {tmp_path}/trainer.log",
+        match="training failed: TypeError: .*no_such_argument.* "
+        f"The whole log is {tmp_path}/trainer.log",
     ):
         run(wrong, {"selection": selection}, tmp_path, base=str(base), seed=0, log=Watched())
 
@@ -282,7 +283,8 @@ from core.tracking import Log
 from train.config import TrainConfig
 from train.launch import run
 given, base, selection, out = sys.argv[1:]
-run(TrainConfig.model_validate_json(given), {"selection": Path(selection)}, Path(out), base=base, seed=7, log=Log())
+config = TrainConfig.model_validate_json(given)
+run(config, {"selection": Path(selection)}, Path(out), base=base, seed=7, log=Log())
 """
 
 

@@ -232,7 +232,8 @@ def test_a_server_that_ends_while_starting_is_reported_with_the_line_that_says_w
 def test_the_cause_is_found_in_a_vllm_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
-        "(EngineCore pid=7) ERROR 11-22 13:14:15 [core.py:99] ValueError: The model's max seq len (8192) is larger than 4096.\n"
+        "(EngineCore pid=7) ERROR 11-22 13:14:15 [core.py:99] "
+        "ValueError: The model's max seq len (8192) is larger than 4096.\n"
         "(APIServer pid=5) Traceback (most recent call last):\n"
         "(APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.\n"
         "[rank0]:[W] destroy_process_group() was not called\n"
@@ -244,13 +245,16 @@ def test_the_cause_is_found_in_a_vllm_log(tmp_path: Path) -> None:
 def test_a_pydantic_error_in_a_vllm_log_is_quoted_with_its_reason(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
-        "(APIServer pid=5) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
-        "(APIServer pid=5)   Value error, User-specified max_model_len (4096) is too large. [type=value_error, input_value=ArgsKwargs(())]\n"
+        "(APIServer pid=5) pydantic_core._pydantic_core.ValidationError: "
+        "1 validation error for ModelConfig\n"
+        "(APIServer pid=5)   Value error, User-specified max_model_len (4096) is too large. "
+        "[type=value_error, input_value=ArgsKwargs(())]\n"
         "(APIServer pid=5)     For further information visit https://errors.pydantic.dev/\n"
     )
     said = vllm_server.VllmServer(ServerSpec(model="m"), log).complaint()
     assert said.endswith(
-        "1 validation error for ModelConfig Value error, User-specified max_model_len (4096) is too large."
+        "1 validation error for ModelConfig Value error, "
+        "User-specified max_model_len (4096) is too large."
     )
 
 
@@ -296,9 +300,7 @@ def test_real_vllm_answers_token_ids_seeds_choices_and_prompt_logprobs(
     assert replies["too long"].error and replies["too long"].error.startswith("HTTP 400: ")
 
 
-def test_sampling_parameters_that_a_request_does_not_name_are_neutral_unless_the_recipe_wants_the_models_own() -> (
-    None
-):
+def test_sampling_that_a_request_does_not_name_is_neutral_unless_the_models_own_is_wanted() -> None:
     neutral = vllm_server.sampling_defaults({"max_model_len": 2048})["override_generation_config"]
     assert (
         neutral["top_k"] == 0
