@@ -116,6 +116,7 @@ def _key(job: Job, processes: int) -> str:
 
 
 _SUMS = (
+    "rows",
     "tokens",
     "loss_tokens",
     "trained_rows",
@@ -154,9 +155,8 @@ def _tokenise(job: Job, path: Path) -> Ledger:
             writer.write_batch(pa.RecordBatch.from_pylist(trained, schema))
             for _, counts in batch:
                 longest = max(longest, counts["tokens"])
-                totals.update(rows=1, **counts)
+                totals.update(counts)
     return {
-        "rows": totals["rows"],
         **{name: totals[name] for name in _SUMS},
         "longest_row": longest,
         "dropped": {name: n for name, n in totals.items() if name in (_NO_TURN, _TURN_BEYOND)},
@@ -200,7 +200,7 @@ def _cut(labels: list[int], length: int | None, *, splits: bool) -> tuple[list[i
     """
     tokens, bearing = len(labels), _bearing(labels)
     length = length or tokens or 1
-    counts = Counter(tokens=tokens, loss_tokens=bearing)
+    counts = Counter(rows=1, tokens=tokens, loss_tokens=bearing)
     kept = labels if splits else labels[:length]
     starts = labels[length::length]
     if splits and starts:
