@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel
 
+from core.errors import UserError
 from core.files import (
     file_digest,
     fsync_folder,

@@ -133,7 +133,7 @@ class StageLog(Log):
 
     def __init__(self, tracker: Tracker, stage: _Stage) -> None:
         super().__init__()
-        self._tracker, self._stage = tracker, stage
+        self._tracker, self._stage, self.run_id = tracker, stage, stage.run_id
         self._run: Any = None
         self._bar: Any = None
         self._task: Any = None
@@ -207,7 +207,7 @@ class StageLog(Log):
             "WANDB_RUN_GROUP": self._tracker.group,
             "WANDB_JOB_TYPE": self._stage.job_type,
             "WANDB_NAME": self._stage.name,
-            "WANDB_RUN_ID": self._stage.run_id,
+            "WANDB_RUN_ID": self.run_id,
             "WANDB_RESUME": "allow",
             "WANDB_MODE": self._tracker.mode,
             "WANDB_DIR": self._folder(),
@@ -253,7 +253,7 @@ class StageLog(Log):
                 group=self._tracker.group,
                 job_type=self._stage.job_type,
                 name=self._stage.name,
-                id=self._stage.run_id,
+                id=self.run_id,
                 resume="allow",
                 mode=self._tracker.mode,
                 dir=self._folder(),
