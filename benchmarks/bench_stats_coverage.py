@@ -126,11 +126,8 @@ def seeds_cover(
         )
         part = stats.residuals(arms[0].mean(axis=0) - arms[1].mean(axis=0))
         variance, df = stats.seed_variance(list(arms)) if counted else (0.0, 0.0)
-        shares = [(part.variance, items - 1.0), (2 * variance / seeds, df)]
-        found = stats.t_interval(
-            part.mean, math.sqrt(sum(v for v, _ in shares)), stats.satterthwaite(shares), items
-        )
-        held += found.lower <= 0 <= found.upper
+        interval = part.with_seeds(2 * variance / seeds, df)
+        held += interval.lower <= 0 <= interval.upper
     return held / trials
 
 

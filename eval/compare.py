@@ -9,9 +9,10 @@ beside. Seeds of one arm enter through their pooled variance.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,8 @@ VERSION = 1
 """Part of the key of a comparison; raised when the same scores would give another one."""
 
 LOWER_IS_BETTER = {
-    "loss",
-    "heldout_loss",
-    "perplexity",
-    "bits_per_byte",
-    "word_perplexity",
-    "byte_perplexity",
-}
+    "loss", "heldout_loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity",
+}  # fmt: skip
 """Metrics whose smaller value is the better one; every other metric is better when larger."""
 
 AGAINST_BASELINE = {
@@ -51,6 +47,9 @@ first metric does."""
 
 COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
 
+Row = dict[str, Any]
+"""A score or a difference, as comparison.json has it."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -61,8 +60,35 @@ class Arm:
     items: list[str]
     clusters: list[str]
     values: stats.Floats  # (seeds, items)
-    fixed: bool  # a finished model or the baseline itself: no training seed to vary
+    runs: int  # training seeds; 0 for a finished model and the baseline itself, which none varies
     unjudged: int  # cells (item under a seed) without a value
+
+    def seed_share(self, variance: float) -> float:
+        """What training seeds that vary by `variance` add to the variance of this arm's mean."""
+        return variance / self.runs if self.runs else 0.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms on the items that both have: the same item in the same place."""
+
+    a: Arm
+    b: Arm
+    x: stats.Floats  # a's values, (seeds, items)
+    y: stats.Floats
+    clusters: list[str]
+    part: stats.Residuals  # of the mean difference
+
+
+@dataclass(frozen=True)
+class Family:
+    """All arms that one metric of one benchmark has scored: its differences hold at once."""
+
+    name: Row  # benchmark and metric
+    primary: bool
+    members: list[Arm]
+    seed_variance: float  # what a training seed adds to the variance of a score
+    seed_df: float
 
 
 def run(
@@ -85,51 +111,40 @@ def run(
     """
     arms: dict[str, list[str]] = {}
     for key in inputs:
-        name, _, training_seed = key.partition("/")
-        arms.setdefault(name, []).append(training_seed)
+        arm_name, _, training_seed = key.partition("/")
+        arms.setdefault(arm_name, []).extend([training_seed] if training_seed else ())
     if baseline is not None and baseline not in arms:
-        raise UserError(
-            f"baseline arm '{baseline}' is not among the compared arms{nearest(baseline, arms)}."
-        )
+        hint = nearest(baseline, arms)
+        raise UserError(f"baseline arm '{baseline}' is not among the compared arms{hint}.")
     table = pl.concat([_read(key, folder) for key, folder in inputs.items()])
-    families = table.select("benchmark", "metric").unique(maintain_order=True).rows()
-    deciding = _deciding(primary, families)
-    scores: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    for benchmark, metric in families:
+    names = table.select("benchmark", "metric").unique(maintain_order=True).rows()
+    deciding = _deciding(primary, names)
+    scores: list[Row] = []
+    differences: list[Row] = []
+    for benchmark, metric in names:
         rows = table.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
-        members = [
-            arm for name in arms if (arm := _arm(name, metric, rows, name == baseline)) is not None
-        ]
-        tag = {"benchmark": benchmark, "metric": metric}
+        members = [_arm(arm, metric, rows, arm == baseline) for arm in arms]
+        scored = [arm for arm in members if arm is not None]
+        variance, df = _seeds(scored)
         is_primary = (benchmark, metric) == deciding
-        variance = _seeds(members)
-        scores += [tag | _score(arm, variance) | {"primary": is_primary} for arm in members]
-        members.sort(
-            key=lambda arm: arm.name == baseline
-        )  # so that the baseline is always the second of a pair
-        differences += [
-            tag | d for d in _differences(members, metric, variance, is_primary, seed, resamples)
-        ]
-    order = sorted(families, key=lambda family: family != deciding)
-    differences.sort(key=lambda d: (order.index((d["benchmark"], d["metric"])), d["b"] != baseline))
-    scores += _only_in_summaries(inputs, {(s["arm"], s["benchmark"], s["metric"]) for s in scores})
+        name = {"benchmark": benchmark, "metric": metric}
+        family = Family(name, is_primary, scored, variance, df)
+        scores += [_score(arm, family) for arm in scored]
+        own = _differences(family, baseline, seed, resamples)
+        differences = own + differences if is_primary else differences + own
     comparison = {
         "baseline": baseline,
         "primary": primary,
-        "arms": [{"name": name, "seeds": [s for s in seeds if s]} for name, seeds in arms.items()],
+        "arms": [{"name": name, "seeds": seeds} for name, seeds in arms.items()],
         "scores": scores,
         "differences": differences,
         "notes": _notes(arms, scores, differences, deciding),
     }
     out.mkdir(parents=True, exist_ok=True)
-    table.select("benchmark", "metric", "arm", "seed", "item", "value").write_parquet(
-        out / "comparison.parquet"
-    )
-    write_atomic(
-        out / "comparison.json",
-        json.dumps(_plain(comparison), indent=2, allow_nan=False, ensure_ascii=False),
-    )
+    items = table.select("benchmark", "metric", "arm", "seed", "item", "value")
+    items.write_parquet(out / "comparison.parquet")
+    text = json.dumps(stats.finite(comparison), indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomic(out / "comparison.json", text)
     verdicts = [d["verdict"] for d in differences]
     return {
         "arms": len(arms),
@@ -163,20 +178,25 @@ def _read(key: str, folder: Path) -> pl.DataFrame:
             f"the scores of {key} are missing: there is no {path}; run its evaluation first."
         )
     frame = pl.read_parquet(path)
-    if missing := [c for c in COLUMNS if c not in frame.columns]:
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
         raise UserError(
             f"{path} lacks the column {missing[0]}; a scores file has {', '.join(COLUMNS)}."
         )
-    twice = frame.filter(pl.struct("benchmark", "metric", "item").is_duplicated())
+    names = frame.select("benchmark", "metric", "item")
+    twice = names.filter(names.is_duplicated())
     if twice.height:
-        b, m, item = twice.select("benchmark", "metric", "item").row(0)
+        benchmark, metric, item = twice.row(0)
         raise UserError(
-            f"{path} holds the item {item} of {b}/{m} more than once; give each its own name and share the cluster."
+            f"{path} holds the item {item} of {benchmark}/{metric} more than once; "
+            "give each its own name and share the cluster."
         )
     arm, _, training_seed = key.partition("/")
-    value = pl.col("value").cast(pl.Float64).fill_nan(None)
     return frame.select(
-        *COLUMNS[:4], value, pl.lit(arm).alias("arm"), pl.lit(training_seed).alias("seed")
+        *COLUMNS[:4],
+        pl.col("value").cast(pl.Float64).fill_nan(None),
+        arm=pl.lit(arm),
+        seed=pl.lit(training_seed),
     )
 
 
@@ -184,287 +204,195 @@ def _arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm |
     """One arm's items, those judged under every one of its seeds; None where it was not scored (and
     is no baseline by definition)."""
     own = rows.filter(pl.col("arm") == name)
+    if own.is_empty() and is_baseline and metric in AGAINST_BASELINE:
+        everyone = rows.unique("item", keep="first", maintain_order=True)
+        own = everyone.with_columns(value=AGAINST_BASELINE[metric], seed=pl.lit(""))
     if own.is_empty():
-        if not is_baseline or metric not in AGAINST_BASELINE:
-            return None
-        everyone = rows.select("item", "cluster").unique(subset="item", maintain_order=True)
-        neutral = np.full((1, everyone.height), AGAINST_BASELINE[metric])
-        return Arm(
-            name, everyone["item"].to_list(), everyone["cluster"].to_list(), neutral, True, 0
-        )
+        return None
     seeds = own["seed"].unique(maintain_order=True).to_list()
-    items = (
-        own.group_by("item", maintain_order=True)
-        .agg(pl.col("cluster").first(), "seed", "value")
-        .filter(pl.col("value").list.drop_nulls().list.len() == len(seeds))
-    )
-    position = {s: i for i, s in enumerate(seeds)}
-    values = np.empty((len(seeds), items.height))
-    for column, (item_seeds, item_values) in enumerate(items.select("seed", "value").iter_rows()):
-        for s, v in zip(item_seeds, item_values, strict=True):
-            values[position[s], column] = v
-    unjudged = own["item"].n_unique() * len(seeds) - own["value"].count()
+    items = own.unique("item", keep="first", maintain_order=True).select("item", "cluster")
+    by_seed = own.pivot("seed", index="item", values="value")
+    judged = items.join(by_seed, on="item", maintain_order="left").drop_nulls(seeds)
     return Arm(
-        name, items["item"].to_list(), items["cluster"].to_list(), values, seeds == [""], unjudged
+        name=name,
+        items=judged["item"].to_list(),
+        clusters=judged["cluster"].to_list(),
+        values=np.ascontiguousarray(judged.select(seeds).to_numpy().T),
+        runs=0 if seeds == [""] else len(seeds),
+        unjudged=items.height * len(seeds) - own["value"].count(),
     )
 
 
-def _seeds(members: list[Arm]) -> tuple[float, float]:
+def _seeds(members: Sequence[Arm]) -> tuple[float, float]:
     """What a training seed adds to the variance of a score, pooled over the arms that have several,
     and its degrees of freedom."""
     several = [arm for arm in members if len(arm.values) > 1 and len(arm.items) > 1]
     return stats.seed_variance([arm.values for arm in several], [arm.clusters for arm in several])
 
 
-def _share(arm: Arm, variance: float) -> float:
-    """The seed variance of this arm's mean over its seeds."""
-    return 0.0 if arm.fixed else variance / len(arm.values)
-
-
-def _score(arm: Arm, seeds: tuple[float, float]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "arm": arm.name,
-        "value": None,
-        "standard_error": None,
-        "lower": None,
-        "upper": None,
-    }
+def _score(arm: Arm, family: Family) -> Row:
+    """An arm's mean over its items and seeds, with the interval of both."""
+    interval = stats.NOTHING
     if arm.items:
-        parts = stats.residuals(arm.values.mean(axis=0), arm.clusters)
-        shares = [(parts.variance, len(parts.sums) - 1.0), (_share(arm, seeds[0]), seeds[1])]
-        error = math.sqrt(sum(v for v, _ in shares))
-        interval = stats.t_interval(parts.mean, error, stats.satterthwaite(shares), parts.n)
-        row |= {
-            "value": interval.value,
-            "standard_error": error,
-            "lower": interval.lower,
-            "upper": interval.upper,
-        }
-    return row | {"n": len(arm.items), "unjudged": arm.unjudged}
+        part = stats.residuals(arm.values.mean(axis=0), arm.clusters)
+        interval = part.with_seeds(arm.seed_share(family.seed_variance), family.seed_df)
+    return {
+        **family.name,
+        "arm": arm.name,
+        "value": interval.value,
+        **interval.bounds(),
+        "n": len(arm.items),
+        "unjudged": arm.unjudged,
+        "primary": family.primary,
+    }
 
 
-def _differences(
-    members: list[Arm],
-    metric: str,
-    seeds: tuple[float, float],
-    primary: bool,
-    seed: int,
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """All pairs of arms of one metric: one family for the simultaneous intervals and for Holm."""
-    pairs, contrasts, parts = [], [], []
-    labels: dict[str, int] = {}
-    for i, j in combinations(range(len(members)), 2):
-        a, b = members[i], members[j]
-        place = {item: k for k, item in enumerate(b.items)}
-        left = [k for k, item in enumerate(a.items) if item in place]
-        if not left:
-            continue
-        right = [place[a.items[k]] for k in left]
-        clusters = [a.clusters[k] for k in left]
-        pairs.append((a, b, a.values[:, left], b.values[:, right], clusters))
-        parts.append(
-            stats.residuals(
-                a.values[:, left].mean(axis=0) - b.values[:, right].mean(axis=0), clusters
-            )
-        )
-        contrasts.append([(k == i) - (k == j) for k in range(len(members))])
-        for c in sorted(set(clusters)):
-            labels.setdefault(c, len(labels))
+def _differences(family: Family, baseline: str | None, seed: int, resamples: int) -> list[Row]:
+    """All pairs of arms of one metric: one family for the simultaneous intervals and for Holm.
+    Pairs with the baseline come first, the baseline second in each."""
+    members = sorted(family.members, key=lambda arm: arm.name == baseline)
+    candidates = [_pair(a, b) for a, b in combinations(members, 2)]
+    pairs = [pair for pair in candidates if pair is not None]
     if not pairs:
         return []
-    errors = np.zeros((len(labels), len(pairs)))
-    for k, ((*_, clusters), part) in enumerate(zip(pairs, parts, strict=True)):
-        errors[[labels[c] for c in np.unique(clusters)], k] = part.sums
-    contrast = np.array(contrasts, dtype=np.float64)
-    seed_covariance = contrast @ np.diag([_share(arm, seeds[0]) for arm in members]) @ contrast.T
-    item_df = min(len(p.sums) for p in parts) - 1.0
+    unit = {arm.name: row for arm, row in zip(members, np.eye(len(members)), strict=True)}
+    contrast = np.array([unit[pair.a.name] - unit[pair.b.name] for pair in pairs])
+    shares = np.diag([arm.seed_share(family.seed_variance) for arm in members])
+    seed_covariance = contrast @ shares @ contrast.T
+    fewest = min(len(pair.part.sums) for pair in pairs)
     critical = stats.max_t_critical(
-        np.nan_to_num(errors), seed_covariance, item_df, seeds[1], resamples=resamples, seed=seed
+        stats.joint_errors([(pair.part, pair.clusters) for pair in pairs]),
+        seed_covariance,
+        fewest - 1.0,
+        family.seed_df,
+        resamples=resamples,
+        seed=seed,
     )
-    rows: list[dict[str, Any]] = []
-    for k, ((a, b, x, y, clusters), part) in enumerate(zip(pairs, parts, strict=True)):
-        shares = [(part.variance, len(part.sums) - 1.0), (float(seed_covariance[k, k]), seeds[1])]
-        error, df = math.sqrt(sum(v for v, _ in shares)), stats.satterthwaite(shares)
-        interval = stats.t_interval(part.mean, error, df, part.n)
-        wide = (
-            max(critical, stats.t_critical(df)) if error > 0 else 0.0
-        )  # never narrower than the interval of one pair
-        p, test = _p_value(x, y, clusters, interval, seed, resamples)
-        checkpoints = any(len(arm.values) < 2 and not arm.fixed for arm in (a, b))
-        rows.append(
-            {
-                "a": a.name,
-                "b": b.name,
-                "difference": part.mean,
-                "standard_error": error,
-                "lower": interval.lower,
-                "upper": interval.upper,
-                "simultaneous_lower": part.mean - wide * error,
-                "simultaneous_upper": part.mean + wide * error,
-                "p": p,
-                "test": test,
-                "detectable": stats.detectable_difference(error, wide, df)
-                if error > 0
-                else math.nan,
-                "n": part.n,
-                "scope": ("these two checkpoints" if checkpoints else "these filters")
-                + ("" if primary else "; exploratory"),
-            }
-        )
-    for row, adjusted in zip(rows, stats.holm([r["p"] for r in rows]), strict=True):
-        row["p_holm"] = adjusted
-        row["verdict"] = _verdict(row, lower_is_better(metric))
-    return rows
+    rows = []
+    for pair, variance in zip(pairs, np.diag(seed_covariance), strict=True):
+        interval = pair.part.with_seeds(float(variance), family.seed_df)
+        p, test = stats.paired_p_value(pair.x, pair.y, pair.clusters, interval, resamples, seed)
+        figures = stats.simultaneous(interval, critical) | {"p": p, "test": test}
+        rows.append(family.name | {"a": pair.a.name, "b": pair.b.name} | figures)
+    adjusted = stats.holm([row["p"] for row in rows])
+    for row, pair, p_holm in zip(rows, pairs, adjusted, strict=True):
+        row["p_holm"] = p_holm
+        row["verdict"] = _verdict(row)
+        one_run = 1 in (pair.a.runs, pair.b.runs)
+        about = "these two checkpoints" if one_run else "these filters"
+        row["scope"] = about if family.primary else f"{about}; exploratory"
+    return sorted(rows, key=lambda row: row["b"] != baseline)
 
 
-def _p_value(
-    x: stats.Floats,
-    y: stats.Floats,
-    clusters: list[str],
-    interval: stats.Interval,
-    seed: int,
-    resamples: int,
-) -> tuple[float, str]:
-    """An exact test where prompts are all that varies (one seed an arm), else the t test that holds
-    the seeds' variance too."""
-    if len(x) > 1 or len(y) > 1:
-        return (
-            stats.t_p_value(interval.value / interval.standard_error, interval.df)
-            if interval.standard_error
-            else 1.0
-        ), "t"
-    outcomes = set(np.unique([x, y]).tolist())
-    if len(set(clusters)) == len(clusters) and outcomes in ({0.0, 1.0}, {0.0, 100.0}):
-        return stats.mcnemar(int((x > y).sum()), int((x < y).sum())), "McNemar"
-    return stats.sign_flip(x[0] - y[0], clusters, resamples, seed), "sign flip"
+def _pair(a: Arm, b: Arm) -> Pair | None:
+    """The items that both arms have, in the order of `a`; None where they share none."""
+    place = {item: k for k, item in enumerate(b.items)}
+    left = [k for k, item in enumerate(a.items) if item in place]
+    if not left:
+        return None
+    right = [place[a.items[k]] for k in left]
+    x, y = a.values[:, left], b.values[:, right]
+    clusters = [a.clusters[k] for k in left]
+    return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
 
 
-def _verdict(row: dict[str, Any], lower_is_better: bool) -> str:
+def _verdict(row: Row) -> str:
     """Which arm is better, by the simultaneous interval; by the exact test where all differences
     are equal and no interval exists."""
-    low, high = row["simultaneous_lower"], row["simultaneous_upper"]
-    told = (low > 0 or high < 0) and (row["standard_error"] > 0 or row["p_holm"] <= 0.05)
-    if not told:  # also for nan: one cluster says nothing
+    apart = row["simultaneous_lower"] > 0 or row["simultaneous_upper"] < 0
+    sure = row["standard_error"] > 0 or row["p_holm"] <= 0.05
+    if not (apart and sure):  # also for nan: one cluster says nothing
         return "cannot tell"
-    return f"{row['a'] if (row['difference'] > 0) != lower_is_better else row['b']} is better"
-
-
-def _only_in_summaries(
-    inputs: dict[str, Path], known: set[tuple[str, str, str]]
-) -> list[dict[str, Any]]:
-    """Scores that exist only as a figure (no per-item values, so no pairing): the mean over seeds,
-    without an interval of ours."""
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for key, folder in inputs.items():
-        path = folder / "summary.json"
-        for benchmark, metrics in json.loads(path.read_text()).items() if path.is_file() else ():
-            for metric, facts in metrics.items():
-                place = (key.partition("/")[0], benchmark, metric)
-                if (
-                    place not in known
-                    and isinstance(facts, dict)
-                    and isinstance(facts.get("value"), (int, float))
-                ):
-                    found.setdefault(place, []).append(facts)
-    return [
-        {
-            "benchmark": benchmark,
-            "metric": metric,
-            "arm": arm,
-            "value": float(np.mean([f["value"] for f in facts])),
-            "standard_error": facts[0].get("standard_error") if len(facts) == 1 else None,
-            "lower": None,
-            "upper": None,
-            "n": facts[0].get("n"),
-            "unjudged": sum(f.get("unjudged") or 0 for f in facts),
-            "primary": False,
-        }
-        for (arm, benchmark, metric), facts in found.items()
-    ]
+    first_is_better = (row["difference"] > 0) != lower_is_better(row["metric"])
+    return f"{row['a'] if first_is_better else row['b']} is better"
 
 
 def _notes(
-    arms: dict[str, list[str]],
-    scores: list[dict[str, Any]],
-    differences: list[dict[str, Any]],
+    arms: Mapping[str, list[str]],
+    scores: Sequence[Row],
+    differences: Sequence[Row],
     deciding: tuple[str, str],
 ) -> list[str]:
     """What a reader must know beside the figures, as sentences."""
     notes = [
-        f"{deciding[0]} is the primary benchmark, declared beforehand, and its {deciding[1]} decides; every other figure is exploratory."
+        f"{deciding[0]} is the primary benchmark, declared beforehand, and its {deciding[1]} "
+        "decides; every other figure is exploratory."
     ]
     if any(d["scope"].startswith("these two checkpoints") for d in differences):
         notes.append(
-            "Arms with one training seed are compared as checkpoints: their intervals cover other prompts, not another training run, "
-            "so they say nothing about the filters themselves."
+            "Arms with one training seed are compared as checkpoints: their intervals cover other "
+            "prompts, not another training run, so they say nothing about the filters themselves."
         )
     if any(len(seeds) > 1 for seeds in arms.values()):
         notes.append(
-            "The variance between training seeds is pooled over the arms and part of every interval; a seed also redraws the random arm."
+            "The variance between training seeds is pooled over the arms and part of every "
+            "interval; a seed also redraws the random arm."
         )
-    for benchmark, metric in dict.fromkeys((d["benchmark"], d["metric"]) for d in differences):
-        family = [d for d in differences if (d["benchmark"], d["metric"]) == (benchmark, metric)]
-        smallest = [d["detectable"] for d in family if math.isfinite(d["detectable"])]
+    families: dict[str, list[Row]] = {}
+    for d in differences:
+        families.setdefault(f"{d['benchmark']} {d['metric']}", []).append(d)
+    for name, family in families.items():
+        smallest = [d["detectable"] for d in family if isfinite(d["detectable"])]
         if smallest:
             notes.append(
-                f"{benchmark} {metric}: intervals hold for all {len(family)} differences at once (95 %); with {min(d['n'] for d in family)} items "
-                f"the smallest difference found 8 times in 10 is {min(smallest):.3g} to {max(smallest):.3g}."
+                f"{name}: intervals hold for all {len(family)} differences at once (95 %); "
+                f"with {min(d['n'] for d in family)} items the smallest difference found 8 times "
+                f"in 10 is {min(smallest):.3g} to {max(smallest):.3g}."
             )
     for s in scores:
         if s["unjudged"]:
             notes.append(
-                f"{s['arm']}: {s['unjudged']} unjudged items in {s['benchmark']} {s['metric']}, left out of its score and of every pair."
+                f"{s['arm']}: {s['unjudged']} unjudged items in {s['benchmark']} {s['metric']}, "
+                "left out of its score and of every pair."
             )
     return notes
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: nan and infinities as null, everything else as it is."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(comparison: dict[str, Any]) -> list[dict[str, str]]:
     """Rows for a terminal: each arm's scores, primary benchmark first, its difference from the
     baseline (or the first arm), the verdict."""
     first = comparison["baseline"] or comparison["arms"][0]["name"]
+    differences = comparison["differences"]
     against = {
-        (d["benchmark"], d["metric"], d["a"]): (d, 1)
-        for d in comparison["differences"]
+        (d["benchmark"], d["metric"], d["a"]): d
+        for d in [*differences, *map(_turned, differences)]
         if d["b"] == first
-    }
-    against |= {
-        (d["benchmark"], d["metric"], d["b"]): (d, -1)
-        for d in comparison["differences"]
-        if d["a"] == first
     }
     rows = []
     for s in sorted(comparison["scores"], key=lambda s: not s["primary"]):
-        d, sign = against.get((s["benchmark"], s["metric"], s["arm"]), (None, 1))
-        bounds = (
-            sorted(sign * d[k] for k in ("simultaneous_lower", "simultaneous_upper"))
-            if d and d["simultaneous_lower"] is not None
-            else None
-        )
+        difference, verdict = "", ""
+        if d := against.get((s["benchmark"], s["metric"], s["arm"])):
+            bounds = d["simultaneous_lower"], d["simultaneous_upper"]
+            difference = _shown(d["difference"], bounds, "+.3g")
+            verdict = f"{d['verdict']} ({d['scope'].split(';')[0]})"
+        unjudged = f" ({s['unjudged']} unjudged)" if s["unjudged"] else ""
         rows.append(
             {
                 "benchmark": s["benchmark"] + ("" if s["primary"] else " (exploratory)"),
                 "metric": s["metric"],
                 "arm": s["arm"],
-                "score": "-"
-                if s["value"] is None
-                else f"{s['value']:.4g}"
-                + ("" if s["lower"] is None else f" [{s['lower']:.4g}, {s['upper']:.4g}]"),
-                "n": f"{s['n']}" + (f" ({s['unjudged']} unjudged)" if s["unjudged"] else ""),
-                f"against {first}": ""
-                if d is None
-                else f"{sign * d['difference']:+.3g}"
-                + (f" [{bounds[0]:+.3g}, {bounds[1]:+.3g}]" if bounds else ""),
-                "verdict": "" if d is None else f"{d['verdict']} ({d['scope'].split(';')[0]})",
+                "score": _shown(s["value"], (s["lower"], s["upper"]), ".4g"),
+                "n": f"{s['n']}{unjudged}",
+                f"against {first}": difference,
+                "verdict": verdict,
             }
         )
     return rows
+
+
+def _turned(difference: Row) -> Row:
+    """The same difference, seen from the other arm."""
+    low, high = difference["simultaneous_lower"], difference["simultaneous_upper"]
+    turned = {"a": difference["b"], "b": difference["a"], "difference": -difference["difference"]}
+    if low is not None:
+        turned |= {"simultaneous_lower": -high, "simultaneous_upper": -low}
+    return difference | turned
+
+
+def _shown(value: float | None, bounds: tuple[float | None, float | None], form: str) -> str:
+    """A figure and, where it has one, its interval, in the number format `form`."""
+    if value is None:
+        return "-"
+    low, high = bounds
+    interval = "" if low is None else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{interval}"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,18 @@ class Interval:
     df: float
     n: int
 
+    def bounds(self) -> dict[str, float]:
+        """What tables hold beside a value: standard_error, lower, upper."""
+        return {
+            "standard_error": self.standard_error,
+            "lower": self.lower,
+            "upper": self.upper,
+        }
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+"""What is known of the mean of no values."""
+
 
 @dataclass(frozen=True)
 class Residuals:
@@ -54,6 +68,13 @@ class Residuals:
         item: sd(ddof=1)^2 / n)."""
         return float(self.sums @ self.sums)
 
+    def with_seeds(self, variance: float, df: float) -> Interval:
+        """The mean's t interval where training seeds add `variance`, known with `df` degrees of
+        freedom, to what the items say."""
+        parts = [(self.variance, len(self.sums) - 1.0), (variance, df)]
+        error = math.sqrt(sum(part for part, _ in parts))
+        return t_interval(self.mean, error, satterthwaite(parts), self.n)
+
 
 def codes(clusters: npt.ArrayLike | None, n: int) -> tuple[npt.NDArray[np.intp], int]:
     """Cluster labels (n,) of any type as integers 0..G-1, and G. None: every item is a cluster of
@@ -63,8 +84,8 @@ def codes(clusters: npt.ArrayLike | None, n: int) -> tuple[npt.NDArray[np.intp],
     labels = np.asarray(clusters)
     if labels.shape != (n,):
         raise ValueError(f"{n} values but clusters of shape {labels.shape}")
-    found, index = np.unique(labels, return_inverse=True)
-    return index, len(found)
+    names, index = np.unique(labels, return_inverse=True)
+    return index, len(names)
 
 
 def residuals(values: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> Residuals:
@@ -73,7 +94,8 @@ def residuals(values: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> R
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0 or not np.isfinite(x).all():
         raise ValueError(
-            "values must be finite and not empty; leave out what was not judged before asking for a mean"
+            "values must be finite and not empty; "
+            "leave out what was not judged before asking for a mean"
         )
     index, groups = codes(clusters, len(x))
     mean = float(x.mean())
@@ -85,22 +107,22 @@ def residuals(values: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> R
 def t_critical(df: float, level: float = 0.95) -> float:
     """Two-sided critical value of Student's t with `df` degrees of freedom (infinite df: the
     normal's; df below 1: nan)."""
+    return _t_quantile(0.5 + level / 2, df)
+
+
+def _t_quantile(p: float, df: float) -> float:
     from scipy.special import ndtri, stdtrit
 
-    if math.isnan(df) or df < 1:
+    if not df >= 1:  # also nan
         return math.nan
-    return float(ndtri(0.5 + level / 2) if math.isinf(df) else stdtrit(df, 0.5 + level / 2))
+    return float(ndtri(p) if math.isinf(df) else stdtrit(df, p))
 
 
 def t_p_value(statistic: float, df: float) -> float:
     """Two-sided p-value of a t statistic (nan where the standard error is 0 or unknown)."""
     from scipy.special import stdtr
 
-    return (
-        math.nan
-        if math.isnan(statistic) or math.isnan(df)
-        else float(2 * stdtr(df, -abs(statistic)))
-    )
+    return float(2 * stdtr(df, -abs(statistic)))
 
 
 def t_interval(
@@ -123,16 +145,6 @@ def mean_interval(
     return t_interval(parts.mean, math.sqrt(parts.variance), len(parts.sums) - 1, parts.n, level)
 
 
-def paired_difference(
-    a: npt.ArrayLike, b: npt.ArrayLike, clusters: npt.ArrayLike | None = None, level: float = 0.95
-) -> Interval:
-    """Mean of a - b over items that both have (n,), position i of both being the same item;
-    otherwise as `mean_interval`."""
-    return mean_interval(
-        np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), clusters, level
-    )
-
-
 def bootstrap_counts(groups: int, resamples: int, seed: int, batch: int = 1000) -> Iterator[Floats]:
     """How often each of `groups` clusters is drawn: `resamples` rows of `groups` counts, in batches
     (b, G), the same for the same seed.
@@ -142,40 +154,23 @@ def bootstrap_counts(groups: int, resamples: int, seed: int, batch: int = 1000) 
     """
     if groups < MINIMUM_CLUSTERS:
         raise UserError(
-            f"a bootstrap over {groups} clusters would give intervals that are too narrow (at least {MINIMUM_CLUSTERS} are needed); "
-            "use more prompts, or the t interval."
+            f"a bootstrap over {groups} clusters would give intervals that are too narrow "
+            f"(at least {MINIMUM_CLUSTERS} are needed); use more prompts, or the t interval."
         )
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, batch):
         rows = min(batch, resamples - start)
+        # Each row counts in bins of its own, so that one bincount serves the whole batch.
         drawn = rng.integers(0, groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-        yield (
-            np.bincount(drawn.ravel(), minlength=rows * groups)
-            .reshape(rows, groups)
-            .astype(np.float64)
-        )
+        counts = np.bincount(drawn.ravel(), minlength=rows * groups)
+        yield counts.reshape(rows, groups).astype(np.float64)
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike,
-    clusters: npt.ArrayLike | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Mean of `values` (n,) with a percentile interval over resampled clusters. Raises UserError
-    below MINIMUM_CLUSTERS clusters."""
-    x = np.asarray(values, dtype=np.float64)
-    index, groups = codes(clusters, len(x))
-    sums, sizes = (
-        np.bincount(index, weights=x, minlength=groups),
-        np.bincount(index, minlength=groups).astype(np.float64),
-    )
-    means = np.concatenate(
-        [(w @ sums) / (w @ sizes) for w in bootstrap_counts(groups, resamples, seed)]
-    )
-    lower, upper = percentiles(means, level)
-    return Interval(float(x.mean()), float(means.std(ddof=1)), lower, upper, groups - 1, len(x))
+def draws_interval(value: float, draws: Floats, df: float, n: int, level: float = 0.95) -> Interval:
+    """`value` with the spread of its bootstrap draws (R,) as standard error and their percentiles
+    as bounds."""
+    error = float(draws.std(ddof=1))
+    return Interval(value, error, *percentiles(draws, level), df, n)
 
 
 def percentiles(draws: Floats, level: float = 0.95) -> tuple[float, float]:
@@ -222,9 +217,8 @@ def sign_flip(
     x = np.asarray(differences, dtype=np.float64)
     index, groups = codes(clusters, len(x))
     sums = np.bincount(index, weights=x, minlength=groups)
-    observed = (
-        abs(sums.sum()) * (1 - 1e-12) - 1e-12
-    )  # ties count as at least as extreme, rounding included
+    # Ties count as at least as extreme, rounding included.
+    observed = abs(sums.sum()) * (1 - 1e-12) - 1e-12
     if groups <= 12:
         signs = 1.0 - 2.0 * ((np.arange(2**groups)[:, None] >> np.arange(groups)) & 1)
         return float((abs(signs @ sums) >= observed).mean())
@@ -232,11 +226,9 @@ def sign_flip(
     extreme = 0
     for start in range(0, resamples, 1000):
         rows = min(1000, resamples - start)
-        bits = np.unpackbits(
-            rng.integers(0, 256, size=(rows, (groups + 7) // 8), dtype=np.uint8),
-            axis=1,
-            count=groups,
-        )
+        # One random bit a cluster is its sign: 1 takes the cluster's sum off twice.
+        octets = rng.integers(0, 256, size=(rows, (groups + 7) // 8), dtype=np.uint8)
+        bits = np.unpackbits(octets, axis=1, count=groups)
         extreme += int((abs(sums.sum() - 2.0 * (bits @ sums)) >= observed).sum())
     return (1 + extreme) / (1 + resamples)
 
@@ -244,15 +236,35 @@ def sign_flip(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values in the order given (family-wise error under any dependence); nan
     stays nan and counts as one test."""
-    order = sorted(
-        range(len(p_values)), key=lambda i: math.inf if math.isnan(p_values[i]) else p_values[i]
-    )
-    adjusted, running = [math.nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        if not math.isnan(p_values[i]):
-            running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-            adjusted[i] = running
-    return adjusted
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)  # nan sorts last
+    stepped = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(stepped)
+    return [float(value) for value in adjusted]
+
+
+def paired_p_value(
+    x: Floats,
+    y: Floats,
+    clusters: Sequence[str],
+    interval: Interval,
+    resamples: int,
+    seed: int,
+) -> tuple[float, str]:
+    """(p-value, name of the test) of the difference of two arms: `x` and `y` (seeds, items) hold
+    the same items, `interval` is that of their difference.
+
+    An exact test where prompts are all that varies (one seed an arm), else the t test that holds
+    the seeds' variance too.
+    """
+    if len(x) > 1 or len(y) > 1:
+        error = interval.standard_error
+        return (t_p_value(interval.value / error, interval.df) if error else 1.0), "t"
+    outcomes = set(np.unique([x, y]).tolist())
+    if len(set(clusters)) == len(clusters) and outcomes in ({0.0, 1.0}, {0.0, 100.0}):
+        return mcnemar(int((x > y).sum()), int((x < y).sum())), "McNemar"
+    return sign_flip(x[0] - y[0], clusters, resamples, seed), "sign flip"
 
 
 def seed_variance(
@@ -291,6 +303,17 @@ def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
     return total**2 / weight if weight > 0 else max((df for _, df in parts), default=math.nan)
 
 
+def joint_errors(parts: Sequence[tuple[Residuals, Sequence[str]]]) -> Floats:
+    """Residual sums (G, K) of K estimates, each given with the cluster of each of its items: a
+    cluster has the same row in all of them, so that one resample moves them together."""
+    names = [sorted(set(clusters)) for _, clusters in parts]
+    row = {name: k for k, name in enumerate(dict.fromkeys(chain.from_iterable(names)))}
+    errors = np.zeros((len(row), len(parts)))
+    for k, (part, _) in enumerate(parts):
+        errors[[row[name] for name in names[k]], k] = part.sums
+    return np.nan_to_num(errors)  # an estimate from one cluster has no known error
+
+
 def max_t_critical(
     errors: Floats,
     seeds: Floats | None = None,
@@ -299,15 +322,14 @@ def max_t_critical(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> float:
-    """Critical value for simultaneous intervals of K estimates: the `level` quantile of max |t|
-    under one joint bootstrap.
+    """Critical value for simultaneous 95 % intervals of K estimates: that quantile of max |t| under
+    one joint bootstrap.
 
-    `errors` (G, K): residual sums of the clusters (`Residuals.sums`), the same cluster in the same
-    row for every estimate. The bootstrap is the multiplier one: every resample weighs each cluster
-    by one standard normal for all K estimates. Given the data, those sums are exactly normal with
-    covariance errors' errors, so they are drawn from it at a cost that does not depend on G.
+    `errors` (G, K): from `joint_errors`. The bootstrap is the multiplier one: every resample weighs
+    each cluster by one standard normal for all K estimates. Given the data, those sums are exactly
+    normal with covariance errors' errors, so they are drawn from it at a cost that does not depend
+    on G.
     `seeds` (K, K): covariance that the training seeds add. Both variances are studentised with
     chi-square draws of their `df` and `seeds_df`, so that with K = 1 and no seeds the result is
     Student's t(df). Estimates without any variance are left out; nan when none has any.
@@ -319,14 +341,14 @@ def max_t_critical(
         return math.nan
     rng = np.random.default_rng(seed)
     item_part, seed_part = covariance[np.ix_(used, used)], extra[np.ix_(used, used)]
-    draws = (
-        rng.standard_normal((resamples, used.sum())) @ _root(item_part).T
-        + rng.standard_normal((resamples, used.sum())) @ _root(seed_part).T
-    )
-    variance = np.outer(_chi(rng, df, resamples), np.diag(item_part)) + np.outer(
-        _chi(rng, seeds_df, resamples), np.diag(seed_part)
-    )
-    return float(np.quantile(abs(draws / np.sqrt(variance)).max(axis=1), level))
+    shape = (resamples, len(item_part))
+    by_items = rng.standard_normal(shape) @ _root(item_part).T
+    by_seeds = rng.standard_normal(shape) @ _root(seed_part).T
+    # Each variance is an estimate: drawing it too is what makes the quantile Student's, not normal.
+    of_items = np.outer(_chi(rng, df, resamples), np.diag(item_part))
+    of_seeds = np.outer(_chi(rng, seeds_df, resamples), np.diag(seed_part))
+    t = (by_items + by_seeds) / np.sqrt(of_items + of_seeds)
+    return float(np.quantile(abs(t).max(axis=1), 0.95))
 
 
 def _root(covariance: Floats) -> Floats:
@@ -341,14 +363,34 @@ def _chi(rng: np.random.Generator, df: float, size: int) -> Floats:
     return np.ones(size) if math.isinf(df) or df <= 0 else rng.chisquare(df, size) / df
 
 
-def detectable_difference(
-    standard_error: float, critical: float, df: float = math.inf, power: float = 0.8
-) -> float:
-    """Smallest true difference found with probability `power` by an interval of half-width critical
-    * standard_error."""
-    from scipy.special import ndtri, stdtrit
+def detectable_difference(standard_error: float, critical: float, df: float = math.inf) -> float:
+    """Smallest true difference found 8 times in 10 by an interval of half-width critical *
+    standard_error."""
+    return (critical + _t_quantile(0.8, df)) * standard_error
 
-    quantile = (
-        float(ndtri(power) if math.isinf(df) else stdtrit(df, power)) if df >= 1 else math.nan
-    )
-    return (critical + quantile) * standard_error
+
+def simultaneous(interval: Interval, critical: float) -> dict[str, Any]:
+    """A difference's figures: its own interval, the one of half-width `critical` standard errors
+    that holds for the whole family, and what that would detect."""
+    error, wide, detectable = interval.standard_error, 0.0, math.nan
+    if error > 0:
+        # Never narrower than the interval of one pair.
+        wide = max(critical, t_critical(interval.df))
+        detectable = detectable_difference(error, wide, interval.df)
+    return {
+        "difference": interval.value,
+        **interval.bounds(),
+        "simultaneous_lower": interval.value - wide * error,
+        "simultaneous_upper": interval.value + wide * error,
+        "detectable": detectable,
+        "n": interval.n,
+    }
+
+
+def finite(value: Any) -> Any:
+    """For JSON: nan and infinities as null, also inside dicts and lists; all else as it is."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -257,22 +257,6 @@ def test_the_terminal_table_shows_score_difference_and_verdict(tmp_path: Path) -
     assert second["arm"] == "b" and second["verdict"] == ""
 
 
-def test_scores_without_items_are_shown_without_an_interval(tmp_path: Path) -> None:
-    folder = scores(tmp_path / "a", draws(1))
-    (folder / "summary.json").write_text(
-        json.dumps(
-            {
-                "bench": {"win_rate": {"value": 50}},
-                "tasks": {"acc": {"value": 0.25, "standard_error": 0.1, "n": 20}},
-            }
-        )
-    )
-    (row,) = [
-        s for s in run({"a/0": folder}, tmp_path / "x")["scores"] if s["benchmark"] == "tasks"
-    ]
-    assert (row["value"], row["standard_error"], row["lower"], row["n"]) == (0.25, 0.1, None, 20)
-
-
 def test_every_item_is_kept_beside_the_comparison(tmp_path: Path) -> None:
     run({f"{a}/0": scores(tmp_path / a, draws(i)) for i, a in enumerate("ab")}, tmp_path / "x")
     items = pl.read_parquet(tmp_path / "x" / "comparison.parquet")
