@@ -173,17 +173,6 @@ def test_per_item_values_have_the_score_as_mean_and_its_bootstrap_error(
 
 
 @needs_data
-def test_pairs_of_arms_share_each_resample(
-    models: dict[str, alpaca.Judged], reference: length_control.Reference
-) -> None:
-    pair = [models["FuseChat-Gemma-2-9B-Instruct"], models["FuseChat-Qwen-2.5-7B-Instruct"]]
-    draws = length_control.joint_draws(pair, reference, resamples=300)
-    assert draws.shape == (300, 2)
-    apart = math.hypot(*draws.std(axis=0, ddof=1))
-    assert (draws[:, 0] - draws[:, 1]).std(ddof=1) == pytest.approx(1.53, rel=0.12) and apart > 1.85
-
-
-@needs_data
 def test_another_baseline_or_prompt_set_is_not_called_alpacaeval(
     reference: length_control.Reference, tmp_path: Path
 ) -> None:

@@ -305,6 +305,12 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def located(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`records`, each with the words that name its place in an error: "PATH, record NUMBER"."""
+    for number, record in records(path):
+        yield f"{path}, record {number}", record
+
+
 def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(
         text.split("\n"), 1

@@ -9,7 +9,8 @@ so on is computed exactly as alpaca_eval 0.6.6 does (metrics/helpers.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from core.errors import UserError
 from eval import stats
 from eval.prompt_sets.prompts import records
+from eval.scoring.stored import Row, numbered
 
 BASELINE = "gpt4_1106_preview"
 """The only baseline for which AlpacaEval publishes length-controlled win rates."""
@@ -33,27 +35,31 @@ class Judged:
     model: str
     baseline: str
     instructions: list[str]
-    preference: (
-        stats.Floats
-    )  # 1 (the baseline wins) to 2 (the model wins); nan where unjudged or out of that range
+    # 1 (the baseline wins) to 2 (the model wins); nan where unjudged or out of that range
+    preference: stats.Floats
     length: stats.Floats  # characters of the model's answer; nan where there is none
     baseline_length: stats.Floats
+
+    @property
+    def comparable(self) -> npt.NDArray[np.bool_]:
+        """Which judgments length control can use: those with a preference and both texts."""
+        known = [self.preference, self.length, self.baseline_length]
+        return np.asarray(np.isfinite(known).all(axis=0))
 
     def take(self, index: npt.NDArray[np.bool_] | Sequence[int]) -> Judged:
         """The judgments at these positions (a mask or a list of positions)."""
         chosen = np.arange(len(self.instructions))[index]
-        names = [self.instructions[i] for i in chosen]
         return Judged(
             self.model,
             self.baseline,
-            names,
+            [self.instructions[i] for i in chosen],
             self.preference[chosen],
             self.length[chosen],
             self.baseline_length[chosen],
         )
 
 
-def judged(rows: Iterable[Mapping[str, Any]], where: str = "annotations") -> list[Judged]:
+def judged(rows: Iterable[Row], where: str = "annotations") -> list[Judged]:
     """AlpacaEval annotations (dicts with instruction, output_1, output_2, generator_1, generator_2,
     preference) as arrays, one `Judged` a model.
 
@@ -61,55 +67,52 @@ def judged(rows: Iterable[Mapping[str, Any]], where: str = "annotations") -> lis
     field, a preference that is no number, two baselines for one model, or an instruction judged
     twice for one model.
     """
-    models: dict[str, list[Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows, 1):
-        for name in ("instruction", "generator_1", "generator_2"):
-            if not isinstance(row.get(name), str):
-                raise UserError(
-                    f"{where}, row {number}: no {name}; an annotation needs instruction, generator_1, generator_2 and preference."
-                )
-        preference = row.get("preference")
-        if preference is not None and (
-            isinstance(preference, (bool, str)) or not isinstance(preference, (int, float))
-        ):
-            raise UserError(
-                f"{where}, row {number}: the preference {preference!r} is not a number from 1 to 2 (or null where unjudged)."
-            )
+    models: dict[str, list[Row]] = {}
+    for place, row in numbered(rows, where):
+        _check(row, place)
         models.setdefault(row["generator_2"], []).append(row)
-    found = []
-    for model, own in models.items():
-        baselines = sorted({row["generator_1"] for row in own})
-        if len(baselines) > 1:
+    return [_of_model(model, own, where) for model, own in models.items()]
+
+
+def _check(row: Row, place: str) -> None:
+    for name in ("instruction", "generator_1", "generator_2"):
+        if not isinstance(row.get(name), str):
             raise UserError(
-                f"{where}: {model} is compared with {baselines[0]} and with {baselines[1]}; score one baseline at a time."
+                f"{place}: no {name}; an annotation needs instruction, generator_1, generator_2 "
+                "and preference."
             )
-        instructions = [row["instruction"] for row in own]
-        if len(set(instructions)) < len(instructions):
-            twice = next(text for i, text in enumerate(instructions) if text in instructions[:i])
-            raise UserError(
-                f"{where}: {model} has two judgments of the instruction {twice[:60]!r}; keep one."
-            )
-        preference = np.array(
-            [math.nan if row.get("preference") is None else row["preference"] for row in own],
-            dtype=np.float64,
+    preference = row.get("preference")
+    if type(preference) not in (int, float, type(None)):
+        raise UserError(
+            f"{place}: the preference {preference!r} is not a number from 1 to 2 "
+            "(or null where unjudged)."
         )
-        preference[preference == 0] = 1.5
-        preference[~((preference >= 1) & (preference <= 2))] = np.nan
-        lengths = [
-            [len(row[k]) if isinstance(row.get(k), str) else math.nan for row in own]
-            for k in ("output_1", "output_2")
-        ]
-        found.append(
-            Judged(
-                model,
-                baselines[0],
-                instructions,
-                preference,
-                np.array(lengths[1]),
-                np.array(lengths[0]),
-            )
+
+
+def _of_model(model: str, rows: Sequence[Row], where: str) -> Judged:
+    """One model's rows as arrays."""
+    baselines = sorted({row["generator_1"] for row in rows})
+    if len(baselines) > 1:
+        raise UserError(
+            f"{where}: {model} is compared with {baselines[0]} and with {baselines[1]}; "
+            "score one baseline at a time."
         )
-    return found
+    instructions = [row["instruction"] for row in rows]
+    text, times = Counter(instructions).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{where}: {model} has two judgments of the instruction {text[:60]!r}; keep one."
+        )
+    preference = np.array([row.get("preference") for row in rows], dtype=np.float64)
+    preference[preference == 0] = 1.5  # how old files write a tie
+    preference[~((preference >= 1) & (preference <= 2))] = np.nan
+    lengths = [_characters(rows, output) for output in ("output_2", "output_1")]
+    return Judged(model, baselines[0], instructions, preference, *lengths)
+
+
+def _characters(rows: Sequence[Row], output: str) -> stats.Floats:
+    texts = [row.get(output) for row in rows]
+    return np.array([len(text) if isinstance(text, str) else math.nan for text in texts])
 
 
 def read(path: Path) -> list[Judged]:
@@ -125,21 +128,24 @@ def win_rate(model: Judged) -> dict[str, Any]:
     judgment the figures are None.
     """
     valid = model.preference[~np.isnan(model.preference)]
-    n = len(valid)
-    wins, losses, draws = (
-        int((valid > 1.5).sum()),
-        int((valid < 1.5).sum()),
-        int((valid == 1.5).sum()),
-    )
     answered = model.length[~np.isnan(model.length)]
-    return {
-        "win_rate": 100 * float(valid.mean() - 1) if n else None,
-        "standard_error": 100 * float(valid.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
+    n, wins, draws = len(valid), int((valid > 1.5).sum()), int((valid == 1.5).sum())
+    figures: dict[str, Any] = {
+        "win_rate": None,
+        "standard_error": None,
         "n_wins": wins,
-        "n_wins_base": losses,
+        "n_wins_base": n - wins - draws,
         "n_draws": draws,
         "n_total": n,
-        "discrete_win_rate": 100 * (wins + draws / 2) / n if n else None,
-        "avg_length": int(answered.mean()) if len(answered) else None,
+        "discrete_win_rate": None,
+        "avg_length": None,
         "n_unjudged": len(model.preference) - n,
     }
+    if n:
+        figures["win_rate"] = 100 * float(valid.mean() - 1)
+        figures["discrete_win_rate"] = 100 * (wins + draws / 2) / n
+    if n > 1:
+        figures["standard_error"] = 100 * float(valid.std(ddof=1)) / math.sqrt(n)
+    if len(answered):
+        figures["avg_length"] = int(answered.mean())
+    return figures

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ import numpy as np
 from core.errors import UserError
 from eval import stats
 from eval.judging import verdicts
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.prompts import located
+from eval.scoring.stored import Row
 
 WEIGHT = 3
 """How often a clear verdict (A>>B, B>>A) counts."""
 V01_BASELINE = "gpt-4-0314"
+ROUNDS = 100
+"""Resamples of the official interval."""
 
 _OUTCOMES = {
     "A>>B": (1.0, WEIGHT),
@@ -39,8 +43,10 @@ _OUTCOMES = {
     "B>>A": (0.0, WEIGHT),
 }
 """For the first answer shown: outcome and weight of each label."""
-_MIRRORED = {"A<<B": "B>>A", "A<B": "B>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 _WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+
+Outcome = tuple[str, float, float]
+"""One judged game: its question, the outcome for the model, its weight."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,46 @@ class Games:
     weight: stats.Floats
     unjudged: int  # games without a usable verdict, which count nowhere
 
+    @property
+    def asked(self) -> int:
+        """How many questions have a judged game."""
+        return len(set(self.questions))
+
+    def by_question(self, values: stats.Floats) -> stats.Floats:
+        """Sums of per-game values over each question, in the questions' sorted order."""
+        _, index = np.unique(self.questions, return_inverse=True)
+        return np.bincount(index, weights=values).astype(np.float64)
+
+
+@dataclass
+class _Pile:
+    """The games of one model in one category, while files are read."""
+
+    model: str
+    category: str
+    baseline: str
+    judges: list[str] = field(default_factory=list)
+    known: set[tuple[str, str]] = field(default_factory=set)  # (question, judge) of judgments
+    outcomes: list[Outcome] = field(default_factory=list)
+    unjudged: int = 0
+
+    def games(self) -> Games:
+        columns = arrays(self.outcomes)
+        judges = tuple(self.judges)
+        return Games(self.model, self.baseline, self.category, judges, *columns, self.unjudged)
+
+
+def arrays(outcomes: Sequence[Outcome]) -> tuple[list[str], stats.Floats, stats.Floats]:
+    """Questions, outcomes and weights, as `Games` has them."""
+    won = np.array([outcome for _, outcome, _ in outcomes], dtype=np.float64)
+    weight = np.array([weight for _, _, weight in outcomes], dtype=np.float64)
+    return [question for question, _, _ in outcomes], won, weight
+
 
 def outcome(label: str, *, model_first: bool) -> tuple[float, int]:
     """(outcome for the model, weight) of one game's label. Raises KeyError for a label that is none
-    of the five (or their mirrored spellings)."""
-    won, weight = _OUTCOMES[_MIRRORED.get(label, label)]
+    of the five."""
+    won, weight = _OUTCOMES[label]
     return (won if model_first else 1 - won), weight
 
 
@@ -72,120 +113,87 @@ def read(paths: Iterable[Path]) -> list[Games]:
     Several judges' judgments of one question are pooled. Raises UserError, naming file and record,
     for what is neither form, an unknown winner, and a question judged twice by one judge.
     """
-    battles: list[tuple[str, Mapping[str, Any]]] = []
-    judgments: dict[tuple[str, str], list[tuple[str, str, float, int]]] = {}
-    details: dict[tuple[str, str], dict[str, Any]] = {}
-    seen: set[tuple[str, ...]] = set()
-    for path in paths:
-        for number, record in records(path):
-            where = f"{path}, record {number}"
-            if "winner" in record:
-                battles.append((where, record))
-            elif (
-                "games" in record
-                and "model" in record
-                and ("uid" in record or "question_id" in record)
-            ):
-                _judgment(record, where, judgments, details, seen)
-            else:
-                raise UserError(
-                    f"{where}: neither a battle (question_id, model_a, model_b, winner) nor a judgment (question_id or uid, model, games)."
-                )
-    found = [
-        _games(model, category, rows, details[model, category])
-        for (model, category), rows in judgments.items()
-    ]
-    return found + (_battles(battles) if battles else [])
+    battles: list[tuple[str, Row]] = []
+    piles: dict[tuple[str, str], _Pile] = {}
+    for where, record in chain.from_iterable(map(located, paths)):
+        if "winner" in record:
+            battles.append((where, record))
+        elif {"games", "model"} <= record.keys() and {"uid", "question_id"} & record.keys():
+            _add_judgment(record, where, piles)
+        else:
+            raise UserError(
+                f"{where}: neither a battle (question_id, model_a, model_b, winner) "
+                "nor a judgment (question_id or uid, model, games)."
+            )
+    judged = [pile.games() for pile in piles.values()]
+    return judged + (_battles(battles) if battles else [])
 
 
-def _judgment(
-    record: Mapping[str, Any],
-    where: str,
-    judgments: dict[tuple[str, str], list[tuple[str, str, float, int]]],
-    details: dict[tuple[str, str], dict[str, Any]],
-    seen: set[tuple[str, ...]],
-) -> None:
+def _add_judgment(record: Row, where: str, piles: dict[tuple[str, str], _Pile]) -> None:
+    """Put the two games of one judgment on the pile of its model and category."""
     version = "v2.0" if "uid" in record else "v0.1"
-    question, model, judge = (
-        str(record.get("uid", record.get("question_id"))),
-        str(record["model"]),
-        str(record.get("judge", "")),
-    )
-    category = str(record.get("category") or "")
-    if (question, model, judge, category) in seen:
+    question = str(record.get("uid", record.get("question_id")))
+    model, category = str(record["model"]), str(record.get("category") or "")
+    judge = str(record.get("judge", ""))
+    baseline = record.get("baseline") or (V01_BASELINE if version == "v0.1" else "")
+    pile = piles.setdefault((model, category), _Pile(model, category, baseline))
+    if (question, judge) in pile.known:
         raise UserError(
-            f"{where}: a second judgment of question {question} for {model} by {judge or 'the same judge'}; keep one."
+            f"{where}: a second judgment of question {question} for {model} "
+            f"by {judge or 'the same judge'}; keep one."
         )
-    seen.add((question, model, judge, category))
-    key = (model, category)
-    facts = details.setdefault(
-        key,
-        {
-            "baseline": record.get("baseline") or (V01_BASELINE if version == "v0.1" else ""),
-            "judges": [],
-            "unjudged": 0,
-        },
-    )
-    if judge not in facts["judges"]:
-        facts["judges"].append(judge)
+    pile.known.add((question, judge))
+    if judge not in pile.judges:
+        pile.judges.append(judge)
     labels = [_label(game, version, where) for game in record["games"]]
     if len(labels) != 2:
         raise UserError(
-            f"{where}: {len(labels)} games; Arena-Hard judges two, the baseline first and then the model first."
+            f"{where}: {len(labels)} games; Arena-Hard judges two, "
+            "the baseline first and then the model first."
         )
     if version == "v2.0" and None in labels:  # the official rule: half a question counts as none
         labels = [None, None]
-    rows = judgments.setdefault(key, [])
     for label, model_first in zip(labels, (False, True), strict=True):
         if label is None:
-            facts["unjudged"] += 1
+            pile.unjudged += 1
         else:
-            rows.append((question, judge, *outcome(label, model_first=model_first)))
+            pile.outcomes.append((question, *outcome(label, model_first=model_first)))
 
 
 def _label(game: Any, version: str, where: str) -> str | None:
     """The stored verdict of one game, or the one that its text holds where none was stored."""
     if game is None:
         return None
-    label = (
-        game["score"] if "score" in game else verdicts.PARSE[version](str(game.get("judgment", "")))
-    )
-    if label is not None and not isinstance(label, str):
+    if "score" in game:
+        label = game["score"]
+    else:
+        label = verdicts.PARSE[version](str(game.get("judgment", "")))
+    if label is None:
+        return None
+    if not isinstance(label, str):
         raise UserError(
-            f"{where}: the verdict {label!r} is no label; it is one of {', '.join(_OUTCOMES)}, or null."
+            f"{where}: the verdict {label!r} is no label; "
+            f"it is one of {', '.join(_OUTCOMES)}, or null."
         )
+    # "B<<A" says what "A>>B" says.
+    label = label if label in _OUTCOMES else label[::-1].replace("<", ">")
     # A judge that writes [[A]] matches both official patterns: v0.1 then gives the game no weight,
     # v2.0 fails with a KeyError.
-    return label if label in _OUTCOMES or label in _MIRRORED else None
+    return label if label in _OUTCOMES else None
 
 
-def _games(
-    model: str, category: str, rows: list[tuple[str, str, float, int]], facts: Mapping[str, Any]
-) -> Games:
-    questions, _, won, weight = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return Games(
-        model,
-        facts["baseline"],
-        category,
-        tuple(facts["judges"]),
-        list(questions),
-        np.array(won),
-        np.array(weight, dtype=np.float64),
-        facts["unjudged"],
-    )
-
-
-def _battles(battles: list[tuple[str, Mapping[str, Any]]]) -> list[Games]:
+def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
     """Battles by model; the baseline is the one that takes part in every battle (of two, the one
     that is model_a more often)."""
     common = set.intersection(*({str(b.get("model_a")), str(b.get("model_b"))} for _, b in battles))
     if not common:
         raise UserError(
-            "the battles share no baseline: Arena-Hard compares every model with one and the same; score its files only."
+            "the battles share no baseline: Arena-Hard compares every model with one and the same; "
+            "score its files only."
         )
-    firsts = Counter(str(b["model_a"]) for _, b in battles)
+    firsts = Counter(str(battle["model_a"]) for _, battle in battles)
     baseline = max(sorted(common), key=lambda name: firsts[name])
-    rows: dict[str, list[tuple[str, str, float, int]]] = {}
+    piles: dict[str, _Pile] = {}
     for where, battle in battles:
         if battle["winner"] not in _WINNERS:
             raise UserError(
@@ -193,117 +201,90 @@ def _battles(battles: list[tuple[str, Mapping[str, Any]]]) -> list[Games]:
             )
         if "question_id" not in battle:
             raise UserError(
-                f"{where}: no question_id, which tells the games of one question apart from those of another."
+                f"{where}: no question_id, which tells the games of one question apart "
+                "from those of another."
             )
-        # also where the baseline meets itself: the second place is the model's
-        model_is_b = battle["model_a"] == baseline
-        model = str(battle["model_b"] if model_is_b else battle["model_a"])
-        first_won = _WINNERS[battle["winner"]]
-        rows.setdefault(model, []).append(
-            (str(battle["question_id"]), "", 1 - first_won if model_is_b else first_won, 1)
-        )
-    return [
-        _games(model, "", own, {"baseline": baseline, "judges": [], "unjudged": 0})
-        for model, own in rows.items()
-    ]
+        won = _WINNERS[battle["winner"]]
+        model = str(battle["model_a"])
+        if battle["model_a"] == baseline:
+            # Also where the baseline meets itself: the second place is the model's.
+            won, model = 1 - won, str(battle["model_b"])
+        pile = piles.setdefault(model, _Pile(model, "", baseline))
+        pile.outcomes.append((str(battle["question_id"]), won, 1))
+    return [pile.games() for pile in piles.values()]
 
 
 def score(games: Games) -> float:
     """The Bradley-Terry win rate against the baseline, in percent (nan without a judged game)."""
-    return (
-        100 * float(games.weight @ games.outcome / games.weight.sum())
-        if len(games.outcome)
-        else math.nan
-    )
+    if not len(games.outcome):
+        return math.nan
+    return 100 * float(games.weight @ games.outcome / games.weight.sum())
 
 
 def items(games: Games) -> dict[str, float]:
     """By question: values whose mean is the score and whose spread is its error (the ratio
-    estimator made linear), in percent.
+    estimator made linear), in percent; none without a judged game.
 
     A question's weight depends on its verdicts, so the score is no plain mean of its questions'
     scores; these values may be paired and clustered like any other.
     """
-    labels, index = np.unique(games.questions, return_inverse=True)
-    pull = (
-        np.bincount(index, weights=games.weight * (100 * games.outcome - score(games)))
-        / games.weight.sum()
-    )
-    return dict(zip(labels.tolist(), (score(games) + len(labels) * pull).tolist(), strict=True))
+    labels = np.unique(games.questions).tolist()
+    # How far a question pulls the score from where it is: the derivative of the ratio.
+    distance = games.weight * (100 * games.outcome - score(games))
+    pull = games.by_question(distance) / games.weight.sum()
+    return dict(zip(labels, (score(games) + len(labels) * pull).tolist(), strict=True))
 
 
-def interval(
-    games: Games, *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
-) -> stats.Interval:
+def interval(games: Games, *, resamples: int = 10_000) -> stats.Interval:
     """Score with the standard error and percentile interval of a bootstrap over questions; with
     fewer than stats.MINIMUM_CLUSTERS questions the t interval of `items`. `n` counts questions."""
-    labels, index = np.unique(games.questions, return_inverse=True)
-    if len(labels) < stats.MINIMUM_CLUSTERS:
-        values = list(items(games).values()) if len(labels) else []
-        return (
-            stats.mean_interval(values, level=level)
-            if values
-            else stats.Interval(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
-        )
-    won, weight = (
-        np.bincount(index, weights=games.weight * games.outcome),
-        np.bincount(index, weights=games.weight),
-    )
-    draws = 100 * np.concatenate(
-        [(w @ won) / (w @ weight) for w in stats.bootstrap_counts(len(labels), resamples, seed)]
-    )
-    return stats.Interval(
-        score(games),
-        float(draws.std(ddof=1)),
-        *stats.percentiles(draws, level),
-        len(labels) - 1,
-        len(labels),
-    )
+    n = games.asked
+    if n == 0:
+        return stats.NOTHING
+    if n < stats.MINIMUM_CLUSTERS:
+        return stats.mean_interval(list(items(games).values()))
+    won, weight = games.by_question(games.weight * games.outcome), games.by_question(games.weight)
+    resampled = stats.bootstrap_counts(n, resamples, seed=0)
+    draws = 100 * np.concatenate([(w @ won) / (w @ weight) for w in resampled])
+    return stats.draws_interval(score(games), draws, n - 1, n)
 
 
-def official_intervals(models: list[Games], *, rounds: int = 100) -> list[stats.Interval]:
-    """The published kind of interval: `rounds` resamples of single battles, clear verdicts as three
+def official_intervals(models: Sequence[Games]) -> list[stats.Interval]:
+    """The published kind of interval: `ROUNDS` resamples of single battles, clear verdicts as three
     battles of their own.
 
     v0.1 resamples the battles of all models together (seed 42, 95 %, as pandas draws); v2.0 each
     model's alone, reports the mean over the resamples and the 5th and 95th percentiles, that is 90
     % (its seed is not fixed; 42 here).
     """
-    if all(g.category == "" for g in models):
-        owner = np.concatenate([np.full(int(g.weight.sum()), i) for i, g in enumerate(models)])
-        won = np.concatenate([np.repeat(g.outcome, g.weight.astype(int)) for g in models])
-        legacy = np.random.RandomState(42)
-        draws = np.empty((rounds, len(models)))
-        for r in range(rounds):
-            drawn = legacy.choice(len(won), size=len(won), replace=True)
-            count = np.bincount(owner[drawn], minlength=len(models))
-            draws[r] = (
-                100
-                * np.bincount(owner[drawn], weights=won[drawn], minlength=len(models))
-                / np.maximum(count, 1)
-            )
+    battles = [np.repeat(games.outcome, games.weight.astype(int)) for games in models]
+    if all(games.category == "" for games in models):
+        draws = _pooled_draws(battles)
         return [
-            stats.Interval(
-                score(g),
-                float(d.std(ddof=1)),
-                *stats.percentiles(d),
-                math.inf,
-                len(set(g.questions)),
-            )
-            for g, d in zip(models, draws.T, strict=True)
+            stats.draws_interval(score(games), own, math.inf, games.asked)
+            for games, own in zip(models, draws.T, strict=True)
         ]
     rng = np.random.default_rng(42)
-    found = []
-    for g in models:
-        won = np.repeat(g.outcome, g.weight.astype(int))
-        d = 100 * won[rng.integers(0, len(won), size=(rounds, len(won)))].mean(axis=1)
-        found.append(
-            stats.Interval(
-                float(d.mean()),
-                float(d.std(ddof=1)),
-                *stats.percentiles(d, 0.9),
-                math.inf,
-                len(set(g.questions)),
-            )
+    intervals = []
+    for games, won in zip(models, battles, strict=True):
+        own = 100 * won[rng.integers(0, len(won), size=(ROUNDS, len(won)))].mean(axis=1)
+        intervals.append(
+            stats.draws_interval(float(own.mean()), own, math.inf, games.asked, level=0.9)
         )
-    return found
+    return intervals
+
+
+def _pooled_draws(battles: Sequence[stats.Floats]) -> stats.Floats:
+    """Scores (ROUNDS, models) of resamples of all models' battles together, in which a model's
+    number of battles varies too."""
+    models = len(battles)
+    owner = np.repeat(np.arange(models), [len(own) for own in battles])
+    won = np.concatenate(battles)
+    legacy = np.random.RandomState(42)  # pandas draws by it
+    draws = np.empty((ROUNDS, models))
+    for r in range(ROUNDS):
+        drawn = legacy.choice(len(won), size=len(won), replace=True)
+        count = np.bincount(owner[drawn], minlength=models)
+        wins = np.bincount(owner[drawn], weights=won[drawn], minlength=models)
+        draws[r] = 100 * wins / np.maximum(count, 1)
+    return draws

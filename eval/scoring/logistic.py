@@ -24,15 +24,15 @@ def fit(
     (B,); `start`: (3,), worth giving when the answer is nearly known. The problem is convex and the
     step is halved wherever the objective would rise: the start decides the time only.
     """
-    scale = np.atleast_1d(np.asarray(c, dtype=np.float64))
-    batch = max(len(scale), *(np.atleast_2d(a).shape[0] for a in (*x, weight)))
-    scale = np.broadcast_to(scale, (batch,))
     columns = [np.atleast_2d(a) for a in x]
-    w = np.zeros((batch, 3)) if start is None else np.tile(start, (batch, 1))
     y, weight = np.atleast_2d(y), np.atleast_2d(weight)
+    batch = max(np.size(c), *(len(a) for a in (*columns, weight)))
+    scale = np.broadcast_to(c, (batch,))
+    w = np.zeros((batch, 3)) if start is None else np.tile(start, (batch, 1))
     value, slope, curve = _objective(w, columns, y, weight, scale)
     for _ in range(100):
         step = _step(w, slope, curve)
+        # Problems step together, each by its own size: one that rose is tried again at half.
         size = np.ones(batch)
         for _ in range(30):
             trial = w + size[:, None] * step
@@ -42,9 +42,8 @@ def fit(
                 break
             size[worse] /= 2
         w, value, slope, curve = trial, now, new_slope, new_curve
-        if (
-            abs(step).max() < 1e-7
-        ):  # Newton's steps shrink quadratically: the next would be below 1e-12
+        # Newton's steps shrink quadratically: the next would be below 1e-12.
+        if abs(step).max() < 1e-7:
             break
     return w
 
@@ -54,6 +53,7 @@ def _objective(
 ) -> tuple[Floats, Floats, Floats]:
     """Penalised objective (B,), gradient (B, 3) and Hessian (B, 3, 3) of its smooth part."""
     eta = w[:, :1] * x[0] + w[:, 1:2] * x[1] + w[:, 2:] * x[2]
+    # exp of -|eta| never overflows; both the probability and the loss are written with it.
     small = np.exp(-abs(eta))
     p = np.where(eta >= 0, 1.0, small) / (1 + small)
     loss = np.maximum(eta, 0) + np.log1p(small) - y * eta
@@ -75,9 +75,8 @@ def _step(w: Floats, slope: Floats, curve: Floats) -> Floats:
     Where the signs after a plain Newton step are also those of the penalised solution, that
     solution is the minimum; the few other problems go through coordinate descent.
     """
-    ridge = curve + 1e-10 * np.eye(
-        3
-    )  # a feature that is zero everywhere keeps its coefficient at 0
+    # A feature that is zero everywhere keeps its coefficient at 0.
+    ridge = curve + 1e-10 * np.eye(3)
     sign = np.sign(w - np.linalg.solve(ridge, slope[..., None])[..., 0])
     step = -np.linalg.solve(ridge, (slope + sign)[..., None])[..., 0]
     rest = (np.sign(w + step) != sign).any(axis=1) | (sign == 0).any(axis=1)
@@ -87,14 +86,16 @@ def _step(w: Floats, slope: Floats, curve: Floats) -> Floats:
 
 
 def _coordinate_descent(w: Floats, slope: Floats, curve: Floats) -> Floats:
+    """The same step, one coefficient after the other: each is set to its minimum given the others
+    until none moves."""
     step = np.zeros_like(w)
     for _ in range(1000):
         before = step.copy()
         for j in range(3):
             second = curve[:, j, j]
-            target = (
-                w[:, j] + step[:, j] - (slope[:, j] + (curve[:, j] * step).sum(axis=1)) / second
-            )
+            tilt = slope[:, j] + (curve[:, j] * step).sum(axis=1)
+            target = w[:, j] + step[:, j] - tilt / second
+            # The penalty pulls the minimum towards 0 by 1 / second, and holds it there.
             step[:, j] = np.sign(target) * np.maximum(abs(target) - 1 / second, 0) - w[:, j]
         if abs(step - before).max() < 1e-12:
             break

@@ -8,8 +8,8 @@ by item; `summary.json` has the figures.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ loss, as lm-eval gives it for tasks, from 1 to 10 for ratings, from -1 to 1 for 
 CREATIVE = "creative_writing"
 """The category that Arena-Hard v2.0 scores apart, against a baseline of its own."""
 
-Rows = list[dict[str, Any]]
+Inputs = Mapping[str, Path]
 Figures = dict[str, dict[str, Any]]
 """Metric -> {"value", "standard_error", "lower", "upper", "n", "unjudged", …}."""
+Scored = tuple[str, pl.DataFrame, Figures]
+"""A benchmark's name, its rows of scores.parquet without that name, its figures."""
 
 
-def run(inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(inputs: Inputs, out: Path) -> Counts:
     """Write `out`/scores.parquet and `out`/summary.json for one checkpoint from whichever of these
     folders are given:
 
@@ -59,30 +61,23 @@ def run(inputs: Mapping[str, Path], out: Path) -> Counts:
     and is called so). Counts: items, unjudged, and each benchmark's main figure. Raises UserError
     when a folder does not hold what it should.
     """
-    rows: Rows = []
+    frames = [pl.DataFrame(schema=SCORES)]
     summary: dict[str, Figures] = {}
-    score: dict[str, Callable[[Path], Iterable[tuple[str, Rows, Figures]]]] = {
-        "judgments-alpaca": lambda folder: _alpaca(folder, inputs.get("alpaca-data")),
-        "judgments-arena": _arena,
-        "ratings-wildbench": _wildbench,
-        "ratings-mtbench": _mtbench,
-        "heldout": _heldout,
-        "tasks": _tasks,
-    }
-    for name, scored in score.items():
-        if name in inputs:
-            for benchmark, items, figures in scored(inputs[name]):
-                rows += [{"benchmark": benchmark} | item for item in items]
-                summary[benchmark] = figures
-    if not rows:
-        raise UserError(f"there is nothing to score: give at least one of {', '.join(score)}.")
+    for name in SCORED:
+        for benchmark, items, figures in SCORED[name](inputs) if name in inputs else ():
+            named = items.with_columns(benchmark=pl.lit(benchmark))
+            frames.append(named.select(pl.col(column).cast(SCORES[column]) for column in SCORES))
+            summary[benchmark] = figures
+    frame = pl.concat(frames)
+    if frame.is_empty():
+        raise UserError(f"there is nothing to score: give at least one of {', '.join(SCORED)}.")
     out.mkdir(parents=True, exist_ok=True)
-    frame = pl.DataFrame(rows, schema=SCORES)
     frame.write_parquet(out / "scores.parquet")
-    write_atomic(out / "summary.json", json.dumps(_finite(summary), indent=2, allow_nan=False))
+    known = stats.finite(summary)
+    write_atomic(out / "summary.json", json.dumps(known, indent=2, allow_nan=False))
     main = {
-        f"{benchmark}/{metric}": _finite(facts["value"])
-        for benchmark, figures in summary.items()
+        f"{benchmark}/{metric}": facts["value"]
+        for benchmark, figures in known.items()
         for metric, facts in figures.items()
     }
     return {"items": frame.height, "unjudged": frame["value"].null_count(), **main}
@@ -97,49 +92,39 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
         ) from error
 
 
-def _alpaca(folder: Path, data: Path | None) -> Iterable[tuple[str, Rows, Figures]]:
+def _alpaca(inputs: Inputs) -> Iterator[Scored]:
     """One value an item: the preference in percent, averaged over both orders where both were asked
     (then both must be judged), and over the judges where there are several."""
-    games = _read(folder, "judgments.parquet")
+    games = _read(inputs["judgments-alpaca"], "judgments.parquet")
     items = several_judges.by_item(games)
-    rows = [
-        _row("win_rate", i, None if p is None else 100 * p, reason, reason if partly else None)
-        for i, p, reason, partly in items.select(
-            "item", "preference", "reason", "partly"
-        ).iter_rows()
-    ]
+    won = _items("win_rate", items.with_columns(value=100 * pl.col("preference"), note=PARTLY))
+    data = inputs.get("alpaca-data")
     judged = alpaca.Judged(
         "model",
-        alpaca.BASELINE if data is not None else "baseline",
+        "baseline" if data is None else alpaca.BASELINE,
         items["item"].to_list(),
-        (items["preference"] + 1).cast(pl.Float64).fill_null(math.nan).to_numpy(),
-        *(
-            items[c].cast(pl.Float64).fill_null(math.nan).to_numpy()
-            for c in ("model_characters", "baseline_characters")
-        ),
+        _floats(items["preference"] + 1),
+        _floats(items["model_characters"]),
+        _floats(items["baseline_characters"]),
     )
-    whole = alpaca.win_rate(judged)
-    figures: Figures = {
-        "win_rate": _figure(rows)
-        | _judges(games)
-        | {k: v for k, v in whole.items() if k not in ("win_rate", "standard_error")}
-    }
-    valid = np.flatnonzero(
-        ~np.isnan(judged.preference) & ~np.isnan(judged.length) & ~np.isnan(judged.baseline_length)
-    )
-    if len(valid) >= stats.MINIMUM_CLUSTERS:  # a regression on fewer says nothing
-        own = length_control.design(
-            judged, _by_id(length_control.load_reference(data)) if data is not None else None
-        )
-        metric = "length_controlled_minimal" if own.minimal else "length_controlled_winrate"
-        values = dict(zip(valid.tolist(), length_control.items(own).tolist(), strict=True))
-        controlled = [
-            _row(metric, name, values.get(i), rows[i]["reason"])
-            for i, name in enumerate(judged.instructions)
-        ]
-        figures[metric] = _figure(controlled)
-        rows += controlled
-    yield "alpaca", rows, figures
+    official = alpaca.win_rate(judged)
+    del official["win_rate"], official["standard_error"]  # over items, in `_figure`
+    figures: Figures = {"win_rate": _figure(won) | _judges(games) | official}
+    frames = [won]
+    if judged.comparable.sum() >= stats.MINIMUM_CLUSTERS:  # a regression on fewer says nothing
+        reference = None if data is None else _by_id(length_control.load_reference(data))
+        design = length_control.design(judged, reference)
+        values = np.full(len(judged.instructions), np.nan)
+        values[judged.comparable] = length_control.items(design)
+        controlled = won.with_columns(pl.Series("value", values, nan_to_null=True))
+        frames.append(_items(design.metric, controlled))
+        figures[design.metric] = _figure(frames[-1])
+    yield "alpaca", pl.concat(frames), figures
+
+
+def _floats(series: pl.Series) -> stats.Floats:
+    """As an array, nan where there is nothing."""
+    return series.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def _judges(games: pl.DataFrame) -> dict[str, Any]:
@@ -159,204 +144,143 @@ def _judges(games: pl.DataFrame) -> dict[str, Any]:
 
 def _by_id(reference: length_control.Reference) -> length_control.Reference:
     """The difficulties by prompt id instead of by instruction: judgments name prompts by id."""
-    known = {text_id(text): value for text, value in reference.difficulty.items()}
-    return length_control.Reference(
-        reference.positions,
-        known,
-        reference.length,
-        reference.gamed_difficulty,
-        reference.preference,
-    )
+    by_id = {text_id(text): value for text, value in reference.difficulty.items()}
+    return replace(reference, difficulty=by_id)
 
 
-def _arena(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+def _arena(inputs: Inputs) -> Iterator[Scored]:
     """One value a question, whose mean is the Bradley-Terry score. Creative writing of v2.0 is a
     benchmark of its own, "arena-creative_writing"."""
+    folder = inputs["judgments-arena"]
     everything = _read(folder, "judgments.parquet")
-    version = json.loads((folder / "protocol.json").read_text()).get("version")
-    creative = pl.col("category") == CREATIVE
-    parts = (
-        {"arena": everything.filter(~creative), f"arena-{CREATIVE}": everything.filter(creative)}
-        if version == "v2.0"
-        else {"arena": everything}
-    )
+    v2 = json.loads((folder / "protocol.json").read_text()).get("version") == "v2.0"
+    creative = (pl.col("category") == CREATIVE) & v2
+    parts = {
+        "arena": everything.filter(~creative),
+        f"arena-{CREATIVE}": everything.filter(creative),
+    }
     for name, games in parts.items():
-        if games.is_empty():
-            continue
-        usable = games.filter(pl.col("status") == "ok")
-        if version == "v2.0":  # the official rule: a question counts with both games or not at all
-            usable = usable.filter(
-                pl.len().over("item", *(["judge"] if "judge" in games.columns else [])) == 2
-            )
-        outcomes = [
-            arena.outcome(label, model_first=order == "model")
-            for label, order in usable.select("label", "order").iter_rows()
-        ]
-        won, weight = zip(*outcomes, strict=True) if outcomes else ((), ())
-        battles = arena.Games(
-            "model",
-            "baseline",
-            "",
-            (),
-            usable["item"].to_list(),
-            np.array(won),
-            np.array(weight, dtype=np.float64),
-            games.height - usable.height,
-        )
-        values = arena.items(battles) if outcomes else {}
-        questions = several_judges.by_item(games).select("item", "reason", "partly")
-        rows = [
-            _row("arena_score", item, values.get(item), reason, reason if partly else None)
-            for item, reason, partly in questions.iter_rows()
-        ]
-        interval = arena.interval(battles)
-        bounds = {
-            "standard_error": interval.standard_error,
-            "lower": interval.lower,
-            "upper": interval.upper,
-        }
-        yield (
-            name,
-            rows,
-            {
-                "arena_score": _figure(rows)
-                | bounds
-                | _judges(games)
-                | {"unjudged_games": battles.unjudged}
-            },
-        )
+        if games.height:
+            rows, figures = _arena_category(games, v2)
+            yield name, rows, {"arena_score": figures}
 
 
-def _wildbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+def _arena_category(games: pl.DataFrame, v2: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Rows and figures of the games that are scored together."""
+    usable = games.filter(pl.col("status") == "ok")
+    if v2:  # the official rule: a question counts with both games or not at all
+        question = [name for name in ("item", "judge") if name in games.columns]
+        usable = usable.filter(pl.len().over(question) == 2)
+    outcomes = [
+        (item, *arena.outcome(label, model_first=order == "model"))
+        for item, label, order in usable.select("item", "label", "order").iter_rows()
+    ]
+    unjudged = games.height - usable.height
+    battles = arena.Games("model", "baseline", "", (), *arena.arrays(outcomes), unjudged)
+    values = arena.items(battles)
+    questions = several_judges.by_item(games)
+    value = pl.Series("value", map(values.get, questions["item"]), dtype=pl.Float64)
+    rows = _items("arena_score", questions.with_columns(value, note=PARTLY))
+    bounds = arena.interval(battles).bounds()
+    return rows, _figure(rows) | bounds | _judges(games) | {"unjudged_games": unjudged}
+
+
+def _wildbench(inputs: Inputs) -> Iterator[Scored]:
     """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; over task groups where
     every task has WildBench's own tags. WB-Reward where it was judged: the mean over tasks of the
     mean over references, and each reference by itself."""
+    folder = inputs["ratings-wildbench"]
     frame = _read(folder, "ratings.parquet")
-    rows = [
-        _row("wb_score", item, rating, reason)
-        for item, rating, reason in frame.select("item", "rating", "reason").iter_rows()
-    ]
+    rated = _items("wb_score", frame.rename({"rating": "value"}))
+    ratings = dict(frame.select("item", "rating").iter_rows())
     tags = dict(frame.select("item", "tags").iter_rows())
-    known = all(own and set(own) <= set(wildbench.GROUPS) for own in tags.values())
-    ratings = [
-        {"session_id": item, "model_test": "model", "score": rating}
-        for item, rating in frame.select("item", "rating").iter_rows()
-    ]
-    (found,) = wildbench.score(ratings, str(folder), tags if known else None)
-    figures: Figures = {
-        "wb_score": _figure(rows)
-        | {name: found[name] for name in ("adjusted_score", "task_macro_score")}
-    }
+    known = all(own and set(own) <= wildbench.GROUPS.keys() for own in tags.values())
+    score = _figure(rated)
+    score["adjusted_score"] = wildbench.adjusted(score["value"])
+    score["task_macro_score"] = wildbench.macro_score(ratings, tags) if known else None
+    frames, figures = [rated], {"wb_score": score}
     if (folder / "rewards.parquet").is_file():
-        compared = _read(folder, "rewards.parquet")
-        own = [
-            _reward(str(item), pairs)
-            for (item,), pairs in compared.group_by("item", maintain_order=True)
-        ]
-        figures["wb_reward"] = _figure(own) | {
-            "references": wildbench.by_reference(compared, str(folder))
-        }
-        rows += own
-    yield "wildbench", rows, figures
+        pairs = _read(folder, "rewards.parquet")
+        compared = _items("wb_reward", _rewards(pairs))
+        references = {"references": wildbench.by_reference(pairs)}
+        figures["wb_reward"] = _figure(compared) | references
+        frames.append(compared)
+    yield "wildbench", pl.concat(frames), figures
 
 
-def _reward(item: str, pairs: pl.DataFrame) -> dict[str, Any]:
+def _rewards(pairs: pl.DataFrame) -> pl.DataFrame:
     """A task's WB-Reward: the mean over its references, of which each must be judged, or tasks
     would differ in whom they were compared with."""
-    whole = pairs["reward"].null_count() == 0
-    reasons = pairs.filter(pl.col("reward").is_null())["reason"].to_list()
-    return _row(
-        "wb_reward",
-        item,
-        sum(pairs["reward"]) / pairs.height if whole else None,
-        reasons[0] if reasons else None,
+    unjudged = pl.col("reward").is_null()
+    return pairs.group_by("item", maintain_order=True).agg(
+        value=pl.when(~unjudged.any()).then(pl.col("reward").mean()),
+        reason=pl.col("reason").filter(unjudged).first(),
     )
 
 
-def _mtbench(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+def _mtbench(inputs: Inputs) -> Iterator[Scored]:
     """The mean rating over both turns; a question's turns are one cluster."""
-    frame = _read(folder, "ratings.parquet")
-    rows = [
-        _row("mt_score", item + (SECOND if turn == 2 else ""), rating, reason) | {"cluster": item}
-        for item, turn, rating, reason in frame.select(
-            "item", "turn", "rating", "reason"
-        ).iter_rows()
-    ]
-    ratings = [
-        {"question_id": item, "model": "model", "turn": turn, "score": rating}
-        for item, turn, rating in frame.select("item", "turn", "rating").iter_rows()
-    ]
-    (found,) = mtbench.score(ratings, str(folder))
-    named = {"value": "score", "n": "total"} | {
-        name: name for name in ("standard_error", "lower", "upper", "unjudged", "turn_1", "turn_2")
-    }
-    yield "mtbench", rows, {"mt_score": {name: found[place] for name, place in named.items()}}
+    frame = _read(inputs["ratings-mtbench"], "ratings.parquet")
+    second = pl.when(pl.col("turn") == 2).then(pl.lit(SECOND)).otherwise(pl.lit(""))
+    turns = frame.select(
+        pl.col("item") + second, "reason", cluster=pl.col("item"), value=pl.col("rating")
+    )
+    yield "mtbench", _items("mt_score", turns), {"mt_score": mtbench.figures(frame)}
 
 
-def _heldout(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
-    frame = _read(folder, "losses.parquet")
-    rows = [
-        _row("loss", item, loss, reason)
-        for item, loss, reason in frame.select("id", "loss", "reason").iter_rows()
-    ]
+def _heldout(inputs: Inputs) -> Iterator[Scored]:
+    frame = _read(inputs["heldout"], "losses.parquet")
+    rows = _items("loss", frame.rename({"id": "item", "loss": "value"}))
     yield "heldout", rows, {"loss": _figure(rows) | {"tokens": int(frame["tokens"].sum() or 0)}}
 
 
-def _tasks(folder: Path) -> Iterable[tuple[str, Rows, Figures]]:
+def _tasks(inputs: Inputs) -> Iterator[Scored]:
     """One metric for each task and metric of lm-eval, named "TASK METRIC"."""
-    rows: Rows = []
+    outcomes = _read(inputs["tasks"], "outcomes.parquet")
+    frames: list[pl.DataFrame] = []
     figures: Figures = {}
-    for (task, metric), frame in _read(folder, "outcomes.parquet").group_by(
-        "task", "metric", maintain_order=True
-    ):
-        name = f"{task} {metric}"
-        own = [
-            _row(name, item, value, "no number")
-            for item, value in frame.select("item", pl.col("value").fill_nan(None)).iter_rows()
-        ]
-        figures[name] = _figure(own)
-        rows += own
-    yield "tasks", rows, figures
+    for (task, metric), frame in outcomes.group_by("task", "metric", maintain_order=True):
+        values = frame.with_columns(pl.col("value").fill_nan(None), reason=pl.lit("no number"))
+        frames.append(_items(f"{task} {metric}", values))
+        figures[f"{task} {metric}"] = _figure(frames[-1])
+    yield "tasks", pl.concat(frames), figures
 
 
-def _row(
-    metric: str, item: str, value: float | None, reason: str | None, note: str | None = None
-) -> dict[str, Any]:
-    """A row of scores.parquet; `note` is the reason that stands beside a value."""
-    judged = value is not None
-    reason = note if judged else reason or "no value"
-    return {
-        "metric": metric,
-        "item": item,
-        "cluster": item,
-        "value": value,
-        "status": "ok" if judged else "unjudged",
-        "reason": reason,
-    }
+SCORED: dict[str, Callable[[Inputs], Iterator[Scored]]] = {
+    "judgments-alpaca": _alpaca,
+    "judgments-arena": _arena,
+    "ratings-wildbench": _wildbench,
+    "ratings-mtbench": _mtbench,
+    "heldout": _heldout,
+    "tasks": _tasks,
+}
+"""What each folder is scored by."""
+
+PARTLY = pl.when("partly").then("reason")
+"""A reason that stands beside a value, of an item that some judges judged and others not."""
 
 
-def _figure(rows: Rows) -> dict[str, Any]:
+def _items(metric: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows of scores.parquet from columns item, value and reason; `cluster` where it is not the
+    item, and `note`, the reason that stands beside a value."""
+    defaults = {"cluster": pl.col("item"), "note": pl.lit(None, pl.String)}
+    absent = {name: value for name, value in defaults.items() if name not in frame.columns}
+    judged = pl.col("value").is_not_null()
+    why = pl.col("reason").replace("", None).fill_null("no value")
+    return frame.with_columns(**absent).select(
+        "item",
+        "cluster",
+        "value",
+        metric=pl.lit(metric),
+        status=pl.when(judged).then(pl.lit("ok")).otherwise(pl.lit("unjudged")),
+        reason=pl.when(judged).then("note").otherwise(why),
+    )
+
+
+def _figure(rows: pl.DataFrame) -> dict[str, Any]:
     """Mean, standard error and t interval over the items that have a value; the others are
     counted."""
-    values = [row["value"] for row in rows if row["value"] is not None]
-    found = stats.mean_interval(values) if values else None
-    bounds: dict[str, float | None] = {"standard_error": None, "lower": None, "upper": None}
-    if found is not None:
-        bounds = {
-            "standard_error": found.standard_error,
-            "lower": found.lower,
-            "upper": found.upper,
-        }
-    return {
-        "value": found.value if found else None,
-        **bounds,
-        "n": len(values),
-        "unjudged": len(rows) - len(values),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """For JSON: nan and infinities as null."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    values = rows["value"].drop_nulls()
+    mean = stats.mean_interval(values) if len(values) else stats.NOTHING
+    unjudged = rows.height - len(values)
+    return {"value": mean.value, **mean.bounds(), "n": len(values), "unjudged": unjudged}

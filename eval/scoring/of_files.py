@@ -8,15 +8,16 @@ What a row cannot tell is None, and its `notes` say why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, nearest
 from eval import stats
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.prompts import located
 from eval.scoring import alpaca, arena, length_control, style_control, wildbench
+from eval.scoring.stored import short_name
 
 Row = dict[str, Any]
 
@@ -45,8 +46,9 @@ def score_alpaca(
             missing = str(error)
     rows = []
     for path, model in models:
-        row: Row = {"model": model.model} | alpaca.win_rate(model)
-        row |= {
+        row: Row = {
+            "model": model.model,
+            **alpaca.win_rate(model),
             "length_controlled_winrate": None,
             "lc_standard_error": None,
             "lc_lower": None,
@@ -55,26 +57,28 @@ def score_alpaca(
         }
         if row["n_unjudged"]:
             row["notes"].append(
-                f"{row['n_unjudged']} rows of {path.name} have no valid preference and count nowhere"
+                f"{row['n_unjudged']} rows of {path.name} have no valid preference "
+                "and count nowhere"
             )
-        if model.baseline == alpaca.BASELINE and reference is None:
+        if missing and model.baseline == alpaca.BASELINE:
             row["notes"].append(f"no length-controlled win rate: {missing}")
-        elif (
-            reference is not None
-            and compat == "official"
-            and length_control.covers(reference, model)
-        ):
-            row["length_controlled_winrate"], row["lc_standard_error"] = length_control.official(
-                model, reference
-            )
-            if model.instructions != list(reference.difficulty)[: len(model.instructions)]:
-                row["notes"].append(
-                    "the official rules join difficulty by row position, and these rows are not in the published order"
-                )
+        elif compat == "official" and reference and length_control.covers(reference, model):
+            _official(row, model, reference)
         else:
             _length_controlled(row, model, reference)
         rows.append(row)
     return rows
+
+
+def _official(row: Row, model: alpaca.Judged, reference: length_control.Reference) -> None:
+    """Fill in the length-controlled figures by the official rules."""
+    value, error = length_control.official(model, reference)
+    row |= {"length_controlled_winrate": value, "lc_standard_error": error}
+    if model.instructions != list(reference.difficulty)[: len(model.instructions)]:
+        row["notes"].append(
+            "the official rules join difficulty by row position, "
+            "and these rows are not in the published order"
+        )
 
 
 def _length_controlled(
@@ -82,36 +86,28 @@ def _length_controlled(
 ) -> None:
     """Fill in the default length-controlled figures of one model."""
     own = length_control.design(model, reference)
+    notes = row["notes"]
     if len(own.delta) < 2:
-        row["notes"].append(
-            "no length-controlled win rate: fewer than 2 judged rows with both texts"
-        )
+        notes.append("no length-controlled win rate: fewer than 2 judged rows with both texts")
         return
-    value, found = length_control.point(own), None
+    error = "lc_minimal_standard_error" if own.minimal else "lc_standard_error"
+    row |= {own.metric: length_control.point(own), error: None}
     if len(own.delta) >= stats.MINIMUM_CLUSTERS:
         found = length_control.interval(own)
+        row |= {error: found.standard_error, "lc_lower": found.lower, "lc_upper": found.upper}
     else:
-        row["notes"].append(
-            f"no length-controlled interval: a bootstrap over fewer than {stats.MINIMUM_CLUSTERS} instructions is too narrow"
+        notes.append(
+            "no length-controlled interval: a bootstrap over fewer than "
+            f"{stats.MINIMUM_CLUSTERS} instructions is too narrow"
         )
     if own.minimal:
-        why = (
-            f"the baseline is {model.baseline}"
-            if model.baseline != alpaca.BASELINE
-            else "these are not AlpacaEval's instructions"
+        why = "these are not AlpacaEval's instructions"
+        if model.baseline != alpaca.BASELINE:
+            why = f"the baseline is {model.baseline}"
+        notes.append(
+            f"{why}: length_controlled_minimal, without difficulty and gamed rows, "
+            "is not AlpacaEval's length-controlled win rate"
         )
-        row["notes"].append(
-            f"{why}: length_controlled_minimal, without difficulty and gamed rows, is not AlpacaEval's length-controlled win rate"
-        )
-        row |= {
-            "length_controlled_minimal": value,
-            "lc_minimal_standard_error": found.standard_error if found else None,
-        }
-    else:
-        row["length_controlled_winrate"] = value
-        row["lc_standard_error"] = found.standard_error if found else None
-    if found:
-        row |= {"lc_lower": found.lower, "lc_upper": found.upper}
 
 
 def score_arena(
@@ -128,37 +124,14 @@ def score_arena(
     Raises UserError for malformed files.
     """
     _check(files, compat)
-    if unknown := set(control) - style_control.CONTROLS.keys():
-        name = sorted(unknown)[0]
-        raise UserError(
-            f"style control '{name}' is unknown{nearest(name, style_control.CONTROLS)}."
-        )
+    for name in sorted(set(control) - style_control.CONTROLS.keys()):
+        hint = nearest(name, style_control.CONTROLS)
+        raise UserError(f"style control '{name}' is unknown{hint}.")
     games = arena.read(files)
     rows = []
     for category in dict.fromkeys(g.category for g in games):
         own = [g for g in games if g.category == category]
-        rivals = [g for g in own if g.model != g.baseline and len(g.outcome)]
-        if control:
-            if data is None:
-                raise UserError(
-                    "style control needs --data, a folder with the answer files of the models and of the baseline."
-                )
-            answers = sorted(
-                p
-                for pattern in ("*answer*.jsonl", "*answer*.jsonl.gz")
-                for p in data.rglob(pattern)
-            )
-            controlled = {
-                r["model"]: r
-                for r in style_control.scores(
-                    rivals, style_control.read(answers), control=control, compat=compat
-                )
-            }
-        official = (
-            dict(zip((g.model for g in rivals), arena.official_intervals(rivals), strict=True))
-            if compat == "official" and rivals
-            else {}
-        )
+        known = _rivals(own, data, compat, control)
         for g in own:
             row: Row = {
                 "model": g.model,
@@ -167,107 +140,112 @@ def score_arena(
                 "lower": None,
                 "upper": None,
                 "category": g.category or None,
-            }
-            row |= {
                 "baseline": g.baseline or None,
-                "questions": len(set(g.questions)),
+                "questions": g.asked,
                 "unjudged": g.unjudged,
                 "notes": [],
             }
-            if control and g.model in controlled:
-                row |= controlled[g.model]
-            elif g.model in official:
-                row |= _bounds(official[g.model])
-            elif len(g.outcome):
+            if g.model in known:
+                row |= known[g.model]
+            elif g.asked:
                 row |= _bounds(arena.interval(g))
             _explain(row, g, compat)
             rows.append(row)
     return rows
 
 
+def _rivals(
+    games: Sequence[arena.Games], data: Path | None, compat: str | None, control: Sequence[str]
+) -> dict[str, Row]:
+    """By model: the figures that all models of a category share one computation for, which are the
+    style-controlled and the official ones; the baseline has none."""
+    rivals = [g for g in games if g.model != g.baseline and g.asked]
+    if control:
+        if data is None:
+            raise UserError(
+                "style control needs --data, a folder with the answer files of the models "
+                "and of the baseline."
+            )
+        answers = sorted({*data.rglob("*answer*.jsonl"), *data.rglob("*answer*.jsonl.gz")})
+        styles = style_control.read(answers)
+        rows = style_control.scores(rivals, styles, control=control, compat=compat)
+        return {row["model"]: row for row in rows}
+    if compat == "official" and rivals:
+        intervals = arena.official_intervals(rivals)
+        return {g.model: _bounds(found) for g, found in zip(rivals, intervals, strict=True)}
+    return {}
+
+
 def _explain(row: Row, g: arena.Games, compat: str | None) -> None:
     """What a reader must know beside one model's score."""
+    notes = row["notes"]
     if g.unjudged:
-        row["notes"].append(f"{g.unjudged} games have no verdict and count nowhere")
+        notes.append(f"{g.unjudged} games have no verdict and count nowhere")
     if len(g.judges) > 1:
-        row["notes"].append(f"pooled over the judges {', '.join(g.judges)}")
+        notes.append(f"pooled over the judges {', '.join(g.judges)}")
     if g.model == g.baseline:
         if compat == "official":
             row |= {"score": 50.0, "standard_error": 0.0, "lower": 50.0, "upper": 50.0}
-        row["notes"].append(
+        notes.append(
             "the baseline: 50 by definition; its battles against itself measure the judge's noise"
         )
-    elif len(g.outcome) and row["questions"] < stats.MINIMUM_CLUSTERS and compat != "official":
-        row["notes"].append(f"t interval: {row['questions']} questions are too few for a bootstrap")
+    elif 0 < g.asked < stats.MINIMUM_CLUSTERS and compat != "official":
+        notes.append(f"t interval: {g.asked} questions are too few for a bootstrap")
 
 
 def _bounds(found: stats.Interval) -> Row:
     """An interval as columns; a win rate's bounds stay within 0 and 100."""
-    return {
-        "score": found.value,
-        "standard_error": _finite(found.standard_error),
-        "lower": _finite(max(0.0, found.lower)),
-        "upper": _finite(min(100.0, found.upper)),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    within = {"lower": max(0.0, found.lower), "upper": min(100.0, found.upper)}
+    known: Row = stats.finite(found.bounds() | within)
+    return {"score": found.value} | known
 
 
 def score_wildbench(
-    files: Sequence[Path],
-    data: Path | None = None,
-    compat: str | None = None,
-    margin: int | None = None,
+    files: Sequence[Path], data: Path | None = None, compat: str | None = None
 ) -> list[Row]:
     """WildBench judgment files -> WB-Score rows (model, score, adjusted_score, standard_error,
     lower, upper, task_macro_score, total, unjudged, avg_len, notes) or WB-Reward rows (model,
     reference, reward, standard_error, lower, upper, total, notes).
 
     `data`: folder with the tasks' tags, *wildbench*.json or .jsonl with id, primary_tag,
-    secondary_tags (from the hub's allenai/WildBench), without which there is no macro score.
-    `margin`: WB-Reward's length margin in characters. The official rules are ours here.
+    secondary_tags (from the hub's allenai/WildBench), without which there is no macro score. The
+    official rules are ours here.
     """
     _check(files, compat)
     tags = _tags(data) if data is not None else None
-    rows = []
+    rows: list[Row] = []
     for path in files:
         kind, judgments = wildbench.read(path)
         if kind == "reward":
-            reference = next(
-                (part.removeprefix("ref=") for part in path.parts if part.startswith("ref=")), None
-            )
-            rows += wildbench.reward(judgments, str(path), reference, margin)
+            named = [part for part in path.parts if part.startswith("ref=")]
+            reference = named[0].removeprefix("ref=") if named else None
+            rows += wildbench.reward(judgments, str(path), reference)
         else:
             rows += wildbench.score(judgments, str(path), tags)
     for row in rows:
-        row["model"] = row["model"].rsplit("/", 1)[-1]  # the official tables leave the maker out
-        row["notes"] = (
-            [f"{row['unjudged']} tasks have no score from 1 to 10 and count nowhere"]
-            if row.get("unjudged")
-            else []
-        )
-        if "task_macro_score" in row and row["task_macro_score"] is None:
+        row["model"] = short_name(row["model"])
+        row["notes"] = []
+        if row.get("unjudged"):
             row["notes"].append(
-                "no macro score: it needs every task's tags, which are on the hub (allenai/WildBench); give their folder as --data"
+                f"{row['unjudged']} tasks have no score from 1 to 10 and count nowhere"
             )
-        row |= {key: _finite(value) for key, value in row.items() if isinstance(value, float)}
-    return rows
+        if row.get("task_macro_score", 0) is None:
+            row["notes"].append(
+                "no macro score: it needs every task's tags, which are on the hub "
+                "(allenai/WildBench); give their folder as --data"
+            )
+    return [stats.finite(row) for row in rows]
 
 
-def _tags(data: Path) -> dict[str, list[str]] | None:
-    found: dict[str, list[str]] = {}
-    for path in sorted(
-        p for pattern in ("*wildbench*.json*", "*WildBench*.json*") for p in data.glob(pattern)
-    ):
-        for number, task in records(path):
-            if not {"id", "primary_tag", "secondary_tags"} <= task.keys():
-                raise UserError(
-                    f"{path}, record {number}: a task's tags need id, primary_tag and secondary_tags."
-                )
-            found[str(task["id"])] = [task["primary_tag"], *task["secondary_tags"]]
-    return found or None
+def _tags(data: Path) -> dict[str, list[str]]:
+    """Each task's tags, from the files of a folder."""
+    files = sorted({*data.glob("*wildbench*.json*"), *data.glob("*WildBench*.json*")})
+    tags: dict[str, list[str]] = {}
+    for where, task in chain.from_iterable(map(located, files)):
+        if not {"id", "primary_tag", "secondary_tags"} <= task.keys():
+            raise UserError(f"{where}: a task's tags need id, primary_tag and secondary_tags.")
+        tags[str(task["id"])] = [task["primary_tag"], *task["secondary_tags"]]
+    return tags
 
 
 def _check(files: Sequence[Path], compat: str | None) -> None:

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ import numpy as np
 
 from core.errors import UserError, nearest
 from eval import stats
-from eval.prompt_sets.prompts import records
-from eval.scoring.arena import Games
+from eval.prompt_sets.prompts import located
+from eval.scoring.arena import ROUNDS, Games
+from eval.scoring.stored import Row, short_name
 
 FEATURES = ("tokens", "headers", "lists", "bold")
 CONTROLS = {"length": [0], "markdown": [1, 2, 3]}
@@ -48,9 +51,8 @@ def count(text: str, tokens: int) -> stats.Floats:
     """`FEATURES` of one answer: its length in tokens as given, headers, list items and bold runs
     outside code blocks."""
     prose = _CODE.sub("", text)
-    return np.array(
-        [tokens, *(len(pattern.findall(prose)) for pattern in _COUNTED.values())], dtype=np.float64
-    )
+    marks = [len(pattern.findall(prose)) for pattern in _COUNTED.values()]
+    return np.array([tokens, *marks], dtype=np.float64)
 
 
 def read(paths: Iterable[Path]) -> dict[str, dict[str, stats.Floats]]:
@@ -61,28 +63,29 @@ def read(paths: Iterable[Path]) -> dict[str, dict[str, stats.Floats]]:
     from the text. Raises UserError where an answer has no number of tokens, which depends on a
     tokenizer that only its maker knows.
     """
-    found: dict[str, dict[str, stats.Floats]] = {}
-    for path in paths:
-        for number, record in records(path):
-            question, model = (
-                record.get("uid", record.get("question_id")),
-                record.get("model", record.get("model_id")),
+    styles: dict[str, dict[str, stats.Floats]] = {}
+    for where, record in chain.from_iterable(map(located, paths)):
+        question = record.get("uid", record.get("question_id"))
+        model = record.get("model", record.get("model_id"))
+        style = _style(record)
+        if question is None or model is None or style is None:
+            raise UserError(
+                f"{where}: no style counts; an answer needs its id, its model and metadata, "
+                "or token_len beside its text."
             )
-            meta, text, tokens = record.get("metadata") or record.get("conv_metadata"), "", None
-            if meta is None and "choices" in record:
-                turn = record["choices"][0]["turns"][-1]
-                text, tokens = turn["content"], turn.get("token_len")
-            if question is None or model is None or (meta is None and tokens is None):
-                raise UserError(
-                    f"{path}, record {number}: no style counts; an answer needs its id, its model and metadata, or token_len beside its text."
-                )
-            style = (
-                np.array([_total(meta[k]) for k in ("token_len", *_COUNTED)])
-                if meta is not None
-                else count(text, int(tokens or 0))
-            )
-            found.setdefault(str(model).rsplit("/", 1)[-1], {})[str(question)] = style
-    return found
+        styles.setdefault(short_name(str(model)), {})[str(question)] = style
+    return styles
+
+
+def _style(record: Row) -> stats.Floats | None:
+    meta = record.get("metadata") or record.get("conv_metadata")
+    if meta is not None:
+        return np.array([_total(meta[name]) for name in ("token_len", *_COUNTED)])
+    if "choices" not in record:
+        return None
+    turn = record["choices"][0]["turns"][-1]
+    tokens = turn.get("token_len")
+    return None if tokens is None else count(turn["content"], int(tokens))
 
 
 def _total(value: Any) -> float:
@@ -92,31 +95,41 @@ def _total(value: Any) -> float:
 def differences(games: Sequence[Games], styles: Styles, *, densities: bool) -> stats.Floats:
     """Style differences model against baseline, one row (4,) a game over all `games`. Raises
     UserError where an answer's counts are missing."""
-    rows = []
-    for model in games:
-        for question in model.questions:
-            pair = []
-            for name in (model.model, model.baseline):
-                answers = styles.get(name.rsplit("/", 1)[-1])
-                if answers is None:
-                    raise UserError(
-                        f"style control needs the answers of {name}{nearest(name, styles)}."
-                    )
-                if question not in answers:
-                    raise UserError(
-                        f"style control needs the answer of {name} to question {question}, which its file lacks."
-                    )
-                pair.append(answers[question])
-            rows.append(pair)
-    m, b = np.array(rows).transpose(1, 0, 2)
+    played = [(game, question) for game in games for question in game.questions]
+    m = np.array([_known(styles, game.model, question) for game, question in played])
+    b = np.array([_known(styles, game.baseline, question) for game, question in played])
     if not densities:
         return np.asarray((m - b) / (m + b + 1))
-    tokens = np.maximum(
-        np.stack([m[:, 0], b[:, 0]]), 1
-    )  # an empty answer has no tokens to divide by
-    dense_m, dense_b = m[:, 1:] / tokens[0][:, None], b[:, 1:] / tokens[1][:, None]
-    length = (tokens[0] - tokens[1]) / (tokens[0] + tokens[1])
-    return np.column_stack([length, (dense_m - dense_b) / (dense_m + dense_b + 1)])
+    # An empty answer has no tokens to divide by.
+    m_tokens, b_tokens = np.maximum(m[:, :1], 1), np.maximum(b[:, :1], 1)
+    length = (m_tokens - b_tokens) / (m_tokens + b_tokens)
+    m_marks, b_marks = m[:, 1:] / m_tokens, b[:, 1:] / b_tokens
+    return np.hstack([length, (m_marks - b_marks) / (m_marks + b_marks + 1)])
+
+
+def _known(styles: Styles, model: str, question: str) -> stats.Floats:
+    answers = styles.get(short_name(model))
+    if answers is None:
+        raise UserError(f"style control needs the answers of {model}{nearest(model, styles)}.")
+    if question not in answers:
+        raise UserError(
+            f"style control needs the answer of {model} to question {question}, "
+            "which its file lacks."
+        )
+    return answers[question]
+
+
+@dataclass(frozen=True)
+class _Regression:
+    """Games as rows: a column of zeros and ones for each model, then the style differences."""
+
+    x: stats.Floats
+    outcome: stats.Floats
+    weight: stats.Floats
+    penalty: stats.Floats  # (columns,)
+
+    def fit(self, weight: stats.Floats, start: stats.Floats | None = None) -> stats.Floats:
+        return _fit(self.x, self.outcome, weight, self.penalty, start)
 
 
 def scores(
@@ -126,7 +139,6 @@ def scores(
     control: Sequence[str] = ("length", "markdown"),
     compat: str | None = None,
     resamples: int = 300,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Style-controlled scores of the models of one category, fitted together; percent. One row a
     model: model, score, standard_error, lower, upper, and `style`, the coefficients of the
@@ -137,71 +149,72 @@ def scores(
     resamples single battles; v2.0 centres, gives the median and the 5th and 95th percentiles of the
     resamples.
     """
-    v2 = games[0].category != ""
-    official = compat == "official"
-    columns = [c for name in control for c in CONTROLS[name]]
+    v2, official = games[0].category != "", compat == "official"
+    columns = [column for name in control for column in CONTROLS[name]]
     diff = differences(games, styles, densities=v2)[:, columns]
-    owner = np.concatenate([np.full(len(g.outcome), i) for i, g in enumerate(games)])
-    outcome, weight = (
-        np.concatenate([g.outcome for g in games]),
-        np.concatenate([g.weight for g in games]),
-    )
+    baseline_has_strength = official and not v2
+    problem = _regression(games, diff, official, baseline_has_strength)
+    point = problem.fit(problem.weight)
+    counts = _battle_counts(problem) if official else _question_counts(games, problem, resamples)
+    draws = np.array([problem.fit(weight, point) for weight in counts])
+    rates = _rates(draws, len(games), baseline_has_strength)
+    (best,) = _rates(point[None], len(games), baseline_has_strength)
+    coefficients = point[len(games) : len(games) + len(columns)].tolist()
+    style = dict(zip([FEATURES[column] for column in columns], coefficients, strict=True))
+    rows = []
+    for game, own, value in zip(games, rates.T, best.tolist(), strict=True):
+        level = 0.95
+        if official and v2:
+            value, level = float(np.median(own)), 0.9
+        found = stats.draws_interval(value, own, math.inf, len(own), level)
+        rows.append({"model": game.model, "score": value, **found.bounds(), "style": dict(style)})
+    return rows
+
+
+def _regression(
+    games: Sequence[Games], diff: stats.Floats, centred: bool, baseline_has_strength: bool
+) -> _Regression:
+    """The problem whose coefficients are the models' strengths and the style's; `diff` (n, style)
+    is scaled to a standard deviation of 1, and to a mean of 0 where it is `centred`."""
+    owner = np.repeat(np.arange(len(games)), [len(game.outcome) for game in games])
+    outcome = np.concatenate([game.outcome for game in games])
+    weight = np.concatenate([game.weight for game in games])
     mean = (weight @ diff) / weight.sum()
     spread = np.sqrt(weight @ (diff - mean) ** 2 / weight.sum())
-    scaled = np.divide(
-        diff - mean if official else diff, spread, out=np.zeros_like(diff), where=spread > 0
-    )
+    shifted = diff - mean if centred else diff
+    scaled = np.divide(shifted, spread, out=np.zeros_like(diff), where=spread > 0)
     x = np.hstack([np.eye(len(games))[owner], scaled])
-    penalty = np.full(
-        x.shape[1], 1e-6
-    )  # only so that a model which wins every battle has a finite strength
-    if official and not v2:
+    # Only so that a model which wins every battle has a finite strength.
+    penalty = np.full(x.shape[1], 1e-6)
+    if baseline_has_strength:
         # scikit-learn's C = 1 on battles counted twice is half a unit here, with strengths in units
         # of log 10. The penalty makes the baseline's own strength count, so it gets a column.
+        strength = 0.5 / math.log(10) ** 2
         x = np.column_stack([x, -np.ones(len(x))])
-        penalty = np.array(
-            [0.5 / math.log(10) ** 2] * len(games)
-            + [0.5] * len(columns)
-            + [0.5 / math.log(10) ** 2]
-        )
-    start = _fit(x, outcome, weight, penalty)
-    if official:
-        rng = np.random.default_rng(42)
-        battles = np.repeat(np.arange(len(outcome)), weight.astype(int))
-        counts = (
-            np.bincount(rng.choice(battles, len(battles)), minlength=len(outcome)).astype(
-                np.float64
-            )
-            for _ in range(100)
-        )
-    else:
-        labels, index = np.unique(np.concatenate([g.questions for g in games]), return_inverse=True)
-        counts = (
-            weight * w[index]
-            for batch in stats.bootstrap_counts(len(labels), resamples, seed)
-            for w in batch
-        )
-    draws = np.array([_fit(x, outcome, c, penalty, start) for c in counts])
-    rates, (best,) = (_rates(w, len(games), official and not v2) for w in (draws, start[None]))
-    rows = []
-    for i, g in enumerate(games):
-        value = float(np.median(rates[:, i]) if official and v2 else best[i])
-        lower, upper = stats.percentiles(rates[:, i], 0.9 if official and v2 else 0.95)
-        style = {
-            FEATURES[c]: float(v)
-            for c, v in zip(columns, start[len(games) : len(games) + len(columns)], strict=True)
-        }
-        rows.append(
-            {
-                "model": g.model,
-                "score": value,
-                "standard_error": float(rates[:, i].std(ddof=1)),
-                "lower": lower,
-                "upper": upper,
-                "style": style,
-            }
-        )
-    return rows
+        penalty = np.full(x.shape[1], 0.5)
+        penalty[: len(games)] = penalty[-1] = strength
+    return _Regression(x, outcome, weight, penalty)
+
+
+def _battle_counts(problem: _Regression) -> Iterator[stats.Floats]:
+    """Weights of the official resamples: single battles, a clear verdict being three."""
+    rng = np.random.default_rng(42)
+    n = len(problem.outcome)
+    battles = np.repeat(np.arange(n), problem.weight.astype(int))
+    for _ in range(ROUNDS):
+        drawn = rng.choice(battles, len(battles))
+        yield np.bincount(drawn, minlength=n).astype(np.float64)
+
+
+def _question_counts(
+    games: Sequence[Games], problem: _Regression, resamples: int
+) -> Iterator[stats.Floats]:
+    """Weights of our resamples: whole questions, the same for all models."""
+    questions = np.concatenate([game.questions for game in games])
+    labels, index = np.unique(questions, return_inverse=True)
+    for batch in stats.bootstrap_counts(len(labels), resamples, seed=0):
+        for drawn in batch:
+            yield problem.weight * drawn[index]
 
 
 def _rates(w: stats.Floats, models: int, with_baseline: bool) -> stats.Floats:
@@ -232,9 +245,9 @@ def _fit(
     for _ in range(100):
         p = 1 / (1 + np.exp(-x @ w))
         slope = x.T @ (weight * (p - y)) + penalty * w
-        step = np.linalg.solve(
-            (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(penalty), slope
-        )
+        curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        step = np.linalg.solve(curve, slope)
+        # The loss is convex, so a step that is short enough always lowers it.
         size = 1.0
         while (now := loss(w - size * step)) > value + 1e-10 and size > 1e-6:
             size /= 2
