@@ -90,6 +90,13 @@ def test_wb_reward_weighs_verdicts() -> None:
     assert (row["model"], row["reward"], row["total"]) == ("m", pytest.approx(0.2), 5)
 
 
+def test_a_margin_ties_slight_wins_of_answers_that_are_longer_by_more() -> None:
+    assert verdicts.worth(1, 1, 900, 100, 500) == 0.0
+    assert verdicts.worth(1, 1, 900, 400, 500) == 0.5
+    assert verdicts.worth(-1, 1, 900, 100, 500) == -0.5
+    assert verdicts.worth(1, 2, 900, 100, 500) == 1.0
+
+
 def test_wb_reward_takes_its_reference_from_the_official_folder_name(tmp_path: Path) -> None:
     folder = tmp_path / "ref=ref"
     folder.mkdir()

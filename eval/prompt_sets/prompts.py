@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,10 @@ from core.errors import UserError, nearest
 from core.files import write_atomic
 from core.store import Counts, digest
 
-Item = TypeVar("Item")
+SHIPPED = {"magpie-48": Path(__file__).parent / "data" / "magpie-48.jsonl"}
 
-DATA = Path(__file__).parent / "data"
-SHIPPED = {"magpie-48": DATA / "magpie-48.jsonl"}
+HubFile = tuple[str, str]
+"""A dataset repository on the hub, and a file of it."""
 
 _ARENA = "lmarena-ai/arena-hard-auto"
 HUB = {
@@ -34,7 +34,7 @@ HUB = {
     "arena-hard-v0.1": (_ARENA, "data/arena-hard-v0.1/question.jsonl"),
     "arena-hard-v2.0": (_ARENA, "data/arena-hard-v2.0/question.jsonl"),
 }
-HUB_BASELINES: dict[str, dict[str, tuple[str, str]]] = {
+HUB_BASELINES: dict[str, dict[str, HubFile]] = {
     "alpaca_eval": {"*": HUB["alpaca_eval"]},  # gpt4_1106_preview
     "arena-hard-v0.1": {"*": (_ARENA, "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl")},
     "arena-hard-v2.0": {
@@ -75,53 +75,68 @@ class Prompt:
         return {name: value for name, value in asdict(self).items() if name in always or value}
 
 
+Item = TypeVar("Item", bound=Prompt)
+
+
 def prompts(source: str, limit: int | None = None, *, fetch: bool = True) -> list[Prompt]:
-    """The prompt set `source`: a shipped name, a hub name, or the path of a .jsonl or .json file
-    (.gz too).
+    """The prompt set `source`: a shipped name, a hub name, or the path of a file; see `load`.
 
     Understood forms of a record: ours (id, prompt, category), Arena-Hard's (uid, prompt, category;
     or question_id, turns) and AlpacaEval's (instruction, dataset; its id is a digest of the
-    instruction). `limit` takes so many, spread evenly over the set; `fetch` false asks only the
-    local cache for a hub set. Raises UserError, naming file and line, for a broken record, an empty
-    prompt or an id that occurs twice.
+    instruction).
     """
-    path = _path(source, fetch)
-    found: list[Prompt] = []
-    seen: dict[str, int] = {}
+    path = set_file("prompt", source, {**SHIPPED, **HUB}, fetch)
+    return load(path, _prompt, limit, "prompts")
+
+
+def set_file(noun: str, source: str, known: Mapping[str, Path | HubFile], fetch: bool) -> Path:
+    """The file of a set: one of the `known`, by name, or any by its path. Raises UserError for what
+    is neither; `noun` says what the set is one of."""
+    path = known.get(source, Path(source).expanduser())
+    if isinstance(path, tuple):
+        return download(*path, fetch=fetch)
+    if not path.is_file():
+        hint = nearest(source, known)
+        raise UserError(f"{noun} set '{source}' is neither a known name nor a file{hint}")
+    return path
+
+
+def load(
+    path: Path, parse: Callable[[Mapping[str, Any], str], Item], limit: int | None, noun: str
+) -> list[Item]:
+    """The entries of a .json, .jsonl (.gz too) or .parquet file; `parse` reads a record, given the
+    words that name its place. `limit` takes so many, spread evenly over the set.
+
+    Raises UserError, naming file and record, for a broken record, an empty prompt or an id that
+    occurs twice, and for a file without entries.
+    """
+    items: dict[str, Item] = {}
+    numbers: dict[str, int] = {}
     for number, record in records(path):
-        prompt = _prompt(record)
-        if prompt is None:
+        where = f"{path}, record {number}"
+        item = parse(record, where)
+        turns = item.record().get("turns", ())
+        if not all(text.strip() for text in (item.prompt, *turns)):
             raise UserError(
-                f"{path}, record {number}: no prompt; a record needs id and prompt (or uid and prompt, or instruction)."
+                f"{where}: the prompt '{item.id}' is empty; fill it in or remove the record."
             )
-        if not prompt.prompt.strip():
+        if item.id in items:
+            first = numbers[item.id]
             raise UserError(
-                f"{path}, record {number}: the prompt '{prompt.id}' is empty; fill it in or remove the record."
+                f"{where}: the id '{item.id}' was used in record {first}; ids must differ."
             )
-        if prompt.id in seen:
-            raise UserError(
-                f"{path}, record {number}: the id '{prompt.id}' was used in record {seen[prompt.id]}; ids must differ."
-            )
-        seen[prompt.id] = number
-        found.append(prompt)
-    if not found:
-        raise UserError(f"{path} holds no prompts.")
-    return spread(found, limit)
-
-
-def spread(found: Sequence[Item], limit: int | None) -> list[Item]:
-    """`limit` of `found`, spread evenly over them in their order (None, or more than there are:
-    all)."""
-    if limit is None or limit >= len(found):
-        return list(found)
-    return [found[position * len(found) // limit] for position in range(limit)]
+        items[item.id], numbers[item.id] = item, number
+    if not items:
+        raise UserError(f"{path} holds no {noun}.")
+    n, listed = len(items), list(items.values())
+    taken = min(limit or n, n)
+    return [listed[position * n // taken] for position in range(taken)]
 
 
 def write_prompts(wanted: Sequence[Prompt], path: Path) -> None:
     """Write prompts in our form, one JSON object a line."""
-    write_atomic(
-        path, "".join(json.dumps(prompt.record(), ensure_ascii=False) + "\n" for prompt in wanted)
-    )
+    lines = [json.dumps(prompt.record(), ensure_ascii=False) + "\n" for prompt in wanted]
+    write_atomic(path, "".join(lines))
 
 
 def baseline(
@@ -135,46 +150,43 @@ def baseline(
     without an answer stays, failed and counted. Raises UserError when the source has no answer to
     any prompt, or two to one.
     """
-    by_category: dict[str, str | Path]
-    if source == "hub":
-        if prompt_set not in HUB_BASELINES:
-            raise UserError(
-                f"the prompt set '{prompt_set}' has no published baseline{nearest(prompt_set, HUB_BASELINES)}"
-            )
-        by_category = {
-            category: download(*where) for category, where in HUB_BASELINES[prompt_set].items()
-        }
-    else:
-        by_category = {"*": source} if isinstance(source, str) else dict(source)
-    answers = {category: _answers(Path(path)) for category, path in by_category.items()}
+    files = _baseline_files(source, prompt_set)
+    answers = {category: _answers(path) for category, path in files.items()}
     rows = []
     for prompt in wanted:
         table = answers.get(prompt.category, answers.get("*"))
         if table is None:
+            hint = nearest(prompt.category, answers)
             raise UserError(
-                f"the baseline names no file for category '{prompt.category}' (prompt {prompt.id}){nearest(prompt.category, answers)}"
+                f"the baseline names no file for category '{prompt.category}' "
+                f"(prompt {prompt.id}){hint}"
             )
         answer = table.get(prompt.id, table.get(text_id(prompt.prompt)))
-        rows.append(
-            {
-                "id": prompt.id,
-                "prompt": prompt.prompt,
-                "answer": answer,
-                "finish_reason": None,
-                "tokens": None,
-                "status": "failed" if answer is None else "ok",
-                "reason": "the baseline has no answer to this prompt" if answer is None else None,
-            }
-        )
-    frame = pl.DataFrame(rows, schema=ANSWERS)
-    failed = frame.filter(pl.col("status") == "failed").height
+        rows.append({"id": prompt.id, "prompt": prompt.prompt, "answer": answer})
+    lacking = pl.col("answer").is_null()
+    frame = pl.DataFrame(rows, schema=ANSWERS).with_columns(
+        status=pl.when(lacking).then(pl.lit("failed")).otherwise(pl.lit("ok")),
+        reason=pl.when(lacking).then(pl.lit("the baseline has no answer to this prompt")),
+    )
+    failed = frame["answer"].null_count()
     if failed == frame.height:
-        raise UserError(
-            f"{', '.join(str(p) for p in by_category.values())} holds no answer to any of the {len(wanted)} prompts."
-        )
+        named = ", ".join(str(path) for path in files.values())
+        raise UserError(f"{named} holds no answer to any of the {len(wanted)} prompts.")
     out.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(out / "answers.parquet")
     return {"rows": frame.height, "failed": failed}
+
+
+def _baseline_files(source: str | Mapping[str, str], prompt_set: str) -> dict[str, Path]:
+    """The files of a baseline by category ("*": all)."""
+    if source == "hub":
+        if prompt_set not in HUB_BASELINES:
+            hint = nearest(prompt_set, HUB_BASELINES)
+            raise UserError(f"the prompt set '{prompt_set}' has no published baseline{hint}")
+        published = HUB_BASELINES[prompt_set]
+        return {category: download(*where) for category, where in published.items()}
+    named = {"*": source} if isinstance(source, str) else source
+    return {category: Path(path) for category, path in named.items()}
 
 
 def text_id(text: str) -> str:
@@ -182,7 +194,9 @@ def text_id(text: str) -> str:
     return digest(text)[:16]
 
 
-def _prompt(record: Mapping[str, Any]) -> Prompt | None:
+def _prompt(record: Mapping[str, Any], where: str) -> Prompt:
+    """A record in any of the known forms."""
+    category = str(record.get("category") or "")
     match record:
         case {"instruction": str(text)}:
             return Prompt(text_id(text), text, str(record.get("dataset", "")))
@@ -190,15 +204,12 @@ def _prompt(record: Mapping[str, Any]) -> Prompt | None:
             "uid": str(name),
             "prompt": str(text),
         }:
-            return Prompt(
-                str(name),
-                text,
-                str(record.get("category") or ""),
-                tuple(record.get("history") or ()),
-            )
+            return Prompt(str(name), text, category, tuple(record.get("history") or ()))
         case {"question_id": str(name) | int(name), "turns": [{"content": str(text)}, *_]}:
-            return Prompt(str(name), text, str(record.get("category") or ""))
-    return None
+            return Prompt(str(name), text, category)
+    raise UserError(
+        f"{where}: no prompt; a record needs id and prompt (or uid and prompt, or instruction)."
+    )
 
 
 def _answer(record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -224,39 +235,24 @@ def _answer(record: Mapping[str, Any]) -> tuple[str, str] | None:
 def _answers(path: Path) -> dict[str, str]:
     """Answers by id from a file in any known form, or from a folder that holds answers.parquet."""
     if path.is_dir():
+        file = path / "answers.parquet"
         try:
-            frame = pl.read_parquet(
-                path / "answers.parquet", columns=["id", "answer", "status"]
-            ).filter(pl.col("status") == "ok")
+            frame = pl.read_parquet(file, columns=["id", "answer", "status"])
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(
-                f"{path / 'answers.parquet'} cannot be read as answers ({error})."
-            ) from error
-        return dict(zip(frame["id"], frame["answer"], strict=True))
+            raise UserError(f"{file} cannot be read as answers ({error}).") from error
+        return dict(frame.filter(pl.col("status") == "ok").select("id", "answer").iter_rows())
     table: dict[str, str] = {}
-    for number, record in records(path):
+    for where, record in located(path):
         answer = _answer(record)
         if answer is None:
             raise UserError(
-                f"{path}, record {number}: no answer; a record needs id and answer (or instruction and output, or Arena-Hard's form)."
+                f"{where}: no answer; a record needs id and answer "
+                "(or instruction and output, or Arena-Hard's form)."
             )
         if answer[0] in table:
-            raise UserError(f"{path}, record {number}: a second answer to '{answer[0]}'; keep one.")
+            raise UserError(f"{where}: a second answer to '{answer[0]}'; keep one.")
         table[answer[0]] = answer[1]
     return table
-
-
-def _path(source: str, fetch: bool = True) -> Path:
-    if source in SHIPPED:
-        return SHIPPED[source]
-    if source in HUB:
-        return download(*HUB[source], fetch=fetch)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"prompt set '{source}' is neither a known name nor a file{nearest(source, [*SHIPPED, *HUB])}"
-        )
-    return path
 
 
 def download(repo: str, name: str, *, fetch: bool = True) -> Path:
@@ -269,35 +265,22 @@ def download(repo: str, name: str, *, fetch: bool = True) -> Path:
 
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset", local_files_only=not fetch))
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen kinds: offline, gated, renamed, proxy
+    # The hub's client raises a dozen kinds: offline, gated, renamed, proxy.
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} of the hub's {repo} cannot be fetched ({reason}); download it elsewhere and give its path."
+            f"{name} of the hub's {repo} cannot be fetched ({reason}); "
+            "download it elsewhere and give its path."
         ) from error
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, record) from a .jsonl file (number = line) or from a .json file that holds one list
-    (number = place in it, from 1)."""
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    pairs: Iterable[tuple[int, Any]]
-    if path.name.removesuffix(".gz").endswith(".json"):
-        try:
-            whole = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg})."
-            ) from error
-        pairs = enumerate(whole if isinstance(whole, list) else [whole], 1)
-    else:
-        pairs = _lines(path, text)
-    for number, record in pairs:
+    """(number, record) from a .jsonl file (number = line), from a .json file that holds one list
+    (number = place in it, from 1), both also as .gz, or from a .parquet file (number = row).
+
+    Raises UserError, naming file and place, for what cannot be read or is no record.
+    """
+    for number, record in _values(path):
         if not isinstance(record, dict):
             raise UserError(
                 f"{path}, record {number}: expected a JSON object, found {type(record).__name__}."
@@ -305,18 +288,32 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def _values(path: Path) -> Iterable[tuple[int, Any]]:
+    try:
+        if path.suffix == ".parquet":
+            return enumerate(pl.read_parquet(path).iter_rows(named=True), 1)
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    if path.name.removesuffix(".gz").endswith(".json"):
+        whole = _parsed(path, 1, text)
+        return enumerate(whole if isinstance(whole, list) else [whole], 1)
+    # Not splitlines: a prompt may hold other line separators.
+    lines = enumerate(text.split("\n"), 1)
+    return ((number, _parsed(path, number, line)) for number, line in lines if line.strip())
+
+
+def _parsed(path: Path, first: int, text: str) -> Any:
+    """The value of JSON text that begins in line `first`."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first + error.lineno - 1
+        raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from error
+
+
 def located(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`records`, each with the words that name its place in an error: "PATH, record NUMBER"."""
     for number, record in records(path):
         yield f"{path}, record {number}", record
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # not splitlines: a prompt may hold other line separators
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
