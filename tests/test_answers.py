@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
-from eval.checkpoint import answers
+from eval.checkpoint import answers, asked
 from eval.config import AnswersConfig
 from tests import tiny
 from tests.eval_files import LLAMA3, prompt_file
@@ -79,12 +79,12 @@ def test_answers_are_in_the_order_of_the_prompts_and_what_failed_stays_visible(
     words = models.tokenizer(str(checkpoint))
 
     def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-        asked = words.decode(body["prompt"])
-        if "3 plus 3" in asked:
+        text = words.decode(body["prompt"])
+        if "3 plus 3" in text:
             return Fault("status", 400)
         return completion(
-            asked.split("What is ")[1].split(" plus")[0],
-            "length" if "5 plus 5" in asked else "stop",
+            text.split("What is ")[1].split(" plus")[0],
+            "length" if "5 plus 5" in text else "stop",
         )
 
     with ScriptedServer(flaky(answer, 0.2)) as server:
@@ -106,7 +106,7 @@ def test_answers_are_in_the_order_of_the_prompts_and_what_failed_stays_visible(
 def test_an_interrupted_run_asks_only_for_what_is_missing(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "FLUSH", 4)
+    monkeypatch.setattr(asked, "FLUSH", 4)
 
     class Stops(Log):
         def progress(self, done: int, total: int | None, unit: str = "rows") -> None:

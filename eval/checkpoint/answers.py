@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from core import models
-from core.columns import Column
-from core.errors import UserError
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from core.wire import Reply, Request, ServerSpec
+from core.wire import Request, ServerSpec
+from eval.checkpoint.asked import Questions, settle, tally
 from eval.config import AnswersConfig
 from eval.prompt_sets.prompts import ANSWERS, prompts
 
 VERSION = 1
-FLUSH = 32
-"""Answers between two parts on disk: what a kill can lose at most, besides what was in flight."""
 
 
 def run(
@@ -46,97 +43,45 @@ def run(
     status "failed" and the reason. Counts: rows, failed, tokens (generated), truncated
     (finish_reason "length"), failed_reasons. Raises UserError when not one prompt was answered.
     """
-    wanted = prompts(str(inputs["prompts"]))
-    found = models.resolve(model)
-    tokenizer = models.tokenizer(found.path)
-    stops = stop_ids(found.path)
-    work = out / "work"
-    column = Column(
-        work, {"answer": pl.String(), "finish_reason": pl.String(), "tokens": pl.Int64()}
-    )
-    missing = set(column.missing([prompt.id for prompt in wanted]))
+    wanted = {prompt.id: prompt for prompt in prompts(str(inputs["prompts"]))}
+    path = models.resolve(model).path
+    tokenizer, stops = models.tokenizer(path), stop_ids(path)
+    system = [] if config.system is None else [{"role": "system", "content": config.system}]
 
-    def requests() -> Iterator[Request]:
-        for prompt in wanted:
-            if prompt.id in missing:
-                system = (
-                    [{"role": "system", "content": config.system}]
-                    if config.system is not None
-                    else []
-                )
-                ids = models.render(
-                    tokenizer,
-                    [*system, *prompt.history, {"role": "user", "content": prompt.prompt}],
-                    add_generation_prompt=True,
-                )
-                yield Request(
-                    prompt.id, {"prompt": ids, "stop_token_ids": stops, **config.sampling}
-                )
+    def ask(name: str) -> Request:
+        prompt = wanted[name]
+        messages = [*system, *prompt.history, {"role": "user", "content": prompt.prompt}]
+        ids = models.render(tokenizer, messages, add_generation_prompt=True)
+        return Request(name, {"prompt": ids, "stop_token_ids": stops, **config.sampling})
 
-    failures: dict[str, str] = {}
-    done = len(wanted) - len(missing)
-    log.progress(done, len(wanted), "answers")
-    if missing:
-        buffer: list[dict[str, Any]] = []
-        try:
-            for reply in servers.serve(ServerSpec(model=found.path, **config.server)).stream(
-                requests()
-            ):
-                answer = _answer(reply)
-                if isinstance(answer, str):
-                    failures[reply.key] = answer
-                else:
-                    buffer.append(answer)
-                if len(buffer) >= FLUSH:
-                    column.append(buffer)
-                    buffer.clear()
-                done += 1
-                log.progress(done, len(wanted), "answers")
-        finally:
-            column.append(buffer)
-    rows = pl.DataFrame({"id": [p.id for p in wanted], "prompt": [p.prompt for p in wanted]}).join(
-        column.read(), on="id", how="left"
+    questions = Questions(
+        ids=list(wanted),
+        unit="answers",
+        fields={"answer": pl.String(), "finish_reason": pl.String(), "tokens": pl.Int64()},
+        ask=ask,
+        read=_answer,
+        nothing=f"{model} answered none of the {len(wanted)} prompts",
     )
-    lost = pl.DataFrame(
-        {"id": list(failures), "lost": list(failures.values())},
-        schema={"id": pl.String, "lost": pl.String},
+    endpoint = servers.serve(ServerSpec(model=path, **config.server))
+    rows = settle(questions, endpoint, out / "work", log).with_columns(
+        prompt=pl.Series([prompt.prompt for prompt in wanted.values()])
     )
-    rows = rows.join(lost, on="id", how="left", maintain_order="left").with_columns(
-        status=pl.col("status").fill_null("failed"), reason=pl.coalesce("reason", "lost")
-    )
-    failed = rows.filter(pl.col("status") == "failed")
-    if failed.height == rows.height:
-        raise UserError(
-            f"{model} answered none of the {rows.height} prompts; the first reason: {failed['reason'][0]}"
-        )
-    rows.select(pl.col(name).cast(kind) for name, kind in ANSWERS.items()).write_parquet(
-        out / "answers.parquet"
-    )
-    shutil.rmtree(work)
-    reasons = failed["reason"].value_counts()
-    return {
-        "rows": rows.height,
-        "failed": failed.height,
+    columns = [pl.col(name).cast(kind) for name, kind in ANSWERS.items()]
+    rows.select(columns).write_parquet(out / "answers.parquet")
+    shutil.rmtree(out / "work")
+    return tally(rows) | {
         "tokens": int(rows["tokens"].sum() or 0),
         "truncated": rows.filter(pl.col("finish_reason") == "length").height,
-        "failed_reasons": dict(zip(reasons["reason"], reasons["count"], strict=True)),
     }
 
 
-def _answer(reply: Reply) -> dict[str, Any] | str:
-    """A row of the column, or why there is none."""
-    if reply.body is None:
-        return reply.error or "no reply"
-    try:
-        choice = reply.body["choices"][0]
-        return {
-            "id": reply.key,
-            "answer": str(choice["text"]),
-            "finish_reason": str(choice["finish_reason"]),
-            "tokens": int(reply.body["usage"]["completion_tokens"]),
-        }
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        return f"malformed reply: {type(error).__name__} {error}"
+def _answer(_: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    choice = body["choices"][0]
+    return {
+        "answer": str(choice["text"]),
+        "finish_reason": str(choice["finish_reason"]),
+        "tokens": int(body["usage"]["completion_tokens"]),
+    }
 
 
 def stop_ids(path: str) -> list[int]:

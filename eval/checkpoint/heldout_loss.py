@@ -9,7 +9,7 @@ words and the end-of-turn token, as in training on assistant tokens.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core import models
-from core.columns import Column
 from core.errors import UserError
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from core.wire import Reply, Request, ServerSpec
+from core.wire import Request, ServerSpec, prompt_losses, scoring_request
 from eval.checkpoint.answers import stop_ids
+from eval.checkpoint.asked import Questions, settle, tally
 from eval.config import AnswersConfig, HeldoutConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
-FLUSH = 32
 
 
 @dataclass(frozen=True)
@@ -63,93 +62,61 @@ def run(
     Raises UserError when no conversation could be scored, or when the file is not what it should
     be.
     """
-    path = inputs["heldout"]
-    try:
-        conversations = pl.read_parquet(path, columns=["id", "messages"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"{path} cannot be read as held-out conversations ({error}); it needs the columns id and messages."
-        ) from error
-    if conversations.is_empty():
-        raise UserError(f"{path} holds no conversations: keep some rows out of training.")
-    found = models.resolve(model)
-    tokenizer, stops = models.tokenizer(found.path), stop_ids(found.path)
-    column = Column(out / "work", {"loss": pl.Float64(), "tokens": pl.Int64()})
-    missing = set(column.missing(conversations["id"].to_list()))
-    spans: dict[str, list[tuple[int, int]]] = {}
-    failures: dict[str, str] = {}
+    conversations = _conversations(inputs["heldout"])
+    path = models.resolve(model).path
+    tokenizer, stops = models.tokenizer(path), stop_ids(path)
+    asked: dict[str, Scored] = {}
 
-    def requests() -> Iterator[Request]:
-        for name, messages in conversations.iter_rows():
-            if name in missing:
-                try:
-                    scored = spans_of(tokenizer, messages, stops)
-                except (UserError, ValueError) as error:
-                    failures[name] = str(error)
-                    continue
-                spans[name] = scored.spans
-                yield Request(
-                    name,
-                    {"prompt": scored.ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0},
-                )
-
-    done = conversations.height - len(missing)
-    log.progress(done, conversations.height, "conversations")
-    server = (
-        config.server
-        if config.server is not None
-        else (answers.server if answers is not None else {})
-    )
-    if missing:
-        buffer: list[dict[str, Any]] = []
+    def ask(name: str) -> Request | str:
         try:
-            for reply in servers.serve(ServerSpec(model=found.path, **server)).stream(requests()):
-                row = _loss(reply, spans[reply.key])
-                if isinstance(row, str):
-                    failures[reply.key] = row
-                else:
-                    buffer.append(row)
-                if len(buffer) >= FLUSH:
-                    column.append(buffer)
-                    buffer.clear()
-                done += 1
-                log.progress(done, conversations.height, "conversations")
-        finally:
-            column.append(buffer)
-    lost = pl.DataFrame(
-        {"id": list(failures), "lost": list(failures.values())},
-        schema={"id": pl.String, "lost": pl.String},
+            asked[name] = spans_of(tokenizer, conversations[name], stops)
+        except (UserError, ValueError) as error:
+            return str(error)
+        return scoring_request(name, asked[name].ids)
+
+    def read(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        scored, choice = asked.pop(name), body["choices"][0]
+        losses: list[float] = []
+        for start, end in scored.spans:
+            losses += prompt_losses(choice, scored.ids, start, end)
+        return {"loss": sum(losses) / len(losses), "tokens": len(losses)}
+
+    n = len(conversations)
+    questions = Questions(
+        ids=list(conversations),
+        unit="conversations",
+        fields={"loss": pl.Float64(), "tokens": pl.Int64()},
+        ask=ask,
+        read=read,
+        nothing=f"{model} could be scored on none of the {n} held-out conversations",
     )
-    rows = (
-        conversations.select("id")
-        .join(column.read(), on="id", how="left", maintain_order="left")
-        .join(lost, on="id", how="left", maintain_order="left")
-        .select(
-            "id",
-            "loss",
-            "tokens",
-            status=pl.col("status").fill_null("failed"),
-            reason=pl.coalesce("reason", "lost"),
-        )
-    )
-    failed = rows.filter(pl.col("status") == "failed")
-    if failed.height == rows.height:
-        raise UserError(
-            f"{model} could be scored on none of the {rows.height} held-out conversations; the first reason: {failed['reason'][0]}"
-        )
+    server = config.server
+    if server is None:
+        server = {} if answers is None else answers.server
+    endpoint = servers.serve(ServerSpec(model=path, **server))
+    rows = settle(questions, endpoint, out / "work", log)
     rows.write_parquet(out / "losses.parquet")
     shutil.rmtree(out / "work")
-    why = failed["reason"].value_counts().sort("reason")
-    return {
-        "rows": rows.height,
-        "failed": failed.height,
-        "failed_reasons": dict(zip(why["reason"], why["count"], strict=True)),
-        "tokens": int(rows["tokens"].sum() or 0),
+    tokens = int(rows["tokens"].sum())
+    return tally(rows) | {
+        "tokens": tokens,
         "loss": rows["loss"].mean(),
-        "token_loss": rows.select(
-            (pl.col("loss") * pl.col("tokens")).sum() / pl.col("tokens").sum()
-        ).item(),
+        "token_loss": (rows["loss"] * rows["tokens"]).sum() / tokens,
     }
+
+
+def _conversations(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Messages by id, in the file's order."""
+    try:
+        frame = pl.read_parquet(path, columns=["id", "messages"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path} cannot be read as held-out conversations ({error}); "
+            "it needs the columns id and messages."
+        ) from error
+    if frame.is_empty():
+        raise UserError(f"{path} holds no conversations: keep some rows out of training.")
+    return dict(frame.select("id", "messages").iter_rows())
 
 
 def spans_of(
@@ -166,10 +133,8 @@ def spans_of(
     """
     spans: list[tuple[int, int]] = []
     whole: list[int] = []
-    controls = {
-        *stops,
-        *(number for number, token in tokenizer.added_tokens_decoder.items() if token.special),
-    }
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    controls = {*stops, *special}
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -179,27 +144,10 @@ def spans_of(
             raise ValueError(
                 "the chat template renders the conversation's beginning otherwise than the whole"
             )
-        ends = [i for i in range(len(before), len(until)) if until[i] in controls]
+        ends = [at for at in range(len(before), len(until)) if until[at] in controls]
         end = ends[-1] + 1 if ends else len(until)
         spans.append((len(before), end))
         whole = until[:end]
     if not spans or not all(start < end for start, end in spans):
         raise ValueError("the conversation holds no words of the assistant")
     return Scored(whole, spans)
-
-
-def _loss(reply: Reply, spans: list[tuple[int, int]]) -> dict[str, Any] | str:
-    if reply.body is None:
-        return reply.error or "no reply"
-    try:
-        given = reply.body["choices"][0]["prompt_logprobs"]
-        # One mapping a position, from token id to {"logprob", …}; with prompt_logprobs=0 it holds
-        # the token that is there and no other.
-        values = [
-            next(iter(given[i].values()))["logprob"]
-            for start, end in spans
-            for i in range(start, end)
-        ]
-    except (KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
-        return f"malformed reply: {type(error).__name__} {error}"
-    return {"id": reply.key, "loss": -sum(values) / len(values), "tokens": len(values)}

@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
+from core.columns import FAILED, OK
 from core.files import write_atomic
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
 from eval.checkpoint import answers
+from eval.checkpoint.asked import tally
 from eval.config import AnswersConfig
 from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
 from eval.prompt_sets.rated_tasks import SECOND, tasks
 
 VERSION = 1
+NO_FIRST_TURN = {"status": FAILED, "reason": "the first turn has no answer"}
 
 
 def run(
@@ -37,57 +41,33 @@ def run(
     and errors are those of eval.answers.run. A finished first turn survives a kill.
     """
     questions = tasks("mtbench", str(inputs["prompts"]))
-    first, done = _turn(
-        config,
-        [Prompt(q.id, q.prompt, q.category) for q in questions],
-        out / "turn-1",
-        model=model,
-        servers=servers,
-        log=log,
-    )
-    said = {
-        name: answer
-        for name, answer, status in first.select("id", "answer", "status").iter_rows()
-        if status == "ok"
-    }
-    two = [q for q in questions if len(q.turns) == 2]
-    frames, counts = [first], [done]
-    follow = [
-        Prompt(
-            q.id + SECOND,
-            q.turns[1],
-            q.category,
-            ({"role": "user", "content": q.prompt}, {"role": "assistant", "content": said[q.id]}),
-        )
-        for q in two
-        if q.id in said
-    ]
+    ask = partial(_turn, config, model=model, servers=servers, log=log)
+    openings = [Prompt(q.id, q.prompt, q.category) for q in questions]
+    first, counts = ask(openings, out / "turn-1")
+    answered = dict(first.filter(pl.col("status") == OK).select("id", "answer").iter_rows())
+    follow: list[Prompt] = []
+    lost: list[dict[str, str]] = []
+    for q in questions:
+        for text in q.turns[1:]:
+            name = q.id + SECOND
+            if q.id in answered:
+                history = (
+                    {"role": "user", "content": q.prompt},
+                    {"role": "assistant", "content": answered[q.id]},
+                )
+                follow.append(Prompt(name, text, q.category, history))
+            else:
+                lost.append({"id": name, "prompt": text, **NO_FIRST_TURN})
+    frames = [first]
     if follow:
-        second, done = _turn(config, follow, out / "turn-2", model=model, servers=servers, log=log)
+        second, more = ask(follow, out / "turn-2")
         frames.append(second)
-        counts.append(done)
-    lost = [
-        {
-            "id": q.id + SECOND,
-            "prompt": q.turns[1],
-            "status": "failed",
-            "reason": "the first turn has no answer",
-        }
-        for q in two
-        if q.id not in said
-    ]
-    frames.append(pl.DataFrame(lost, schema=ANSWERS))
-    frame = pl.concat(frames)
+        counts |= {name: counts[name] + more[name] for name in ("tokens", "truncated")}
+    frame = pl.concat([*frames, pl.DataFrame(lost, schema=ANSWERS)])
     frame.write_parquet(out / "answers.parquet")
     for turn in ("turn-1", "turn-2"):
         shutil.rmtree(out / turn, ignore_errors=True)
-    failed = frame.filter(pl.col("status") == "failed")["reason"].value_counts()
-    return {
-        "rows": frame.height,
-        "failed": int(failed["count"].sum()),
-        **{name: sum(c[name] for c in counts) for name in ("tokens", "truncated")},
-        "failed_reasons": dict(zip(failed["reason"], failed["count"], strict=True)),
-    }
+    return counts | tally(frame)
 
 
 def _turn(
@@ -103,14 +83,8 @@ def _turn(
     finished = folder / "counts.json"
     if not finished.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_prompts(wanted, folder / "prompts.jsonl")
-        counts = answers.run(
-            config,
-            {"prompts": folder / "prompts.jsonl"},
-            folder,
-            model=model,
-            servers=servers,
-            log=log,
-        )
+        inputs = {"prompts": folder / "prompts.jsonl"}
+        write_prompts(wanted, inputs["prompts"])
+        counts = answers.run(config, inputs, folder, model=model, servers=servers, log=log)
         write_atomic(finished, json.dumps(counts))
     return pl.read_parquet(folder / "answers.parquet"), json.loads(finished.read_text())

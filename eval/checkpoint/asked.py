@@ -1,0 +1,89 @@
+"""Questions to a checkpoint's server, one an id: cells are kept as the replies come, so that a
+killed run that is started again asks for the rest, and an id without one has its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core.columns import FAILED, Column
+from core.errors import UserError
+from core.servers import Endpoint
+from core.store import Counts
+from core.tracking import Log
+from core.wire import Reply, Request
+
+FLUSH = 32
+"""Cells between two parts on disk: what a kill can lose at most, besides what was in flight."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked, and what its cells hold."""
+
+    ids: Sequence[str]
+    unit: str  # what progress counts
+    fields: Mapping[str, pl.DataType]
+    ask: Callable[[str], Request | str]  # an id's request, or why there can be none
+    read: Callable[[str, Mapping[str, Any]], dict[str, Any]]  # the fields in an id's reply
+    nothing: str  # what an error says when not one id has a cell
+
+
+def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl.DataFrame:
+    """One row an id, in their order: id, the fields, status and reason. `work` is the folder of the
+    finished cells. Raises UserError when no id has one."""
+    ids, column = questions.ids, Column(work, questions.fields)
+    missing = column.missing(ids)
+    reasons: dict[str, str] = {}
+
+    def requests() -> Iterator[Request]:
+        for name in missing:
+            request = questions.ask(name)
+            if isinstance(request, str):
+                reasons[name] = request
+            else:
+                yield request
+
+    done = len(ids) - len(missing)
+    log.progress(done, len(ids), questions.unit)
+    with column.filling(FLUSH) as keep:
+        for reply in endpoint.stream(requests()) if missing else ():
+            cell = _cell(reply, questions)
+            if isinstance(cell, str):
+                reasons[reply.key] = cell
+            else:
+                keep(cell)
+            done += 1
+            log.progress(done, len(ids), questions.unit)
+    lost = pl.col("id").replace_strict(reasons, default=None, return_dtype=pl.String)
+    cells = pl.DataFrame({"id": ids}).join(
+        column.read(), on="id", how="left", maintain_order="left"
+    )
+    rows = cells.with_columns(pl.col("status").fill_null(FAILED), pl.coalesce("reason", lost))
+    if (rows["status"] == FAILED).all():
+        raise UserError(f"{questions.nothing}; the first reason: {rows['reason'][0]}")
+    return rows
+
+
+def _cell(reply: Reply, questions: Questions) -> dict[str, Any] | str:
+    """A cell of the column, or why there is none."""
+    if reply.body is None:
+        return reply.error or "no reply"
+    try:
+        return {"id": reply.key, **questions.read(reply.key, reply.body)}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return f"malformed reply: {type(error).__name__} {error}"
+
+
+def tally(rows: pl.DataFrame) -> Counts:
+    """How many rows there are, how many failed, and how often for each reason."""
+    reasons = rows.filter(pl.col("status") == FAILED)["reason"].value_counts().sort("reason")
+    return {
+        "rows": rows.height,
+        "failed": int(reasons["count"].sum()),
+        "failed_reasons": dict(reasons.iter_rows()),
+    }
