@@ -1,7 +1,9 @@
 """Benchmarks of lm-eval (`lm_eval.simple_evaluate`), in a process of their own, so that the model's
 memory is free afterwards.
 
-python -m eval.checkpoint.lm_eval_tasks SPEC.json      what `run` starts; SPEC holds model, tasks, settings and the folder to write to
+    python -m eval.checkpoint.lm_eval_tasks SPEC.json
+
+is what `run` starts; SPEC holds model, tasks, settings and the folder to write to.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ LISTS: dict[str, tuple[dict[str, Any], ...]] = {
 """Names of ours for lm-eval's tasks with the shots that the Magpie paper used (arXiv 2406.08464,
 appendix; the leaderboard's own)."""
 
+YAML = (".yaml", ".yml")
+
 _ALL = "magpie-tasks"
 """The group that holds the entries with settings of their own; it has no score."""
 
@@ -61,30 +65,29 @@ def run(
     so that arms can be compared item by item. Counts: tasks, items (of all tasks and metrics), and
     each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
     """
-    for task in _names(config.tasks):
-        if task not in SHIPPED and task.endswith((".yaml", ".yml")) and not Path(task).is_file():
+    names = _names(config.tasks)
+    for task in names:
+        if task not in SHIPPED and task.endswith(YAML) and not Path(task).is_file():
             raise UserError(f"the lm-eval task file {task} does not exist.")
-    if (out / "results.json").exists() and (
-        out / "outcomes.parquet"
-    ).exists():  # a run killed after the evaluation
-        return _counts(out)
+    if (out / "results.json").exists() and (out / "outcomes.parquet").exists():
+        return _counts(out)  # a run killed after the evaluation
     out.mkdir(parents=True, exist_ok=True)
-    pretrained = (
-        {"pretrained": models.resolve(model).path} if "pretrained" not in config.model_args else {}
-    )
+    model_args = config.model_args
+    if "pretrained" not in model_args:
+        model_args = {"pretrained": models.resolve(model).path, **model_args}
     spec = {
         "out": str(out.resolve()),
         "tasks": expand(config.tasks),
         "model": config.backend,
-        "model_args": pretrained | config.model_args,
+        "model_args": model_args,
         "evaluate": config.evaluate,
     }
-    path = out / "spec.json"
-    write_atomic(path, json.dumps(spec))
-    named = ", ".join(_names(config.tasks))
+    named = ", ".join(names)
     log.say(f"lm-eval: {named} on {model}")
+    path, output = out / "spec.json", out / "lm-eval.log"
+    write_atomic(path, json.dumps(spec))
     try:
-        with (out / "lm-eval.log").open("w") as lines:
+        with output.open("w") as lines:
             done = subprocess.run(
                 [sys.executable, "-m", "eval.checkpoint.lm_eval_tasks", str(path)],
                 stdout=lines,
@@ -92,14 +95,12 @@ def run(
                 env={"TOKENIZERS_PARALLELISM": "false", **os.environ},
                 check=False,
             )
-        if done.returncode != 0:
-            text = (out / "lm-eval.log").read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                f"lm-eval failed on {named}: {text[-1] if text else 'no output'} (all of it: {out / 'lm-eval.log'})"
-            )
     finally:
         path.unlink()
-    (out / "lm-eval.log").unlink()  # times and addresses: not part of a result
+    if done.returncode != 0:
+        *_, last = ["no output", *output.read_text(errors="replace").strip().splitlines()]
+        raise UserError(f"lm-eval failed on {named}: {last} (all of it: {output})")
+    output.unlink()  # times and addresses: not part of a result
     return _counts(out)
 
 
@@ -111,42 +112,32 @@ def _counts(out: Path) -> Counts:
 
 def main(spec: Path) -> None:
     """Run lm-eval as SPEC says and write its results beside it."""
-    told = json.loads(spec.read_text())
+    settings = json.loads(spec.read_text())
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folders = sorted(
-        {
-            str(Path(t).resolve().parent)
-            for t in _names(told["tasks"])
-            if t.endswith((".yaml", ".yml"))
-        }
-    )
+    names = _names(settings["tasks"])
+    folders = sorted({str(Path(t).resolve().parent) for t in names if t.endswith(YAML)})
     with TemporaryDirectory() as folder:
-        wanted = requested(told["tasks"], Path(folder))
-        found = lm_eval.simple_evaluate(
-            model=told["model"],
-            model_args=told["model_args"],
-            tasks=wanted,
+        tasks = requested(settings["tasks"], Path(folder))
+        evaluation = lm_eval.simple_evaluate(
+            model=settings["model"],
+            model_args=settings["model_args"],
+            tasks=tasks,
             task_manager=TaskManager(include_path=[*folders, folder]),
             log_samples=True,
-            **{**_device(told["model"]), **told["evaluate"]},
+            **{**_device(settings["model"]), **settings["evaluate"]},
         )
-    out = Path(told["out"])
-    rows = [
-        row
-        for task, samples in found["samples"].items()
-        for sample in samples
-        for row in _outcomes(task, sample)
-    ]
-    pl.DataFrame(pooled(rows, found, _names(told["tasks"])), schema=OUTCOMES).write_parquet(
-        out / "outcomes.parquet"
-    )
-    write_atomic(
-        out / "results.json",
-        json.dumps(_plain({k: v for k, v in found["results"].items() if k != _ALL}), indent=2),
-    )
+    out = Path(settings["out"])
+    rows: list[dict[str, Any]] = []
+    for task, samples in evaluation["samples"].items():
+        for sample in samples:
+            rows += _outcomes(task, sample)
+    outcomes = pl.DataFrame(pooled(rows, evaluation, names), schema=OUTCOMES)
+    outcomes.write_parquet(out / "outcomes.parquet")
+    results = {task: figures for task, figures in evaluation["results"].items() if task != _ALL}
+    write_atomic(out / "results.json", json.dumps(_plain(results), indent=2))
 
 
 def _end_with(parent: int) -> None:
@@ -159,13 +150,13 @@ def _end_with(parent: int) -> None:
 def expand(wanted: Sequence[str | Mapping[str, Any]]) -> list[str | dict[str, Any]]:
     """The tasks of a recipe with our own names replaced: `LISTS` by their entries, shipped tasks by
     their files."""
-    found: list[str | dict[str, Any]] = []
+    tasks: list[str | dict[str, Any]] = []
     for task in wanted:
         if isinstance(task, str):
-            found += LISTS.get(task, (str(SHIPPED.get(task, task)),))
+            tasks += LISTS.get(task, (str(SHIPPED.get(task, task)),))
         else:
-            found.append(dict(task))
-    return found
+            tasks.append(dict(task))
+    return tasks
 
 
 def _names(wanted: Sequence[str | Mapping[str, Any]]) -> list[str]:
@@ -192,49 +183,44 @@ def requested(
     for entry in expanded:
         if isinstance(entry, str):
             plain.append(_task(entry))
-        elif str(entry.get("task", "")).endswith((".yaml", ".yml")):
-            own = _task(str(entry["task"]))
-            rest = {k: v for k, v in entry.items() if k != "task"}
-            (changed if isinstance(own, str) else plain).append(
-                {"task": own, **rest} if isinstance(own, str) else own | rest
-            )
+            continue
+        name = str(entry.get("task", ""))
+        own = _task(name)
+        if isinstance(own, str):
+            changed.append({**entry, "task": own} if name else dict(entry))
         else:
-            changed.append(dict(entry))
+            plain.append(own | {k: v for k, v in entry.items() if k != "task"})
     if not changed:
         return plain
-    (folder / f"{_ALL}.yaml").write_text(
-        json.dumps({"group": _ALL, "task": changed})
-    )  # JSON is YAML
+    group = {"group": _ALL, "task": changed}
+    (folder / f"{_ALL}.yaml").write_text(json.dumps(group))  # JSON is YAML
     return [*plain, _ALL]
 
 
 def pooled(
-    rows: list[dict[str, Any]], found: Mapping[str, Any], asked: Sequence[str]
+    rows: list[dict[str, Any]], evaluation: Mapping[str, Any], asked: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Outcomes with the subjects of each group asked for by name, where lm-eval gives the group a
     score of its own (MMLU), as one task.
 
     Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size).
-    `found` is what simple_evaluate returns.
+    `evaluation` is what simple_evaluate returns.
     """
-    children: Mapping[str, Sequence[str]] = found.get("group_subtasks") or {}
+    children: Mapping[str, Sequence[str]] = evaluation.get("group_subtasks") or {}
+    scored = evaluation.get("groups") or {}
 
     def leaves(name: str) -> Iterator[str]:
         for child in children.get(name, ()):
             yield from leaves(child) if child in children else (child,)
 
-    group_of = {
-        leaf: group
-        for group in asked
-        if group in (found.get("groups") or {})
-        for leaf in leaves(group)
-    }
-    return [
-        row
-        if row["task"] not in group_of
-        else row | {"task": group_of[row["task"]], "item": f"{row['task']}/{row['item']}"}
-        for row in rows
-    ]
+    group_of = {leaf: group for group in asked if group in scored for leaf in leaves(group)}
+    merged = []
+    for row in rows:
+        task = row["task"]
+        if task in group_of:
+            row = row | {"task": group_of[task], "item": f"{task}/{row['item']}"}
+        merged.append(row)
+    return merged
 
 
 def _task(name: str) -> str | dict[str, Any]:
@@ -244,7 +230,7 @@ def _task(name: str) -> str | dict[str, Any]:
     A file that uses !function or include goes by its task's name: lm-eval finds it in the file's
     folder and loads those parts itself.
     """
-    if not name.endswith((".yaml", ".yml")):
+    if not name.endswith(YAML):
         return name
     import yaml
 
@@ -285,20 +271,16 @@ def _outcomes(task: str, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     in lm-eval's own tables."""
     chosen = sample.get("filter", "none")
     suffix = "" if chosen == "none" else f",{chosen}"
-    values = ((metric, sample[metric]) for metric in sample.get("metrics", ()))
+    item = {"task": task, "item": str(sample["doc_id"])}
     return [
-        {
-            "task": task,
-            "metric": metric + suffix,
-            "item": str(sample["doc_id"]),
-            "value": float(value),
-        }
-        for metric, value in values
-        if isinstance(value, (bool, int, float))
+        item | {"metric": metric + suffix, "value": float(sample[metric])}
+        for metric in sample.get("metrics", ())
+        if isinstance(sample[metric], (bool, int, float))
     ]
 
 
 def _plain(value: Any) -> Any:
+    """For JSON: what it has no form for as text."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
