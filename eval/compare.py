@@ -291,7 +291,8 @@ def _pair(a: Arm, b: Arm) -> Pair | None:
     if not left:
         return None
     right = [place[a.items[k]] for k in left]
-    x, y = a.values[:, left], b.values[:, right]
+    x = a.values[:, left]
+    y = b.values[:, right]
     clusters = [a.clusters[k] for k in left]
     return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
 
@@ -360,7 +361,8 @@ def table(comparison: dict[str, Any]) -> list[dict[str, str]]:
     }
     rows = []
     for s in sorted(comparison["scores"], key=lambda s: not s["primary"]):
-        difference, verdict = "", ""
+        difference = ""
+        verdict = ""
         if d := against.get((s["benchmark"], s["metric"], s["arm"])):
             bounds = d["simultaneous_lower"], d["simultaneous_upper"]
             difference = _shown(d["difference"], bounds, "+.3g")
@@ -382,7 +384,8 @@ def table(comparison: dict[str, Any]) -> list[dict[str, str]]:
 
 def _turned(difference: Row) -> Row:
     """The same difference, seen from the other arm."""
-    low, high = difference["simultaneous_lower"], difference["simultaneous_upper"]
+    low = difference["simultaneous_lower"]
+    high = difference["simultaneous_upper"]
     turned = {"a": difference["b"], "b": difference["a"], "difference": -difference["difference"]}
     if low is not None:
         turned |= {"simultaneous_lower": -high, "simultaneous_upper": -low}

@@ -45,7 +45,8 @@ def run(
     """
     wanted = {prompt.id: prompt for prompt in prompts(str(inputs["prompts"]))}
     path = models.resolve(model).path
-    tokenizer, stops = models.tokenizer(path), stop_ids(path)
+    tokenizer = models.tokenizer(path)
+    stops = stop_ids(path)
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
 
     def ask(name: str) -> Request:

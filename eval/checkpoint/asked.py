@@ -36,7 +36,8 @@ class Questions:
 def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl.DataFrame:
     """One row an id, in their order: id, the fields, status and reason. `work` is the folder of the
     finished cells. Raises UserError when no id has one."""
-    ids, column = questions.ids, Column(work, questions.fields)
+    ids = questions.ids
+    column = Column(work, questions.fields)
     missing = column.missing(ids)
     reasons: dict[str, str] = {}
 

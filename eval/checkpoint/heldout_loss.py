@@ -64,7 +64,8 @@ def run(
     """
     conversations = _conversations(inputs["heldout"])
     path = models.resolve(model).path
-    tokenizer, stops = models.tokenizer(path), stop_ids(path)
+    tokenizer = models.tokenizer(path)
+    stops = stop_ids(path)
     asked: dict[str, Scored] = {}
 
     def ask(name: str) -> Request | str:
@@ -75,7 +76,8 @@ def run(
         return scoring_request(name, asked[name].ids)
 
     def read(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        scored, choice = asked.pop(name), body["choices"][0]
+        scored = asked.pop(name)
+        choice = body["choices"][0]
         losses: list[float] = []
         for start, end in scored.spans:
             losses += prompt_losses(choice, scored.ids, start, end)

@@ -84,7 +84,8 @@ def run(
     }
     named = ", ".join(names)
     log.say(f"lm-eval: {named} on {model}")
-    path, output = out / "spec.json", out / "lm-eval.log"
+    path = out / "spec.json"
+    output = out / "lm-eval.log"
     write_atomic(path, json.dumps(spec))
     try:
         with output.open("w") as lines:

@@ -125,10 +125,12 @@ def load(
             raise UserError(
                 f"{where}: the id '{item.id}' was used in record {first}; ids must differ."
             )
-        items[item.id], numbers[item.id] = item, number
+        items[item.id] = item
+        numbers[item.id] = number
     if not items:
         raise UserError(f"{path} holds no {noun}.")
-    n, listed = len(items), list(items.values())
+    n = len(items)
+    listed = list(items.values())
     taken = min(limit or n, n)
     return [listed[position * n // taken] for position in range(taken)]
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from eval import stats
 from eval.prompt_sets.prompts import records
 from eval.scoring.stored import Row, numbered
+from eval.stats import Floats
 
 BASELINE = "gpt4_1106_preview"
 """The only baseline for which AlpacaEval publishes length-controlled win rates."""
@@ -36,9 +36,9 @@ class Judged:
     baseline: str
     instructions: list[str]
     # 1 (the baseline wins) to 2 (the model wins); nan where unjudged or out of that range
-    preference: stats.Floats
-    length: stats.Floats  # characters of the model's answer; nan where there is none
-    baseline_length: stats.Floats
+    preference: Floats
+    length: Floats  # characters of the model's answer; nan where there is none
+    baseline_length: Floats
 
     @property
     def comparable(self) -> npt.NDArray[np.bool_]:
@@ -110,7 +110,7 @@ def _of_model(model: str, rows: Sequence[Row], where: str) -> Judged:
     return Judged(model, baselines[0], instructions, preference, *lengths)
 
 
-def _characters(rows: Sequence[Row], output: str) -> stats.Floats:
+def _characters(rows: Sequence[Row], output: str) -> Floats:
     texts = [row.get(output) for row in rows]
     return np.array([len(text) if isinstance(text, str) else math.nan for text in texts])
 
@@ -129,7 +129,9 @@ def win_rate(model: Judged) -> dict[str, Any]:
     """
     valid = model.preference[~np.isnan(model.preference)]
     answered = model.length[~np.isnan(model.length)]
-    n, wins, draws = len(valid), int((valid > 1.5).sum()), int((valid == 1.5).sum())
+    n = len(valid)
+    wins = int((valid > 1.5).sum())
+    draws = int((valid == 1.5).sum())
     figures: dict[str, Any] = {
         "win_rate": None,
         "standard_error": None,

@@ -28,6 +28,7 @@ from eval import stats
 from eval.judging import verdicts
 from eval.prompt_sets.prompts import located
 from eval.scoring.stored import Row
+from eval.stats import Floats
 
 WEIGHT = 3
 """How often a clear verdict (A>>B, B>>A) counts."""
@@ -59,8 +60,8 @@ class Games:
     category: str  # "" where the benchmark has none
     judges: tuple[str, ...]
     questions: list[str]
-    outcome: stats.Floats  # 1: the model wins, 0.5, 0
-    weight: stats.Floats
+    outcome: Floats  # 1: the model wins, 0.5, 0
+    weight: Floats
     unjudged: int  # games without a usable verdict, which count nowhere
 
     @property
@@ -68,7 +69,7 @@ class Games:
         """How many questions have a judged game."""
         return len(set(self.questions))
 
-    def by_question(self, values: stats.Floats) -> stats.Floats:
+    def by_question(self, values: Floats) -> Floats:
         """Sums of per-game values over each question, in the questions' sorted order."""
         _, index = np.unique(self.questions, return_inverse=True)
         return np.bincount(index, weights=values).astype(np.float64)
@@ -92,7 +93,7 @@ class _Pile:
         return Games(self.model, self.baseline, self.category, judges, *columns, self.unjudged)
 
 
-def arrays(outcomes: Sequence[Outcome]) -> tuple[list[str], stats.Floats, stats.Floats]:
+def arrays(outcomes: Sequence[Outcome]) -> tuple[list[str], Floats, Floats]:
     """Questions, outcomes and weights, as `Games` has them."""
     won = np.array([outcome for _, outcome, _ in outcomes], dtype=np.float64)
     weight = np.array([weight for _, _, weight in outcomes], dtype=np.float64)
@@ -133,7 +134,8 @@ def _add_judgment(record: Row, where: str, piles: dict[tuple[str, str], _Pile]) 
     """Put the two games of one judgment on the pile of its model and category."""
     version = "v2.0" if "uid" in record else "v0.1"
     question = str(record.get("uid", record.get("question_id")))
-    model, category = str(record["model"]), str(record.get("category") or "")
+    model = str(record["model"])
+    category = str(record.get("category") or "")
     judge = str(record.get("judge", ""))
     baseline = record.get("baseline") or (V01_BASELINE if version == "v0.1" else "")
     pile = piles.setdefault((model, category), _Pile(model, category, baseline))
@@ -208,7 +210,8 @@ def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
         model = str(battle["model_a"])
         if battle["model_a"] == baseline:
             # Also where the baseline meets itself: the second place is the model's.
-            won, model = 1 - won, str(battle["model_b"])
+            won = 1 - won
+            model = str(battle["model_b"])
         pile = piles.setdefault(model, _Pile(model, "", baseline))
         pile.outcomes.append((str(battle["question_id"]), won, 1))
     return [pile.games() for pile in piles.values()]
@@ -243,7 +246,8 @@ def interval(games: Games, *, resamples: int = 10_000) -> stats.Interval:
         return stats.NOTHING
     if n < stats.MINIMUM_CLUSTERS:
         return stats.mean_interval(list(items(games).values()))
-    won, weight = games.by_question(games.weight * games.outcome), games.by_question(games.weight)
+    won = games.by_question(games.weight * games.outcome)
+    weight = games.by_question(games.weight)
     resampled = stats.bootstrap_counts(n, resamples, seed=0)
     draws = 100 * np.concatenate([(w @ won) / (w @ weight) for w in resampled])
     return stats.draws_interval(score(games), draws, n - 1, n)
@@ -274,7 +278,7 @@ def official_intervals(models: Sequence[Games]) -> list[stats.Interval]:
     return intervals
 
 
-def _pooled_draws(battles: Sequence[stats.Floats]) -> stats.Floats:
+def _pooled_draws(battles: Sequence[Floats]) -> Floats:
     """Scores (ROUNDS, models) of resamples of all models' battles together, in which a model's
     number of battles varies too."""
     models = len(battles)

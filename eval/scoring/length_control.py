@@ -30,6 +30,7 @@ from eval import stats
 from eval.prompt_sets.prompts import HUB, download, records
 from eval.scoring.alpaca import BASELINE, Judged
 from eval.scoring.logistic import Features, fit
+from eval.stats import Floats
 
 CS = np.logspace(-4, 4, 10)
 """The official grid of C."""
@@ -48,7 +49,7 @@ _PATTERNS = {
 }
 """The three files of a folder of AlpacaEval's tables, and what an error calls them."""
 
-Gamed = tuple[stats.Floats, stats.Floats, stats.Floats]
+Gamed = tuple[Floats, Floats, Floats]
 """Length term (tanh of the standardised length difference), difficulty and preference (0..1) of the
 gamed rows, each (m,)."""
 
@@ -58,7 +59,7 @@ class Reference:
     """What AlpacaEval publishes beside its prompts: difficulties (by position and by instruction)
     and the gamed rows."""
 
-    positions: stats.Floats  # difficulty by position, 0..804
+    positions: Floats  # difficulty by position, 0..804
     difficulty: dict[str, float]  # by instruction
     gamed: Gamed
 
@@ -68,9 +69,9 @@ class Design:
     """The regression of one model: own rows (n,) and, where they apply, the gamed rows. `minimal`:
     no difficulty, no gamed rows."""
 
-    delta: stats.Floats  # baseline's length - model's length, characters
-    difficulty: stats.Floats
-    preference: stats.Floats  # 0..1
+    delta: Floats  # baseline's length - model's length, characters
+    difficulty: Floats
+    preference: Floats  # 0..1
     gamed: Gamed
 
     @property
@@ -136,7 +137,8 @@ def design(model: Judged, reference: Reference | None) -> Design:
     """Our rules: judged rows only, difficulty joined by instruction; minimal without `reference` or
     where it does not cover the rows."""
     rows = model.take(model.comparable)
-    delta, preference = rows.baseline_length - rows.length, rows.preference - 1
+    delta = rows.baseline_length - rows.length
+    preference = rows.preference - 1
     if reference is None or not covers(reference, model):
         none = np.empty(0)
         return Design(delta, np.zeros(len(delta)), preference, (none, none, none))
@@ -150,13 +152,12 @@ def covers(reference: Reference, model: Judged) -> bool:
     return model.baseline == BASELINE and reference.difficulty.keys() >= set(model.instructions)
 
 
-def _problem(
-    own: Design, counts: stats.Floats | None = None
-) -> tuple[Features, stats.Floats, stats.Floats]:
+def _problem(own: Design, counts: Floats | None = None) -> tuple[Features, Floats, Floats]:
     """Features, labels and weights of own and gamed rows; `counts` (B, n): how often each own row
     was drawn (the sd follows the draw)."""
     length, difficulty, preference = own.gamed
-    n, m = len(own.delta), len(length)
+    n = len(own.delta)
+    m = len(length)
     drawn = np.ones((1, n)) if counts is None else counts
     batch = len(drawn)
     total = drawn.sum(axis=1, keepdims=True)
@@ -173,11 +174,11 @@ def _problem(
     return x, np.concatenate([own.preference, preference]), weight
 
 
-def _sigmoid(eta: stats.Floats) -> stats.Floats:
+def _sigmoid(eta: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-eta)))
 
 
-def _predictions(w: stats.Floats, difficulty: stats.Floats) -> stats.Floats:
+def _predictions(w: Floats, difficulty: Floats) -> Floats:
     """P(the model wins) at equal length (B, n)."""
     return _sigmoid(w[:, 1:2] * difficulty + w[:, 2:])
 
@@ -192,7 +193,7 @@ def point(own: Design) -> float:
     return 100 * float(_predictions(fit(*_problem(own), DEFAULT_C), own.difficulty).mean())
 
 
-def draws(own: Design, counts: stats.Floats) -> stats.Floats:
+def draws(own: Design, counts: Floats) -> Floats:
     """The score (B,) of resamples, refitted each: `counts` (B, n) says how often each row was
     drawn. Gamed rows are never resampled."""
     start = fit(*_problem(own), DEFAULT_C)[0]  # no resample's answer is far from it
@@ -210,7 +211,7 @@ def interval(own: Design, *, resamples: int = 1000) -> stats.Interval:
     return stats.draws_interval(point(own), values, n - 1, n)
 
 
-def items(own: Design) -> stats.Floats:
+def items(own: Design) -> Floats:
     """What each judged row contributes to the score (n,), in percent: values whose mean is the
     score and whose spread is its error.
 
@@ -233,7 +234,8 @@ def items(own: Design) -> stats.Floats:
     active = w != 0
     pull = np.zeros(3)
     pull[active] = np.linalg.solve(curve[np.ix_(active, active)], gradient[active])
-    own_rows, own_p = rows[:n], p[:n]
+    own_rows = rows[:n]
+    own_p = p[:n]
     pulled = own_rows @ pull
     change = (predicted - predicted.mean()) / n + DEFAULT_C * pulled * (y[:n] - own_p)
     # A row also moves the sd that scales every length term: d(score)/d(log sd) times d(log
@@ -262,7 +264,8 @@ def official(model: Judged, reference: Reference) -> tuple[float, float]:
             "positions."
         )
     length, gamed_difficulty, gamed_preference = reference.gamed
-    m, difficulty = len(length), reference.positions[:n]
+    m = len(length)
+    difficulty = reference.positions[:n]
     delta = model.baseline_length - model.length
     spread = delta[~np.isnan(delta)].std(ddof=1)
     valid = model.comparable
@@ -279,7 +282,7 @@ def official(model: Judged, reference: Reference) -> tuple[float, float]:
     return float(predicted.mean()), float(predicted.std(ddof=1) / math.sqrt(n))
 
 
-def cross_validated_c(x: Features, y: stats.Floats, weight: stats.Floats, folds: int = 5) -> float:
+def cross_validated_c(x: Features, y: Floats, weight: Floats, folds: int = 5) -> float:
     """The C of the official grid with the least held-out log loss; folds as scikit-learn 1.9's
     GroupKFold deals equal groups: from the last row."""
     fold = (len(y) - 1 - np.arange(len(y))) % folds

@@ -25,7 +25,8 @@ def fit(
     step is halved wherever the objective would rise: the start decides the time only.
     """
     columns = [np.atleast_2d(a) for a in x]
-    y, weight = np.atleast_2d(y), np.atleast_2d(weight)
+    y = np.atleast_2d(y)
+    weight = np.atleast_2d(weight)
     batch = max(np.size(c), *(len(a) for a in (*columns, weight)))
     scale = np.broadcast_to(c, (batch,))
     w = np.zeros((batch, 3)) if start is None else np.tile(start, (batch, 1))
@@ -41,7 +42,10 @@ def fit(
             if not worse.any():
                 break
             size[worse] /= 2
-        w, value, slope, curve = trial, now, new_slope, new_curve
+        w = trial
+        value = now
+        slope = new_slope
+        curve = new_curve
         # Newton's steps shrink quadratically: the next would be below 1e-12.
         if abs(step).max() < 1e-7:
             break

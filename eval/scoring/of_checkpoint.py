@@ -25,6 +25,7 @@ from eval.judging.pairwise import judging
 from eval.prompt_sets.prompts import text_id
 from eval.prompt_sets.rated_tasks import SECOND
 from eval.scoring import alpaca, arena, length_control, mtbench, wildbench
+from eval.stats import Floats
 
 VERSION = 1
 
@@ -122,7 +123,7 @@ def _alpaca(inputs: Inputs) -> Iterator[Scored]:
     yield "alpaca", pl.concat(frames), figures
 
 
-def _floats(series: pl.Series) -> stats.Floats:
+def _floats(series: pl.Series) -> Floats:
     """As an array, nan where there is nothing."""
     return series.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
@@ -198,7 +199,8 @@ def _wildbench(inputs: Inputs) -> Iterator[Scored]:
     score = _figure(rated)
     score["adjusted_score"] = wildbench.adjusted(score["value"])
     score["task_macro_score"] = wildbench.macro_score(ratings, tags) if known else None
-    frames, figures = [rated], {"wb_score": score}
+    frames = [rated]
+    figures = {"wb_score": score}
     if (folder / "rewards.parquet").is_file():
         pairs = _read(folder, "rewards.parquet")
         compared = _items("wb_reward", _rewards(pairs))

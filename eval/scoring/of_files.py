@@ -36,7 +36,8 @@ def score_alpaca(
     """
     _check(files, compat)
     models = [(path, model) for path in files for model in alpaca.read(path)]
-    reference, missing = None, ""
+    reference = None
+    missing = ""
     if any(model.baseline == alpaca.BASELINE for _, model in models):
         try:
             reference = length_control.load_reference(data)

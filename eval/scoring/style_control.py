@@ -31,6 +31,7 @@ from eval import stats
 from eval.prompt_sets.prompts import located
 from eval.scoring.arena import ROUNDS, Games
 from eval.scoring.stored import Row, short_name
+from eval.stats import Floats
 
 FEATURES = ("tokens", "headers", "lists", "bold")
 CONTROLS = {"length": [0], "markdown": [1, 2, 3]}
@@ -43,11 +44,11 @@ _COUNTED = {
     "bold_count": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
 }
 
-Styles = Mapping[str, Mapping[str, stats.Floats]]
+Styles = Mapping[str, Mapping[str, Floats]]
 """Model -> question -> `FEATURES` (4,)."""
 
 
-def count(text: str, tokens: int) -> stats.Floats:
+def count(text: str, tokens: int) -> Floats:
     """`FEATURES` of one answer: its length in tokens as given, headers, list items and bold runs
     outside code blocks."""
     prose = _CODE.sub("", text)
@@ -55,7 +56,7 @@ def count(text: str, tokens: int) -> stats.Floats:
     return np.array([tokens, *marks], dtype=np.float64)
 
 
-def read(paths: Iterable[Path]) -> dict[str, dict[str, stats.Floats]]:
+def read(paths: Iterable[Path]) -> dict[str, dict[str, Floats]]:
     """`Styles` of Arena-Hard answer files (v0.1: question_id, model_id, choices; v2.0: uid, model,
     messages).
 
@@ -63,7 +64,7 @@ def read(paths: Iterable[Path]) -> dict[str, dict[str, stats.Floats]]:
     from the text. Raises UserError where an answer has no number of tokens, which depends on a
     tokenizer that only its maker knows.
     """
-    styles: dict[str, dict[str, stats.Floats]] = {}
+    styles: dict[str, dict[str, Floats]] = {}
     for where, record in chain.from_iterable(map(located, paths)):
         question = record.get("uid", record.get("question_id"))
         model = record.get("model", record.get("model_id"))
@@ -77,7 +78,7 @@ def read(paths: Iterable[Path]) -> dict[str, dict[str, stats.Floats]]:
     return styles
 
 
-def _style(record: Row) -> stats.Floats | None:
+def _style(record: Row) -> Floats | None:
     meta = record.get("metadata") or record.get("conv_metadata")
     if meta is not None:
         return np.array([_total(meta[name]) for name in ("token_len", *_COUNTED)])
@@ -92,7 +93,7 @@ def _total(value: Any) -> float:
     return float(sum(value.values()) if isinstance(value, dict) else value)
 
 
-def differences(games: Sequence[Games], styles: Styles, *, densities: bool) -> stats.Floats:
+def differences(games: Sequence[Games], styles: Styles, *, densities: bool) -> Floats:
     """Style differences model against baseline, one row (4,) a game over all `games`. Raises
     UserError where an answer's counts are missing."""
     played = [(game, question) for game in games for question in game.questions]
@@ -101,13 +102,15 @@ def differences(games: Sequence[Games], styles: Styles, *, densities: bool) -> s
     if not densities:
         return np.asarray((m - b) / (m + b + 1))
     # An empty answer has no tokens to divide by.
-    m_tokens, b_tokens = np.maximum(m[:, :1], 1), np.maximum(b[:, :1], 1)
+    m_tokens = np.maximum(m[:, :1], 1)
+    b_tokens = np.maximum(b[:, :1], 1)
     length = (m_tokens - b_tokens) / (m_tokens + b_tokens)
-    m_marks, b_marks = m[:, 1:] / m_tokens, b[:, 1:] / b_tokens
+    m_marks = m[:, 1:] / m_tokens
+    b_marks = b[:, 1:] / b_tokens
     return np.hstack([length, (m_marks - b_marks) / (m_marks + b_marks + 1)])
 
 
-def _known(styles: Styles, model: str, question: str) -> stats.Floats:
+def _known(styles: Styles, model: str, question: str) -> Floats:
     answers = styles.get(short_name(model))
     if answers is None:
         raise UserError(f"style control needs the answers of {model}{nearest(model, styles)}.")
@@ -123,12 +126,12 @@ def _known(styles: Styles, model: str, question: str) -> stats.Floats:
 class _Regression:
     """Games as rows: a column of zeros and ones for each model, then the style differences."""
 
-    x: stats.Floats
-    outcome: stats.Floats
-    weight: stats.Floats
-    penalty: stats.Floats  # (columns,)
+    x: Floats
+    outcome: Floats
+    weight: Floats
+    penalty: Floats  # (columns,)
 
-    def fit(self, weight: stats.Floats, start: stats.Floats | None = None) -> stats.Floats:
+    def fit(self, weight: Floats, start: Floats | None = None) -> Floats:
         return _fit(self.x, self.outcome, weight, self.penalty, start)
 
 
@@ -149,7 +152,8 @@ def scores(
     resamples single battles; v2.0 centres, gives the median and the 5th and 95th percentiles of the
     resamples.
     """
-    v2, official = games[0].category != "", compat == "official"
+    v2 = games[0].category != ""
+    official = compat == "official"
     columns = [column for name in control for column in CONTROLS[name]]
     diff = differences(games, styles, densities=v2)[:, columns]
     baseline_has_strength = official and not v2
@@ -165,14 +169,15 @@ def scores(
     for game, own, value in zip(games, rates.T, best.tolist(), strict=True):
         level = 0.95
         if official and v2:
-            value, level = float(np.median(own)), 0.9
+            value = float(np.median(own))
+            level = 0.9
         found = stats.draws_interval(value, own, math.inf, len(own), level)
         rows.append({"model": game.model, "score": value, **found.bounds(), "style": dict(style)})
     return rows
 
 
 def _regression(
-    games: Sequence[Games], diff: stats.Floats, centred: bool, baseline_has_strength: bool
+    games: Sequence[Games], diff: Floats, centred: bool, baseline_has_strength: bool
 ) -> _Regression:
     """The problem whose coefficients are the models' strengths and the style's; `diff` (n, style)
     is scaled to a standard deviation of 1, and to a mean of 0 where it is `centred`."""
@@ -196,7 +201,7 @@ def _regression(
     return _Regression(x, outcome, weight, penalty)
 
 
-def _battle_counts(problem: _Regression) -> Iterator[stats.Floats]:
+def _battle_counts(problem: _Regression) -> Iterator[Floats]:
     """Weights of the official resamples: single battles, a clear verdict being three."""
     rng = np.random.default_rng(42)
     n = len(problem.outcome)
@@ -208,7 +213,7 @@ def _battle_counts(problem: _Regression) -> Iterator[stats.Floats]:
 
 def _question_counts(
     games: Sequence[Games], problem: _Regression, resamples: int
-) -> Iterator[stats.Floats]:
+) -> Iterator[Floats]:
     """Weights of our resamples: whole questions, the same for all models."""
     questions = np.concatenate([game.questions for game in games])
     labels, index = np.unique(questions, return_inverse=True)
@@ -217,7 +222,7 @@ def _question_counts(
             yield problem.weight * drawn[index]
 
 
-def _rates(w: stats.Floats, models: int, with_baseline: bool) -> stats.Floats:
+def _rates(w: Floats, models: int, with_baseline: bool) -> Floats:
     """Win rates in percent (R, models) at z = 0 from coefficients (R, …), whose last column is the
     baseline's strength if it has one."""
     strength = w[:, :models] - (w[:, -1:] if with_baseline else 0.0)
@@ -225,18 +230,20 @@ def _rates(w: stats.Floats, models: int, with_baseline: bool) -> stats.Floats:
 
 
 def _fit(
-    x: stats.Floats,
-    y: stats.Floats,
-    weight: stats.Floats,
-    penalty: stats.Floats,
-    start: stats.Floats | None = None,
-) -> stats.Floats:
+    x: Floats,
+    y: Floats,
+    weight: Floats,
+    penalty: Floats,
+    start: Floats | None = None,
+) -> Floats:
     """Minimise the weighted log loss + penalty @ w^2 / 2 by Newton's method with halved steps;
     returns w (features,)."""
     used = weight > 0
-    x, y, weight = x[used], y[used], weight[used]
+    x = x[used]
+    y = y[used]
+    weight = weight[used]
 
-    def loss(w: stats.Floats) -> float:
+    def loss(w: Floats) -> float:
         eta = x @ w
         return float(weight @ (np.logaddexp(0, eta) - y * eta) + penalty @ w**2 / 2)
 
@@ -251,7 +258,8 @@ def _fit(
         size = 1.0
         while (now := loss(w - size * step)) > value + 1e-10 and size > 1e-6:
             size /= 2
-        w, value = w - size * step, now
+        w = w - size * step
+        value = now
         if abs(step).max() < 1e-8:
             break
     return w

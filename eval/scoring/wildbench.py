@@ -66,7 +66,8 @@ def score(
     for place, row in numbered(rows, where):
         if not {"session_id", "model_test", "score"} <= row.keys():
             raise UserError(f"{place}: a WB-Score judgment needs session_id, model_test and score.")
-        model, task = str(row["model_test"]), row["session_id"]
+        model = str(row["model_test"])
+        task = row["session_id"]
         tasks = models.setdefault(model, {})
         if task in tasks:
             raise UserError(
@@ -144,7 +145,8 @@ def _check_battle(row: Row, place: str) -> None:
     for name in ("session_id", "model_A", "model_B", "winner", "extent"):
         if name not in row:
             raise UserError(f"{place}: a WB-Reward judgment lacks {name}.")
-    winner, extent = row["winner"], row["extent"]
+    winner = row["winner"]
+    extent = row["extent"]
     if winner not in (row["model_A"], row["model_B"], "tie") or extent not in REWARDS:
         raise UserError(
             f"{place}: winner {winner!r} with extent {extent!r} is no verdict on these two models."
