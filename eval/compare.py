@@ -291,8 +291,7 @@ def _pair(a: Arm, b: Arm) -> Pair | None:
     if not left:
         return None
     right = [place[a.items[k]] for k in left]
-    x = a.values[:, left]
-    y = b.values[:, right]
+    x, y = a.values[:, left], b.values[:, right]
     clusters = [a.clusters[k] for k in left]
     return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
 

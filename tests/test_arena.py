@@ -61,9 +61,9 @@ def test_gpt_4_0613_has_its_published_score_and_a_question_level_error() -> None
 @needs_data
 def test_the_score_is_the_bradley_terry_win_rate() -> None:
     (games,) = arena.read([OFFICIAL])
-    strength = style_control._fit(
-        np.ones((len(games.outcome), 1)), games.outcome, games.weight, np.zeros(1)
-    )[0]
+    ones = np.ones((len(games.outcome), 1))
+    problem = style_control._Regression(ones, games.outcome, games.weight, np.zeros(1))
+    (strength,) = problem.fit(games.weight)
     assert 100 / (1 + math.exp(-strength)) == pytest.approx(arena.score(games), abs=1e-8)
 
 

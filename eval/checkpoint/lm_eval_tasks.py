@@ -138,7 +138,7 @@ def main(spec: Path) -> None:
     outcomes = pl.DataFrame(pooled(rows, evaluation, names), schema=OUTCOMES)
     outcomes.write_parquet(out / "outcomes.parquet")
     results = {task: figures for task, figures in evaluation["results"].items() if task != _ALL}
-    write_atomic(out / "results.json", json.dumps(_plain(results), indent=2))
+    write_atomic(out / "results.json", json.dumps(results, indent=2, default=str))
 
 
 def _end_with(parent: int) -> None:
@@ -278,13 +278,6 @@ def _outcomes(task: str, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
         for metric in sample.get("metrics", ())
         if isinstance(sample[metric], (bool, int, float))
     ]
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: what it has no form for as text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 if __name__ == "__main__":

@@ -184,13 +184,9 @@ def _predictions(w: Floats, difficulty: Floats) -> Floats:
 
 
 def point(own: Design) -> float:
-    """The length-controlled win rate, in percent. Raises UserError below two judged rows."""
-    if len(own.delta) < 2:
-        raise UserError(
-            "length control needs at least 2 judged answers with their texts, "
-            f"there are {len(own.delta)}."
-        )
-    return 100 * float(_predictions(fit(*_problem(own), DEFAULT_C), own.difficulty).mean())
+    """The length-controlled win rate, in percent; there must be two judged rows at least."""
+    w = fit(*_problem(own), DEFAULT_C)
+    return 100 * float(_predictions(w, own.difficulty).mean())
 
 
 def draws(own: Design, counts: Floats) -> Floats:

@@ -132,7 +132,33 @@ class _Regression:
     penalty: Floats  # (columns,)
 
     def fit(self, weight: Floats, start: Floats | None = None) -> Floats:
-        return _fit(self.x, self.outcome, weight, self.penalty, start)
+        """Minimise the log loss weighted by `weight` + penalty @ w^2 / 2 by Newton's method with
+        halved steps; returns w (columns,)."""
+        used = weight > 0
+        x = self.x[used]
+        y = self.outcome[used]
+        weight = weight[used]
+
+        def loss(w: Floats) -> float:
+            eta = x @ w
+            return float(weight @ (np.logaddexp(0, eta) - y * eta) + self.penalty @ w**2 / 2)
+
+        w = np.zeros(x.shape[1]) if start is None else start
+        value = loss(w)
+        for _ in range(100):
+            p = 1 / (1 + np.exp(-x @ w))
+            slope = x.T @ (weight * (p - y)) + self.penalty * w
+            curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(self.penalty)
+            step = np.linalg.solve(curve, slope)
+            # The loss is convex, so a step that is short enough always lowers it.
+            size = 1.0
+            while (now := loss(w - size * step)) > value + 1e-10 and size > 1e-6:
+                size /= 2
+            w = w - size * step
+            value = now
+            if abs(step).max() < 1e-8:
+                break
+        return w
 
 
 def scores(
@@ -161,12 +187,13 @@ def scores(
     point = problem.fit(problem.weight)
     counts = _battle_counts(problem) if official else _question_counts(games, problem, resamples)
     draws = np.array([problem.fit(weight, point) for weight in counts])
-    rates = _rates(draws, len(games), baseline_has_strength)
-    (best,) = _rates(point[None], len(games), baseline_has_strength)
+    rates = _rates(np.vstack([point, draws]), len(games), baseline_has_strength)
     coefficients = point[len(games) : len(games) + len(columns)].tolist()
     style = dict(zip([FEATURES[column] for column in columns], coefficients, strict=True))
     rows = []
-    for game, own, value in zip(games, rates.T, best.tolist(), strict=True):
+    for game, (best, *resampled) in zip(games, rates.T, strict=True):
+        own = np.array(resampled)
+        value = float(best)
         level = 0.95
         if official and v2:
             value = float(np.median(own))
@@ -227,39 +254,3 @@ def _rates(w: Floats, models: int, with_baseline: bool) -> Floats:
     baseline's strength if it has one."""
     strength = w[:, :models] - (w[:, -1:] if with_baseline else 0.0)
     return np.asarray(100 / (1 + np.exp(-strength)))
-
-
-def _fit(
-    x: Floats,
-    y: Floats,
-    weight: Floats,
-    penalty: Floats,
-    start: Floats | None = None,
-) -> Floats:
-    """Minimise the weighted log loss + penalty @ w^2 / 2 by Newton's method with halved steps;
-    returns w (features,)."""
-    used = weight > 0
-    x = x[used]
-    y = y[used]
-    weight = weight[used]
-
-    def loss(w: Floats) -> float:
-        eta = x @ w
-        return float(weight @ (np.logaddexp(0, eta) - y * eta) + penalty @ w**2 / 2)
-
-    w = np.zeros(x.shape[1]) if start is None else start
-    value = loss(w)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-x @ w))
-        slope = x.T @ (weight * (p - y)) + penalty * w
-        curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
-        step = np.linalg.solve(curve, slope)
-        # The loss is convex, so a step that is short enough always lowers it.
-        size = 1.0
-        while (now := loss(w - size * step)) > value + 1e-10 and size > 1e-6:
-            size /= 2
-        w = w - size * step
-        value = now
-        if abs(step).max() < 1e-8:
-            break
-    return w
