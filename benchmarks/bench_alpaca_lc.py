@@ -34,11 +34,12 @@ glm_winrate.hf_hub_download = lambda **_: gamed
 found = {}
 for name in files:
     rows = pd.read_json(name)
-    glm_winrate.get_length_controlled_winrate(rows.head(50), save_weights_dir=None, is_add_glm_preference_inplace=False)
+    quiet = dict(save_weights_dir=None, is_add_glm_preference_inplace=False)
+    glm_winrate.get_length_controlled_winrate(rows.head(50), **quiet)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        metrics = glm_winrate.get_length_controlled_winrate(rows, save_weights_dir=None, is_add_glm_preference_inplace=False)
+        metrics = glm_winrate.get_length_controlled_winrate(rows, **quiet)
         seconds.append(time.perf_counter() - start)
     found[name] = {k: float(v) for k, v in metrics.items()} | {"seconds": min(seconds)}
 print(json.dumps(found))
@@ -92,7 +93,10 @@ def main() -> None:
         [oracle(), "-c", ORACLE, gamed, *files], check=True, capture_output=True, text=True
     )
     package = json.loads(done.stdout.strip().split("\n")[-1])
-    code = "import time; t = time.perf_counter(); import eval.scoring.of_files; print(time.perf_counter() - t)"
+    code = (
+        "import time; t = time.perf_counter(); import eval.scoring.of_files; "
+        "print(time.perf_counter() - t)"
+    )
     imported = min(
         float(
             subprocess.run(
@@ -150,9 +154,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    print(
-        f"{'file':44s} {'package':>9s} {'official':>9s} {'default':>9s} {'package s':>10s} {'official s':>10s} {'default s':>10s}"
-    )
+    names = ("package", "official", "default")
+    heads = [*(f"{name:>9s}" for name in names), *(f"{name + ' s':>10s}" for name in names)]
+    print(f"{'file':44s}", *heads)
     for r in rows:
         values = " ".join(f"{r[k]:9.4f}" for k in ("package_lc", "official_lc", "default_lc"))
         print(
@@ -162,7 +166,8 @@ def main() -> None:
             )
         )
     print(
-        f"median speed against alpaca_eval {VERSION}: default {found['default_speedup']:.0f}x, official rules {found['official_speedup']:.1f}x"
+        f"median speed against alpaca_eval {VERSION}: default {found['default_speedup']:.0f}x, "
+        f"official rules {found['official_speedup']:.1f}x"
     )
     print(
         f"largest difference from it {found['largest_lc_difference']:.4f}; import {imported:.2f} s"

@@ -28,9 +28,11 @@ def main() -> None:
         found = arena.interval(games, resamples=arguments.resamples)
         seconds = time.perf_counter() - start
         print(
-            f"{games.model}: {found.value:.3f}, standard error {found.standard_error:.3f} over {found.n} questions "
-            f"[{found.lower:.1f}, {found.upper:.1f}], {arguments.resamples} resamples in {seconds:.2f} s; "
-            f"published kind {published.standard_error:.3f} [{published.lower:.1f}, {published.upper:.1f}]"
+            f"{games.model}: {found.value:.3f}, standard error {found.standard_error:.3f} "
+            f"over {found.n} questions [{found.lower:.1f}, {found.upper:.1f}], "
+            f"{arguments.resamples} resamples in {seconds:.2f} s; "
+            f"published kind {published.standard_error:.3f} "
+            f"[{published.lower:.1f}, {published.upper:.1f}]"
         )
 
 

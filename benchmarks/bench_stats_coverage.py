@@ -131,19 +131,12 @@ def seeds_cover(
     return held / trials
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    trials, rng = arguments.trials, np.random.default_rng(arguments.seed)
-    few = max(1, trials // 5)
+def line(text: str, value: float) -> None:
+    print(f"{text:86s} {100 * value:5.1f} %", flush=True)
 
-    def line(text: str, value: float) -> None:
-        print(f"{text:86s} {100 * value:5.1f} %", flush=True)
 
+def intervals(trials: int, few: int, rng: np.random.Generator) -> None:
+    """Intervals of one mean."""
     for groups in (5, 10, 20, 40, 100):
         line(f"t(G-1), {groups} clusters of 2, normal", cover(trials, rng, groups, 2, normal))
     for groups in (10, 40, 100):
@@ -158,9 +151,14 @@ def main() -> None:
         )
     for groups in (5, 20, 40, 100):
         line(
-            f"percentile bootstrap, {groups} clusters, normal (refused below {stats.MINIMUM_CLUSTERS})",
+            f"percentile bootstrap, {groups} clusters, normal "
+            f"(refused below {stats.MINIMUM_CLUSTERS})",
             cover(few, rng, groups, 1, normal, True),
         )
+
+
+def tests(trials: int, rng: np.random.Generator) -> None:
+    """Rates, and tests of paired outcomes."""
     for rate, n in ((0.5, 24), (0.1, 24), (0.02, 100)):
         line(f"Wilson, {n} items, rate {rate:g}", wilson_cover(trials, rng, n, rate))
     for groups in (5, 8, 12, 30):
@@ -170,6 +168,10 @@ def main() -> None:
             f"size of McNemar's exact test, {items} items, {discordant:g} discordant",
             mcnemar_size(trials, rng, items, discordant),
         )
+
+
+def families(few: int, rng: np.random.Generator) -> None:
+    """Differences of several arms, with several seeds."""
     for groups, arms in ((24, 3), (100, 5)):
         line(
             f"all differences of {arms} arms at once, {groups} prompts",
@@ -189,6 +191,20 @@ def main() -> None:
         "1 seed an arm, seed deviation 0.7 paired errors",
         seeds_cover(few, rng, 1, 0.7, counted=False),
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    trials, rng = arguments.trials, np.random.default_rng(arguments.seed)
+    few = max(1, trials // 5)
+    intervals(trials, few, rng)
+    tests(trials, rng)
+    families(few, rng)
 
 
 if __name__ == "__main__":

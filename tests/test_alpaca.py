@@ -328,7 +328,8 @@ def test_too_few_instructions_have_no_bootstrap_interval(tmp_path: Path) -> None
 @pytest.mark.process
 def test_scoring_loads_no_heavy_library() -> None:
     heavy = "torch transformers sklearn pandas scipy vllm datasets wandb"
-    code = f"import sys, eval.scoring.of_files; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    loaded = f"[m for m in {heavy.split()!r} if m in sys.modules]"
+    code = f"import sys, eval.scoring.of_files; print({loaded})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -49,9 +49,7 @@ def test_annotations_keep_the_prompts_order_and_an_unjudged_row(tmp_path: Path) 
         ]
     )
     texts = answers({"a": "one", "b": None, "c": "three"})
-    rows = official_files.alpaca(
-        prompts, texts, texts, games, model="m", baseline_model="base", annotator="judge"
-    )
+    rows = official_files.alpaca(prompts, (texts, texts), ("base", "m"), games, annotator="judge")
     assert [(r["instruction"], r["preference"]) for r in rows] == [
         ("say a", 1.25),
         ("say b", None),
@@ -69,14 +67,9 @@ def test_annotations_keep_the_prompts_order_and_an_unjudged_row(tmp_path: Path) 
 
 def test_prompts_that_were_not_judged_are_refused() -> None:
     with pytest.raises(UserError, match="none for the prompt a"):
+        nobody = answers({})
         official_files.alpaca(
-            [Prompt("a", "p")],
-            answers({}),
-            answers({}),
-            judgments([]),
-            model="m",
-            baseline_model="b",
-            annotator="j",
+            [Prompt("a", "p")], (nobody, nobody), ("b", "m"), judgments([]), annotator="j"
         )
 
 
@@ -150,7 +143,7 @@ def test_alpaca_eval_itself_reads_what_we_write_and_agrees(tmp_path: Path) -> No
             ]
         )
         rows = official_files.alpaca(
-            prompts, own, base, games, model=name, baseline_model=reading.BASELINE, annotator="ours"
+            prompts, (base, own), (reading.BASELINE, name), games, annotator="ours"
         )
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps(rows))

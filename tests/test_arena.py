@@ -276,16 +276,17 @@ def test_official_style_control_centres_and_so_keeps_the_advantage(tmp_path: Pat
 
 def test_controls_take_their_own_columns(tmp_path: Path) -> None:
     games, answers = styled(tmp_path, bias=4.0, longer=0.8)
-    assert list(
-        style_control.scores(games, answers, control=("length",), resamples=50)[0]["style"]
-    ) == ["tokens"]
-    assert list(
-        style_control.scores(games, answers, control=("markdown",), resamples=50)[0]["style"]
-    ) == ["headers", "lists", "bold"]
+    (length,) = style_control.scores(games, answers, control=("length",), resamples=50)
+    (markdown,) = style_control.scores(games, answers, control=("markdown",), resamples=50)
+    assert list(length["style"]) == ["tokens"]
+    assert list(markdown["style"]) == ["headers", "lists", "bold"]
 
 
 def test_markdown_is_counted_outside_code() -> None:
-    text = "# One\n\n- a\n  * b\n1. c\n**bold** and __too__\n```\n# no\n- no\n**no**\n```\n####### no\n## Two"
+    text = (
+        "# One\n\n- a\n  * b\n1. c\n**bold** and __too__\n"
+        "```\n# no\n- no\n**no**\n```\n####### no\n## Two"
+    )
     assert style_control.count(text, 9).tolist() == [9, 2, 3, 2]
 
 

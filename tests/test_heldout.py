@@ -43,14 +43,16 @@ LONGER = [
     {"role": "user", "content": "How does a lock on a canal work?"},
     {
         "role": "assistant",
-        "content": "A lock is a chamber with gates at both ends. A boat enters, the gates behind it close, and water is let in "
-        "or out through small openings until the level is the same as on the other side. Then the gates in front open and the boat sails on.",
+        "content": "A lock is a chamber with gates at both ends. A boat enters, the gates behind "
+        "it close, and water is let in or out through small openings until the level is the same "
+        "as on the other side. Then the gates in front open and the boat sails on.",
     },
     {"role": "user", "content": "And who invented it?"},
     {
         "role": "assistant",
-        "content": "Simple locks with a single gate were built in China more than a thousand years ago. The chamber with two gates "
-        "was described there in the tenth century, and in Europe it was first built in the fifteenth century in Italy and the Netherlands.",
+        "content": "Simple locks with a single gate were built in China more than a thousand years "
+        "ago. The chamber with two gates was described there in the tenth century, and in Europe "
+        "it was first built in the fifteenth century in Italy and the Netherlands.",
     },
 ]
 
@@ -111,7 +113,10 @@ def test_a_conversation_without_an_assistant_cannot_be_scored() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_noticed() -> None:
     words, stops = _chatml()
-    words.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] if loop.last else 'earlier' }}<|im_end|>{% endfor %}"
+    words.chat_template = (
+        "{% for m in messages %}<|im_start|>"
+        "{{ m['content'] if loop.last else 'earlier' }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(ValueError, match="otherwise than the whole"):
         heldout_loss.spans_of(words, CONVERSATIONS[1], stops)
 

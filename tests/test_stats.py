@@ -147,9 +147,7 @@ def test_simultaneous_critical_value_of_one_estimate_is_students_t() -> None:
     )
 
 
-def test_simultaneous_critical_value_grows_with_the_family_but_less_when_estimates_move_together() -> (
-    None
-):
+def test_the_critical_value_grows_with_the_family_but_less_where_estimates_move_together() -> None:
     rng = np.random.default_rng(0)
     apart, together = (
         rng.normal(size=(400, 10)),

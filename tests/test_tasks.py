@@ -98,11 +98,14 @@ def test_entries_with_settings_of_their_own_reach_lm_evals_tasks_and_groups(tmp_
     data.write_text('{"q": "1 + 1 =", "a": "2"}\n{"q": "2 + 2 =", "a": "4"}\n')
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\noutput_type: generate_until\n"
-            "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nnum_fewshot: 1\nmetric_list: [{metric: exact_match}]\n"
+            f"task: {name}\ndataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+            "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+            "num_fewshot: 1\nmetric_list: [{metric: exact_match}]\n"
         )
     (tmp_path / "both.yaml").write_text(
-        "group: both\ntask: [two, three]\naggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n"
+        "group: both\ntask: [two, three]\n"
+        "aggregate_metric_list: [{metric: exact_match, weight_by_size: true}]\n"
     )
     wanted = lm_eval_tasks.requested(lm_eval_tasks.expand(["one"]), tmp_path)
     assert wanted == ["one"]

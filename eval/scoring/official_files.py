@@ -18,45 +18,42 @@ from eval.prompt_sets.prompts import Prompt
 
 def alpaca(
     prompts: Sequence[Prompt],
-    answers: pl.DataFrame,
-    baseline: pl.DataFrame,
+    outputs: tuple[pl.DataFrame, pl.DataFrame],
+    generators: tuple[str, str],
     judgments: pl.DataFrame,
     *,
-    model: str,
-    baseline_model: str,
     annotator: str,
 ) -> list[dict[str, Any]]:
     """One AlpacaEval annotation a prompt, in the prompts' order, which is the position that
     official length control joins difficulty by.
 
-    `answers` and `baseline` have id and answer, `judgments` the columns of eval.judges.JUDGMENTS.
-    output_1 is the baseline's; `preference` is 1 + P(the model's answer is better), averaged over
-    both orders where both were asked, null where a game is unjudged. `dataset` is the prompt's
-    category. A prompt that nobody answered keeps its row with a null output. Raises UserError for
-    prompts without a judgment.
+    `outputs` (id and answer) and `generators` (names) are the baseline's and the model's, which
+    become output_1 and output_2; `judgments` has the columns of eval.judges.JUDGMENTS. `preference`
+    is 1 + P(the model's answer is better), averaged over both orders where both were asked, null
+    where a game is unjudged. `dataset` is the prompt's category. A prompt that nobody answered
+    keeps its row with a null output. Raises UserError for prompts without a judgment.
     """
-    texts = [dict(zip(frame["id"], frame["answer"], strict=True)) for frame in (baseline, answers)]
-    preferences: dict[str, list[float | None]] = {}
-    for item, preference in judgments.select("item", "preference").iter_rows():
-        preferences.setdefault(item, []).append(preference)
+    theirs, mine = (dict(frame.select("id", "answer").iter_rows()) for frame in outputs)
+    judged = ~pl.col("preference").is_null().any()
+    games = judgments.group_by("item").agg(pl.when(judged).then(pl.col("preference").mean()))
+    preferences = dict(games.with_columns(pl.col("preference") + 1).iter_rows())
     rows = []
     for prompt in prompts:
-        found = preferences.get(prompt.id)
-        if found is None:
+        if prompt.id not in preferences:
             raise UserError(
-                f"the judgments hold none for the prompt {prompt.id}; give the prompt set that was judged."
+                f"the judgments hold none for the prompt {prompt.id}; "
+                "give the prompt set that was judged."
             )
-        judged = [p for p in found if p is not None]
         rows.append(
             {
                 "instruction": prompt.prompt,
-                "output_1": texts[0].get(prompt.id),
-                "generator_1": baseline_model,
+                "output_1": theirs.get(prompt.id),
+                "generator_1": generators[0],
                 "dataset": prompt.category,
-                "output_2": texts[1].get(prompt.id),
-                "generator_2": model,
+                "output_2": mine.get(prompt.id),
+                "generator_2": generators[1],
                 "annotator": annotator,
-                "preference": 1 + sum(judged) / len(judged) if len(judged) == len(found) else None,
+                "preference": preferences[prompt.id],
             }
         )
     return rows
@@ -82,7 +79,8 @@ def arena(
         played = games.sort("game")
         if played["order"].to_list() != ["baseline", "model"]:
             raise UserError(
-                f"question {item} has {played.height} games; Arena-Hard judges two, the baseline first and then the model first."
+                f"question {item} has {played.height} games; Arena-Hard judges two, "
+                "the baseline first and then the model first."
             )
         category = str(played["category"][0] or "")
         scored = [

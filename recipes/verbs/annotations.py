@@ -65,13 +65,13 @@ def _texts(
     model = run.replace("/", "-")
     if isinstance(protocol, AlpacaProtocol):
         prompts = results["prompts/alpaca"].path / "prompts.jsonl"
+        theirs = pl.read_parquet(baseline / "answers.parquet")
+        mine = pl.read_parquet(_answers(results, run, "alpaca") / "answers.parquet")
         annotations = forms.alpaca(
             benchmarks.prompts(str(prompts)),
-            pl.read_parquet(_answers(results, run, "alpaca") / "answers.parquet"),
-            pl.read_parquet(baseline / "answers.parquet"),
+            (theirs, mine),
+            (str(named), model),
             games if len(judges) == 1 else several_judges.by_item(games),
-            model=model,
-            baseline_model=str(named),
             annotator="+".join(judges),
         )
         text = json.dumps(annotations, ensure_ascii=False, indent=1)
