@@ -44,7 +44,12 @@ _OUTCOMES = {
     "B>>A": (0.0, WEIGHT),
 }
 """For the first answer shown: outcome and weight of each label."""
-_WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+_WINNERS = {
+    "model_a": 1.0,
+    "model_b": 0.0,
+    "tie": 0.5,
+    "tie (bothbad)": 0.5,
+}
 
 Outcome = tuple[str, float, float]
 """One judged game: its question, the outcome for the model, its weight."""
@@ -187,7 +192,8 @@ def _label(game: Any, version: str, where: str) -> str | None:
 def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
     """Battles by model; the baseline is the one that takes part in every battle (of two, the one
     that is model_a more often)."""
-    common = set.intersection(*({str(b.get("model_a")), str(b.get("model_b"))} for _, b in battles))
+    players = [{str(b.get("model_a")), str(b.get("model_b"))} for _, b in battles]
+    common = set.intersection(*players)
     if not common:
         raise UserError(
             "the battles share no baseline: Arena-Hard compares every model with one and the same; "
@@ -235,7 +241,8 @@ def items(games: Games) -> dict[str, float]:
     # How far a question pulls the score from where it is: the derivative of the ratio.
     distance = games.weight * (100 * games.outcome - score(games))
     pull = games.by_question(distance) / games.weight.sum()
-    return dict(zip(labels, (score(games) + len(labels) * pull).tolist(), strict=True))
+    values = score(games) + len(labels) * pull
+    return dict(zip(labels, values.tolist(), strict=True))
 
 
 def interval(games: Games, *, resamples: int = 10_000) -> stats.Interval:
@@ -271,7 +278,9 @@ def official_intervals(models: Sequence[Games]) -> list[stats.Interval]:
     rng = np.random.default_rng(42)
     intervals = []
     for games, won in zip(models, battles, strict=True):
-        own = 100 * won[rng.integers(0, len(won), size=(ROUNDS, len(won)))].mean(axis=1)
+        n = len(won)
+        drawn = rng.integers(0, n, size=(ROUNDS, n))
+        own = 100 * won[drawn].mean(axis=1)
         intervals.append(
             stats.draws_interval(float(own.mean()), own, math.inf, games.asked, level=0.9)
         )

@@ -162,7 +162,8 @@ def _problem(own: Design, counts: Floats | None = None) -> tuple[Features, Float
     batch = len(drawn)
     total = drawn.sum(axis=1, keepdims=True)
     mean = (drawn * own.delta).sum(axis=1, keepdims=True) / total
-    sd = np.sqrt((drawn * (own.delta - mean) ** 2).sum(axis=1, keepdims=True) / (total - 1))
+    squares = drawn * (own.delta - mean) ** 2
+    sd = np.sqrt(squares.sum(axis=1, keepdims=True) / (total - 1))
     # Answers of one length have no sd: their length term is 0 for all.
     scaled = np.divide(own.delta, sd, out=np.zeros((batch, n)), where=sd > 0)
     x = (
@@ -218,9 +219,10 @@ def items(own: Design) -> Floats:
     x, y, weight = _problem(own)
     (w,) = fit(x, y, weight, DEFAULT_C)
     n = len(own.delta)
-    rows = np.stack([np.broadcast_to(np.atleast_2d(column)[0], y.shape) for column in x], axis=1)
+    rows = np.column_stack([x[0][0], x[1], x[2]])
     p = _sigmoid(rows @ w)
-    curve = DEFAULT_C * (rows * (weight[0] * p * (1 - p))[:, None]).T @ rows
+    information = weight[0] * p * (1 - p)
+    curve = DEFAULT_C * (rows * information[:, None]).T @ rows
     predicted = _predictions(w[None], own.difficulty)[0]
     slope = predicted * (1 - predicted)
     # d(score)/dw; the length term is set to 0 in the score, so its coefficient moves nothing.
@@ -229,21 +231,26 @@ def items(own: Design) -> Floats:
     # penalty holds at 0 stays there.
     active = w != 0
     pull = np.zeros(3)
-    pull[active] = np.linalg.solve(curve[np.ix_(active, active)], gradient[active])
+    among = np.ix_(active, active)
+    pull[active] = np.linalg.solve(curve[among], gradient[active])
     own_rows = rows[:n]
-    own_p = p[:n]
+    residual = p[:n] - y[:n]
     pulled = own_rows @ pull
-    change = (predicted - predicted.mean()) / n + DEFAULT_C * pulled * (y[:n] - own_p)
+    mean = predicted.mean()
+    change = (predicted - mean) / n - DEFAULT_C * pulled * residual
     # A row also moves the sd that scales every length term: d(score)/d(log sd) times d(log
     # sd)/d(weight of the row).
     length = own_rows[:, 0]
-    stretch = -np.arctanh(np.clip(length, -1 + 1e-15, 1 - 1e-15)) * (1 - length**2)
-    moved = pull[0] * (own_p - y[:n]) + w[0] * own_p * (1 - own_p) * pulled
+    bounded = np.clip(length, -1 + 1e-15, 1 - 1e-15)
+    stretch = -np.arctanh(bounded) * (1 - length**2)
+    moved = pull[0] * residual + w[0] * information[:n] * pulled
     by_sd = -DEFAULT_C * stretch @ moved
     squares = (own.delta - own.delta.mean()) ** 2
     if squares.sum() > 0:
-        change += by_sd * (n * squares / squares.sum() - 1) / (2 * n)
-    return np.asarray(100 * (predicted.mean() + n * (change - change.mean())))
+        share = n * squares / squares.sum()
+        change += by_sd * (share - 1) / (2 * n)
+    centred = change - change.mean()
+    return np.asarray(100 * (mean + n * centred))
 
 
 def official(model: Judged, reference: Reference) -> tuple[float, float]:
@@ -275,7 +282,8 @@ def official(model: Judged, reference: Reference) -> tuple[float, float]:
     weight = np.where(is_own, 1.0, GAMED_WEIGHT)
     w = fit(x, y, weight, cross_validated_c(x, y, weight))
     predicted = 100 * _predictions(w, difficulty)[0]
-    return float(predicted.mean()), float(predicted.std(ddof=1) / math.sqrt(n))
+    error = predicted.std(ddof=1) / math.sqrt(n)
+    return float(predicted.mean()), float(error)
 
 
 def cross_validated_c(x: Features, y: Floats, weight: Floats, folds: int = 5) -> float:
@@ -287,7 +295,8 @@ def cross_validated_c(x: Features, y: Floats, weight: Floats, folds: int = 5) ->
     training = np.repeat(weight * ~held_out, len(CS), axis=0)
     w = fit(x, y, training, np.tile(CS, folds))
     p = np.clip(_sigmoid(w @ np.stack(x)), 1e-15, 1 - 1e-15)
-    loss = -(weight * (y * np.log(p) + (1 - y) * np.log(1 - p)))
+    likelihood = y * np.log(p) + (1 - y) * np.log(1 - p)
+    loss = -(weight * likelihood)
     counted = np.repeat(held_out, len(CS), axis=0)
     means = (loss * counted).sum(axis=1) / counted.sum(axis=1)
     return float(CS[means.reshape(folds, -1).mean(axis=0).argmin()])

@@ -27,7 +27,8 @@ def fit(
     columns = [np.atleast_2d(a) for a in x]
     y = np.atleast_2d(y)
     weight = np.atleast_2d(weight)
-    batch = max(np.size(c), *(len(a) for a in (*columns, weight)))
+    problems = [len(a) for a in (*columns, weight)]
+    batch = max(np.size(c), *problems)
     scale = np.broadcast_to(c, (batch,))
     w = np.zeros((batch, 3)) if start is None else np.tile(start, (batch, 1))
     value, slope, curve = _objective(w, columns, y, weight, scale)
@@ -56,20 +57,27 @@ def _objective(
     w: Floats, x: list[Floats], y: Floats, weight: Floats, c: Floats
 ) -> tuple[Floats, Floats, Floats]:
     """Penalised objective (B,), gradient (B, 3) and Hessian (B, 3, 3) of its smooth part."""
-    eta = w[:, :1] * x[0] + w[:, 1:2] * x[1] + w[:, 2:] * x[2]
+    first, second, third = w.T[:, :, None]
+    eta = first * x[0]
+    eta = eta + second * x[1]
+    eta = eta + third * x[2]
     # exp of -|eta| never overflows; both the probability and the loss are written with it.
     small = np.exp(-abs(eta))
     p = np.where(eta >= 0, 1.0, small) / (1 + small)
     loss = np.maximum(eta, 0) + np.log1p(small) - y * eta
-    value = abs(w).sum(axis=1) + c * (weight * loss).sum(axis=1)
+    fit_loss = (weight * loss).sum(axis=1)
+    value = abs(w).sum(axis=1) + c * fit_loss
     residual = weight * (p - y)
     information = weight * p * (1 - p)
-    slope = np.stack([(residual * column).sum(axis=1) for column in x], axis=1) * c[:, None]
+    slopes = [(residual * column).sum(axis=1) for column in x]
+    slope = np.stack(slopes, axis=1) * c[:, None]
     curve = np.empty((len(w), 3, 3))
     for i in range(3):
         part = information * x[i]
         for j in range(i, 3):
-            curve[:, i, j] = curve[:, j, i] = (part * x[j]).sum(axis=1) * c
+            bend = (part * x[j]).sum(axis=1) * c
+            curve[:, i, j] = bend
+            curve[:, j, i] = bend
     return value, slope, curve
 
 
@@ -81,12 +89,18 @@ def _step(w: Floats, slope: Floats, curve: Floats) -> Floats:
     """
     # A feature that is zero everywhere keeps its coefficient at 0.
     ridge = curve + 1e-10 * np.eye(3)
-    sign = np.sign(w - np.linalg.solve(ridge, slope[..., None])[..., 0])
-    step = -np.linalg.solve(ridge, (slope + sign)[..., None])[..., 0]
-    rest = (np.sign(w + step) != sign).any(axis=1) | (sign == 0).any(axis=1)
+    sign = np.sign(w - _solve(ridge, slope))
+    step = -_solve(ridge, slope + sign)
+    moved = np.sign(w + step) != sign
+    rest = (moved | (sign == 0)).any(axis=1)
     if rest.any():
         step[rest] = _coordinate_descent(w[rest], slope[rest], ridge[rest])
     return step
+
+
+def _solve(a: Floats, b: Floats) -> Floats:
+    """x (B, 3) with a x = b, problem by problem."""
+    return np.asarray(np.linalg.solve(a, b[..., None])[..., 0])
 
 
 def _coordinate_descent(w: Floats, slope: Floats, curve: Floats) -> Floats:
@@ -100,7 +114,8 @@ def _coordinate_descent(w: Floats, slope: Floats, curve: Floats) -> Floats:
             tilt = slope[:, j] + (curve[:, j] * step).sum(axis=1)
             target = w[:, j] + step[:, j] - tilt / second
             # The penalty pulls the minimum towards 0 by 1 / second, and holds it there.
-            step[:, j] = np.sign(target) * np.maximum(abs(target) - 1 / second, 0) - w[:, j]
+            shrunk = np.maximum(abs(target) - 1 / second, 0)
+            step[:, j] = np.sign(target) * shrunk - w[:, j]
         if abs(step - before).max() < 1e-12:
             break
     return step

@@ -62,12 +62,13 @@ def run(inputs: Inputs, out: Path) -> Counts:
     and is called so). Counts: items, unjudged, and each benchmark's main figure. Raises UserError
     when a folder does not hold what it should.
     """
+    columns = [pl.col(name).cast(kind) for name, kind in SCORES.items()]
     frames = [pl.DataFrame(schema=SCORES)]
     summary: dict[str, Figures] = {}
     for name in SCORED:
         for benchmark, items, figures in SCORED[name](inputs) if name in inputs else ():
             named = items.with_columns(benchmark=pl.lit(benchmark))
-            frames.append(named.select(pl.col(column).cast(SCORES[column]) for column in SCORES))
+            frames.append(named.select(columns))
             summary[benchmark] = figures
     frame = pl.concat(frames)
     if frame.is_empty():
@@ -81,7 +82,11 @@ def run(inputs: Inputs, out: Path) -> Counts:
         for benchmark, figures in known.items()
         for metric, facts in figures.items()
     }
-    return {"items": frame.height, "unjudged": frame["value"].null_count(), **main}
+    return {
+        "items": frame.height,
+        "unjudged": frame["value"].null_count(),
+        **main,
+    }
 
 
 def _read(folder: Path, name: str) -> pl.DataFrame:
@@ -233,7 +238,8 @@ def _mtbench(inputs: Inputs) -> Iterator[Scored]:
 def _heldout(inputs: Inputs) -> Iterator[Scored]:
     frame = _read(inputs["heldout"], "losses.parquet")
     rows = _items("loss", frame.rename({"id": "item", "loss": "value"}))
-    yield "heldout", rows, {"loss": _figure(rows) | {"tokens": int(frame["tokens"].sum() or 0)}}
+    loss = _figure(rows) | {"tokens": int(frame["tokens"].sum())}
+    yield "heldout", rows, {"loss": loss}
 
 
 def _tasks(inputs: Inputs) -> Iterator[Scored]:
@@ -285,4 +291,9 @@ def _figure(rows: pl.DataFrame) -> dict[str, Any]:
     values = rows["value"].drop_nulls()
     mean = stats.mean_interval(values) if len(values) else stats.NOTHING
     unjudged = rows.height - len(values)
-    return {"value": mean.value, **mean.bounds(), "n": len(values), "unjudged": unjudged}
+    return {
+        "value": mean.value,
+        **mean.bounds(),
+        "n": len(values),
+        "unjudged": unjudged,
+    }

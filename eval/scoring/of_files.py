@@ -95,7 +95,11 @@ def _length_controlled(
     row |= {own.metric: length_control.point(own), error: None}
     if len(own.delta) >= stats.MINIMUM_CLUSTERS:
         found = length_control.interval(own)
-        row |= {error: found.standard_error, "lc_lower": found.lower, "lc_upper": found.upper}
+        row |= {
+            error: found.standard_error,
+            "lc_lower": found.lower,
+            "lc_upper": found.upper,
+        }
     else:
         notes.append(
             "no length-controlled interval: a bootstrap over fewer than "
@@ -186,7 +190,12 @@ def _explain(row: Row, g: arena.Games, compat: str | None) -> None:
         notes.append(f"pooled over the judges {', '.join(g.judges)}")
     if g.model == g.baseline:
         if compat == "official":
-            row |= {"score": 50.0, "standard_error": 0.0, "lower": 50.0, "upper": 50.0}
+            row |= {
+                "score": 50.0,
+                "standard_error": 0.0,
+                "lower": 50.0,
+                "upper": 50.0,
+            }
         notes.append(
             "the baseline: 50 by definition; its battles against itself measure the judge's noise"
         )

@@ -88,7 +88,12 @@ def arena(
             for label, verdict, status in played.select("label", "verdict", "status").iter_rows()
         ]
         if version == "v0.1":
-            yield {"question_id": item, "model": model, "judge": judge, "games": scored}
+            yield {
+                "question_id": item,
+                "model": model,
+                "judge": judge,
+                "games": scored,
+            }
         else:
             name = baseline_model if isinstance(baseline_model, str) else baseline_model[category]
             yield {

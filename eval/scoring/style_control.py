@@ -141,14 +141,16 @@ class _Regression:
 
         def loss(w: Floats) -> float:
             eta = x @ w
-            return float(weight @ (np.logaddexp(0, eta) - y * eta) + self.penalty @ w**2 / 2)
+            losses = np.logaddexp(0, eta) - y * eta
+            return float(weight @ losses + self.penalty @ w**2 / 2)
 
         w = np.zeros(x.shape[1]) if start is None else start
         value = loss(w)
         for _ in range(100):
             p = 1 / (1 + np.exp(-x @ w))
             slope = x.T @ (weight * (p - y)) + self.penalty * w
-            curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(self.penalty)
+            information = weight * p * (1 - p)
+            curve = (x * information[:, None]).T @ x + np.diag(self.penalty)
             step = np.linalg.solve(curve, slope)
             # The loss is convex, so a step that is short enough always lowers it.
             size = 1.0
@@ -199,7 +201,14 @@ def scores(
             value = float(np.median(own))
             level = 0.9
         found = stats.draws_interval(value, own, math.inf, len(own), level)
-        rows.append({"model": game.model, "score": value, **found.bounds(), "style": dict(style)})
+        rows.append(
+            {
+                "model": game.model,
+                "score": value,
+                **found.bounds(),
+                "style": dict(style),
+            }
+        )
     return rows
 
 
@@ -208,7 +217,8 @@ def _regression(
 ) -> _Regression:
     """The problem whose coefficients are the models' strengths and the style's; `diff` (n, style)
     is scaled to a standard deviation of 1, and to a mean of 0 where it is `centred`."""
-    owner = np.repeat(np.arange(len(games)), [len(game.outcome) for game in games])
+    lengths = [len(game.outcome) for game in games]
+    owner = np.repeat(np.arange(len(games)), lengths)
     outcome = np.concatenate([game.outcome for game in games])
     weight = np.concatenate([game.weight for game in games])
     mean = (weight @ diff) / weight.sum()

@@ -135,7 +135,8 @@ def reward(
     for row in battles:
         model = row["model_A"] if row["model_B"] == rival else row["model_B"]
         sign = {"tie": 0, model: 1}.get(row["winner"], -1)
-        rewards.setdefault(model, []).append((row["session_id"], sign * REWARDS[row["extent"]]))
+        value = sign * REWARDS[row["extent"]]
+        rewards.setdefault(model, []).append((row["session_id"], value))
     return [
         {"model": model, "reference": rival} | _mean_reward(own) for model, own in rewards.items()
     ]
@@ -173,7 +174,11 @@ def _mean_reward(rewards: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """Figures of (task, reward) pairs, of which there is at least one."""
     tasks, values = zip(*rewards, strict=True)
     mean = stats.mean_interval(values, tasks)
-    return {"reward": mean.value, **mean.bounds(), "total": mean.n}
+    return {
+        "reward": mean.value,
+        **mean.bounds(),
+        "total": mean.n,
+    }
 
 
 def read(path: Path) -> tuple[str, list[Row]]:
