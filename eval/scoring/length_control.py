@@ -226,7 +226,8 @@ def items(own: Design) -> Floats:
     predicted = _predictions(w[None], own.difficulty)[0]
     slope = predicted * (1 - predicted)
     # d(score)/dw; the length term is set to 0 in the score, so its coefficient moves nothing.
-    gradient = np.array([0.0, (slope * own.difficulty).mean(), slope.mean()])
+    features = np.column_stack([np.zeros(n), own.difficulty, np.ones(n)])
+    gradient = (slope[:, None] * features).mean(axis=0)
     # A row pulls the coefficients by curve^-1 times its own gradient. A coefficient that the
     # penalty holds at 0 stays there.
     active = w != 0
@@ -234,7 +235,8 @@ def items(own: Design) -> Floats:
     among = np.ix_(active, active)
     pull[active] = np.linalg.solve(curve[among], gradient[active])
     own_rows = rows[:n]
-    residual = p[:n] - y[:n]
+    own_p = p[:n]
+    residual = own_p - y[:n]
     pulled = own_rows @ pull
     mean = predicted.mean()
     change = (predicted - mean) / n - DEFAULT_C * pulled * residual
@@ -243,7 +245,7 @@ def items(own: Design) -> Floats:
     length = own_rows[:, 0]
     bounded = np.clip(length, -1 + 1e-15, 1 - 1e-15)
     stretch = -np.arctanh(bounded) * (1 - length**2)
-    moved = pull[0] * residual + w[0] * information[:n] * pulled
+    moved = pull[0] * residual + w[0] * own_p * (1 - own_p) * pulled
     by_sd = -DEFAULT_C * stretch @ moved
     squares = (own.delta - own.delta.mean()) ** 2
     if squares.sum() > 0:

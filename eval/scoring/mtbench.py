@@ -15,7 +15,7 @@ from eval import stats
 
 def figures(ratings: pl.DataFrame) -> dict[str, Any]:
     """The mean rating over both turns with its cluster-robust error, and the mean of each turn:
-    value, standard_error, lower, upper, n, unjudged, turn_1, turn_2.
+    value, n, standard_error, lower, upper, unjudged, turn_1, turn_2.
 
     `ratings` has item, turn (1 or 2) and rating (1 to 10, null where unjudged), one row a turn.
     """
@@ -26,8 +26,8 @@ def figures(ratings: pl.DataFrame) -> dict[str, Any]:
     turns = {turn: rated.filter(pl.col("turn") == turn)["rating"] for turn in (1, 2)}
     return {
         "value": mean.value,
-        **mean.bounds(),
         "n": rated.height,
+        **mean.bounds(),
         "unjudged": ratings.height - rated.height,
         **{f"turn_{turn}": values.mean() for turn, values in turns.items()},
     }
