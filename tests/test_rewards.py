@@ -19,7 +19,6 @@ from core.tracking import Log
 from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
 from eval.judging import pairwise, reward_model, settle
 from eval.scoring import of_checkpoint
-from recipes.stages.judging import _estimate
 from tests import small_recipe
 from tests.eval_files import answers_folder, duel, prompt_file
 from tests.scripted_model import magpie
@@ -242,6 +241,6 @@ def test_other_codes_orders_or_prompts_do_not_buy_a_reward_again(llama: Path) ->
 def test_the_plan_counts_a_call_for_each_answer_and_nothing_generated(llama: Path) -> None:
     config = EvalConfig(judge=JudgeConfig(model=str(llama)), alpaca=AlpacaConfig(mode="reward"))
     assert (
-        _estimate(config.protocol("alpaca"), [400] * 10)
+        settle.estimate(config.protocol("alpaca"), [400] * 10)
         == "at most 20 calls, 22,480 prompt tokens, 0 generated"
     )

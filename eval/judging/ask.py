@@ -6,34 +6,31 @@ reason). What never got a usable reply is not settled, and is asked again by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from core import control_tokens
-from core.columns import FAILED, OK, Column
+from core import control_tokens, models
+from core.columns import Column
 from core.errors import UserError
-from core.servers import Endpoint
+from core.servers import Servers
 from core.tracking import Log
-from core.wire import Reply, Request
-from eval.config import (
-    AlpacaConfig,
-    ArenaConfig,
-    JudgeConfig,
-    MTBenchConfig,
-    RewardProtocol,
-    WildBenchConfig,
-)
+from core.wire import Reply, Request, ServerSpec
+from eval.config import AlpacaConfig
 from eval.judging import templates, verdicts
 from eval.judging.journal import Draft, Journal, Purse
 from eval.judging.templates import Message, Template
+from eval.judging.verdicts import Judged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FIELDS: dict[str, pl.DataType | type[pl.DataType]] = {
+Fields = Mapping[str, pl.DataType | type[pl.DataType]]
+
+FIELDS: Fields = {
     "first": pl.Float64,
     "label": pl.String,
     "verdict": pl.String,
@@ -51,9 +48,6 @@ fingerprint as the endpoint returned them."""
 TRIES = 3
 """How often a question is asked whose replies are no verdict's form at all (wrong schema, no text);
 the endpoint retries the rest."""
-FLUSH = 256
-"""Judgments between two parts of the column; the journal holds what is in between."""
-_OPENING = "\n\nMy verdict: [["
 
 
 @dataclass(frozen=True)
@@ -65,85 +59,136 @@ class Question:
     values: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Means:
+    """With what judgments are bought, and where they are kept for good: the root of the store."""
+
+    root: Path
+    purse: Purse
+    servers: Servers
+    log: Log
+
+
 @dataclass
 class Asker:
     """Asks one judge under one protocol and settles what comes back into `column`."""
 
-    judge: JudgeConfig
-    protocol: AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardProtocol
-    tokenizer: PreTrainedTokenizerBase | None
-    """The judge's, when it is asked by token ids; None for a chat endpoint."""
+    protocol: Judged
     column: Column
     journal: Journal
-    purse: Purse
-    log: Log
-    name: str | None = None
-    """Recorded as the judge's name instead of what the server calls it (our own servers name a
-    model by its path on this machine)."""
+    means: Means
+
+    unit: ClassVar[str] = "judgments"
+    turns: ClassVar[bool] = True
+    """Whether a question may take several, of which the journal holds the first."""
 
     def __post_init__(self) -> None:
-        self._codes: dict[str, str] = {}
-        if (
-            self.tokenizer is not None
-            and isinstance(self.protocol, AlpacaConfig)
-            and self.protocol.mode == "logprob"
-        ):
-            for code in self.protocol.codes:
-                ids = control_tokens.hostile_ids(self.tokenizer, code)
-                if len(ids) != 1:
-                    raise UserError(
-                        f"the verdict code '{code}' is {len(ids)} tokens for {self.judge.model}; choose codes of one token each."
-                    )
-                self._codes[f"token_id:{ids[0]}"] = code
+        self.judge = self.protocol.judge
+        # The judge's, when it is asked by token ids; None for a chat endpoint.
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        # Recorded as the judge's name instead of what the server calls it: our own servers name a
+        # model by its path on this machine.
+        self.name: str | None = None
+        self.code_of_token: dict[str, str] = {}
+        # The verdict codes whose log-probabilities are read.
+        self.codes: tuple[str, ...] = ()
+        if isinstance(self.protocol, AlpacaConfig) and self.protocol.mode == "logprob":
+            self.codes = self.protocol.codes
 
-    def ask(
-        self, endpoint: Endpoint, questions: Iterable[Question], done: int, total: int
-    ) -> dict[str, str]:
+    def announcement(self, missing: Sequence[Question], known: int) -> str:
+        """What is about to be asked, in words."""
+        texts = [text for question in missing for text in question.values.values()]
+        texts += [text for question in missing for _, text in question.shape.messages]
+        size, most = sum(map(len, texts)) // 4, len(missing) * most_tokens(self.protocol.sampling)
+        line = (
+            f"judge {self.judge.model}: {len(missing)} to ask, {known} in the store; "
+            f"about {size} prompt tokens, at most {most} generated"
+        )
+        if self.judge.prices is None:
+            return line
+        purse = self.means.purse
+        return (
+            f"{line}, so at most about {purse.cost(size, most):.4g}; "
+            f"spent before: {purse.spent:.4g}"
+        )
+
+    def nothing(self, asked: int, why: str) -> str:
+        """That not one of the questions asked was answered, in words."""
+        return (
+            f"the judge {self.judge.model} gave no judgment on any of {asked} questions; "
+            f"the first reason: {why}"
+        )
+
+    def ask(self, questions: Iterable[Question], done: int, total: int) -> dict[str, str]:
         """Ask all questions, further turns included; returns why, by id, for those that are not
         settled."""
+        endpoint = self.means.servers.serve(self._spec())
         by_id = {question.id: question for question in questions}
         drafts = {name: self.journal.drafts.get(name, Draft()) for name in by_id}
-        settled: list[dict[str, Any]] = []
         reasons: dict[str, str] = {}
         waiting = list(by_id)
-        try:
-            while waiting and not self.purse.stopped:
-                again: list[str] = []
-                for reply in endpoint.stream(self._requests(waiting, by_id, drafts)):
+        with self.column.filling() as add:
+            while waiting and not self.means.purse.stopped:
+                requests = self._requests([by_id[name] for name in waiting], drafts)
+                waiting = []
+                for reply in endpoint.stream(requests):
                     outcome = self._read(reply, drafts[reply.key])
                     if isinstance(outcome, Draft):
                         drafts[reply.key] = outcome
-                        again.append(reply.key)
+                        waiting.append(reply.key)
                         continue
                     if isinstance(outcome, str):
                         reasons[reply.key] = outcome
                     else:
-                        settled.append(outcome)
-                        if len(settled) >= FLUSH:
-                            self.column.append(settled)
-                            settled.clear()
+                        self.journal.write(outcome)
+                        add(outcome)
                     done += 1
-                    self.log.progress(done, total, "judgments")
-                waiting = again
-        finally:
-            self.column.append(settled)
+                    self.means.log.progress(done, total, self.unit)
         return reasons
 
+    def _spec(self) -> ServerSpec:
+        """The judge's server; also learns the judge's tokenizer, codes and name."""
+        judge = self.judge
+        hosted = bool(judge.server.get("urls"))
+        if hosted and judge.asks_by == "chat":
+            return ServerSpec(model=judge.model, **judge.server)
+        path = models.resolve(judge.model, judge.revision).path
+        self.name = None if hosted else short_name(judge.model)
+        if judge.asks_by == "completions":
+            self.tokenizer = models.tokenizer(path)
+            self.code_of_token = self._code_tokens(self.tokenizer)
+        return ServerSpec(model=path, **judge.server)
+
+    def _code_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+        """The protocol's codes by the names that a server gives their tokens."""
+        names = {}
+        for code in self.codes:
+            ids = control_tokens.hostile_ids(tokenizer, code)
+            if len(ids) != 1:
+                raise UserError(
+                    f"the verdict code '{code}' is {len(ids)} tokens for {self.judge.model}; "
+                    "choose codes of one token each."
+                )
+            names[f"token_id:{ids[0]}"] = code
+        return names
+
     def _requests(
-        self, waiting: Iterable[str], questions: Mapping[str, Question], drafts: Mapping[str, Draft]
+        self, questions: Iterable[Question], drafts: Mapping[str, Draft]
     ) -> Iterator[Request]:
-        for name in waiting:
-            request = self._request(questions[name], drafts[name])
-            prompt = request.body.get("prompt") or [m["content"] for m in request.body["messages"]]
-            size = (
-                len(prompt) if self.tokenizer is not None else len("".join(prompt)) // 2
-            )  # a generous guess where no tokenizer is known
-            if not self.purse.reserve(name, size, most_tokens(request.body)):
+        for question in questions:
+            request = self._request(question, drafts[question.id])
+            body = request.body
+            if "messages" in body:
+                # A generous guess where no tokenizer is known.
+                size = sum(len(message["content"]) for message in body["messages"]) // 2
+            else:
+                size = len(body.get("prompt") or body["input"])
+            if not self.means.purse.reserve(question.id, size, most_tokens(body)):
                 return
             yield request
 
     def _request(self, question: Question, draft: Draft) -> Request:
-        sampling = dict(self.protocol.sampling)
+        """A question, or its next turn, as the judge's API takes it."""
         follow: list[Message] = []
         if draft.turn == "continue":
             text = (templates.FOLDER / "arena-continue.jinja").read_text().strip()
@@ -151,26 +196,22 @@ class Asker:
                 {"role": "assistant", "content": draft.text},
                 {"role": "user", "content": text},
             ]
-        logprob = isinstance(self.protocol, AlpacaConfig) and self.protocol.mode == "logprob"
+        sampling = self.protocol.sampling
         if self.tokenizer is None:
-            body = {
-                "messages": templates.messages(question.shape, question.values, follow),
-                **sampling,
-            }
-            if logprob:
+            shown = templates.messages(question.shape, question.values, follow)
+            body = {"messages": shown, **sampling}
+            if self.codes:
                 body |= {"logprobs": True, "top_logprobs": sampling.get("top_logprobs", 20)}
             return Request(question.id, body, "/v1/chat/completions")
         ids = templates.token_ids(self.tokenizer, question.shape, question.values, follow)
-        if draft.turn == "constrain":
-            ids = ids + control_tokens.hostile_ids(self.tokenizer, draft.text + _OPENING)
-            # The judge's free text is over: what is left is one of five short labels.
-            sampling |= {
-                "max_tokens": 16,
-                "temperature": 0,
-                "structured_outputs": {"choice": list(verdicts.LABELS)},
-            }
         body = {"prompt": ids, **sampling}
-        if logprob:
+        if draft.turn == "constrain":
+            before = draft.text + verdicts.OPENING
+            body["prompt"] = ids + control_tokens.hostile_ids(self.tokenizer, before)
+            # The judge's free text is over: what is left is one of five short labels.
+            choice = {"choice": list(verdicts.LABELS)}
+            body |= {"max_tokens": 16, "temperature": 0, "structured_outputs": choice}
+        if self.codes:
             body |= {"logprobs": sampling.get("logprobs", 20), "return_tokens_as_token_ids": True}
         return Request(question.id, body)
 
@@ -179,158 +220,61 @@ class Asker:
         none."""
         body = reply.body
         if body is None:
-            self.purse.settle(reply.key, 0, 0)
+            self.means.purse.settle(reply.key, 0, 0)
             return reply.error or "no reply"
-        spent = _usage(body)
-        self.purse.settle(reply.key, *spent)
-        total = draft.prompt_tokens + spent[0], draft.tokens + spent[1]
+        prompt_tokens, tokens = usage(body)
+        self.means.purse.settle(reply.key, prompt_tokens, tokens)
+        cost: dict[str, Any] = {
+            "prompt_tokens": draft.prompt_tokens + prompt_tokens,
+            "tokens": draft.tokens + tokens,
+        }
         try:
             choice = body["choices"][0]
-            text = choice["text"] if "text" in choice else choice["message"]["content"]
-            if not isinstance(text, str):
-                raise TypeError(
-                    "the reply holds no text"
-                    + (" (a refusal)" if (choice.get("message") or {}).get("refusal") else "")
-                )
-            outcome = self._verdict(choice, text, draft)
+            written = verdicts.Written(choice, _text(choice), draft, self.code_of_token)
+            outcome = verdicts.read(self.protocol, written)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            reason = f"malformed reply: {type(error).__name__} {error}"
-            return (
-                reason
-                if draft.tries + 1 >= TRIES
-                else Draft(draft.turn, draft.text, *total, tries=draft.tries + 1)
-            )
+            if draft.tries + 1 >= TRIES:
+                return malformed(error)
+            return replace(draft, tries=draft.tries + 1, **cost)
         if isinstance(outcome, Draft):
-            outcome.prompt_tokens, outcome.tokens = total
+            outcome = replace(outcome, **cost)
             self.journal.write({"id": reply.key, "draft": vars(outcome)})
             return outcome
-        cell = {
-            "id": reply.key,
-            "prompt_tokens": total[0],
-            "tokens": total[1],
+        said_by = {
             "model": self.name or body.get("model"),
             "fingerprint": body.get("system_fingerprint"),
-            **outcome,
         }
-        self.journal.write(cell)
-        return cell
-
-    def _verdict(
-        self, choice: Mapping[str, Any], text: str, draft: Draft
-    ) -> dict[str, Any] | Draft:
-        if isinstance(self.protocol, ArenaConfig):
-            return self._label(text, draft)
-        if isinstance(self.protocol, RewardProtocol):
-            return self._choice(choice, text)
-        if not isinstance(self.protocol, AlpacaConfig):
-            return self._rating(choice, text)
-        codes = self.protocol.codes
-        mass: float | None = None
-        if self.protocol.mode == "logprob":
-            top = {
-                self._codes.get(token, token): value
-                for token, value in verdicts.top_tokens(choice).items()
-            }
-            first, mass = verdicts.verdict_mass(top, codes)
-            reason = f"neither {codes[0]} nor {codes[1]} is among the judge's first {len(top)} candidates"
-        else:
-            first = verdicts.parse_code(verdicts.own_words(text), codes)
-            reason = f"the judge wrote neither {codes[0]} nor {codes[1]}"
-        label = None if first is None or first == 0.5 else codes[0] if first > 0.5 else codes[1]
-        return _cell(first, label, text, None if first is not None else reason) | {"mass": mass}
-
-    def _rating(self, choice: Mapping[str, Any], text: str) -> dict[str, Any]:
-        read = (
-            verdicts.closing_score
-            if isinstance(self.protocol, WildBenchConfig)
-            else verdicts.closing_rating
-        )
-        cut = (
-            choice.get("finish_reason") == "length"
-        )  # what a cut text ends with may be a quotation
-        rating = None if cut else read(verdicts.own_words(text))
-        reason = (
-            "the judge's text was cut off before its rating"
-            if cut
-            else "the judge's text does not end with a rating from 1 to 10"
-        )
-        return {
-            "rating": rating,
-            "verdict": text,
-            "status": FAILED if rating is None else OK,
-            "reason": reason if rating is None else None,
-        }
-
-    def _choice(self, choice: Mapping[str, Any], text: str) -> dict[str, Any]:
-        cut = choice.get("finish_reason") == "length"
-        label = None if cut else verdicts.closing_choice(verdicts.own_words(text))
-        if label is None:
-            return _cell(
-                None,
-                None,
-                text,
-                "the judge's text was cut off before its choice"
-                if cut
-                else "the judge's text does not end with a choice",
-            )
-        return _cell(0.5 if label == "A=B" else float(label[0] == "A"), label, text, None)
-
-    def _label(self, text: str, draft: Draft) -> dict[str, Any] | Draft:
-        assert isinstance(self.protocol, ArenaConfig)
-        said = f"{_OPENING}{text}]]" if draft.turn == "constrain" else f"\n{text}"
-        whole = f"{draft.text}{said}".lstrip("\n")
-        own = verdicts.own_words(draft.text) + verdicts.own_words(said)
-        label = verdicts.PARSE[self.protocol.version](own)
-        if label is not None:
-            return _cell(verdicts.first_preferred(label), label, whole, None) | {
-                "constrained": draft.turn == "constrain"
-            }
-        several = sorted(verdicts.labels_v01(own))
-        if draft.turn == "first" and not (several and self.protocol.version == "v0.1"):
-            if self.protocol.constrain:
-                return Draft("constrain", whole)
-            if (
-                self.protocol.version == "v0.1"
-            ):  # the official code asks once more when, and only when, there is no label at all
-                return Draft("continue", whole)
-        return _cell(
-            None,
-            None,
-            whole,
-            f"no single verdict: {', '.join(several)}"
-            if several
-            else "no verdict in the judge's text",
-        )
-
-
-def _cell(
-    first: float | None, label: str | None, verdict: str, reason: str | None
-) -> dict[str, Any]:
-    status = OK if reason is None else FAILED
-    return {
-        "first": first,
-        "label": label,
-        "verdict": verdict,
-        "mass": None,
-        "constrained": False,
-        "status": status,
-        "reason": reason,
-    }
-
-
-def _usage(body: Mapping[str, Any]) -> tuple[int, int]:
-    """(prompt tokens, generated tokens) that a reply says it cost; 0 where it says nothing."""
-    usage = body.get("usage")
-    counts = [
-        usage.get(name) if isinstance(usage, dict) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    return (counts[0] if isinstance(counts[0], int) else 0), (
-        counts[1] if isinstance(counts[1], int) else 0
-    )
+        return {"id": reply.key, **cost, **said_by, **outcome}
 
 
 def most_tokens(sampling: Mapping[str, Any]) -> int:
     """The most tokens a request may generate (max_tokens, or OpenAI's newer max_completion_tokens);
     0 when it sets no limit."""
     return int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0)
+
+
+def short_name(model: str) -> str:
+    """A judge's name where it is recorded: without the folders that a model lies in."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def usage(body: Mapping[str, Any]) -> tuple[int, int]:
+    """(prompt tokens, generated tokens) that a reply says it cost; 0 where it says nothing."""
+    stated = body.get("usage")
+    counts = stated if isinstance(stated, dict) else {}
+    named = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    prompt_tokens, tokens = (count if isinstance(count, int) else 0 for count in named)
+    return prompt_tokens, tokens
+
+
+def malformed(error: Exception) -> str:
+    """Why a reply that is no verdict's form was not read."""
+    return f"malformed reply: {type(error).__name__} {error}"
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    if not isinstance(text, str):
+        refused = (choice.get("message") or {}).get("refusal")
+        raise TypeError("the reply holds no text" + (" (a refusal)" if refused else ""))
+    return text

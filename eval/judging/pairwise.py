@@ -1,47 +1,28 @@
 """Pairwise judging of a checkpoint's answers against a baseline's: AlpacaEval-style and
 Arena-Hard-style.
 
-A judgment is named by what it is about (judge prompt, prompt, first answer, second answer) and
-lives in a column of the store keyed by who judged and how, so that it is never bought twice,
-whichever recipe, arm or seed asks.
+An item is a game: one showing of two answers (eval/judging/settle.py).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from core import models
-from core.columns import Column
+from core.columns import OK
 from core.errors import UserError
-from core.files import write_atomic
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
-from core.wire import ServerSpec
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
-from eval.judging import reward_model, templates
-from eval.judging.ask import Question
+from eval.config import PairwiseProtocol
+from eval.judging import reward_model, settle, templates
+from eval.judging.ask import Means, Question
 from eval.judging.journal import Purse
-from eval.judging.settle import (
-    Bought,
-    buy,
-    determines,
-    model_shown_first,
-    read_answers,
-    shorten,
-    warn_of_change,
-    within_budget,
-)
-from eval.prompt_sets.prompts import prompts
-
-if TYPE_CHECKING:
-    pass
+from eval.prompt_sets.prompts import Prompt, prompts
 
 JUDGMENTS = {
     "item": pl.String,
@@ -69,23 +50,8 @@ JUDGMENTS = {
 id in the store (null when nobody was asked)."""
 
 
-@dataclass(frozen=True)
-class Game:
-    """One showing of two answers: to be judged (`question`), settled without a judge (`identical`),
-    or impossible (`reason`)."""
-
-    item: str
-    category: str
-    number: int
-    model_first: bool
-    lengths: tuple[int | None, int | None]
-    question: Question | None = None
-    identical: bool = False
-    reason: str | None = None
-
-
 def run(
-    protocol: AlpacaConfig | ArenaConfig,
+    protocol: PairwiseProtocol,
     inputs: Mapping[str, Path],
     root: Path,
     out: Path,
@@ -96,12 +62,11 @@ def run(
     """Judge `inputs["answers"]` against `inputs["baseline"]` (answers folders) on
     `inputs["prompts"]`; write `out`/judgments.parquet, and `out`/protocol.json (`determines`).
 
-    `protocol` is `EvalConfig.protocol(benchmark)`, whose judge is set. `root` is the store's root,
-    where judgments are kept for good. AlpacaEval-style: one game an item in an order fixed by the
-    instruction, or both; in mode `reward` a reward model scores each answer by itself
-    (eval/judging/reward_model.py). Arena-style: game 1 shows the baseline first, game 2 the model.
-    Identical answers count as a tie without a call. An item that nobody could judge stays, with its
-    reason.
+    `root` is the store's root, where judgments are kept for good. AlpacaEval-style: one game an
+    item in an order fixed by the instruction, or both; in mode `reward` a reward model scores each
+    answer by itself (eval/judging/reward_model.py). Arena-style: game 1 shows the baseline first,
+    game 2 the model. Identical answers count as a tie without a call. An item that nobody could
+    judge stays, with its reason.
 
     Counts: rows (games), judged, unjudged and unjudged_reasons, identical, cut (answers shortened),
     asked, from_store, constrained, mass (mean probability on the verdict codes), first_preferred
@@ -110,155 +75,14 @@ def run(
     asked for came back.
     """
     judge = protocol.judge
-    assert judge is not None, "EvalConfig.protocol fills the judge in"
-    games, cut = _games(protocol, judge, inputs)
-    questions = {game.question.id: game.question for game in games if game.question is not None}
-    purse = Purse(judge.prices, judge.budget)
-    reward = isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
-    stored, reasons, asked, known = (_rewarded if reward else buy)(
-        protocol, judge, list(questions.values()), root, purse, servers, log
-    )
-    within_budget(judge, purse, stored.height, len(questions))
-    out.mkdir(parents=True, exist_ok=True)
-    frame = _table(games, stored, reasons, isinstance(protocol, ArenaConfig))
-    frame.write_parquet(out / "judgments.parquet")
-    write_atomic(out / "protocol.json", json.dumps(determines(judge, protocol), indent=2))
-    counts = _counts(frame) | {
-        "cut": cut,
-        "asked": asked,
-        "from_store": known,
-        "money": round(purse.spent, 6),
-    }
-    warn_of_change(counts, log)
+    means = Means(root, Purse(judge.prices, judge.budget), servers, log)
+    buy = reward_model.buy if settle.is_scored(protocol) else settle.buy
+    games = _games(protocol, inputs)
+    how = settle.determines(judge, protocol)
+    counts = settle.run(FORM, games, partial(buy, protocol, means=means), how, means.purse, out)
+    counts["money"] = round(means.purse.spent, 6)
+    settle.warn_of_change(counts, log)
     return counts
-
-
-def _rewarded(
-    protocol: AlpacaConfig | ArenaConfig,
-    judge: JudgeConfig,
-    questions: Sequence[Question],
-    root: Path,
-    purse: Purse,
-    servers: Servers,
-    log: Log,
-) -> Bought:
-    column = Column.open(root, "judgments-reward", determines(judge, protocol), reward_model.FIELDS)
-    path = models.resolve(judge.model, judge.revision).path
-    spec = ServerSpec(
-        model=path, **judge.server | {"args": {"runner": "pooling", **judge.server.get("args", {})}}
-    )
-    name = Path(judge.model).name if Path(judge.model).is_dir() else judge.model
-    return reward_model.buy(
-        questions, column, purse, models.tokenizer(path), spec, name, servers=servers, log=log
-    )
-
-
-def _games(
-    protocol: AlpacaConfig | ArenaConfig, judge: JudgeConfig, inputs: Mapping[str, Path]
-) -> tuple[list[Game], int]:
-    answers, baseline = read_answers(inputs["answers"]), read_answers(inputs["baseline"])
-    shapes: dict[str, templates.Template] = {}
-    games: list[Game] = []
-    cut = 0
-    for prompt in prompts(str(inputs["prompts"])):
-        mine, theirs = (
-            answers.get(prompt.id, (None, "no answer")),
-            baseline.get(prompt.id, (None, "no answer")),
-        )
-        cut += sum(
-            text is not None and len(text) > judge.max_answer_characters
-            for text in (mine[0], theirs[0])
-        )
-        name = _template_name(protocol, prompt.category)
-        if name not in shapes:
-            codes = protocol.codes if isinstance(protocol, AlpacaConfig) else ("A", "B")
-            shapes[name] = templates.template(name, codes)
-        if isinstance(protocol, AlpacaConfig) and protocol.order == "random":
-            orders = [model_shown_first(prompt.prompt, protocol.order_seed)]
-        else:
-            orders = [False, True]
-        for number, model_first in enumerate(orders, 1):
-            lengths = tuple(None if text is None else len(text) for text in (mine[0], theirs[0]))
-            game = Game(prompt.id, prompt.category, number, model_first, (lengths[0], lengths[1]))
-            if mine[0] is None or theirs[0] is None:
-                whose, reason = (
-                    ("the model", mine[1]) if mine[0] is None else ("the baseline", theirs[1])
-                )
-                games.append(replace(game, reason=f"{whose} has no answer: {reason}"))
-            elif mine[0] == theirs[0]:
-                games.append(replace(game, identical=True))
-            else:
-                first, second = (mine[0], theirs[0]) if model_first else (theirs[0], mine[0])
-                values = {
-                    "instruction": prompt.prompt,
-                    "output_1": shorten(first, judge),
-                    "output_2": shorten(second, judge),
-                }
-                name_of = digest([shapes[name].text, prompt.prompt, first, second])
-                games.append(replace(game, question=Question(name_of, shapes[name], values)))
-    return games, cut
-
-
-def _template_name(protocol: AlpacaConfig | ArenaConfig, category: str) -> str:
-    if isinstance(protocol.prompt, str):
-        return protocol.prompt
-    if category not in protocol.prompt:
-        raise UserError(
-            f"`prompt` of the arena names no template for category '{category}'; it has {', '.join(sorted(protocol.prompt))}."
-        )
-    return protocol.prompt[category]
-
-
-def _table(
-    games: list[Game], stored: pl.DataFrame, reasons: Mapping[str, str], arena: bool
-) -> pl.DataFrame:
-    cells = {row["id"]: row for row in stored.iter_rows(named=True)}
-    rows = []
-    for game in games:
-        row: dict[str, Any] = {
-            "item": game.item,
-            "category": game.category,
-            "game": game.number,
-            "order": "model" if game.model_first else "baseline",
-            "model_characters": game.lengths[0],
-            "baseline_characters": game.lengths[1],
-            "status": "unjudged",
-            "reason": game.reason,
-        }
-        if game.identical:
-            row |= {
-                "preference": 0.5,
-                "label": "A=B" if arena else None,
-                "verdict": "identical answers",
-                "status": "ok",
-            }
-        elif game.question is not None:
-            row["judgment"] = game.question.id
-            cell = cells.get(game.question.id)
-            if cell is None:
-                row["reason"] = reasons.get(game.question.id, "not asked")
-            else:
-                row |= {
-                    k: cell[k]
-                    for k in (
-                        "label",
-                        "verdict",
-                        "mass",
-                        "constrained",
-                        "prompt_tokens",
-                        "tokens",
-                        "model",
-                        "fingerprint",
-                        "reason",
-                    )
-                }
-                if cell["status"] == "ok":
-                    row |= {
-                        "preference": cell["first"] if game.model_first else 1 - cell["first"],
-                        "status": "ok",
-                    }
-        rows.append(row)
-    return pl.DataFrame(rows, schema=JUDGMENTS)
 
 
 def judging(frame: pl.DataFrame) -> dict[str, Any]:
@@ -267,7 +91,7 @@ def judging(frame: pl.DataFrame) -> dict[str, Any]:
     preference for what was shown first: 0.5 is no bias), position_consistency (share of items
     judged in both orders that have the same winner, or a tie, in both) and position_pairs (how many
     those are)."""
-    asked = frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_not_null())
+    asked = frame.filter((pl.col("status") == OK) & pl.col("judgment").is_not_null())
     shown_first = (
         pl.when(pl.col("order") == "model")
         .then(pl.col("preference"))
@@ -288,20 +112,62 @@ def judging(frame: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _counts(frame: pl.DataFrame) -> Counts:
-    unjudged = frame.filter(pl.col("status") != "ok")
-    why = unjudged["reason"].value_counts().sort("reason")
-    # what two items share was bought once
-    bought = frame.filter(pl.col("judgment").is_not_null()).unique("judgment")
-    return {
-        "rows": frame.height,
-        "judged": frame.height - unjudged.height,
-        "unjudged": unjudged.height,
-        "unjudged_reasons": dict(zip(why["reason"], why["count"], strict=True)),
-        "identical": frame.filter((pl.col("status") == "ok") & pl.col("judgment").is_null()).height,
-        **judging(frame),
-        "prompt_tokens": int(bought["prompt_tokens"].sum() or 0),
-        "tokens": int(bought["tokens"].sum() or 0),
-        "models": bought["model"].drop_nulls().unique().sort().to_list(),
-        "fingerprints": bought["fingerprint"].drop_nulls().unique().sort().to_list(),
+def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wanted:
+    answers, baseline = (settle.read_answers(inputs[name]) for name in ("answers", "baseline"))
+    codes = protocol.codes if protocol.kind == "alpaca" else ("A", "B")
+    named = settle.template_names(protocol)
+    shapes = {category: templates.template(name, codes) for category, name in named.items()}
+    games, shown = [], []
+    for prompt in prompts(str(inputs["prompts"])):
+        mine = answers.get(prompt.id, settle.NO_ANSWER)
+        theirs = baseline.get(prompt.id, settle.NO_ANSWER)
+        shown += [mine, theirs]
+        category = "" if isinstance(protocol.prompt, str) else prompt.category
+        if category not in shapes:
+            raise UserError(
+                f"`prompt` of the arena names no template for category '{category}'; "
+                f"it has {', '.join(sorted(shapes))}."
+            )
+        ask = partial(_question, protocol, shapes[category], prompt.prompt)
+        tie = {"preference": 0.5, "label": "A=B" if protocol.kind == "arena" else None}
+        for number, model_first in enumerate(_orders(protocol, prompt), 1):
+            row = {
+                "item": prompt.id,
+                "category": prompt.category,
+                "game": number,
+                "order": "model" if model_first else "baseline",
+                "model_characters": settle.length(mine),
+                "baseline_characters": settle.length(theirs),
+            }
+            games.append(settle.compared(row, mine, theirs, "the baseline", tie, ask))
+    return settle.Wanted(games, settle.shortened(shown, protocol.judge))
+
+
+def _orders(protocol: PairwiseProtocol, prompt: Prompt) -> list[bool]:
+    """Whether the model's answer is shown first, game by game."""
+    if protocol.kind == "alpaca" and protocol.order == "random":
+        return [settle.model_shown_first(prompt.prompt, protocol.order_seed)]
+    return [False, True]
+
+
+def _question(
+    protocol: PairwiseProtocol, shape: templates.Template, prompt: str, first: str, second: str
+) -> Question:
+    values = {
+        "instruction": prompt,
+        "output_1": settle.shorten(first, protocol.judge),
+        "output_2": settle.shorten(second, protocol.judge),
     }
+    return Question(digest([shape.text, prompt, first, second]), shape, values)
+
+
+def _preference(game: Mapping[str, Any], judgment: Mapping[str, Any]) -> dict[str, float]:
+    first = judgment["first"]
+    return {"preference": first if game["order"] == "model" else 1 - first}
+
+
+def _more(games: pl.DataFrame) -> Counts:
+    return {"identical": settle.identical(games), **judging(games)}
+
+
+FORM = settle.Form("judgments", "protocol.json", JUDGMENTS, _preference, _more)

@@ -1,128 +1,230 @@
-"""Judgments bought once: from the store where it has them, from the judge where not; and what
-identifies a judge."""
+"""Judging, whatever the protocol: items are settled from the store where it has their judgments,
+by the judge where not, and written as one table.
+
+A judgment is named by what it is about (judge prompt, prompt, what is shown) and lives in a column
+of the store keyed by who judged and how, so that it is never bought twice, whichever recipe, arm or
+seed asks.
+"""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from core import models
-from core.columns import Column
+from core.columns import OK, Column
 from core.errors import UserError
-from core.servers import Servers
+from core.files import write_atomic
 from core.store import Counts, digest
 from core.tracking import Log
-from core.wire import ServerSpec
-from eval.config import (
-    AlpacaConfig,
-    ArenaConfig,
-    JudgeConfig,
-    MTBenchConfig,
-    RewardProtocol,
-    WildBenchConfig,
-)
+from eval.config import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 from eval.judging import templates
-from eval.judging.ask import FIELDS, Asker, Question, most_tokens
+from eval.judging.ask import FIELDS, Asker, Fields, Means, Question, most_tokens
 from eval.judging.journal import Journal, Purse
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from eval.judging.verdicts import Judged
 
 VERSION = 1
+NOT_ASKED = {
+    "prompts",
+    "answers",
+    "baseline",
+    "judge",
+    "judges",
+    "prompt",
+    "order",
+    "order_seed",
+    "limit",
+    "references",
+    "reward_prompt",
+    "margin",
+}
+"""Settings of a protocol that are no part of how a question is asked, or count by their content;
+WB-Reward asks by a protocol of its own."""
+
+Answer = tuple[str | None, str]
+"""An answer, or None and why there is none."""
+NO_ANSWER: Answer = (None, "no answer")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to be judged: by a `question`, settled without a judge (`settled` has the columns
+    that a judge would fill), or impossible for a `reason`. `row` has the columns known before."""
+
+    row: Mapping[str, Any]
+    question: Question | None = None
+    settled: Mapping[str, Any] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """All that is to be judged for one table, and how many answers are shown shortened."""
+
+    items: Sequence[Item]
+    cut: int
+
+
+@dataclass(frozen=True)
+class Bought:
+    """Judgments (with the value fields of their column), why by id for those that are not settled,
+    how many were asked for, how many the store had."""
+
+    judgments: pl.DataFrame
+    reasons: Mapping[str, str]
+    asked: int
+    known: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the judgments of a protocol are written: `name`.parquet with these columns, and what
+    determines them as JSON in the file `how`."""
+
+    name: str
+    how: str
+    columns: Mapping[str, pl.DataType | type[pl.DataType]]
+    value: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda row, cell: {}
+    """What a judgment (a cell of the column) says about an item (its `row`)."""
+    counts: Callable[[pl.DataFrame], Counts] = lambda table: {}
+    """What is counted of the table besides what is counted of every table."""
+
+
+def run(
+    form: Form,
+    wanted: Wanted,
+    buy: Callable[[list[Question]], Bought],
+    how: Mapping[str, Any],
+    purse: Purse,
+    out: Path,
+) -> Counts:
+    """Settle all items and write them, and `how` they were judged, to `out`.
+
+    Counts: rows, judged, unjudged and unjudged_reasons, those of the form, prompt_tokens, tokens,
+    models, fingerprints, cut, asked, from_store. Raises UserError when the budget ends the run, or
+    when not one of the judgments asked for came back.
+    """
+    asked = [item.question for item in wanted.items if item.question is not None]
+    questions = list({question.id: question for question in asked}.values())
+    bought = buy(questions)
+    if purse.stopped:
+        held = f"{bought.judgments.height} of {len(questions)} judgments are bought"
+        raise UserError(
+            f"the judge's budget of {purse.budget:g} ends here: {held}, for {purse.spent:.4g}, "
+            "and kept; raise `budget` and run again."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    frame = table(form, wanted.items, bought)
+    frame.write_parquet(out / f"{form.name}.parquet")
+    write_atomic(out / form.how, json.dumps(how, indent=2))
+    store = {"cut": wanted.cut, "asked": bought.asked, "from_store": bought.known}
+    return counts(frame, form.counts(frame)) | store
+
+
+def table(form: Form, items: Iterable[Item], bought: Bought) -> pl.DataFrame:
+    """One row an item; what nobody could judge stays, with its reason."""
+    cells = {cell["id"]: cell for cell in bought.judgments.iter_rows(named=True)}
+    rows = []
+    for item in items:
+        row = {**item.row, "status": "unjudged", "reason": item.reason}
+        if item.settled is not None:
+            row |= {**item.settled, "status": OK}
+        elif item.question is not None:
+            name = item.question.id
+            row |= {"judgment": name, "reason": bought.reasons.get(name, "not asked")}
+            row |= _judged(form, item.row, cells[name]) if name in cells else {}
+        rows.append(row)
+    return pl.DataFrame(rows, schema=form.columns)
+
+
+def _judged(form: Form, row: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: cell[name] for name in cell if name in form.columns and name != "status"}
+    if cell["status"] != OK:
+        return known
+    return {**known, **form.value(row, cell), "status": OK}
+
+
+def counts(frame: pl.DataFrame, more: Counts) -> Counts:
+    """What is counted of every table of judgments, with `more` in the midst of it."""
+    unjudged = frame.filter(pl.col("status") != OK)
+    reasons = unjudged["reason"].value_counts().sort("reason")
+    # What two items share was bought once.
+    bought = frame.filter(pl.col("judgment").is_not_null()).unique("judgment")
+    return {
+        "rows": frame.height,
+        "judged": frame.height - unjudged.height,
+        "unjudged": unjudged.height,
+        "unjudged_reasons": dict(reasons.iter_rows()),
+        **more,
+        **{name: total(bought, name) for name in ("prompt_tokens", "tokens")},
+        **{
+            f"{name}s": bought[name].drop_nulls().unique().sort().to_list()
+            for name in ("model", "fingerprint")
+        },
+    }
+
+
+def total(frame: pl.DataFrame, name: str) -> int:
+    """The sum of a column; 0 where it has no values."""
+    return int(frame[name].sum() or 0)
+
+
+def identical(frame: pl.DataFrame) -> int:
+    """How many items of a table were settled without a judge."""
+    return frame.filter((pl.col("status") == OK) & pl.col("judgment").is_null()).height
 
 
 def warn_of_change(counts: Counts, log: Log) -> None:
     """Say when `counts` has several models or fingerprints: the judge changed within one result."""
     for name in ("models", "fingerprints"):
-        if len(counts[name]) > 1:
+        values = counts[name]
+        if len(values) > 1:
             log.say(
-                f"warning: the judge returned {len(counts[name])} different {name} within one result: {', '.join(counts[name])}"
+                f"warning: the judge returned {len(values)} different {name} within one result: "
+                + ", ".join(values)
             )
-
-
-def within_budget(judge: JudgeConfig, purse: Purse, bought: int, wanted: int) -> None:
-    """Raise UserError when the budget stopped the asking."""
-    if purse.stopped:
-        raise UserError(
-            f"the judge's budget of {judge.budget:g} ends here: {bought} of {wanted} judgments are bought, for "
-            f"{purse.spent:.4g}, and kept; raise `budget` and run again."
-        )
-
-
-Judged = AlpacaConfig | ArenaConfig | WildBenchConfig | MTBenchConfig | RewardProtocol
-
-
-Fields = Mapping[str, pl.DataType | type[pl.DataType]]
-
-
-Bought = tuple[pl.DataFrame, dict[str, str], int, int]
-"""Judgments (with the value fields of their column), why by id for those that are not settled, how
-many were asked for, how many the store had."""
 
 
 def buy(
     protocol: Judged,
-    judge: JudgeConfig,
     questions: Sequence[Question],
-    root: Path,
-    purse: Purse,
-    servers: Servers,
-    log: Log,
+    means: Means,
     fields: Fields = FIELDS,
+    asking: type[Asker] = Asker,
 ) -> Bought:
-    """The judgments of `questions` from the store's column of this judge and protocol, those that
-    it lacks asked for and kept there.
+    """The judgments of `questions` from the store's column of this judge and protocol; those that
+    it lacks are asked for and kept there.
 
-    `fields` are the column's value fields. What `purse` has spent before counts too. Raises
+    `fields` are the column's value fields. What the purse has spent before counts too. Raises
     UserError when not one of the judgments asked for came back.
     """
-    column = Column.open(root, f"judgments-{protocol.kind}", determines(judge, protocol), fields)
+    kind = "reward" if is_scored(protocol) else protocol.kind
+    cell = determines(protocol.judge, protocol)
+    column = Column.open(means.root, f"judgments-{kind}", cell, fields)
     names = [question.id for question in questions]
-    reasons: dict[str, str] = {}
+    purse, reasons = means.purse, {}
     with Journal(column) as journal:
+        asker = asking(protocol, column, journal, means)
         stored = column.read(names)
-        purse.spent += purse.cost(
-            int(stored["prompt_tokens"].sum() or 0), int(stored["tokens"].sum() or 0)
-        )
+        tokens = total(stored, "tokens") if "tokens" in fields else 0
+        purse.spent += purse.cost(total(stored, "prompt_tokens"), tokens)
         known = set(stored["id"])
         missing = [question for question in questions if question.id not in known]
-        log.progress(len(known), len(questions), "judgments")
+        means.log.progress(len(known), len(names), asker.unit)
         if missing:
-            log.say(_announcement(judge, protocol, missing, len(known), purse))
-            tokenizer, path, name = _identity(judge)
-            asker = Asker(judge, protocol, tokenizer, column, journal, purse, log, name)
-            reasons = asker.ask(
-                servers.serve(ServerSpec(model=path, **judge.server)),
-                missing,
-                len(known),
-                len(questions),
-            )
+            means.log.say(asker.announcement(missing, len(known)))
+            reasons = asker.ask(missing, len(known), len(names))
             stored = column.read(names)
-        journal.keep = (
-            bool(reasons) or purse.stopped
-        )  # first turns that were paid for, of judgments that are not settled
-    if reasons and len(reasons) == len(missing) and not purse.stopped:
-        why = next(iter(reasons.values()))
-        raise UserError(
-            f"the judge {judge.model} gave no judgment on any of {len(missing)} questions; the first reason: {why}"
-        )
-    return stored, reasons, len(missing), len(known)
-
-
-def _identity(judge: JudgeConfig) -> tuple[PreTrainedTokenizerBase | None, str, str | None]:
-    """The judge's tokenizer (when it is asked by token ids), its name in requests, and the name to
-    record (None: what the server says)."""
-    hosted = bool(judge.server.get("urls"))
-    if hosted and judge.asks_by == "chat":
-        return None, judge.model, None
-    path = models.resolve(judge.model, judge.revision).path
-    name = None if hosted else Path(judge.model).name if Path(judge.model).is_dir() else judge.model
-    return models.tokenizer(path) if judge.asks_by == "completions" else None, path, name
+        journal.keep = asker.turns and (bool(reasons) or purse.stopped)
+    if reasons and len(reasons) == len(missing):
+        raise UserError(asker.nothing(len(missing), next(iter(reasons.values()))))
+    return Bought(stored, reasons, len(missing), len(known))
 
 
 def determines(judge: JudgeConfig, protocol: Judged) -> dict[str, Any]:
@@ -130,44 +232,93 @@ def determines(judge: JudgeConfig, protocol: Judged) -> dict[str, Any]:
     it, the version of this code."""
     who: dict[str, Any] = {"model": judge.model, "revision": judge.revision}
     if not judge.server.get("urls"):
-        found = models.resolve(judge.model, judge.revision)
-        who = (
-            {"revision": found.revision}
-            if Path(found.path).is_dir()
-            else {"model": found.name, "revision": found.revision}
-        )
-    said = {"version": VERSION, "judge": who, "max_answer_characters": judge.max_answer_characters}
-    if (
-        isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
-    ):  # scores of single answers: no prompt, no codes, no sampling
-        return {**said, "mode": "reward"}
-    elsewhere = {
-        "references",
-        "reward_prompt",
-        "margin",
-    }  # WB-Reward's, which asks by a protocol of its own
-    shared = {
-        "prompts",
-        "answers",
-        "baseline",
-        "judge",
-        "judges",
-        "prompt",
-        "order",
-        "order_seed",
-        "limit",
-    }
-    own = protocol.model_dump(mode="json", exclude=shared | elsewhere)
-    named = {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
-    pairwise = isinstance(
-        protocol, (AlpacaConfig, ArenaConfig)
-    )  # whose slots are known here; eval.ratings knows the others'
-    text = {
-        name: templates.template(name).text if pairwise else templates.read(name)[1]
-        for name in named.values()
-    }
-    own["prompt"] = {category: digest(text[name]) for category, name in named.items()}
-    return {**said, "api": judge.asks_by, **own}
+        model = models.resolve(judge.model, judge.revision)
+        who = {} if Path(model.path).is_dir() else {"model": model.name}
+        who["revision"] = model.revision
+    limit = judge.max_answer_characters
+    shared = {"version": VERSION, "judge": who, "max_answer_characters": limit}
+    if is_scored(protocol):  # single answers: no prompt, no codes, no sampling
+        return {**shared, "mode": "reward"}
+    own = protocol.model_dump(mode="json", exclude=NOT_ASKED)
+    named = template_names(protocol).items()
+    own["prompt"] = {category: digest(_text(protocol.kind, name)) for category, name in named}
+    return {**shared, "api": judge.asks_by, **own}
+
+
+def _text(kind: str, name: str) -> str:
+    """A template's text; a pairwise one is also checked for its slots, which are known here."""
+    if kind in ("alpaca", "arena"):
+        return templates.template(name).text
+    return templates.read(name)[1]
+
+
+def template_names(protocol: Judged) -> dict[str, str]:
+    """The protocol's templates by category; under "" the one of all categories."""
+    return {"": protocol.prompt} if isinstance(protocol.prompt, str) else protocol.prompt
+
+
+def is_scored(protocol: Any) -> bool:
+    """Whether a reward model scores each answer by itself."""
+    return isinstance(protocol, AlpacaConfig) and protocol.mode == "reward"
+
+
+INSTRUCTIONS = 400
+"""About how many tokens the judge's own instructions are."""
+
+SHOWN: Mapping[str, Callable[[Any], list[tuple[int, int]]]] = {
+    "alpaca": lambda protocol: [(1 if protocol.order == "random" else 2, 2)],
+    "arena": lambda protocol: [(2, 2)],
+    "wildbench": lambda protocol: [(1, 1), (len(protocol.references), 2)],
+    "mtbench": lambda protocol: [(1, 2)],
+}
+"""(calls a prompt, answers that each shows) by the protocol's `kind`; MT-Bench shows both turns, and
+a reference's answer counts like the model's."""
+
+
+def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[int]) -> str:
+    """The most that a judge can be asked and paid for one checkpoint, before its answers are known;
+    "" while the prompts are unknown. `characters`: of the prompt in each call."""
+    if not characters:
+        return ""
+    answer = int(protocol.answers.sampling.get("max_tokens", 1024))
+    prompts = sum(length // 4 for length in characters)  # four characters a token
+    shown, fixed, most = (
+        SHOWN[protocol.kind](protocol),
+        INSTRUCTIONS,
+        most_tokens(protocol.sampling),
+    )
+    if is_scored(protocol):
+        # A call for each answer, which shows that answer alone, and nothing is generated.
+        shown, fixed, most = [(2, 1)], 0, 0
+    items = len(characters)
+    calls = items * sum(times for times, _ in shown)
+    asked = sum(times * (prompts + items * (n * answer + fixed)) for times, n in shown)
+    figures = f"at most {calls} calls, {asked:,} prompt tokens, {calls * most:,} generated"
+    if protocol.judge.prices is None:
+        return figures
+    money = Purse(protocol.judge.prices, None).cost(asked, calls * most)
+    return f"{figures}, {money:.2f} in money"
+
+
+def compared(
+    row: Mapping[str, Any],
+    mine: Answer,
+    theirs: Answer,
+    rival: str,
+    tie: Mapping[str, Any],
+    ask: Callable[[str, str], Question],
+) -> Item:
+    """The model's answer and a rival's, shown in the order of `row`; `ask` has the question for the
+    first and the second shown. Identical answers are a `tie` without a call."""
+    if mine[0] is None:
+        return Item(row, reason=f"the model has no answer: {mine[1]}")
+    if theirs[0] is None:
+        return Item(row, reason=f"{rival} has no answer: {theirs[1]}")
+    if mine[0] == theirs[0]:
+        return Item(row, settled={**tie, "verdict": "identical answers"})
+    if row["order"] == "model":
+        return Item(row, ask(mine[0], theirs[0]))
+    return Item(row, ask(theirs[0], mine[0]))
 
 
 def model_shown_first(instruction: str, seed: str = "0") -> bool:
@@ -184,33 +335,26 @@ def shorten(text: str, judge: JudgeConfig) -> str:
     """An answer as the judge sees it: cut, with a note, where it is longer than
     `max_answer_characters`."""
     limit = judge.max_answer_characters
-    return (
-        text
-        if len(text) <= limit
-        else f"{text[:limit]}\n[cut here: the first {limit} of {len(text)} characters are shown]"
-    )
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n[cut here: the first {limit} of {len(text)} characters are shown]"
 
 
-def read_answers(folder: Path) -> dict[str, tuple[str | None, str]]:
-    """(answer or None, why none) by prompt id, from answers.parquet of a folder."""
+def shortened(answers: Iterable[Answer], judge: JudgeConfig) -> int:
+    """How many answers a judge sees cut."""
+    return sum(text is not None and len(text) > judge.max_answer_characters for text, _ in answers)
+
+
+def length(answer: Answer) -> int | None:
+    """Characters of an answer; None where there is none."""
+    return None if answer[0] is None else len(answer[0])
+
+
+def read_answers(folder: Path) -> dict[str, Answer]:
+    """The answers by prompt id, from answers.parquet of a folder."""
     path = folder / "answers.parquet"
     try:
         frame = pl.read_parquet(path, columns=["id", "answer", "status", "reason"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read as answers ({error}); make them first.") from error
     return {i: (a if s == "ok" else None, r or "") for i, a, s, r in frame.iter_rows()}
-
-
-def _announcement(
-    judge: JudgeConfig, protocol: Judged, missing: list[Question], known: int, purse: Purse
-) -> str:
-    size = sum(len(text) for q in missing for text in q.values.values()) + sum(
-        len(c) for q in missing for _, c in q.shape.messages
-    )
-    calls, most = len(missing), len(missing) * most_tokens(protocol.sampling)
-    line = f"judge {judge.model}: {calls} to ask, {known} in the store; about {size // 4} prompt tokens, at most {most} generated"
-    return line + (
-        f", so at most about {purse.cost(size // 4, most):.4g}; spent before: {purse.spent:.4g}"
-        if judge.prices
-        else ""
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,9 @@ from eval.config import (
     pairwise_benchmarks,
 )
 from eval.judging import against_people
+from eval.judging.against_people import Labelled
 from recipes import schema
 from recipes.verbs.terminal import table
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Pairs that people judged: a known set with its folder, or a file; `limit` of them, spread
-    evenly."""
-
-    name: str
-    folder: Path
-    limit: int | None
 
 
 def main(
@@ -47,15 +37,7 @@ def main(
     log = Log()
     with Servers(log, root / "logs") as servers:
         measured = [
-            against_people.run(
-                protocol,
-                labelled.name,
-                labelled.folder,
-                root,
-                limit=labelled.limit,
-                servers=servers,
-                log=log,
-            )
+            against_people.run(protocol, labelled, root, servers=servers, log=log)
             for protocol in protocols
         ]
     if as_json:
