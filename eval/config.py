@@ -1,5 +1,4 @@
-"""Evaluation, as a recipe states it. Imports pydantic only: prompt sets, judges and lm-eval load
-when they are used."""
+"""Evaluation, as a recipe states it. Imports pydantic only: whatever runs loads when it is used."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
+Settings = dict[str, Any]
 Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks"]
 
 
@@ -14,7 +14,7 @@ class Block(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=Tru
     """A part of a recipe: only the keys that it declares."""
 
 
-def _server(block: dict[str, Any]) -> dict[str, Any]:
+def _server(block: Settings) -> Settings:
     """Check a `server:` block where it is written, by the class that it ends up in."""
     from core.wire import ServerSpec
 
@@ -24,13 +24,13 @@ def _server(block: dict[str, Any]) -> dict[str, Any]:
     return block
 
 
-ServerBlock = Annotated[dict[str, Any], AfterValidator(_server)]
+ServerBlock = Annotated[Settings, AfterValidator(_server)]
 
 
 class AnswersConfig(Block):
     """How a checkpoint answers a prompt set."""
 
-    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1024}
+    sampling: Settings = {"temperature": 0, "max_tokens": 1024}
     """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature,
     max_tokens, repetition_penalty, seed …)."""
     system: str | None = None
@@ -135,14 +135,14 @@ class AlpacaConfig(Compared):
     codes: tuple[str, str] = ("m", "M")
     """What the template calls the first and the second output; each must be one token of the
     judge."""
-    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 1}
+    sampling: Settings = {"temperature": 0, "max_tokens": 1}
     """Sampling of the judge, verbatim in the request; in text mode allow more tokens when the judge
     thinks first."""
 
     @model_validator(mode="after")
     def _codes_differ(self) -> AlpacaConfig:
         codes = list(self.codes)
-        if codes[0] == codes[1] or not all(codes):
+        if codes[0] == codes[1] or "" in codes:
             raise ValueError(f"`codes` must be two different, non-empty texts, not {codes}")
         return self
 
@@ -160,7 +160,7 @@ class ArenaConfig(Compared):
     """`arena` (ours: the judge answers the prompt itself first), `arena-direct` (ours, without that
     step), or the path of a template as in `alpaca`. A mapping from category to one of these asks
     each category in its own way (v2.0 judges creative writing directly)."""
-    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 4096}
+    sampling: Settings = {"temperature": 0, "max_tokens": 4096}
     """Sampling of the judge, verbatim in the request."""
     constrain: bool = False
     """When a judge's text ends without a verdict, ask for the bare label by constrained decoding
@@ -169,7 +169,6 @@ class ArenaConfig(Compared):
 
 
 PairwiseBenchmark = Literal["alpaca", "arena"]
-PAIRWISE: tuple[PairwiseBenchmark, ...] = get_args(PairwiseBenchmark)
 RatedBenchmark = Literal["wildbench", "mtbench"]
 RATED: tuple[RatedBenchmark, ...] = get_args(RatedBenchmark)
 
@@ -184,7 +183,7 @@ class Rated(Block):
     """How checkpoints answer in this benchmark; none means `eval.answers`."""
     judge: JudgeConfig | None = None
     """The judge of this benchmark; none means `eval.judge`."""
-    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 2048}
+    sampling: Settings = {"temperature": 0, "max_tokens": 2048}
     """Sampling of the judge, verbatim in the request. A judge's text that `max_tokens` cuts off
     holds no rating."""
 
@@ -279,22 +278,22 @@ class HeldoutConfig(Block):
 class TasksConfig(Block):
     """lm-eval."""
 
-    tasks: tuple[str | dict[str, Any], ...] = ("everyday-science",)
+    tasks: tuple[str | Settings, ...] = ("everyday-science",)
     """Names of lm-eval tasks or groups (`ifeval`), paths of task YAML files, `everyday-science`
     (the small set shipped here), `open-llm-leaderboard-v1` or `mmlu-redux`; or a mapping with
     `task` or `group` (a name) and what it overrides, verbatim: {task: hellaswag, num_fewshot: 10},
     {group: mmlu, num_fewshot: 5}."""
     backend: str = "hf"
     """lm-eval's model type: hf, local-completions, vllm …"""
-    model_args: dict[str, Any] = {}
+    model_args: Settings = {}
     """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
-    evaluate: dict[str, Any] = {}
+    evaluate: Settings = {}
     """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size,
     apply_chat_template, gen_kwargs …"""
 
     @field_validator("tasks")
     @classmethod
-    def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+    def _named(cls, value: tuple[str | Settings, ...]) -> tuple[str | Settings, ...]:
         for entry in value:
             names = [] if isinstance(entry, str) else [entry.get("task"), entry.get("group")]
             if names and sum(isinstance(name, str) for name in names) != 1:
@@ -305,7 +304,7 @@ class TasksConfig(Block):
 
     @field_validator("evaluate")
     @classmethod
-    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _ours(cls, value: Settings) -> Settings:
         taken = sorted({"model", "model_args", "tasks", "log_samples", "task_manager"} & set(value))
         if taken:
             names = f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'}"
@@ -369,36 +368,31 @@ class EvalConfig(Block):
         kind = WildBenchProtocol if benchmark == "wildbench" else MTBenchProtocol
         return kind(**self._filled(benchmark, "limit", "answers", "judge"))
 
-    def _filled(self, benchmark: Benchmark, *shared: str) -> dict[str, Any]:
+    def _filled(self, benchmark: Benchmark, *shared: str) -> Settings:
         """The block of a benchmark; what it leaves out of `shared` is as `eval` has it."""
         block = dict(getattr(self, benchmark))
         return block | {name: block[name] or getattr(self, name) for name in shared}
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
-        """Every judged benchmark has a judge that can be asked so; the primary one is run."""
         for name in ("alpaca", "arena", *RATED):
             block = getattr(self, name)
             if block and not (getattr(block, "judges", None) or block.judge or self.judge):
                 where = f"write `judge:` in `eval`, or in `eval.{name}`"
                 raise ValueError(f"`{name}` needs a judge: {where}")
         if self.primary not in (None, *self.benchmarks):
-            runs = ", ".join(self.benchmarks) or "none"
-            raise ValueError(
-                f"`primary` is {self.primary}, which this recipe does not run (it runs {runs})"
-            )
+            what = f"not run (it runs {', '.join(self.benchmarks) or 'none'})"
+            raise ValueError(f"`primary` is {self.primary}, which this recipe does {what}")
         constrained = self.arena is not None and self.arena.constrain
         if constrained and any(p.judge.asks_by == "chat" for p in self.protocols("arena")):
-            raise ValueError(
-                "`arena.constrain` needs a judge asked by `completions` "
-                "(vLLM's structured outputs on token ids)"
-            )
+            judge = "a judge asked by `completions` (vLLM's structured outputs on token ids)"
+            raise ValueError(f"`arena.constrain` needs {judge}")
         return self
 
 
 def pairwise_benchmarks(config: EvalConfig) -> list[PairwiseBenchmark]:
     """The benchmarks of a recipe that compare each answer with a baseline's."""
-    return [name for name in PAIRWISE if getattr(config, name) is not None]
+    return [name for name in get_args(PairwiseBenchmark) if getattr(config, name) is not None]
 
 
 def rated_benchmarks(config: EvalConfig) -> list[RatedBenchmark]:

@@ -9,6 +9,7 @@ figures mean depends on the ceiling: how well people agree with people.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -46,8 +47,9 @@ DATASETS = {
 """The known sets, and the word that their file's path has in the projects' own repositories
 (testset-v1.json, LLMBar/Natural/dataset.json)."""
 
-_NO_LABELS = ("result", "statistics", "judge")
-"""Words in the names of files that hold a judge's verdicts instead."""
+VOTES = {"human", "annotators"}
+_NO_LABELS = re.compile("result|statistics|judge")
+"""What the names of files have that hold a judge's verdicts instead."""
 
 
 def pairs(dataset: str, folder: Path) -> pl.DataFrame:
@@ -59,78 +61,69 @@ def pairs(dataset: str, folder: Path) -> pl.DataFrame:
     annotators). Raises UserError for an unknown set, a missing file, or a record that is none of
     them.
     """
-    if dataset in DATASETS:
-        found = [
-            p
-            for p in sorted(folder.rglob("*.json*"))
-            if not any(word in p.name for word in _NO_LABELS)
-        ]
-        found = [
-            p
-            for p in found
-            if DATASETS[dataset] in f"{folder.name}/{p.relative_to(folder).as_posix()}"
-        ]
-        if not found:
-            raise UserError(
-                f"{folder} holds no JSON file of {dataset} (with '{DATASETS[dataset]}' in its path); download it from its project."
-            )
-        path = found[0]
-    else:
-        path = folder / dataset
-        if not path.is_file():
-            raise UserError(
-                f"'{dataset}' is neither a known set of human labels nor a file{nearest(dataset, DATASETS)}"
-            )
+    path = _file(dataset, folder)
     return pl.DataFrame(
-        [_pair(record, number, path) for number, record in records(path)], schema=PAIRS
+        [_pair(record, f"{path}, record {number}", number) for number, record in records(path)],
+        schema=PAIRS,
     )
 
 
-def _pair(record: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
-    name = str(record.get("id", record.get("idx", number - 1)))
-    annotators: Sequence[Any]
+def _file(dataset: str, folder: Path) -> Path:
+    word = DATASETS.get(dataset)
+    if word is None:
+        path = folder / dataset
+        if path.is_file():
+            return path
+        other = nearest(dataset, DATASETS)
+        raise UserError(f"'{dataset}' is neither a known set of human labels nor a file{other}")
+    for path in sorted(folder.rglob("*.json*")):
+        inside = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        if word in inside and not _NO_LABELS.search(path.name):
+            return path
+    raise UserError(
+        f"{folder} holds no JSON file of {dataset} (with '{word}' in its path); "
+        "download it from its project."
+    )
+
+
+def _pair(record: dict[str, Any], where: str, number: int) -> dict[str, Any]:
+    """A row of `PAIRS` from the record of this number, in any of the known forms."""
+    labels: Sequence[Any]
     match record:
         case {"instruction": prompt, "response1": first, "response2": second, "annotator1": _}:
             prompt = f"{prompt}\n\n{record['input']}" if record.get("input") else prompt
-            annotators = [record[k] for k in sorted(record) if k.startswith("annotator")]
+            labels = [record[name] for name in sorted(record) if name.startswith("annotator")]
         case {"input": prompt, "output_1": first, "output_2": second, "label": label}:
-            annotators = [label]
-        case {"prompt": prompt, "answer_1": first, "answer_2": second} if record.keys() & {
-            "human",
-            "annotators",
-        }:
-            annotators = record.get("annotators") or [record["human"]]
+            labels = [label]
+        case {"prompt": prompt, "answer_1": first, "answer_2": second} if record.keys() & VOTES:
+            labels = record.get("annotators") or [record["human"]]
         case _:
             raise UserError(
-                f"{path}, record {number}: no labelled pair; it needs prompt, answer_1, answer_2 and human (0, 1 or 2) or annotators."
+                f"{where}: no labelled pair; it needs prompt, answer_1, answer_2 and "
+                "human (0, 1 or 2) or annotators."
             )
-    texts = [
-        str(t) if isinstance(t, (str, bool, int, float)) else None for t in (prompt, first, second)
-    ]  # PandaLM's True is a JSON true
-    if None in texts:
-        raise UserError(f"{path}, record {number}: the prompt and both answers must be texts.")
+    texts = (prompt, first, second)
+    if not all(isinstance(text, str | bool | int | float) for text in texts):
+        raise UserError(f"{where}: the prompt and both answers must be texts.")
     try:
-        votes = [int(v) for v in annotators]
+        votes = [int(label) for label in labels]
     except (TypeError, ValueError):
         votes = [-1]
     if not set(votes) <= {0, 1, 2}:
-        raise UserError(
-            f"{path}, record {number}: the human labels {list(annotators)} are not all 0 (tie), 1 or 2."
-        )
-    return {
-        "id": name,
-        "prompt": texts[0],
-        "answer_1": texts[1],
-        "answer_2": texts[2],
-        "human": majority(votes),
-        "annotators": votes,
-    }
+        raise UserError(f"{where}: the human labels {list(labels)} are not all 0 (tie), 1 or 2.")
+    name = str(record.get("id", record.get("idx", number - 1)))
+    # PandaLM's True is a JSON true.
+    return dict(zip(PAIRS, (name, *map(str, texts), majority(votes), votes), strict=True))
 
 
 def majority(votes: Sequence[int]) -> int | None:
     """The label that more than half of the votes name; None when there is none."""
-    best = max(set(votes), key=votes.count)
+    best = _most_common(votes)
     return best if 2 * votes.count(best) > len(votes) else None
+
+
+def _most_common(values: Sequence[int]) -> int:
+    return max(set(values), key=values.count)
 
 
 def human_ceiling(labelled: pl.DataFrame) -> dict[str, Any] | None:
@@ -143,10 +136,11 @@ def human_ceiling(labelled: pl.DataFrame) -> dict[str, Any] | None:
     if not votes:
         return None
     same = [a == b for v in votes for a, b in combinations(v, 2)]
-    majorities = [(v, m) for v in votes if (m := majority(v)) is not None]
+    majorities = [(v, majority(v)) for v in votes]
+    right = [label == m for v, m in majorities if m is not None for label in v]
     return {
         "pairwise": float(np.mean(same)),
-        "with_majority": float(np.mean([x == m for v, m in majorities for x in v])),
+        "with_majority": float(np.mean(right)),
         "n": len(votes),
         "kappa": _fleiss(votes),
     }
@@ -154,12 +148,14 @@ def human_ceiling(labelled: pl.DataFrame) -> dict[str, Any] | None:
 
 def _fleiss(votes: list[list[int]]) -> float:
     """Fleiss' kappa over pairs with the most common number of annotators."""
-    size = max({len(v) for v in votes}, key=[len(v) for v in votes].count)
-    counts = np.array(
-        [[v.count(label) for label in (0, 1, 2)] for v in votes if len(v) == size], dtype=np.float64
-    )
+    size = _most_common([len(v) for v in votes])
+    counts = np.array([np.bincount(v, minlength=3) for v in votes if len(v) == size])
     observed = ((counts**2).sum(axis=1) - size).mean() / (size * (size - 1))
-    chance = float(((counts.sum(axis=0) / counts.sum()) ** 2).sum())
+    return _beyond(observed, ((counts.sum(axis=0) / counts.sum()) ** 2).sum())
+
+
+def _beyond(observed: float, chance: float) -> float:
+    """Agreement beyond chance; nan where chance alone agrees always."""
     return float((observed - chance) / (1 - chance)) if chance < 1 else math.nan
 
 
@@ -182,9 +178,8 @@ def agreement(
     judge and for people on the same pairs; length_bias is the difference. Pairs without a majority
     are counted and left out. Raises UserError when no verdict belongs to a labelled pair.
     """
-    table = verdicts.select(pl.col("id").cast(pl.String), "order", "verdict").join(
-        labelled, on="id", how="inner"
-    )
+    known = verdicts.select(pl.col("id").cast(pl.String), "order", "verdict")
+    table = known.join(labelled, on="id")
     if table.is_empty():
         raise UserError(
             "none of the verdicts is about a labelled pair: their ids have nothing in common."
@@ -193,74 +188,71 @@ def agreement(
         raise UserError(
             "a pair is judged twice in the same order; keep one verdict for each order."
         )
-    asked = table.filter(pl.col("human").is_not_null())
-    judged = asked.filter(pl.col("verdict").is_not_null())
+    asked = table.drop_nulls("human")
+    judged = asked.drop_nulls("verdict")
     if judged.is_empty():
         raise UserError(
             "not one verdict is on a pair with a majority of people: there is nothing to compare."
         )
-    verdict, human = judged["verdict"].to_numpy(), judged["human"].to_numpy()
-    right = (asked["verdict"].fill_null(-1) == asked["human"]).to_numpy().astype(np.float64)
-    once = asked["id"].n_unique() == asked.height
-    mean = stats.mean_interval(right, asked["id"].to_numpy(), level)
-    lower, upper = (
-        stats.wilson(int(right.sum()), len(right), level) if once else (mean.lower, mean.upper)
-    )
-    clear = judged.filter(pl.col("human") != 0)
-    half = np.where(clear["verdict"] == 0, 0.5, clear["verdict"] == clear["human"])
+    same = pl.col("verdict") == pl.col("human")
+    half = pl.when(pl.col("verdict") == 0).then(0.5).otherwise(same.cast(pl.Float64))
     both = (
-        table.filter(pl.col("verdict").is_not_null())
+        table.drop_nulls("verdict")
         .group_by("id")
         .agg(pl.col("verdict").n_unique(), pl.len())
         .filter(pl.col("len") == 2)
     )
     decided = table.filter(pl.col("verdict").is_in([1, 2]))
     return {
-        "accuracy": mean.value,
-        "standard_error": mean.standard_error,
-        "lower": max(0.0, lower),
-        "upper": min(1.0, upper),
-        "accuracy_of_judged": float((verdict == human).mean()),
-        "accuracy_without_ties": float(half.mean()) if len(half) else None,
-        "kappa": kappa(verdict, human),
+        **_accuracy(asked, level),
+        "accuracy_of_judged": judged.select(same.mean()).item(),
+        "accuracy_without_ties": judged.filter(pl.col("human") != 0).select(half.mean()).item(),
+        "kappa": kappa(judged["verdict"], judged["human"]),
         "position_consistency": (both["verdict"] == 1).mean(),
         "first_preferred": (decided["verdict"] == decided["order"]).mean(),
         **_length_bias(judged),
         "n": asked["id"].n_unique(),
         "verdicts": judged.height,
-        "unjudged": int(table["verdict"].null_count()),
-        "no_majority": int(table.filter(pl.col("human").is_null())["id"].n_unique()),
-        "human_ceiling": human_ceiling(labelled.filter(pl.col("id").is_in(table["id"].to_list()))),
+        "unjudged": table["verdict"].null_count(),
+        "no_majority": table.filter(pl.col("human").is_null())["id"].n_unique(),
+        "human_ceiling": human_ceiling(labelled.join(table, on="id", how="semi")),
     }
 
 
-def kappa(a: Sequence[int] | Any, b: Sequence[int] | Any) -> float:
+def _accuracy(asked: pl.DataFrame, level: float) -> dict[str, float]:
+    """Verdicts equal to the label of people, an unjudged one counting as wrong, with an interval."""
+    right = (asked["verdict"].fill_null(-1) == asked["human"]).to_numpy().astype(np.float64)
+    mean = stats.mean_interval(right, asked["id"].to_numpy(), level)
+    lower, upper = mean.lower, mean.upper
+    if asked["id"].is_unique().all():
+        lower, upper = stats.wilson(int(right.sum()), len(right), level)
+    return {
+        "accuracy": mean.value,
+        "standard_error": mean.standard_error,
+        "lower": max(0.0, lower),
+        "upper": min(1.0, upper),
+    }
+
+
+def kappa(a: Sequence[int] | pl.Series, b: Sequence[int] | pl.Series) -> float:
     """Cohen's kappa of two raters' labels (n,): agreement beyond what their label frequencies alone
     would give; nan when both use one label."""
     first, second = np.asarray(a), np.asarray(b)
-    chance = sum(
-        float((first == label).mean() * (second == label).mean())
-        for label in np.union1d(first, second)
-    )
-    return (float((first == second).mean()) - chance) / (1 - chance) if chance < 1 else math.nan
+    labels = np.union1d(first, second)[:, None]
+    chance = ((first == labels).mean(axis=1) * (second == labels).mean(axis=1)).sum()
+    return _beyond((first == second).mean(), chance)
 
 
 def _length_bias(judged: pl.DataFrame) -> dict[str, float | None]:
     """How often the longer answer (characters) wins, over verdicts and labels that name a winner
     between answers of different length."""
-    longer = judged.with_columns(
-        pl.when(pl.col("answer_1").str.len_chars() > pl.col("answer_2").str.len_chars())
-        .then(1)
-        .otherwise(2)
-        .alias("longer")
-    ).filter(pl.col("answer_1").str.len_chars() != pl.col("answer_2").str.len_chars())
-    both = longer.filter(pl.col("verdict").is_in([1, 2]) & pl.col("human").is_in([1, 2]))
-    if both.is_empty():
-        return {"longer_preferred": None, "human_longer_preferred": None, "length_bias": None}
-    judge = float((both["verdict"] == both["longer"]).mean())  # type: ignore[arg-type]
-    people = float((both["human"] == both["longer"]).mean())  # type: ignore[arg-type]
+    one, two = (pl.col(side).str.len_chars() for side in ("answer_1", "answer_2"))
+    winners = pl.col("verdict", "human")
+    both = judged.filter(one != two, winners.is_in([1, 2]))
+    longer = pl.when(one > two).then(1).otherwise(2)
+    judge, people = both.select((winners == longer).mean()).row(0)
     return {
         "longer_preferred": judge,
         "human_longer_preferred": people,
-        "length_bias": judge - people,
+        "length_bias": None if both.is_empty() else judge - people,
     }

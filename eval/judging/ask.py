@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import polars as pl
 
@@ -21,7 +21,7 @@ from core.tracking import Log
 from core.wire import Reply, Request, ServerSpec
 from eval.config import AlpacaConfig
 from eval.judging import templates, verdicts
-from eval.judging.journal import Draft, Journal, Purse
+from eval.judging.journal import Cell, Draft, Journal, Purse, Row
 from eval.judging.templates import Message, Template
 from eval.judging.verdicts import Judged
 
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, pl.DataType | type[pl.DataType]]
 
+SPENT: Fields = {
+    "prompt_tokens": pl.Int64,
+    "tokens": pl.Int64,
+    "model": pl.String,
+    "fingerprint": pl.String,
+}
 FIELDS: Fields = {
     "first": pl.Float64,
     "label": pl.String,
     "verdict": pl.String,
     "mass": pl.Float64,
     "constrained": pl.Boolean,
-    "prompt_tokens": pl.Int64,
-    "tokens": pl.Int64,
-    "model": pl.String,
-    "fingerprint": pl.String,
+    **SPENT,
 }
 """Value fields of a judgment: `first` is P(the first shown answer is better); `verdict` the judge's
 own text; `mass` the probability on the verdict codes; tokens of all its turns; model and
@@ -215,7 +218,7 @@ class Asker:
             body |= {"logprobs": sampling.get("logprobs", 20), "return_tokens_as_token_ids": True}
         return Request(question.id, body)
 
-    def _read(self, reply: Reply, draft: Draft) -> dict[str, Any] | Draft | str:
+    def _read(self, reply: Reply, draft: Draft) -> Cell | Draft | str:
         """A settled judgment, a draft that needs another turn (or another try), or why there is
         none."""
         body = reply.body
@@ -224,7 +227,7 @@ class Asker:
             return reply.error or "no reply"
         prompt_tokens, tokens = usage(body)
         self.means.purse.settle(reply.key, prompt_tokens, tokens)
-        cost: dict[str, Any] = {
+        cost: Cell = {
             "prompt_tokens": draft.prompt_tokens + prompt_tokens,
             "tokens": draft.tokens + tokens,
         }
@@ -247,7 +250,7 @@ class Asker:
         return {"id": reply.key, **cost, **said_by, **outcome}
 
 
-def most_tokens(sampling: Mapping[str, Any]) -> int:
+def most_tokens(sampling: Row) -> int:
     """The most tokens a request may generate (max_tokens, or OpenAI's newer max_completion_tokens);
     0 when it sets no limit."""
     return int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0)
@@ -258,7 +261,7 @@ def short_name(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
-def usage(body: Mapping[str, Any]) -> tuple[int, int]:
+def usage(body: Row) -> tuple[int, int]:
     """(prompt tokens, generated tokens) that a reply says it cost; 0 where it says nothing."""
     stated = body.get("usage")
     counts = stated if isinstance(stated, dict) else {}
@@ -272,7 +275,7 @@ def malformed(error: Exception) -> str:
     return f"malformed reply: {type(error).__name__} {error}"
 
 
-def _text(choice: Mapping[str, Any]) -> str:
+def _text(choice: Row) -> str:
     text = choice["text"] if "text" in choice else choice["message"]["content"]
     if not isinstance(text, str):
         refused = (choice.get("message") or {}).get("refusal")

@@ -21,6 +21,9 @@ from core.columns import Column
 from eval.config import Prices
 
 Turn = Literal["first", "continue", "constrain"]
+Cell = dict[str, Any]
+Row = Mapping[str, Any]
+"""Values by field: of a judgment, a table, a reply."""
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Journal:
         if done:
             Path(f"{self.path}.lock").unlink(missing_ok=True)
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Row) -> None:
         """One line, handed to the operating system at once (a killed process loses none)."""
         self._file.write(f"\n{json.dumps(record, ensure_ascii=False)}")
         self._file.flush()
@@ -80,7 +83,7 @@ class Journal:
     def _take_over(self, path: Path) -> None:
         if not path.exists():  # another run was quicker
             return
-        cells: dict[str, dict[str, Any]] = {}
+        cells: dict[str, Cell] = {}
         for line in path.read_text().split("\n"):
             try:
                 record = json.loads(line)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -20,8 +19,8 @@ from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import PairwiseProtocol
 from eval.judging import reward_model, settle, templates
-from eval.judging.ask import Means, Question
-from eval.judging.journal import Purse
+from eval.judging.ask import SPENT, Means, Question
+from eval.judging.journal import Cell, Purse, Row
 from eval.prompt_sets.prompts import Prompt, prompts
 
 JUDGMENTS = {
@@ -34,15 +33,10 @@ JUDGMENTS = {
     "verdict": pl.String,
     "mass": pl.Float64,
     "constrained": pl.Boolean,
-    "prompt_tokens": pl.Int64,
-    "tokens": pl.Int64,
-    "model": pl.String,
-    "fingerprint": pl.String,
+    **SPENT,
     "model_characters": pl.Int64,
     "baseline_characters": pl.Int64,
-    "judgment": pl.String,
-    "status": pl.String,
-    "reason": pl.String,
+    **settle.STATUS,
 }
 """Columns of judgments.parquet. `game` 1 or 2; `order` says whose answer was shown first
 ("baseline" or "model"); `preference` is P(the model's answer is better), null when unjudged;
@@ -85,7 +79,7 @@ def run(
     return counts
 
 
-def judging(frame: pl.DataFrame) -> dict[str, Any]:
+def judging(frame: pl.DataFrame) -> Cell:
     """What to know about a judge beside its score, from judgments.parquet (several judges: each by
     itself): constrained (verdicts), mass (mean probability on the codes), first_preferred (mean
     preference for what was shown first: 0.5 is no bias), position_consistency (share of items
@@ -161,7 +155,7 @@ def _question(
     return Question(digest([shape.text, prompt, first, second]), shape, values)
 
 
-def _preference(game: Mapping[str, Any], judgment: Mapping[str, Any]) -> dict[str, float]:
+def _preference(game: Row, judgment: Row) -> dict[str, float]:
     first = judgment["first"]
     return {"preference": first if game["order"] == "model" else 1 - first}
 

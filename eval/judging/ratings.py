@@ -19,17 +19,14 @@ from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import JudgeConfig, RatedProtocol, WildBenchProtocol
 from eval.judging import settle, templates, wb_reward
-from eval.judging.ask import Fields, Means, Question
+from eval.judging.ask import SPENT, Fields, Means, Question
 from eval.judging.journal import Purse
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 
 FIELDS: Fields = {
     "rating": pl.Float64,
     "verdict": pl.String,
-    "prompt_tokens": pl.Int64,
-    "tokens": pl.Int64,
-    "model": pl.String,
-    "fingerprint": pl.String,
+    **SPENT,
 }
 """Value fields of a rating: from 1 to 10, null where the judge's text (`verdict`) does not end with
 one."""
@@ -40,9 +37,7 @@ RATINGS = {
     "category": pl.String,
     "tags": pl.List(pl.String),
     **FIELDS,
-    "judgment": pl.String,
-    "status": pl.String,
-    "reason": pl.String,
+    **settle.STATUS,
 }
 """Columns of ratings.parquet, one row a turn: `item` is the task or question, `status` "ok" or
 "unjudged", `judgment` the rating's id in the store (null when nobody was asked)."""
@@ -88,7 +83,7 @@ def run(
 
 
 def _turns(
-    wanted: list[Task], protocol: RatedProtocol, answers: Mapping[str, settle.Answer]
+    wanted: list[Task], protocol: RatedProtocol, answers: settle.Answers
 ) -> list[settle.Item]:
     shapes: dict[tuple[str, ...], templates.Template] = {}  # the template for each set of slots
     turns = []
@@ -116,14 +111,14 @@ Shown = list[dict[str, str] | str]
 """What fills the slots of a task's turns, or why there is no answer to show."""
 
 
-def _of_wildbench(task: Task, answers: Mapping[str, settle.Answer], judge: JudgeConfig) -> Shown:
+def _of_wildbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Shown:
     answer, why = answers.get(task.id, settle.NO_ANSWER)
     if answer is None:
         return [why]
     return [task.shown() | {"model_output": settle.shorten(answer, judge)}]
 
 
-def _of_mtbench(task: Task, answers: Mapping[str, settle.Answer], judge: JudgeConfig) -> Shown:
+def _of_mtbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Shown:
     """The second turn shows the first too, and both references."""
     (first, why), (second, why_second) = (
         answers.get(name, settle.NO_ANSWER) for name in (task.id, task.id + SECOND)
@@ -146,7 +141,7 @@ def _of_mtbench(task: Task, answers: Mapping[str, settle.Answer], judge: JudgeCo
     return [*shown, one | two | references]
 
 
-SHOWN: Mapping[str, Callable[[Task, Mapping[str, settle.Answer], JudgeConfig], Shown]] = {
+SHOWN: Mapping[str, Callable[[Task, settle.Answers, JudgeConfig], Shown]] = {
     "wildbench": _of_wildbench,
     "mtbench": _of_mtbench,
 }

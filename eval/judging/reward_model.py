@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import polars as pl
 
@@ -24,7 +24,7 @@ from eval.config import PairwiseProtocol
 from eval.judging import settle, templates
 from eval.judging.ask import FIELDS as JUDGMENT
 from eval.judging.ask import Asker, Fields, Means, Question, malformed, short_name, usage
-from eval.judging.journal import Draft
+from eval.judging.journal import Cell, Draft, Row
 
 FIELDS: Fields = {
     "reward": pl.Float64,
@@ -87,7 +87,7 @@ class Scorer(Asker):
             templates.token_ids(self.tokenizer, question.shape, question.values, reply=False),
         )
 
-    def _read(self, reply: Reply, draft: Draft) -> dict[str, Any] | str:
+    def _read(self, reply: Reply, draft: Draft) -> Cell | str:
         """A settled reward, or why there is none."""
         tokens = usage(reply.body or {})[0]
         self.means.purse.settle(reply.key, tokens, 0)
@@ -119,7 +119,7 @@ def preference(first: float, second: float) -> float:
 
 
 def _answers(question: Question) -> list[Question]:
-    """The first and the second shown answer, each with the instruction, as questions of their own."""
+    """The first and the second shown answer, each to the instruction, as questions of their own."""
     shown = [
         {"instruction": question.values["instruction"], "answer": question.values[slot]}
         for slot in ("output_1", "output_2")
@@ -127,7 +127,7 @@ def _answers(question: Question) -> list[Question]:
     return [Question(digest(values), templates.CONVERSATION, values) for values in shown]
 
 
-def _judgment(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def _judgment(name: str, first: Row, second: Row) -> Cell:
     """One judgment from the cells of the first and the second shown answer."""
     judgment = {
         "id": name,

@@ -26,7 +26,7 @@ from core.tracking import Log
 from eval.config import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 from eval.judging import templates
 from eval.judging.ask import FIELDS, Asker, Fields, Means, Question, most_tokens
-from eval.judging.journal import Journal, Purse
+from eval.judging.journal import Cell, Journal, Purse, Row
 from eval.judging.verdicts import Judged
 
 VERSION = 1
@@ -47,8 +47,12 @@ NOT_ASKED = {
 """Settings of a protocol that are no part of how a question is asked, or count by their content;
 WB-Reward asks by a protocol of its own."""
 
+STATUS: Fields = {"judgment": pl.String, "status": pl.String, "reason": pl.String}
+"""What every table ends with: `judgment` is the id in the store (null when nobody was asked)."""
+
 Answer = tuple[str | None, str]
 """An answer, or None and why there is none."""
+Answers = Mapping[str, Answer]
 NO_ANSWER: Answer = (None, "no answer")
 
 
@@ -57,9 +61,9 @@ class Item:
     """One thing to be judged: by a `question`, settled without a judge (`settled` has the columns
     that a judge would fill), or impossible for a `reason`. `row` has the columns known before."""
 
-    row: Mapping[str, Any]
+    row: Row
     question: Question | None = None
-    settled: Mapping[str, Any] | None = None
+    settled: Row | None = None
     reason: str | None = None
 
 
@@ -89,8 +93,8 @@ class Form:
 
     name: str
     how: str
-    columns: Mapping[str, pl.DataType | type[pl.DataType]]
-    value: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda row, cell: {}
+    columns: Fields
+    value: Callable[[Row, Row], Row] = lambda row, cell: {}
     """What a judgment (a cell of the column) says about an item (its `row`)."""
     counts: Callable[[pl.DataFrame], Counts] = lambda table: {}
     """What is counted of the table besides what is counted of every table."""
@@ -100,7 +104,7 @@ def run(
     form: Form,
     wanted: Wanted,
     buy: Callable[[list[Question]], Bought],
-    how: Mapping[str, Any],
+    how: Row,
     purse: Purse,
     out: Path,
 ) -> Counts:
@@ -143,7 +147,7 @@ def table(form: Form, items: Iterable[Item], bought: Bought) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=form.columns)
 
 
-def _judged(form: Form, row: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(form: Form, row: Row, cell: Row) -> Cell:
     known = {name: cell[name] for name in cell if name in form.columns and name != "status"}
     if cell["status"] != OK:
         return known
@@ -185,10 +189,8 @@ def warn_of_change(counts: Counts, log: Log) -> None:
     for name in ("models", "fingerprints"):
         values = counts[name]
         if len(values) > 1:
-            log.say(
-                f"warning: the judge returned {len(values)} different {name} within one result: "
-                + ", ".join(values)
-            )
+            different = f"{len(values)} different {name} within one result"
+            log.say(f"warning: the judge returned {different}: {', '.join(values)}")
 
 
 def buy(
@@ -227,10 +229,10 @@ def buy(
     return Bought(stored, reasons, len(missing), len(known))
 
 
-def determines(judge: JudgeConfig, protocol: Judged) -> dict[str, Any]:
+def determines(judge: JudgeConfig, protocol: Judged) -> Cell:
     """What a judgment depends on besides its texts: who judges, how it is asked, whose rules read
     it, the version of this code."""
-    who: dict[str, Any] = {"model": judge.model, "revision": judge.revision}
+    who: Cell = {"model": judge.model, "revision": judge.revision}
     if not judge.server.get("urls"):
         model = models.resolve(judge.model, judge.revision)
         who = {} if Path(model.path).is_dir() else {"model": model.name}
@@ -271,8 +273,8 @@ SHOWN: Mapping[str, Callable[[Any], list[tuple[int, int]]]] = {
     "wildbench": lambda protocol: [(1, 1), (len(protocol.references), 2)],
     "mtbench": lambda protocol: [(1, 2)],
 }
-"""(calls a prompt, answers that each shows) by the protocol's `kind`; MT-Bench shows both turns, and
-a reference's answer counts like the model's."""
+"""(calls a prompt, answers that each shows) by the protocol's `kind`; MT-Bench shows both turns,
+and a reference's answer counts like the model's."""
 
 
 def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[int]) -> str:
@@ -282,11 +284,8 @@ def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[in
         return ""
     answer = int(protocol.answers.sampling.get("max_tokens", 1024))
     prompts = sum(length // 4 for length in characters)  # four characters a token
-    shown, fixed, most = (
-        SHOWN[protocol.kind](protocol),
-        INSTRUCTIONS,
-        most_tokens(protocol.sampling),
-    )
+    shown, fixed = SHOWN[protocol.kind](protocol), INSTRUCTIONS
+    most = most_tokens(protocol.sampling)
     if is_scored(protocol):
         # A call for each answer, which shows that answer alone, and nothing is generated.
         shown, fixed, most = [(2, 1)], 0, 0
@@ -301,11 +300,11 @@ def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[in
 
 
 def compared(
-    row: Mapping[str, Any],
+    row: Row,
     mine: Answer,
     theirs: Answer,
     rival: str,
-    tie: Mapping[str, Any],
+    tie: Row,
     ask: Callable[[str, str], Question],
 ) -> Item:
     """The model's answer and a rival's, shown in the order of `row`; `ask` has the question for the
@@ -350,7 +349,7 @@ def length(answer: Answer) -> int | None:
     return None if answer[0] is None else len(answer[0])
 
 
-def read_answers(folder: Path) -> dict[str, Answer]:
+def read_answers(folder: Path) -> Answers:
     """The answers by prompt id, from answers.parquet of a folder."""
     path = folder / "answers.parquet"
     try:

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from core.columns import OK
 from core.errors import UserError
-from core.files import write_atomic
+from core.files import read_json, write_atomic
 from core.store import Counts
 from eval.config import JudgeConfig
 from eval.judging.pairwise import judging
@@ -26,12 +26,12 @@ VERSION = 1
 def names(judges: Sequence[JudgeConfig]) -> list[str]:
     """A short name for each judge: the last part of its model's name, numbered where two are
     alike."""
-    found: list[str] = []
+    short: list[str] = []
     for judge in judges:
         name = Path(judge.model).name
-        taken = sum(other == name or other.rpartition("~")[0] == name for other in found)
-        found.append(f"{name}~{taken + 1}" if taken else name)
-    return found
+        taken = sum(name in (other, other.rpartition("~")[0]) for other in short)
+        short.append(f"{name}~{taken + 1}" if taken else name)
+    return short
 
 
 def combine(inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -43,40 +43,32 @@ def combine(inputs: Mapping[str, Path], out: Path) -> Counts:
     (share of pairs of judges and items, judged by both, with the same winner or both without one)
     and `agreement_pairs` (how many those are). Raises UserError for a folder without judgments.
     """
-    frames = []
-    for judge, folder in inputs.items():
-        try:
-            frames.append(
-                pl.read_parquet(folder / "judgments.parquet").with_columns(judge=pl.lit(judge))
-            )
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(
-                f"{folder / 'judgments.parquet'} cannot be read ({error}); run that judge first."
-            ) from error
-    games = pl.concat(frames)
+    games = pl.concat([_judgments(judge, folder) for judge, folder in inputs.items()])
     out.mkdir(parents=True, exist_ok=True)
     games.write_parquet(out / "judgments.parquet")
-    protocols = {
-        judge: json.loads((folder / "protocol.json").read_text())
-        for judge, folder in inputs.items()
-    }
-    write_atomic(
-        out / "protocol.json",
-        json.dumps(next(iter(protocols.values())) | {"judges": protocols}, indent=2),
-    )
-    judged = games.filter(pl.col("status") == "ok").height
-    left = games.filter(pl.col("status") != "ok").group_by("judge", maintain_order=True).len()
+    protocols = {judge: read_json(folder / "protocol.json") for judge, folder in inputs.items()}
+    shared = next(iter(protocols.values()))
+    write_atomic(out / "protocol.json", json.dumps(shared | {"judges": protocols}, indent=2))
+    left = games.filter(pl.col("status") != OK)
     share, pairs = agreement(games)
     return {
         "rows": games.height,
-        "judged": judged,
-        "unjudged": games.height - judged,
-        "unjudged_by_judge": dict(left.iter_rows()),
+        "judged": games.height - left.height,
+        "unjudged": left.height,
+        "unjudged_by_judge": dict(left.group_by("judge", maintain_order=True).len().iter_rows()),
         **judging(games),
         "partly_judged": by_item(games)["partly"].sum(),
         "agreement": share,
         "agreement_pairs": pairs,
     }
+
+
+def _judgments(judge: str, folder: Path) -> pl.DataFrame:
+    path = folder / "judgments.parquet"
+    try:
+        return pl.read_parquet(path).with_columns(judge=pl.lit(judge))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run that judge first.") from error
 
 
 def by_item(games: pl.DataFrame) -> pl.DataFrame:
@@ -115,16 +107,14 @@ def agreement(games: pl.DataFrame) -> tuple[float | None, int]:
         .drop_nulls("preference")
         .with_columns(side=(pl.col("preference") - 0.5).sign())
     )
-    sides: dict[str, list[float]] = {}
-    for item, side in each.select("item", "side").iter_rows():
-        sides.setdefault(item, []).append(side)
-    same = [one == other for found in sides.values() for one, other in combinations(found, 2)]
+    sides = each.group_by("item").agg("side")["side"].to_list()
+    same = [one == other for alike in sides for one, other in combinations(alike, 2)]
     return (sum(same) / len(same) if same else None), len(same)
 
 
 def _each(games: pl.DataFrame) -> pl.DataFrame:
     """One row an item and judge: the mean preference over its games, null unless all are judged."""
-    keys: list[Any] = ["item", "judge"] if "judge" in games.columns else ["item"]
+    keys = [name for name in ("item", "judge") if name in games.columns]
     each = games.group_by(keys, maintain_order=True).agg(
         pl.col("preference").mean(),
         pl.col("preference").is_null().any().alias("missing"),

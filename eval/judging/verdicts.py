@@ -24,7 +24,7 @@ from eval.config import (
     RatedProtocol,
     RewardProtocol,
 )
-from eval.judging.journal import Draft
+from eval.judging.journal import Cell, Draft, Row
 
 T = TypeVar("T")
 Judged = PairwiseProtocol | RatedProtocol | RewardProtocol
@@ -111,7 +111,7 @@ def verdict_mass(top: Mapping[str, float], codes: tuple[str, str]) -> tuple[floa
     return (first / mass if mass > 0 else None), min(mass, 1.0)
 
 
-def top_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
+def top_tokens(choice: Row) -> dict[str, float]:
     """Log-probabilities of the first generated token's candidates, by token, from a choice of
     either API.
 
@@ -208,13 +208,13 @@ class Written:
     """What a judge wrote: the `choice` of the API's reply and its `text`; `draft` is what it wrote
     before, `codes` name the tokens that the protocol's codes are."""
 
-    choice: Mapping[str, Any]
+    choice: Row
     text: str
     draft: Draft
     codes: Mapping[str, str]
 
 
-Outcome = dict[str, Any] | Draft
+Outcome = Cell | Draft
 """The value fields, status and reason of a settled judgment, or a draft that needs another turn."""
 
 OPENING = "\n\nMy verdict: [["
@@ -314,10 +314,10 @@ def _settled(
     *,
     mass: float | None = None,
     constrained: bool = False,
-) -> dict[str, Any]:
+) -> Cell:
     values = {"first": first, "label": label, "verdict": verdict}
     return values | {"mass": mass, "constrained": constrained, **_status(reason)}
 
 
-def _status(reason: str | None) -> dict[str, Any]:
+def _status(reason: str | None) -> Cell:
     return {"status": OK if reason is None else FAILED, "reason": reason}

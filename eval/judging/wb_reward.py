@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from core.store import Counts, digest
 from eval.config import JudgeConfig, WildBenchProtocol
 from eval.judging import settle, templates, verdicts
-from eval.judging.ask import Means, Question
+from eval.judging.ask import SPENT, Means, Question
+from eval.judging.journal import Cell, Row
 from eval.prompt_sets.rated_tasks import Task
 
 SLOTS = ("history", "user_query", "candidate_A", "candidate_B", "checklist")
@@ -31,13 +31,8 @@ REWARDS = {
     "model_characters": pl.Int64,
     "reference_characters": pl.Int64,
     "verdict": pl.String,
-    "prompt_tokens": pl.Int64,
-    "tokens": pl.Int64,
-    "model": pl.String,
-    "fingerprint": pl.String,
-    "judgment": pl.String,
-    "status": pl.String,
-    "reason": pl.String,
+    **SPENT,
+    **settle.STATUS,
 }
 """Columns of rewards.parquet, one row a task and reference. `order` says whose answer is A ("model"
 or "reference"); `choice` is the judge's own word; `reward` is the model's, from -1 to 1, after the
@@ -119,9 +114,7 @@ def _question(
     return Question(digest([shape.text, values]), shape, values)
 
 
-def _reward(
-    margin: int | None, pair: Mapping[str, Any], judgment: Mapping[str, Any]
-) -> dict[str, Any]:
+def _reward(margin: int | None, pair: Row, judgment: Row) -> Cell:
     label, lengths = judgment["label"], (pair["model_characters"], pair["reference_characters"])
     # A settled label is one of the five that there are.
     sign, extent = verdicts.choice(label, model_is_a=pair["order"] == "model") or (0, 0)
