@@ -22,7 +22,8 @@ PROMPTS, DELAY, IN_FLIGHT = 805, 0.2, 64
 SERVER = f"""
 from tests.eval_files import chat_logprobs
 from tests.scripted_server import ScriptedServer
-with ScriptedServer(lambda path, body: chat_logprobs({{"m": 0.7, "M": 0.2}}), delay={DELAY}) as server:
+verdict = chat_logprobs({{"m": 0.7, "M": 0.2}})
+with ScriptedServer(lambda path, body: verdict, delay={DELAY}) as server:
     print(server.url, flush=True)
     input()
 """
@@ -52,7 +53,8 @@ def main() -> None:
             server.kill()
     floor = math.ceil(2 * PROMPTS / IN_FLIGHT) * DELAY
     print(
-        f"{counts['judged']} judgments in {seconds:.2f} s; {floor:.1f} s is the floor; ratio {seconds / floor:.2f}"
+        f"{counts['judged']} judgments in {seconds:.2f} s; {floor:.1f} s is the floor; "
+        f"ratio {seconds / floor:.2f}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from eval.config import AlpacaConfig, ArenaConfig, JudgeConfig
+from eval.config import AlpacaProtocol, AnswersConfig, ArenaProtocol, JudgeConfig
 from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
 
 CHATML = (
@@ -18,7 +18,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LLAMA3 = (
-    "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "<|begin_of_text|>"
+    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 
@@ -72,14 +74,18 @@ def judge(url: str, **settings: Any) -> JudgeConfig:
     return JudgeConfig(model="scripted-judge", server=server, **settings)
 
 
-def alpaca(url: str, judge_settings: dict[str, Any] | None = None, **settings: Any) -> AlpacaConfig:
+def alpaca(
+    url: str, judge_settings: dict[str, Any] | None = None, **settings: Any
+) -> AlpacaProtocol:
     """The AlpacaEval protocol with a hosted judge."""
-    return AlpacaConfig(judge=judge(url, **(judge_settings or {})), **settings)
+    who = judge(url, **(judge_settings or {}))
+    return AlpacaProtocol(judge=who, answers=AnswersConfig(), **settings)
 
 
-def arena(url: str, judge_settings: dict[str, Any] | None = None, **settings: Any) -> ArenaConfig:
+def arena(url: str, judge_settings: dict[str, Any] | None = None, **settings: Any) -> ArenaProtocol:
     """The Arena-Hard protocol with a hosted judge."""
-    return ArenaConfig(judge=judge(url, **(judge_settings or {})), **settings)
+    who = judge(url, **(judge_settings or {}))
+    return ArenaProtocol(judge=who, answers=AnswersConfig(), **settings)
 
 
 def chat_logprobs(top: dict[str, float]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from core import control_tokens
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import AlpacaConfig, ArenaConfig, EvalConfig
+from eval.config import AlpacaProtocol, ArenaProtocol, EvalConfig, PairwiseProtocol
 from eval.judging import pairwise, settle, templates, verdicts
 from tests import tiny
 from tests.eval_files import (
@@ -52,7 +52,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(
-    protocol: AlpacaConfig | ArenaConfig,
+    protocol: PairwiseProtocol,
     inputs: dict[str, Path],
     folder: Path,
     name: str = "out",
@@ -398,9 +398,12 @@ from core.tracking import Log
 from eval.judging import pairwise
 from tests.eval_files import arena
 folder = Path(sys.argv[2])
-inputs = {"prompts": folder / "prompts.jsonl", "answers": folder / "answers", "baseline": folder / "baseline"}
+inputs = {name: folder / name for name in ("answers", "baseline")}
+inputs["prompts"] = folder / "prompts.jsonl"
+protocol = arena(sys.argv[1], {"server": {"max_in_flight": 4}})
+store, out = folder / "store", folder / "out.partial"
 with Servers(Log(), folder / "logs") as servers:
-    pairwise.run(arena(sys.argv[1], {"server": {"max_in_flight": 4}}), inputs, folder / "store", folder / "out.partial", servers=servers, log=Log())
+    pairwise.run(protocol, inputs, store, out, servers=servers, log=Log())
 """
 
 
@@ -592,11 +595,9 @@ def own_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _own(
-    kind: type[AlpacaConfig] | type[ArenaConfig], model: Path, url: str, **settings: Any
-) -> Any:
+def _own(kind: type[PairwiseProtocol], model: Path, url: str, **settings: Any) -> PairwiseProtocol:
     who = {"model": str(model), "api": "completions", "server": {"urls": [url], "timeout": 5}}
-    return kind.model_validate({"judge": who, **settings})
+    return kind.model_validate({"judge": who, "answers": {}, **settings})
 
 
 def test_our_own_judge_gets_token_ids_and_its_verdict_is_read_by_token_id(
@@ -613,7 +614,7 @@ def test_our_own_judge_gets_token_ids_and_its_verdict_is_read_by_token_id(
         lambda path, body: completion("m", logprobs={"top_logprobs": [top]})
     ) as server:
         counts, frame = _run(
-            _own(AlpacaConfig, own_judge, server.url, order="both"), duel(tmp_path, 1), tmp_path
+            _own(AlpacaProtocol, own_judge, server.url, order="both"), duel(tmp_path, 1), tmp_path
         )
     body = server.requests[0].body
     assert (
@@ -635,7 +636,7 @@ def test_a_verdict_code_of_several_tokens_is_refused_before_any_call(
         pytest.raises(UserError, match="choose codes of one token each"),
     ):
         _run(
-            _own(AlpacaConfig, own_judge, server.url, codes=("first?!", "M")),
+            _own(AlpacaProtocol, own_judge, server.url, codes=("first?!", "M")),
             duel(tmp_path, 1),
             tmp_path,
         )
@@ -650,7 +651,7 @@ def test_a_text_without_a_verdict_can_be_followed_by_a_constrained_label(
 
     with ScriptedServer(answer) as server:
         counts, frame = _run(
-            _own(ArenaConfig, own_judge, server.url, constrain=True), duel(tmp_path, 2), tmp_path
+            _own(ArenaProtocol, own_judge, server.url, constrain=True), duel(tmp_path, 2), tmp_path
         )
     last = server.requests[-1].body
     assert last["structured_outputs"] == {"choice": list(verdicts.LABELS)}
@@ -692,7 +693,8 @@ def test_each_category_is_asked_in_its_own_way(tmp_path: Path) -> None:
 def test_a_template_of_the_users_is_read_and_a_missing_slot_is_named(tmp_path: Path) -> None:
     official = tmp_path / "clf.txt"
     official.write_text(
-        "<|im_start|>system\nJudge.\n<|im_end|>\n<|im_start|>user\n{instruction} {\n {output_1}|{output_2} }\n<|im_end|>"
+        "<|im_start|>system\nJudge.\n<|im_end|>\n"
+        "<|im_start|>user\n{instruction} {\n {output_1}|{output_2} }\n<|im_end|>"
     )
     shape = templates.template(str(official))
     filled = templates.messages(
@@ -730,8 +732,7 @@ def test_what_determines_a_judgment_knows_the_templates_text_and_no_address_pric
     path = tmp_path / "mine.jinja"
     path.write_text("One? {{ instruction }} {{ output_1 }} {{ output_2 }}")
 
-    def known(protocol: AlpacaConfig | ArenaConfig) -> dict[str, Any]:
-        assert protocol.judge is not None
+    def known(protocol: PairwiseProtocol) -> dict[str, Any]:
         return settle.determines(protocol.judge, protocol)
 
     one = known(alpaca("http://127.0.0.1:1", prompt=str(path)))
@@ -748,7 +749,7 @@ def test_what_determines_a_judgment_knows_the_templates_text_and_no_address_pric
     copied = tmp_path / "elsewhere"
     shutil.copytree(own_judge, copied)
     here, there = (
-        AlpacaConfig.model_validate({"judge": {"model": str(folder)}})
+        AlpacaProtocol.model_validate({"judge": {"model": str(folder)}, "answers": {}})
         for folder in (own_judge, copied)
     )
     assert known(here) == known(there) and str(copied) not in json.dumps(known(there))

@@ -69,6 +69,7 @@ def pairs(dataset: str, folder: Path) -> pl.DataFrame:
 
 
 def _file(dataset: str, folder: Path) -> Path:
+    """The file of a known set, the first by name, or the file of this name."""
     word = DATASETS.get(dataset)
     if word is None:
         path = folder / dataset
@@ -220,7 +221,7 @@ def agreement(
 
 
 def _accuracy(asked: pl.DataFrame, level: float) -> dict[str, float]:
-    """Verdicts equal to the label of people, an unjudged one counting as wrong, with an interval."""
+    """Verdicts equal to people's label, an unjudged one counting as wrong, with an interval."""
     right = (asked["verdict"].fill_null(-1) == asked["human"]).to_numpy().astype(np.float64)
     mean = stats.mean_interval(right, asked["id"].to_numpy(), level)
     lower, upper = mean.lower, mean.upper

@@ -81,6 +81,7 @@ class Journal:
         self._file.flush()
 
     def _take_over(self, path: Path) -> None:
+        """Keep what the journal at `path` holds: here and in the column, without that file."""
         if not path.exists():  # another run was quicker
             return
         cells: dict[str, Cell] = {}
@@ -111,11 +112,9 @@ class Purse:
 
     def cost(self, prompt_tokens: int, tokens: int) -> float:
         """Price of so many tokens."""
-        return (
-            0.0
-            if self.prices is None
-            else (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
-        )
+        if self.prices is None:
+            return 0.0
+        return (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
 
     def reserve(self, key: str, prompt_tokens: int, tokens: int) -> bool:
         """Set the most a call can cost aside; False when that could pass the budget."""

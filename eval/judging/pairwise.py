@@ -107,6 +107,7 @@ def judging(frame: pl.DataFrame) -> Cell:
 
 
 def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wanted:
+    """Every prompt's answers side by side, in one order or both."""
     answers, baseline = (settle.read_answers(inputs[name]) for name in ("answers", "baseline"))
     codes = protocol.codes if protocol.kind == "alpaca" else ("A", "B")
     named = settle.template_names(protocol)

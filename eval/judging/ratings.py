@@ -85,7 +85,8 @@ def run(
 def _turns(
     wanted: list[Task], protocol: RatedProtocol, answers: settle.Answers
 ) -> list[settle.Item]:
-    shapes: dict[tuple[str, ...], templates.Template] = {}  # the template for each set of slots
+    """What is rated, turn by turn; a template may show other slots in the second."""
+    shapes: dict[tuple[str, ...], templates.Template] = {}
     turns = []
     for task in wanted:
         shown = SHOWN[protocol.kind](task, answers, protocol.judge)
@@ -119,26 +120,18 @@ def _of_wildbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Sh
 
 
 def _of_mtbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Shown:
-    """The second turn shows the first too, and both references."""
-    (first, why), (second, why_second) = (
-        answers.get(name, settle.NO_ANSWER) for name in (task.id, task.id + SECOND)
-    )
-    if first is None:
-        absent: Shown = [why, why_second]
-        return absent[: len(task.turns)]
-    references = {
-        f"reference_{number}": text
-        for number, text in enumerate(task.references[:2], 1)
-        if text.strip()
-    }
-    one = {"question_1": task.prompt, "answer_1": settle.shorten(first, judge)}
-    shown: Shown = [one | {name: references[name] for name in references if name[-1] == "1"}]
-    if len(task.turns) < 2:
-        return shown
-    if second is None:
-        return [*shown, why_second]
-    two = {"question_2": task.turns[1], "answer_2": settle.shorten(second, judge)}
-    return [*shown, one | two | references]
+    """The second turn shows the first too, and the references of both."""
+    shown: Shown = []
+    slots: dict[str, str] = {}
+    for number, (name, question) in enumerate(zip(("", SECOND), task.turns, strict=False), 1):
+        answer, why = answers.get(task.id + name, settle.NO_ANSWER)
+        if answer is None or (number == 2 and not slots):
+            shown.append(why)
+            continue
+        slots |= {f"question_{number}": question, f"answer_{number}": settle.shorten(answer, judge)}
+        known = enumerate(task.references[:number], 1)
+        shown.append(slots | {f"reference_{n}": text for n, text in known if text.strip()})
+    return shown
 
 
 SHOWN: Mapping[str, Callable[[Task, settle.Answers, JudgeConfig], Shown]] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.control_tokens import hostile_ids
+from core.control_tokens import hostile_ids, trusted_ids
 from core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def read(name: str) -> tuple[Path, str]:
     try:
         return path, path.read_text()
     except (OSError, UnicodeDecodeError) as error:
+        other = nearest(name, SHIPPED)
         raise UserError(
-            f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){nearest(name, SHIPPED)}"
+            f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){other}"
         ) from error
 
 
@@ -76,28 +77,29 @@ def template(
     path, text = read(name)
     marks = {slot: _MARK.format(slot) for slot in slots}
     if path.suffix == ".jinja":
-        import jinja2
-        from jinja2.sandbox import SandboxedEnvironment
-
-        try:
-            filled = (
-                SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-                .from_string(text)
-                .render(**marks, code_1=codes[0], code_2=codes[1])
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(
-                f"judge prompt {path}: {error}; its names are {', '.join((*marks, 'code_1', 'code_2'))}."
-            ) from error
+        filled = _from_jinja(path, text, {**marks, "code_1": codes[0], "code_2": codes[1]})
     else:
         filled = re.sub(rf"\{{\$?({'|'.join(marks)})\}}", lambda m: marks[m[1]], text)
     absent = [slot for slot in marks if marks[slot] not in filled]
     if absent:
         raise UserError(
-            f"judge prompt {path} does not show {', '.join(absent)}; name each slot where its text belongs."
+            f"judge prompt {path} does not show {', '.join(absent)}; "
+            "name each slot where its text belongs."
         )
     sections = _SECTION.findall(filled)
-    return Template(text, tuple(sections) if sections else (("user", filled.strip()),))
+    return Template(text, tuple(sections) or (("user", filled.strip()),))
+
+
+def _from_jinja(path: Path, text: str, names: Mapping[str, str]) -> str:
+    import jinja2
+    from jinja2.sandbox import SandboxedEnvironment
+
+    strict = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    try:
+        return strict.from_string(text).render(names)
+    except jinja2.TemplateError as error:
+        known = ", ".join(names)
+        raise UserError(f"judge prompt {path}: {error}; its names are {known}.") from error
 
 
 def messages(
@@ -128,42 +130,32 @@ def token_ids(
     no chat template.
     """
     slots = dict(values)
-    turns = [{"role": role, "content": content} for role, content in shape.messages]
+    turns = list(shape.messages)
     for number, turn in enumerate(follow):
-        name = f"turn_{number}"
-        if (
-            turn["role"] == "assistant"
-        ):  # the judge's own earlier words: no control tokens from there either
-            slots[name] = turn["content"]
-            turns.append({"role": "assistant", "content": _MARK.format(name)})
-        else:
-            turns.append(dict(turn))
+        role, content = turn["role"], turn["content"]
+        if role == "assistant":
+            # The judge's own earlier words: no control tokens from there either.
+            slots[f"turn_{number}"] = content
+            content = _MARK.format(f"turn_{number}")
+        turns.append((role, content))
     ids: list[int] = []
-    for piece, hostile in _pieces(
-        _rendered(tokenizer, tuple((t["role"], t["content"]) for t in turns), reply), slots
-    ):
-        ids += (
-            hostile_ids(tokenizer, piece)
-            if hostile
-            else list(tokenizer(piece, add_special_tokens=False)["input_ids"])
-        )
-    return ids
-
-
-def _pieces(text: str, slots: Mapping[str, str]) -> Iterable[tuple[str, bool]]:
-    for number, piece in enumerate(_CUT.split(text)):
+    # Splitting at a pattern with a group gives text and slot in turns.
+    for number, piece in enumerate(_CUT.split(_rendered(tokenizer, tuple(turns), reply))):
         if number % 2:
-            yield slots[piece], True
+            ids += hostile_ids(tokenizer, slots[piece])
         elif piece:
-            yield piece, False
+            ids += trusted_ids(tokenizer, piece)
+    return ids
 
 
 @functools.lru_cache(maxsize=64)
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...], reply: bool
 ) -> str:
+    """The conversation by the judge's own chat template."""
     from jinja2 import TemplateError
 
+    name = tokenizer.name_or_path
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
         return str(
@@ -171,12 +163,12 @@ def _rendered(
         )
     except ValueError as error:
         raise UserError(
-            f"the judge {tokenizer.name_or_path} has no chat template: take an instruction-tuned model."
+            f"the judge {name} has no chat template: take an instruction-tuned model."
         ) from error
     except TemplateError as error:
         if conversation[0]["role"] != "system":
             raise UserError(
-                f"the chat template of the judge {tokenizer.name_or_path} refuses its prompt: {error}"
+                f"the chat template of the judge {name} refuses its prompt: {error}"
             ) from error
         # Families without a system role (Gemma, Mistral v0.1): its text goes before the user's.
         first = (("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:])

@@ -231,6 +231,7 @@ def read(protocol: Judged, written: Written) -> Outcome:
 
 
 def _code(protocol: AlpacaConfig, written: Written) -> Outcome:
+    """The probability that the first code has of both, or the code that was written."""
     codes, mass = protocol.codes, None
     missed = f"neither {codes[0]} nor {codes[1]}"
     if protocol.mode == "logprob":

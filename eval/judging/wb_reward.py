@@ -78,6 +78,7 @@ def run(
 def _pairs(
     protocol: WildBenchProtocol, wanted: Iterable[Task], inputs: Mapping[str, Path]
 ) -> settle.Wanted:
+    """Every task's answer beside that of each reference."""
     judge = protocol.judge
     shape = templates.template(protocol.reward_prompt, slots=SLOTS)
     answers = settle.read_answers(inputs["answers"])
