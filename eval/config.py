@@ -169,6 +169,7 @@ class ArenaConfig(Compared):
 
 
 PairwiseBenchmark = Literal["alpaca", "arena"]
+PAIRWISE: tuple[PairwiseBenchmark, ...] = get_args(PairwiseBenchmark)
 RatedBenchmark = Literal["wildbench", "mtbench"]
 RATED: tuple[RatedBenchmark, ...] = get_args(RatedBenchmark)
 
@@ -220,8 +221,7 @@ class MTBenchConfig(Rated):
     """Which protocol this is; never needs writing."""
     prompts: str = "mt_bench"
     """`mt_bench` (80 questions, from the hub's HuggingFaceH4/mt_bench_prompts), or the path of a
-    file like FastChat's question.jsonl; its `reference`, where it has one, is shown to the
-    judge."""
+    file like FastChat's question.jsonl; a `reference` in it is shown to the judge."""
     prompt: str = Field(default="mtbench", pattern=r"^mtbench$|\.jinja$")
     """`mtbench` (ours), or the path of a .jinja template with {{ question_1 }}, {{ answer_1 }} and,
     each defined only where there is one, {{ reference_1 }}, {{ question_2 }}, {{ answer_2 }}, {{
@@ -375,7 +375,7 @@ class EvalConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
-        for name in ("alpaca", "arena", *RATED):
+        for name in (*PAIRWISE, *RATED):
             block = getattr(self, name)
             if block and not (getattr(block, "judges", None) or block.judge or self.judge):
                 where = f"write `judge:` in `eval`, or in `eval.{name}`"
@@ -383,8 +383,8 @@ class EvalConfig(Block):
         if self.primary not in (None, *self.benchmarks):
             what = f"not run (it runs {', '.join(self.benchmarks) or 'none'})"
             raise ValueError(f"`primary` is {self.primary}, which this recipe does {what}")
-        constrained = self.arena is not None and self.arena.constrain
-        if constrained and any(p.judge.asks_by == "chat" for p in self.protocols("arena")):
+        games = self.protocols("arena") if self.arena and self.arena.constrain else ()
+        if any(game.judge.asks_by == "chat" for game in games):
             judge = "a judge asked by `completions` (vLLM's structured outputs on token ids)"
             raise ValueError(f"`arena.constrain` needs {judge}")
         return self
@@ -392,7 +392,7 @@ class EvalConfig(Block):
 
 def pairwise_benchmarks(config: EvalConfig) -> list[PairwiseBenchmark]:
     """The benchmarks of a recipe that compare each answer with a baseline's."""
-    return [name for name in get_args(PairwiseBenchmark) if getattr(config, name) is not None]
+    return [name for name in PAIRWISE if getattr(config, name) is not None]
 
 
 def rated_benchmarks(config: EvalConfig) -> list[RatedBenchmark]:

@@ -166,9 +166,10 @@ def agreement(  # noqa: PLR0913, RUF100
 ) -> None:
     """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed
     beside its scores."""
+    from eval.judging.against_people import Labelled
     from recipes.verbs import agreement as agreeing
 
-    labelled = agreeing.Labelled(on, data, limit)
+    labelled = Labelled(on, data, limit)
     agreeing.main(judge, overrides or [], benchmark, labelled, as_json=as_json)
 
 
