@@ -1,7 +1,9 @@
 """Generated tokens per kept row: the schedule against the original's order (answer everything, tag
 everything, then filter), same cells.
 
-    python benchmarks/bench_cost_per_kept_row.py --rows 1000 --store /tmp/cost      # about 40 minutes on two cores; continues where it stopped
+    python benchmarks/bench_cost_per_kept_row.py --rows 1000 --store /tmp/cost
+
+About 40 minutes on two cores; continues where it stopped.
 
 A pool of SmolLM2-135M-Instruct is drawn; the schedule buys, for several arms at once, what they
 want and not more; then everything else is bought as well, which is the original's order. What one
@@ -152,7 +154,8 @@ def report(pool: Pool, arms: dict[str, Filter], bought: dict[str, set[str]], sto
         m: int(s["tokens"].sum()) for m in everyone if (s := pool.spent(m, truth["id"])) is not None
     }
     print(
-        f"pool: {len(truth)} SmolLM2 instructions, {int(pool.drawn()['tokens'].sum()):,} tokens; everything: "
+        f"pool: {len(truth)} SmolLM2 instructions, "
+        f"{int(pool.drawn()['tokens'].sum()):,} tokens; everything: "
         + ", ".join(f"{m} {n:,}" for m, n in by_name.items())
     )
     rows = {name: [(rule, (0,))] for name, rule in arms.items()}
@@ -163,22 +166,28 @@ def report(pool: Pool, arms: dict[str, Filter], bought: dict[str, set[str]], sto
         bound = len(answered_at_least(truth, rules))
         cost = tokens_of(pool, cells)
         print(
-            f"{name}: answered {len(cells['response'])} (bound {bound}, {100 * len(cells['response']) / max(bound, 1) - 100:+.1f} %), "
-            f"quality {len(cells['quality'])}, difficulty {len(cells['difficulty'])} of {len(truth)}; kept {len(kept)}"
+            f"{name}: answered {len(cells['response'])} (bound {bound}, "
+            f"{100 * len(cells['response']) / max(bound, 1) - 100:+.1f} %), "
+            f"quality {len(cells['quality'])}, difficulty "
+            f"{len(cells['difficulty'])} of {len(truth)}; kept {len(kept)}"
         )
         print(
-            f"    selectivity of the answers {len(cells['response']) / len(truth):.3f}; tokens a kept row {cost / max(len(kept), 1):,.1f} "
-            f"against {naive / max(len(kept), 1):,.1f} in the original's order: {naive / cost:.2f} times less"
+            f"    selectivity of the answers {len(cells['response']) / len(truth):.3f};"
+            f" tokens a kept row {cost / max(len(kept), 1):,.1f} "
+            f"against {naive / max(len(kept), 1):,.1f} in the "
+            f"original's order: {naive / cost:.2f} times less"
         )
         for paper, (instructions, responses) in PAPER.items():
             hours = 4 * (instructions + responses * len(cells["response"]) / len(truth))
             print(
-                f"    at this selectivity the paper's {paper}: {hours:.0f} GPU-hours instead of {4 * (instructions + responses):.0f}"
+                f"    at this selectivity the paper's {paper}: {hours:.0f} "
+                f"GPU-hours instead of {4 * (instructions + responses):.0f}"
             )
     same = replay(truth, rows["all three at once"])
     differ = {m: len(bought.get(m, set()) ^ same[m]) for m in ("quality", "difficulty", "response")}
     print(
-        f"the real run of all three bought what the replay says, but for {differ} cells (0 unless the pool had been filled before)"
+        "the real run of all three bought what the replay says, but "
+        f"for {differ} cells (0 unless the pool had been filled before)"
     )
 
 

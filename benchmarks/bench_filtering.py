@@ -281,7 +281,8 @@ def main() -> None:
         if not path.is_file():
             made(path, given.rows)
         print(
-            f"{given.rows:,} rows, {path.stat().st_size / 2**20:,.0f} MB of Parquet in the 23-column form; {os.cpu_count()} cores"
+            f"{given.rows:,} rows, {path.stat().st_size / 2**20:,.0f} "
+            f"MB of Parquet in the 23-column form; {os.cpu_count()} cores"
         )
         runs = []
         for _ in range(given.runs):
@@ -296,11 +297,13 @@ def main() -> None:
         peak, cpu = max(run["peak"] for run in runs), min(run["cpu"] for run in runs)
         seconds = ", ".join(f"{run['whole']:.2f}" for run in runs)
         print(
-            f"magpie, {len(RULES)} strategies: {seconds} s ({cpu:.1f} s of processor), peak {peak / 2**30:.2f} GB; filtering alone {alone:.2f} s"
+            f"magpie, {len(RULES)} strategies: {seconds} s ({cpu:.1f} s of "
+            f"processor), peak {peak / 2**30:.2f} GB; filtering alone {alone:.2f} s"
         )
         took, kept = peer(path, given.rows, NAMED)
         print(
-            f"datasets.Dataset.filter, one process, only the columns named: {took:.1f} s; {took / alone:.0f} times as long"
+            "datasets.Dataset.filter, one process, only the columns "
+            f"named: {took:.1f} s; {took / alone:.0f} times as long"
         )
         if kept != runs[0]["kept"]:
             sys.exit(f"the two keep different rows: {runs[0]['kept']} and {kept}")
@@ -308,7 +311,8 @@ def main() -> None:
         slow, _ = peer(path, rows, None)
         scaled = slow * given.rows / rows
         print(
-            f"datasets.Dataset.filter, whole rows: {slow:.1f} s on {rows:,}, in proportion {scaled:.0f} s; {scaled / alone:.0f} times as long"
+            f"datasets.Dataset.filter, whole rows: {slow:.1f} s on {rows:,}, "
+            f"in proportion {scaled:.0f} s; {scaled / alone:.0f} times as long"
         )
     met = whole < 5 and peak < 2 * 2**30 and took >= 20 * alone
     print("bars (under 5 s, under 2 GB, at least 20 times): " + ("met" if met else "not met"))

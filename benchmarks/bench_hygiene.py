@@ -139,7 +139,8 @@ def main() -> None:
         ).alias("response"),
     )
     print(
-        f"{args.rows:,} instructions of {characters(frame['instruction'])} characters, {args.prompts} evaluation prompts, "
+        f"{args.rows:,} instructions of {characters(frame['instruction'])} "
+        f"characters, {args.prompts} evaluation prompts, "
         f"{len(responses):,} responses of {characters(responses['response'])} characters"
     )
     timed(
@@ -168,7 +169,8 @@ def main() -> None:
     )
     print(rates(near["minhash_duplicate"], frame["copy_of"].cast(pl.String) != frame["id"]))
     print(
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, texts included"
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} "
+        "GiB, texts included"
     )
     if importlib.util.find_spec("datasketch"):
         peer(frame, args.peer_rows)

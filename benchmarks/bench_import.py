@@ -24,7 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synth.published import rows as published
+from synth.published.rows import Counted, Writer, read, write
 
 BLOCK = 20_000
 WORDS = [
@@ -122,7 +122,8 @@ def timed(name: str, rows: int, work: Callable[[], object]) -> None:
     work()
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     print(
-        f"{name}: {clock:.1f} s ({rows / clock:,.0f} rows/s), {cpu:.1f} s of the processor ({rows / cpu:,.0f} rows/s)"
+        f"{name}: {clock:.1f} s ({rows / clock:,.0f} rows/s), "
+        f"{cpu:.1f} s of the processor ({rows / cpu:,.0f} rows/s)"
     )
 
 
@@ -137,19 +138,20 @@ def main() -> None:
         source, ours, again = (
             Path(folder) / f"{name}.parquet" for name in ("set", "ours", "again")
         )
-        with published.Writer(source, "magpie") as writer:
+        with Writer(source, "magpie") as writer:
             for number in range(-(-rows // BLOCK)):
                 writer.add(block(number).head(rows - number * BLOCK))
         print(f"{rows:,} rows, {source.stat().st_size / 1e6:,.0f} MB on disk")
-        counted = published.Counted()
+        counted = Counted()
         timed(
             "import",
             rows,
-            lambda: published.write(counted.watch(published.read(source)), ours, "magpie"),
+            lambda: write(counted.watch(read(source)), ours, "magpie"),
         )
-        timed("export", rows, lambda: published.write(published.read(ours), again, "23"))
+        timed("export", rows, lambda: write(read(ours), again, "23"))
         print(
-            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB; {sum(counted.failed.values())} failed rows"
+            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} "
+            f"MB; {sum(counted.failed.values())} failed rows"
         )
         few = min(rows, 20_000)
         timed(

@@ -1,8 +1,10 @@
 """Memory and time of a large pool: the frame that filters and the schedule see, one pass of the
 schedule, a selection, the snapshot with all texts.
 
-    python benchmarks/bench_pool_memory.py                    # 100,000 and 400,000 rows, each in a process of its own
+    python benchmarks/bench_pool_memory.py                    # 100,000 and 400,000 rows
     python benchmarks/bench_pool_memory.py --rows 1000000     # a few minutes
+
+Each number of rows has a process of its own.
 
 Every row has an instruction of 300 characters, a response of 1,500, and a quality label. Peak
 memory is that of the whole process. The second reading finds what the first one remembered of the
@@ -99,8 +101,10 @@ def side(root: Path, rows: int) -> None:
     ended = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{rows:,} rows, {rows * 1800 / 2**30:.2f} GiB of text: peak {peak / 2**20:.2f} GiB, {empty / 2**20:.2f} of it libraries; the frame "
-        f"{frame.estimated_size() / rows:.0f} bytes a row; read in {started - first:.1f} s, again in {read - started:.1f} s, decided in "
+        f"{rows:,} rows, {rows * 1800 / 2**30:.2f} GiB of text: peak "
+        f"{peak / 2**20:.2f} GiB, {empty / 2**20:.2f} of it libraries; the frame "
+        f"{frame.estimated_size() / rows:.0f} bytes a row; read in "
+        f"{started - first:.1f} s, again in {read - started:.1f} s, decided in "
         f"{decided - read:.1f} s ({len(chosen.ids):,} chosen), snapshot in {ended - decided:.1f} s",
         flush=True,
     )

@@ -363,9 +363,8 @@ def export(  # noqa: PLR0913, RUF100
     """Write data, or an arm of a recipe, in a published form with a dataset card."""
     from recipes.exchange import export_data
 
-    export_data.main(
-        source, out, arm=arm, seed=seed, form=form, licence=licence, push=push, private=private
-    )
+    target = export_data.Target(out, form, licence, push, private)
+    export_data.main(source, target, arm=arm, seed=seed)
 
 
 def main() -> None:

@@ -1,11 +1,21 @@
-"""Everything that can be measured of a row, and the columns that a filter may name. Light: what
-computes them is in synth/pool/computed.py."""
+"""What a column is: everything that can be measured of a row, declared once, light.
+
+What computes a measure is in synth/pool/computed.py, how a column follows from others in
+synth/published/derived.py, and the order of a published form's columns in synth/published/forms.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    PolarsType = pl.DataType | type[pl.DataType]
+    PolarsTypes = Mapping[str, PolarsType]
 
 QUALITY = ("very poor", "poor", "average", "good", "excellent")
 DIFFICULTY = ("very easy", "easy", "medium", "hard", "very hard")
@@ -29,16 +39,53 @@ FINISH = ("stop", "length")
 
 @dataclass(frozen=True)
 class Field_:
-    """One column a filter may name: `kind` is number, bool, text, label (unordered) or ordered;
-    labels in rising order.
+    """One column. A filter may name numbers, truths, texts, labels (unordered) and ordered labels;
+    `labels` is a list of labels, `turns` a conversation, and `other` is kept as it comes."""
 
-    `long` texts (instructions, responses, explanations) are read from disk only where a filter
-    names them.
-    """
-
-    kind: Literal["number", "bool", "text", "label", "ordered"]
+    kind: Literal["number", "bool", "text", "label", "ordered", "labels", "turns", "other"]
     labels: tuple[str, ...] = ()
+    """In rising order."""
     long: bool = False
+    """A long text (instruction, response, explanation): read from disk only where a filter names
+    it."""
+    whole: bool = False
+    """A number that is stored as an integer."""
+    source: Literal["cell", "words", "reading"] = "cell"
+    """Where a value comes from: a cell of its measure; the words, by synth/tags/text_figures.py;
+    or what else there is when cells are read."""
+    follows: str = ""
+    """The column that it is worked out of or comes with: rows that bring that one bring this."""
+    rank: str = ""
+    """The column with the rank of a label: 1.0 is the lowest."""
+    generator: str = ""
+    """The column of a published file that names the model which filled this one."""
+    published: tuple[str, ...] = ()
+    """Its names in published files: in the form of 23 columns, in that of 25, then others that are
+    read; none given: its own."""
+
+    @property
+    def stored(self) -> PolarsType:
+        """The polars type of a stored cell."""
+        import polars as pl
+
+        return pl.Enum(self.labels) if self.labels else self.plain
+
+    @property
+    def plain(self) -> PolarsType:
+        """The polars type where labels may be any text, as in published files."""
+        import polars as pl
+
+        from core.columns import MESSAGES
+
+        if self.whole:
+            return pl.Int64
+        types: PolarsTypes = {
+            "number": pl.Float64,
+            "bool": pl.Boolean,
+            "labels": pl.List(pl.String),
+            "turns": MESSAGES,
+        }
+        return types.get(self.kind, pl.String)
 
 
 @dataclass(frozen=True)
@@ -52,34 +99,55 @@ class Measure:
 
     cost: int
     reads: Literal["instruction", "response", "pool"]
-    columns: dict[str, Field_]
+    columns: Mapping[str, Field_]
     after: tuple[str, ...] = ()
+    beside: Mapping[str, Field_] = field(default_factory=dict)
+    """What a cell holds besides, which no filter may name."""
+    asks: bool = False
+    """Its first column is a label that a language model is asked for (synth/tags/llm.py) with the
+    prompt synth/tags/prompts/NAME.jinja."""
+
+    @property
+    def of(self) -> str:
+        """The column of the pool's frame that says which text a cell is of."""
+        return "of_pair" if self.reads == "response" else "of"
+
+    @property
+    def stored(self) -> dict[str, PolarsType]:
+        """What a cell holds, with its polars types."""
+        held = {name: each for name, each in self.columns.items() if each.source == "cell"}
+        return {name: each.stored for name, each in {**held, **self.beside}.items()}
 
 
-NUMBER, TEXT, BOOL, LONG = (
-    Field_("number"),
-    Field_("text"),
-    Field_("bool"),
-    Field_("text", long=True),
-)
+NUMBER, WHOLE = Field_("number"), Field_("number", whole=True)
+TEXT, LONG, BOOL = Field_("text"), Field_("text", long=True), Field_("bool")
+TOKENS = {"tokens": WHOLE, "prompt_tokens": WHOLE}
+"""Of a cell that was bought: tokens generated, and tokens of its prompt."""
+
+_words = partial(Field_, source="words")
+_reading = partial(Field_, source="reading")
+_answer = partial(Field_, follows="response")
+_answer_words = partial(_words, follows="response")
 
 MEASURES: dict[str, Measure] = {
     "text": Measure(
         0,
         "instruction",
         {
-            "instruction": LONG,
+            "instruction": Field_("text", long=True, published=("input", "instruction", "prompt")),
             "raw_instruction": LONG,
-            "instruction_length": NUMBER,
-            "instruction_tokens": NUMBER,
-            "instruction_finish_reason": Field_("label", FINISH),
-            "incomplete": BOOL,
-            "exact_duplicate": BOOL,
-            "repetition": NUMBER,
-            "template_leak": BOOL,
-            "role_leak": BOOL,
-            "think_leak": BOOL,
-            "instruction_refusal": BOOL,
+            "instruction_length": _words(
+                "number", whole=True, published=("input_length", "instruction_length")
+            ),
+            "instruction_tokens": _reading("number"),
+            "instruction_finish_reason": _reading("label", FINISH),
+            "incomplete": _words("bool"),
+            "exact_duplicate": _words("bool"),
+            "repetition": _words("number"),
+            "template_leak": _words("bool"),
+            "role_leak": _words("bool"),
+            "think_leak": _words("bool"),
+            "instruction_refusal": _words("bool"),
             "temperature": NUMBER,
             "top_p": NUMBER,
             "system_prompt": TEXT,
@@ -95,11 +163,19 @@ MEASURES: dict[str, Measure] = {
         "pool",
         {
             "min_neighbor_distance": NUMBER,
-            "repeat_count": NUMBER,
-            "min_similar_id": TEXT,
-            "near_duplicate": BOOL,
+            "repeat_count": WHOLE,
+            "min_similar_id": Field_(
+                "text",
+                published=(
+                    "min_similar_uuid",
+                    "min_similar_uuid",
+                    "min_similar_conversation_id",
+                    "min_similar_id",
+                ),
+            ),
+            "near_duplicate": _reading("bool", follows="min_similar_id"),
             "neighbor_group": TEXT,
-            "neighbor_group_size": NUMBER,
+            "neighbor_group_size": WHOLE,
             "neighbor_group_duplicate": BOOL,
             "neighbor_recall": NUMBER,
         },
@@ -109,68 +185,144 @@ MEASURES: dict[str, Measure] = {
         3,
         "instruction",
         {
-            "input_quality": Field_("ordered", QUALITY),
-            "input_quality_rank": NUMBER,
+            "input_quality": Field_(
+                "ordered", QUALITY, rank="input_quality_rank", generator="quality_generator"
+            ),
+            "input_quality_rank": Field_("number", follows="input_quality"),
             "quality_explanation": LONG,
         },
+        beside=TOKENS,
+        asks=True,
     ),
     "difficulty": Measure(
         3,
         "instruction",
         {
-            "difficulty": Field_("ordered", DIFFICULTY),
-            "difficulty_rank": NUMBER,
+            "difficulty": Field_(
+                "ordered", DIFFICULTY, rank="difficulty_rank", generator="difficulty_generator"
+            ),
+            "difficulty_rank": Field_("number", follows="difficulty"),
             "intent": LONG,
             "knowledge": LONG,
         },
+        beside=TOKENS,
+        asks=True,
     ),
-    "category": Measure(3, "instruction", {"task_category": Field_("label", CATEGORY)}),
+    "category": Measure(
+        3,
+        "instruction",
+        {"task_category": Field_("label", CATEGORY, generator="task_category_generator")},
+        beside={"other_task_category": Field_("labels"), **TOKENS},
+        asks=True,
+    ),
     "response": Measure(
         5,
         "instruction",
         {
-            "response": LONG,
-            "thinking": LONG,
-            "response_length": NUMBER,
-            "response_tokens": NUMBER,
-            "response_finish_reason": Field_("label", FINISH),
-            "response_incomplete": BOOL,
-            "response_repetition": NUMBER,
-            "refusal": BOOL,
-            "response_template_leak": BOOL,
-            "response_role_leak": BOOL,
-            "response_think_leak": BOOL,
+            "response": _answer("text", long=True, published=("output", "response")),
+            "thinking": _answer("text", long=True),
+            "response_length": _answer_words(
+                "number",
+                whole=True,
+                published=("output_length", "response_length"),
+            ),
+            "response_tokens": _answer("number", source="reading"),
+            "response_finish_reason": _answer("label", FINISH, source="reading"),
+            "response_incomplete": _answer_words("bool"),
+            "response_repetition": _answer_words("number"),
+            "refusal": _answer_words("bool"),
+            "response_template_leak": _answer_words("bool"),
+            "response_role_leak": _answer_words("bool"),
+            "response_think_leak": _answer_words("bool"),
         },
+        beside={"finish_reason": TEXT, **TOKENS},
     ),
     "response_pii": Measure(6, "response", {"response_pii": TEXT}),
-    "ifd": Measure(6, "response", {"ifd": NUMBER}),
+    "ifd": Measure(6, "response", {"ifd": NUMBER}, beside=TOKENS),
     "pair_score": Measure(
         6,
         "response",
-        {"pair_score": NUMBER, "pair_score_rank": NUMBER, "pair_score_explanation": LONG},
+        {
+            "pair_score": Field_("number", whole=True, rank="pair_score_rank"),
+            "pair_score_rank": NUMBER,
+            "pair_score_explanation": LONG,
+        },
+        beside=TOKENS,
+        asks=True,
     ),
-    "reward": Measure(6, "response", {"instruct_reward": NUMBER}),
+    "reward": Measure(
+        6,
+        "response",
+        {"instruct_reward": Field_("number", generator="reward_model")},
+        beside={"prompt_tokens": WHOLE},
+    ),
     "safety": Measure(
         7,
         "response",
-        {"safety": Field_("ordered", SAFETY), "safety_categories": TEXT, "llama_guard_2": TEXT},
+        {
+            "safety": Field_("ordered", SAFETY, follows="llama_guard_2"),
+            "safety_categories": TEXT,
+            "llama_guard_2": TEXT,
+        },
+        beside=TOKENS,
     ),
-    "base_response": Measure(8, "instruction", {"base_output": LONG}, ("response",)),
+    "base_response": Measure(
+        8,
+        "instruction",
+        {"base_output": LONG},
+        after=("response",),
+        beside={"base_finish_reason": TEXT, **TOKENS},
+    ),
     "reward_difference": Measure(
         9,
         "response",
         {"base_reward": NUMBER, "reward_difference": NUMBER},
-        ("base_response", "reward"),
+        after=("base_response", "reward"),
+        beside={"prompt_tokens": WHOLE},
     ),
-    "turns": Measure(10, "response", {"messages": LONG, "turns": NUMBER}),
+    "turns": Measure(
+        10,
+        "response",
+        {
+            "messages": Field_("turns", long=True, published=("conversations", "conversations")),
+            "turns": Field_("number", whole=True, follows="messages"),
+        },
+        beside=TOKENS,
+    ),
 }
 """Cheapest first (ties: the order here). `base_response` reads the instruction only, but is never
 bought before the response."""
 
-COLUMNS: dict[str, tuple[str, Field_]] = {
-    name: (measure, field) for measure, m in MEASURES.items() for name, field in m.columns.items()
+
+class Filled(NamedTuple):
+    """A column as it is declared, and the measure that fills it."""
+
+    measure: str
+    field: Field_
+
+
+COLUMNS: dict[str, Filled] = {
+    name: Filled(measure, declared)
+    for measure, m in MEASURES.items()
+    for name, declared in m.columns.items()
 }
-"""Column name -> (the measure that fills it, its declaration)."""
+"""Every column that can be measured, by name."""
+
+POOLED = tuple(name for name, m in MEASURES.items() if m.reads == "pool")
+"""The measures of the whole pool."""
+
+GENERATORS = {c.field.generator: name for name, c in COLUMNS.items() if c.field.generator}
+"""Column that names a model -> the column that this model filled."""
+
+DECLARED: dict[str, Field_] = {
+    "id": Field_("text", published=("uuid", "uuid", "conversation_id", "id")),
+    "model": TEXT,
+    "gen_input_config": Field_("other", published=("gen_input_config", "gen_input_configs")),
+    **MEASURES["category"].beside,
+    **dict.fromkeys(GENERATORS, TEXT),
+    **{name: declared for name, (_, declared) in COLUMNS.items()},
+}
+"""Every column that rows are exchanged with: those that are measured, and those that are not."""
 
 
 def by_cost() -> list[str]:
@@ -187,4 +339,4 @@ def prerequisites(measure: str) -> tuple[str, ...]:
 
 def long_columns(columns: Iterable[str]) -> frozenset[str]:
     """Those of the columns that hold long texts."""
-    return frozenset(c for c in columns if COLUMNS[c][1].long)
+    return frozenset(c for c in columns if COLUMNS[c].field.long)

@@ -109,16 +109,16 @@ def stored(made: Pool) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(p) for p in made.instruction.parts()])
 
 
-@pytest.mark.parametrize(("in_flight", "batch"), [(1, 1), (7, 5), (64, 1000)])
+@pytest.mark.parametrize("requests", [(1, 1), (7, 5), (64, 1000)])
 def test_as_many_instructions_as_were_asked_for_whatever_the_concurrency_and_batch(
     tmp_path: Path,
     llama: Path,
     server: ScriptedServer,
     teacher: Teacher,
     monkeypatch: pytest.MonkeyPatch,
-    in_flight: int,
-    batch: int,
+    requests: tuple[int, int],
 ) -> None:
+    in_flight, batch = requests
     monkeypatch.setattr(ask, "BATCH_ROWS", batch)
     teacher.empty = 0.1
     made, counts = filled(tmp_path, settings(llama, server, in_flight, rows=200))
@@ -149,9 +149,12 @@ def test_1000_instructions_after_three_kills_none_lost_none_doubled(
     teacher.empty = 0.05
     data = settings(llama, server, rows=1000)
     code = (
-        "import json, sys; from pathlib import Path; from core.servers import Servers; from core.models import resolve;"
-        "from core.tracking import Log; from synth.config import SynthConfig; from synth.context import Context; from synth.pool.draw import draw;"
-        "from synth.pool.pool import Pool; root = Path(sys.argv[1]); config = SynthConfig.model_validate(json.loads(sys.argv[2]));"
+        "import json, sys; from pathlib import Path; from "
+        "core.servers import Servers; from core.models import resolve;"
+        "from core.tracking import Log; from synth.config import SynthConfig;"
+        " from synth.context import Context; from synth.pool.draw import draw;"
+        "from synth.pool.pool import Pool; root = Path(sys.argv[1]); "
+        "config = SynthConfig.model_validate(json.loads(sys.argv[2]));"
         "draw(Pool(config, Context(root, resolve)), Servers(Log(), root / 'logs'), Log())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(data)]
@@ -407,7 +410,8 @@ def test_a_models_chat_template_and_its_variables_reach_instructions_and_respons
 
     own = tmp_path / "own.jinja"
     own.write_text(
-        "{% for m in messages %}<|im_start|>{{ m.role }} of {{ place }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }} of "
+        "{{ place }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     data = settings(llama, server, rows=2)

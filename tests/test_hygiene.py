@@ -20,7 +20,7 @@ from synth.config import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve
-from synth.pool.measure import measure
+from synth.pool.measure import Task, measure
 from synth.pool.pool import Pool
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
@@ -61,7 +61,7 @@ def measured(made: Pool, where: str, only: set[str]) -> pl.DataFrame:
         ),
     )
     with Servers(Log(), made.root / "logs") as servers:
-        measure(made, [(rule, (0,))], servers, Log(), only=only)
+        measure(made, [(rule, (0,))], servers, Log(), task=Task(only=only))
     return made.frame(["instruction", "raw_instruction", "sanitized_instruction"]).sort("index")
 
 

@@ -21,9 +21,11 @@ from core.errors import UserError
 from recipes import schema
 from recipes.cli import app
 from recipes.exchange import export_data, import_data
+from recipes.exchange.export_data import Target
 from recipes.stages import graph
-from synth.published import files as sources
-from synth.published import rows as published
+from synth.published.files import hub as hub_rows
+from synth.published.rows import read as read_rows
+from synth.published.rows import write as write_rows
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row23, row25
@@ -112,16 +114,7 @@ def test_import_filter_export_gives_back_every_value_type_and_name(
         ["filter", str(tmp_path / "ours.parquet"), *rule, "--out", str(tmp_path / "kept.parquet")],
     )
     assert done.exit_code == 0, done.output
-    export_data.main(
-        str(tmp_path / "kept.parquet"),
-        tmp_path / f"again{ending}",
-        arm=None,
-        seed=None,
-        form=form,
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(tmp_path / "kept.parquet"), Target(tmp_path / f"again{ending}", form))
     read = pl.read_parquet if ending == ".parquet" else pl.read_ndjson
     expected = read(source).filter(pl.col("min_neighbor_distance") > 0.055)
     assert len(expected) == len(before) - 6 and expected["instruct_reward"].null_count() == 1
@@ -133,7 +126,7 @@ def test_import_filter_export_gives_back_every_value_type_and_name(
 
 def test_one_form_becomes_the_other_with_what_it_has_no_place_for_behind(tmp_path: Path) -> None:
     pl.from_dicts([row25(i) for i in range(3)]).write_parquet(tmp_path / "new.parquet")
-    published.write(published.read(tmp_path / "new.parquet"), tmp_path / "old.parquet", "23")
+    write_rows(read_rows(tmp_path / "new.parquet"), tmp_path / "old.parquet", "23")
     old = pl.read_parquet(tmp_path / "old.parquet")
     assert old.columns[:23] == list(row23(0))[:3] + [c for c in old.columns[3:23]] and {
         "input",
@@ -174,9 +167,7 @@ def test_our_form_as_json_lines_is_read_again_with_its_types(tmp_path: Path) -> 
             form="magpie",
             limit=None,
         )
-        published.write(
-            published.read(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23"
-        )
+        write_rows(read_rows(tmp_path / f"{name}-ours.jsonl"), tmp_path / "again.jsonl", "23")
         assert_frame_equal(
             pl.read_ndjson(tmp_path / "again.jsonl"), pl.read_ndjson(tmp_path / f"{name}.jsonl")
         )
@@ -217,10 +208,10 @@ def test_a_sharded_folder_of_both_forms_is_imported_shard_by_shard(
     pl.from_dicts([row23(i) for i in range(5)]).write_parquet(tmp_path / "set" / "1.parquet")
     pl.from_dicts([row25(i) for i in range(5, 10)]).write_parquet(tmp_path / "set" / "2.parquet")
     monkeypatch.setattr(import_data, "SHARD", 2)
-    import_data.shards(published.read(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
+    import_data.shards(read_rows(tmp_path / "set", batch=2), tmp_path / "out", "magpie")
     files = sorted((tmp_path / "out").iterdir())
     assert [len(pl.read_parquet(f)) for f in files] == [2, 2, 1, 2, 2, 1]
-    assert [i for f in published.read(tmp_path / "out") for i in f["id"]] == [
+    assert [i for f in read_rows(tmp_path / "out") for i in f["id"]] == [
         f"u{i}" for i in range(10)
     ], "our own form is read as it is"
     assert "language" not in pl.read_parquet(files[0]).columns, (
@@ -235,7 +226,7 @@ def test_files_of_two_namings_are_exported_to_shards_of_their_own(tmp_path: Path
     frame.with_columns(pl.format("x{}", "conversation_id").alias("conversation_id")).write_parquet(
         tmp_path / "set" / "2.parquet"
     )
-    import_data.shards(published.read(tmp_path / "set"), tmp_path / "out", "23")
+    import_data.shards(read_rows(tmp_path / "set"), tmp_path / "out", "23")
     first, second = (pl.read_parquet(f) for f in sorted((tmp_path / "out").iterdir()))
     assert (
         first.columns[0] == "uuid"
@@ -266,16 +257,7 @@ def test_import_and_export_never_replace_their_own_source(tmp_path: Path, out: s
     with pytest.raises(UserError, match="would replace the source"):
         import_data.main(str(source), tmp_path / out, form="magpie", limit=None)
     with pytest.raises(UserError, match="would replace the source"):
-        export_data.main(
-            str(source),
-            tmp_path / out,
-            arm=None,
-            seed=None,
-            form="messages",
-            licence=None,
-            push=None,
-            private=False,
-        )
+        export_data.main(str(source), Target(tmp_path / out, "messages"))
     assert source.read_bytes() == before
 
 
@@ -299,7 +281,7 @@ def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: P
         }
     )
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    found = pl.concat(published.read(tmp_path / "a.json"))
+    found = pl.concat(read_rows(tmp_path / "a.json"))
     reasons = [
         None,
         "a turn of role 'observation' (a.json row 2)",
@@ -320,7 +302,7 @@ def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(tmp_path
     (tmp_path / "data").mkdir()
     published_set(row23, None).write_parquet(tmp_path / "data" / "train-00000.parquet")
     parts = list(
-        sources._hub(str(tmp_path), batch=20)
+        hub_rows(str(tmp_path), batch=20)
     )  # the hub's client takes a folder for a data set just as well
     assert [len(p.frame) for p in parts] == [20, 20, 6] and parts[1].places[0] == 21
     assert_frame_equal(
@@ -328,7 +310,7 @@ def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(tmp_path
         pl.read_parquet(tmp_path / "data" / "train-00000.parquet"),
     )
     with pytest.raises(UserError, match="neither a file here nor to be had from the hub"):
-        list(sources._hub(str(tmp_path / "nowhere"), batch=20))
+        list(hub_rows(str(tmp_path / "nowhere"), batch=20))
 
 
 def test_an_alpaca_file_is_refused_instead_of_guessed_at(tmp_path: Path) -> None:
@@ -336,7 +318,7 @@ def test_an_alpaca_file_is_refused_instead_of_guessed_at(tmp_path: Path) -> None
         json.dumps({"instruction": "Sum up.", "input": "A text.", "output": "Short."}) + "\n"
     )
     with pytest.raises(UserError, match="as Alpaca files do"):
-        list(published.read(tmp_path / "a.jsonl"))
+        list(read_rows(tmp_path / "a.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -407,16 +389,7 @@ def test_an_arm_of_a_recipe_is_exported_with_what_was_measured_and_a_card(
 def test_a_recipes_rows_in_the_form_23_have_its_two_sampling_fields(
     finished: Path, tmp_path: Path
 ) -> None:
-    export_data.main(
-        str(finished),
-        tmp_path / "set.parquet",
-        arm="good",
-        seed=None,
-        form="23",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(finished), Target(tmp_path / "set.parquet", "23"), arm="good")
     made = pl.read_parquet(tmp_path / "set.parquet")
     assert made.schema["gen_input_config"] == pl.Struct(
         {"temperature": pl.Float64, "top_p": pl.Float64}
@@ -457,16 +430,7 @@ def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path:
             random_arm=False,
         )
         graph.run(schema.load(path), "select")
-    export_data.main(
-        str(path),
-        tmp_path / "out",
-        arm="good",
-        seed=None,
-        form="25",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(path), Target(tmp_path / "out", "25"), arm="good")
     made = pl.read_parquet(tmp_path / "out" / "data" / "*.parquet").sort("uuid")
     assert set(made["model"]) == {"Qwen2-72B-Instruct"} and set(made["reward_model"]) == {
         "some/reward"
@@ -504,16 +468,7 @@ def test_imported_rows_are_exported_with_the_models_their_source_names(tmp_path:
 
 
 def test_the_whole_answered_pool_is_exported_without_an_arm(finished: Path, tmp_path: Path) -> None:
-    export_data.main(
-        str(finished),
-        tmp_path / "pool.jsonl",
-        arm=None,
-        seed=None,
-        form="messages",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(finished), Target(tmp_path / "pool.jsonl", "messages"))
     pool = pl.read_parquet(
         finished.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet"
     )
@@ -528,16 +483,7 @@ def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(
     finished: Path, tmp_path: Path
 ) -> None:
     store = finished.parent / "store" / "recipes" / "small"
-    export_data.main(
-        str(finished),
-        tmp_path / "r.jsonl",
-        arm="random",
-        seed=0,
-        form="messages",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(finished), Target(tmp_path / "r.jsonl", "messages"), arm="random", seed=0)
     chosen = pl.read_parquet(store / "select" / "random" / "0" / "selection.parquet")
     assert {
         json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()
@@ -547,43 +493,16 @@ def test_a_seeded_arm_is_exported_by_seed_and_wrong_names_are_one_sentence(
         ("random", 7, "was drawn for the seeds 0"),
     ):
         with pytest.raises(UserError, match=sentence):
-            export_data.main(
-                str(finished),
-                tmp_path / "x",
-                arm=arm,
-                seed=seed,
-                form="25",
-                licence=None,
-                push=None,
-                private=False,
-            )
+            export_data.main(str(finished), Target(tmp_path / "x", "25"), arm=arm, seed=seed)
     with pytest.raises(UserError, match="no recipe"):
-        export_data.main(
-            str(tmp_path / "r.jsonl"),
-            tmp_path / "x",
-            arm="good",
-            seed=None,
-            form="25",
-            licence=None,
-            push=None,
-            private=False,
-        )
+        export_data.main(str(tmp_path / "r.jsonl"), Target(tmp_path / "x", "25"), arm="good")
 
 
 def test_the_card_of_published_rows_shows_figures_and_warns_of_the_teachers_licence(
     tmp_path: Path,
 ) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
-    export_data.main(
-        str(tmp_path / "set.parquet"),
-        tmp_path / "out",
-        arm=None,
-        seed=None,
-        form="23",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(tmp_path / "set.parquet"), Target(tmp_path / "out", "23"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**No licence is stated.**" in card and "license" not in yaml.safe_load(
         card.split("---\n")[1]
@@ -596,16 +515,7 @@ def test_texts_of_models_are_plain_text_in_the_card(tmp_path: Path) -> None:
     pl.from_dicts(
         [row23(0, llama_guard_2="<img src=x onerror=alert(1)> | [a](b)", model="<b>m</b>")]
     ).write_parquet(tmp_path / "set.parquet")
-    export_data.main(
-        str(tmp_path / "set.parquet"),
-        tmp_path / "out",
-        arm=None,
-        seed=None,
-        form="23",
-        licence=None,
-        push=None,
-        private=False,
-    )
+    export_data.main(str(tmp_path / "set.parquet"), Target(tmp_path / "out", "23"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<img" not in card and "<b>" not in card and "&lt;img src=x" in card
 
@@ -677,16 +587,8 @@ def test_push_creates_a_private_repository_and_uploads_shards_and_card(
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    export_data.main(
-        str(tmp_path / "set.parquet"),
-        None,
-        arm=None,
-        seed=None,
-        form="23",
-        licence="other",
-        push="me/set",
-        private=True,
-    )
+    target = Target(None, "23", licence="other", push="me/set", private=True)
+    export_data.main(str(tmp_path / "set.parquet"), target)
     created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
     assert created["visibility"] == "private" and created["type"] == "dataset"
     lines = [
@@ -716,18 +618,11 @@ def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    arguments: dict[str, Any] = {
-        "arm": None,
-        "seed": None,
-        "form": "23",
-        "licence": None,
-        "push": "me/set",
-        "private": False,
-    }
+    target = Target(None, "23", push="me/set")
     with pytest.raises(UserError, match="HF_TOKEN"):
-        export_data.main(str(tmp_path / "set.parquet"), None, **arguments)
+        export_data.main(str(tmp_path / "set.parquet"), target)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.status = 403
     with pytest.raises(UserError, match="did not take me/set") as refused:
-        export_data.main(str(tmp_path / "set.parquet"), None, **arguments)
+        export_data.main(str(tmp_path / "set.parquet"), target)
     assert "hf_secret" not in str(refused.value)

@@ -24,7 +24,7 @@ from synth.duplicates.int8_bounds import Codes, rates
 from synth.duplicates.neighbors import neighbors
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve as resolve_filter
-from synth.pool.measure import measure
+from synth.pool.measure import Task, measure
 from synth.pool.pool import Pool
 
 CLOSE = 1 - 0.05 / 2
@@ -460,7 +460,9 @@ def test_a_recipe_measures_groups_of_near_duplicates_with_stored_vectors(
     where = "neighbor_group_size > 1 AND NOT neighbor_group_duplicate"
     arm = resolve_filter("one of each", ArmConfig.model_validate({"where": where, "choose": "all"}))
     log = Log()
-    counts = measure(made, [(arm, (0,))], Servers(log, tmp_path / "logs"), log, only=["neighbors"])
+    counts = measure(
+        made, [(arm, (0,))], Servers(log, tmp_path / "logs"), log, task=Task(only=["neighbors"])
+    )
     frame = made.frame().sort("index")
     assert counts["neighbors"]["cells"] == 60 and frame["status:neighbors"].unique().to_list() == [
         "ok"

@@ -17,11 +17,10 @@ from synth.config import SynthConfig
 from synth.context import Context
 from synth.measures import COLUMNS
 from synth.pool import draw as drawing
+from synth.pool import importing, short_columns
 from synth.pool import pool as pools
-from synth.pool import short_columns
 from synth.pool.draw import draw
 from synth.pool.pool import Pool
-from synth.published import rows as published
 from tests.test_published import row25
 
 WORDS = "a long instruction, word after word " * 200
@@ -95,7 +94,7 @@ def test_a_slice_reads_only_the_parts_that_hold_it(
     assert len(read) == 1
 
 
-def test_a_response_of_an_instruction_that_was_made_anew_counts_as_unmeasured_and_can_be_measured_again(
+def test_a_response_of_an_instruction_made_anew_counts_as_unmeasured_and_can_be_had_again(
     tmp_path: Path,
 ) -> None:
     made = filled(tmp_path)
@@ -151,7 +150,7 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
             settings, Context(tmp_path / "store", lambda name, revision: Model(name, name, "r1"))
         )
 
-    whole = published.read
+    whole = importing.read
 
     def dies(path: str, limit: int | None = None) -> Iterator[pl.DataFrame]:
         for number, batch in enumerate(whole(path, limit, batch=8)):
@@ -160,11 +159,11 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
             yield batch
 
     with Servers(Log(), tmp_path) as servers:
-        monkeypatch.setattr(published, "read", dies)
+        monkeypatch.setattr(importing, "read", dies)
         with pytest.raises(KeyboardInterrupt):
             drawing.draw(imported(20), servers, Log())
         assert len(imported(20).frame()) == 16 and imported(20).to_import()
-        monkeypatch.setattr(published, "read", whole)
+        monkeypatch.setattr(importing, "read", whole)
         assert drawing.draw(imported(20), servers, Log())["rows"] == 20
         assert (
             not imported(20).to_import()
@@ -184,9 +183,9 @@ def test_what_is_computed_from_the_words_of_a_large_part_is_read_from_disk_the_n
     monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     before = filled(tmp_path).frame()
     computed: list[int] = []
-    plain = pools.text_figures.instruction_columns
+    plain = short_columns.text_figures.instruction_columns
     monkeypatch.setattr(
-        pools.text_figures,
+        short_columns.text_figures,
         "instruction_columns",
         lambda rows: computed.append(len(rows)) or plain(rows),
     )
@@ -225,9 +224,9 @@ def test_other_text_columns_are_not_taken_from_an_older_versions_memory(
 ) -> None:
     monkeypatch.setattr(short_columns, "REMEMBERED", 5)
     filled(tmp_path).frame()
-    monkeypatch.setattr(pools.text_figures, "VERSION", 99)
+    monkeypatch.setattr(short_columns.text_figures, "VERSION", 99)
     monkeypatch.setattr(
-        pools.text_figures,
+        short_columns.text_figures,
         "instruction_columns",
         lambda rows: rows.select("id", pl.lit(7, pl.Int64).alias("instruction_length")),
     )

@@ -18,7 +18,8 @@ from synth.filters.orders import hash_rank
 from synth.filters.rule import Filter, resolve
 from synth.filters.strategies import PAPER
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
-from synth.published import rows as published
+from synth.published.rows import read as read_rows
+from synth.published.rows import write as write_rows
 from synth.published.tagged import read
 from tests.test_published import loaded, row23, row25, saved
 
@@ -200,6 +201,13 @@ def rule(where: str | None = None, choose: str = "hash_order", **arm: Any) -> Fi
     )
 
 
+def test_a_count_of_repeats_is_read_without_the_row_that_is_repeated(tmp_path: Path) -> None:
+    rows = [row25(i, repeat_count=i, min_similar_uuid=None) for i in range(3)]
+    path = tmp_path / "set.parquet"
+    pl.from_dicts(rows, infer_schema_length=None).write_parquet(path)
+    assert read(path, [rule("repeat_count < 2")]).frame["repeat_count"].to_list() == [0, 1, 2]
+
+
 def kept(path: Path, where: str) -> list[str]:
     from synth.filters.rule import ALLOWED, verdicts
 
@@ -281,7 +289,8 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "new.parquet", [row25(i) for i in range(3)])
     with pytest.raises(
         UserError,
-        match=r"has no column `reward_difference`, which magpie-air needs\. It would follow from instruct_reward and",
+        match=r"has no column `reward_difference`, which magpie-air needs\. "
+        "It would follow from instruct_reward and",
     ):
         apply_all(path, ["magpie-air", "magpie-pro"])
     with pytest.raises(UserError, match=r"has no column `ifd`, which arm needs"):
@@ -342,7 +351,7 @@ def test_our_own_form_is_read_with_the_failures_that_it_keeps(tmp_path: Path, en
         row23(3),
     ]
     ours = tmp_path / f"ours{ending}"
-    published.write(published.read(saved(tmp_path / "set.jsonl", rows)), ours, "magpie")
+    write_rows(read_rows(saved(tmp_path / "set.jsonl", rows)), ours, "magpie")
     data = read(ours, [rule("input_quality >= 'good'")])
     assert data.failed == {"input_quality": {"unknown label 'Good'": 1}} and data.out == {
         "no response": 1,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
-from core.columns import FAILED
-from synth.published.forms import Form
+from synth.measures import GENERATORS
+from synth.published.derived import DERIVED
+from synth.published.forms import Form, not_failed
 
+DATA = "data/train-*.parquet"
+"""Where the rows of an export lie."""
 LABELS = {
     "input_quality": "quality of the instruction",
     "difficulty": "difficulty",
@@ -41,15 +45,22 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
-_LLAMA = "lets outputs improve other models, whose names must then begin with `Llama`, with `Built with Llama` shown"
+_LLAMA = (
+    "lets outputs improve other models, whose names must then begin with `Llama`, "
+    "with `Built with Llama` shown"
+)
 _OLD_LLAMA = "forbids the use of outputs to improve any other large language model"
+_GEMMA = (
+    "the Gemma Terms of Use count a model trained on outputs as a derivative, "
+    "which their use restrictions bind"
+)
 LICENCES = {
     "llama-3.1": f"the Llama 3.1 Community License {_LLAMA}",
     "llama-3.2": f"the Llama 3.2 Community License {_LLAMA}",
     "llama-3.3": f"the Llama 3.3 Community License {_LLAMA}",
     "llama-3": f"the Llama 3 Community License {_OLD_LLAMA}",
     "llama-2": f"the Llama 2 Community License {_OLD_LLAMA}",
-    "gemma": "the Gemma Terms of Use count a model trained on outputs as a derivative, which their use restrictions bind",
+    "gemma": _GEMMA,
     "gpt-oss": "gpt-oss is under Apache-2.0",
     "smollm": "SmolLM is under Apache-2.0",
 }
@@ -57,69 +68,72 @@ LICENCES = {
 fits; a reminder, no legal advice."""
 
 
+_MODELS = ("model", "reward_model", *(name for name in GENERATORS if name != "reward_model"))
+"""Columns that name a model."""
+_LENGTHS = ("instruction_length", "response_length")
+
+
+@dataclass
+class Spread:
+    """Numbers that passed: how many, their sum, the lowest and the highest."""
+
+    n: int = 0
+    total: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, values: pl.Series) -> bool:
+        """Count numbers, null and NaN aside; whether there is one now."""
+        numbers = values.cast(pl.Float64).drop_nulls().drop_nans().to_frame("x")
+        n, total, low, high = numbers.select(
+            n=pl.len(), total=pl.sum("x"), low=pl.min("x"), high=pl.max("x")
+        ).row(0)
+        if n:
+            self.n, self.total = self.n + n, self.total + total
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        return self.n > 0
+
+
 class Figures:
-    """Counts that build up while rows pass: `rows`, labels, numbers [n, sum, lowest, highest], and
-    the models that the rows name."""
+    """Counts that build up while rows pass: `rows`, labels, numbers, and the models that the rows
+    name."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.failed = 0
         self.columns: list[str] = []
         self.labels: dict[str, Counter[str]] = {}
-        self.numbers: dict[str, list[float]] = {}
+        self.numbers: dict[str, Spread] = {}
         self.models: dict[str, Counter[str]] = {}
 
     def watch(self, frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """The same frames in our form, counted as they pass; failed rows are counted only as
         such."""
         for frame in frames:
-            kept = frame.filter(pl.col("status") != FAILED) if "status" in frame.columns else frame
+            kept = not_failed(frame)
             self.rows += len(kept)
             self.failed += len(frame) - len(kept)
             self.columns += [c for c in kept.columns if c not in self.columns]
-            for name in ("instruction_length", "response_length"):
-                if name not in kept.columns:
-                    kept = kept.with_columns(
-                        pl.col(name.removesuffix("_length")).str.len_chars().alias(name)
-                    )
-            if "messages" in kept.columns:
-                kept = kept.with_columns(pl.col("messages").list.len().fill_null(2).alias("turns"))
             self._count(kept)
             yield frame
 
     def _count(self, kept: pl.DataFrame) -> None:
-        for name in LABELS:
-            if name in kept.columns:
-                text = kept[name].cast(pl.String).str.split("\n").list.first().fill_null("(none)")
-                self.labels.setdefault(name, Counter()).update(
-                    dict(text.value_counts().iter_rows())
-                )
-        for name in NUMBERS:
-            if name in kept.columns and kept[name].dtype.is_numeric():
-                values = kept[name].cast(pl.Float64).drop_nulls().drop_nans()
-                if len(values):
-                    n, total, low, high = self.numbers.get(
-                        name, [0, 0.0, float("inf"), float("-inf")]
-                    )
-                    extremes = values.min(), values.max()
-                    assert isinstance(extremes[0], float) and isinstance(extremes[1], float)
-                    self.numbers[name] = [
-                        n + len(values),
-                        total + float(values.sum()),
-                        min(low, extremes[0]),
-                        max(high, extremes[1]),
-                    ]
-        for name in (
-            "model",
-            "reward_model",
-            "quality_generator",
-            "difficulty_generator",
-            "task_category_generator",
-        ):
-            if name in kept.columns:
-                self.models.setdefault(name, Counter()).update(
-                    dict(kept[name].drop_nulls().value_counts().iter_rows())
-                )
+        """Count the labels, numbers and models of rows that did not fail."""
+        lengths = [DERIVED[name].alias(name) for name in _LENGTHS if name not in kept.columns]
+        kept = kept.with_columns(lengths)
+        if "messages" in kept.columns:
+            kept = kept.with_columns(turns=pl.col("messages").list.len().fill_null(2))
+        for name in (c for c in LABELS if c in kept.columns):
+            first_lines = kept[name].cast(pl.String).str.split("\n").list.first()
+            counts = self.labels.setdefault(name, Counter())
+            counts.update(dict(first_lines.fill_null("(none)").value_counts().iter_rows()))
+        for name in (c for c in NUMBERS if c in kept.columns):
+            spread = self.numbers.get(name, Spread())
+            if kept[name].dtype.is_numeric() and spread.add(kept[name]):
+                self.numbers[name] = spread
+        for name in (c for c in _MODELS if c in kept.columns):
+            counts = self.models.setdefault(name, Counter())
+            counts.update(dict(kept[name].drop_nulls().value_counts().iter_rows()))
 
 
 def render(
@@ -128,28 +142,14 @@ def render(
     *,
     name: str,
     form: Form,
-    data: str,
     columns: Iterable[str],
     licence: str | None,
 ) -> str:
     """The card as Markdown. `provenance`: facts by name (strings, or mappings shown as JSON),
-    `funnel` and `recipe` (text) among them.
-
-    `data`: the pattern of the data files, `columns`: theirs.
-    """
+    `funnel` and `recipe` (text) among them; `columns`: those of the data files."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    front: dict[str, Any] = {
-        "pretty_name": name,
-        "license": licence,
-        "size_categories": [
-            next((label for limit, label in SIZES if figures.rows < limit), "n>100M")
-        ],
-        "task_categories": ["text-generation"],
-        "tags": ["synthetic", "magpie", "sft"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data}]}],
-    }
-    loader = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -157,14 +157,12 @@ def render(
         autoescape=False,
     )
     facts = {
-        k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-        for k, v in provenance.items()
-        if k not in ("funnel", "recipe") and v
+        fact: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for fact, value in provenance.items()
+        if fact not in ("funnel", "recipe") and value
     }
-    return loader.get_template("dataset_card.md.jinja").render(
-        front=yaml.safe_dump(
-            {k: v for k, v in front.items() if v is not None}, sort_keys=False
-        ).strip(),
+    return environment.get_template("dataset_card.md.jinja").render(
+        front=_front(name, figures.rows, licence),
         name=name,
         form=form,
         rows=figures.rows,
@@ -172,14 +170,16 @@ def render(
         licence=licence,
         warnings=licences(writers(figures, provenance)),
         labels=[
-            (LABELS[k], counts.most_common(30), sum(counts.values()))
-            for k, counts in figures.labels.items()
+            (LABELS[name], counts.most_common(30), counts.total())
+            for name, counts in figures.labels.items()
         ],
         numbers=[
-            (NUMBERS[k], int(n), total / n, low, high, total)
-            for k, (n, total, low, high) in figures.numbers.items()
+            (NUMBERS[name], each.n, each.total / each.n, each.low, each.high, each.total)
+            for name, each in figures.numbers.items()
         ],
-        models={k: dict(v.most_common(5)) for k, v in figures.models.items() if v},
+        models={
+            name: dict(counts.most_common(5)) for name, counts in figures.models.items() if counts
+        },
         columns=list(columns),
         drawn=bool(provenance.get("teacher")),
         facts=facts,
@@ -188,25 +188,33 @@ def render(
     )
 
 
+def _front(name: str, rows: int, licence: str | None) -> str:
+    """The card's front matter, as the hub reads it."""
+    front = {
+        "pretty_name": name,
+        "license": licence,
+        "size_categories": [next((label for limit, label in SIZES if rows < limit), "n>100M")],
+        "task_categories": ["text-generation"],
+        "tags": ["synthetic", "magpie", "sft"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
+    }
+    stated = {key: value for key, value in front.items() if value is not None}
+    return yaml.safe_dump(stated, sort_keys=False).strip()
+
+
 def writers(figures: Figures, provenance: Mapping[str, Any]) -> list[str]:
     """The models whose texts the rows hold."""
     facts = ("teacher", "responder", "model of the further turns")
-    return sorted(
-        {
-            *figures.models.get("model", {}),
-            *(str(provenance[k]) for k in facts if provenance.get(k)),
-        }
-    )
+    stated = {str(provenance[fact]) for fact in facts if provenance.get(fact)}
+    return sorted(stated.union(figures.models.get("model", {})))
 
 
 def licences(models: Iterable[str]) -> list[str]:
     """What is to be known of each model's licence before its outputs are published."""
-    said = []
-    for model in models:
-        plain = model.lower().replace("meta-", "").replace("_", "-").replace("llama3", "llama-3")
-        known = next(
-            (text for part, text in LICENCES.items() if part in plain),
-            "read its licence: some forbid training other models on outputs",
-        )
-        said.append(f"`{model}`: {known}.")
-    return said
+    return [f"`{model}`: {_licence(model)}." for model in models]
+
+
+def _licence(model: str) -> str:
+    plain = model.lower().replace("meta-", "").replace("_", "-").replace("llama3", "llama-3")
+    unknown = "read its licence: some forbid training other models on outputs"
+    return next((text for part, text in LICENCES.items() if part in plain), unknown)

@@ -4,88 +4,87 @@ card; pushed to the hub when asked."""
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from core.errors import UserError
-from core.files import fsync_folder
+from core.files import replacing
 from recipes.exchange import card, import_data, recipe_rows
 from recipes.exchange.recipe_rows import Export
 from recipes.stages.session import environment
-from synth.published import rows as published
+from synth.published.forms import Form
+from synth.published.rows import read
 
-DATA = "data/train-*.parquet"
+_CONVERSATION = {
+    "id",
+    "instruction",
+    "response",
+    "messages",
+    "status",
+    "reason",
+    "failed_tags",
+    "source_columns",
+    "source_conversations",
+}
+"""Columns that every form holds."""
 
 
-def main(
-    source: str,
-    out: Path | None,
-    *,
-    arm: str | None,
-    seed: int | None,
-    form: str,
-    licence: str | None,
-    push: str | None,
-    private: bool,
-) -> None:
-    """Write `source` to `out` (a file, or a folder with shards and a card), push it to the hub
-    where asked, and say what was done."""
-    checked = import_data.checked(form)
+@dataclass(frozen=True)
+class Target:
+    """Where an export goes and how: a file, or a folder with shards and a card; a data set
+    repository of the hub; or both."""
+
+    out: Path | None
+    form: str
+    licence: str | None = None
+    push: str | None = None
+    private: bool = False
+
+    def check(self, token: str) -> None:
+        """Raises UserError for a target that cannot be. `token`: the hub's, "" for none."""
+        if self.push and not token:
+            raise UserError(
+                "--push needs the hub's token in the environment variable HF_TOKEN; "
+                "export a write token in it."
+            )
+        if self.out is None and not self.push:
+            raise UserError("nothing to do: give --out FILE_OR_FOLDER, or --push REPO, or both.")
+        if self.out is not None and self.out.suffix in (".parquet", ".jsonl") and self.push:
+            raise UserError(
+                "--push sends a folder with a card; "
+                f"give a folder as --out in place of {self.out}, or no --out."
+            )
+
+
+def main(source: str, target: Target, *, arm: str | None = None, seed: int | None = None) -> None:
+    """Write `source`, or what an arm of a recipe chose, to its target, and say what was done."""
+    form = import_data.checked(target.form)
     token = os.environ.get("HF_TOKEN", "").strip()
-    if push and not token:
-        raise UserError(
-            "--push needs the hub's token in the environment variable HF_TOKEN; export a write token in it."
-        )
-    if out is None and not push:
-        raise UserError("nothing to do: give --out FILE_OR_FOLDER, or --push REPO, or both.")
-    if out is not None and out.suffix in (".parquet", ".jsonl") and push:
-        raise UserError(
-            f"--push sends a folder with a card; give a folder as --out in place of {out}, or no --out."
-        )
+    target.check(token)
     with ExitStack() as stack:
-        folder = (
-            out if out is not None else Path(stack.enter_context(TemporaryDirectory())) / "export"
-        )
+        folder = target.out or Path(stack.enter_context(TemporaryDirectory())) / "export"
         export = _opened(source, arm, seed)
-        if out is not None:
-            for read in filter(None, (source, export.reads)):
-                import_data.spare(read, out)
+        if target.out is not None:
+            for data in filter(None, (source, export.reads)):
+                import_data.spare(data, target.out)
         figures = card.Figures()
         if folder.suffix:
-            rows = import_data.write(figures.watch(export.frames), folder, checked)
+            rows = import_data.write(figures.watch(export.frames), folder, form)
         else:
-            rows = _folder(export, figures, folder, checked, licence)
-        print(
-            f"{rows:,} rows in the form {form} written to {folder}"
-            + (f"; {figures.failed:,} failed rows left out" if figures.failed else "")
-        )
-        if checked in ("sharegpt", "messages"):
-            print(
-                f"this form holds the conversation only; left out: {', '.join(sorted(_others(figures.columns)))}"
-            )
+            rows = _folder(export, figures, folder, form, target.licence)
+        failed = f"; {figures.failed:,} failed rows left out" if figures.failed else ""
+        print(f"{rows:,} rows in the form {form} written to {folder}{failed}")
+        if form in ("sharegpt", "messages"):
+            others = ", ".join(sorted({*figures.columns} - _CONVERSATION))
+            print(f"this form holds the conversation only; left out: {others}")
         for line in card.licences(card.writers(figures, export.provenance)):
             print(f"licence of the teacher, to be checked before publishing: {line}")
-        if push:
-            print(f"pushed to {pushed(folder, push, token, private=private)}")
-
-
-def _others(columns: list[str]) -> set[str]:
-    conversation = {
-        "id",
-        "instruction",
-        "response",
-        "messages",
-        "status",
-        "reason",
-        "failed_tags",
-        "source_columns",
-        "source_conversations",
-    }
-    return set(columns) - conversation
+        if target.push:
+            print(f"pushed to {pushed(folder, target.push, token, private=target.private)}")
 
 
 def _opened(source: str, arm: str | None, seed: int | None) -> Export:
@@ -93,56 +92,40 @@ def _opened(source: str, arm: str | None, seed: int | None) -> Export:
     from recipes import schema
 
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or (
-        not path.exists() and source in {p.stem for p in schema.shipped()}
-    ):
+    shipped = not path.exists() and source in {p.stem for p in schema.shipped()}
+    if path.suffix in (".yaml", ".yml") or shipped:
         return recipe_rows.of_recipe(schema.load(source), arm, seed)
     if arm is not None or seed is not None:
         raise UserError(
             f"--arm and --seed choose rows of a recipe; {source} is no recipe (a .yaml file)."
         )
-    return Export(
-        path.name.partition(".")[0] or source,
-        published.read(source),
-        {
-            "source": path.name if path.exists() else source,
-            "git commit of the software": environment()["git"],
-        },
-    )
+    provenance = {
+        "source": path.name if path.exists() else source,
+        "git commit of the software": environment()["git"],
+    }
+    name = path.name.partition(".")[0] or source
+    return Export(name, read(source), provenance)
 
 
 def _folder(
-    export: Export, figures: card.Figures, folder: Path, form: published.Form, licence: str | None
+    export: Export, figures: card.Figures, folder: Path, form: Form, licence: str | None
 ) -> int:
     """Shards below data/ and the card; the folder appears when it is whole."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists already and is not an empty folder; give another --out, or remove it first."
-        )
-    work = folder.with_name(f".{folder.name}.export")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
-        rows = import_data.shards(
-            figures.watch(export.frames), work / "data", form, "train-{:05d}.parquet"
-        )
-        columns = pl.read_parquet_schema(next((work / "data").iterdir()))
+    import_data.check_new(folder)
+    with replacing(folder) as work:
+        data = work / "data"
+        frames = figures.watch(export.frames)
+        rows = import_data.shards(frames, data, form, "train-{:05d}.parquet")
+        columns = pl.read_parquet_schema(next(data.iterdir()))
         text = card.render(
             figures,
             export.provenance,
             name=export.name,
             form=form,
-            data=DATA,
             columns=columns,
             licence=licence,
         )
         (work / "README.md").write_text(text)
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
-        fsync_folder(folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return rows
 
 

@@ -3,7 +3,6 @@ what is wrong with them counted."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.files import fsync_folder
-from synth.published import rows as published
+from core.files import replacing
 from synth.published.files import files
 from synth.published.forms import FORMS, Form
+from synth.published.rows import Counted, Writer, read
+from synth.published.rows import write as write_file
 
 SHARD = 100_000
 """Rows of one file of a folder."""
@@ -23,13 +23,12 @@ SHARD = 100_000
 def main(source: str, out: Path, *, form: str, limit: int | None) -> None:
     """Read `source`, write it to a file or a folder of shards, and print the counts."""
     spare(source, out)
-    counted = published.Counted()
-    written = write(counted.watch(published.read(source, limit)), out, checked(form))
+    counted = Counted()
+    written = write(counted.watch(read(source, limit)), out, checked(form))
     for line in lines(counted):
         print(line)
-    print(
-        f"{written:,} rows written to {out}" + (f" in the form {form}" if form != "magpie" else "")
-    )
+    as_form = f" in the form {form}" if form != "magpie" else ""
+    print(f"{written:,} rows written to {out}{as_form}")
 
 
 def spare(source: str | Path, out: Path) -> None:
@@ -39,11 +38,7 @@ def spare(source: str | Path, out: Path) -> None:
     if not given.exists():
         return
     here = given.resolve()
-    if (
-        there == here
-        or there in here.parents
-        or any(there == file.resolve() for file in files(here))
-    ):
+    if there in (here, *here.parents, *(file.resolve() for file in files(here))):
         raise UserError(f"--out {out} would replace the source {source}; give another --out.")
 
 
@@ -55,23 +50,17 @@ def checked(form: str) -> Form:
     raise UserError(f"--form {form}: no such form{nearest(form, FORMS)}.")
 
 
-def lines(counted: published.Counted) -> list[str]:
+def lines(counted: Counted) -> list[str]:
     """What was read, in words: rows, failed rows by reason, failed tags by column and reason."""
-    failed = sum(counted.failed.values())
-    said = [f"{counted.rows:,} rows read, {failed:,} of them failed"]
-    said += [
-        f"  {n:,} x {reason} (first: {counted.examples[reason]})"
-        for reason, n in counted.failed.most_common()
-    ]
+    report = [f"{counted.rows:,} rows read, {counted.failed.total():,} of them failed"]
+    for reason, n in counted.failed.most_common():
+        report.append(f"  {n:,} x {reason} (first: {counted.examples[reason]})")
     if counted.tags:
-        said.append("failed tags (those rows are kept):")
-        said += [
-            f"  {column}: {n:,} x {reason}"
-            for (column, reason), n in sorted(
-                counted.tags.items(), key=lambda item: (item[0][0], -item[1])
-            )
-        ]
-    return said
+        report.append("failed tags (those rows are kept):")
+    by_column = sorted(counted.tags.items(), key=lambda tag: (tag[0][0], -tag[1]))
+    for (column, reason), n in by_column:
+        report.append(f"  {column}: {n:,} x {reason}")
+    return report
 
 
 def write(frames: Iterable[pl.DataFrame], out: Path, form: Form) -> int:
@@ -83,46 +72,37 @@ def write(frames: Iterable[pl.DataFrame], out: Path, form: Form) -> int:
     already.
     """
     if out.suffix in (".parquet", ".jsonl"):
-        return published.write(frames, out, form)
-    return shards(frames, out, form)
+        return write_file(frames, out, form)
+    check_new(out)
+    with replacing(out) as folder:
+        return shards(frames, folder, form)
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError where a folder to write is there already and holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists already and is not an empty folder; "
+            "give another --out, or remove it first."
+        )
 
 
 def shards(
     frames: Iterable[pl.DataFrame], folder: Path, form: Form, name: str = "part-{:05d}.parquet"
 ) -> int:
-    """Write a folder of Parquet shards; returns the rows written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists already and is not an empty folder; give another --out, or remove it first."
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    rows = number = 0
-    writer: published.Writer | None = None
+    """Write Parquet shards into a folder; returns the rows written. Raises UserError where there is
+    no row."""
+    writers: list[Writer] = []
     kind: tuple[pl.Schema, str] | None = None
-    try:
-        with ExitStack() as shard:
-            for frame in frames:
-                here = (
-                    frame.schema,
-                    frame["source_columns"][0] if "source_columns" in frame.columns else "",
-                )
-                if writer is None or writer.rows >= SHARD or here != kind:
-                    shard.close()
-                    writer, kind = (
-                        shard.enter_context(published.Writer(partial / name.format(number), form)),
-                        here,
-                    )
-                    number += 1
-                rows += writer.add(frame)
-        if writer is None:
-            raise UserError("no row was found, so nothing was written.")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
-    fsync_folder(folder.parent)
-    return rows
+    with ExitStack() as shard:
+        for frame in frames:
+            source = frame["source_columns"][0] if "source_columns" in frame.columns else ""
+            if not writers or writers[-1].rows >= SHARD or (frame.schema, source) != kind:
+                shard.close()
+                kind = (frame.schema, source)
+                writer = Writer(folder / name.format(len(writers)), form)
+                writers.append(shard.enter_context(writer))
+            writers[-1].add(frame)
+    if not writers:
+        raise UserError("no row was found, so nothing was written.")
+    return sum(writer.rows for writer in writers)

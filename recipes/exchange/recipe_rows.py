@@ -3,7 +3,6 @@ of it, with every column that was measured."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ import yaml
 
 from core.columns import OK
 from core.errors import UserError, nearest
+from core.files import read_json
 from recipes.exchange import origin
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages.session import environment
-from synth.config import ImportConfig, TagConfig
-from synth.measures import COLUMNS
-from synth.published import rows as published
-from synth.published.forms import NAMES
+from synth.config import ImportConfig, ModelConfig
+from synth.measures import COLUMNS, GENERATORS
+from synth.published.forms import PUBLISHED, TROUBLE, or_null
+from synth.published.rows import BATCH, read
 
 
 @dataclass(frozen=True)
@@ -43,47 +43,59 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     what is not made yet.
     """
     recipe = loaded.recipe
-    arms = with_random(recipe)
-    if arm is not None and arm not in arms:
-        raise UserError(f"--arm {arm}: recipe {recipe.name} has no such arm{nearest(arm, arms)}.")
-    if arm is not None and arms[arm].model is not None:
-        raise UserError(f"--arm {arm}: this arm is a finished model, so it has no rows to export.")
-    folder = Path(recipe.store) / "recipes" / recipe.name
+    data = _data_of(recipe, arm)
     name = f"{recipe.name}-{arm}" if arm else recipe.name
-    if arm is not None and (data := arms[arm].data) is not None:
-        return Export(
-            name,
-            _kept(published.read(data), _ids_of_data(loaded, arm, seed)),
-            {"source": data, "recipe": _text(recipe)},
-            data,
-        )
+    if arm is not None and data is not None:
+        facts: dict[str, Any] = {"source": data, "recipe": _text(recipe)}
+        ids = _ids_of_data(loaded, arm, seed)
+        return Export(name, _kept(read(data), ids), facts, data)
+    folder = Path(recipe.store) / "recipes" / recipe.name
     snapshot = folder / "measure" / "pool.parquet"
-    source = recipe.synth.rows
     if not snapshot.is_file():
         raise UserError(
-            f"recipe {recipe.name} has no finished pool at {snapshot}; `magpie run {loaded.source.path} --until select` makes it."
+            f"recipe {recipe.name} has no finished pool at {snapshot}; {_makes(loaded)}"
         )
     chosen, funnel = _selection(folder / "select" / arm, loaded, seed) if arm else (None, None)
+    source = recipe.synth.rows
+    frames = _rows(recipe, snapshot)
+    reads = None
     if isinstance(source, ImportConfig):
         told = origin.told(source, snapshot)
-        facts = origin.provenance(recipe.synth, snapshot, told)
-        frames = origin.with_origin(_rows(recipe, snapshot), told, _measurers(recipe))
-        return Export(
-            name,
-            _kept(frames, chosen),
-            {**facts, **_software(), "funnel": funnel, "recipe": _text(recipe)},
-            source.import_,
-        )
-    provenance = {
-        **_provenance(recipe, snapshot),
-        **_software(),
+        facts = origin.provenance(recipe.synth, source, snapshot, told)
+        frames = origin.with_origin(frames, told, _generators(recipe))
+        reads = source.import_
+    else:
+        facts = _provenance(recipe, snapshot)
+    software = environment()
+    facts |= {
+        "git commit of the software": software["git"],
+        "versions": software["versions"],
         "funnel": funnel,
         "recipe": _text(recipe),
     }
-    return Export(name, _kept(_rows(recipe, snapshot), chosen), provenance)
+    return Export(name, _kept(frames, chosen), facts, reads)
+
+
+def _data_of(recipe: Recipe, arm: str | None) -> str | None:
+    """The data that an arm names; None where its rows are the pool's. Raises UserError for an arm
+    that has no rows."""
+    if arm is None:
+        return None
+    arms = with_random(recipe)
+    if arm not in arms:
+        raise UserError(f"--arm {arm}: recipe {recipe.name} has no such arm{nearest(arm, arms)}.")
+    if arms[arm].model is not None:
+        raise UserError(f"--arm {arm}: this arm is a finished model, so it has no rows to export.")
+    return arms[arm].data
+
+
+def _makes(loaded: Loaded) -> str:
+    return f"`magpie run {loaded.source.path} --until select` makes it."
 
 
 def _selection(folder: Path, loaded: Loaded, seed: int | None) -> tuple[pl.Series, dict[str, Any]]:
+    """The ids that an arm chose, and its funnel. `seed`: which sample of a seeded arm; default the
+    first."""
     seeds = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if seeds:
         wanted = str(seed) if seed is not None else seeds[0]
@@ -92,13 +104,10 @@ def _selection(folder: Path, loaded: Loaded, seed: int | None) -> tuple[pl.Serie
                 f"--seed {wanted}: {folder.name} was drawn for the seeds {', '.join(seeds)}."
             )
         folder = folder / wanted
-    if not (folder / "selection.parquet").is_file():
-        raise UserError(
-            f"the arm's selection is not made yet ({folder}); `magpie run {loaded.source.path} --until select` makes it."
-        )
-    return pl.read_parquet(folder / "selection.parquet", columns=["id"])["id"], json.loads(
-        (folder / "funnel.json").read_text()
-    )
+    selection = folder / "selection.parquet"
+    if not selection.is_file():
+        raise UserError(f"the arm's selection is not made yet ({folder}); {_makes(loaded)}")
+    return _ids(selection), read_json(folder / "funnel.json")
 
 
 def _ids_of_data(loaded: Loaded, arm: str, seed: int | None) -> pl.Series:
@@ -106,13 +115,15 @@ def _ids_of_data(loaded: Loaded, arm: str, seed: int | None) -> pl.Series:
     from recipes.stages import graph
 
     results = graph.plan(loaded).results
-    made = [name for name in results if name.startswith(f"select/{arm}/")]
-    name = f"select/{arm}/{seed}" if seed is not None else next(iter(made), "")
+    of_arm = [name for name in results if name.startswith(f"select/{arm}/")]
+    name = f"select/{arm}/{seed}" if seed is not None else next(iter(of_arm), "")
     if name not in results:
-        raise UserError(
-            f"the selection of arm {arm} is not made yet; `magpie run {loaded.source.path} --until select` makes it."
-        )
-    return pl.read_parquet(results[name].path / "selection.parquet", columns=["id"])["id"]
+        raise UserError(f"the selection of arm {arm} is not made yet; {_makes(loaded)}")
+    return _ids(results[name].path / "selection.parquet")
+
+
+def _ids(selection: Path) -> pl.Series:
+    return pl.read_parquet(selection, columns=["id"])["id"]
 
 
 def _kept(frames: Iterator[pl.DataFrame], ids: pl.Series | None) -> Iterator[pl.DataFrame]:
@@ -128,69 +139,61 @@ def _rows(recipe: Recipe, snapshot: Path) -> Iterator[pl.DataFrame]:
     import pyarrow.parquet as pq
 
     lazy = pl.scan_parquet(snapshot)
-    schema, rows = lazy.collect_schema(), int(lazy.select(pl.len()).collect().item())
-    nulls = lazy.select(pl.all().null_count()).collect().row(0, named=True)
-    inside = ("temperature", "top_p", "seed")
-    extras = [
-        c
-        for c in schema
-        if c in COLUMNS and c not in NAMES and c not in (*inside, "messages") and nulls[c] < rows
-    ]
+    schema = lazy.collect_schema()
+    measured = lazy.select(pl.all().is_not_null().any()).collect().row(0, named=True)
+    besides = ("temperature", "top_p", "seed", "messages", *PUBLISHED)
+    named = [c for c in PUBLISHED if c in schema]
+    extras = [c for c in schema if c in COLUMNS and c not in besides and measured[c]]
     extras += ["heldout"] if recipe.synth.heldout else []
-    named = [c for c in NAMES if c in schema]
-    for part in pq.ParquetFile(snapshot).iter_batches(batch_size=published.BATCH):
-        frame = pl.DataFrame(pl.from_arrow(part)).filter(pl.col("status:response") == OK)
-        config = pl.struct(*_config(recipe, frame)).alias("gen_input_config")
-        who = [
-            pl.when(pl.col(tag).is_not_null()).then(pl.lit(model)).alias(n)
-            for n, (tag, model) in _measurers(recipe).items()
-            if tag in schema
-        ]
-        messages = [pl.col("messages")] if "messages" in schema else []
-        values = [_value(c, schema[c]) for c in (*named, *extras)]
-        ours = frame.select(*values, config, *who, *messages)
-        trouble = pl.lit(
-            [], pl.List(pl.Struct({"column": pl.String, "reason": pl.String, "value": pl.String}))
-        ).alias("failed_tags")
-        yield ours.with_columns(
-            pl.lit(OK).alias("status"), pl.lit(None, pl.String).alias("reason"), trouble
-        )
+    values = [_value(c, schema[c]) for c in (*named, *extras)]
+    models = _generators(recipe)
+    who = [
+        pl.when(pl.col(GENERATORS[c]).is_not_null()).then(pl.lit(model)).alias(c)
+        for c, model in models.items()
+        if GENERATORS[c] in schema
+    ]
+    messages = [pl.col("messages")] if "messages" in schema else []
+    columns = [*values, _sampling(recipe, schema), *who, *messages]
+    row = {
+        "status": pl.lit(OK),
+        "reason": pl.lit(None, pl.String),
+        "failed_tags": pl.lit([], TROUBLE),
+    }
+    for part in pq.ParquetFile(snapshot).iter_batches(batch_size=BATCH):
+        frame = pl.DataFrame(pl.from_arrow(part))
+        yield frame.filter(pl.col("status:response") == OK).select(*columns, **row)
 
 
 def _value(name: str, kind: pl.DataType) -> pl.Expr:
-    return (
-        pl.col(name).cast(pl.String)
-        if isinstance(kind, (pl.Enum, pl.Categorical))
-        else pl.col(name)
-    )
+    label = isinstance(kind, (pl.Enum, pl.Categorical))
+    return pl.col(name).cast(pl.String) if label else pl.col(name)
 
 
-def _config(recipe: Recipe, frame: pl.DataFrame) -> list[pl.Expr]:
+def _sampling(recipe: Recipe, schema: pl.Schema) -> pl.Expr:
     """The fields of gen_input_configs that our columns know."""
-    known = {"temperature": pl.Float64, "top_p": pl.Float64, "seed": pl.Int64}
-    sampling = [
-        (pl.col(n) if n in frame.columns else pl.lit(None)).cast(t).alias(n)
-        for n, t in known.items()
-    ]
-    template = pl.lit(recipe.synth.pre_query_template, pl.String).alias("pre_query_template")
-    return [*sampling, pl.col("model").alias("input_generator"), template]
+    known = {
+        "input_generator": pl.col("model"),
+        "pre_query_template": pl.lit(recipe.synth.pre_query_template, pl.String),
+    }
+    return pl.struct(
+        known.get(name, or_null(name, schema, kind)).alias(name)
+        for name, kind in origin.SAMPLING.items()
+    ).alias("gen_input_config")
 
 
-def _measurers(recipe: Recipe) -> dict[str, tuple[str, str]]:
-    """Column that names a model -> (the column that this model filled, its name)."""
+def _generators(recipe: Recipe) -> dict[str, str]:
+    """Column that names a model -> its name, as the recipe has it."""
     tags = recipe.synth.tags
 
-    def tagger(tag: TagConfig) -> str:
-        return (tag.model or recipe.synth.teacher).model
+    def tagger(model: ModelConfig | None) -> str:
+        return (model or recipe.synth.teacher).model
 
     named = {
-        "quality_generator": ("input_quality", tagger(tags.quality)),
-        "difficulty_generator": ("difficulty", tagger(tags.difficulty)),
-        "task_category_generator": ("task_category", tagger(tags.category)),
+        "quality_generator": tagger(tags.quality.model),
+        "difficulty_generator": tagger(tags.difficulty.model),
+        "task_category_generator": tagger(tags.category.model),
     }
-    return (
-        {**named, "reward_model": ("instruct_reward", tags.reward.model)} if tags.reward else named
-    )
+    return named | ({"reward_model": tags.reward.model} if tags.reward else {})
 
 
 def _provenance(recipe: Recipe, snapshot: Path) -> dict[str, Any]:
@@ -198,38 +201,23 @@ def _provenance(recipe: Recipe, snapshot: Path) -> dict[str, Any]:
     synth = recipe.synth
     lazy = pl.scan_parquet(snapshot)
     schema = lazy.collect_schema()
-    cells = (
-        lazy.group_by("temperature", "top_p")
-        .agg(pl.len().alias("rows"))
-        .sort("rows", descending=True)
-        .collect()
-    )
+    entries = lazy.group_by("temperature", "top_p").agg(rows=pl.len())
+    by_rows = entries.sort("rows", descending=True).collect()
     unique = {
-        n: lazy.select(pl.col(n).drop_nulls().unique().sort()).collect()[n].to_list()
-        for n in ("revision", "template")
-        if n in schema
+        c: ", ".join(lazy.select(pl.col(c).drop_nulls().unique().sort()).collect()[c])
+        for c in ("revision", "template")
+        if c in schema
     }
-    near = (
-        synth.tags.neighbors.model
-        if lazy.select(pl.col("min_neighbor_distance").is_not_null().any()).collect().item()
-        else None
-    )
+    near = lazy.select(pl.col("min_neighbor_distance").is_not_null().any()).collect().item()
     return {
         "teacher": synth.teacher.model,
-        "revision of the teacher": ", ".join(unique.get("revision", [])),
-        "digest of the pre-query template's token ids": ", ".join(unique.get("template", [])),
-        "instructions drawn, by sampling": cells.to_dicts(),
+        "revision of the teacher": unique.get("revision", ""),
+        "digest of the pre-query template's token ids": unique.get("template", ""),
+        "instructions drawn, by sampling": by_rows.to_dicts(),
         "system prompt": synth.system_prompt,
-        "responder": synth.responder.model if synth.responder else None,
+        "responder": synth.responder and synth.responder.model,
         "sampling of responses": synth.response,
-        "embeddings for neighbour distances": near,
-    }
-
-
-def _software() -> dict[str, Any]:
-    return {
-        "git commit of the software": environment()["git"],
-        "versions": environment()["versions"],
+        "embeddings for neighbour distances": synth.tags.neighbors.model if near else None,
     }
 
 

@@ -69,9 +69,8 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
     from core.tracking import Log
     from recipes.stages import graph, tokens
     from recipes.stages.walk import Arms, tracker_of
-    from synth.measures import MEASURES
+    from synth.measures import MEASURES, POOLED
     from synth.pool import draw, measure
-    from synth.pool.pool import POOLED
 
     if stage == "select":
         graph.run(loaded, until="select")
@@ -106,8 +105,7 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
                     servers,
                     log,
                     tokens.token_counter(recipe.train, arms, pool, resolve),
-                    share=share,
-                    only=only,
+                    measure.Task(share, only),
                 )
             log.finish({"counts": counts})
             log.say(f"{stage}, task {rank} of {world}: {counts}")

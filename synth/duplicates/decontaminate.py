@@ -27,9 +27,6 @@ from synth.duplicates.ngrams import grams, words
 VERSION = 2
 """Part of the column's key, with the digest of the prompts."""
 
-FIELDS: dict[str, Any] = {"eval_overlap": pl.Float64, "eval_overlap_prompt": pl.String}
-DISTANCE: dict[str, Any] = {"eval_distance": pl.Float64}
-
 SHORT = 5
 """A prompt of fewer words than this ("Hi", "Make it shorter.") is found only where it is the whole
 instruction."""

@@ -25,8 +25,6 @@ from synth.duplicates.ngrams import Grams, grams, words
 VERSION = 1
 """Part of the column's key, with the versions of rensa and polars, whose hashes go in."""
 
-FIELDS: dict[str, Any] = {"minhash_group": pl.String, "minhash_duplicate": pl.Boolean}
-
 SLICE = 20_000
 """Texts whose words are in memory at once."""
 RECALL = 0.99

@@ -9,14 +9,16 @@ them later finds there.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import polars as pl
 
-from core.columns import OK, Column
+from core.columns import OK
 from core.tracking import Log
 from synth.context import Context
 from synth.measures import CATEGORY
-from synth.pool.computed import COMPUTED, compute_tag, tag_cell
+from synth.pool.columns import open_column
+from synth.pool.computed import compute_tag, tag_determines
 from synth.pool.pool import Pool
 
 SAMPLE = 100
@@ -28,11 +30,9 @@ class Balance:
 
     def __init__(self, pool: Pool, context: Context, log: Log, every: int) -> None:
         self.pool, self.context, self.log, self.every = pool, context, log, every
-        cell = tag_cell("category", pool.config, context, "label")
-        self.column = Column.open(
-            pool.root, "category", cell, {"of": pl.String, **COMPUTED["category"].fields}
-        )
-        self.counts = dict.fromkeys(CATEGORY, 0)
+        determines = tag_determines("category", pool.config, context, "label")
+        self.column = open_column(pool.root, "category", determines)
+        self.counts: Counter[str] = Counter()
         self.unread = self.seen = 0
         self._recent: list[str] = []
 
@@ -40,35 +40,34 @@ class Balance:
         """Take note of finished draws; label and report when enough have come."""
         self._recent += part.filter(pl.col("status") == OK)["id"].to_list()
         while len(self._recent) >= self.every:
-            self._report(self._recent[: self.every])
+            labels = self._labels(sorted(self._recent[: self.every], key=_rank)[:SAMPLE])
+            self.counts.update(labels.drop_nulls().to_list())
+            self.unread += labels.null_count()
+            self.seen += self.every
             self._recent = self._recent[self.every :]
+            self._report()
 
-    def _report(self, ids: list[str]) -> None:
-        sample = sorted(ids, key=lambda i: hashlib.sha256(f"category {i}".encode()).digest())[
-            :SAMPLE
-        ]
-        rows = self.pool.drawn().join(pl.DataFrame({"id": sample}), on="id", how="semi")
-        rows = self.pool.with_texts(rows.select("id", "of"), ["instruction"])
-        held = self.column.read(rows["id"])
-        new = rows.join(held, on=["id", "of"], how="anti")
+    def _labels(self, ids: list[str]) -> pl.Series:
+        """The category of each of these instructions, asked for where it is not known; null where
+        it could not be read."""
+        drawn = self.pool.drawn().join(pl.DataFrame({"id": ids}), on="id", how="semi")
+        rows = self.pool.with_texts(drawn.select("id", "of"), ["instruction"])
+        new = rows.join(self.column.read(rows["id"]), on=["id", "of"], how="anti")
         for cells in compute_tag("category", new, self.pool.config, self.context, "label"):
             self.column.append(cells.join(new.select("id", "of"), on="id", how="left"))
-        labelled = self.column.read(rows["id"]).join(rows, on=["id", "of"], how="semi")
-        for label in labelled["task_category"].to_list():
-            if label is None:
-                self.unread += 1
-            else:
-                self.counts[label] += 1
-        self.seen += len(ids)
-        total = max(sum(self.counts.values()), 1)
-        shares = {name: n / total for name, n in self.counts.items()}
-        told = ", ".join(
-            f"{name} {share:.0%}"
-            for name, share in sorted(shares.items(), key=lambda s: -s[1])
-            if share
-        )
+        cells = self.column.read(rows["id"])
+        return cells.join(rows, on=["id", "of"], how="semi")["task_category"]
+
+    def _report(self) -> None:
+        labelled = self.counts.total()
+        shares = {name: self.counts[name] / max(labelled, 1) for name in CATEGORY}
+        by_share = sorted(shares.items(), key=lambda share: -share[1])
+        listed = ", ".join(f"{name} {share:.0%}" for name, share in by_share if share)
         unread = f", {self.unread} could not be labelled" if self.unread else ""
-        self.log.say(
-            f"categories of {sum(self.counts.values())} of {self.seen} instructions: {told}{unread}"
-        )
+        self.log.say(f"categories of {labelled} of {self.seen} instructions: {listed}{unread}")
         self.log.metrics({f"category/{name}": share for name, share in shares.items()})
+
+
+def _rank(name: str) -> bytes:
+    """The sample is those of the smallest hash."""
+    return hashlib.sha256(f"category {name}".encode()).digest()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -22,10 +22,24 @@ from core.tracking import Log
 from synth.context import Context
 from synth.filters.rule import Filter, columns_of, measures_of
 from synth.filters.schedule import TokenCounter, wanted
-from synth.measures import COLUMNS, MEASURES, by_cost, prerequisites
+from synth.measures import MEASURES, POOLED, by_cost, long_columns, prerequisites
 from synth.pool.computed import COMPUTED
 from synth.pool.draw import Share, mine
-from synth.pool.pool import POOLED, SLICE, Pool
+from synth.pool.pool import SLICE, Pool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of several tasks that measure a pool together: its share of the rows (measures of the
+    whole pool are left to a task that has all), and the only measures that it may do; None: all."""
+
+    share: Share = (0, 1)
+    only: Collection[str] | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has every row."""
+        return self.share == (0, 1)
 
 
 def measure(
@@ -34,117 +48,106 @@ def measure(
     servers: Servers,
     log: Log,
     tokens: TokenCounter | None = None,
-    *,
-    share: Share = (0, 1),
-    only: Collection[str] | None = None,
+    task: Task = Task(),
 ) -> Counts:
     """Measure what the arms want, cheapest first, until nothing is wanted. Returns cells, seconds
-    and failures by measure (of this call).
-
-    `share` limits it to this task's rows (measures of the whole pool are left to a task that has
-    all), `only` to some measures.
-    """
+    and failures by measure (of this call)."""
     context = pool.context.serving(servers, log.say)
     counts: Counts = {}
     while True:
-        frame = pool.frame(columns_of(r for r, _ in rules))
+        frame = pool.frame(columns_of(rule for rule, _ in rules))
         wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
-        name, rows = next(iter(_possible(frame, wants, share, only)), ("", frame))
+        name, rows = next(_possible(frame, wants, task), ("", frame))
         if not name:
-            if share == (0, 1):
-                for each in pool.columns.values():
-                    each.compact()
-            return counts
+            break
         column = pool.column(name, frame)
         if column is None:
             raise UserError(_unmeasurable(name))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-        _fill(
-            pool,
-            name,
-            rows,
-            column,
-            context,
-            log,
-            counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}}),
-        )
+        _count(counts, name, _filled(pool, name, rows, column, context), log)
+    if task.alone:
+        for column in pool.columns.values():
+            column.compact()
+    return counts
 
 
 def _possible(
-    frame: pl.DataFrame, wants: dict[str, list[str]], share: Share, only: Collection[str] | None
-) -> Iterable[tuple[str, pl.DataFrame]]:
+    frame: pl.DataFrame, wants: dict[str, list[str]], task: Task
+) -> Iterator[tuple[str, pl.DataFrame]]:
     """What this task may measure of what is wanted: (measure, rows of the frame), cheapest
     first."""
     for name, ids in wants.items():
-        if (only is not None and name not in only) or (name in POOLED and share != (0, 1)):
+        if task.only is not None and name not in task.only:
             continue
-        rows = (
-            frame
-            if name in POOLED
-            else mine(
-                frame.join(pl.DataFrame({"id": ids}), on="id", how="semi", maintain_order="left"),
-                share,
-            )
-        )
+        if name not in POOLED:
+            of_ids = pl.DataFrame({"id": ids})
+            rows = mine(frame.join(of_ids, on="id", how="semi", maintain_order="left"), task.share)
+        else:
+            rows = frame if task.alone else frame.clear()
         if len(rows):
             yield name, rows
 
 
-def _fill(
-    pool: Pool,
-    name: str,
-    rows: pl.DataFrame,
-    column: Column,
-    context: Context,
-    log: Log,
-    entry: dict[str, Any],
-) -> None:
-    """Compute one measure's cells of these rows and append them as they arrive."""
-    started, done = time.monotonic(), 0
-    declared = MEASURES[name]
-    unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
-    texts = [
-        c
-        for m in ("text", *prerequisites(name))
-        for c, f in MEASURES[m].columns.items()
-        if f.long and c not in unread
-    ]
-    of = "of_pair" if declared.reads == "response" else "of"
-    size = SLICE
+def _filled(
+    pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Context
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Compute one measure's cells of these rows and append them to its column as they arrive:
+    (finished cells, how many rows there are) of each batch."""
+    compute = COMPUTED[name].compute
     if name in POOLED:
-        size, texts, context = (
-            max(len(rows), 1),
-            [],
-            replace(context, instructions=pool.instructions),
-        )
-    for top in range(0, len(rows), size):
-        part_rows = pool.with_texts(rows.slice(top, size), texts)
-        known = part_rows.select("id", pl.col(of).alias("of"))
-        for part in COMPUTED[name].compute(part_rows, pool.config, context):
-            column.append(
-                part
-                if name in POOLED
-                else part.join(known, on="id", how="left", maintain_order="left")
-            )
-            done += len(part)
-            entry["cells"] += len(part)
-            if "status" in part.columns:
-                for reason, n in Counter(
-                    part.filter(pl.col("status") == FAILED)["reason"].to_list()
-                ).items():
-                    entry["failed"][reason] = entry["failed"].get(reason, 0) + n
-            log.progress(done, len(rows))
-            log.metrics({f"{name}/cells": float(entry["cells"])})
+        whole = replace(context, instructions=pool.instructions)
+        for cells in compute(rows, pool.config, whole):
+            column.append(cells)
+            yield cells, len(rows)
+        return
+    texts = _texts_for(name)
+    for part in rows.iter_slices(SLICE):
+        for cells in compute(pool.with_texts(part, texts), pool.config, context):
+            column.append(of_rows(cells, part, name))
+            yield cells, len(rows)
+
+
+def of_rows(cells: pl.DataFrame, rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """Cells with what they are `of`: the texts of these rows of the pool's frame."""
+    of = rows.select("id", of=MEASURES[measure].of)
+    return cells.join(of, on="id", how="left", maintain_order="left")
+
+
+def _texts_for(name: str) -> frozenset[str]:
+    """The long texts that a cell of a measure needs."""
+    unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
+    known = [MEASURES[m].columns for m in ("text", *prerequisites(name))]
+    return long_columns(column for columns in known for column in columns) - unread
+
+
+def _count(
+    counts: Counts, name: str, batches: Iterable[tuple[pl.DataFrame, int]], log: Log
+) -> None:
+    """Add cells, seconds and failures by reason to the measure's counts as batches come."""
+    entry = counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}})
+    started, done = time.monotonic(), 0
+    for cells, total in batches:
+        done += len(cells)
+        entry["cells"] += len(cells)
+        if "status" in cells.columns:
+            reasons = cells.filter(pl.col("status") == FAILED)["reason"]
+            entry["failed"] = dict(Counter(entry["failed"]) + Counter(reasons.to_list()))
+        log.progress(done, total)
+        log.metrics({f"{name}/cells": float(entry["cells"])})
     entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 2)
 
 
+_PROMPTS = (
+    "the recipe has no `eval` with prompts to compare with; add one, "
+    "or name a file in `synth.tags.decontaminate`"
+)
 _HOW = {
     "reward": "add `synth.tags.reward: {model: ...}`",
     "reward_difference": "add `synth.tags.base: {model: ...}` and `synth.tags.reward`",
     "base_response": "add `synth.tags.base: {model: ...}`, the base model that is to answer",
     "safety": "add `synth.tags.safety: {model: ...}`",
-    "overlap": "the recipe has no `eval` with prompts to compare with; add one, or name a file in `synth.tags.decontaminate`",
-    "eval_distance": "the recipe has no `eval` with prompts to compare with; add one, or name a file in `synth.tags.decontaminate`",
+    "overlap": _PROMPTS,
+    "eval_distance": _PROMPTS,
     "sanitized": "add `synth.sanitize: gemma` or `llama-3`",
 }
 
@@ -168,9 +171,12 @@ def check(pool: Pool, rules: Sequence[Filter], besides: Collection[str] = ()) ->
 
 
 def _unmeasurable(name: str) -> str:
-    columns = ", ".join(c for c in MEASURES[name].columns if COLUMNS[c][0] == name)
+    columns = ", ".join(MEASURES[name].columns)
     how = _HOW.get(name, "it can only come from imported rows that hold it")
-    return f"a filter asks for a column of '{name}' ({columns}) which this recipe gives no way to measure; {how}."
+    return (
+        f"a filter asks for a column of '{name}' ({columns}) "
+        f"which this recipe gives no way to measure; {how}."
+    )
 
 
 def cost(
@@ -182,38 +188,29 @@ def cost(
     `rules`: each filter with the ids it chose. The avoided tokens are the unmeasured cells times
     the mean of the measured ones, so they are an estimate; the tokens spent are counted.
     """
-    drawn = pool.drawn()
-    drawn_tokens = int(drawn["tokens"].sum() or 0)
-    columns: list[dict[str, Any]] = [
-        {"name": "instruction", "cells": len(drawn), "tokens": drawn_tokens, "prompt_tokens": 0}
-    ]
-    naive = drawn_tokens
-    answered = 0
-    for name in pool.columns:
-        cells = pool.spent(name, frame["id"])
-        if cells is None or cells.is_empty():
-            continue
-        spent = int(cells["tokens"].sum() or 0)
-        columns.append(
-            {
-                "name": name,
-                "cells": len(cells),
-                "tokens": spent,
-                "prompt_tokens": int(cells["prompt_tokens"].sum() or 0),
-            }
-        )
-        naive += round(spent / len(cells) * len(frame))
-        answered = len(cells) if name == "response" else answered
-    total = sum(int(c["tokens"]) for c in columns)
-    kept_rows = {i for _, chosen in rules for i in chosen}
+    drawn = pool.drawn().select("id", "tokens", prompt_tokens=pl.lit(0))
+    bought = {name: pool.spent(name, frame["id"]) for name in pool.columns}
+    columns = [_spent("instruction", drawn)]
+    columns += [_spent(n, cells) for n, cells in bought.items() if cells is not None and len(cells)]
+    total = sum(c["tokens"] for c in columns)
+    naive = columns[0]["tokens"] + sum(
+        round(c["tokens"] / c["cells"] * len(frame)) for c in columns[1:]
+    )
+    kept = {i for _, chosen in rules for i in chosen}
+    each = {"cost_per_kept_row": total, "naive_cost_per_kept_row": naive}
     return {
         "columns": columns,
         "tokens_spent": total,
         "naive_tokens": naive,
         "tokens_avoided": naive - total,
         "rows_pool": len(frame),
-        "rows_answered": answered,
-        "rows_kept": len(kept_rows),
-        "cost_per_kept_row": round(total / len(kept_rows), 1) if kept_rows else None,
-        "naive_cost_per_kept_row": round(naive / len(kept_rows), 1) if kept_rows else None,
+        "rows_answered": sum(c["cells"] for c in columns if c["name"] == "response"),
+        "rows_kept": len(kept),
+        **{name: round(tokens / len(kept), 1) if kept else None for name, tokens in each.items()},
     }
+
+
+def _spent(name: str, cells: pl.DataFrame) -> dict[str, Any]:
+    """What the cells of a column cost, from their [tokens, prompt_tokens]."""
+    tokens = {n: int(cells[n].sum() or 0) for n in ("tokens", "prompt_tokens")}
+    return {"name": name, "cells": len(cells), **tokens}

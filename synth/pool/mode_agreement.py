@@ -10,37 +10,70 @@ smaller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from core.columns import OK, Column
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
+from synth.config import TagConfig
 from synth.filters.orders import hash_rank
 from synth.measures import MEASURES
-from synth.pool.computed import COMPUTED, compute_tag, tag_cell
+from synth.pool.columns import open_column
+from synth.pool.computed import compute_tag, tag_config, tag_determines
+from synth.pool.measure import of_rows
 from synth.pool.pool import Pool
 from synth.pool.short_columns import Lean
-from synth.tags.llm import MODES, TAGS
+from synth.tags.llm import MODES, TAGS, Tag
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One tag that is asked in both modes: of how many rows, in which mode besides the recipe's
+    own, and the columns of both."""
+
+    name: str
+    tag: Tag
+    rows: int
+    other_mode: str
+    own: Column
+    other: Column
+
+    @property
+    def on(self) -> list[str]:
+        """What tells a cell in the pool's frame: its row, and the text it is of."""
+        return ["id", MEASURES[self.name].of]
+
+    def cells(self, column: Column) -> pl.DataFrame:
+        """[id, of or of_pair, status, tokens, prompt_tokens, label, rank] of one of the columns."""
+        values = [name for name in (self.tag.label, self.tag.rank) if name]
+        kept = ["id", "of", "status", "tokens", "prompt_tokens", *values]
+        return Lean(column, lambda part: part.select(kept)).read().rename({"of": self.on[1]})
+
+    def sample(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows of the frame that are to be asked in both modes: those tagged by this recipe's
+        own tagger, the first ones by hash of id."""
+        tagged = self.cells(self.own).filter(pl.col("status") == OK)
+        rows = frame.join(tagged, on=self.on, how="semi", maintain_order="left")
+        ranked = rows.with_columns(_hash=hash_rank(rows["id"], "check"))
+        return ranked.sort("_hash").head(self.rows).drop("_hash")
+
+    def missing(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Those of the sample that are still to be asked in the other mode."""
+        asked = self.cells(self.other)
+        return self.sample(frame).join(asked, on=self.on, how="anti", maintain_order="left")
 
 
 def missing(pool: Pool, frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """Rows of the pool's frame that are still to be asked in the other mode, by tag; tags that lack
     none are left out."""
-    found = {}
-    for name in _checked(pool):
-        rows = sample(pool, frame, name).join(
-            _cells(_other(pool, name), name),
-            on=["id", _of(name)],
-            how="anti",
-            maintain_order="left",
-        )
-        if len(rows):
-            found[name] = rows
-    return found
+    rows = {check.name: check.missing(frame) for check in _checks(pool)}
+    return {name: lacking for name, lacking in rows.items() if len(lacking)}
 
 
 def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
@@ -48,19 +81,18 @@ def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
     tag."""
     context = pool.context.serving(servers)
     counts: Counts = {}
-    for name, rows in missing(pool, frame).items():
-        other = _other_mode(pool, name)
-        log.say(f"{name}: {len(rows)} rows in {other} mode too, to see how far both modes agree")
-        column, of, done = _other(pool, name), _of(name), 0
-        texts = (
-            ("instruction", "response") if MEASURES[name].reads == "response" else ("instruction",)
-        )
-        known = rows.select("id", pl.col(of).alias("of"))
-        for part in compute_tag(name, pool.with_texts(rows, texts), pool.config, context, other):
-            column.append(part.join(known, on="id", how="left", maintain_order="left"))
-            done += len(part)
-            log.progress(done, len(rows))
-        counts[name] = done
+    for check in _checks(pool):
+        rows, name, mode = check.missing(frame), check.name, check.other_mode
+        if rows.is_empty():
+            continue
+        log.say(f"{name}: {len(rows)} rows in {mode} mode too, to see how far both modes agree")
+        counts[name] = 0
+        reads = MEASURES[name].reads
+        texts = ["instruction", "response"] if reads == "response" else ["instruction"]
+        for cells in compute_tag(name, pool.with_texts(rows, texts), pool.config, context, mode):
+            check.other.append(of_rows(cells, rows, name))
+            counts[name] += len(cells)
+            log.progress(counts[name], len(rows))
     return counts
 
 
@@ -68,34 +100,30 @@ def report(pool: Pool, frame: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """The agreement of both modes by tag, from the cells that are there: what `agreement` returns,
     and of the answers in the other mode how many there are (asked), how many could not be read
     (failed) and the tokens that they cost."""
-    found = {}
-    for name in _checked(pool):
-        rows = sample(pool, frame, name).select("id", _of(name))
-        on = ["id", _of(name)]
-        own = rows.join(_cells(pool.columns[name], name), on=on, how="left", maintain_order="left")
-        both = own.join(
-            _cells(_other(pool, name), name),
-            on=on,
-            how="inner",
-            maintain_order="left",
-            suffix="_other",
-        )
-        good = both.filter(pl.col("status_other") == OK)
-        label, explain = ("", "_other") if _other_mode(pool, name) == "explain" else ("_other", "")
-        tag = TAGS[name]
-        levels = [
-            [tag.labels.index(value) for value in good[f"{tag.label}{side}"].to_list()]
-            for side in (label, explain)
-        ]
-        ranks = good[f"{tag.rank}{label}"].to_list() if tag.rank else None
-        cost = {n: int(both[f"{n}_other"].sum() or 0) for n in ("tokens", "prompt_tokens")}
-        found[name] = {
-            "asked": len(both),
-            "failed": len(both) - len(good),
-            **cost,
-            **agreement(levels[0], levels[1], len(tag.labels), ranks),
-        }
-    return found
+    return {check.name: _reported(check, frame) for check in _checks(pool)}
+
+
+def _reported(check: _Check, frame: pl.DataFrame) -> dict[str, Any]:
+    """What `report` says of one tag."""
+    on, tag = check.on, check.tag
+    sample = check.sample(frame).select(on)
+    own = sample.join(check.cells(check.own), on=on, how="left", maintain_order="left")
+    other = check.cells(check.other)
+    both = own.join(other, on=on, how="inner", maintain_order="left", suffix="_other")
+    good = both.filter(pl.col("status_other") == OK)
+    label, explain = ("", "_other") if check.other_mode == "explain" else ("_other", "")
+    cost = {name: int(both[f"{name}_other"].sum() or 0) for name in ("tokens", "prompt_tokens")}
+    return {
+        "asked": len(both),
+        "failed": len(both) - len(good),
+        **cost,
+        **agreement(
+            [tag.labels.index(value) for value in good[f"{tag.label}{label}"]],
+            [tag.labels.index(value) for value in good[f"{tag.label}{explain}"]],
+            len(tag.labels),
+            good[f"{tag.rank}{label}"].to_list() if tag.rank else None,
+        ),
+    }
 
 
 def agreement(
@@ -112,97 +140,70 @@ def agreement(
     a, b = np.asarray(label, dtype=int), np.asarray(explain, dtype=int)
     if len(a) == 0:
         return {"n": 0}
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "n": len(a),
         "exact": float((a == b).mean()),
         "kappa": _kappa(a, b, labels, ordered=ranks is not None),
     }
     if ranks is None:
-        return found
-    frame = pl.DataFrame({"rank": list(ranks), "explain": b})
-    spearman = (
-        frame.select(pl.corr("rank", "explain", method="spearman")).item() if len(a) > 1 else None
-    )
-    found |= {"within_one": float((abs(a - b) <= 1).mean()), "shift": float((b - a).mean())}
-    return found | {
-        "spearman": spearman if spearman is not None and np.isfinite(spearman) else None
+        return figures
+    return figures | {
+        "within_one": float((abs(a - b) <= 1).mean()),
+        "shift": float((b - a).mean()),
+        "spearman": _spearman(ranks, b),
     }
 
 
-def sentence(name: str, found: dict[str, Any]) -> str:
+def sentence(name: str, figures: dict[str, Any]) -> str:
     """One tag's agreement in words."""
-    if not found["n"]:
+    if not figures["n"]:
         return f"{name}: no row was tagged in both modes yet."
-    failed = (
-        f" ({found['failed']} more could not be read in the other mode)"
-        if found.get("failed")
-        else ""
-    )
-    kind = "weighted kappa" if "within_one" in found else "kappa"
-    parts = [f"the same label on {found['exact']:.0%}", f"{kind} {_said(found['kappa'])}"]
-    if "within_one" in found:
-        parts.insert(1, f"within one level on {found['within_one']:.0%}")
-        parts.append(f"rank correlation {_said(found['spearman'])}")
-    return (
-        f"{name}: label mode and explain mode give {', '.join(parts)} of {found['n']} rows{failed}."
-    )
+    ordered = "within_one" in figures
+    parts = [f"the same label on {figures['exact']:.0%}"]
+    if ordered:
+        parts.append(f"within one level on {figures['within_one']:.0%}")
+    parts.append(f"{'weighted kappa' if ordered else 'kappa'} {_shown(figures['kappa'])}")
+    if ordered:
+        parts.append(f"rank correlation {_shown(figures['spearman'])}")
+    failed = ""
+    if figures.get("failed"):
+        failed = f" ({figures['failed']} more could not be read in the other mode)"
+    agreed = ", ".join(parts)
+    return f"{name}: label mode and explain mode give {agreed} of {figures['n']} rows{failed}."
 
 
-def _said(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def _kappa(a: Any, b: Any, labels: int, *, ordered: bool) -> float | None:
+def _kappa(
+    a: NDArray[np.int64], b: NDArray[np.int64], labels: int, *, ordered: bool
+) -> float | None:
     """Cohen's kappa, with squared distances as weights where the labels are ordered; None where
     both use one and the same label only."""
-    observed = np.zeros((labels, labels))
-    np.add.at(observed, (a, b), 1 / len(a))
-    places = np.arange(labels)
-    weights = (places[:, None] - places) ** 2 if ordered else places[:, None] != places
-    chance = float((weights * np.outer(observed.sum(1), observed.sum(0))).sum())
-    return 1 - float((weights * observed).sum()) / chance if chance > 0 else None
+    from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
+
+    if len({*a, *b}) == 1:
+        return None
+    weights = "quadratic" if ordered else None
+    return float(cohen_kappa_score(a, b, labels=range(labels), weights=weights))
 
 
-def sample(pool: Pool, frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """The rows of the frame that are to be asked in both modes: those tagged by this recipe's own
-    tagger, the first `check` by hash of id."""
-    own = _cells(pool.columns[name], name).filter(pl.col("status") == OK)
-    rows = frame.join(own, on=["id", _of(name)], how="semi", maintain_order="left")
-    return (
-        rows.with_columns(hash_rank(rows["id"], "check").alias("_hash"))
-        .sort("_hash")
-        .head(getattr(pool.config.tags, name).check)
-        .drop("_hash")
-    )
+def _spearman(ranks: Sequence[float], labels: NDArray[np.int64]) -> float | None:
+    if len(labels) < 2:
+        return None
+    frame = pl.DataFrame({"rank": list(ranks), "label": labels})
+    correlation = frame.select(pl.corr("rank", "label", method="spearman")).item()
+    return correlation if correlation is not None and np.isfinite(correlation) else None
 
 
-def _checked(pool: Pool) -> list[str]:
-    return [name for name in TAGS if getattr(pool.config.tags, name).check]
+def _checks(pool: Pool) -> list[_Check]:
+    configs = {name: tag_config(pool.config, name) for name in TAGS}
+    return [_check(pool, name, config) for name, config in configs.items() if config.check]
 
 
-def _other_mode(pool: Pool, name: str) -> str:
-    return next(mode for mode in MODES if mode != getattr(pool.config.tags, name).mode)
-
-
-def _other(pool: Pool, name: str) -> Column:
-    cell = tag_cell(name, pool.config, pool.context, _other_mode(pool, name))
-    return Column.open(pool.root, name, cell, {"of": pl.String, **COMPUTED[name].fields})
-
-
-def _of(name: str) -> str:
-    return "of_pair" if MEASURES[name].reads == "response" else "of"
-
-
-def _cells(column: Column, name: str) -> pl.DataFrame:
-    """[id, of or of_pair, status, tokens, prompt_tokens, label, rank] of a tag's column."""
-    tag = TAGS[name]
-    kept = [
-        "id",
-        "of",
-        "status",
-        "tokens",
-        "prompt_tokens",
-        tag.label,
-        *([tag.rank] if tag.rank else []),
-    ]
-    return Lean(column, lambda part: part.select(kept)).read().rename({"of": _of(name)})
+def _check(pool: Pool, name: str, config: TagConfig) -> _Check:
+    other_mode = next(mode for mode in MODES if mode != config.mode)
+    determines = tag_determines(name, pool.config, pool.context, other_mode)
+    other = open_column(pool.root, name, determines)
+    return _Check(name, TAGS[name], config.check, other_mode, pool.columns[name], other)

@@ -8,22 +8,21 @@ size of the source and of the choice.
 
 from __future__ import annotations
 
-import gzip
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.files import fsync_folder
-from synth.published import files as sources
-from synth.published import rows as published
+from core.files import replacing
+from synth.published.files import files, lines, parts
+from synth.published.rows import Writer, checked_ending, parquet_file, read
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,37 +42,28 @@ def write(source: str | Path, rows: pl.Series, path: Path, form: Form = "same") 
     returns how many.
 
     "same": every column as it is; Parquet to Parquet keeps the Arrow schema, JSON Lines to JSON
-    Lines copies the very lines. Other forms are those of `published.write`. The file appears when
+    Lines copies the very lines. Other forms are those of `rows.write`. The file appears when
     it is whole. Needs as much disk again, uncompressed, beside the file while it works. Raises
     UserError for another ending, and when the source is not what it was.
     """
-    if path.suffix not in (".parquet", ".jsonl"):
-        raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl.")
+    ending = checked_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = sources.files(Path(source).expanduser()) if Path(source).expanduser().exists() else []
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        buckets = Path(folder)
-        if (
-            form == "same"
-            and path.suffix == ".parquet"
-            and files
-            and all(file.suffix == ".parquet" for file in files)
-        ):
-            _whole(path, _parquet_writer(_ordered(_parquet(files), rows, buckets, source)))
-        elif (
-            form == "same"
-            and path.suffix == ".jsonl"
-            and files
-            and all(file.name.endswith((".jsonl", ".jsonl.gz")) for file in files)
-        ):
-            _whole(path, _line_writer(_ordered(_lines(files), rows, buckets, source)))
+    folder = Path(source).expanduser()
+    held = files(folder) if folder.exists() and form == "same" else []
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as buckets:
+        ordered = partial(_ordered, rows=rows, folder=Path(buckets), source=source)
+        if held and ending == ".parquet" and all(file.suffix == ".parquet" for file in held):
+            _write_parquet(path, ordered(_parquet(held)))
+        elif held and ending == ".jsonl" and all(_holds_lines(file) for file in held):
+            _write_lines(path, ordered(_lines(held)))
         else:
-            with published.Writer(path, "magpie" if form == "same" else form) as writer:
-                for table in _ordered(_frames(source, form), rows, buckets, source):
+            with Writer(path, "magpie" if form == "same" else form) as writer:
+                for table in ordered(_frames(source, form)):
                     writer.add(pl.DataFrame(pl.from_arrow(table)))
                 if writer.rows != len(rows):
                     raise UserError(
-                        f"{len(rows) - writer.rows} of the {len(rows)} chosen rows of {source} have no text to write; use --form same."
+                        f"{len(rows) - writer.rows} of the {len(rows)} chosen rows of {source} "
+                        "have no text to write; use --form same."
                     )
     return len(rows)
 
@@ -81,10 +71,9 @@ def write(source: str | Path, rows: pl.Series, path: Path, form: Form = "same") 
 def texts(source: str | Path, rows: pl.Series, column: str = "instruction") -> Iterator[str | None]:
     """One text column of rows (rising positions), streamed."""
     done = 0
-    for frame in published.read(source):
-        yield from frame[column].gather(
-            rows.filter((rows >= done) & (rows < done + len(frame))) - done
-        )
+    for frame in read(source):
+        here = rows.filter((rows >= done) & (rows < done + len(frame)))
+        yield from frame[column].gather(here - done)
         done += len(frame)
 
 
@@ -97,111 +86,82 @@ def _ordered(
     places = rows.to_numpy().astype(np.int64)
     ranks = np.argsort(places)
     rising = places[ranks]
-    writers: dict[tuple[int, str], Any] = {}
+    writers: dict[tuple[int, str], pa.RecordBatchStreamWriter] = {}
     done = found = 0
-    for size, take in pieces:
-        first, end = np.searchsorted(rising, [done, done + size])
-        for bucket in np.unique(ranks[first:end] // BUCKET):
-            mine = first + np.flatnonzero(ranks[first:end] // BUCKET == bucket)
-            table = take(rising[mine] - done).append_column("_rank", pa.array(ranks[mine]))
-            key = (int(bucket), str(table.schema))
-            if key not in writers:
-                writers[key] = pa.ipc.new_stream(
-                    str(folder / f"{bucket}-{len(writers)}.arrows"), table.schema
-                )
-            writers[key].write_table(table)
-        done, found = done + size, found + int(end - first)
-    for writer in writers.values():
-        writer.close()
+    with ExitStack() as opened:
+        for size, take in pieces:
+            first, end = np.searchsorted(rising, [done, done + size])
+            bucket_of = ranks[first:end] // BUCKET
+            for bucket in np.unique(bucket_of):
+                mine = first + np.flatnonzero(bucket_of == bucket)
+                table = take(rising[mine] - done).append_column("_rank", pa.array(ranks[mine]))
+                # Batches of one bucket may differ in their types; a stream has one.
+                key = (int(bucket), str(table.schema))
+                if key not in writers:
+                    file = folder / f"{bucket}-{len(writers)}.arrows"
+                    writers[key] = opened.enter_context(pa.ipc.new_stream(file, table.schema))
+                writers[key].write_table(table)
+            done, found = done + size, found + int(end - first)
     if found != len(rows):
         raise UserError(f"{source} has fewer rows than when it was filtered; run the filter again.")
     for bucket in sorted({bucket for bucket, _ in writers}):
-        parts = [
-            pa.ipc.open_stream(pa.memory_map(str(part))).read_all()
-            for part in sorted(folder.glob(f"{bucket}-*.arrows"))
-        ]
-        whole = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+        streams = sorted(folder.glob(f"{bucket}-*.arrows"))
+        tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in streams]
+        whole = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         yield whole.take(np.argsort(whole["_rank"].to_numpy())).drop_columns("_rank")
 
 
-def _parquet(files: list[Path]) -> Iterator[Piece]:
-    import pyarrow as pa
+def _holds_lines(file: Path) -> bool:
+    return file.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def _parquet(held: list[Path]) -> Iterator[Piece]:
     import pyarrow.parquet as pq
 
-    for path in files:
+    for path in held:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH):
-                yield len(batch), lambda at, batch=batch: pa.Table.from_batches([batch.take(at)])  # type: ignore[misc]
+                yield len(batch), partial(_taken, batch)
 
 
-def _lines(files: list[Path]) -> Iterator[Piece]:
+def _taken(batch: pa.RecordBatch, places: NDArray[np.int64]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch.take(places)])
+
+
+def _lines(held: list[Path]) -> Iterator[Piece]:
     """The lines that are rows, as a column of bytes."""
     import pyarrow as pa
 
-    def piece(held: list[bytes]) -> Piece:
-        return len(held), lambda at: pa.table(
-            {"line": pa.array([held[i] for i in at], pa.large_binary())}
-        )
-
-    for file in files:
-        held: list[bytes] = []
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
-            for line in handle:
-                if not line.isspace():
-                    held.append(line.rstrip(b"\r\n"))
-                if len(held) == BATCH:
-                    yield piece(held)
-                    held = []
-        yield piece(held)
+    for file in held:
+        for rows in lines(file, BATCH):
+            table = pa.table({"line": pa.array([line for _, line in rows], pa.large_binary())})
+            yield len(table), table.take
 
 
 def _frames(source: str | Path, form: Form) -> Iterator[Piece]:
-    frames = (
-        (part.frame for part in sources.parts(source, BATCH))
-        if form == "same"
-        else published.read(source, batch=BATCH)
-    )
-    for frame in frames:
+    plain = (part.frame for part in parts(source, BATCH))
+    for frame in plain if form == "same" else read(source, batch=BATCH):
         yield len(frame), partial(_copied, frame)
 
 
 def _copied(frame: pl.DataFrame, places: NDArray[np.int64]) -> pa.Table:
-    """Rows of a frame as Arrow, copied out: polars' own rows would keep the whole batch in memory."""
+    """Rows of a frame as Arrow, copied out: polars' own would keep the whole batch in memory."""
     return frame[places].to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _parquet_writer(tables: Iterator[pa.Table]) -> Callable[[BinaryIO], None]:
-    import pyarrow.parquet as pq
-
-    def fill(handle: BinaryIO) -> None:
-        writer: Any = None
+def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
+    first = next(tables, None)
+    if first is None:
+        raise UserError("no row was chosen, so there is nothing to write.")
+    with parquet_file(path, "zstd") as add:
+        add(first)
         for table in tables:
-            writer = writer or pq.ParquetWriter(handle, table.schema, compression="zstd")
-            writer.write_table(table.cast(writer.schema))
-        if writer is None:
-            raise UserError("no row was chosen, so there is nothing to write.")
-        writer.close()
-
-    return fill
+            add(table)
 
 
-def _line_writer(tables: Iterator[pa.Table]) -> Callable[[BinaryIO], None]:
-    def fill(handle: BinaryIO) -> None:
+def _write_lines(path: Path, tables: Iterator[pa.Table]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as handle:
         for table in tables:
             handle.writelines(line + b"\n" for line in table["line"].to_pylist())
-
-    return fill
-
-
-def _whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name; it appears when it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            fill(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)

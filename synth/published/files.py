@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import polars as pl
 
 from core.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
+_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def parts(source: str | Path | Sequence[str | Path], batch: int) -> Iterator[Par
         elif isinstance(each, Path) or each.count("/") != 1 or each.startswith((".", "~", "/")):
             raise UserError(f"data file {each} does not exist; check the path.")
         else:
-            yield from _hub(str(each), batch)
+            yield from hub(each, batch)
 
 
 def files(path: Path) -> list[Path]:
@@ -69,86 +75,102 @@ def files(path: Path) -> list[Path]:
     return found
 
 
+def lines(path: Path, batch: int) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines of a JSON Lines file that are not blank, with their numbers from 1."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+        numbered = ((number, line.rstrip(b"\r\n")) for number, line in enumerate(handle, 1))
+        rows = ((number, line) for number, line in numbered if line and not line.isspace())
+        while held := list(islice(rows, batch)):
+            yield held
+
+
+def hub(name: str, batch: int) -> Iterator[Part]:
+    """Rows of a data set's train split, streamed from the hub."""
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split="train", streaming=True).with_format("arrow")
+        yield from _rows(rows.iter(batch_size=batch), name)
+    except Exception as error:  # the hub client's many ways to say that it cannot be reached
+        raise UserError(
+            f"data set {name} is neither a file here nor to be had from the hub: "
+            f"{first_line(error)[:200]}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a sentence."""
+    return str(error).splitlines()[0]
+
+
+def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str) -> Iterator[Part]:
+    done = 0
+    for table in tables:
+        yield _numbered(pl.DataFrame(pl.from_arrow(table)), name, done)
+        done += len(table)
+
+
+def _numbered(frame: pl.DataFrame, name: str, done: int) -> Part:
+    """Rows that follow `done` others of their file."""
+    return Part(frame, name, "row", pl.int_range(done + 1, done + len(frame) + 1, eager=True))
+
+
 def _parquet(path: Path, batch: int) -> Iterator[Part]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    done = 0
     try:
         with pq.ParquetFile(path) as file:
-            for table in file.iter_batches(batch_size=batch):
-                frame = pl.DataFrame(pl.from_arrow(table))
-                yield Part(
-                    frame,
-                    path.name,
-                    "row",
-                    pl.int_range(done + 1, done + len(frame) + 1, eager=True),
-                )
-                done += len(frame)
+            yield from _rows(file.iter_batches(batch_size=batch), path.name)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _json(path: Path, batch: int) -> Iterator[Part]:
+    """A list of rows (.json), or one row a line."""
     if path.suffix == ".json":
-        rows = _whole(path)
-        for at in range(0, len(rows), batch):
-            frame = rows.slice(at, batch)
-            yield Part(
-                frame, path.name, "row", pl.int_range(at + 1, at + len(frame) + 1, eager=True)
-            )
+        rows = _list(path)
+        for done in range(0, len(rows), batch):
+            yield _numbered(rows.slice(done, batch), path.name, done)
         return
     # Types follow from the whole file: the first batch may hold nothing but nulls where a later one
     # holds text.
     seen: pl.DataFrame | None = None
-    for lines, places in _lines(path, batch):
-        found = _frame(lines, places, path).clear()
-        seen = (
-            found
-            if seen is None
-            else seen
-            if seen.schema == found.schema
-            else _joined(seen, found, path)
-        )
-    for lines, places in _lines(path, batch):
-        assert seen is not None
-        yield Part(_frame(lines, places, path, seen.schema), path.name, "line", places)
-
-
-def _lines(path: Path, batch: int) -> Iterator[tuple[list[bytes], pl.Series]]:
-    """Non-empty lines of a JSON Lines file with their numbers."""
-    number = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        while lines := list(islice(handle, batch)):
-            held = [(n, line) for n, line in enumerate(lines, number + 1) if not line.isspace()]
-            number += len(lines)
-            if held:
-                yield [line for _, line in held], pl.Series([n for n, _ in held], dtype=pl.Int64)
+    for held in lines(path, batch):
+        empty = _frame(held, path).clear()
+        if seen is None:
+            seen = empty
+        elif seen.schema != empty.schema:
+            try:
+                seen = pl.concat([seen, empty], how="diagonal_relaxed")
+            except pl.exceptions.PolarsError as error:
+                _unlike(path, error)
+    for held in lines(path, batch):
+        places = pl.Series([number for number, _ in held], dtype=pl.Int64)
+        yield Part(_frame(held, path, seen), path.name, "line", places)
 
 
 def _frame(
-    lines: list[bytes], places: pl.Series, path: Path, schema: pl.Schema | None = None
+    held: Sequence[tuple[int, bytes]], path: Path, like: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """Lines of JSON objects as a frame, of `schema` where given."""
+    """Numbered lines of JSON objects as a frame, with the columns and types of `like` where
+    given."""
+    schema = None if like is None else like.schema
     try:
-        frame = pl.read_ndjson(
-            b"\n".join(line.rstrip(b"\r\n") for line in lines),
-            schema=schema,
-            infer_schema_length=None,
-        )
-        if len(frame) == len(lines):
+        text = b"\n".join(line for _, line in held)
+        frame = pl.read_ndjson(text, schema=schema, infer_schema_length=None)
+        if len(frame) == len(held):
             return frame
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+    except _POLARS:
         pass  # the sentence below says which line; what is odd but valid is read by Python
     rows = []
-    for line, number in zip(lines, places, strict=True):
+    for number, line in held:
         try:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(
-                f"{path} is not valid JSON Lines: line {number}: {error}; repair or remove that line."
+                f"{path} is not valid JSON Lines: line {number}: {error}; "
+                "repair or remove that line."
             ) from error
         if not isinstance(row, dict):
             raise UserError(
@@ -158,21 +180,21 @@ def _frame(
     return _from_objects(rows, path, schema)
 
 
-def _whole(path: Path) -> pl.DataFrame:
+def _list(path: Path) -> pl.DataFrame:
+    """A JSON file that holds a list of objects."""
     text = path.read_bytes()
-    try:
-        if not text.lstrip().startswith(b"["):
-            json.loads(text)
-            raise UserError(
-                f"{path} is JSON but no list; give a list of rows, or name a file of one object a line .jsonl."
-            )
-        return pl.read_json(text, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError):
-        pass
+    with suppress(*_POLARS, ValueError):
+        if text.lstrip().startswith(b"["):
+            return pl.read_json(text, infer_schema_length=None)
     try:
         rows = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}; repair the file.") from error
+    if not isinstance(rows, list):
+        raise UserError(
+            f"{path} is JSON but no list; give a list of rows, "
+            "or name a file of one object a line .jsonl."
+        )
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise UserError(
@@ -181,39 +203,15 @@ def _whole(path: Path) -> pl.DataFrame:
     return _from_objects(rows, path, None)
 
 
-def _from_objects(
-    rows: list[dict[str, object]], path: Path, schema: pl.Schema | None
-) -> pl.DataFrame:
+def _from_objects(rows: list[dict[str, Any]], path: Path, schema: pl.Schema | None) -> pl.DataFrame:
     try:
         return pl.from_dicts(rows, schema=schema, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: one column holds values of different kinds ({str(error).splitlines()[0][:200]}); make them alike."
-        ) from error
+        _unlike(path, error)
 
 
-def _joined(one: pl.DataFrame, other: pl.DataFrame, path: Path) -> pl.DataFrame:
-    try:
-        return pl.concat([one, other], how="diagonal_relaxed")
-    except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{path}: one column holds values of different kinds ({str(error).splitlines()[0][:200]}); make them alike."
-        ) from error
-
-
-def _hub(name: str, batch: int) -> Iterator[Part]:
-    from datasets import load_dataset
-
-    done = 0
-    try:
-        rows = load_dataset(name, split="train", streaming=True).with_format("arrow")
-        for table in rows.iter(batch_size=batch):
-            frame = pl.DataFrame(pl.from_arrow(table))
-            yield Part(
-                frame, name, "row", pl.int_range(done + 1, done + len(frame) + 1, eager=True)
-            )
-            done += len(frame)
-    except Exception as error:  # the hub client's many ways to say that it cannot be reached
-        raise UserError(
-            f"data set {name} is neither a file here nor to be had from the hub: {str(error).splitlines()[0][:200]}"
-        ) from error
+def _unlike(path: Path, error: Exception) -> NoReturn:
+    raise UserError(
+        f"{path}: one column holds values of different kinds ({first_line(error)[:200]}); "
+        "make them alike."
+    ) from error

@@ -9,23 +9,25 @@ Neither is dropped.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from core.columns import FAILED
 from core.errors import UserError
-from core.files import fsync_folder
+from core.files import replacing
 from synth.published import files
-from synth.published.forms import TAGS, Form, is_ours
+from synth.published.forms import TAGS, Form, or_null
 from synth.published.to_ours import to_ours
 from synth.published.to_published import to_form
 
-__all__ = ["BATCH", "Counted", "Form", "failed_tags", "is_ours", "read", "write"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH = 10_000
 """Rows in memory at once."""
@@ -72,93 +74,105 @@ def write(rows: pl.DataFrame | Iterable[pl.DataFrame], path: Path, form: Form) -
 
 class Writer:
     """One file of a form, written batch by batch: `with Writer(path, form) as writer:
-    writer.add(frame)`."""
+    writer.add(frame)`; it appears when it is whole."""
 
     def __init__(self, path: Path, form: Form) -> None:
-        if path.suffix not in (".parquet", ".jsonl"):
-            raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl.")
         self.path, self.form, self.rows = path, form, 0
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        self._write = {".parquet": _parquet, ".jsonl": _lines}[checked_ending(path)](path)
         self._schema: pl.Schema | None = None
-        self._parquet: Any = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Writer:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = self.temporary.open("wb")
+        self._append = self._open.enter_context(self._write)
         return self
 
     def add(self, frame: pl.DataFrame) -> int:
         """Write the rows of a frame in our form; returns how many were written."""
-        made = self._aligned(to_form(frame, self.form))
-        self.rows += len(made)
-        if self.path.suffix == ".jsonl":
-            made.write_ndjson(self._handle)
-            return len(made)
-        import pyarrow.parquet as pq
+        rows = self._aligned(to_form(frame, self.form))
+        self._append(rows)
+        self.rows += len(rows)
+        return len(rows)
 
-        table = made.to_arrow()
-        table = table.cast(_plain_types(table.schema))
-        if self._parquet is None:
-            self._parquet = pq.ParquetWriter(self._handle, table.schema, compression="zstd")
-        self._parquet.write_table(table)
-        return len(made)
-
-    def _aligned(self, made: pl.DataFrame) -> pl.DataFrame:
+    def _aligned(self, rows: pl.DataFrame) -> pl.DataFrame:
         """A later batch with the columns and types of the first."""
-        if self._schema is None:
-            self._schema = made.schema
-        if made.schema == self._schema:
-            return made
-        new = [c for c in made.columns if c not in self._schema]
+        self._schema = self._schema or rows.schema
+        new = [c for c in rows.columns if c not in self._schema]
         if new:
             raise UserError(
-                f"{self.path.name}: later files hold columns that the first lacks ({', '.join(new)}); write to a folder, or each file by itself."
+                f"{self.path.name}: later files hold columns that the first lacks "
+                f"({', '.join(new)}); write to a folder, or each file by itself."
             )
         try:
-            return made.select(
-                [
-                    pl.col(n).cast(t) if n in made.columns else pl.lit(None, t).alias(n)
-                    for n, t in self._schema.items()
-                ]
-            )
+            return rows.select(or_null(n, rows.columns, kind) for n, kind in self._schema.items())
         except pl.exceptions.PolarsError as error:
             raise UserError(
-                f"{self.path.name}: later rows have another type ({str(error).splitlines()[0]}); write to a folder."
+                f"{self.path.name}: later rows have another type ({files.first_line(error)}); "
+                "write to a folder."
             ) from error
 
-    def __exit__(self, kind: Any, *_: object) -> None:
-        try:
-            if kind is not None and self._parquet is not None:
-                self._parquet.close()
-            if kind is None:
-                if self._parquet is None and self.path.suffix == ".parquet":
-                    raise UserError(f"{self.path} would hold no row at all; nothing was written.")
-                if self._parquet is not None:
-                    self._parquet.close()
-                self._handle.flush()
-                os.fsync(self._handle.fileno())
-                self.temporary.replace(self.path)
-                fsync_folder(self.path.parent)
-        finally:
-            self._handle.close()
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
 
-def _plain_types(schema: Any) -> Any:
-    """An Arrow schema with string in place of large_string, list in place of large_list: what the
-    hub's viewer and `datasets` expect."""
+def checked_ending(path: Path) -> str:
+    """The ending of a file to write. Raises UserError for one that is none of ours."""
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl.")
+    return path.suffix
+
+
+@contextmanager
+def parquet_file(path: Path, compression: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Write one Parquet file, table by table, in the types of the first; it appears when it is
+    whole. Raises UserError when it would hold no table."""
+    import pyarrow.parquet as pq
+
+    writers: list[pq.ParquetWriter] = []
+    with replacing(path) as temporary, ExitStack() as opened:
+
+        def add(table: pa.Table) -> None:
+            if not writers:
+                writer = pq.ParquetWriter(temporary, table.schema, compression=compression)
+                writers.append(opened.enter_context(writer))
+            writers[0].write_table(table.cast(writers[0].schema))
+
+        yield add
+        if not writers:
+            raise UserError(f"{path} would hold no row at all; nothing was written.")
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    with parquet_file(path, "zstd") as add:
+        yield lambda rows: add(_plain(rows.to_arrow()))
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        yield lambda rows: rows.write_ndjson(handle)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """A table with string in place of large_string, list in place of large_list: what the hub's
+    viewer and `datasets` expect."""
     import pyarrow as pa
 
-    def plain(kind: Any) -> Any:
-        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-            return pa.string()
+    def plain(kind: pa.DataType) -> pa.DataType:
         if pa.types.is_large_list(kind) or pa.types.is_list(kind):
             return pa.list_(plain(kind.value_type))
         if pa.types.is_struct(kind):
-            return pa.struct([pa.field(f.name, plain(f.type)) for f in kind])
+            return pa.struct([pa.field(each.name, plain(each.type)) for each in kind])
+        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            return pa.string()
         return pa.string() if pa.types.is_dictionary(kind) else kind
 
-    return pa.schema([pa.field(f.name, plain(f.type)) for f in schema])
+    return table.cast(pa.schema([pa.field(each.name, plain(each.type)) for each in table.schema]))
 
 
 def failed_tags(frame: pl.DataFrame) -> Counter[tuple[str, str]]:
@@ -171,11 +185,10 @@ def failed_tags(frame: pl.DataFrame) -> Counter[tuple[str, str]]:
         zip(named["column"].to_list(), named["reason"].to_list(), strict=True)
     )
     for column in TAGS:
-        if column in frame.columns and (
-            nulls := frame[column].null_count() - int((named["column"] == column).sum())
-        ):
-            found[column, "null"] += nulls
-    return found
+        if column in frame.columns:
+            told = int((named["column"] == column).sum())
+            found[column, "null"] += frame[column].null_count() - told
+    return +found
 
 
 class Counted:

@@ -26,7 +26,7 @@ from core.servers import Endpoint
 from core.store import canonical
 from synth.chat.encoding import encode_question
 from synth.generate.ask import Fields, Frames, Row, Unreadable, answers
-from synth.measures import CATEGORY, DIFFICULTY, QUALITY
+from synth.measures import MEASURES, Measure
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -88,53 +88,32 @@ class Tag:
         }
 
 
-def _enum(labels: Labels) -> Schema:
-    return {"type": "integer" if isinstance(labels[0], int) else "string", "enum": list(labels)}
-
-
 # maxLength lets the grammar close a string that a small model would never end.
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 600}
 _SCORES = (1, 2, 3, 4, 5)
 
-TAGS = {
-    "quality": Tag(
-        "input_quality",
-        QUALITY,
-        DIGITS,
-        "input_quality_rank",
-        "quality.jinja",
-        {"explanation": _TEXT, "input_quality": _enum(QUALITY)},
-        {"explanation": "quality_explanation"},
-    ),
-    "difficulty": Tag(
-        "difficulty",
-        DIFFICULTY,
-        DIGITS,
-        "difficulty_rank",
-        "difficulty.jinja",
-        {"intent": _TEXT, "knowledge": _TEXT, "difficulty": _enum(DIFFICULTY)},
-    ),
-    "category": Tag(
-        "task_category",
-        CATEGORY,
-        LETTERS,
-        None,
-        "category.jinja",
-        {
-            "task_category": _enum(CATEGORY),
-            "other_task_category": {"type": "array", "items": _enum(CATEGORY), "maxItems": 4},
-        },
-    ),
-    "pair_score": Tag(
-        "pair_score",
-        _SCORES,
-        DIGITS,
-        "pair_score_rank",
-        "pair_score.jinja",
-        {"explanation": _TEXT, "pair_score": _enum(_SCORES)},
-        {"explanation": "pair_score_explanation"},
-    ),
-}
+
+def _declared(name: str, measure: Measure) -> Tag:
+    """A tag as synth/measures.py declares its columns: texts are explained first, then comes the
+    label, then other labels that fit as well."""
+    label, declared = next(iter(measure.columns.items()))
+    labels: Labels = declared.labels or _SCORES
+    codes = LETTERS if declared.kind == "label" else DIGITS
+    names = {
+        "explanation" if column.endswith("_explanation") else column: column
+        for column, each in measure.columns.items()
+        if each.long
+    }
+    one: Schema = {"type": "string" if declared.labels else "integer", "enum": list(labels)}
+    several: Schema = {"type": "array", "items": one, "maxItems": 4}
+    others = [column for column, each in measure.beside.items() if each.kind == "labels"]
+    explanation = {**dict.fromkeys(names, _TEXT), label: one, **dict.fromkeys(others, several)}
+    rank = declared.rank or None
+    prompt = f"{name}.jinja"
+    return Tag(label, labels, codes[: len(labels)], rank, prompt, explanation, names)
+
+
+TAGS = {name: _declared(name, measure) for name, measure in MEASURES.items() if measure.asks}
 """How clear, specific and coherent an instruction is; how hard; which of twelve categories; how
 well the response answers it."""
 

@@ -20,7 +20,6 @@ from synth.context import Context
 VERSION = 2
 """Part of the column's key."""
 
-FIELDS: dict[str, Any] = {"sanitized_instruction": pl.String, "sanitizer_rule": pl.String}
 EMPTY = "nothing is left of the instruction after sanitizing"
 
 Rules = Literal["gemma", "llama-3"]

@@ -1,0 +1,120 @@
+"""The columns that hold a pool's cells, and what determines them.
+
+That follows from the recipe alone (model revisions, templates, prompts, sampling, VERSION of the
+code), never from row counts or arms, so a pool grows and two recipes share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from core.columns import Column
+from core.files import file_digest
+from core.store import digest
+from synth.chat import templates
+from synth.chat.families import system_prompt_of
+from synth.config import ImportConfig, SynthConfig
+from synth.context import Context
+from synth.generate import single_turn
+from synth.generate.system_prompts import steered
+from synth.measures import MEASURES, POOLED
+from synth.pool.computed import COMPUTED
+from synth.pool.short_columns import Lean, lean_of
+
+if TYPE_CHECKING:
+    from synth.measures import PolarsTypes
+
+INSTRUCTION_FIELDS: PolarsTypes = {
+    "index": pl.Int64,
+    "instruction": pl.String,
+    "finish_reason": pl.String,
+    "tokens": pl.Int64,
+    "seed": pl.Int64,
+    "temperature": pl.Float64,
+    "top_p": pl.Float64,
+    "sampling": pl.String,
+    "model": pl.String,
+    "revision": pl.String,
+    "template": pl.String,
+    "system_prompt": pl.String,
+    "thinking": pl.String,
+}
+"""What is stored of a draw."""
+
+
+class PoolColumns:
+    """The columns of one synthesis, by measure: `own` that this recipe fills (those of the whole
+    pool aside), `imports` that hold what imported rows brought."""
+
+    def __init__(self, config: SynthConfig, context: Context) -> None:
+        self.config, self.root = config, context.root
+        self.determines = {"instruction": _instruction_determines(config, context)}
+        for measure, computed in COMPUTED.items():
+            determines = computed.determines(config, context)
+            if determines is not None:
+                self.determines[measure] = determines
+        drawn = self.determines["instruction"]
+        self.instruction = Column.open(self.root, "instruction", drawn, INSTRUCTION_FIELDS)
+        own = [m for m in COMPUTED if m in self.determines and m not in POOLED]
+        self.own = {m: open_column(self.root, m, self.determines[m]) for m in own}
+        imported = COMPUTED if isinstance(config.rows, ImportConfig) else ()
+        self.imports = {m: open_column(self.root, m, drawn) for m in imported}
+        self._lean: dict[Path, Lean] = {}
+
+    def of(self, measure: str, rows: pl.DataFrame) -> Column | None:
+        """Where new cells of a measure go; None when the recipe gives no way to measure it.
+
+        `rows`: the whole pool's frame. The key of a measure of the whole pool (nearest neighbours)
+        also holds the digest of its ids and texts.
+        """
+        if measure not in POOLED:
+            return self.own.get(measure)
+        if measure not in self.determines:
+            return None
+        whole = digest([rows["id"].to_list(), rows["of"].to_list()])
+        return open_column(self.root, measure, {**self.determines[measure], "pool": whole})
+
+    def lean(self, column: Column, measure: str) -> Lean:
+        """A column without its long texts; what was read of it is kept."""
+        if column.folder not in self._lean:
+            self._lean[column.folder] = lean_of(column, measure, self.config.sanitize)
+        return self._lean[column.folder]
+
+    def sources(self, measure: str) -> list[Lean]:
+        """The columns that hold a measure's cells, imported ones first."""
+        if measure == "text":
+            return [self.lean(self.instruction, "instruction")]
+        held = [columns[measure] for columns in (self.imports, self.own) if measure in columns]
+        return [self.lean(column, measure) for column in held]
+
+
+def open_column(root: Path, measure: str, determines: Mapping[str, Any]) -> Column:
+    """The column of a measure whose cells follow from `determines`."""
+    return Column.open(root, measure, determines, {"of": pl.String, **MEASURES[measure].stored})
+
+
+def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, Any]:
+    """What determines an instruction: what it is drawn with, or the files that it is imported
+    from."""
+    if isinstance(config.rows, ImportConfig):
+        path = Path(config.rows.import_).expanduser()
+        held = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        return {"import": [file_digest(p) for p in held] or config.rows.import_}
+    determines = {
+        "teacher": context.revision(config.teacher),
+        "system_prompt": system_prompt_of(config.teacher.model, config.system_prompt),
+        "pre_query_template": config.pre_query_template,
+        "sampling": config.instruction,
+        "seed": config.seed,
+        "VERSION": [single_turn.VERSION, templates.VERSION],
+    }
+    if config.system_prompts:
+        prompts = steered(config.system_prompts)
+        determines["system_prompts"] = [[p.text, p.weight] for p in prompts]
+    if config.first_token:
+        determines["first_token"] = config.first_token.model_dump(exclude_defaults=True)
+    return determines

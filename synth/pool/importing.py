@@ -1,0 +1,98 @@
+"""Filling a pool with rows that exist: published sets and their tags, copied into columns."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from core.columns import FAILED, OK
+from core.files import write_atomic
+from core.tracking import Log
+from synth.config import ImportConfig
+from synth.measures import MEASURES, TOKENS
+from synth.pool.columns import INSTRUCTION_FIELDS
+from synth.pool.pool import Pool
+from synth.pool.short_columns import digest_pairs, digest_texts
+from synth.published.forms import of_turn, sampling_fields
+from synth.published.rows import read
+
+if TYPE_CHECKING:
+    from synth.measures import PolarsTypes
+
+_NOT_BROUGHT = (*TOKENS, "finish_reason")
+"""Fields of cells that were bought: what a published set cost is not what this pool cost."""
+
+
+def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
+    """Copy published rows and their tags into columns: an absent column is unmeasured, a null in a
+    present one is a failed cell.
+
+    One that was killed begins again: what it had copied is then there twice, and alike, which
+    columns allow.
+    """
+    path = str(source.import_)
+    fields = {name: kind for name, kind in INSTRUCTION_FIELDS.items() if name != "tokens"}
+    done = 0
+    for batch in read(path, limit=source.limit):
+        order = f"{done:012d}"
+        index = pl.int_range(done, done + len(batch), dtype=pl.Int64)
+        model = pl.coalesce("model", pl.lit(path)) if "model" in batch.columns else pl.lit(path)
+        rows = _unfolded(batch).with_columns(index=index, model=model)
+        pool.instruction.append(_typed(rows, fields), order=order)
+        for measure, cells in _cells(rows).items():
+            pool.imports[measure].append(cells, order=order)
+        done += len(batch)
+        log.progress(done, source.limit)
+    write_atomic(pool.import_marker, json.dumps({"limit": source.limit}))
+
+
+def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
+    """Published rows with what their sampling struct and their conversations say as columns of
+    ours."""
+    asked = pl.col("messages").list.eval(of_turn("role") == "user")
+    batch = batch.with_columns(turns=asked.list.sum().cast(pl.Int64))
+    known = sampling_fields(batch.schema)
+    return batch.with_columns(
+        pl.col("gen_input_config").struct.field(name).cast(pl.Float64)
+        for name in ("temperature", "top_p")
+        if name in known and name not in batch.columns
+    )
+
+
+def _cells(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The cells that rows bring, by measure."""
+    texts = digest_texts(rows["instruction"])
+    of = {"of": texts, "of_pair": texts}
+    if "response" in rows.columns:
+        of["of_pair"] = digest_pairs(texts, digest_texts(rows["response"]))
+    brought: dict[str, pl.DataFrame] = {}
+    for measure, declared in MEASURES.items():
+        fields = {n: kind for n, kind in declared.stored.items() if n not in _NOT_BROUGHT}
+        cells = _typed(rows.drop("status", "reason"), fields)
+        if measure == "text" or cells.width == 1:
+            continue
+        null = pl.col(cells.columns[1]).is_null()
+        cells = cells.with_columns(
+            status=pl.when(null).then(pl.lit(FAILED)).otherwise(pl.lit(OK)),
+            reason=pl.when(null).then(pl.lit("null in the imported data")),
+            of=of[declared.of],
+        )
+        # Instruction and response alone are no failed conversation: they may still be continued.
+        brought[measure] = cells.drop_nulls("messages") if measure == "turns" else cells
+    return brought
+
+
+def _typed(frame: pl.DataFrame, fields: PolarsTypes) -> pl.DataFrame:
+    """[id, those of the fields that the frame has, status, reason] in our types.
+
+    A value of another kind is null; a column of another kind altogether, which only shares a name
+    of ours, is left out.
+    """
+    kept = [frame["id"]]
+    for name in (n for n in fields if n in frame.columns):
+        with suppress(pl.exceptions.PolarsError):
+            kept.append(frame[name].cast(fields[name], strict=False))
+    return pl.DataFrame([*kept, *(frame[n] for n in ("status", "reason") if n in frame.columns)])

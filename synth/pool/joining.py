@@ -1,0 +1,110 @@
+"""A measure's cells joined to rows: what each holds, and whether it is unmeasured, ok or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from core.columns import FAILED, OK
+from synth.measures import MEASURES, TOKENS, Field_
+from synth.pool.columns import PoolColumns
+from synth.published.derived import DERIVED, RANKS, inputs
+
+if TYPE_CHECKING:
+    from synth.measures import PolarsType, PolarsTypes
+
+_NO_VALUES = ("of", "status", "reason", *TOKENS)
+_VERDICT = pl.col("llama_guard_2").str.strip_chars().str.extract(r"^(safe|unsafe)\b")
+"""What a guard's raw answer says."""
+
+
+def join(
+    rows: pl.DataFrame, columns: PoolColumns, measure: str, asked: Collection[str]
+) -> pl.DataFrame:
+    """Rows with the short columns of a measure beside, null where unmeasured or failed, and its
+    `status:MEASURE`. `asked`: the columns that filters read."""
+    declared = MEASURES[measure]
+    pooled = declared.reads == "pool"  # of this very pool, or imported with it
+    on = ["id"] if pooled else ["id", declared.of]
+    found = _cells(rows, columns, measure, asked)
+    cells = _checked(found if pooled else found.rename({"of": declared.of}), measure, on)
+    new = [name for name in cells.columns if name in on or name not in rows.columns]
+    rows = rows.join(cells.select(new), on=on, how="left", maintain_order="left")
+    if measure == "turns" and columns.config.turns == 1:
+        rows = _one_turn(rows)
+    derived = {
+        name: DERIVED[name]
+        for name, each in declared.columns.items()
+        if each.source == "reading" and name in DERIVED and {*inputs(name)} <= {*rows.columns}
+    }
+    rows = rows.with_columns(**derived)
+    absent = {
+        name: pl.lit(None, _unmeasured(each))
+        for name, each in declared.columns.items()
+        if not each.long and name not in rows.columns
+    }
+    return rows.with_columns(**absent)
+
+
+def _cells(
+    rows: pl.DataFrame, columns: PoolColumns, measure: str, asked: Collection[str]
+) -> pl.DataFrame:
+    """Every cell of a measure that counts, those that count more first."""
+    frames = []
+    if MEASURES[measure].reads == "pool" and (own := columns.of(measure, rows)) is not None:
+        frames.append(columns.lean(own, measure).read())
+    for lean in columns.sources(measure):
+        cells = _completed(lean.read(), measure)
+        read = [c for c in asked if c in MEASURES[measure].columns and c in cells.columns]
+        lacking = any(cells[c].null_count() == len(cells) for c in read)
+        # What was imported is taken as it is, unless a filter asks for what it lacks and this
+        # recipe can measure it.
+        imported = columns.imports.get(measure) is lean.column
+        if not (imported and lacking and measure in columns.determines):
+            frames.append(cells)
+    empty = pl.DataFrame(schema=dict.fromkeys(("id", "of", "status"), pl.String))
+    return pl.concat(frames, how="diagonal") if frames else empty
+
+
+def _completed(cells: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """What cells do not say but follows from what they say: the rank of a label, the verdict in a
+    guard's raw answer."""
+    ranks = [each.rank for each in MEASURES[measure].columns.values() if each.rank in RANKS]
+    cells = cells.with_columns(pl.coalesce(rank, RANKS[rank]).alias(rank) for rank in ranks)
+    if measure != "safety":
+        return cells
+    verdict = _VERDICT.cast(MEASURES[measure].columns["safety"].stored)
+    return cells.with_columns(safety=pl.coalesce("safety", verdict))
+
+
+def _checked(cells: pl.DataFrame, measure: str, on: list[str]) -> pl.DataFrame:
+    """One cell for each row and text: [*on, status:MEASURE, values]. NaN is a failure, and a failed
+    cell has no value."""
+    cells = cells.unique(on, keep="first", maintain_order=True)
+    values = [name for name in cells.columns if name not in on and name not in _NO_VALUES]
+    numbers = [name for name in values if cells.schema[name] == pl.Float64]
+    odd = pl.any_horizontal(pl.lit(False), *(pl.col(n).is_nan().fill_null(False) for n in numbers))
+    status = pl.when(odd).then(pl.lit(FAILED)).otherwise("status")
+    good = status == OK
+    return cells.select(
+        *on,
+        status.alias(f"status:{measure}"),
+        *(pl.when(good).then(name).alias(name) for name in values),
+    )
+
+
+def _one_turn(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row that nobody continues has one turn."""
+    status, one = pl.col("status:turns"), pl.lit(1, pl.Int64)
+    turns = one
+    if "turns" in rows.columns:
+        turns = pl.when(status.is_null()).then(one).otherwise("turns")
+    return rows.with_columns(status.fill_null(OK), turns=turns)
+
+
+def _unmeasured(declared: Field_) -> PolarsType:
+    """The type of a column that nothing measured: a filter compares it all the same."""
+    plain: PolarsTypes = {"number": pl.Float64, "label": pl.String}
+    return plain.get(declared.kind, declared.stored)
