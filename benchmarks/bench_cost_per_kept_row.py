@@ -28,7 +28,7 @@ from core.tracking import Log
 from synth.config import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
-from synth.filters.rule import Filter
+from synth.filters.rule import Rule
 from synth.filters.rule import resolve as resolve_filter
 from synth.filters.schedule import select, wanted
 from synth.measures import COLUMNS, MEASURES
@@ -41,7 +41,7 @@ AIR = "input_quality >= 'good' AND difficulty >= 'medium' AND min_neighbor_dista
 PRO_2 = "input_quality >= 'good' AND difficulty >= 'easy' AND min_neighbor_distance > 0"
 # Paper, section 3.4: 4 x A100; hours of instructions and of responses.
 PAPER = {"Air 3M": (1.55, 50.0), "Pro 1M": (3.5, 150.0)}
-Rules = Sequence[tuple[Filter, Sequence[int]]]
+Rules = Sequence[tuple[Rule, Sequence[int]]]
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
         report(pool, arms, bought, store)
 
 
-def arm(name: str, **settings: object) -> Filter:
+def arm(name: str, **settings: object) -> Rule:
     return resolve_filter(name, ArmConfig.model_validate({"allow_short": True, **settings}))
 
 
@@ -146,7 +146,7 @@ def tokens_of(pool: Pool, bought: dict[str, Iterable[str]]) -> int:
     return total
 
 
-def report(pool: Pool, arms: dict[str, Filter], bought: dict[str, set[str]], store: Path) -> None:
+def report(pool: Pool, arms: dict[str, Rule], bought: dict[str, set[str]], store: Path) -> None:
     truth = pool.frame()
     everyone = {m: truth["id"].to_list() for m in ("quality", "difficulty", "response")}
     naive = tokens_of(pool, everyone)
@@ -197,7 +197,7 @@ def answered_at_least(truth: pl.DataFrame, rules: Rules) -> set[str]:
     needed: set[str] = set()
     for rule, seeds in rules:
         open_rows = truth.filter(rule.where.root.expr) if rule.where is not None else truth
-        if rule.choose == "longest":
+        if rule.choose.kind == "longest":
             needed |= set(open_rows["id"].to_list())
         else:
             needed |= set(select(truth, rule, seeds[0]).ids)

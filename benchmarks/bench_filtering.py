@@ -208,8 +208,8 @@ def ours(path: Path) -> dict[str, Any]:
     processor seconds, and peak memory in bytes."""
     start = time.perf_counter()
     from recipes.verbs.filter import apply_all, rules_of
-    from synth.filters.rule import ALLOWED, verdicts
     from synth.filters.strategies import PAPER
+    from synth.filters.verdicts import ALLOWED, verdicts
     from synth.published import tagged
 
     imports = time.perf_counter() - start

@@ -1,8 +1,8 @@
 """Exact nearest neighbours against FAISS searched as the original does (IndexFlatL2, k=500, 1,024
-queries at a time): time, memory, equality.
+queries at a time): time, memory, equality. On as many threads as the machine has cores.
 
     pip install -e '.[index]'
-    python benchmarks/bench_neighbors.py --rows 100000          # on as many threads as the machine has cores
+    python benchmarks/bench_neighbors.py --rows 100000
     python benchmarks/bench_neighbors.py --rows 100000 --dim 768 --no-faiss
 
 Each side runs in a process of its own, so that its peak memory is its own.
@@ -46,9 +46,11 @@ def pool(rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def ours(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    from synth.config import NeighborsConfig
     from synth.duplicates.neighbors import neighbors
 
-    found = neighbors([str(i) for i in range(len(vectors))], vectors, THRESHOLD)
+    ids = [str(i) for i in range(len(vectors))]
+    found = neighbors(ids, vectors, NeighborsConfig(threshold=THRESHOLD))
     return (
         found["min_neighbor_distance"].to_numpy(),
         found["repeat_count"].to_numpy(),
@@ -169,29 +171,26 @@ def report(rows: int, dim: int, out: Path) -> None:
     print(f"rows {rows:,} x {dim}, {os.cpu_count()} cores")
     print(f"ours:  {_figures(mine)}, {rate:.0f} billion operations a second")
     for kind, most in mine["rates"].items():
-        print(
-            f"       {100 * rate / most:.0f} % of the machine's {kind} matrix-product rate ({most:.0f} billion a second)"
-        )
-    print(
-        f"       projected for 1,000,000 x 768 at this rate: {1e12 * 768 / 1e9 / rate / 3600:.2f} h"
-    )
+        share = f"{100 * rate / most:.0f} % of the machine's {kind} matrix-product rate"
+        print(f"       {share} ({most:.0f} billion a second)")
+    hours = 1e12 * 768 / 1e9 / rate / 3600
+    print(f"       projected for 1,000,000 x 768 at this rate: {hours:.2f} h")
     if not (out / "faiss.json").exists():
         return
     theirs = json.loads((out / "faiss.json").read_text())
     a, b = np.load(out / "ours.npz"), np.load(out / "faiss.npz")
     print(f"faiss: {_figures(theirs)}")
-    print(
-        f"ratio: {theirs['seconds'] / mine['seconds']:.1f} times faster ({theirs['processor'] / mine['processor']:.1f} times less processor time)"
-    )
+    faster, less = (theirs[of] / mine[of] for of in ("seconds", "processor"))
+    print(f"ratio: {faster:.1f} times faster ({less:.1f} times less processor time)")
     print(f"largest difference of a distance: {np.abs(a['nearest'] - b['nearest']).max():.1e}")
     differ = {name: int((a[name] != b[name]).sum()) for name in ("counts", "lowest")}
-    print(
-        f"rows whose repeat count differs: {differ['counts']}, whose lowest id differs: {differ['lowest']}"
-    )
+    counts, lowest = differ["counts"], differ["lowest"]
+    print(f"rows whose repeat count differs: {counts}, whose lowest id differs: {lowest}")
 
 
 def _figures(of: dict[str, Any]) -> str:
-    return f"{of['seconds']:.1f} s ({of['processor']:.1f} s of processor time), peak {of['peak_gib']:.2f} GiB, load {of['load']:.1f}"
+    time_ = f"{of['seconds']:.1f} s ({of['processor']:.1f} s of processor time)"
+    return f"{time_}, peak {of['peak_gib']:.2f} GiB, load {of['load']:.1f}"
 
 
 if __name__ == "__main__":

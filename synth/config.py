@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Verbatim = dict[str, Any]
+"""Settings of a library, passed through as they are."""
+
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -21,18 +24,18 @@ class ModelConfig(BaseModel):
     """Hub id, local folder, or `embedded/NAME` for a model that pip delivered."""
     revision: str | None = None
     """Hub commit, branch or tag."""
-    server: dict[str, Any] = Field(default_factory=dict)
+    server: Verbatim = Field(default_factory=dict)
     """Its server, as core.wire.ServerSpec has it: `args` (vLLM's, verbatim), env, replicas,
     max_in_flight, timeout; or `urls` (and `api_key_env`) of servers that run already."""
     chat_template: str | None = None
     """A Jinja file in place of the tokenizer's chat template."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Verbatim = Field(default_factory=dict)
     """Variables of the chat template, e.g. {enable_thinking: false} for Qwen3 and SmolLM3,
     {reasoning_effort: low} for gpt-oss."""
 
     @field_validator("server")
     @classmethod
-    def _check_server(cls, block: dict[str, Any]) -> dict[str, Any]:
+    def _check_server(cls, block: Verbatim) -> Verbatim:
         from core.wire import ServerSpec
 
         if "model" in block:
@@ -50,7 +53,7 @@ class TagConfig(BaseModel):
     mode: Literal["label", "explain"] = "label"
     """`label`: log-probabilities of one-token codes in one request of one token; `explain`:
     schema-constrained JSON with the explanation first."""
-    sampling: dict[str, Any] = Field(default_factory=dict)
+    sampling: Verbatim = Field(default_factory=dict)
     """SamplingParams, verbatim; default greedy."""
     prompt: str | None = None
     """A prompt file (jinja) in place of the shipped one."""
@@ -64,16 +67,14 @@ class SafetyConfig(ModelConfig):
 
     family: Literal["llama-guard-2", "llama-guard-3", "llama-guard-4", "qwen3guard"] | None = None
     """What its verdicts are like; default: told from the model's name."""
-    sampling: dict[str, Any] = Field(default_factory=dict)
+    sampling: Verbatim = Field(default_factory=dict)
     """SamplingParams, verbatim; default greedy."""
 
 
 class BaseConfig(ModelConfig):
     """A base model that answers the same instructions, by examples in its prompt."""
 
-    sampling: dict[str, Any] = Field(
-        default_factory=lambda: {"temperature": 0.0, "max_tokens": 2048}
-    )
+    sampling: Verbatim = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 2048})
     """SamplingParams, verbatim; `stop` adds to the headings that end an answer."""
 
 
@@ -169,7 +170,7 @@ class GridCell(BaseModel):
     model_config = STRICT
     rows: int = Field(ge=1)
     """How many of them; the cells' rows sum to `synth.rows`."""
-    sampling: dict[str, Any]
+    sampling: Verbatim
     """What differs from `synth.instruction`: SamplingParams, verbatim."""
 
 
@@ -193,10 +194,8 @@ class SystemPromptConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> SystemPromptConfig:
-        if (
-            sum(given is not None for given in (self.text, self.file, self.domain or self.language))
-            != 1
-        ):
+        sources = [self.text, self.file, self.domain or self.language]
+        if sources.count(None) != 2:
             raise ValueError(
                 "a system prompt is either `text`, or `file`, or `domain` and/or `language`"
             )
@@ -228,9 +227,7 @@ class PreferencesConfig(BaseModel):
     model_config = STRICT
     k: int = Field(default=5, ge=2)
     """Answers an instruction, each with a seed of its own."""
-    sampling: dict[str, Any] = Field(
-        default_factory=lambda: {"temperature": 0.8, "max_tokens": 4096}
-    )
+    sampling: Verbatim = Field(default_factory=lambda: {"temperature": 0.8, "max_tokens": 4096})
     """SamplingParams of the answers, verbatim."""
     reward: ModelConfig | None = None
     """The reward model; default: that of `tags`."""
@@ -243,7 +240,7 @@ class PreferencesConfig(BaseModel):
 
     @field_validator("sampling")
     @classmethod
-    def _random(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+    def _random(cls, sampling: Verbatim) -> Verbatim:
         if sampling.get("temperature") == 0:
             raise ValueError(
                 "at temperature 0 all k answers would be the same; set it above 0 (the paper: 0.8)"
@@ -272,7 +269,7 @@ class SynthConfig(BaseModel):
     and the weights."""
     pre_query_template: str | None = None
     """Overrides the pre-query template derived from the tokenizer's chat template."""
-    instruction: dict[str, Any] = Field(
+    instruction: Verbatim = Field(
         default_factory=lambda: {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2048}
     )
     """SamplingParams of the instructions, verbatim."""
@@ -284,9 +281,7 @@ class SynthConfig(BaseModel):
     category_balance: int | None = Field(default=None, ge=1)
     """After every so many instructions, label 100 of them with the category tagger and report the
     shares; the labels serve later as well."""
-    response: dict[str, Any] = Field(
-        default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096}
-    )
+    response: Verbatim = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
     """SamplingParams of the responses, verbatim; greedy by default as in the paper."""
     turns: int = Field(default=1, ge=1)
     """User's messages in a conversation. Beyond 1, rows that an arm chose are continued: the
@@ -311,58 +306,65 @@ class SynthConfig(BaseModel):
     @classmethod
     def _rows_of_grid(cls, data: Any) -> Any:
         """Cells with rows of their own say how many rows there are."""
-        cells = data.get("grid") if isinstance(data, dict) and "rows" not in data else None
-        if (
-            isinstance(cells, list | tuple)
-            and all(isinstance(c, dict) and isinstance(c.get("rows"), int) for c in cells)
-            and cells
-        ):
-            return {**data, "rows": sum(c["rows"] for c in cells)}
-        return data
+        entries = data.get("grid") if isinstance(data, dict) and "rows" not in data else None
+        if not entries or not isinstance(entries, list | tuple):
+            return data
+        counts = [entry.get("rows") for entry in entries if isinstance(entry, dict)]
+        whole = [count for count in counts if isinstance(count, int)]
+        return {**data, "rows": sum(whole)} if len(whole) == len(entries) else data
 
     @model_validator(mode="after")
     def _agree(self) -> SynthConfig:
-        if isinstance(self.rows, ImportConfig) and (
-            self.grid or self.first_token or self.system_prompts or self.category_balance
-        ):
-            raise ValueError(
-                "imported rows are not drawn: they take no grid, first_token, system_prompts or category_balance"
-            )
-        if isinstance(self.rows, ImportConfig) and self.sanitize:
-            raise ValueError(
-                "`sanitize` is for instructions that are drawn: imported responses and tags are of the text as it was; leave it out"
-            )
-        if (
-            isinstance(self.grid, tuple)
-            and (total := sum(cell.rows for cell in self.grid)) != self.rows
-        ):
-            raise ValueError(f"the rows of `grid` sum to {total}, but `rows` says {self.rows}")
-        if self.system_prompt is not None and self.system_prompts:
-            raise ValueError("give `system_prompt` or `system_prompts`, not both")
+        """Refuse settings that contradict each other."""
+        imported = isinstance(self.rows, ImportConfig)
+        drawing = self.grid or self.first_token or self.system_prompts or self.category_balance
+        entries = self.grid if isinstance(self.grid, tuple) else ()
+        total = sum(entry.rows for entry in entries)
         tagger = self.tags.category.model
-        if (
-            self.category_balance
-            and tagger
-            and not tagger.server.get("urls")
-            and tagger != self.teacher
-        ):
-            raise ValueError(
-                "category_balance labels while the teacher draws: the category tagger must be the teacher, or a server given by `urls`"
-            )
-        if (
-            self.preferences is not None
-            and self.preferences.reward is None
-            and self.tags.reward is None
-        ):
-            raise ValueError(
-                "`preferences` needs a reward model; add `reward: {model: ...}` to it, or to `tags`"
-            )
-        if self.turns == 1 and (self.end_with == "user" or self.turns_system_prompt is not None):
-            raise ValueError(
-                "`end_with` and `turns_system_prompt` are for conversations of several turns; set `turns` to 2 or more"
-            )
-        if self.pre_query_template and self.system_prompts:
-            raise ValueError(
-                "`pre_query_template` fixes the whole text before the instruction: it takes no `system_prompts`"
-            )
+        other_tagger = tagger and not tagger.server.get("urls") and tagger != self.teacher
+        no_reward = self.tags.reward is None
+        of_turns = self.end_with == "user" or self.turns_system_prompt is not None
+        contradictions = [
+            (
+                imported and drawing,
+                "imported rows are not drawn: they take no grid, first_token, system_prompts or "
+                "category_balance",
+            ),
+            (
+                imported and self.sanitize,
+                "`sanitize` is for instructions that are drawn: imported responses and tags are "
+                "of the text as it was; leave it out",
+            ),
+            (
+                isinstance(self.grid, tuple) and total != self.rows,
+                f"the rows of `grid` sum to {total}, but `rows` says {self.rows}",
+            ),
+            (
+                self.system_prompt is not None and self.system_prompts,
+                "give `system_prompt` or `system_prompts`, not both",
+            ),
+            (
+                self.category_balance and other_tagger,
+                "category_balance labels while the teacher draws: the category tagger must be the "
+                "teacher, or a server given by `urls`",
+            ),
+            (
+                self.preferences and self.preferences.reward is None and no_reward,
+                "`preferences` needs a reward model; add `reward: {model: ...}` to it, or to "
+                "`tags`",
+            ),
+            (
+                self.turns == 1 and of_turns,
+                "`end_with` and `turns_system_prompt` are for conversations of several turns; set "
+                "`turns` to 2 or more",
+            ),
+            (
+                self.pre_query_template and self.system_prompts,
+                "`pre_query_template` fixes the whole text before the instruction: it takes no "
+                "`system_prompts`",
+            ),
+        ]
+        for contradicted, sentence in contradictions:
+            if contradicted:
+                raise ValueError(sentence)
         return self

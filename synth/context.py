@@ -4,7 +4,7 @@ prompts, embeddings."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,25 +42,47 @@ class Served:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, with the recipe's chat template and template variables where it
         gives any."""
-        words = tokenizer(self.model.path)
-        return (
-            worded(words, chat_template_of(self.config), self.config.chat_template_kwargs)
-            if self.config
-            else words
-        )
+        own = tokenizer(self.model.path)
+        if self.config is None:
+            return own
+        template = chat_template_of(self.config)
+        return worded(own, template, self.config.chat_template_kwargs)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Handed to every function that keys or computes cells. `root`: the store's folder;
+    """Handed to every function that makes keys of cells. `root`: the store's folder;
     `eval_prompts`: JSONL {id, prompt, benchmark} of the prompts that the models will be evaluated
     on, where the recipe evaluates."""
 
     root: Path
     resolve: Resolve
     eval_prompts: Path | None = None
-    servers: Servers | None = None
-    say: Callable[[str], None] = lambda line: None
+
+    def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Serving:
+        """The same with servers to ask."""
+        return Serving(self.root, self.resolve, self.eval_prompts, servers=servers, say=say)
+
+    def revision(self, config: ModelConfig) -> Any:
+        """What stands for a model in a key: its revision, or its name where that is not known; and
+        a chat template that is not its own."""
+        model = self.resolve(config.model, config.revision)
+        known = model.revision != "unresolved"
+        revision: Any = model.revision if known else [model.name, "unresolved"]
+        template = {
+            "chat_template": chat_template_of(config),
+            "chat_template_kwargs": config.chat_template_kwargs,
+        }
+        given = {name: value for name, value in template.items() if value}
+        return {"model": revision, **given} if given else revision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(Context):
+    """Handed to every function that computes cells: the same with servers to ask."""
+
+    servers: Servers
+    say: Callable[[str], None]
     """Tells the person watching."""
     instructions: Callable[[pl.DataFrame], Iterator[pl.Series]] = lambda rows: iter(
         [rows["instruction"]]
@@ -68,30 +90,8 @@ class Context:
     """The instructions of rows, slice by slice: the rows of a measure of the whole pool come
     without them."""
 
-    def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Context:
-        """The same with servers to ask."""
-        return replace(self, servers=servers, say=say)
-
-    def revision(self, config: ModelConfig) -> Any:
-        """What stands for a model in a key: its revision, or its name where that is not known; and
-        a chat template that is not its own."""
-        found = self.resolve(config.model, config.revision)
-        model: Any = (
-            found.revision if found.revision != "unresolved" else [found.name, "unresolved"]
-        )
-        said = {
-            "chat_template": chat_template_of(config),
-            "chat_template_kwargs": config.chat_template_kwargs,
-        }
-        return (
-            {"model": model, **{k: v for k, v in said.items() if v}}
-            if any(said.values())
-            else model
-        )
-
     def serve(self, config: ModelConfig) -> Served:
         """The model behind its server."""
-        assert self.servers is not None, "this context only makes keys"
         model, spec = spec_of(config, self.resolve)
         return Served(model, self.servers.serve(spec), config)
 

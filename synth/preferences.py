@@ -11,10 +11,10 @@ seed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -24,7 +24,7 @@ from core.store import Counts, digest
 from core.tracking import Log
 from synth.chat import templates
 from synth.config import ModelConfig, PreferencesConfig, SynthConfig
-from synth.context import Context
+from synth.context import Context, Served, Serving
 from synth.filters.orders import hash_rank
 from synth.generate import single_turn
 from synth.tags import reward
@@ -34,6 +34,8 @@ VERSION = 1
 
 SLICE = 20_000
 """Rows whose answers are in memory at once."""
+
+STATUS = ("status", "reason")
 
 PAIR: dict[str, Any] = {
     "id": pl.String,
@@ -56,24 +58,21 @@ with their rewards (null: failed), in order."""
 
 
 def reward_model(config: SynthConfig) -> ModelConfig:
-    """The model that scores answers: the block's own, else that of the tags."""
-    assert config.preferences is not None
-    found = config.preferences.reward or config.tags.reward
-    assert found is not None  # the config refuses a block without one
-    reward.check(found.model, own_server=not found.server.get("urls"))
-    return found
+    """The model that scores answers: the block's own, else that of the tags. Raises UserError where
+    it is none that can be asked for rewards."""
+    scorer = _block(config).reward or config.tags.reward
+    if scorer is None:
+        raise ValueError("a block without a reward model")  # which the config refuses
+    reward.check(scorer.model, own_server=not scorer.server.get("urls"))
+    return scorer
 
 
 def spec(config: SynthConfig, context: Context) -> dict[str, Any]:
     """What determines the set besides the rows."""
-    block = config.preferences
-    assert block is not None
-    cells = {
-        "answer": _answer_cell(config, block, context),
-        "reward": _reward_cell(config, context),
-    }
+    block = _block(config)
     return {
-        **cells,
+        "answer": _answer_cell(config, context),
+        "reward": _reward_cell(config, context),
         "k": block.k,
         "margin": block.margin,
         "test_share": block.test_share,
@@ -81,11 +80,41 @@ def spec(config: SynthConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _answer_cell(config: SynthConfig, block: PreferencesConfig, context: Context) -> dict[str, Any]:
-    responder = context.revision(config.responder or config.teacher)
+def build(rows: pl.DataFrame, config: SynthConfig, context: Serving, out: Path, log: Log) -> Counts:
+    """Make the set of rows [id, messages] (only the first user's message is asked) in folder `out`:
+    train.parquet, test.parquet, dropped.parquet.
+
+    Returns rows, pairs (train, test), dropped rows by reason, answers, failed answers by reason,
+    generated tokens and the mean margin. Raises UserError when no row gives a pair.
+    """
+    turn = pl.element().struct
+    questions = pl.element().filter(turn.field("role") == "user").struct.field("content")
+    first = pl.col("messages").list.eval(questions).list.first()
+    fields = {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}
+    making = _Making(
+        rows.select("id", first.alias("instruction")),
+        _block(config),
+        _column(context, "answer", _answer_cell(config, context), single_turn.RESPONSE_FIELDS),
+        _column(context, "reward", _reward_cell(config, context), fields),
+        log,
+    )
+    responder, scorer = config.responder or config.teacher, reward_model(config)
+    with making.answers.alone(), making.rewards.alone():
+        making.answer(context.serve(responder))
+        making.score(context.serve(scorer))
+    return making.write(out, responder.model, scorer.model)
+
+
+def _block(config: SynthConfig) -> PreferencesConfig:
+    if config.preferences is None:
+        raise ValueError("a recipe without `synth.preferences`")
+    return config.preferences
+
+
+def _answer_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {
-        "responder": responder,
-        "sampling": block.sampling,
+        "responder": context.revision(config.responder or config.teacher),
+        "sampling": _block(config).sampling,
         "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
     }
 
@@ -94,65 +123,126 @@ def _reward_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {"model": context.revision(reward_model(config)), "VERSION": [VERSION, reward.VERSION]}
 
 
-def build(rows: pl.DataFrame, config: SynthConfig, context: Context, out: Path, log: Log) -> Counts:
-    """Make the set of rows [id, messages] (only the first user's message is asked) in folder `out`:
-    train.parquet, test.parquet, dropped.parquet.
+def _column(context: Context, of: str, cell: dict[str, Any], fields: dict[str, Any]) -> Column:
+    return Column.open(context.root, f"preference_{of}", cell, fields)
 
-    `context` must have servers. Returns rows, pairs (train, test), dropped rows by reason, answers,
-    failed answers by reason, generated tokens and the mean margin. Raises UserError when no row
-    gives a pair.
-    """
-    block = config.preferences
-    assert block is not None
-    first = (
-        pl.col("messages")
-        .list.eval(
-            pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")
+
+@dataclass(frozen=True)
+class _Making:
+    """A set in the making: the rows asked [id, instruction], and the columns of what was bought."""
+
+    asked: pl.DataFrame
+    block: PreferencesConfig
+    answers: Column
+    rewards: Column
+    log: Log
+
+    def answer(self, served: Served) -> None:
+        """Buy the answers that are missing, each with a seed of its own."""
+        sampling = {name: value for name, value in self.block.sampling.items() if name != "seed"}
+        done = 0
+        for draws in self._slices():
+            missing = _joined(draws, "key", self.answers, [], how="anti")
+            seeds = map(self._seed, missing["key"])
+            due = missing.select(
+                pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64)
+            )
+            parts = single_turn.responses(due, served.tokenizer, sampling, served.endpoint)
+            done = self._keep(self.answers, parts, done + len(draws) - len(due), "answers")
+        self.answers.compact()
+
+    def score(self, served: Served) -> None:
+        """Buy the rewards that are missing."""
+        done = 0
+        for draws in self._slices():
+            finished = _finished(self._answered(draws))
+            missing = _joined(finished, "score_key", self.rewards, [], how="anti")
+            due = missing.select(pl.col("score_key").alias("id"), "instruction", "response").unique(
+                "id", maintain_order=True
+            )
+            parts = reward.reward(due, served.tokenizer, served.endpoint)
+            done = self._keep(self.rewards, parts, done + len(finished) - len(due), "rewards")
+        self.rewards.compact()
+
+    def write(self, out: Path, responder: str, scorer: str) -> Counts:
+        """Write the pairs of what was bought. Raises UserError when there is none."""
+        import pyarrow.parquet as pq
+
+        out.mkdir(parents=True, exist_ok=True)
+        schema = pl.DataFrame(schema=PAIR).to_arrow().schema
+        tally = _Tally()
+        models = {"response_model": responder, "reward_model": scorer}
+        with (
+            pq.ParquetWriter(out / "train.parquet", schema) as train,
+            pq.ParquetWriter(out / "test.parquet", schema) as test,
+        ):
+            for draws in self._slices():
+                pairs = self._pairs(draws, models, tally)
+                in_test = hash_rank(pairs["id"], "preferences") < int(self.block.test_share * 2**64)
+                tally.train += len(pairs) - int(in_test.sum())
+                tally.test += int(in_test.sum())
+                train.write_table(pairs.filter(~in_test).to_arrow().cast(schema))
+                test.write_table(pairs.filter(in_test).to_arrow().cast(schema))
+        dropped = pl.DataFrame(tally.dropped, schema=["id", "reason"], orient="row")
+        dropped.cast(pl.String).write_parquet(out / "dropped.parquet")
+        return tally.counts(len(self.asked), self.block.k)
+
+    def _pairs(self, draws: pl.DataFrame, models: dict[str, str], tally: _Tally) -> pl.DataFrame:
+        """The pairs of one slice, as PAIR has them."""
+        answered = self._answered(draws)
+        finished = _finished(answered)
+        scores = _cells(self.rewards, finished["score_key"], ["instruct_reward", *STATUS])
+        tally.answered(answered)
+        tally.failed.update(scores.filter(pl.col("status") != OK)["reason"])
+        valid = scores.filter(pl.col("status") == OK).select("instruct_reward", score_key="id")
+        scored = finished.join(valid, on="score_key", how="left")
+        scored = answered.join(
+            scored.select("key", "instruct_reward"), on="key", how="left", maintain_order="left"
         )
-        .list.first()
-    )
-    asked = rows.select("id", first.alias("instruction"))
-    answers = Column.open(
-        context.root,
-        "preference_answer",
-        _answer_cell(config, block, context),
-        single_turn.RESPONSE_FIELDS,
-    )
-    rewards = Column.open(
-        context.root,
-        "preference_reward",
-        _reward_cell(config, context),
-        {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64},
-    )
-    with ExitStack() as held:
-        held.enter_context(answers.alone())
-        held.enter_context(rewards.alone())
-        _answer(asked, config, block, context, answers, log)
-        _score(asked, config, block, context, answers, rewards, log)
-    return _write(asked, config, block, answers, rewards, out)
+        pairs = []
+        for (row,), group in scored.group_by("id", maintain_order=True):
+            responses, rewards = group["response"].to_list(), group["instruct_reward"].to_list()
+            best_and_worst, reason = pair(responses, rewards, self.block.margin)
+            if best_and_worst is None:
+                tally.dropped.append((str(row), reason))
+                continue
+            instruction = group["instruction"][0]
+            prompt = [{"role": "user", "content": instruction}]
+            about = {"id": row, "instruction": instruction, "prompt": prompt}
+            pairs.append({**about, **best_and_worst, **models})
+        frame = pl.DataFrame(pairs, schema=PAIR)
+        tally.margins += float(frame["margin"].sum())
+        return frame
+
+    def _slices(self) -> Iterator[pl.DataFrame]:
+        """One row an answer, [id, instruction, number, key], of some rows at a time; the key also
+        tells the words that are answered."""
+        numbers = pl.DataFrame({"number": range(self.block.k)})
+        for rows in self.asked.iter_slices(SLICE):
+            digests = [digest(text)[:12] for text in rows["instruction"]]
+            words = pl.Series("words", digests, dtype=pl.String)
+            draws = rows.with_columns(words).join(numbers, how="cross", maintain_order="left_right")
+            key = pl.format("{}:{}:{}", "id", "words", "number")
+            yield draws.with_columns(key.alias("key")).drop("words")
+
+    def _seed(self, key: str) -> int:
+        return int(digest([key, self.block.sampling.get("seed")])[:8], 16) % 2**31
+
+    def _answered(self, draws: pl.DataFrame) -> pl.DataFrame:
+        fields = ["response", "finish_reason", "tokens", *STATUS]
+        return _joined(draws, "key", self.answers, fields, how="left")
+
+    def _keep(self, column: Column, parts: Iterable[pl.DataFrame], done: int, what: str) -> int:
+        """Append what arrives; returns how many are done then."""
+        for part in parts:
+            column.append(part)
+            done += len(part)
+            self.log.progress(done, len(self.asked) * self.block.k, what)
+        return done
 
 
-def _keys(rows: pl.DataFrame, k: int) -> pl.DataFrame:
-    """One row an answer: [key, id, instruction, number]; the key also tells the words that are
-    answered."""
-    words = pl.Series(
-        [digest(text)[:12] for text in rows["instruction"].to_list()], dtype=pl.String
-    )
-    numbered = rows.with_columns(words.alias("words")).join(
-        pl.DataFrame({"number": range(k)}), how="cross", maintain_order="left_right"
-    )
-    return numbered.with_columns(pl.format("{}:{}:{}", "id", "words", "number").alias("key")).drop(
-        "words"
-    )
-
-
-def _slices(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    for top in range(0, len(rows), SLICE):
-        yield rows.slice(top, SLICE)
-
-
-def _held(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFrame:
-    """[key, *fields] of those cells that are there, ok or failed; one slice's words in memory."""
+def _cells(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFrame:
+    """[id, *fields] of those cells that are there, ok or failed; one slice's words in memory."""
     wanted = keys.alias("id").to_frame()
 
     def read() -> list[pl.DataFrame]:
@@ -161,186 +251,70 @@ def _held(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFram
             for path in column.parts()
         ]
 
-    frames = merging_read(read)
-    found = pl.concat(frames) if frames else column.schema.to_frame().select("id", *fields)
-    return found.unique("id", keep="first", maintain_order=True).rename({"id": "key"})
+    none = column.schema.to_frame().select("id", *fields)
+    return pl.concat([none, *merging_read(read)]).unique("id", keep="first", maintain_order=True)
 
 
-def _answer(
-    asked: pl.DataFrame,
-    config: SynthConfig,
-    block: PreferencesConfig,
-    context: Context,
-    answers: Column,
-    log: Log,
-) -> None:
-    """Buy the answers that are missing, each with a seed of its own."""
-    served = context.serve(config.responder or config.teacher)
-    sampling = {name: value for name, value in block.sampling.items() if name != "seed"}
-    done, total = 0, len(asked) * block.k
-    for rows in _slices(asked):
-        keys = _keys(rows, block.k)
-        missing = keys.join(
-            _held(answers, keys["key"], []), on="key", how="anti", maintain_order="left"
-        )
-        done += len(keys) - len(missing)
-        seeds = [
-            int(digest([key, block.sampling.get("seed")])[:8], 16) % 2**31
-            for key in missing["key"].to_list()
-        ]
-        due = missing.select(
-            pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64)
-        )
-        for part in single_turn.responses(due, served.tokenizer, sampling, served.endpoint):
-            answers.append(part)
-            done += len(part)
-            log.progress(done, total, "answers")
-    answers.compact()
+def _joined(
+    rows: pl.DataFrame,
+    key: str,
+    column: Column,
+    fields: Sequence[str],
+    *,
+    how: Literal["anti", "left"],
+) -> pl.DataFrame:
+    """Rows with their cells of a column (`left`), or those that have none (`anti`)."""
+    cells = _cells(column, rows[key], fields).rename({"id": key})
+    return rows.join(cells, on=key, how=how, maintain_order="left")
 
 
-def _score(
-    asked: pl.DataFrame,
-    config: SynthConfig,
-    block: PreferencesConfig,
-    context: Context,
-    answers: Column,
-    rewards: Column,
-    log: Log,
-) -> None:
-    """Buy the rewards that are missing."""
-    served = context.serve(reward_model(config))
-    done = 0
-    for rows in _slices(asked):
-        keys = _scorable(rows, block, answers)
-        missing = keys.join(
-            _held(rewards, keys["score_key"], []).rename({"key": "score_key"}),
-            on="score_key",
-            how="anti",
-            maintain_order="left",
-        )
-        due = missing.select(pl.col("score_key").alias("id"), "instruction", "response").unique(
-            "id", maintain_order=True
-        )
-        done += len(keys) - len(due)
-        for part in reward.reward(due, served.tokenizer, served.endpoint):
-            rewards.append(part)
-            done += len(part)
-            log.progress(done, len(asked) * block.k, "rewards")
-    rewards.compact()
+def _finished(answered: pl.DataFrame) -> pl.DataFrame:
+    """The answers that may make a pair. Also [score_key], by which two equal answers of a row share
+    a score."""
+    cut_off = pl.col("finish_reason").fill_null("") == "length"
+    finished = answered.filter((pl.col("status") == OK) & ~cut_off)
+    texts = finished.select("instruction", "response").iter_rows()
+    words = pl.Series("words", [digest(list(each))[:16] for each in texts], dtype=pl.String)
+    return finished.with_columns(pl.format("{}:{}", "id", words).alias("score_key"))
 
 
-def _scorable(rows: pl.DataFrame, block: PreferencesConfig, answers: Column) -> pl.DataFrame:
-    """The answers of these rows that may make a pair: finished ones. Also [score_key], by which two
-    equal answers of a row share a score."""
-    keys = _keys(rows, block.k)
-    given = keys.join(
-        _held(answers, keys["key"], ["response", "finish_reason", "status"]),
-        on="key",
-        how="inner",
-        maintain_order="left",
-    )
-    given = given.filter(
-        (pl.col("status") == OK) & (pl.col("finish_reason").fill_null("") != "length")
-    )
-    words = pl.Series(
-        [digest([i, r])[:16] for i, r in given.select("instruction", "response").iter_rows()],
-        dtype=pl.String,
-    )
-    return given.with_columns(pl.concat_str("id", pl.lit(":"), words).alias("score_key"))
+@dataclass
+class _Tally:
+    """What is counted while a set is written; `dropped` holds (id, reason)."""
 
+    train: int = 0
+    test: int = 0
+    tokens: int = 0
+    margins: float = 0.0
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
 
-def _write(
-    asked: pl.DataFrame,
-    config: SynthConfig,
-    block: PreferencesConfig,
-    answers: Column,
-    rewards: Column,
-    out: Path,
-) -> Counts:
-    import pyarrow.parquet as pq
+    def answered(self, answers: pl.DataFrame) -> None:
+        """Count tokens, and the answers that cannot make a pair."""
+        self.tokens += int(answers["tokens"].sum())
+        self.failed.update(answers.filter(pl.col("status") != OK)["reason"])
+        cut_off = (answers["status"] == OK) & (answers["finish_reason"] == "length")
+        self.failed["cut off at max_tokens"] += int(cut_off.sum())
 
-    responder, scorer = (config.responder or config.teacher).model, reward_model(config).model
-    dropped: list[dict[str, str]] = []
-    failed: Counter[str] = Counter()
-    tokens, margins = 0, 0.0
-    written = {"train": 0, "test": 0}
-    out.mkdir(parents=True, exist_ok=True)
-    schema = pl.DataFrame(schema=PAIR).to_arrow().schema
-    with ExitStack() as open_files:
-        files = {
-            name: open_files.enter_context(pq.ParquetWriter(out / f"{name}.parquet", schema))
-            for name in written
+    def counts(self, rows: int, k: int) -> Counts:
+        """As the manifest has them. Raises UserError when there is no pair."""
+        dropped = dict(Counter(reason for _, reason in self.dropped))
+        failed = {reason: n for reason, n in self.failed.items() if n}
+        pairs = self.train + self.test
+        if not pairs:
+            why = ", ".join(f"{n} x {reason}" for reason, n in {**dropped, **failed}.items())
+            raise UserError(f"synth.preferences: none of {rows} rows gives a pair ({why}).")
+        return {
+            "rows": rows,
+            "pairs": pairs,
+            "train": self.train,
+            "test": self.test,
+            "dropped": dropped,
+            "answers": rows * k,
+            "failed": failed,
+            "tokens": self.tokens,
+            "mean_margin": round(self.margins / pairs, 4),
         }
-        for rows in _slices(asked):
-            keys = _keys(rows, block.k)
-            fields = ["response", "finish_reason", "tokens", "status", "reason"]
-            given = keys.join(
-                _held(answers, keys["key"], fields), on="key", how="left", maintain_order="left"
-            )
-            tokens += int(given["tokens"].sum() or 0)
-            failed.update(given.filter(pl.col("status") != OK)["reason"].to_list())
-            failed["cut off at max_tokens"] += int(
-                ((given["status"] == OK) & (given["finish_reason"] == "length")).sum()
-            )
-            usable = _scorable(rows, block, answers)
-            scores = _held(
-                rewards, usable["score_key"], ["instruct_reward", "status", "reason"]
-            ).rename({"key": "score_key"})
-            failed.update(scores.filter(pl.col("status") != OK)["reason"].to_list())
-            scored = usable.join(
-                scores.filter(pl.col("status") == OK).select("score_key", "instruct_reward"),
-                on="score_key",
-                how="left",
-            )
-            whole = given.join(
-                scored.select("key", "instruct_reward"), on="key", how="left", maintain_order="left"
-            )
-            made = []
-            for (key,), group in whole.group_by("id", maintain_order=True):
-                found, reason = pair(
-                    group["response"].to_list(), group["instruct_reward"].to_list(), block.margin
-                )
-                if found is None:
-                    dropped.append({"id": str(key), "reason": reason})
-                    continue
-                question = [{"role": "user", "content": group["instruction"][0]}]
-                made.append(
-                    {
-                        "id": key,
-                        "instruction": group["instruction"][0],
-                        "prompt": question,
-                        **found,
-                        "response_model": responder,
-                        "reward_model": scorer,
-                    }
-                )
-            frame = pl.DataFrame(made, schema=PAIR)
-            margins += float(frame["margin"].sum())
-            test = hash_rank(frame["id"], "preferences") < int(block.test_share * 2**64)
-            for name, part in (("train", frame.filter(~test)), ("test", frame.filter(test))):
-                files[name].write_table(part.to_arrow().cast(schema))
-                written[name] += len(part)
-    pl.DataFrame(dropped, schema={"id": pl.String, "reason": pl.String}).write_parquet(
-        out / "dropped.parquet"
-    )
-    reasons = dict(Counter(d["reason"] for d in dropped))
-    pairs = sum(written.values())
-    if not pairs:
-        why = ", ".join(
-            f"{n} x {reason}"
-            for reason, n in {**reasons, **{r: n for r, n in failed.items() if n}}.items()
-        )
-        raise UserError(f"synth.preferences: none of {len(asked)} rows gives a pair ({why}).")
-    return {
-        "rows": len(asked),
-        "pairs": pairs,
-        **written,
-        "dropped": reasons,
-        "answers": len(asked) * block.k,
-        "failed": {r: n for r, n in failed.items() if n},
-        "tokens": tokens,
-        "mean_margin": round(margins / pairs, 4),
-    }
 
 
 def pair(
@@ -352,32 +326,27 @@ def pair(
     `rewards`: null where an answer or its score failed. A pair needs two different answers and
     rewards that differ by more than `margin`.
     """
-    scored = [
-        (score, number)
-        for number, score in enumerate(rewards)
-        if score is not None and responses[number] is not None
-    ]
+    answers = enumerate(zip(responses, rewards, strict=True))
+    scored = [(r, n) for n, (text, r) in answers if r is not None and text is not None]
     if len(scored) < 2:
         return None, "fewer than two answers with a reward"
-    best = max(scored, key=lambda s: (s[0], -s[1]))
-    worst = min(scored, key=lambda s: (s[0], s[1]))
+    # of equal rewards, the lower number
+    high, best = max(scored, key=lambda each: (each[0], -each[1]))
+    low, worst = min(scored)
     if len({responses[number] for _, number in scored}) == 1:
         return None, "all answers are the same"
-    if best[0] == worst[0]:
+    if high == low:
         return None, "all rewards are equal"
-    if best[0] - worst[0] <= margin:
+    if high - low <= margin:
         return None, f"the rewards differ by no more than {margin:g}"
-    chosen, rejected = (
-        [{"role": "assistant", "content": responses[number]}] for _, number in (best, worst)
-    )
     return {
-        "chosen": chosen,
-        "rejected": rejected,
-        "score_chosen": best[0],
-        "score_rejected": worst[0],
-        "margin": best[0] - worst[0],
-        "chosen_index": best[1],
-        "rejected_index": worst[1],
+        "chosen": [{"role": "assistant", "content": responses[best]}],
+        "rejected": [{"role": "assistant", "content": responses[worst]}],
+        "score_chosen": high,
+        "score_rejected": low,
+        "margin": high - low,
+        "chosen_index": best,
+        "rejected_index": worst,
         "responses": list(responses),
         "rewards": list(rewards),
     }, ""

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from core.errors import UserError
+from synth.filters.choices import Vectors
 from synth.filters.orders import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
-from synth.filters.rule import Vectors
 from synth.filters.schedule import select, wanted
 from synth.measures import CATEGORY
 from tests import small_recipe

@@ -153,7 +153,7 @@ def test_prompts_are_read_in_either_naming_and_a_broken_line_is_one_sentence(
     with pytest.raises(UserError, match=r"prompts.jsonl, line 1: no `prompt`"):
         read_prompts(path)
     path.write_text("nonsense\n")
-    with pytest.raises(UserError, match=r"line 1: not valid JSON"):
+    with pytest.raises(UserError, match=r"line 1 is not valid JSON"):
         read_prompts(path)
     path.write_text("")
     with pytest.raises(UserError, match="holds no prompts"):

@@ -3,7 +3,6 @@ afresh."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from core.errors import UserError
 from core.models import Model, resolve
 from synth.duplicates import embeddings
-from synth.duplicates.embeddings import Vectors, embed, vectors
+from synth.duplicates.embeddings import Vectors, vectors
 
 TEXTS = [f"How do I cook {n} eggs?" for n in ("two", "three", "four", "five", "six")]
 
@@ -28,12 +27,16 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     encode = embeddings._encode
 
-    def counted(encoder: object, texts: Sequence[str], batch: int) -> Vectors:
+    def counted(encoder: object, texts: list[str]) -> Vectors:
         seen.extend(texts)
-        return encode(encoder, texts, batch)
+        return encode(encoder, texts)
 
     monkeypatch.setattr(embeddings, "_encode", counted)
     return seen
+
+
+def afresh(texts: list[str], model: Model) -> Vectors:
+    return embeddings._encode(embeddings._load(model.path), texts)
 
 
 def ids(n: int) -> list[str]:
@@ -46,7 +49,7 @@ def test_vectors_are_those_of_embedding_afresh_and_equal_texts_are_bitwise_equal
     texts = [*TEXTS, TEXTS[1]]
     made = vectors(tmp_path, ids(6), texts, minilm)
     assert made.dtype == np.float32 and made.shape == (6, 384)
-    assert np.abs(made - embed(texts, minilm.path)).max() < 1e-6
+    assert np.abs(made - afresh(texts, minilm)).max() < 1e-6
     assert made[1].tobytes() == made[5].tobytes()
 
 
@@ -98,7 +101,7 @@ def test_what_a_killed_run_had_written_is_kept_and_its_torn_end_written_over(
         handle.write(b"\1" * 3000)  # vectors whose part was never published
     again = vectors(tmp_path, ids(5), TEXTS, minilm)
     assert embedded == TEXTS
-    assert np.abs(again - embed(TEXTS, minilm.path)).max() < 1e-6
+    assert np.abs(again - afresh(TEXTS, minilm)).max() < 1e-6
 
 
 def test_another_model_has_vectors_of_its_own(

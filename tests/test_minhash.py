@@ -16,7 +16,10 @@ from synth.duplicates import minhash as rooms
 from synth.duplicates.minhash import groups, minhash, signatures
 
 SETTINGS: dict[str, Any] = {"threshold": 0.7, "ngram": 3, "permutations": 128}
-TEXT = "Write a short story about a lighthouse keeper who finds an old map in the attic of his house and sets out to sea."
+TEXT = (
+    "Write a short story about a lighthouse keeper who finds an old map in the attic of his house "
+    "and sets out to sea."
+)
 
 
 def grouped(texts: list[str | None], **changes: Any) -> list[str]:

@@ -16,10 +16,10 @@ from core.errors import UserError
 from core.models import Model, resolve
 from core.servers import Servers
 from core.tracking import Log
-from synth.config import SynthConfig
+from synth.config import NeighborsConfig, SynthConfig
 from synth.context import Context
 from synth.duplicates import all_pairs as blocks
-from synth.duplicates.embeddings import embed
+from synth.duplicates import embeddings
 from synth.duplicates.int8_bounds import Codes, rates
 from synth.duplicates.neighbors import neighbors
 from synth.filters.arm import ArmConfig
@@ -259,7 +259,7 @@ def test_none_of_500_duplicates_passes_a_distance_above_zero() -> None:
     copies = np.random.default_rng(2).permutation(2000)[:500]
     rows[copies] = rows[copies[0]]
     ids = names(2000)
-    found = neighbors(ids, rows, 0.05)
+    found = neighbors(ids, rows)
     kept = found.filter(pl.col("min_neighbor_distance") > 0)
     assert not set(kept["id"]) & {ids[i] for i in copies}
     assert len(kept) == 1500
@@ -294,7 +294,7 @@ def test_a_chain_is_one_group_though_its_ends_are_apart_and_in_any_order() -> No
 def test_at_threshold_zero_nothing_is_a_repeat_and_copies_still_have_distance_zero() -> None:
     rows = vectors(10)
     rows[4] = rows[2]
-    found = neighbors(names(10), rows, 0.0)
+    found = neighbors(names(10), rows, NeighborsConfig(threshold=0.0))
     assert found["repeat_count"].to_list() == [0] * 10 and found[
         "min_similar_id"
     ].to_list() == found["neighbor_group"].to_list() == names(10)
@@ -339,7 +339,9 @@ def test_vectors_that_are_not_unit_length_or_not_finite_are_one_sentence() -> No
         neighbors(["a", "b"], vectors(3))
 
 
-def test_real_embeddings_of_equal_texts_are_bitwise_equal_and_close_for_paraphrases() -> None:
+def test_real_embeddings_of_equal_texts_are_bitwise_equal_and_close_for_paraphrases(
+    tmp_path: Path,
+) -> None:
     texts = [
         "How do I boil an egg?",
         "Prove that 2 is prime.",
@@ -347,11 +349,12 @@ def test_real_embeddings_of_equal_texts_are_bitwise_equal_and_close_for_paraphra
         "How do I boil eggs?",
     ]
     texts += [f"Filler {i} " * i for i in range(1, 40)]
-    made = embed(texts, resolve("embedded/all-MiniLM-L6-v2").path)
+    minilm = resolve("embedded/all-MiniLM-L6-v2")
+    made = embeddings.vectors(tmp_path, names(len(texts)), texts, minilm)
     assert made.dtype == np.float32 and made.shape == (len(texts), 384)
     assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
     assert made[0].tobytes() == made[2].tobytes()
-    found = neighbors([str(i) for i in range(len(texts))], made, 0.2)
+    found = neighbors([str(i) for i in range(len(texts))], made, NeighborsConfig(threshold=0.2))
     assert found["min_neighbor_distance"].to_list()[0] == 0.0
     assert (
         0
@@ -377,7 +380,7 @@ def clustered() -> NDArray[np.float32]:
 def test_past_the_limit_an_index_finds_neighbours_and_its_recall_is_measured() -> None:
     pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     rows, ids, lines = clustered(), names(6000), list[str]()
-    found = neighbors(ids, rows, exact_up_to=5000, probes=8, say=lines.append)
+    found = neighbors(ids, rows, NeighborsConfig(exact_up_to=5000, probes=8), say=lines.append)
     exact = neighbors(ids, rows)
     recall = found["neighbor_recall"][0]
     truly = (found["min_neighbor_distance"] - exact["min_neighbor_distance"]).abs() < 1e-5
@@ -393,7 +396,7 @@ def test_past_the_limit_an_index_finds_neighbours_and_its_recall_is_measured() -
     )
     near = exact["repeat_count"] > 0
     assert (found["repeat_count"].filter(near) > 0).mean() > 0.95
-    worse = neighbors(ids, rows, exact_up_to=5000, probes=1)
+    worse = neighbors(ids, rows, NeighborsConfig(exact_up_to=5000, probes=1))
     assert worse["neighbor_recall"][0] < recall
 
 
@@ -402,7 +405,7 @@ def test_a_pool_past_the_limit_without_faiss_is_one_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"exact_up_to; install faiss"):
-        neighbors(names(20), vectors(20), exact_up_to=10)
+        neighbors(names(20), vectors(20), NeighborsConfig(exact_up_to=10))
 
 
 def recipe_pool(root: Path, limit: int) -> Pool:
@@ -476,8 +479,3 @@ def test_a_recipe_measures_groups_of_near_duplicates_with_stored_vectors(
     )
     assert ("by an index with" in capsys.readouterr().err) == (limit == 10)
     assert len(list((tmp_path / "vectors").rglob("rows-*.parquet"))) == 1
-
-
-def test_embedding_model_that_is_none_is_one_sentence(tmp_path: object) -> None:
-    with pytest.raises(UserError, match="cannot be loaded"):
-        embed(["a"], f"{tmp_path}/nothing")

@@ -11,8 +11,9 @@ import pytest
 
 from core.errors import UserError
 from synth.filters.arm import ArmConfig
-from synth.filters.rule import Filter, held_out, resolve
+from synth.filters.rule import Rule, resolve
 from synth.filters.schedule import Selection, select, wanted
+from synth.filters.verdicts import held_out
 from synth.measures import DIFFICULTY, MEASURES, QUALITY
 
 N = 400
@@ -60,7 +61,7 @@ class World:
             frame = frame.with_columns([pl.when(usable).then(pl.col(c)).alias(c) for c in present])
         return frame
 
-    def measure(self, rules: list[tuple[Filter, tuple[int, ...]]]) -> list[str]:
+    def measure(self, rules: list[tuple[Rule, tuple[int, ...]]]) -> list[str]:
         order = []
         while wants := wanted(self.frame(), rules):
             name, ids = next(iter(wants.items()))
@@ -72,7 +73,7 @@ class World:
         return order
 
 
-def rule(**arm: object) -> Filter:
+def rule(**arm: object) -> Rule:
     return resolve("arm", ArmConfig.model_validate(arm))
 
 

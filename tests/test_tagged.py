@@ -15,7 +15,7 @@ from core.errors import UserError
 from recipes.verbs.filter import apply_all
 from synth.filters.arm import ArmConfig
 from synth.filters.orders import hash_rank
-from synth.filters.rule import Filter, resolve
+from synth.filters.rule import Rule, resolve
 from synth.filters.strategies import PAPER
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 from synth.published.rows import read as read_rows
@@ -194,7 +194,7 @@ def test_both_namings_and_every_file_form_choose_the_same(tmp_path: Path) -> Non
 # -- columns ---------------------------------------------------------------------------------------
 
 
-def rule(where: str | None = None, choose: str = "hash_order", **arm: Any) -> Filter:
+def rule(where: str | None = None, choose: str = "hash_order", **arm: Any) -> Rule:
     return resolve(
         "arm",
         ArmConfig.model_validate({"where": where, "choose": choose, "budget": {"rows": 5}, **arm}),
@@ -209,7 +209,7 @@ def test_a_count_of_repeats_is_read_without_the_row_that_is_repeated(tmp_path: P
 
 
 def kept(path: Path, where: str) -> list[str]:
-    from synth.filters.rule import ALLOWED, verdicts
+    from synth.filters.verdicts import ALLOWED, verdicts
 
     data = read(path, [rule(where)])
     return data.frame.filter(verdicts(data.frame, data.rules[0]) == ALLOWED)["id"].to_list()

@@ -20,7 +20,7 @@ from recipes.stages.tokens import as_messages, conversations, rows_digest
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth.filters.arm import ArmConfig
 from synth.filters.orders import hash_rank
-from synth.filters.rule import Filter, columns_of
+from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import Selection, TokenCounter, select, wanted
 from synth.pool import draw, mode_agreement
 from synth.pool import measure as measuring
@@ -35,7 +35,7 @@ ROWS = ("id", "instruction", "response", "messages", "status")
 class Chosen:
     """What an arm chose from the pool, and by which rule."""
 
-    rule: Filter
+    rule: Rule
     selection: Selection
 
 
@@ -188,7 +188,7 @@ def _arm(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Res
     rule = chosen.rule
     because = {
         "where": rule.where.text if rule.where else None,
-        "choose": rule.taking,
+        "choose": str(rule.choose),
         "budget": str(rule.budget),
     }
     result = _result(session, name, rows, because=because)

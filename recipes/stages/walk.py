@@ -11,7 +11,7 @@ from core.tracking import Tracker
 from recipes.schema import Recipe, with_random
 from synth.config import SynthConfig
 from synth.filters.arm import ArmConfig
-from synth.filters.rule import Filter, resolve
+from synth.filters.rule import Rule, resolve
 
 Selections = dict[tuple[str, int], Result | None]
 """A selection for every (arm, seed); of rows kept out of every arm, ("heldout", 0)."""
@@ -24,7 +24,7 @@ class Arms:
     """The arms of a recipe, random ones of the same size added, and the seeds they train with."""
 
     configs: Mapping[str, ArmConfig]
-    rules: Mapping[str, Filter]
+    rules: Mapping[str, Rule]
     """What the arms that choose from the pool resolve to."""
     seeds: tuple[int, ...]
     baseline: str

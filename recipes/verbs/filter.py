@@ -21,9 +21,10 @@ from core.errors import UserError, nearest
 from recipes.exchange.import_data import spare
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
-from synth.filters.rule import Filter, Vectors, resolve
+from synth.filters.choices import CHOICES, Vectors
+from synth.filters.rule import Rule, resolve
 from synth.filters.schedule import Selection, TokenCounter, Unfilled, select
-from synth.filters.strategies import CHOICES, STRATEGIES, Param, Strategy
+from synth.filters.strategies import STRATEGIES, Param, Strategy
 from synth.published import chosen_rows, tagged
 from synth.tags.reward import REWARD_MODELS
 
@@ -155,12 +156,12 @@ def apply_all(
     return Applied(data, chosen)
 
 
-def rules_of(names: Sequence[str], arm: Block) -> list[Filter]:
+def rules_of(names: Sequence[str], arm: Block) -> list[Rule]:
     """The rules of several strategies, with what `arm` replaces."""
     return [_rule(name, arm, names) for name in names]
 
 
-def _rule(name: str, arm: Block, names: Sequence[str]) -> Filter:
+def _rule(name: str, arm: Block, names: Sequence[str]) -> Rule:
     """The rule of one strategy, or of `arm` alone. A threshold goes to the strategies that have
     it."""
     strategy = STRATEGIES.get(name, NOTHING)

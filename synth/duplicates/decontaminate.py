@@ -8,20 +8,19 @@ covering more than half of a test prompt's words, arXiv 2411.15124).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.files import file_digest
+from core.files import file_digest, read_json_lines
 from synth.config import SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings
+from synth.duplicates.blocks import Vectors, slices
 from synth.duplicates.ngrams import grams, words
 
 VERSION = 2
@@ -32,6 +31,7 @@ SHORT = 5
 instruction."""
 SLICE = 20_000
 
+HITS = pl.Schema({"row": pl.Int64(), "prompt": pl.Int64(), "share": pl.Float64()})
 PROMPTS = {"id": pl.String, "prompt": pl.String}
 
 
@@ -41,30 +41,19 @@ def read_prompts(path: Path) -> pl.DataFrame:
 
     Raises UserError for a file that holds no prompt, and for a line that is no such object.
     """
-    found: list[tuple[str, str]] = []
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                record: Any = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: not valid JSON; write one object a line."
-                ) from error
-            prompt = (
-                record.get("prompt", record.get("instruction"))
-                if isinstance(record, dict)
-                else None
+    prompts: list[tuple[str, str]] = []
+    for number, record in read_json_lines(path, "write one object a line"):
+        fields = record if isinstance(record, dict) else {}
+        prompt = fields.get("prompt", fields.get("instruction"))
+        if not isinstance(prompt, str):
+            raise UserError(
+                f"{path}, line {number}: no `prompt` (text); write one object a line: "
+                '{"id": ..., "prompt": ...}.'
             )
-            if not isinstance(prompt, str):
-                raise UserError(
-                    f'{path}, line {number}: no `prompt` (text); write one object a line: {{"id": ..., "prompt": ...}}.'
-                )
-            found.append((str(record.get("id", number)), prompt))
-    if not found:
+        prompts.append((str(fields.get("id", number)), prompt))
+    if not prompts:
         raise UserError(f"{path} holds no prompts.")
-    return pl.DataFrame(found, schema=PROMPTS, orient="row")
+    return pl.DataFrame(prompts, schema=PROMPTS, orient="row")
 
 
 def overlap(rows: pl.DataFrame, prompts: pl.DataFrame, n: int = 8) -> pl.DataFrame:
@@ -77,31 +66,22 @@ def overlap(rows: pl.DataFrame, prompts: pl.DataFrame, n: int = 8) -> pl.DataFra
     none)].
     """
     index = _index(prompts, n)
-    parts = [
-        _best(rows["instruction"].slice(at, SLICE), index).with_columns(pl.col("row") + at)
-        for at in range(0, len(rows), SLICE)
-    ]
-    best = (
-        pl.concat(parts)
-        if parts
-        else pl.DataFrame(schema={"row": pl.Int64, "prompt": pl.Int64, "share": pl.Float64})
+    best = [HITS.to_frame()]
+    for part in slices(len(rows), SLICE):
+        texts = rows["instruction"][part]
+        best.append(_best(texts, index).with_columns(pl.col("row") + part.start))
+    prompt_ids = prompts.select(
+        pl.int_range(pl.len()).alias("prompt"), pl.col("id").alias("eval_overlap_prompt")
     )
-    numbered = rows.select("id").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    named = prompts.select(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("prompt"),
-        pl.col("id").alias("eval_overlap_prompt"),
-    )
-    found = numbered.join(best, on="row", how="left", maintain_order="left").join(
-        named, on="prompt", how="left", maintain_order="left"
-    )
-    return found.select(
+    numbered = rows.select("id", pl.int_range(pl.len()).alias("row"))
+    repeated = pl.concat(best).join(prompt_ids, on="prompt", how="left")
+    overlaps = numbered.join(repeated, on="row", how="left", maintain_order="left")
+    return overlaps.select(
         "id", pl.col("share").fill_null(0.0).alias("eval_overlap"), "eval_overlap_prompt"
     )
 
 
-def distance(
-    ids: Sequence[str], vectors: NDArray[np.float32], prompts: NDArray[np.float32]
-) -> pl.DataFrame:
+def distance(ids: Sequence[str], vectors: Vectors, prompts: Vectors) -> pl.DataFrame:
     """Squared L2 distance of each instruction to the nearest evaluation prompt, both as unit
     vectors of one model (synth/duplicates/embeddings.py).
 
@@ -109,10 +89,10 @@ def distance(
     prompts)].
     """
     nearest = np.full(len(vectors), np.nan)
-    for top in range(0, len(vectors) if len(prompts) else 0, SLICE):
-        nearest[top : top + SLICE] = np.clip(
-            2 - 2 * (vectors[top : top + SLICE] @ prompts.T).max(axis=1).astype(np.float64), 0, 4
-        )
+    if len(prompts):
+        for part in slices(len(vectors), SLICE):
+            cosines = (vectors[part] @ prompts.T).max(axis=1).astype(np.float64)
+            nearest[part] = np.clip(2 - 2 * cosines, 0, 4)
     return pl.DataFrame({"id": list(ids), "eval_distance": pl.Series(nearest).fill_nan(None)})
 
 
@@ -120,15 +100,10 @@ def overlap_cell(config: SynthConfig, context: Context) -> dict[str, Any] | None
     """What determines a cell of `overlap`: the prompts by content; None where there are none to
     compare with."""
     files = _files(config, context)
-    return (
-        {
-            "prompts": [file_digest(f) for f in files],
-            "ngram": config.tags.decontaminate.ngram,
-            "VERSION": VERSION,
-        }
-        if files
-        else None
-    )
+    if not files:
+        return None
+    prompts = list(map(file_digest, files))
+    return {"prompts": prompts, "ngram": config.tags.decontaminate.ngram, "VERSION": VERSION}
 
 
 def compute_overlap(
@@ -143,100 +118,82 @@ def distance_cell(config: SynthConfig, context: Context) -> dict[str, Any] | Non
     which is that of the neighbours."""
     files = _files(config, context)
     model = context.resolve(config.tags.neighbors.model, None).revision
-    return (
-        {
-            "prompts": [file_digest(f) for f in files],
-            "model": model,
-            "VERSION": [VERSION, embeddings.VERSION],
-        }
-        if files
-        else None
-    )
+    if not files:
+        return None
+    prompts = list(map(file_digest, files))
+    return {"prompts": prompts, "model": model, "VERSION": [VERSION, embeddings.VERSION]}
 
 
 def compute_distance(
     rows: pl.DataFrame, config: SynthConfig, context: Context
 ) -> Iterator[pl.DataFrame]:
     """The measure `eval_distance` of rows [id, instruction]."""
-    prompts, model = _prompts(config, context), context.resolve(config.tags.neighbors.model, None)
-    of_prompts = embeddings.vectors(context.root, prompts["id"].to_list(), prompts["prompt"], model)
-    ids = rows["id"].to_list()
-    yield distance(
-        ids, embeddings.vectors(context.root, ids, rows["instruction"], model), of_prompts
-    )
+    model = context.resolve(config.tags.neighbors.model, None)
+    prompts = _prompts(config, context)
+    ids, prompt_ids = rows["id"].to_list(), prompts["id"].to_list()
+    of_prompts = embeddings.vectors(context.root, prompt_ids, prompts["prompt"], model)
+    of_rows = embeddings.vectors(context.root, ids, rows["instruction"], model)
+    yield distance(ids, of_rows, of_prompts)
 
 
 def _files(config: SynthConfig, context: Context) -> list[Path]:
     """The evaluation's prompts, then the recipe's own file."""
     own = config.tags.decontaminate.file
-    files = [context.eval_prompts, Path(own).expanduser() if own else None]
-    found = [f for f in files if f is not None]
-    for file in found:
+    named = [context.eval_prompts, Path(own).expanduser() if own else None]
+    files = [file for file in named if file]
+    for file in files:
         if not file.is_file():
             raise UserError(
                 f"the file of prompts {file} does not exist; check `synth.tags.decontaminate.file`."
             )
-    return found
+    return files
 
 
 def _prompts(config: SynthConfig, context: Context) -> pl.DataFrame:
-    return pl.concat([read_prompts(f) for f in _files(config, context)])
+    return pl.concat(map(read_prompts, _files(config, context)))
 
 
 def _index(prompts: pl.DataFrame, n: int) -> dict[int, pl.DataFrame]:
     """By size of n-gram: where it stands, [hash, prompt (number), place (first word), size, length
     (the prompt's words)]."""
-    of = words(prompts["prompt"], plain=True)
-    length = np.bincount(of.row, minlength=len(prompts))
-    begins = np.cumsum(length) - length
+    found = words(prompts["prompt"], plain=True)
+    length = found.lengths(len(prompts))
     sizes = np.where(length < SHORT, length, np.minimum(length, n))
     index = {}
-    for size in sorted({int(s) for s in sizes} - {0}):
-        found = grams(of, size)
-        right = sizes[found.row] == size
-        at = (
-            np.arange(len(of.row))[: len(of.row) - size + 1][
-                of.row[: len(of.row) - size + 1] == of.row[size - 1 :]
-            ]
-            - begins[found.row]
+    for size in sorted(set(sizes.tolist()) - {0}):
+        runs = grams(found, size)
+        # a text's n-grams come in reading order, so each stands one word behind the last
+        frame = pl.DataFrame({"hash": runs.hash, "prompt": runs.row}).with_columns(
+            pl.int_range(pl.len()).over("prompt").alias("place"),
+            pl.lit(size, pl.Int64).alias("size"),
+            pl.Series("length", length[runs.row]),
         )
-        frame = pl.DataFrame(
-            {"hash": found.hash, "prompt": found.row, "place": at, "length": length[found.row]}
-        ).filter(pl.Series(right))
-        index[size] = frame.with_columns(pl.lit(size, pl.Int64).alias("size"))
+        index[size] = frame.filter(pl.Series(sizes[runs.row] == size))
     return index
 
 
 def _best(texts: pl.Series, index: dict[int, pl.DataFrame]) -> pl.DataFrame:
     """[row, prompt, share]: for each text that shares an n-gram with a prompt, the prompt it
     repeats most of (ties: the first)."""
-    of = words(texts, plain=True)
-    length = np.bincount(of.row, minlength=len(texts))
+    found = words(texts, plain=True)
+    length = pl.Series(found.lengths(len(texts)))
     hits = []
     for size, places in index.items():
-        found = grams(of, size)
-        shared = (
-            pl.DataFrame({"row": found.row, "hash": found.hash})
-            .join(places, on="hash")
-            .drop("hash")
-        )
-        hits.append(
-            shared.filter(
-                (pl.col("length") >= SHORT)
-                | (pl.Series(length).gather(shared["row"]) == pl.col("length"))
-            )
-        )
+        runs = grams(found, size)
+        shared = pl.DataFrame({"row": runs.row, "hash": runs.hash}).join(places, on="hash")
+        whole = length.gather(shared["row"]) == shared["length"]
+        hits.append(shared.drop("hash").filter((shared["length"] >= SHORT) | whole))
     if not hits:
-        return pl.DataFrame(schema={"row": pl.Int64, "prompt": pl.Int64, "share": pl.Float64})
+        return HITS.to_frame()
     # n-grams of one prompt overlap: each covers what lies before the next one's first word
-    ordered = pl.concat(hits).unique(["row", "prompt", "place"]).sort("row", "prompt", "place")
-    step = pl.col("place").shift(-1).over("row", "prompt") - pl.col("place")
-    covered = ordered.with_columns(
-        pl.min_horizontal(step.fill_null(pl.col("size")), "size").alias("covered")
+    pair = ["row", "prompt"]
+    ordered = pl.concat(hits).unique([*pair, "place"]).sort(*pair, "place")
+    step = pl.col("place").shift(-1).over(pair) - pl.col("place")
+    covered = pl.min_horizontal(step.fill_null(pl.col("size")), "size")
+    shares = (
+        ordered.with_columns(covered.alias("covered"))
+        .group_by(pair)
+        .agg((pl.col("covered").sum() / pl.col("length").first()).alias("share"))
     )
-    shares = covered.group_by("row", "prompt").agg(
-        (pl.col("covered").sum() / pl.col("length").first()).alias("share")
-    )
-    return shares.sort(["row", "share", "prompt"], descending=[False, True, False]).unique(
-        "row", keep="first", maintain_order=True
-    )
+    best_first = shares.sort("row", "share", "prompt", descending=[False, True, False])
+    return best_first.unique("row", keep="first", maintain_order=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -22,22 +21,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.files import fsync_folder, write_atomic
+from core.files import read_json, read_parquet, replacing, write_atomic
 from core.models import Model
 from core.store import canonical, digest
+from synth.duplicates.blocks import Ints, Vectors, slices
 
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""
 
 SLICE = 2048
 """Texts embedded between two writes."""
+BATCH = 64
+"""Texts that the model takes at a time."""
 IN_MEMORY = 2**30
 """Bytes of vectors up to which the result is an array in memory; a larger one is a memory map."""
-
-Vectors = NDArray[np.float32]
 
 
 def vectors(
@@ -58,154 +57,132 @@ def vectors(
     """
     folder = root / "vectors" / digest(_cell(model))[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        str(folder / ".lock")
-    ):  # a second run waits, then finds what this one has embedded
+    # a second run waits, then finds what this one has embedded
+    with FileLock(str(folder / ".lock")):
         kept = _Kept(folder, model)
         places = np.empty(len(ids), np.int64)
         done = 0
         source = iter(texts)
         while batch := list(itertools.islice(source, SLICE)):
-            if done + len(batch) > len(ids):
+            end = done + len(batch)
+            if end > len(ids):
                 raise ValueError(f"{len(ids)} ids came with more texts")
             if None in batch:
+                row = ids[done + batch.index(None)]
                 raise UserError(
-                    f"row {ids[done + batch.index(None)]} has no text to embed; keep to rows whose text is there."
+                    f"row {row} has no text to embed; keep to rows whose text is there."
                 )
-            slice_ = [text for text in batch if text is not None]
-            digests = [
-                hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-                for text in slice_
-            ]
-            kept.embed(slice_, digests)
-            places[done : done + len(batch)] = [kept.places[key] for key in digests]
-            done += len(batch)
+            places[done:end] = kept.embed([text for text in batch if text is not None])
+            done = end
             tell(done)
         if done != len(ids):
             raise ValueError(f"{len(ids)} ids came with {done} texts")
         return kept.rows(places)
 
 
-def embed(
-    texts: Sequence[str], model_path: str, batch: int = 64, device: str | None = None
-) -> Vectors:
-    """Unit vectors of texts, float32 [len(texts), dimensions], by a sentence-transformers model (a
-    folder or hub id); nothing is kept.
-
-    Equal texts are embedded once, so their vectors are bitwise equal. `batch` is texts at a time;
-    the model cuts texts at its own max_seq_length in tokens (256 for MiniLM, 384 for mpnet). Raises
-    UserError when the model cannot be loaded.
-    """
-    distinct = list(dict.fromkeys(texts))
-    made = _encode(_load(model_path, device), distinct, batch)
-    place = {text: at for at, text in enumerate(distinct)}
-    found: Vectors = made[[place[text] for text in texts]]
-    return found
-
-
 class _Kept:
     """The vectors of one model that the store holds: `places` maps a text's digest to its row."""
 
     def __init__(self, folder: Path, model: Model) -> None:
-        self.folder, self.model, self.file = folder, model, folder / "vectors.f32"
-        parts = sorted(folder.glob("rows-*.parquet"))
-        held: list[list[bytes]] = [pl.read_parquet(part)["digest"].to_list() for part in parts]
-        self.places = {key: at for at, key in enumerate(itertools.chain.from_iterable(held))}
-        self.count = sum(map(len, held))
-        info = folder / "model.json"
-        self.width: int | None = (
-            json.loads(info.read_text())["dimensions"] if info.exists() else None
-        )
-        if self.count and (
-            not self.width
-            or not self.file.exists()
-            or self.file.stat().st_size < self.count * self.width * 4
-        ):
+        """Raises UserError where the file of vectors is shorter than what is known to be in it."""
+        self.folder, self.model = folder, model
+        self.file, self.info = folder / "vectors.f32", folder / "model.json"
+        parts = [read_parquet(part)["digest"] for part in sorted(folder.glob("rows-*.parquet"))]
+        self.count = sum(map(len, parts))
+        self.places = dict(zip(itertools.chain(*parts), range(self.count), strict=True))
+        self.width = read_json(self.info)["dimensions"] if self.info.exists() else 0
+        size = self.file.stat().st_size if self.file.exists() else 0
+        if self.count and size < max(self._bytes(self.count), 1):
             raise UserError(
-                f"{folder} has lost vectors that its rows-*.parquet name; remove that folder and run again."
+                f"{folder} has lost vectors that its rows-*.parquet name; "
+                "remove that folder and run again."
             )
-        self.encoder: Any = None
 
-    def embed(self, texts: Sequence[str], digests: Sequence[bytes]) -> None:
-        """Append the vectors of those texts that are not there yet."""
-        fresh = {
-            key: text for key, text in zip(digests, texts, strict=True) if key not in self.places
-        }
-        if not fresh:
-            return
-        self.encoder = self.encoder or _load(self.model.path, None)
-        made = _encode(self.encoder, list(fresh.values()), 64)
-        if self.width is None:
-            self.width = made.shape[1]
-            write_atomic(
-                self.folder / "model.json",
-                canonical({**_cell(self.model), "name": self.model.name, "dimensions": self.width}),
-            )
+    def _bytes(self, rows: int) -> int:
+        return rows * self.width * np.dtype(np.float32).itemsize
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        """The model, loaded when the first text is embedded."""
+        return _load(self.model.path)
+
+    def embed(self, texts: Sequence[str]) -> list[int]:
+        """The place of each text's vector; vectors that are not there yet are appended."""
+        digests = [_digest(text) for text in texts]
+        known = self.places
+        fresh = {key: t for key, t in zip(digests, texts, strict=True) if key not in known}
+        if fresh:
+            self._append(list(fresh), _encode(self.encoder, list(fresh.values())))
+        return [self.places[key] for key in digests]
+
+    def _append(self, digests: list[bytes], vectors: Vectors) -> None:
+        """Publish vectors: first the rows on disk, then the part that names them."""
+        if not self.width:
+            self.width = vectors.shape[1]
+            about = {**_cell(self.model), "name": self.model.name, "dimensions": self.width}
+            write_atomic(self.info, canonical(about))
         with self.file.open("r+b" if self.file.exists() else "w+b") as handle:
-            handle.seek(self.count * self.width * 4)
-            handle.write(made.tobytes())
+            handle.seek(self._bytes(self.count))  # over what a killed run left behind the last part
+            handle.write(vectors.tobytes())
             handle.truncate()
             handle.flush()
             os.fsync(handle.fileno())
-        part = self.folder / f"rows-{self.count:012d}.parquet"
-        temporary = part.with_name(f".{part.name}.tmp")
-        pl.DataFrame({"digest": list(fresh)}, schema={"digest": pl.Binary}).write_parquet(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(part)
-        fsync_folder(self.folder)
-        self.places.update(zip(fresh, range(self.count, self.count + len(fresh)), strict=True))
-        self.count += len(fresh)
+        with replacing(self.folder / f"rows-{self.count:012d}.parquet") as temporary:
+            pl.DataFrame({"digest": digests}, schema={"digest": pl.Binary}).write_parquet(temporary)
+        self.places.update(zip(digests, itertools.count(self.count)))
+        self.count += len(digests)
 
-    def rows(self, places: NDArray[np.int64]) -> Vectors:
+    def rows(self, places: Ints) -> Vectors:
         """The vectors at `places`, in that order."""
         if not len(places):
-            return np.empty((0, self.width or 0), np.float32)
-        assert self.width is not None
+            return np.empty((0, self.width), np.float32)
         stored = np.memmap(self.file, np.float32, "r", shape=(self.count, self.width))
-        large = len(places) * self.width * 4 > IN_MEMORY
-        if large and (np.diff(places) == 1).all():
-            return stored[places[0] : places[-1] + 1]
-        if not large:
+        if self._bytes(len(places)) <= IN_MEMORY:
             taken: Vectors = stored[places]
             return taken
-        with tempfile.TemporaryFile(
-            dir=self.folder
-        ) as handle:  # without a name; the map keeps it alive
+        if (np.diff(places) == 1).all():
+            return stored[places[0] : places[-1] + 1]
+        # a file without a name; the map keeps it alive
+        with tempfile.TemporaryFile(dir=self.folder) as handle:
             copy: np.memmap[Any, np.dtype[np.float32]] = np.memmap(
                 handle, np.float32, "w+", shape=(len(places), self.width)
             )
-        for top in range(0, len(places), SLICE):
-            copy[top : top + SLICE] = stored[places[top : top + SLICE]]
+        for part in slices(len(places), SLICE):
+            copy[part] = stored[places[part]]
         return copy
 
 
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
 @functools.lru_cache(maxsize=1)
-def _load(model_path: str, device: str | None) -> Any:
+def _load(model_path: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # the loading bar would break into the run's own progress
+    # the loading bar would break into the run's own progress
+    logging.disable_progress_bar()
     try:
-        return SentenceTransformer(model_path, device=device, trust_remote_code=False)
+        return SentenceTransformer(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"the embedding model {model_path} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the embedding model {model_path} cannot be loaded: {reason}") from error
 
 
-def _encode(encoder: Any, texts: Sequence[str], batch: int) -> Vectors:
-    raw = encoder.encode(
-        list(texts), batch_size=batch, convert_to_numpy=True, show_progress_bar=False
-    ).astype(np.float64)
-    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
-    made: Vectors = raw.astype(np.float32)
-    return made
+def _encode(encoder: Any, texts: list[str]) -> Vectors:
+    """Unit vectors; the model cuts texts at its own max_seq_length in tokens (256 for MiniLM, 384
+    for mpnet)."""
+    raw = encoder.encode(texts, batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False)
+    exact = raw.astype(np.float64)
+    vectors: Vectors = (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32)
+    return vectors
 
 
 def _cell(model: Model) -> dict[str, Any]:
     """What determines a vector besides its text."""
+    known = model.revision != "unresolved"
     return {
-        "model": model.revision if model.revision != "unresolved" else [model.name, model.revision],
+        "model": model.revision if known else [model.name, model.revision],
         "VERSION": VERSION,
     }

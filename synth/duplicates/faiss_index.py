@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.errors import UserError
-from synth.duplicates.all_pairs import PAIRS, Found, Ints
-from synth.duplicates.int8_bounds import Rows
+from synth.duplicates.all_pairs import NONE, Found, cosines_of
+from synth.duplicates.blocks import Ints, Rows, slices
 
-PROBES = 32
-"""Lists that a row looks into."""
 NEIGHBORS = 32
 """Neighbours that the index gives for a row; a row with that many repeats is asked again for all of
 them."""
 TRAINED = 64
 """Vectors a list that the centres are trained on."""
+FEWEST = 39
+"""Vectors a list below which FAISS warns that it cannot train."""
 SAMPLE = 1000
 """Rows whose exact neighbours are computed to measure recall."""
 MARGIN = 0.02
@@ -49,100 +48,97 @@ class Recall:
 
     def __str__(self) -> str:
         return (
-            f"of {self.rows:,} rows compared with exact search, {self.nearest:.1%} have their exact distance (mean error {self.error:.2g}),"
-            f" {self.close:.1%} of those with a repeat are known to have one, and {self.repeats:.1%} of all repeats were counted"
+            f"of {self.rows:,} rows compared with exact search, {self.nearest:.1%} have their "
+            f"exact distance (mean error {self.error:.2g}), {self.close:.1%} of those with a "
+            f"repeat are known to have one, and {self.repeats:.1%} of all repeats were counted"
         )
 
 
-def search(rows: Rows, width: int, found: Found, probes: int = PROBES) -> Recall:
-    """Fold each vector's neighbours that the index finds. `rows` reads vectors, float32 [m,
-    `width`]; `probes`: lists a row looks into.
+def search(rows: Rows, width: int, found: Found, probes: int) -> Recall:
+    """Fold each vector's neighbours that the index finds into `found`. `rows` reads vectors,
+    float32 [m, `width`]; `probes`: lists a row looks into.
 
     Raises UserError when faiss is not installed.
     """
-    n = len(found.rank)
-    index = _index(rows, width, n, probes)
-    for top in range(0, n, SLICE):
-        own = np.arange(top, min(top + SLICE, n))
-        asked = np.ascontiguousarray(rows(slice(top, top + len(own))))
-        _, places = index.search(asked, min(NEIGHBORS + 1, n))
-        i, j = np.repeat(own, places.shape[1]), places.reshape(-1).astype(np.int64)
-        real = (j >= 0) & (j != i)
-        i, j = i[real], j[real]
-        cosines = _cosines(rows, i, j)
-        near = np.bincount(i[cosines > found.close] - top, minlength=len(own))
-        full = np.flatnonzero(near >= NEIGHBORS)
+    count = len(found.rank)
+    index = _index(rows, width, count, probes)
+    for part in slices(count, SLICE):
+        own = np.arange(part.start, part.stop)
+        asked = np.ascontiguousarray(rows(part))
+        _, places = index.search(asked, min(NEIGHBORS + 1, count))
+        i, j = _others(np.repeat(own, places.shape[1]), places.reshape(-1))
+        cosines = cosines_of(rows, i, j)
+        close = i[cosines > found.close] - part.start
+        repeats = np.bincount(close, minlength=len(own))
+        full = np.flatnonzero(repeats >= NEIGHBORS)
         if len(full):
-            kept = near[i - top] < NEIGHBORS
+            # there may be more than were given: those rows are asked again for all within reach
             limits, _, places = index.range_search(asked[full], found.close - MARGIN)
-            more, other = (
-                np.repeat(own[full], np.diff(limits.astype(np.int64))),
-                places.astype(np.int64),
-            )
-            more, other = more[other != more], other[other != more]
-            i, j, cosines = (
-                np.concatenate([i[kept], more]),
-                np.concatenate([j[kept], other]),
-                np.append(cosines[kept], _cosines(rows, more, other)),
-            )
+            more, others = _others(np.repeat(own[full], np.diff(limits.astype(int))), places)
+            kept = repeats[i - part.start] < NEIGHBORS
+            i, j = np.append(i[kept], more), np.append(j[kept], others)
+            cosines = np.append(cosines[kept], cosines_of(rows, more, others))
         found.pairs(i, j, cosines)
+        # the other row may not have found this one; it is nearer than what it did find, or is it
         found.pairs(j, i, cosines, counted=False)
     return _recall(rows, found)
 
 
-def _index(rows: Rows, width: int, n: int, probes: int) -> Any:
+def _others(i: Ints, places: Ints) -> tuple[Ints, Ints]:
+    """Pairs with what was found for each; not with itself, nor with the -1 of a list too short."""
+    real = (places >= 0) & (places != i)
+    return i[real], places[real].astype(np.int64)
+
+
+def _index(rows: Rows, width: int, count: int, probes: int) -> Any:
+    """The index over all vectors. Raises UserError when faiss is not installed."""
     try:
         import faiss
     except ImportError as error:
         raise UserError(
-            f"the pool has {n:,} distinct instructions, more than synth.tags.neighbors.exact_up_to; install faiss (pip install faiss-cpu) for an"
-            " approximate search, or raise that limit for an exact one."
+            f"the pool has {count:,} distinct instructions, more than "
+            "synth.tags.neighbors.exact_up_to; install faiss (pip install faiss-cpu) for an "
+            "approximate search, or raise that limit for an exact one."
         ) from error
-    lists = max(1, min(int(4 * n**0.5), n // 39))  # FAISS wants 39 vectors a list to train on
+    lists = max(1, min(int(4 * count**0.5), count // FEWEST))
+    by_residual = False
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(width),
         width,
         lists,
         faiss.ScalarQuantizer.QT_8bit,
         faiss.METRIC_INNER_PRODUCT,
-        False,
+        by_residual,
     )
-    sample = np.random.default_rng(0).choice(n, min(n, lists * TRAINED), replace=False)
+    sample = np.random.default_rng(0).choice(count, min(count, lists * TRAINED), replace=False)
     index.train(np.ascontiguousarray(rows(np.sort(sample))))
-    for top in range(0, n, SLICE):
-        index.add(np.ascontiguousarray(rows(slice(top, min(top + SLICE, n)))))
+    for part in slices(count, SLICE):
+        index.add(np.ascontiguousarray(rows(part)))
     index.nprobe = min(probes, lists)
     return index
 
 
-def _cosines(rows: Rows, i: Ints, j: Ints) -> NDArray[np.float32]:
-    cosines = np.empty(len(i), np.float32)
-    for top in range(0, len(i), PAIRS):
-        part = slice(top, top + PAIRS)
-        np.einsum("ij,ij->i", rows(i[part]), rows(j[part]), out=cosines[part])
-    return cosines
-
-
 def _recall(rows: Rows, found: Found) -> Recall:
     """Compare a sample of rows with every row."""
-    n = len(found.rank)
-    sample = np.sort(np.random.default_rng(1).choice(n, min(SAMPLE, n), replace=False))
-    asked, size = rows(sample), found.size.numpy()
-    nearest, repeats = np.full(len(sample), -2.0, np.float32), np.zeros(len(sample), np.int64)
-    for top in range(0, n, SLICE):
-        part = slice(top, min(top + SLICE, n))
+    count, size = len(found.rank), found.size.numpy()
+    draw = np.random.default_rng(1)  # not that of the training sample
+    sample = np.sort(draw.choice(count, min(SAMPLE, count), replace=False))
+    asked = rows(sample)
+    nearest = np.full(len(sample), NONE, np.float32)
+    repeats = np.zeros(len(sample), np.int64)
+    for part in slices(count, SLICE):
         cosines = asked @ rows(part).T
-        inside = np.flatnonzero((sample >= top) & (sample < part.stop))
-        cosines[inside, sample[inside] - top] = -2
+        inside = np.flatnonzero((sample >= part.start) & (sample < part.stop))
+        cosines[inside, sample[inside] - part.start] = NONE  # with itself
         np.maximum(nearest, cosines.max(axis=1), out=nearest)
         repeats += (cosines > found.close) @ size[part]
     error = 2 * (nearest - found.nearest.numpy()[sample]).astype(np.float64)
     counted = found.repeats.numpy()[sample]
     close = repeats > 0
-    return Recall(
-        len(sample),
-        float((error < 1e-5).mean()),
-        float((counted[close] > 0).mean()) if close.any() else 1.0,
-        float(np.minimum(counted, repeats).sum() / repeats.sum()) if close.any() else 1.0,
-        float(np.maximum(error, 0).mean()),
-    )
+    known_close = known_repeats = 1.0
+    if close.any():
+        known_close = float((counted[close] > 0).mean())
+        known_repeats = float(np.minimum(counted, repeats).sum() / repeats.sum())
+    exact = float((error < 1e-5).mean())
+    mean_error = float(np.maximum(error, 0).mean())
+    return Recall(len(sample), exact, known_close, known_repeats, mean_error)

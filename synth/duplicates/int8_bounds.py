@@ -15,20 +15,26 @@ from __future__ import annotations
 
 import functools
 import math
-import time
+import timeit
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.duplicates.blocks import Floats, Ints, Rows, slices
+
 if TYPE_CHECKING:
     import torch
+
+Products = NDArray[np.int32]
 
 SPREAD = 4.9
 """The grid's end in standard deviations of a coordinate, 1/sqrt(d). A longer grid is coarser; on a
 shorter one the worst vector of a block, by whose residue the block is judged, has a coordinate cut
 off."""
+STEPS = 127
+"""Steps of the grid on either side of 0."""
 SLACK = 1e-9
 """Far more than the 64-bit rounding of the rotation and of a residue's length."""
 SLICE = 8192
@@ -36,59 +42,58 @@ SLICE = 8192
 LOW = -(2**30)
 """Below every product of codes."""
 
-Rows = Callable[[slice | NDArray[np.int64]], NDArray[np.float32]]
-"""Reads vectors of a slice or of places."""
-
 
 class Codes:
-    """The codes p of n vectors, int8 [n padded to whole blocks, d], the residues' lengths, and what
-    a product of codes is in units of the cosine."""
+    """The codes p of n vectors, int8 [n padded to whole blocks, d], the residues' lengths |r|
+    (`lost`), and what a product of codes is in units of the cosine."""
 
-    def __init__(self, rows: Rows, n: int, width: int, side: int) -> None:
+    def __init__(self, rows: Rows, count: int, width: int, side: int) -> None:
+        """`rows` reads vectors, float32 [m, `width`]; `side`: rows of a block."""
         import torch
 
-        self.n, self.side = n, side
+        self.count, self.width, self.side = count, width, side
+        # always the same rotation, so that two searches of one pool are the same
         turn = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0]
-        step = SPREAD / (127 * math.sqrt(width))
+        step = SPREAD / (STEPS * math.sqrt(width))
         self.unit = step * step
-        self.codes = torch.zeros((-(-n // side) * side, width), dtype=torch.int8)
-        self.lost = np.zeros(len(self.codes))
+        padded = -(-count // side) * side
+        self.codes = torch.zeros((padded, width), dtype=torch.int8)
+        self.lost = np.zeros(padded)
         longest = 0.0
-        for top in range(0, n, SLICE):
-            part = rows(slice(top, min(top + SLICE, n))).astype(np.float64)
-            turned = part @ turn / step
-            rounded = np.clip(np.rint(turned), -127, 127)
-            self.codes[top : top + len(part)] = torch.from_numpy(rounded.astype(np.int8))
-            self.lost[top : top + len(part)] = (
-                np.linalg.norm(turned - rounded, axis=1) * step + SLACK
-            )
-            longest = max(longest, float(np.linalg.norm(part, axis=1).max()))
+        for part in slices(count, SLICE):
+            vectors = rows(part).astype(np.float64)
+            turned = vectors @ turn / step
+            rounded = np.clip(np.rint(turned), -STEPS, STEPS)
+            self.codes[part] = torch.from_numpy(rounded.astype(np.int8))
+            self.lost[part] = np.linalg.norm(turned - rounded, axis=1) * step + SLACK
+            longest = max(longest, float(np.linalg.norm(vectors, axis=1).max()))
+        # |x| of the bound: the vectors' length is 1 but for rounding
         self.longest = longest + SLACK
         self.worst = self.lost.reshape(-1, side).max(axis=1)
 
-    def error(self, a: slice, b: slice) -> NDArray[np.float64]:
+    def error(self, a: slice, b: slice) -> Floats:
         """How far the cosine of each row of `a` with any row of block `b` may be from what the
-        codes say."""
+        codes say: the bound above, with the largest residue of the block."""
         worst = self.worst[b.start // self.side]
-        errors: NDArray[np.float64] = self.lost[a] * (self.longest + worst) + self.longest * worst
+        errors: Floats = self.lost[a] * (self.longest + worst) + self.longest * worst
         return errors
 
-    def errors(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float64]:
+    def errors(self, i: Ints, j: Ints) -> Floats:
         """The same of pairs."""
         return self.longest * (self.lost[i] + self.lost[j]) + self.lost[i] * self.lost[j]
 
-    def products(self, a: slice, b: slice, out: torch.Tensor) -> NDArray[np.int32]:
+    def products(self, a: slice, b: slice, out: torch.Tensor) -> Products:
         """Products of the codes of two blocks, int32 [side, side]; padding and a vector with itself
         are LOW."""
         import torch
 
         torch._int_mm(self.codes[a], self.codes[b].T, out=out)
-        found: NDArray[np.int32] = out.numpy()
+        products: Products = out.numpy()
         if a == b:
-            np.fill_diagonal(found, LOW)
-        found[max(self.n - a.start, 0) :] = LOW
-        found[:, max(self.n - b.start, 0) :] = LOW
-        return found
+            np.fill_diagonal(products, LOW)
+        products[max(self.count - a.start, 0) :] = LOW
+        products[:, max(self.count - b.start, 0) :] = LOW
+        return products
 
 
 @functools.cache
@@ -102,37 +107,32 @@ def rates() -> dict[str, float]:
     import torch
 
     side, width = 512, 384
-    ends = torch.full((side, width), -127, dtype=torch.int8)
-    try:
-        exact = (
-            int(torch._int_mm(ends, ends.T)[0, 0])
-            == 127 * 127 * width
-            == -int(torch._int_mm(ends, -ends.T)[0, 0])
-        )
-    except (RuntimeError, NotImplementedError):
-        exact = False
+    ends = torch.full((side, width), -STEPS, dtype=torch.int8)
     real = torch.randn((side, width), generator=torch.Generator().manual_seed(0))
-    products: dict[str, Callable[[], object]] = {
-        "float32": lambda: real @ real.T,
-        "int8": lambda: torch._int_mm(ends, ends.T),
-    }
+    operations = 2 * side * side * width
+
+    def rate(product: Callable[[], object]) -> float:
+        return 1e-9 * operations / min(timeit.repeat(product, number=1, repeat=8))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = {
-            name: min(_seconds(product) for _ in range(8))
-            for name, product in products.items()
-            if exact or name != "int8"
+        exact = _exact(ends)
+        return {
+            "float32": rate(lambda: real @ real.T),
+            "int8": rate(lambda: torch._int_mm(ends, ends.T)) if exact else 0.0,
         }
     finally:
         torch.set_num_threads(threads)
-    return {
-        "int8": 0.0,
-        **{name: 2e-9 * side * side * width / took for name, took in seconds.items()},
-    }
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _exact(ends: torch.Tensor) -> bool:
+    """Whether the largest products that there are come out whole, of both signs."""
+    import torch
+
+    largest = STEPS * STEPS * ends.shape[1]
+    try:
+        positive, negative = (int(torch._int_mm(ends, o.T)[0, 0]) for o in (ends, -ends))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return positive == largest == -negative

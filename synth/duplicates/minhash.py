@@ -19,7 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from synth.config import SynthConfig
-from synth.context import Context
+from synth.context import Context, Serving
+from synth.duplicates.blocks import Ints, Truths, components, slices
 from synth.duplicates.ngrams import Grams, grams, words
 
 VERSION = 1
@@ -34,8 +35,10 @@ PAIRS = 50_000
 """Pairs whose signatures are compared at once."""
 SEED = 1
 
+WORD = r"[\p{Alphabetic}\p{M}\p{N}]+"
+
 Signatures = NDArray[np.uint32]
-Places = NDArray[np.int64]
+Keys = NDArray[np.uint64]
 
 
 def minhash(
@@ -58,9 +61,12 @@ def minhash(
     """
     group = groups(signatures(len(ids), texts, ngram, permutations), threshold)
     names = pl.Series("id", list(ids), dtype=pl.String)
-    duplicate = pl.Series(group != np.arange(len(ids)), dtype=pl.Boolean)
     return pl.DataFrame(
-        {"id": names, "minhash_group": names.gather(group), "minhash_duplicate": duplicate}
+        {
+            "id": names,
+            "minhash_group": names.gather(group),
+            "minhash_duplicate": group != np.arange(len(ids)),
+        }
     )
 
 
@@ -70,74 +76,74 @@ def cell(config: SynthConfig, context: Context) -> dict[str, Any]:
     return {**config.tags.minhash.model_dump(), **hashes, "VERSION": VERSION}
 
 
-def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Iterator[pl.DataFrame]:
+def compute(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Iterator[pl.DataFrame]:
     """The measure `minhash` of the whole pool's rows [id, ...]."""
     near = config.tags.minhash
-    yield minhash(
-        rows["id"].to_list(),
-        context.instructions(rows),
-        threshold=near.threshold,
-        ngram=near.ngram,
-        permutations=near.permutations,
-    )
+    yield minhash(rows["id"].to_list(), context.instructions(rows), **near.model_dump())
 
 
 def signatures(count: int, texts: Iterable[pl.Series], ngram: int, permutations: int) -> Signatures:
     """The signature of each text, [count, permutations]; `texts` in slices of any size, `count` in
     all."""
-    made = np.empty((count, permutations), np.uint32)
+    signed = np.empty((count, permutations), np.uint32)
     done = 0
     for batch in texts:
-        for top in range(0, len(batch), SLICE):
-            part = batch.slice(top, SLICE)
-            made[done : done + len(part)] = _sketch(_shingles(part, ngram), len(part), permutations)
-            done += len(part)
+        for part in slices(len(batch), SLICE):
+            some = batch[part]
+            end = done + len(some)
+            signed[done:end] = _sketch(_shingles(some, ngram), len(some), permutations)
+            done = end
     if done != count:
         raise ValueError(f"{count} ids came with {done} texts")
-    return made
+    return signed
 
 
-def groups(signed: Signatures, threshold: float) -> NDArray[np.int64]:
+def groups(signed: Signatures, threshold: float) -> Ints:
     """For each row, the first row of its connected component."""
     # equal signatures are one node: many copies of a text would meet in every band, each with each
-    _, first, node = np.unique(
-        _mixed(signed, 0, signed.shape[1]), return_index=True, return_inverse=True
-    )
+    _, first, node = np.unique(_keys(signed), return_index=True, return_inverse=True)
     component = np.arange(len(first))
-    width = _width(signed.shape[1], threshold)
-    for band in range(0, signed.shape[1] - width + 1, width):
-        component = _met(signed, first, _mixed(signed, band, width)[first], component, threshold)
-    lowest = np.full(len(first), len(signed), np.int64)
+    permutations = signed.shape[1]
+    width = _width(permutations, threshold)
+    for band in range(0, permutations - width + 1, width):
+        key = _keys(signed[:, band : band + width])[first]
+        component = _met(signed, first, key, component, threshold)
+    lowest = np.full(len(first), len(signed))
     np.minimum.at(lowest, component, first)
-    found: NDArray[np.int64] = lowest[component][node]
-    return found
+    group: Ints = lowest[component][node]
+    return group
 
 
-def _met(
-    signed: Signatures, first: Places, key: NDArray[np.uint64], component: Places, threshold: float
-) -> Places:
-    """The components after one band: nodes of one key are compared, each with each, as long as
-    their components differ."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _keys(signed: Signatures) -> Keys:
+    """One 64-bit key of each row's hashes; by slices, since polars copies what it hashes."""
+    keys = [pl.from_numpy(signed[part]).hash_rows() for part in slices(len(signed), SLICE)]
+    return np.concatenate([np.empty(0, np.uint64), *keys])
 
-    held = len(key)
+
+def _met(signed: Signatures, first: Ints, key: Keys, component: Ints, threshold: float) -> Ints:
+    """The components after one band: nodes of one key (a bucket) are compared, each with each, as
+    long as their components differ.
+
+    Sorted by key, a bucket is a run; step k compares each node with the k-th behind it, over all
+    buckets at once, until none reaches that far within its bucket.
+    """
+    count = len(key)
     order = np.argsort(key, kind="stable")
-    key, place, step = key[order], np.arange(held), 0
+    key, place, step = key[order], np.arange(count), 0
     while len(place):
         step += 1
-        place = place[place + step < held]
+        place = place[place + step < count]
         place = place[key[place] == key[place + step]]
         a, b = order[place], order[place + step]
         apart = component[a] != component[b]
-        alike = _alike(signed, first[a[apart]], first[b[apart]], threshold)
+        a, b = a[apart], b[apart]
+        alike = _alike(signed, first[a], first[b], threshold)
         if alike.any():
-            edges = (component[a[apart][alike]], component[b[apart][alike]])
-            graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(held, held))
-            component = connected_components(graph, directed=False)[1].astype(np.int64)[component]
-        if (
-            step & (step - 1) == 0
-        ):  # a bucket that has become one component has nothing left to compare
+            joined = components(count, component[a[alike]], component[b[alike]])
+            component = joined[component]
+        # A bucket that has become one component has nothing left to compare. Looked at seldom:
+        # it costs as much as a step.
+        if step.bit_count() == 1:
             place = place[_divided(key, component[order])[place]]
     return component
 
@@ -145,71 +151,49 @@ def _met(
 def _width(permutations: int, threshold: float) -> int:
     """Hashes a band: as many as leave RECALL of the pairs at the threshold together in some
     band."""
-    chance = [
-        1 - (1 - threshold**width) ** (permutations // width)
-        for width in range(1, permutations + 1)
-    ]
-    return max([width for width, met in enumerate(chance, 1) if met >= RECALL], default=1)
+
+    def recall(width: int) -> float:
+        return 1 - (1 - threshold**width) ** (permutations // width)
+
+    widths = range(1, permutations + 1)
+    return max((width for width in widths if recall(width) >= RECALL), default=1)
 
 
-def _mixed(signed: Signatures, band: int, width: int) -> NDArray[np.uint64]:
-    """One 64-bit key of `width` hashes a row."""
-    key = np.zeros(len(signed), np.uint64)
-    for column in range(band, band + width):
-        key += signed[:, column]
-        key *= np.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> np.uint64(29)
-    return key
+def _alike(signed: Signatures, a: Ints, b: Ints, threshold: float) -> Truths:
+    """Whether two rows' signatures agree in at least the threshold's share of hashes."""
+    needed = threshold * signed.shape[1] - 1e-9  # 0.7 of 10 is 7, whatever its rounding
+    alike = np.empty(len(a), bool)
+    for part in slices(len(a), PAIRS):
+        alike[part] = (signed[a[part]] == signed[b[part]]).sum(axis=1) >= needed
+    return alike
 
 
-def _alike(signed: Signatures, a: Places, b: Places, threshold: float) -> NDArray[np.bool_]:
-    need = threshold * signed.shape[1] - 1e-9
-    found = [
-        (signed[a[top : top + PAIRS]] == signed[b[top : top + PAIRS]]).sum(axis=1) >= need
-        for top in range(0, len(a), PAIRS)
-    ]
-    return np.concatenate(found) if found else np.zeros(0, bool)
-
-
-def _divided(key: NDArray[np.uint64], component: Places) -> NDArray[np.bool_]:
+def _divided(key: Keys, component: Ints) -> Truths:
     """Whether the bucket (run of equal keys) of each place holds more than one component."""
-    bucket = np.cumsum(np.concatenate([[0], key[1:] != key[:-1]]))
-    low, high = np.full(bucket[-1] + 1, len(key)), np.full(bucket[-1] + 1, -1)
-    np.minimum.at(low, bucket, component)
-    np.maximum.at(high, bucket, component)
-    divided: NDArray[np.bool_] = (low != high)[bucket]
-    return divided
+    begins = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    lowest = np.minimum.reduceat(component, begins)
+    highest = np.maximum.reduceat(component, begins)
+    sizes = np.diff(np.append(begins, len(key)))
+    return np.repeat(lowest != highest, sizes)
 
 
 def _shingles(texts: pl.Series, ngram: int) -> Grams:
     """Hashed n-grams; a text that has too few words for one counts as one n-gram, its words or else
     the text itself."""
-    of = words(texts, plain=True)
-    found = grams(of, ngram)
+    found = grams(words(texts, plain=True), ngram)
     without = np.setdiff1d(np.arange(len(texts)), found.row)
-    plain = (
-        texts.gather(without)
-        .fill_null("")
-        .str.to_lowercase()
-        .str.extract_all(r"[\p{Alphabetic}\p{M}\p{N}]+")
-        .list.join(" ")
-    )
-    whole = (
-        pl.select(pl.when(plain == "").then(texts.gather(without).fill_null("")).otherwise(plain))
-        .to_series()
-        .hash()
-        .to_numpy()
-    )
-    row = np.concatenate([found.row, without])
+    short = texts.gather(without).fill_null("")
+    plain = short.str.to_lowercase().str.extract_all(WORD).list.join(" ")
+    whole = plain.zip_with(plain != "", short).hash().to_numpy()
+    row = np.append(found.row, without)
     order = np.argsort(row, kind="stable")
-    return Grams(row[order], np.concatenate([found.hash, whole])[order])
+    return Grams(row[order], np.append(found.hash, whole)[order])
 
 
 def _sketch(shingles: Grams, count: int, permutations: int) -> Signatures:
     from rensa import RMinHash
 
     ends = np.searchsorted(shingles.row, np.arange(count + 1)).astype(np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        np.ascontiguousarray(shingles.hash), ends, permutations, SEED
-    )
+    hashes = np.ascontiguousarray(shingles.hash)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, permutations, SEED)
     return np.array(matrix.to_rows(), np.uint32).reshape(count, permutations)

@@ -23,19 +23,21 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from core.columns import FAILED, OK
 from core.errors import UserError
+from synth.config import NeighborsConfig
 from synth.duplicates import all_pairs, faiss_index
+from synth.duplicates.all_pairs import Found
+from synth.duplicates.blocks import Floats, Ints, Vectors, slices
 
 VERSION = 2
 """Part of the column's key."""
 
 ZERO = 1e-6
 """Distances below this are rounding and become 0."""
-EXACT_UP_TO = 2_000_000
 SLICE = 8192
+DEFAULTS = NeighborsConfig()
 
 FIELDS: dict[str, Any] = {
     "min_neighbor_distance": pl.Float64,
@@ -52,11 +54,9 @@ of this search (the same for every row)."""
 
 def neighbors(
     ids: Sequence[str],
-    vectors: NDArray[np.float32],
-    threshold: float = 0.05,
+    vectors: Vectors,
+    settings: NeighborsConfig = DEFAULTS,
     *,
-    exact_up_to: int = EXACT_UP_TO,
-    probes: int = faiss_index.PROBES,
     device: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> pl.DataFrame:
@@ -73,92 +73,99 @@ def neighbors(
     there is one. Raises UserError when a vector is not of unit length, or when the index is wanted
     and faiss is not installed.
     """
-    n = len(ids)
-    if vectors.ndim != 2 or len(vectors) != n:
+    _check(len(ids), vectors)
+    names = pl.Series("id", ids, dtype=pl.String)
+    if len(ids) < 2:
+        empty = [pl.lit(None, dtype).alias(name) for name, dtype in FIELDS.items()]
+        lone = names.to_frame().with_columns(empty)
+        return _with_status(lone, FAILED, "the pool has no other row")
+    group, first, size = _groups(vectors)
+
+    def rows(at: slice | Ints) -> Vectors:
+        return np.asarray(vectors[at if len(first) == len(ids) else first[at]])
+
+    close = 1 - settings.threshold / 2  # as a cosine
+    recall = 1.0
+    if len(first) > settings.exact_up_to:
+        found = Found(size, first, close)
+        measured = faiss_index.search(rows, vectors.shape[1], found, settings.probes)
+        recall = measured.nearest
+        lists = f"by an index with {settings.probes} lists a row"
+        say(f"neighbours of {len(first):,} distinct rows {lists}: {measured}")
+    else:
+        device = device or _device()
+        found = Found(size, first, close, device)
+        all_pairs.search(rows, vectors.shape[1], found, device=device)
+    own, ones = np.arange(len(ids)), np.ones(len(ids), np.int64)
+    repeats, lowest, leader, members = ones - 1, own, own, ones
+    if settings.threshold > 0:  # at 0 nothing is closer, a copy included
+        label = found.groups()
+        repeats = (found.repeats.cpu().numpy() + size - 1)[group]
+        lowest = found.lowest.cpu().numpy()[group]
+        leader = first[label][group]
+        members = np.bincount(label, size, len(first)).astype(np.int64)[label][group]
+    columns = {
+        "id": names,
+        "min_neighbor_distance": _distances(found, size)[group],
+        "repeat_count": repeats,
+        "min_similar_id": names.gather(lowest),
+        "neighbor_group": names.gather(leader),
+        "neighbor_group_size": members,
+        "neighbor_group_duplicate": leader != own,
+        "neighbor_recall": np.full(len(ids), recall),
+    }
+    return _with_status(pl.DataFrame(columns, schema={"id": pl.String, **FIELDS}), OK, None)
+
+
+def _check(count: int, vectors: Vectors) -> None:
+    if vectors.ndim != 2 or len(vectors) != count:
         raise UserError(
-            f"{n} ids came with vectors of shape {vectors.shape}; every row needs one vector."
+            f"{count} ids came with vectors of shape {vectors.shape}; every row needs one vector."
         )
-    for top in range(0, n, SLICE):
-        part = vectors[top : top + SLICE]
-        if not np.allclose(np.einsum("ij,ij->i", part, part), 1.0, atol=1e-3):
+    for part in slices(count, SLICE):
+        lengths = np.einsum("ij,ij->i", vectors[part], vectors[part])
+        if not np.allclose(lengths, 1.0, atol=1e-3):
             raise UserError(
                 "a vector is not of unit length (or not finite); normalise the embeddings first."
             )
-    names = pl.Series("id", ids, dtype=pl.String)
-    if n < 2:
-        lone = names.to_frame().with_columns(
-            pl.lit(None, dtype).alias(name) for name, dtype in FIELDS.items()
-        )
-        return lone.with_columns(
-            pl.lit(FAILED).alias("status"), pl.lit("the pool has no other row").alias("reason")
-        )
-    group, first, size = _groups(vectors)
-
-    def rows(at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = np.asarray(vectors[at if len(first) == n else first[at]])
-        return found
-
-    recall, close = 1.0, 1 - threshold / 2
-    if len(first) > exact_up_to:
-        found = all_pairs.Found(size, first, close)
-        measured = faiss_index.search(rows, vectors.shape[1], found, probes)
-        recall = measured.nearest
-        say(
-            f"neighbours of {len(first):,} distinct rows by an index with {probes} lists a row: {measured}"
-        )
-    else:
-        where = device or ("cuda" if _has_gpu() else "cpu")
-        found = all_pairs.Found(size, first, close, where)
-        all_pairs.search(rows, vectors.shape[1], found, device=where)
-    distance = np.clip(2 - 2 * found.nearest.cpu().numpy().astype(np.float64), 0, 4)
-    distance[(size > 1) | (distance < ZERO)] = 0.0
-    own, label = np.arange(n), found.groups()
-    near = threshold > 0  # at 0 nothing is closer, a copy included
-    leader = first[label][group] if near else own
-    columns = {
-        "min_neighbor_distance": distance[group],
-        "repeat_count": (found.repeats.cpu().numpy() + size - 1)[group]
-        if near
-        else np.zeros(n, np.int64),
-        "min_similar_id": names.gather(found.lowest.cpu().numpy()[group] if near else own),
-        "neighbor_group": names.gather(leader),
-        "neighbor_group_size": np.bincount(label, size, len(first))[label][group].astype(np.int64)
-        if near
-        else np.ones(n, np.int64),
-        "neighbor_group_duplicate": leader != own,
-        "neighbor_recall": np.full(n, recall),
-    }
-    frame = pl.DataFrame({"id": names, **columns}, schema={"id": pl.String, **FIELDS})
-    return frame.with_columns(pl.lit(OK).alias("status"), pl.lit(None, pl.String).alias("reason"))
 
 
-def _groups(
-    vectors: NDArray[np.float32],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _with_status(frame: pl.DataFrame, status: str, reason: str | None) -> pl.DataFrame:
+    return frame.with_columns(
+        pl.lit(status).alias("status"), pl.lit(reason, pl.String).alias("reason")
+    )
+
+
+def _distances(found: Found, size: Ints) -> Floats:
+    """Squared L2 distance of each distinct vector to its nearest; 0 where several rows hold it."""
+    cosines = found.nearest.cpu().numpy().astype(np.float64)
+    distances = np.clip(2 - 2 * cosines, 0, 4)
+    distances[(size > 1) | (distances < ZERO)] = 0.0
+    return distances
+
+
+def _groups(vectors: Vectors) -> tuple[Ints, Ints, Ints]:
     """(group of each row, first row of each group, rows in each group), where a group is bitwise
     equal vectors, in order of first rows."""
     digests = bytearray()
-    for top in range(0, len(vectors), SLICE):
-        part = vectors[top : top + SLICE] + np.float32(0)  # + 0: the two zeros are equal
-        for vector in part:
+    for part in slices(len(vectors), SLICE):
+        for vector in vectors[part] + np.float32(0):  # + 0: the two zeros are equal
             digests += hashlib.blake2b(vector.data, digest_size=16).digest()
+    # 16 bytes as two columns: Python's own bytes objects would take four times the memory
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    # stable: the first row of a group comes first in it
-    order = np.lexsort((halves[:, 1], halves[:, 0]))
-    begins = np.flatnonzero(
-        np.concatenate([[True], (halves[order][1:] != halves[order][:-1]).any(axis=1)])
-    )
-    first = order[begins]
-    size = np.diff(np.append(begins, len(order)))
-    by_first = np.argsort(first)
-    number = np.empty(len(first), np.int64)
-    number[by_first] = np.arange(len(first))
-    group = np.empty(len(order), np.int64)
-    group[order] = np.repeat(number, size)
-    return group, first[by_first], size[by_first]
+    rows = pl.DataFrame(halves, schema=["high", "low"]).with_row_index("row")
+    by_digest = rows.group_by("high", "low", maintain_order=True)
+    groups = by_digest.agg(pl.first("row"), pl.len()).with_row_index("group")
+    numbered = groups.drop("row", "len")
+    group = rows.join(numbered, on=["high", "low"], how="left", maintain_order="left")["group"]
+    return _ints(group), _ints(groups["row"]), _ints(groups["len"])
 
 
-def _has_gpu() -> bool:
+def _ints(series: pl.Series) -> Ints:
+    return series.cast(pl.Int64).to_numpy(writable=True)  # as torch wants them
+
+
+def _device() -> str:
     import torch
 
-    return bool(torch.cuda.is_available())
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,13 +13,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from synth.duplicates.blocks import Ints
+
 # Writing without spaces between words: every character counts as a word.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _BETWEEN = (
     r"(?:[^\p{Alphabetic}\p{M}\p{N}]|[\x{FE00}-\x{FE0F}\x{20E3}])+"  # emoji carry those marks
 )
 _SPACES = ["\n", "\t", "\r", "\u00a0", "\u3000"]
-_MIX = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)]
+_MULTIPLY, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+"""Odd, so that no bit of a hash is lost."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ class Grams:
     """Hashes of words or n-grams, text after text: `row` is the text's place (int64), `hash` its
     hash (uint64), in reading order."""
 
-    row: NDArray[np.int64]
+    row: Ints
     hash: NDArray[np.uint64]
+
+    def lengths(self, texts: int) -> Ints:
+        """How many each of so many texts has."""
+        return np.bincount(self.row, minlength=texts)
 
 
 def words(texts: pl.Series, *, plain: bool = False) -> Grams:
@@ -38,15 +45,14 @@ def words(texts: pl.Series, *, plain: bool = False) -> Grams:
     punctuation and markup do not count).
     """
     lower = texts.fill_null("").str.to_lowercase()
-    lower = (
+    spaced = (
         lower.str.replace_all(_BETWEEN, " ") if plain else lower.str.replace_many(_SPACES, [" "])
     )
-    unspaced = lower.str.contains(_UNSPACED)
+    unspaced = spaced.str.contains(_UNSPACED)
     if unspaced.any():
-        lower = lower.scatter(
-            unspaced.arg_true(), lower.filter(unspaced).str.replace_all(f"({_UNSPACED})", " $1 ")
-        )
-    return _flat(lower.str.split(" "))
+        apart = spaced.filter(unspaced).str.replace_all(f"({_UNSPACED})", " $1 ")
+        spaced = spaced.scatter(unspaced.arg_true(), apart)
+    return _flat(spaced.str.split(" "))
 
 
 def characters(texts: pl.Series) -> Grams:
@@ -55,24 +61,23 @@ def characters(texts: pl.Series) -> Grams:
 
 
 def _flat(split: pl.Series) -> Grams:
-    flat = (
-        pl.DataFrame({"row": pl.int_range(len(split), dtype=pl.Int64, eager=True), "word": split})
-        .explode("word")
-        .filter(pl.col("word") != "")
-    )
+    rows = pl.DataFrame({"word": split}).select(pl.int_range(pl.len()).alias("row"), "word")
+    flat = rows.explode("word").filter(pl.col("word") != "")
     return Grams(flat["row"].to_numpy(), flat["word"].hash().to_numpy())
 
 
 def grams(of: Grams, n: int) -> Grams:
     """All runs of `n` consecutive words of one text; a text of fewer words has none."""
-    if n == 1 or len(of.row) < n:
-        return Grams(of.row[:0], of.hash[:0]) if len(of.row) < n else of
-    size = len(of.row) - n + 1
-    whole = of.row[:size] == of.row[n - 1 :]
-    mixed = of.hash[:size].copy()
+    if n == 1:
+        return of
+    count = max(len(of.row) - n + 1, 0)
+    row = of.row[:count]
+    within = row == of.row[n - 1 :]  # the run ends in the text where it begins
+    mixed = of.hash[:count].copy()
     for k in range(1, n):
-        mixed *= _MIX[0]
-        mixed += of.hash[k : size + k]
+        mixed *= _MULTIPLY
+        mixed += of.hash[k : count + k]
+    # a polynomial alone would leave like runs alike in their low bits
     mixed ^= mixed >> np.uint64(32)
-    mixed *= _MIX[1]
-    return Grams(of.row[:size][whole], mixed[whole])
+    mixed *= _MIX
+    return Grams(row[within], mixed[within])

@@ -1,4 +1,4 @@
-"""Arms as filters: `where` decides row by row, an order fills the budget, the schedule measures.
+"""Arms as rules: `where` decides row by row, an order fills the budget, the schedule measures.
 
 Reads columns that exist and says which are wanted; computes none. May import chat, config and
 measures.

@@ -8,9 +8,7 @@ the same on every machine (`hash_rank`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,20 +16,22 @@ from numpy.typing import NDArray
 
 Positions = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+Hashes = NDArray[np.uint64]
 
 BLOCK = 8192
 """Rows whose products with the chosen ones are in memory at once."""
 CANDIDATES = 2048
 """Farthest rows among which the next centers are looked for before every row is measured again."""
+STEP = 1024
+"""Rows of a greedy choice that are compared with each other at once."""
 ZERO = 1e-6
 """Squared distances below this are rounding and count as 0 (as in
 synth/duplicates/neighbors.py)."""
 
-_GAMMA, _FIRST, _SECOND = (
-    np.uint64(0x9E3779B97F4A7C15),
-    np.uint64(0xBF58476D1CE4E5B9),
-    np.uint64(0x94D049BB133111EB),
-)
+GAMMA, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], "u8")
+"""The constants of splitmix64."""
+WORD = 8
+"""Bytes in a word that is hashed at once."""
 
 
 def hash_rank(ids: Iterable[str], seed: int | str) -> pl.Series:
@@ -42,41 +42,41 @@ def hash_rank(ids: Iterable[str], seed: int | str) -> pl.Series:
     zeros behind the end, then its length in bytes; it starts from the same of the seed's text. Not
     polars' own hash, which may change between versions.
     """
-    start = _chained(pl.Series([str(seed)], dtype=pl.String), np.zeros(1, np.uint64))
-    series = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), dtype=pl.String)
-    return pl.Series(_chained(series, np.repeat(start, len(series))))
+    start = _chained(pl.Series([str(seed)]), np.zeros(1, np.uint64))
+    texts = ids if isinstance(ids, pl.Series) else pl.Series("id", list(ids), dtype=pl.String)
+    return pl.Series(_chained(texts, np.repeat(start, len(texts))))
 
 
-def _chained(texts: pl.Series, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _chained(texts: pl.Series, hashes: Hashes) -> Hashes:
     """splitmix64 over the words of each text, from the given start."""
     lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
-    joined = texts.str.join("").item() if len(texts) else ""
-    data = np.frombuffer(joined.encode() + bytes(8), np.uint8)
-    words: NDArray[np.uint64] = np.ndarray(
-        (len(data) - 7,), "<u8", data, strides=(1,)
-    )  # the word that begins at each byte
     starts = np.cumsum(lengths) - lengths
-    for at in range(0, int(lengths.max(initial=0)), 8):
+    data = texts.str.join("").item().encode() + bytes(WORD)
+    # the word that begins at each byte
+    words: Hashes = np.ndarray((len(data) - WORD + 1,), "<u8", data, strides=(1,))
+    for at in range(0, int(lengths.max(initial=0)), WORD):
         alive = lengths > at
         left = lengths[alive] - at
         word = words[starts[alive] + at]
-        short = left < 8
-        word[short] &= (np.uint64(1) << (8 * left[short]).astype(np.uint64)) - np.uint64(1)
+        # a last word that is short reaches into the next text: those bytes become zeros
+        short = left < WORD
+        bits = (8 * left[short]).astype(np.uint64)
+        word[short] &= (np.uint64(1) << bits) - np.uint64(1)
         hashes[alive] = _mixed(hashes[alive] ^ word)
     return _mixed(hashes ^ lengths.astype(np.uint64))
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + _GAMMA
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
-    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
-    return mixed
+def _mixed(x: Hashes) -> Hashes:
+    x = x + GAMMA
+    x = (x ^ (x >> np.uint64(30))) * FIRST
+    x = (x ^ (x >> np.uint64(27))) * SECOND
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def by_hash(ids: pl.Series, seed: int | str) -> Positions:
     """Every position, in the pseudo-random order of this seed."""
-    return _sorted(hash_rank(ids, seed).to_numpy())
+    return np.argsort(hash_rank(ids, seed).to_numpy(), kind="stable")
 
 
 def by_rank(values: pl.Series, ids: pl.Series, limit: int | None = None) -> Positions:
@@ -84,22 +84,21 @@ def by_rank(values: pl.Series, ids: pl.Series, limit: int | None = None) -> Posi
     Ordered labels rank by their place."""
     numbers = values.to_physical().cast(pl.Float64).fill_null(-np.inf).to_numpy()
     places = np.arange(len(numbers))
-    if limit is not None and 0 < limit < len(numbers):
-        places = np.flatnonzero(
-            numbers >= np.partition(numbers, len(numbers) - limit)[len(numbers) - limit]
-        )
+    if limit and limit < len(numbers):
+        # only those that can be among the first are hashed and sorted
+        places = np.flatnonzero(numbers >= _nth_largest(numbers, limit))
     ties = hash_rank(ids.gather(places), "ties").to_numpy()
-    best: Positions = places[_sorted(ties, -numbers[places])][:limit]
-    return best
+    best: Positions = places[np.lexsort((ties, -numbers[places]))]
+    return best[:limit]
 
 
-def _sorted(*keys: NDArray[Any]) -> Positions:
-    """Positions by rising keys, the last key first (`np.lexsort`)."""
-    order: Positions = np.lexsort(keys)
-    return order
+def _nth_largest(numbers: NDArray[np.floating], n: int) -> np.floating:
+    place = len(numbers) - n
+    nth: np.floating = np.partition(numbers, place)[place]
+    return nth
 
 
-def round_robin(groups: NDArray[Any], *, even: int = 0) -> Positions:
+def round_robin(groups: Positions, *, even: int = 0) -> Positions:
     """Positions so that every prefix holds equally many of each group, each group in the order
     given.
 
@@ -107,35 +106,14 @@ def round_robin(groups: NDArray[Any], *, even: int = 0) -> Positions:
     come last. A group that is used up leaves its share to the others; with `even` groups (0, 1,
     ...) everything ends as soon as one of them is used up.
     """
-    grouped = np.argsort(groups, kind="stable")
-    _, firsts, sizes = np.unique(groups[grouped], return_index=True, return_counts=True)
-    nth = np.empty(len(groups), np.int64)
-    nth[grouped] = np.arange(len(groups)) - np.repeat(firsts, sizes)
+    numbered = pl.DataFrame({"group": groups}).select(pl.int_range(pl.len()).over("group"))
     outside = groups < 0
-    nth[outside] += len(groups)
-    order = _sorted(groups, nth)
+    turn = numbered.to_series().to_numpy() + outside * len(groups)
+    order: Positions = np.lexsort((groups, turn))
     if even:
-        order = order[: int(np.bincount(groups[~outside], minlength=even).min()) * even]
+        fewest = np.bincount(groups[~outside], minlength=even).min()
+        order = order[: fewest * even]
     return order
-
-
-class Replayed:
-    """Batches that are made once, as they are asked for, and can be read again from the first."""
-
-    def __init__(self, make: Callable[[], Iterator[Positions]]) -> None:
-        self._make = make
-        self._made: list[Positions] = []
-        self._rest: Iterator[Positions] | None = None
-
-    def __iter__(self) -> Iterator[Positions]:
-        self._rest = self._rest or self._make()
-        for at in itertools.count():
-            if at == len(self._made):
-                fresh = next(self._rest, None)
-                if fresh is None:
-                    return
-                self._made.append(fresh)
-            yield self._made[at]
 
 
 def farthest_first(vectors: Vectors, candidates: int = CANDIDATES) -> Iterator[Positions]:
@@ -148,55 +126,60 @@ def farthest_first(vectors: Vectors, candidates: int = CANDIDATES) -> Iterator[P
     matrix product a round). Rows that are left at distance 0 come last, in order.
     """
     count = len(vectors)
-    near = np.full(
-        count, np.inf, np.float32
-    )  # squared distance to the nearest that was taken; -1: taken
+    # squared distance to the nearest that was taken; -1: taken
+    near = np.full(count, np.inf, np.float32)
     taken = np.zeros(min(count, 1), np.int64)
     while len(taken):
         yield taken
         _approach(near, vectors, vectors[taken])
         near[taken] = -1
-        some = _farthest(near, candidates)
-        outside = np.ones(count, bool)
-        outside[some] = False
-        bound = near[outside].max(initial=-1)
-        group, local = vectors[some], near[some].copy()
-        if local.max(initial=-1) <= 0:
-            rest = np.flatnonzero(near >= 0)
+        if near.max() <= 0:
+            rest = np.flatnonzero(near == 0)
             if len(rest):
                 yield rest
             return
-        picked: list[int] = []
-        best = int(local.argmax())
-        while local[best] > 0 and (not picked or local[best] > bound):
-            picked.append(best)
-            np.minimum(local, _squared(group @ group[best]), out=local)
-            local[best] = -1
-            best = int(local.argmax())
-        taken = some[picked]
+        some = _farthest(near, candidates)
+        # what every row that is not among the candidates is within
+        bound = np.delete(near, some).max(initial=-1)
+        taken = some[_next_centers(vectors[some], near[some], bound)]
 
 
-def _approach(near: NDArray[np.float32], vectors: Vectors, centers: Vectors) -> None:
-    """Lower every row's distance to that of the nearest of the new centers."""
+def _next_centers(vectors: Vectors, near: Vectors, bound: np.float32) -> list[int]:
+    """Places of the rows to take next, farthest first, as long as each is farther than `bound`
+    (the first is taken in any case)."""
+    picked: list[int] = []
+    best = int(near.argmax())
+    while near[best] > 0 and (not picked or near[best] > bound):
+        picked.append(best)
+        np.minimum(near, _squared(vectors @ vectors[best]), out=near)
+        near[best] = -1
+        best = int(near.argmax())
+    return picked
+
+
+def _approach(near: Vectors, vectors: Vectors, centers: Vectors) -> None:
+    """Lower every row's distance to that of the nearest of the new centers; by blocks, because all
+    products at once would not fit in memory."""
     for top in range(0, len(vectors), BLOCK):
-        part = near[top : top + BLOCK]
+        rows, part = vectors[top : top + BLOCK], near[top : top + BLOCK]
         for first in range(0, len(centers), CANDIDATES):
-            products = vectors[top : top + BLOCK] @ centers[first : first + CANDIDATES].T
+            products = rows @ centers[first : first + CANDIDATES].T
             np.minimum(part, _squared(products.max(axis=1)), out=part)
 
 
-def _squared(cosine: NDArray[np.float32]) -> NDArray[np.float32]:
+def _squared(cosine: Vectors) -> Vectors:
     distance = 2 - 2 * cosine
     return np.where(distance < ZERO, np.float32(0), distance)
 
 
-def _farthest(near: NDArray[np.float32], count: int) -> Positions:
+def _farthest(near: Vectors, count: int) -> Positions:
     """The `count` farthest rows in rising order of position; of equal ones the first."""
     if count >= len(near):
         return np.arange(len(near))
-    edge = np.partition(near, len(near) - count)[len(near) - count]
+    edge = _nth_largest(near, count)
     above = np.flatnonzero(near > edge)
-    return np.sort(np.concatenate([above, np.flatnonzero(near == edge)[: count - len(above)]]))
+    at_edge = np.flatnonzero(near == edge)[: count - len(above)]
+    return np.sort(np.concatenate([above, at_edge]))
 
 
 def unlike(
@@ -209,20 +192,29 @@ def unlike(
     slices are asked for as are taken from.
     """
     kept: list[Vectors] = []
-    top, size = 0, 1024
+    top, size = 0, STEP
     while top < count:
-        part = vectors(top, min(top + size, count))
-        for first in range(0, len(part), 1024):
-            block = part[first : first + 1024]
-            alive = np.ones(len(block), bool)
-            for other in kept:
-                alive &= (block @ other.T).max(axis=1) < threshold
-            products = block @ block.T
-            for row in range(len(block)):
-                if alive[row]:
-                    alive[row + 1 :] &= products[row, row + 1 :] < threshold
-            kept.append(np.ascontiguousarray(block[alive]))
+        slice_ = vectors(top, min(top + size, count))
+        for first in range(0, len(slice_), STEP):
+            block = slice_[first : first + STEP]
+            alive = _unlike_all(block, kept, threshold)
+            kept.append(block[alive])
+            # few large products are faster than many small ones
             if len(kept) > 1 and len(kept[-2]) < BLOCK:
                 kept[-2:] = [np.concatenate(kept[-2:])]
             yield top + first + np.flatnonzero(alive)
-        top, size = top + size, min(2 * size, 16 * BLOCK)
+        top += size
+        size = min(2 * size, 16 * BLOCK)
+
+
+def _unlike_all(block: Vectors, kept: list[Vectors], threshold: float) -> NDArray[np.bool_]:
+    """Which rows of a block are unlike everything kept before and every kept row before them in the
+    block."""
+    alive = np.ones(len(block), bool)
+    for others in kept:
+        alive &= (block @ others.T).max(axis=1) < threshold
+    apart = block @ block.T < threshold
+    for row in range(len(block)):
+        if alive[row]:
+            alive[row + 1 :] &= apart[row, row + 1 :]
+    return alive

@@ -1,4 +1,5 @@
-"""Which column to measure next, for which rows: never pay for a row that no arm can keep.
+"""Which column to measure next, for which rows: never pay for a row that no arm can keep. Once
+nothing is wanted, each arm selects.
 
 A cell is wanted when it can still decide some arm's `where`, when some arm's `choose` ranks by it,
 or when it is the response of a row that some arm is about to take. Wants are united over arms and
@@ -8,14 +9,18 @@ seeds, and the cheapest measure is bought first; then everything is looked at ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from synth.filters.rule import (
+from synth.filters.choices import NO_VECTORS, Vectors
+from synth.filters.ranking import LIVE, Standing
+from synth.filters.rule import Rule
+from synth.filters.verdicts import (
     ALLOWED,
     FAILED,
     REFUSED,
@@ -23,18 +28,18 @@ from synth.filters.rule import (
     UNANSWERED,
     UNDECIDED,
     UNFINISHED,
-    Filter,
-    Vectors,
+    first_true,
     measures_of,
     needs,
-    order,
-    prefix,
     verdicts,
 )
+from synth.filters.where import Node
 from synth.measures import by_cost, prerequisites
 
 SOUNDING = 200
 """Rows that are answered before a budget in tokens is translated into rows."""
+GUESS = 256
+"""Tokens of a row before the first answer."""
 
 TokenCounter = Callable[[pl.DataFrame], pl.Series]
 """Counts the student's non-pad tokens of rows [id, messages]; handed over by the graph, because
@@ -43,10 +48,10 @@ only the student's template knows."""
 
 def wanted(
     frame: pl.DataFrame,
-    rules: Sequence[tuple[Filter, Sequence[int]]],
+    rules: Sequence[tuple[Rule, Sequence[int]]],
     tokens: TokenCounter | None = None,
     complete: Sequence[str] = ("response",),
-    vectors: Vectors | None = None,
+    vectors: Vectors = NO_VECTORS,
 ) -> dict[str, list[str]]:
     """Cells to measure now: measure -> ids, cheapest measure first; empty when every arm can
     choose.
@@ -55,56 +60,63 @@ def wanted(
     measures that a chosen row must have besides (its conversation). `vectors` embeds instructions,
     for the arms that choose by them. Rows that are held out want their response as well.
     """
-    rows: dict[str, set[int]] = {}
-    reserved = frame.with_row_index("row").filter(
-        pl.col("reserved") & pl.col("heldout") & pl.col("status:response").is_null()
-    )
-    rows.setdefault("response", set()).update(reserved["row"].to_list())
+    unanswered = pl.col("reserved") & pl.col("heldout") & pl.col("status:response").is_null()
+    rows: defaultdict[str, set[int]] = defaultdict(set)
+    rows["response"].update(frame.select(unanswered.arg_true()).to_series())
     for rule, seeds in rules:
-        verdict = verdicts(frame, rule)
+        standing = _standing(frame, rule, tokens)
         for seed in seeds if rule.seeded else seeds[:1]:
-            for measure, found in _wanted_by(frame, rule, verdict, seed, tokens, complete, vectors):
-                rows.setdefault(measure, set()).update(found)
-    ids = frame["id"].to_list()
-    return {m: [ids[r] for r in sorted(rows[m])] for m in by_cost() if rows.get(m)}
+            ordered = standing.order(seed, vectors)
+            for measure, numbers in _wanted_by(standing, ordered, complete):
+                rows[measure].update(numbers)
+    ids = frame["id"]
+    return {m: ids.gather(sorted(rows[m])).to_list() for m in by_cost() if rows[m]}
+
+
+def _standing(frame: pl.DataFrame, rule: Rule, tokens: TokenCounter | None) -> Standing:
+    by_tokens = rule.budget and rule.budget.tokens
+    counted = _token_estimates(frame, tokens) if by_tokens else None
+    return Standing(frame, rule, verdicts(frame, rule), counted)
+
+
+def _token_estimates(frame: pl.DataFrame, tokens: TokenCounter | None) -> pl.Series:
+    """Student tokens per row: counted where there is a response, else the mean of those counted."""
+    if tokens is None:
+        raise UserError(
+            "a budget in tokens needs the student's tokenizer and chat template; "
+            "give the budget in rows instead."
+        )
+    counted = tokens(frame)
+    mean = counted.mean()
+    guess = round(mean) if isinstance(mean, int | float) else GUESS
+    return counted.fill_null(guess).cast(pl.Int64)
 
 
 def _wanted_by(
-    frame: pl.DataFrame,
-    rule: Filter,
-    verdict: pl.Series,
-    seed: int,
-    tokens: TokenCounter | None,
-    complete: Sequence[str],
-    vectors: Vectors | None,
+    standing: Standing, ordered: pl.Series | None, complete: Sequence[str]
 ) -> Iterable[tuple[str, list[int]]]:
-    """What one rule wants: (measure, row numbers)."""
-    counted = _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None
-    ranked = order(frame, rule, verdict, seed, vectors, counted)
-    if (
-        ranked is None
-    ):  # some ranking column is unmeasured: every row not refused is decided, and ranked, first
-        candidates = verdict.is_in([ALLOWED, UNDECIDED])
+    """What one rule wants, given its order for one seed: (measure, row numbers)."""
+    frame, rule = standing.frame, standing.rule
+    if ordered is None:
+        # a column that it ranks by is unmeasured: every row not refused is decided and ranked first
+        candidates = standing.verdict.is_in(LIVE)
+        to_take = measures_of(rule.choose.ranks)
     else:
-        taken = prefix(ranked, rule.budget, counted)
-        if counted is not None and frame["status:response"].is_not_null().sum() < SOUNDING:
-            taken = taken.head(
-                SOUNDING
-            )  # the mean of those then says how many more fit into the budget
-        candidates = pl.Series(range(len(frame)), dtype=pl.UInt32).is_in(taken.implode())
-    numbered = (
-        frame.with_row_index("row")
-        .with_columns(candidates.alias("candidate"), verdict.alias("verdict"))
-        .filter("candidate")
-    )
-    if rule.where is not None:
-        open_rows = numbered.filter(pl.col("verdict") == UNDECIDED)
-        for measure in measures_of(rule.where.columns):
-            yield from _chain(measure, open_rows.filter(needs(rule.where, measure)))
-    allowed = numbered.filter(pl.col("verdict") == ALLOWED)
-    for measure in measures_of(rule.ranks) if ranked is None else ():
-        yield from _chain(measure, allowed)
-    for measure in complete if ranked is not None else ():
+        taken = standing.within_budget(ordered)
+        answered = len(frame) - frame["status:response"].null_count()
+        if standing.tokens is not None and answered < SOUNDING:
+            # the mean of those then says how many more fit into the budget
+            taken = taken.head(SOUNDING)
+        candidates = standing.among(taken)
+        to_take = list(complete)
+    verdict = standing.verdict.alias("verdict")
+    rows = frame.with_row_index("row").with_columns(verdict).filter(candidates)
+    if rule.where:
+        undecided = rows.filter(pl.col("verdict") == UNDECIDED)
+        for measure in measures_of(rule.tested):
+            yield from _chain(measure, undecided.filter(needs(rule.where, measure)))
+    allowed = rows.filter(pl.col("verdict") == ALLOWED)
+    for measure in to_take:
         yield from _chain(measure, allowed)
 
 
@@ -117,24 +129,12 @@ def _chain(measure: str, rows: pl.DataFrame) -> Iterable[tuple[str, list[int]]]:
     yield measure, rows.filter(pl.col(f"status:{measure}").is_null())["row"].to_list()
 
 
-def _token_estimates(frame: pl.DataFrame, tokens: TokenCounter | None) -> pl.Series:
-    """Student tokens per row: counted where there is a response, else the mean of those counted
-    (256 before the first answer)."""
-    if tokens is None:
-        raise UserError(
-            "a budget in tokens needs the student's tokenizer and chat template; give the budget in rows instead."
-        )
-    counted = tokens(frame)
-    mean = counted.mean()
-    return counted.fill_null(round(mean) if isinstance(mean, (int, float)) else 256).cast(pl.Int64)
-
-
 @dataclass(frozen=True)
 class Selection:
     """What one arm chose: ids in order, the funnel, and why every other row was not chosen."""
 
     ids: list[str]
-    funnel: dict[str, object]
+    funnel: dict[str, Any]
     dropped: pl.DataFrame
     rows: pl.Series
     """Their places in the frame."""
@@ -151,105 +151,100 @@ class Unfilled(UserError):
 
 def select(
     frame: pl.DataFrame,
-    rule: Filter,
+    rule: Rule,
     seed: int,
     tokens: TokenCounter | None = None,
-    vectors: Vectors | None = None,
+    vectors: Vectors = NO_VECTORS,
 ) -> Selection:
     """Choose, once nothing is wanted any more.
 
     The funnel attributes a refused row to the first predicate (in the order written) that is false
     for it. Raises UserError when the budget cannot be filled and the arm does not say
-    `allow_short`.
+    `allow_short`, and ValueError while something is wanted.
     """
-    verdict = verdicts(frame, rule)
-    counted = _token_estimates(frame, tokens) if rule.budget and rule.budget.tokens else None
-    ranked = order(frame, rule, verdict, seed, vectors, counted)
-    assert ranked is not None, "select() before measuring was done"
-    taken = prefix(ranked, rule.budget, counted)
-    reasons, steps = _reasons(frame, rule, verdict)
-    allowed = int((verdict == ALLOWED).sum())
-    sums = int(counted.gather(taken).sum()) if counted is not None else None
-    funnel: dict[str, object] = {
-        "pool": len(frame),
-        "heldout": int(frame["heldout"].sum()),
-        "reserved_duplicates": int((frame["reserved"] & ~frame["heldout"]).sum()),
-        "steps": steps,
-        "failed": {
-            reason: n
-            for reason, n in reasons.value_counts(sort=True).iter_rows()
-            if reason in (UNANSWERED, UNFINISHED, "tag failed")
-        },
-        "allowed": allowed,
-        "chosen": len(taken),
-        "chosen_tokens": sums,
-        "choose": rule.taking,
-        "budget": rule.budget.model_dump(exclude_none=True) if rule.budget else None,
-    }
-    budget = rule.budget
-    short = (
-        budget is not None
-        and len(taken) == len(ranked)
-        and (len(taken) < budget.rows if budget.rows else (sums or 0) < (budget.tokens or 0))
-    )
-    if not taken.len() and len(ranked) and budget and budget.tokens:
-        raise UserError(
-            f"arms.{rule.name}: the first row alone has more than the budget's {budget.tokens} tokens; raise the budget."
-        )
-    if short and budget and not rule.allow_short:
-        stopped = ", ".join(f"{s['stopped']} by {s['predicate']}" for s in steps if s["stopped"])
-        asked = f"{budget.rows} rows" if budget.rows else f"{budget.tokens} tokens"
-        raise Unfilled(
-            f"{rule.at or rule.name}: the budget asks for {asked} but only {len(taken)} rows "
-            f"of {len(frame)} can be chosen (stopped: {stopped or 'none'}; held out: {funnel['heldout']}); draw more rows, loosen `where`, "
-            "lower the budget"
-        )
-    left = np.ones(len(frame), bool)
-    left[taken.to_numpy()] = False
-    dropped = (
-        pl.DataFrame({"id": frame["id"], "reason": reasons})
-        .filter(pl.Series(left))
-        .with_columns(pl.col("reason").cast(pl.String))
-    )
+    standing = _standing(frame, rule, tokens)
+    ordered = standing.order(seed, vectors)
+    if ordered is None:
+        raise ValueError("select() before measuring was done")
+    taken = standing.within_budget(ordered)
+    reasons = _reasons(standing)
+    funnel = _funnel(standing, reasons, taken)
+    if len(taken) == len(ordered) or taken.is_empty():
+        _check_filled(rule, funnel, len(ordered))
+    left = ~standing.among(taken)
+    dropped = pl.DataFrame({"id": frame["id"], "reason": reasons.cast(pl.String)}).filter(left)
     return Selection(frame["id"].gather(taken).to_list(), funnel, dropped, taken)
 
 
-def _reasons(
-    frame: pl.DataFrame, rule: Filter, verdict: pl.Series
-) -> tuple[pl.Series, list[dict[str, object]]]:
-    """Why each row is out (rows that could be chosen read "not chosen"), and how many rows each
-    predicate stopped."""
-    predicates = rule.where.predicates() if rule.where else []
-    held, same, tag, rest = "held out", "equals a held-out instruction", "tag failed", "not chosen"
-    said = pl.Enum(
-        list(
-            dict.fromkeys(
-                [held, same, UNANSWERED, UNFINISHED, tag, rest, *(p.text for p in predicates)]
-            )
-        )
-    )
-    reason = (
-        pl.when(pl.col("verdict") == RESERVED)
-        .then(pl.when("heldout").then(pl.lit(held, said)).otherwise(pl.lit(same, said)))
-        .when(pl.col("verdict") == UNANSWERED)
-        .then(pl.lit(UNANSWERED, said))
-        .when(pl.col("verdict") == UNFINISHED)
-        .then(pl.lit(UNFINISHED, said))
-        .when(pl.col("verdict") == FAILED)
-        .then(pl.lit(tag, said))
-    )
-    for predicate in predicates:
-        reason = reason.when((pl.col("verdict") == REFUSED) & predicate.expr.not_()).then(
-            pl.lit(predicate.text, said)
-        )
-    reasons = frame.with_columns(verdict.alias("verdict")).select(
-        reason.otherwise(pl.lit(rest, said)).alias("reason")
-    )["reason"]
-    counts = dict(reasons.value_counts().iter_rows())
-    left = len(frame) - int(frame["reserved"].sum())
-    steps: list[dict[str, object]] = []
-    for predicate in predicates:
-        stopped = int(counts.get(predicate.text, 0))
+def _reasons(standing: Standing) -> pl.Series:
+    """Why each row is out; rows that could be chosen read "not chosen"."""
+    verdict = pl.col("verdict")
+    reserved = verdict == RESERVED
+    cases = [
+        (reserved & pl.col("heldout"), "held out"),
+        (reserved, "equals a held-out instruction"),
+        (verdict == UNANSWERED, UNANSWERED),
+        (verdict == UNFINISHED, UNFINISHED),
+        (verdict == FAILED, "tag failed"),
+    ]
+    predicates = _predicates(standing.rule)
+    texts = [*(text for _, text in cases), "not chosen", *(p.text for p in predicates)]
+    cases += [((verdict == REFUSED) & p.expr.not_(), p.text) for p in predicates]
+    reason = first_true(cases, "not chosen", pl.Enum(list(dict.fromkeys(texts))))
+    frame = standing.frame.with_columns(standing.verdict.alias("verdict"))
+    return frame.select(reason.alias("reason"))["reason"]
+
+
+def _predicates(rule: Rule) -> list[Node]:
+    return rule.where.predicates() if rule.where else []
+
+
+def _funnel(standing: Standing, reasons: pl.Series, taken: pl.Series) -> dict[str, Any]:
+    """How many rows each predicate stopped, failed or were held out, and what was chosen."""
+    frame, rule, tokens = standing.frame, standing.rule, standing.tokens
+    counts = dict(reasons.value_counts(sort=True).iter_rows())
+    heldout, reserved = int(frame["heldout"].sum()), int(frame["reserved"].sum())
+    left = len(frame) - reserved
+    steps = []
+    for predicate in _predicates(rule):
+        stopped = counts.get(predicate.text, 0)
         left -= stopped
         steps.append({"predicate": predicate.text, "stopped": stopped, "left": left})
-    return reasons, steps
+    failures = (UNANSWERED, UNFINISHED, "tag failed")
+    budget = rule.budget.model_dump(exclude_none=True) if rule.budget else None
+    return {
+        "pool": len(frame),
+        "heldout": heldout,
+        "reserved_duplicates": reserved - heldout,
+        "steps": steps,
+        "failed": {reason: n for reason, n in counts.items() if reason in failures},
+        "allowed": int((standing.verdict == ALLOWED).sum()),
+        "chosen": len(taken),
+        "chosen_tokens": None if tokens is None else int(tokens.gather(taken).sum()),
+        "choose": str(rule.choose),
+        "budget": budget,
+    }
+
+
+def _check_filled(rule: Rule, funnel: Mapping[str, Any], orderable: int) -> None:
+    """Raise UserError where all that can be chosen does not fill the budget, or where its first row
+    alone is too much for it."""
+    budget = rule.budget
+    if budget is None:
+        return
+    if budget.tokens and orderable and not funnel["chosen"]:
+        raise UserError(
+            f"arms.{rule.name}: the first row alone has more than the budget's {budget.tokens} "
+            "tokens; raise the budget."
+        )
+    kind, asked = ("rows", budget.rows) if budget.rows else ("tokens", budget.tokens)
+    chosen = funnel["chosen"] if budget.rows else funnel["chosen_tokens"]
+    if chosen < (asked or 0) and not rule.allow_short:
+        steps = [step for step in funnel["steps"] if step["stopped"]]
+        stopped = ", ".join(f"{step['stopped']} by {step['predicate']}" for step in steps)
+        raise Unfilled(
+            f"{rule.at}: the budget asks for {asked} {kind} but only {funnel['chosen']} rows "
+            f"of {funnel['pool']} can be chosen (stopped: {stopped or 'none'}; "
+            f"held out: {funnel['heldout']}); draw more rows, loosen `where`, "
+            "lower the budget"
+        )

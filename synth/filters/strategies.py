@@ -1,5 +1,4 @@
-"""The filters that have names, and what can be chosen by: data, no code. `magpie filters` prints
-both tables."""
+"""The published rules that have names: data, no code. `magpie filters` prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ Param = float | str
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named filter: SQL and choice with {thresholds}, how many rows it takes where its source
+    """A named rule: SQL and choice with {thresholds}, how many rows it takes where its source
     says so, and where the rule comes from."""
 
     where: str | None
@@ -22,61 +21,13 @@ class Strategy:
 
     def filled(self, text: str | None, params: Mapping[str, Param]) -> str | None:
         """`text` with the thresholds put in."""
-        return text and text.format(
-            **{name: _plain(value) for name, value in {**self.params, **params}.items()}
-        )
+        thresholds = {**self.params, **params}
+        return text and text.format(**{name: _plain(v) for name, v in thresholds.items()})
 
 
 def _plain(value: Param) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-
-@dataclass(frozen=True)
-class Choice:
-    """What `choose` may be: how it is written, the order it takes rows in, and which rows it needs
-    answered."""
-
-    usage: str
-    takes: str
-    answers: str
-
-
-_KEPT = "the chosen rows"
-_ALL_LIVE = "every row that no rule on instructions refuses"
-CHOICES: dict[str, Choice] = {
-    "longest": Choice("longest", "the longest responses, in characters", _ALL_LIVE),
-    "top": Choice(
-        "top(COLUMN)",
-        "the highest values of a number or an ordered label",
-        f"{_KEPT}; of a column that reads responses, {_ALL_LIVE}",
-    ),
-    "hash_order": Choice(
-        "hash_order",
-        "a fixed pseudo-random order",
-        f"{_KEPT}, and those that a rule on responses refuses on the way",
-    ),
-    "difficulty_mix": Choice(
-        "difficulty_mix(LABEL)",
-        "half up to LABEL (easy), half above; the longest responses in each half",
-        _ALL_LIVE,
-    ),
-    "balanced": Choice(
-        "balanced(COLUMN, BY)",
-        "equally many of each value of COLUMN, each by falling BY (by hash where absent)",
-        f"{_KEPT}; with a BY that reads responses, {_ALL_LIVE}",
-    ),
-    "diverse": Choice(
-        "diverse",
-        "the instruction farthest from all taken before it (greedy k-center on embeddings)",
-        f"{_KEPT}; where a rule reads responses, {_ALL_LIVE}",
-    ),
-    "deita": Choice(
-        "deita(COSINE)",
-        "the highest difficulty x pair score, but none within COSINE (0.9) of one taken before",
-        _ALL_LIVE,
-    ),
-    "all": Choice("all", "every row", "every row"),
-}
 
 _TAU1, _TAU2, _DISTANCE = {"tau1": -12.0}, {"tau2": 0.0}, {"distance": 0.0}
 _GOOD_EASY = {"quality": "good", "difficulty": "easy"}

@@ -9,19 +9,37 @@ measured, window functions and aggregates depend on the shard.
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from core.errors import UserError, nearest
-from synth.measures import Field_
+from synth.filters import sql_tree
+from synth.filters.sql_tree import COMPARISONS, Tree
+from synth.measures import COLUMNS, Field_
 
-COMPARISONS = {"Eq": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
+FIELDS = {name: field for name, (_, field) in COLUMNS.items() if name != "messages"}
+"""What SQL may name: every column but the list of turns, which nothing compares."""
+
+EQUALITIES = ("Eq", "NotEq")
+MIRRORED = {"Lt": "Gt", "LtEq": "GtEq", "Gt": "Lt", "GtEq": "LtEq"}
+JOINS: dict[str, Callable[..., pl.Expr]] = {
+    "AND": operator.and_,
+    "OR": operator.or_,
+    "NOT": operator.invert,
+}
+PATTERNS = {"StartsWith": "starts with", "EndsWith": "ends with", "Contains": "matches"}
+TEXT_FUNCTIONS = {
+    ("StringExpr", "LenChars"): ("LENGTH", Field_("number")),
+    ("StringExpr", "LenBytes"): ("LENGTH", Field_("number")),
+    ("StringExpr", "Lowercase"): ("LOWER", Field_("text")),
+    ("StringExpr", "Uppercase"): ("UPPER", Field_("text")),
+}
+"""Functions of a text column: (name in SQL, what their value is)."""
 REFUSED = {
     "Coalesce": "COALESCE",
     "IsNull": "IS NULL",
@@ -45,7 +63,11 @@ REFUSED = {
     "Mean": "AVG",
     "Cast": "CAST",
 }
-TEXT_TESTS = {"StartsWith", "EndsWith", "Contains"}
+"""What SQL calls some of what is refused, by polars' name."""
+SAFE = (
+    "AND, OR, NOT, comparisons, IN, BETWEEN, LIKE, LENGTH, LOWER and UPPER over measured columns "
+    "(anything else could decide rows that are not measured yet)"
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,14 @@ class Node:
         for child in self.children:
             yield from child.leaves()
 
+    def terms(self) -> Iterator[Node]:
+        """What the top-level ANDs join, in the order written."""
+        if self.op != "AND":
+            yield self
+            return
+        for child in self.children:
+            yield from child.terms()
+
     def needs(self, columns: frozenset[str]) -> pl.Expr:
         """Where an answer in one of `columns` could still decide this node (boolean, never null).
 
@@ -72,25 +102,16 @@ class Node:
         """
         if not self.children:
             return self.expr.is_null() if self.columns & columns else pl.lit(False)
-        return self.expr.is_null() & pl.any_horizontal(
-            [child.needs(columns) for child in self.children]
-        )
+        below = [child.needs(columns) for child in self.children]
+        return self.expr.is_null() & pl.any_horizontal(below)
 
     def with_answers(self, columns: frozenset[str]) -> Node:
         """The same node over answers: a leaf that reads one of `columns` becomes the boolean column
         that is named by the leaf's text."""
-        if not self.children:
-            return replace(self, expr=pl.col(self.text)) if self.columns & columns else self
-        parts = tuple(child.with_answers(columns) for child in self.children)
-        exprs = [part.expr for part in parts]
-        joined = (
-            ~exprs[0]
-            if self.op == "NOT"
-            else exprs[0] & exprs[1]
-            if self.op == "AND"
-            else exprs[0] | exprs[1]
-        )
-        return replace(self, expr=joined, children=parts)
+        if self.children:
+            children = tuple(child.with_answers(columns) for child in self.children)
+            return replace(self, expr=_joined(self.op, children), children=children)
+        return replace(self, expr=pl.col(self.text)) if self.columns & columns else self
 
 
 @dataclass(frozen=True)
@@ -107,15 +128,7 @@ class Where:
 
     def predicates(self) -> list[Node]:
         """Its top-level AND terms, in the order written (the funnel's steps)."""
-        found: list[Node] = []
-        stack = [self.root]
-        while stack:
-            node = stack.pop()
-            if node.op == "AND":
-                stack += reversed(node.children)
-            else:
-                found.append(node)
-        return found
+        return list(self.root.terms())
 
 
 def parse(text: str, columns: Mapping[str, Field_], at: str = "where") -> Where:
@@ -126,22 +139,34 @@ def parse(text: str, columns: Mapping[str, Field_], at: str = "where") -> Where:
     with, a non-boolean result, and everything outside the safe subset.
     """
     try:
-        expr = pl.sql_expr(text)
-        tree = json.loads(expr.meta.serialize(format="json"))
+        tree = sql_tree.read(text)
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise UserError(
-            f"{at}: cannot read {text!r} as a SQL predicate ({str(error).splitlines()[0]})."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{at}: cannot read {text!r} as a SQL predicate ({reason}).") from error
     root = _Checker(columns, at).boolean(tree)
     if not root.columns:
         raise UserError(
-            f"{at}: {text!r} names no column, so it keeps every row or none; leave `where` out to keep every row."
+            f"{at}: {text!r} names no column, so it keeps every row or none; "
+            "leave `where` out to keep every row."
         )
     return Where(text, root)
 
 
+@dataclass(frozen=True)
+class _Operand:
+    """What a test is about: a column, or a function of one; `field` is what its value is."""
+
+    column: str
+    field: Field_
+    text: str
+    expr: pl.Expr
+
+    def leaf(self, expr: pl.Expr, test: str) -> Node:
+        return Node(expr, f"{self.text} {test}", frozenset({self.column}))
+
+
 class _Checker:
-    """Walks polars' serialized expression once, refusing what is outside the subset."""
+    """Walks polars' serialized expression once, refusing what is in neither table of nodes."""
 
     def __init__(self, columns: Mapping[str, Field_], at: str) -> None:
         self.columns = columns
@@ -151,224 +176,184 @@ class _Checker:
         return UserError(f"{self.at}: {what}.")
 
     def refuse(self, name: str) -> UserError:
-        return self.fail(
-            f"{REFUSED.get(name, name)} is not allowed in `where`; use AND, OR, NOT, comparisons, IN, BETWEEN, LIKE, "
-            "LENGTH, LOWER and UPPER over measured columns (anything else could decide rows that are not measured yet)"
-        )
+        return self.fail(f"{REFUSED.get(name, name)} is not allowed in `where`; use {SAFE}")
 
-    def boolean(self, node: Any) -> Node:
+    def boolean(self, tree: Tree) -> Node:
         """Check a node whose value must be true, false or null."""
-        kind: str = next(iter(node)) if isinstance(node, dict) else str(node)
-        body: Any = node[kind] if isinstance(node, dict) else None
-        if kind == "BinaryExpr" and body["op"] in ("And", "Or"):
-            sides = (self.boolean(body["left"]), self.boolean(body["right"]))
-            op = body["op"].upper()
-            text = f" {op} ".join(
-                f"({s.text})" if s.op == "OR" and op == "AND" else s.text for s in sides
-            )
-            expr = sides[0].expr & sides[1].expr if op == "AND" else sides[0].expr | sides[1].expr
-            return Node(expr, text, sides[0].columns | sides[1].columns, sides, op)
-        if kind == "BinaryExpr" and body["op"] in COMPARISONS:
-            return self.comparison(body["left"], body["op"], body["right"])
-        if kind == "BinaryExpr":
-            raise self.refuse(body["op"])
-        if kind == "Function":
-            return self.function(node, body)
-        if kind == "Cast":  # polars wraps what NOT negates in a cast to Boolean
-            if body["dtype"] == {"Literal": "Boolean"}:
-                return self.boolean(body["expr"])
+        if tree.kind not in _BOOLEAN:
+            raise self.refuse(tree.name)
+        return _BOOLEAN[tree.kind](self, tree)
+
+    def joined(self, tree: Tree) -> Node:
+        """AND, OR."""
+        op = tree.name.upper()
+        left, right = sides = tuple(self.boolean(side) for side in tree.inputs)
+        texts = [f"({s.text})" if (op, s.op) == ("AND", "OR") else s.text for s in sides]
+        columns = left.columns | right.columns
+        return Node(_joined(op, sides), f" {op} ".join(texts), columns, sides, op)
+
+    def negated(self, tree: Tree) -> Node:
+        """NOT."""
+        child = self.boolean(tree.inputs[0])
+        text = f"({child.text})" if child.children else child.text
+        return Node(~child.expr, f"NOT {text}", child.columns, (child,), "NOT")
+
+    def cast(self, tree: Tree) -> Node:
+        """polars wraps what NOT negates in a cast to Boolean; no other cast is allowed."""
+        if tree.body["dtype"] != {"Literal": "Boolean"}:
             raise self.refuse("Cast")
-        if kind == "Column":
-            field = self.field(body)
-            if field.kind != "bool":
-                raise self.fail(
-                    f"`{body}` alone is not true or false (it is a {field.kind} column); compare it with something"
-                )
-            return Node(_expr(node), body, frozenset({body}))
-        if kind == "Literal":
-            if body == {"Scalar": {"Boolean": True}} or body == {"Scalar": {"Boolean": False}}:
-                return Node(
-                    _expr(node), "TRUE" if body["Scalar"]["Boolean"] else "FALSE", frozenset()
-                )
+        return self.boolean(Tree(tree.body["expr"]))
+
+    def column(self, tree: Tree) -> Node:
+        """A column that is true or false by itself."""
+        name = tree.body
+        kind = self.field(name).kind
+        if kind != "bool":
             raise self.fail(
-                f"the result must be true or false, not the constant {_literal(node)!r}"
+                f"`{name}` alone is not true or false (it is a {kind} column); "
+                "compare it with something"
             )
-        if kind == "Agg":
-            raise self.refuse(next(iter(body)) if isinstance(body, dict) else "an aggregate")
-        raise self.refuse(kind)
+        return Node(tree.expr, name, frozenset({name}))
 
-    def function(self, node: Any, body: Any) -> Node:
-        name = body["function"]
-        inputs = body["input"]
-        if name == {"Boolean": "Not"}:
-            child = self.boolean(inputs[0])
-            text = (
-                f"NOT ({child.text})"
-                if child.children or child.op == "NOT"
-                else f"NOT {child.text}"
-            )
-            return Node(~child.expr, text, child.columns, (child,), "NOT")
-        if isinstance(name, dict) and _name(name.get("Sql")) == "Binary":  # decimals: a > -12.5
-            return self.comparison(inputs[0], name["Sql"]["Binary"], inputs[1])
-        if isinstance(name, dict) and _name(name.get("Sql")) == "IsIn":
-            return self.membership(inputs)
-        if isinstance(name, dict) and _name(name.get("StringExpr")) in TEXT_TESTS:
-            column, text = self.text_operand(inputs[0])
-            pattern = _literal(inputs[1]) if "Literal" in inputs[1] else None
-            if not isinstance(pattern, str):
-                raise self.fail(f"LIKE on `{column}` needs a fixed pattern in quotes")
-            verb = {"StartsWith": "starts with", "EndsWith": "ends with", "Contains": "matches"}[
-                _name(name["StringExpr"])
-            ]
-            return Node(_expr(node), f"{text} {verb} {pattern!r}", frozenset({column}))
-        raise self.refuse(_name(next(iter(name.values())) if isinstance(name, dict) else name))
+    def constant(self, tree: Tree) -> Node:
+        """TRUE, FALSE."""
+        value = tree.value
+        if not isinstance(value, bool):
+            raise self.fail(f"the result must be true or false, not the constant {value!r}")
+        return Node(tree.expr, str(value).upper(), frozenset())
 
-    def comparison(self, left: Any, op: str, right: Any) -> Node:
-        if op not in COMPARISONS:
-            raise self.refuse(op)
-        if "Literal" in left and "Literal" not in right:
-            flipped = {"Lt": "Gt", "LtEq": "GtEq", "Gt": "Lt", "GtEq": "LtEq"}
-            return self.comparison(right, flipped.get(op, op), left)
-        sign = COMPARISONS[op]
-        column, field, text = self.operand(left)
-        if "Literal" in right:
-            value = _literal(right)
-            self.check_literal(column, field, value, ordering=op not in ("Eq", "NotEq"))
-            shown = f"'{value}'" if isinstance(value, str) else str(value)
-            # polars compares a float column with a SQL decimal as decimals; as floats the
-            # comparison is what the user means
-            constant = pl.lit(float(value)) if field.kind == "number" else pl.lit(value)
-            return Node(
-                _compare(_expr(left), op, constant), f"{text} {sign} {shown}", frozenset({column})
-            )
-        other, other_field, other_text = self.operand(right)
-        if (field.kind, field.labels) != (other_field.kind, other_field.labels) or (
-            field.kind in ("text", "label") and op not in ("Eq", "NotEq")
-        ):
+    def comparison(self, tree: Tree) -> Node:
+        """A column against a constant, on either side, or against another column."""
+        left, right = tree.inputs
+        op = tree.name
+        if left.constant and not right.constant:
+            left, right, op = right, left, MIRRORED.get(op, op)
+        subject = self.operand(left)
+        if right.constant:
+            return self.with_constant(subject, op, right.value)
+        return self.with_column(subject, op, self.operand(right))
+
+    def with_constant(self, subject: _Operand, op: str, value: Any) -> Node:
+        sign, test = COMPARISONS[op]
+        self.check(subject, value, ordering=op not in EQUALITIES)
+        # polars compares a float column with a SQL decimal as decimals; as floats the comparison is
+        # what the user means
+        constant = float(value) if subject.field.kind == "number" else value
+        return subject.leaf(test(subject.expr, pl.lit(constant)), f"{sign} {_shown(value)}")
+
+    def with_column(self, subject: _Operand, op: str, other: _Operand) -> Node:
+        sign, test = COMPARISONS[op]
+        mine, theirs = subject.field, other.field
+        alike = (mine.kind, mine.labels) == (theirs.kind, theirs.labels)
+        unordered = mine.kind in ("text", "label") and op not in EQUALITIES
+        if unordered or not alike:
             raise self.fail(
-                f"`{column}` ({field.kind}) and `{other}` ({other_field.kind}) cannot be compared with {sign}"
+                f"`{subject.column}` ({mine.kind}) and `{other.column}` ({theirs.kind}) "
+                f"cannot be compared with {sign}"
             )
-        return Node(
-            _compare(_expr(left), op, _expr(right)),
-            f"{text} {sign} {other_text}",
-            frozenset({column, other}),
-        )
+        columns = frozenset({subject.column, other.column})
+        text = f"{subject.text} {sign} {other.text}"
+        return Node(test(subject.expr, other.expr), text, columns)
 
-    def membership(self, inputs: list[Any]) -> Node:
-        column, field, text = self.operand(inputs[0])
-        if "Literal" not in inputs[1]:
-            raise self.fail(f"IN on `{column}` needs a list of constants")
-        values = pl.select(_expr(inputs[1])).to_series()
-        listed = (
-            values.explode().to_list() if isinstance(values.dtype, pl.List) else values.to_list()
-        )
-        for value in listed:
-            self.check_literal(column, field, value, ordering=False)
-        dtype = (
-            pl.Float64
-            if field.kind == "number"
-            else pl.Enum(list(field.labels))
-            if field.labels
-            else None
-        )
-        operand = _expr(inputs[0]).cast(pl.Float64) if field.kind == "number" else _expr(inputs[0])
-        wanted = [float(v) for v in listed] if field.kind == "number" else listed
-        shown = ", ".join(f"'{v}'" if isinstance(v, str) else str(v) for v in listed)
-        return Node(
-            operand.is_in(pl.lit(pl.Series(wanted, dtype=dtype)).implode()),
-            f"{text} IN ({shown})",
-            frozenset({column}),
-        )
+    def membership(self, tree: Tree) -> Node:
+        """IN over constants."""
+        tested, constants = tree.inputs
+        subject = self.operand(tested)
+        if not constants.constant:
+            raise self.fail(f"IN on `{subject.column}` needs a list of constants")
+        values = constants.values.to_list()
+        for value in values:
+            self.check(subject, value, ordering=False)
+        expr, wanted = subject.expr, pl.Series(values)
+        if subject.field.kind == "number":
+            expr, wanted = expr.cast(pl.Float64), pl.Series(map(float, values), dtype=pl.Float64)
+        elif subject.field.labels:
+            wanted = pl.Series(values, dtype=pl.Enum(subject.field.labels))
+        shown = ", ".join(map(_shown, values))
+        return subject.leaf(expr.is_in(pl.lit(wanted).implode()), f"IN ({shown})")
 
-    def operand(self, node: Any) -> tuple[str, Field_, str]:
-        """A column, or LENGTH / LOWER / UPPER of a text column: (column, what its value is,
-        text)."""
-        kind, body = next(iter(node.items()))
-        if kind == "Column":
-            return body, self.field(body), body
-        if (
-            kind == "Function"
-            and isinstance(body["function"], dict)
-            and "StringExpr" in body["function"]
-        ):
-            name = _name(body["function"]["StringExpr"])
-            if name in ("LenChars", "LenBytes"):
-                column, text = self.text_operand(body["input"][0])
-                return column, Field_("number"), f"LENGTH({text})"
-            if name in ("Lowercase", "Uppercase"):
-                column, text = self.text_operand(body["input"][0])
-                return column, Field_("text"), f"{name[:5].upper()}({text})"
-            raise self.refuse(name)
-        if kind == "Function":
-            name = body["function"]
-            raise self.refuse(_name(next(iter(name.values())) if isinstance(name, dict) else name))
-        if kind == "BinaryExpr":
-            raise self.refuse(body["op"])
-        if kind == "Agg":
-            raise self.refuse(next(iter(body)))
-        if kind == "Literal":
+    def pattern(self, tree: Tree) -> Node:
+        """LIKE, which polars turns into a test of how the text begins, ends or matches."""
+        tested, constant = tree.inputs
+        subject = self.text_operand(tested)
+        pattern = constant.value if constant.constant else None
+        if not isinstance(pattern, str):
+            raise self.fail(f"LIKE on `{subject.column}` needs a fixed pattern in quotes")
+        return subject.leaf(tree.expr, f"{PATTERNS[tree.name]} {pattern!r}")
+
+    def operand(self, tree: Tree) -> _Operand:
+        """A column, or LENGTH / LOWER / UPPER of a text column."""
+        if tree.kind == ("", "Column"):
+            column = tree.body
+            return _Operand(column, self.field(column), column, tree.expr)
+        if tree.kind in TEXT_FUNCTIONS:
+            function, field = TEXT_FUNCTIONS[tree.kind]
+            inner = self.text_operand(tree.inputs[0])
+            return _Operand(inner.column, field, f"{function}({inner.text})", tree.expr)
+        if tree.constant:
             raise self.fail(
                 "a comparison between two constants decides every row alike; compare a column"
             )
-        raise self.refuse(kind)
+        raise self.refuse(tree.name)
 
-    def text_operand(self, node: Any) -> tuple[str, str]:
-        column, field, text = self.operand(node)
+    def text_operand(self, tree: Tree) -> _Operand:
+        subject = self.operand(tree)
+        field = subject.field
         if field.kind != "text":
             hint = "use = or IN with its labels" if field.labels else "it is not a text column"
-            raise self.fail(f"`{column}` is a {field.kind} column: {hint}")
-        return column, text
+            raise self.fail(f"`{subject.column}` is a {field.kind} column: {hint}")
+        return subject
 
     def field(self, name: str) -> Field_:
         if name not in self.columns:
             raise self.fail(f"unknown column `{name}`{nearest(name, self.columns)}")
         return self.columns[name]
 
-    def check_literal(self, column: str, field: Field_, value: Any, ordering: bool) -> None:
+    def check(self, subject: _Operand, value: Any, *, ordering: bool) -> None:
+        """Refuse a constant that can never equal a value of the column, or, where it is `ordering`,
+        has no order among them."""
+        column, field = f"`{subject.column}`", subject.field
         if value is None or (isinstance(value, float) and math.isnan(value)):
+            shown = "NULL" if value is None else "NaN"
             raise self.fail(
-                f"`{column}` compared with {'NULL' if value is None else 'NaN'} is never true; leave that comparison out"
+                f"{column} compared with {shown} is never true; leave that comparison out"
             )
-        if field.labels:
-            if value not in field.labels:
-                raise self.fail(
-                    f"{value!r} is not a label of `{column}`{nearest(str(value), field.labels)}"
-                )
-            if ordering and field.kind != "ordered":
-                raise self.fail(f"the labels of `{column}` have no order; use = or IN")
-        elif field.kind == "number" and (isinstance(value, (bool, str))):
-            raise self.fail(f"`{column}` is a number; {value!r} is not")
-        elif field.kind == "bool" and not isinstance(value, bool):
-            raise self.fail(f"`{column}` is true or false; {value!r} is neither")
-        elif field.kind == "text":
-            if not isinstance(value, str):
-                raise self.fail(f"`{column}` is text; {value!r} is not")
-            if ordering:
-                raise self.fail(
-                    f"`{column}` is text and would compare alphabetically; use =, IN or LIKE"
-                )
+        if field.labels and value not in field.labels:
+            near = nearest(str(value), field.labels)
+            raise self.fail(f"{value!r} is not a label of {column}{near}")
+        fits, complaint = _CONSTANTS.get(field.kind, (None, ""))
+        if fits and not fits(value):
+            raise self.fail(f"{column} {complaint.format(value)}")
+        if ordering and field.kind == "label":
+            raise self.fail(f"the labels of {column} have no order; use = or IN")
+        if ordering and field.kind == "text":
+            raise self.fail(f"{column} is text and would compare alphabetically; use =, IN or LIKE")
 
 
-def _name(function: Any) -> str:
-    return str(next(iter(function)) if isinstance(function, dict) and function else function)
+_CONSTANTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "number": (lambda value: not isinstance(value, bool | str), "is a number; {!r} is not"),
+    "bool": (lambda value: isinstance(value, bool), "is true or false; {!r} is neither"),
+    "text": (lambda value: isinstance(value, str), "is text; {!r} is not"),
+}
+"""Kind of column without labels -> (whether a constant can be compared with it, what to say)."""
+
+_BOOLEAN: dict[tuple[str, str], Callable[[_Checker, Tree], Node]] = {
+    ("BinaryExpr", "And"): _Checker.joined,
+    ("BinaryExpr", "Or"): _Checker.joined,
+    ("Boolean", "Not"): _Checker.negated,
+    ("Sql", "IsIn"): _Checker.membership,
+    ("", "Cast"): _Checker.cast,
+    ("", "Column"): _Checker.column,
+    ("", "Literal"): _Checker.constant,
+    **{("BinaryExpr", op): _Checker.comparison for op in COMPARISONS},
+    **{("StringExpr", test): _Checker.pattern for test in PATTERNS},
+}
+"""The nodes that may decide a row, by kind; nothing else may."""
 
 
-def _expr(node: Any) -> pl.Expr:
-    return pl.Expr.deserialize(io.BytesIO(json.dumps(node).encode()), format="json")
+def _joined(op: str, nodes: tuple[Node, ...]) -> pl.Expr:
+    return JOINS[op](*(node.expr for node in nodes))
 
 
-def _literal(node: Any) -> Any:
-    values = pl.select(_expr(node)).to_series()
-    value: Any = values.to_list()[0] if len(values) == 1 else values.to_list()
-    return float(value) if type(value).__name__ == "Decimal" else value
-
-
-def _compare(left: pl.Expr, op: str, right: pl.Expr) -> pl.Expr:
-    return {
-        "Eq": left == right,
-        "NotEq": left != right,
-        "Lt": left < right,
-        "LtEq": left <= right,
-        "Gt": left > right,
-        "GtEq": left >= right,
-    }[op]
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)

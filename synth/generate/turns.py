@@ -28,7 +28,7 @@ from synth.chat.encoding import encode_conversation, pair
 from synth.chat.pre_query import DEFAULT, follow_up, pre_query
 from synth.chat.thinking import Thinking, thinking_of
 from synth.config import SynthConfig
-from synth.context import Context, Served
+from synth.context import Context, Served, Serving
 from synth.generate import single_turn
 from synth.generate.ask import (
     TOKENS,
@@ -173,7 +173,7 @@ def assistant_side(served: Served, sampling: Sampling) -> Side:
     return Side(served, thinking, None, body, Chain(None))
 
 
-def compute(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def compute(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     """Continue the conversations of rows [id, instruction, response] to `synth.turns` turns; frames
     [id, *FIELDS, status, reason] as they finish.
 

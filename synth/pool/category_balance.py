@@ -15,7 +15,7 @@ import polars as pl
 
 from core.columns import OK
 from core.tracking import Log
-from synth.context import Context
+from synth.context import Serving
 from synth.measures import CATEGORY
 from synth.pool.columns import open_column
 from synth.pool.computed import compute_tag, tag_determines
@@ -28,7 +28,7 @@ SAMPLE = 100
 class Balance:
     """Counts what is drawn, and labels and reports after every `every` instructions."""
 
-    def __init__(self, pool: Pool, context: Context, log: Log, every: int) -> None:
+    def __init__(self, pool: Pool, context: Serving, log: Log, every: int) -> None:
         self.pool, self.context, self.log, self.every = pool, context, log, every
         determines = tag_determines("category", pool.config, context, "label")
         self.column = open_column(pool.root, "category", determines)

@@ -14,7 +14,7 @@ import polars as pl
 from core.store import digest
 from synth.chat import templates
 from synth.config import BaseConfig, ImportConfig, ModelConfig, SafetyConfig, SynthConfig, TagConfig
-from synth.context import Context
+from synth.context import Context, Serving
 from synth.duplicates import decontaminate, embeddings, minhash, neighbors
 from synth.generate import single_turn, turns
 from synth.measures import MEASURES
@@ -40,7 +40,7 @@ class Computed:
     """
 
     determines: Callable[[SynthConfig, Context], Determines]
-    compute: Callable[[pl.DataFrame, SynthConfig, Context], Frames]
+    compute: Callable[[pl.DataFrame, SynthConfig, Serving], Frames]
 
 
 def tag_determines(
@@ -59,7 +59,7 @@ def tag_determines(
 
 
 def compute_tag(
-    name: str, rows: pl.DataFrame, config: SynthConfig, context: Context, mode: str | None = None
+    name: str, rows: pl.DataFrame, config: SynthConfig, context: Serving, mode: str | None = None
 ) -> Frames:
     """Cells of an LLM tag; `mode` in place of the recipe's own."""
     tag = tag_config(config, name)
@@ -79,7 +79,7 @@ def _language_determines(config: SynthConfig, context: Context) -> Determines:
     return {"languages": config.tags.languages, "VERSION": language.VERSION}
 
 
-def _language(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def _language(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     settings = {"languages": config.tags.languages}
     return iter(language.language(rows.select("id", "instruction"), settings))
 
@@ -95,19 +95,12 @@ def _neighbors_determines(config: SynthConfig, context: Context) -> Determines:
     }
 
 
-def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     near = config.tags.neighbors
     ids = rows["id"].to_list()
     texts = itertools.chain.from_iterable(context.instructions(rows))
     vectors = embeddings.vectors(context.root, ids, texts, context.resolve(near.model, None))
-    yield neighbors.neighbors(
-        ids,
-        vectors,
-        near.threshold,
-        exact_up_to=near.exact_up_to,
-        probes=near.probes,
-        say=context.say,
-    )
+    yield neighbors.neighbors(ids, vectors, near, say=context.say)
 
 
 def _response_determines(config: SynthConfig, context: Context) -> Determines:
@@ -118,7 +111,7 @@ def _response_determines(config: SynthConfig, context: Context) -> Determines:
     }
 
 
-def _response(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def _response(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     served = context.serve(config.responder or config.teacher)
     return single_turn.responses(
         rows.select("id", "instruction"),
@@ -131,7 +124,7 @@ def _response(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Fram
 def _by_model(
     model_of: Callable[[SynthConfig], Model | None],
     determines: Callable[[Model, Context], dict[str, Any]],
-    compute: Callable[[pl.DataFrame, Model, Context], Frames],
+    compute: Callable[[pl.DataFrame, Model, Serving], Frames],
 ) -> Computed:
     """A measure by a model that the recipe may state: without it there is no way to measure it, and
     no cell is made."""
@@ -140,7 +133,7 @@ def _by_model(
         model = model_of(config)
         return None if model is None else determines(model, context)
 
-    def computed(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+    def computed(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
         model = model_of(config)
         return iter(()) if model is None else compute(rows, model, context)
 
@@ -152,7 +145,7 @@ def _reward_determines(model: ModelConfig, context: Context) -> dict[str, Any]:
     return {"model": context.revision(model), "VERSION": reward.VERSION}
 
 
-def _reward(rows: pl.DataFrame, model: ModelConfig, context: Context) -> Frames:
+def _reward(rows: pl.DataFrame, model: ModelConfig, context: Serving) -> Frames:
     served = context.serve(model)
     return reward.reward(rows.select(_PAIR), served.tokenizer, served.endpoint)
 
@@ -166,7 +159,7 @@ def _safety_determines(guard: SafetyConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _safety(rows: pl.DataFrame, guard: SafetyConfig, context: Context) -> Frames:
+def _safety(rows: pl.DataFrame, guard: SafetyConfig, context: Serving) -> Frames:
     served = context.serve(guard)
     family = safety.family(guard.model, guard.family)
     return safety.safety(
@@ -183,7 +176,7 @@ def _base_determines(base: BaseConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _base(rows: pl.DataFrame, base: BaseConfig, context: Context) -> Frames:
+def _base(rows: pl.DataFrame, base: BaseConfig, context: Serving) -> Frames:
     served = context.serve(base)
     return base_answers.base_responses(
         rows.select(_PAIR[:2]), base.sampling, served.tokenizer, served.endpoint
@@ -195,7 +188,7 @@ def _difference_determines(config: SynthConfig, context: Context) -> Determines:
     return {"base_response": base, "reward": scored} if base and scored else None
 
 
-def _difference(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def _difference(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     model = config.tags.reward
     if model is None:
         return iter(())
@@ -215,7 +208,7 @@ def _ifd_determines(config: SynthConfig, context: Context) -> Determines:
     }
 
 
-def _ifd(rows: pl.DataFrame, config: SynthConfig, context: Context) -> Frames:
+def _ifd(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     served = context.serve(config.tags.ifd or config.teacher)
     return ifd.ifd(rows.select(_PAIR), served.tokenizer, served.endpoint)
 

@@ -19,9 +19,10 @@ from core.errors import UserError
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from synth.context import Context
-from synth.filters.rule import Filter, columns_of, measures_of
+from synth.context import Serving
+from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import TokenCounter, wanted
+from synth.filters.verdicts import measures_of
 from synth.measures import MEASURES, POOLED, by_cost, long_columns, prerequisites
 from synth.pool.computed import COMPUTED
 from synth.pool.draw import Share, mine
@@ -44,7 +45,7 @@ class Task:
 
 def measure(
     pool: Pool,
-    rules: Sequence[tuple[Filter, Sequence[int]]],
+    rules: Sequence[tuple[Rule, Sequence[int]]],
     servers: Servers,
     log: Log,
     tokens: TokenCounter | None = None,
@@ -89,7 +90,7 @@ def _possible(
 
 
 def _filled(
-    pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Context
+    pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Serving
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Compute one measure's cells of these rows and append them to its column as they arrive:
     (finished cells, how many rows there are) of each batch."""
@@ -152,7 +153,7 @@ _HOW = {
 }
 
 
-def check(pool: Pool, rules: Sequence[Filter], besides: Collection[str] = ()) -> None:
+def check(pool: Pool, rules: Sequence[Rule], besides: Collection[str] = ()) -> None:
     """Find out before anything is bought whether a drawn pool can measure what the filters read,
     and what that needs first.
 
@@ -180,7 +181,7 @@ def _unmeasurable(name: str) -> str:
 
 
 def cost(
-    pool: Pool, rules: Sequence[tuple[Filter, Iterable[str]]], frame: pl.DataFrame
+    pool: Pool, rules: Sequence[tuple[Rule, Iterable[str]]], frame: pl.DataFrame
 ) -> dict[str, Any]:
     """What the pool cost in generated tokens, and what answering and tagging every row first would
     have cost.

@@ -25,7 +25,8 @@ from core.columns import OK, Column
 from synth.config import ImportConfig, SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings
-from synth.filters.rule import Vectors, held_out
+from synth.filters.choices import Vectors
+from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
 from synth.measures import COLUMNS, MEASURES, long_columns
 from synth.pool.columns import PoolColumns

@@ -18,8 +18,8 @@ import polars as pl
 
 from core.columns import FAILED, OK
 from core.errors import UserError
-from synth.filters.rule import FIELDS, Filter
-from synth.filters.where import Node
+from synth.filters.rule import Rule
+from synth.filters.where import FIELDS, Node
 from synth.measures import COLUMNS, MEASURES, long_columns
 from synth.published import rows
 from synth.published.derived import DERIVED, MIN_SIMILAR_ID, inputs
@@ -39,7 +39,7 @@ class Tagged:
     that nothing can be said of."""
 
     frame: pl.DataFrame
-    rules: list[Filter]
+    rules: list[Rule]
     failed: dict[str, dict[str, int]]
     out: dict[str, int]
 
@@ -56,7 +56,7 @@ class _Asked:
     """What the rules read of a source: `columns` as they are, and `tests`: each condition on a long
     text by its words, which is answered in place of reading the text."""
 
-    rules: Sequence[Filter]
+    rules: Sequence[Rule]
     columns: frozenset[str]
     long: frozenset[str]
     tests: Mapping[str, Node]
@@ -67,7 +67,7 @@ class _Asked:
         return self.columns.union(*(leaf.columns for leaf in self.tests.values()))
 
 
-def read(source: str | Path, rules: Sequence[Filter]) -> Tagged:
+def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
     """The columns of a data set that these filters read.
 
     `source`: a file, a folder, or a hub id. Raises UserError for a source that cannot be read, and
@@ -93,7 +93,7 @@ def read(source: str | Path, rules: Sequence[Filter]) -> Tagged:
     return Tagged(frame.drop("out"), answered, failed, out)
 
 
-def _asked(rules: Sequence[Filter]) -> _Asked:
+def _asked(rules: Sequence[Rule]) -> _Asked:
     needed = {column for rule in rules for column in rule.columns}
     long = long_columns(needed)
     leaves = [leaf for rule in rules if rule.where for leaf in rule.where.root.leaves()]
@@ -101,7 +101,7 @@ def _asked(rules: Sequence[Filter]) -> _Asked:
     return _Asked(rules, frozenset(needed - long), long, tests)
 
 
-def _over_answers(rule: Filter, long: frozenset[str]) -> Filter:
+def _over_answers(rule: Rule, long: frozenset[str]) -> Rule:
     """The rule over a frame with answers in place of long texts."""
     if rule.where is None:
         return rule
@@ -249,7 +249,7 @@ def _values(raw: pl.Series, column: str) -> tuple[pl.Series, pl.Series, str]:
     return raw, raw.clear(), ""
 
 
-def _absent(column: str, source: str, rules: Sequence[Filter]) -> UserError:
+def _absent(column: str, source: str, rules: Sequence[Rule]) -> UserError:
     who = ", ".join(rule.name for rule in rules if column in rule.columns)
     names = [n for n in names_of(column) if n != column]
     other = f" (nor {', '.join(names)})" if names else ""

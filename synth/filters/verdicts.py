@@ -1,0 +1,87 @@
+"""What `where` says of each row, and which unmeasured cells could still change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from synth.filters.orders import hash_rank
+from synth.filters.rule import Rule
+from synth.filters.where import Where
+from synth.measures import COLUMNS, MEASURES, by_cost, prerequisites
+
+ALLOWED = "allowed"
+REFUSED = "refused"
+UNDECIDED = "undecided"
+FAILED = "failed"
+RESERVED = "held out"
+UNANSWERED = "response failed"
+UNFINISHED = "turns failed"
+VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UNFINISHED])
+
+
+def held_out(ids: pl.Series, share: float) -> pl.Series:
+    """Which rows are held out: by hash of id, so a pool that grows never moves a row."""
+    if not share:
+        return pl.Series("heldout", [False] * len(ids))
+    return (hash_rank(ids, "heldout") < int(share * 2**64)).alias("heldout")
+
+
+def verdicts(frame: pl.DataFrame, rule: Rule) -> pl.Series:
+    """What `where` says of each row: allowed, refused, undecided, failed (null and nothing left to
+    measure), held out, or response failed.
+
+    `frame` has every column the rule reads (null unless measured and ok), `status:MEASURE` for
+    each measure, and `reserved`.
+    """
+    still_open = pl.lit(False)
+    if rule.where:
+        measures = measures_of(rule.tested)
+        unmeasured = [m for m in measures if frame[f"status:{m}"].null_count()]
+        still_open = any_of(needs(rule.where, measure) for measure in unmeasured)
+    cases = [
+        (pl.col("reserved"), RESERVED),
+        (pl.col("status:response") == "failed", UNANSWERED),
+        (pl.col("status:turns") == "failed", UNFINISHED),
+        (rule.keeps, ALLOWED),
+        (rule.keeps.not_(), REFUSED),
+        (still_open, UNDECIDED),
+    ]
+    return frame.select(first_true(cases, FAILED, VERDICT).alias("verdict"))["verdict"]
+
+
+def first_true(cases: Iterable[tuple[pl.Expr, str]], otherwise: str, labels: pl.Enum) -> pl.Expr:
+    """The label of the first case that is true of a row."""
+    held = [pl.when(case).then(pl.lit(label, labels)) for case, label in cases]
+    return pl.coalesce(*held, pl.lit(otherwise, labels))
+
+
+def any_of(tests: Iterable[pl.Expr]) -> pl.Expr:
+    """Whether some test is true; false where there are none."""
+    return pl.any_horizontal(pl.lit(False), *tests)
+
+
+def measures_of(columns: Iterable[str]) -> list[str]:
+    """The measures that fill these columns, cheapest first; what the text itself shows needs no
+    measuring."""
+    wanted = {COLUMNS[c][0] for c in columns} - {"text"}
+    return [m for m in by_cost() if m in wanted]
+
+
+def needs(where: Where, measure: str) -> pl.Expr:
+    """Rows for which a cell of `measure` is unmeasured and could still decide the predicate."""
+    return where.root.needs(frozenset(MEASURES[measure].columns)) & open_cell(measure)
+
+
+def open_cell(measure: str) -> pl.Expr:
+    """Rows whose cell of `measure` is unmeasured and can still be measured: nothing that it needs
+    first has failed."""
+    blocked = any_of(pl.col(f"status:{m}").eq_missing(pl.lit("failed")) for m in _before(measure))
+    return pl.col(f"status:{measure}").is_null() & ~blocked
+
+
+def _before(measure: str) -> list[str]:
+    """Everything that a cell of `measure` needs first."""
+    direct = prerequisites(measure)
+    return [*direct, *(m for first in direct for m in _before(first))]
