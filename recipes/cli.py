@@ -142,7 +142,7 @@ def write_annotations(
 
 
 @app.command()
-def agreement(  # noqa: PLR0913, RUF100
+def agreement(
     judge: Annotated[
         str,
         Argument(help="A recipe (its judge is asked as in its benchmark) or a judge's model."),
@@ -191,7 +191,7 @@ def filters(as_json: AsJson = False) -> None:
 
 
 @app.command("filter")
-def filter_data(  # noqa: PLR0913, RUF100
+def filter_data(
     data: Annotated[
         str,
         Argument(
@@ -283,7 +283,7 @@ def doctor(
 
 
 @app.command()
-def launch(  # noqa: PLR0913, RUF100
+def launch(
     recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -335,7 +335,7 @@ def import_(
 
 
 @app.command()
-def export(  # noqa: PLR0913, RUF100
+def export(
     source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
     form: Annotated[
         str,

@@ -14,7 +14,7 @@ from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
 from eval.checkpoint import answers, heldout_loss
-from eval.config import EvalConfig, HeldoutConfig
+from eval.config import EvalConfig
 from eval.judging import pairwise
 from eval.prompt_sets import prompts as benchmarks
 from tests import tiny
@@ -143,10 +143,10 @@ def _run(
     url: str, path: Path, out: Path, model: Path, log: Log | None = None
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     out.mkdir(exist_ok=True)
-    config = HeldoutConfig(server={"urls": [url], "max_in_flight": 1})
+    block = {"urls": [url], "max_in_flight": 1}
     with Servers(Log(), out.parent / "logs") as servers:
         counts = heldout_loss.run(
-            config, {"heldout": path}, out, model=str(model), servers=servers, log=log or Log()
+            block, {"heldout": path}, out, model=str(model), servers=servers, log=log or Log()
         )
     return counts, pl.read_parquet(out / "losses.parquet")
 
@@ -223,11 +223,11 @@ def test_the_loss_through_vllm_is_that_of_a_transformers_forward(
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = HeldoutConfig(server={"args": {"max_model_len": 2048}})
+    block = {"args": {"max_model_len": 2048}}
     (tmp_path / "out").mkdir()
     inputs = {"heldout": _file(tmp_path, [LONGER])}
     heldout_loss.run(
-        config,
+        block,
         inputs,
         tmp_path / "out",
         model="embedded/SmolLM2-135M-Instruct",

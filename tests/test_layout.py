@@ -8,7 +8,9 @@ import importlib
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +229,55 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import recipes.cli, sys; print([m for m in sys.modules if m in {heavy}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- what ruff has no rule for --------------------------------------------------------------------
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+UNDESCRIBED_LINES = 15
+
+
+def nodes(kind: type[ast.AST] | tuple[type[ast.AST], ...]) -> Iterator[tuple[str, Any]]:
+    """("file:line", node) of every syntax node of a kind in the packages."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kind):
+                yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+
+
+def own_expressions(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The syntax nodes of a statement, those of statements inside it left out."""
+    waiting: list[ast.AST] = [statement]
+    while waiting:
+        children = ast.iter_child_nodes(waiting.pop())
+        inner = [child for child in children if not isinstance(child, ast.stmt)]
+        yield from inner
+        waiting += inner
+
+
+def test_a_statement_holds_at_most_one_conditional_expression() -> None:
+    crowded = []
+    for where, statement in nodes(ast.stmt):
+        conditional = [e for e in own_expressions(statement) if isinstance(e, ast.IfExp)]
+        if len(conditional) > 1:
+            crowded.append(where)
+    assert crowded == [], "name the middle step"
+
+
+def test_no_comprehension_stands_inside_another() -> None:
+    nested = []
+    for where, comprehension in nodes(COMPREHENSIONS):
+        inner = [node for node in ast.walk(comprehension) if isinstance(node, COMPREHENSIONS)]
+        if len(inner) > 1:
+            nested.append(where)
+    assert nested == [], "name the middle step"
+
+
+def test_every_function_over_fifteen_lines_says_what_it_does() -> None:
+    silent = []
+    for where, function in nodes(FUNCTIONS):
+        lines = function.end_lineno - function.lineno + 1
+        if lines > UNDESCRIBED_LINES and ast.get_docstring(function) is None:
+            silent.append(f"{where} {function.name}")
+    assert silent == []

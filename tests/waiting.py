@@ -1,5 +1,5 @@
-"""Waiting for what happens, however slow the machine is: the stop is a guard against hanging, and far
-beyond anything a working test needs."""
+"""Waiting for what happens, however slow the machine is: the stop is a guard against hanging, and
+far beyond anything a working test needs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from core.tracking import Log
 from core.wire import Request, ServerSpec, prompt_losses, scoring_request
 from eval.checkpoint.answers import stop_ids
 from eval.checkpoint.asked import Questions, settle, tally
-from eval.config import AnswersConfig, HeldoutConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,21 +41,20 @@ class Scored:
 
 
 def run(
-    config: HeldoutConfig,
+    server: Mapping[str, Any],
     inputs: dict[str, Path],
     out: Path,
     *,
     model: str,
     servers: Servers,
     log: Log,
-    answers: AnswersConfig | None = None,
 ) -> Counts:
     """Write `out`/losses.parquet: [id, loss (mean nats per assistant token, null when failed),
     tokens (those counted), status, reason].
 
     `inputs["heldout"]` is a Parquet file with `id` and `messages` (list of {role, content}).
     `model` is a folder, `embedded/NAME` or hub id; its own chat template renders the conversations.
-    The server is `config.server`, else that of `answers`. A conversation that cannot be scored (no
+    `server` is its `server:` block. A conversation that cannot be scored (no
     assistant turn, longer than the server's context) stays, failed and counted. Counts: rows,
     failed, failed_reasons, tokens, loss (mean over conversations), token_loss (mean over tokens).
     Raises UserError when no conversation could be scored, or when the file is not what it should
@@ -92,9 +90,6 @@ def run(
         read=read,
         nothing=f"{model} could be scored on none of the {n} held-out conversations",
     )
-    server = config.server
-    if server is None:
-        server = {} if answers is None else answers.server
     endpoint = servers.serve(ServerSpec(model=path, **server))
     rows = settle(questions, endpoint, out / "work", log)
     rows.write_parquet(out / "losses.parquet")

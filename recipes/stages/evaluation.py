@@ -17,7 +17,6 @@ from core.tracking import Log
 from eval.config import (
     AnswersConfig,
     EvalConfig,
-    HeldoutConfig,
     TasksConfig,
     pairwise_benchmarks,
     rated_benchmarks,
@@ -54,7 +53,10 @@ def stages(
     for run in runs:
         answers[run] = _answers_of_run(session, config, run, checkpoints[run], prompt_sets)
         if config.heldout is not None:
-            loss = _heldout(session, config.heldout, config.answers, run, checkpoints[run], heldout)
+            server = config.heldout.server
+            if server is None:
+                server = config.answers.server
+            loss = _heldout(session, server, run, checkpoints[run], heldout)
             parts[run]["heldout"] = loss
     session.done("answers")
     session.done("heldout")
@@ -184,8 +186,7 @@ def _answers(
 
 def _heldout(
     session: Session,
-    config: HeldoutConfig,
-    answers: AnswersConfig,
+    server: Mapping[str, Any],
     run: str,
     checkpoint: Result | None,
     rows: Result | None,
@@ -195,13 +196,12 @@ def _heldout(
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         return heldout_loss.run(
-            config,
+            server,
             {"heldout": inputs["heldout"] / "heldout.parquet"},
             out,
             model=served_path(inputs["checkpoint"]),
             servers=session.servers,
             log=log,
-            answers=answers,
         )
 
     parents = {"checkpoint": checkpoint, "heldout": rows}

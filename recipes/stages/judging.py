@@ -14,11 +14,8 @@ from core.files import file_digest
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
 from eval.config import (
-    AlpacaProtocol,
     AnswersConfig,
-    ArenaProtocol,
     EvalConfig,
-    MTBenchProtocol,
     PairwiseBenchmark,
     PairwiseProtocol,
     RatedBenchmark,
@@ -175,7 +172,7 @@ def _verdicts(
         stage = Stage(name, spec, parents, make, content=_judgments_digest)
         verdicts[run] = session.result(stage)
         if verdicts[run] is None:
-            session.add(name, _estimate(protocol, prompt_set.characters))
+            session.add(name, settle.estimate(protocol, prompt_set.characters))
     return verdicts
 
 
@@ -229,7 +226,7 @@ def _rate(
     make = _rating_of(session, protocol, tables)
     result = session.result(Stage(name, spec, parents, make, content=content))
     if result is None:
-        session.add(name, _estimate(protocol, prompt_set.characters))
+        session.add(name, settle.estimate(protocol, prompt_set.characters))
     return result
 
 
@@ -255,40 +252,3 @@ def shown_characters(tasks: list[Task]) -> list[int]:
         turns = task.turns or (task.prompt,)
         shown += [fixed + sum(map(len, turns[:last])) for last in range(1, len(turns) + 1)]
     return shown
-
-
-INSTRUCTIONS = 400
-"""About how many tokens the judge's own instructions are."""
-
-
-def _estimate(protocol: PairwiseProtocol | RatedProtocol, characters: list[int]) -> str:
-    """The most that a judge can be asked and paid for one checkpoint, before its answers are known;
-    "" while the prompts are unknown. `characters`: of the prompt in each call."""
-    from eval.judging.ask import most_tokens
-    from eval.judging.journal import Purse
-
-    if not characters:
-        return ""
-    answer = int(protocol.answers.sampling.get("max_tokens", 1024))
-    prompts = sum(length // 4 for length in characters)  # four characters a token
-    items = len(characters)
-    generated = most_tokens(protocol.sampling)
-    if isinstance(protocol, AlpacaProtocol) and protocol.mode == "reward":
-        # A call for each answer, which shows that answer alone, and nothing is generated.
-        calls, asked, generated = 2 * items, 2 * (prompts + items * answer), 0
-    elif isinstance(protocol, AlpacaProtocol | ArenaProtocol):
-        both = isinstance(protocol, ArenaProtocol) or protocol.order == "both"
-        games = 2 if both else 1
-        calls, asked = games * items, games * (prompts + items * (2 * answer + INSTRUCTIONS))
-    else:
-        shown = 2 if isinstance(protocol, MTBenchProtocol) else 1  # MT-Bench shows both turns
-        references = len(getattr(protocol, "references", ()))
-        # A reference's answer counts like the model's.
-        compared = references * (prompts + items * (2 * shown * answer + INSTRUCTIONS))
-        calls = items * (1 + references)
-        asked = prompts + items * (shown * answer + INSTRUCTIONS) + compared
-    told = calls * generated
-    figures = f"at most {calls} calls, {asked:,} prompt tokens, {told:,} generated"
-    if protocol.judge.prices is None:
-        return figures
-    return f"{figures}, {Purse(protocol.judge.prices, None).cost(asked, told):.2f} in money"
