@@ -62,6 +62,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     return result
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the tests: one takes the real stack, whose threads spin and whose trainings
     need both cores anyhow, the other whole files of the rest. What asks the teacher's server stands

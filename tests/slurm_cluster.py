@@ -13,11 +13,11 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from tests.waiting import GUARD, until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 
@@ -57,11 +57,11 @@ class SlurmCluster:
                 "--num-threads=2",
                 f"--log-file={self.folder / 'munged.log'}",
             )
-            _until(lambda: (self.folder / "munge.socket").exists(), "munged's socket")
+            until(lambda: (self.folder / "munge.socket").exists(), "munged's socket")
             self._start("slurmctld", "-D", "-c")
             self.start_node("n1")
             self.start_node("n2")
-            _until(
+            until(
                 lambda: self.states() == {"n1": "idle", "n2": "idle"},
                 f"both nodes (logs in {self.folder})",
             )
@@ -144,7 +144,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
         ]  # they would report how their job ended: first
         for process in [psutil.Process(self.daemons[name].pid), *steps, *jobs]:
             _kill(process)
-        self.daemons[name].wait(timeout=10)
+        self.daemons[name].wait(timeout=GUARD)
 
     def command(self, *arguments: str) -> str:
         """Output of a Slurm command on this cluster."""
@@ -164,7 +164,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
         lines = self.command("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r").splitlines()
         return {parts[0]: (parts[1], parts[2]) for parts in (line.split("|") for line in lines)}
 
-    def wait(self, seconds: float) -> dict[str, tuple[str, str]]:
+    def wait(self) -> dict[str, tuple[str, str]]:
         """All jobs, once every one has ended."""
         ended = {
             "COMPLETED",
@@ -183,7 +183,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
             found.update(self.jobs())
             return bool(found) and all(state in ended for state, _ in found.values())
 
-        _until(done, f"the jobs ({self.folder})", seconds)
+        until(done, f"the jobs ({self.folder})")
         return found
 
     def restarts(self) -> int:
@@ -218,7 +218,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
                 _kill(process)
             psutil.wait_procs(found, timeout=2)
         for daemon in self.daemons.values():
-            daemon.wait(timeout=10)
+            daemon.wait(timeout=GUARD)
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -240,14 +240,6 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.Error:
         return
-
-
-def _until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tests import slurm_cluster, small_recipe
 from tests.ray_cluster import RayCluster
 from tests.scripted_server import ScriptedServer
 from tests.slurm_cluster import SlurmCluster
+from tests.waiting import GUARD, exit_code, until
 
 SLURM = {"time": "00:05:00", "partition": "main", "mem_per_cpu_gb": 1}
 RAY = {"mem_per_cpu_gb": 1}
@@ -123,22 +123,11 @@ def launch(
     )
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float) -> str:
+def ended(process: subprocess.Popen[bytes]) -> str:
     """What a launch printed, once it ended well."""
-    try:
-        said = process.communicate(timeout=seconds)[0].decode()
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said = process.communicate()[0].decode()
+    said = process.communicate(timeout=GUARD)[0].decode()
     assert process.returncode == 0, said[-4000:]
     return said
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
 
 
 def pool_of(path: Path) -> Any:
@@ -407,7 +396,7 @@ def test_two_tasks_on_one_machine_have_a_server_each(
     )
     environment = {**os.environ, "PYTHONPATH": f"{stand_in.parents[3]}:{Path(__file__).parents[1]}"}
     pair = [task(path, "instructions", rank, 2, environment) for rank in (0, 1)]
-    assert [p.wait(300) for p in pair] == [0, 0]
+    assert [exit_code(p) for p in pair] == [0, 0]
     assert len(list((store(path) / "logs").glob("instructions-[01]/*.log"))) == 2
     assert server.requests == []
     columns = cells(path)
@@ -423,7 +412,7 @@ def test_two_tasks_that_make_the_same_cells_change_nothing(
 ) -> None:
     path = recipe(tmp_path, llama, server)
     pair = [task(path, "instructions", 0, 1) for _ in range(2)]
-    assert [p.wait(300) for p in pair] == [0, 0]
+    assert [exit_code(p) for p in pair] == [0, 0]
     assert twice(path) > 0
     graph.run(schema.load(path), "select")
     assert_same(path, alone)
@@ -443,7 +432,7 @@ def test_a_killed_task_continues_when_it_is_started_again(
         kept = len(next(iter(cells(path).values())))
         before = len(server.requests)
         server.delay = 0
-        assert task(path, "instructions", 0, 2).wait(300) == 0
+        assert exit_code(task(path, "instructions", 0, 2)) == 0
         share = len(mine(pool_of(path).planned, (0, 2)))
         assert 32 <= kept < share
         assert len(server.requests) - before == share - kept
@@ -472,7 +461,7 @@ def test_a_task_ends_with_the_process_that_started_it() -> None:
         status = Path(f"/proc/{child}/status")
         return not status.exists() or "zombie" in status.read_text()
 
-    until(gone, "the child's end", 20)
+    until(gone, "the child's end")
 
 
 # -- Ray -------------------------------------------------------------------------------------------
@@ -496,13 +485,14 @@ def test_two_ray_nodes_make_what_one_process_makes(
     reference = recipe(tmp_path / "alone", llama, server, arms__apart=apart)
     graph.run(schema.load(reference), "select")
     path = recipe(tmp_path / "cluster", llama, server, arms__apart=apart)
-    said = ended(launch(path, "ray", ray_nodes.environment), 600)
+    said = ended(launch(path, "ray", ray_nodes.environment))
     assert "instructions, columns and selections are made" in said
     assert_same(path, reference)
     assert twice(path) == 0
     assert [name for name in cells(path) if name.startswith("columns/neighbors/")]
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_ray_node_lost_in_the_middle_costs_time_only(
     tmp_path: Path, llama: Path, alone: Path, ray_nodes: RayCluster
@@ -516,7 +506,7 @@ def test_a_ray_node_lost_in_the_middle_costs_time_only(
             shares.assert_both_unfinished()
             ray_nodes.lose_node()
             server.delay = 0.05
-            ended(running, 600)
+            ended(running)
         finally:
             running.kill()
     assert_same(path, alone)
@@ -540,8 +530,8 @@ def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
     tmp_path: Path, llama: Path, server: ScriptedServer, alone: Path, slurm_nodes: SlurmCluster
 ) -> None:
     path = recipe(tmp_path, llama, server)
-    ended(launch(path, "slurm", slurm_nodes.environment), 300)
-    jobs = slurm_nodes.wait(600)
+    ended(launch(path, "slurm", slurm_nodes.environment))
+    jobs = exit_code(slurm_nodes)
     assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (
         jobs,
         slurm_nodes.logs(store(path)),
@@ -558,14 +548,14 @@ def test_a_slurm_node_lost_in_the_middle_costs_time_only(
     with ScriptedServer(small_recipe.answer, delay=0.4) as server:
         path = recipe(tmp_path, llama, server, synth__teacher__server__max_in_flight=2)
         shares = Shares(path, server)
-        ended(launch(path, "slurm", slurm_nodes.environment), 300)
+        ended(launch(path, "slurm", slurm_nodes.environment))
         until(shares.both_asked, "both tasks")
         shares.assert_both_unfinished()
         slurm_nodes.lose_node("n2")
         server.delay = 0.05
         until(lambda: slurm_nodes.restarts() == 1, "the task's second start")
         slurm_nodes.start_node("n2")  # for the rest of the chain
-        jobs = slurm_nodes.wait(600)
+        jobs = exit_code(slurm_nodes)
         assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (
             jobs,
             slurm_nodes.logs(store(path)),

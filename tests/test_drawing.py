@@ -31,6 +31,7 @@ from synth.pool.pool import Pool
 from tests import small_recipe
 from tests.scripted_model import magpie
 from tests.scripted_server import Fault, ScriptedServer, completion
+from tests.waiting import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_1000_instructions_after_three_kills_none_lost_none_doubled(
     ):  # at the beginning, in the middle, and while failed draws are replaced
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         teacher.kill = (process.pid, max(at, teacher.seen + 3))
-        assert process.wait(300) == -signal.SIGKILL
+        assert exit_code(process) == -signal.SIGKILL
     before = teacher.seen
     assert subprocess.run(command, timeout=300, stderr=subprocess.DEVNULL).returncode == 0
     made = pool(tmp_path, data)

@@ -11,9 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from recipes import schema
 from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer
+from tests.waiting import exit_code, last_words, until
 
 
 def kind(body: dict[str, Any]) -> str:
@@ -110,24 +110,15 @@ def test_a_killed_synthesis_continues(
     path = small_recipe.recipe(tmp_path, llama, server.url)
     harness = start(path, "select")
     killer.pid, killer.when = harness.pid, (stage, at)
-    assert harness.wait(timeout=120) == -signal.SIGKILL
+    assert exit_code(harness) == -signal.SIGKILL
     assert leftovers(str(tmp_path)) == []
     again = start(path, "select")
-    assert again.wait(timeout=120) == 0, again.stderr.read().decode() if again.stderr else ""
+    assert exit_code(again) == 0, last_words(again)
     assert_columns_whole(tmp_path / "store")
     pool = pl.read_parquet(tmp_path / "store" / "recipes" / "small" / "measure" / "pool.parquet")
     assert len(pool) == 100, "no row is lost or doubled"
     done = {s.name: s.state for s in graph.plan(schema.load(path)).steps}
     assert done["measure"] == "reuse" and done["select/good"] == "reuse"
-
-
-def wait_for(what: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end and process.poll() is None, (
-            process.stderr.read().decode() if process.stderr else "too late"
-        )
-        time.sleep(0.1)
 
 
 @pytest.mark.stack
@@ -144,8 +135,8 @@ def test_killed_training_and_judging_continue(
         train=True,
         arms={"good": good, "untuned": {"model": str(llama)}},
         random_arm=False,
-        train__trainer__max_steps=400,
-        train__trainer__save_steps=5,
+        train__trainer__max_steps=150,
+        train__trainer__save_steps=10,
         eval__arena=None,
         eval__limit=40,
     )
@@ -154,33 +145,28 @@ def test_killed_training_and_judging_continue(
 
     def trained_a_while() -> bool:
         return any(
-            len(log.read_text().splitlines()) >= 8 for log in logs.glob("*.partial/log.jsonl")
+            len(log.read_text().splitlines()) >= 12 for log in logs.glob("*.partial/log.jsonl")
         )
 
-    wait_for(trained_a_while, 240, harness)
+    until(trained_a_while, "a training of some steps", harness)
     harness.kill()
     harness.wait()
-    end = time.monotonic() + 10
-    while leftovers(str(tmp_path)) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert leftovers(str(tmp_path)) == [], "10 s after the kill no trainer is left"
+    until(lambda: not leftovers(str(tmp_path)), "the end of every trainer")
     again = start(path, "train")
-    assert again.wait(timeout=300) == 0
+    assert exit_code(again) == 0
     log = next(p for p in logs.glob("*/log.jsonl") if not p.parent.name.endswith(".partial"))
     assert "resuming from step" in (log.parent / "trainer.log").read_text(), (
         "it continues from a checkpoint"
     )
     steps = pl.read_ndjson(log).filter(pl.col("loss").is_not_null())["step"].to_list()
-    assert steps == sorted(set(steps)) and steps[-1] == 400
+    assert steps == sorted(set(steps)) and steps[-1] == 150
 
     judged = start(path, "judge")
     killer.pid, killer.when = judged.pid, ("judging", killer.seen["judging"] + 30)
-    assert judged.wait(timeout=240) == -signal.SIGKILL, (
-        judged.stderr.read().decode() if judged.stderr else ""
-    )
+    assert exit_code(judged) == -signal.SIGKILL, last_words(judged)
     before = killer.seen["judging"]
     last = start(path, "judge")
-    assert last.wait(timeout=240) == 0, last.stderr.read().decode() if last.stderr else ""
+    assert exit_code(last) == 0, last_words(last)
     assert_columns_whole(tmp_path / "store")
     judgments = pl.read_parquet(
         next((tmp_path / "store" / "results" / "judge").glob("*/judgments.parquet"))

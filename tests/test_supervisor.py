@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ import pytest
 
 from core.models import Model
 from core.supervisor import Supervised
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,14 +107,6 @@ class Forking:
         harness = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)})
         processes = self.processes()
         return harness, psutil.Process(int((self.folder / "supervisor").read_text())), processes
-
-
-def until(true: Callable[[], object], complaint: str, seconds: float = 10) -> None:
-    """Wait until `true()` holds; fail after `seconds` (10: what a kill may leave for)."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.05)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -250,6 +242,7 @@ REAL_HARNESS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_ends_with_the_harness(
     tmp_path: Path, teacher: Model
@@ -268,7 +261,7 @@ def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_ends_with_the_
     )
     me = psutil.Process(harness.pid)
     try:
-        until(lambda: len(answered("0-")) >= 10, "vLLM gave no answers", 300)
+        until(lambda: len(answered("0-")) >= 10, "vLLM gave no answers")
         first = me.children(recursive=True)
         (server,) = [
             p
@@ -279,7 +272,7 @@ def test_real_vllm_is_restarted_when_its_api_server_is_killed_and_ends_with_the_
         assert len(first) >= 4, f"expected supervisor, API server, engine and worker: {first}"
         server.kill()
         until(lambda: gone(first), "engine or worker outlived the API server")
-        until(lambda: answered("end-"), "vLLM was not restarted", 300)
+        until(lambda: answered("end-"), "vLLM was not restarted")
         for prefix in ("0-", "1-"):
             assert sorted(answered(prefix)) == sorted([f"{prefix}{i}", None] for i in range(40)), (
                 "a row was lost, doubled or failed"

@@ -113,6 +113,7 @@ def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_pa
     assert "compares instruct_reward with -12" in warned("Skywork/Skywork-Reward-V2-Qwen3-0.6B")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 @pytest.mark.parametrize(
     "model", {m.architecture: m for m in REWARD_MODELS}.values(), ids=lambda m: m.architecture

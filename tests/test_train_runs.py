@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from core.errors import UserError
 from core.store import Counts
 from core.tracking import Log
 from tests import tiny
+from tests.waiting import exit_code, until
 from train import checkpoints
 from train.config import TrainConfig
 from train.launch import command, environment, read_log, run
@@ -174,13 +174,14 @@ def test_a_killed_training_continues_from_its_newest_complete_checkpoint(
         cwd=Path(__file__).parents[1],
     )
     scratch = tmp_path / "scratch"
-    _until(
+    until(
         lambda: any(checkpoints.fault(folder) is None for _, folder in checkpoints.steps(scratch)),
+        "a complete checkpoint",
         harness,
     )
     os.kill(harness.pid, signal.SIGKILL)
     harness.wait()
-    _until(lambda: not _trainers(tmp_path))
+    until(lambda: not _trainers(tmp_path), "the end of every trainer")
     assert not (tmp_path / "checkpoint").exists(), "the kill came before the end"
     killed_at = max(losses(tmp_path))
 
@@ -266,7 +267,7 @@ def test_two_machines_train_as_one_does(
         for rank in (0, 1)
     ]
     try:
-        assert [machine.wait(timeout=400) for machine in machines] == [0, 0]
+        assert [exit_code(machine) for machine in machines] == [0, 0]
     finally:
         for machine in machines:
             machine.terminate()
@@ -296,12 +297,3 @@ def _trainers(out: Path) -> list[int]:
         if "train.sft" in line and str(out) in line:
             found.append(process.pid)
     return found
-
-
-def _until(true: Any, child: subprocess.Popen[bytes] | None = None, patience: float = 300) -> None:
-    """Wait for `true()`, as long as `child` lives."""
-    deadline = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        assert child is None or child.poll() is None, "the harness ended by itself"
-        time.sleep(0.05)

@@ -30,6 +30,7 @@ from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.test_kill import assert_columns_whole, start
 from tests.test_templates import family
+from tests.waiting import exit_code, last_words
 
 Ask = Callable[[str, dict[str, Any]], dict[str, Any] | Fault]
 ROWS = [("a", "What is a river?", "Water that flows."), ("b", "Name a bird.", "A robin.")]
@@ -368,10 +369,10 @@ def test_a_killed_recipe_goes_on_at_the_half_turn_and_selects_whole_conversation
         )
         harness = start(path, "select")
         state["pid"] = harness.pid
-        assert harness.wait(timeout=300) == -signal.SIGKILL
+        assert exit_code(harness) == -signal.SIGKILL
         state["pid"], before = 0, list(state["seen"])
         again = start(path, "select")
-        assert again.wait(timeout=300) == 0, again.stderr.read().decode() if again.stderr else ""
+        assert exit_code(again) == 0, last_words(again)
     assert_columns_whole(tmp_path / "store")
     lost = len(set(state["seen"][len(before) :]) & set(before))
     assert len(before) >= 50 and lost <= 4 + 32, (

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import until
+
 BLOCK = 32768
 FILE_HEADER = 7
 RECORD_HEADER = struct.Struct("<IHB")  # checksum, length, type (1 full, 2 first, 3 middle, 4 last)
@@ -51,8 +53,10 @@ def read(folder: Path) -> dict[str, Run]:
     """Every run below `folder` by its id; the files of a resumed run are read as one."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    paths = sorted(folder.rglob("*.wandb"))
+    until(lambda: all(map(_ended, paths)), "the end of every file: W&B writes in the background")
     runs: dict[str, Run] = {}
-    for path in sorted(folder.rglob("*.wandb")):
+    for path in paths:
         current = Run()
         for data in records(path):
             record = Record()
@@ -74,6 +78,15 @@ def read(folder: Path) -> dict[str, Run]:
             elif kind == "history":
                 current.history.append(_items(record.history.item))
     return runs
+
+
+def _ended(path: Path) -> bool:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    *_, last = [b"", *records(path)]
+    record = Record()
+    record.ParseFromString(last)
+    return record.WhichOneof("record_type") == "exit"
 
 
 def _items(items: Any) -> dict[str, Any]:
