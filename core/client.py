@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import random
 import re
 import threading
 import time
@@ -25,7 +26,6 @@ from core.wire import FollowUp, Reply, Request, Target
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
-    from tenacity import RetryCallState
 
 ATTEMPTS = 6
 """Calls made for one request before it counts as failed."""
@@ -156,21 +156,21 @@ class Client:
 
     async def _answer(self, request: Request) -> Reply:
         """Call until there is a good body, the server refuses, or the attempts are used up."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
         payload = json.dumps({"model": self._model, **request.body}).encode()
         outgoing = _Outgoing(request.path, payload)
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=_pause,
-            retry=retry_if_exception_type(Transient),
-            reraise=True,
-        )
-        try:
-            body: dict[str, Any] = await retrying(self._attempt, outgoing)
-        except (Transient, Refused) as error:
-            return Reply(request.key, None, str(error), outgoing.calls, error.fault)
-        return Reply(request.key, body, attempts=outgoing.calls)
+        failure: Transient | Refused
+        for attempt in range(ATTEMPTS):
+            try:
+                body = await self._attempt(outgoing)
+                return Reply(request.key, body, attempts=outgoing.calls)
+            except Refused as error:
+                failure = error
+                break
+            except Transient as error:
+                failure = error
+            if attempt + 1 < ATTEMPTS:
+                await asyncio.sleep(_pause(failure, attempt))
+        return Reply(request.key, None, str(failure), outgoing.calls, failure.fault)
 
     async def _attempt(self, outgoing: _Outgoing) -> dict[str, Any]:
         """The body of a reply. A dead server is not the request's fault: once it is restarted the
@@ -299,11 +299,8 @@ def _seconds(asked: str | None) -> float:
     return min(max(0.0, wait), 3600.0)  # in this order, NaN is 0
 
 
-def _pause(state: RetryCallState) -> float:
-    """Seconds before the next attempt: random, and at least what the server asked for."""
-    from tenacity import wait_random_exponential
-
+def _pause(failure: Transient, attempt: int) -> float:
+    """Seconds before the next attempt: random up to a bound that doubles, so that requests which
+    failed together do not come back together; at least what the server asked for."""
     scale, ceiling = BACKOFF
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.wait if isinstance(error, Transient) else 0.0
-    return max(asked, wait_random_exponential(multiplier=scale, max=ceiling)(state))
+    return max(failure.wait, random.uniform(0, min(ceiling, scale * 2**attempt)))

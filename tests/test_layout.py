@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -221,6 +222,14 @@ def test_every_package_is_listed_for_the_build() -> None:
 
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert set(listed) == {module_name(p) for p in MODULES if p.name == "__init__.py"}
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "README.md"])
+def test_a_page_names_files_that_exist(page: str) -> None:
+    named = re.findall(r"`((?:core|synth|train|eval|recipes)/[\w./-]+)`", (ROOT / page).read_text())
+    placeholders = [name for name in named if "NAME" in name]
+    missing = [n for n in named if n not in placeholders and not (ROOT / n).exists()]
+    assert named and missing == []
 
 
 @pytest.mark.process
