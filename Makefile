@@ -11,8 +11,8 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
-	@echo "make test      install, then the tests (TIME on 2 cores)"
-	@echo "make test-fast the tests that start no process (TIMEFAST)"
+	@echo "make test      install, then the tests (about 9 minutes on 2 cores)"
+	@echo "make test-fast the tests that start no process (about 3 minutes)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make install   only the environment in $(VENV)"
@@ -41,7 +41,7 @@ demo: models
 	$(BIN)/magpie run recipes/demo.yaml
 
 # Two workers: the real stack in one, everything else in the other (tests/conftest.py).
-WORKERS := -n 2 --dist loadgroup
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: models
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"

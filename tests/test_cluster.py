@@ -531,7 +531,7 @@ def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
 ) -> None:
     path = recipe(tmp_path, llama, server)
     ended(launch(path, "slurm", slurm_nodes.environment))
-    jobs = exit_code(slurm_nodes)
+    jobs = slurm_nodes.wait()
     assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (
         jobs,
         slurm_nodes.logs(store(path)),
@@ -555,7 +555,7 @@ def test_a_slurm_node_lost_in_the_middle_costs_time_only(
         server.delay = 0.05
         until(lambda: slurm_nodes.restarts() == 1, "the task's second start")
         slurm_nodes.start_node("n2")  # for the rest of the chain
-        jobs = exit_code(slurm_nodes)
+        jobs = slurm_nodes.wait()
         assert [state for state, _ in jobs.values()] == ["COMPLETED"] * 8, (
             jobs,
             slurm_nodes.logs(store(path)),
