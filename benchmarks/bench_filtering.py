@@ -6,7 +6,7 @@
 
 Writes a synthetic set in the 23-column form of the Llama-3 v0.1 sets (texts included; figures
 distributed about as the cards show) into a temporary folder, then applies the nine strategies of
-the paper, its cards and its notebook in one call, `recipes.filtering.apply_all`: read, `where`,
+the paper, its cards and its notebook in one call, `recipes.verbs.filter.apply_all`: read, `where`,
 choose, funnel. That runs in a process of its own, `--runs` times; the fastest is held against the
 bars (5 s, imports included, and 2 GB), because other work on the machine only ever adds, and its
 processor seconds are printed beside it.

@@ -37,7 +37,7 @@ def prompt_file(folder: Path, count: int, categories: Iterable[str] = ("",)) -> 
 
 
 def answers_folder(folder: Path, answers: dict[str, str | None]) -> Path:
-    """A folder like eval.answers writes; None is a failed answer."""
+    """A folder like eval.checkpoint.answers writes; None is a failed answer."""
     rows = [
         {
             "id": name,
@@ -56,7 +56,8 @@ def answers_folder(folder: Path, answers: dict[str, str | None]) -> Path:
 
 
 def duel(folder: Path, count: int, categories: Iterable[str] = ("",)) -> dict[str, Path]:
-    """Inputs of eval.judges.run: `count` prompts, the model's answers and the baseline's."""
+    """Inputs of eval.judging.pairwise.run: `count` prompts, the model's answers and the
+    baseline's."""
     return {
         "prompts": prompt_file(folder, count, categories),
         "answers": answers_folder(

@@ -77,7 +77,7 @@ def lines(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def wild(folder: Path, answers: dict[str, str | None] | None = None) -> dict[str, Path]:
-    """Inputs of eval.ratings.run for the tasks of WILD."""
+    """Inputs of eval.judging.ratings.run for the tasks of WILD."""
     said: dict[str, str | None] = {f"s{i}": f"The answer is {i}." for i in range(4)}
     return {
         "prompts": lines(folder / "wild.jsonl", WILD),
@@ -86,7 +86,7 @@ def wild(folder: Path, answers: dict[str, str | None] | None = None) -> dict[str
 
 
 def mt(folder: Path, answers: dict[str, str | None] | None = None) -> dict[str, Path]:
-    """Inputs of eval.ratings.run for the questions of MT."""
+    """Inputs of eval.judging.ratings.run for the questions of MT."""
     said: dict[str, str | None] = {
         "81": "A long post.",
         "81#2": "A post.",

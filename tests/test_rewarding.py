@@ -34,8 +34,8 @@ FIRST = {f"s{i}": settle.model_shown_first(f"s{i}") for i in range(4)}
 
 
 def duel(folder: Path, **answers: str | None) -> dict[str, Path]:
-    """Inputs of eval.ratings.run with one reference, "strong"; `answers` are the model's where they
-    are not the usual ones."""
+    """Inputs of eval.judging.ratings.run with one reference, "strong"; `answers` are the model's
+    where they are not the usual ones."""
     return wild(folder, dict(answers)) | {
         "reference/strong": answers_folder(
             folder / "strong", {f"s{i}": f"Strong says {i}." for i in range(4)}

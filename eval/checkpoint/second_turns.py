@@ -38,7 +38,7 @@ def run(
     their id, then all second turns as "ID#2".
 
     A second turn whose first has no answer is failed, with that reason. Arguments, columns, counts
-    and errors are those of eval.answers.run. A finished first turn survives a kill.
+    and errors are those of eval.checkpoint.answers.run. A finished first turn survives a kill.
     """
     questions = tasks("mtbench", str(inputs["prompts"]))
     ask = partial(_turn, config, model=model, servers=servers, log=log)

@@ -35,10 +35,10 @@ def names(judges: Sequence[JudgeConfig]) -> list[str]:
 
 
 def combine(inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Put the judgments folders (eval.judges) of several judges, by name, together:
+    """Put the judgments folders (eval.judging.pairwise) of several judges, by name, together:
     `out`/judgments.parquet with a column `judge` more, `out`/protocol.json with `judges`.
 
-    Counts: rows, judged, unjudged (games of all judges), what `eval.judges.judging` has,
+    Counts: rows, judged, unjudged (games of all judges), what `pairwise.judging` has,
     `unjudged_by_judge`, `partly_judged` (items that some judges judged and others not), `agreement`
     (share of pairs of judges and items, judged by both, with the same winner or both without one)
     and `agreement_pairs` (how many those are). Raises UserError for a folder without judgments.

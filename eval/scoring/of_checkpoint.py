@@ -55,12 +55,12 @@ def run(inputs: Inputs, out: Path) -> Counts:
     """Write `out`/scores.parquet and `out`/summary.json for one checkpoint from whichever of these
     folders are given:
 
-    `judgments-alpaca`, `judgments-arena` (eval.judges), `ratings-wildbench`, `ratings-mtbench`
-    (eval.ratings), `heldout` (eval.heldout), `tasks` (eval.tasks), and `alpaca-data`, AlpacaEval's
-    published difficulties and gamed rows for the length-controlled win rate (see
-    eval/scoring/length_control.py; without it, or for other prompts, the figure is the minimal form
-    and is called so). Counts: items, unjudged, and each benchmark's main figure. Raises UserError
-    when a folder does not hold what it should.
+    `judgments-alpaca`, `judgments-arena` (eval.judging.pairwise), `ratings-wildbench`,
+    `ratings-mtbench` (eval.judging.ratings), `heldout` and `tasks` (eval.checkpoint), and
+    `alpaca-data`, AlpacaEval's published difficulties and gamed rows for the length-controlled win
+    rate (see eval/scoring/length_control.py; without it, or for other prompts, the figure is the
+    minimal form and is called so). Counts: items, unjudged, and each benchmark's main figure.
+    Raises UserError when a folder does not hold what it should.
     """
     columns = [pl.col(name).cast(kind) for name, kind in SCORES.items()]
     frames = [pl.DataFrame(schema=SCORES)]

@@ -28,10 +28,10 @@ def alpaca(
     official length control joins difficulty by.
 
     `outputs` (id and answer) and `generators` (names) are the baseline's and the model's, which
-    become output_1 and output_2; `judgments` has the columns of eval.judges.JUDGMENTS. `preference`
-    is 1 + P(the model's answer is better), averaged over both orders where both were asked, null
-    where a game is unjudged. `dataset` is the prompt's category. A prompt that nobody answered
-    keeps its row with a null output. Raises UserError for prompts without a judgment.
+    become output_1 and output_2; `judgments` has the columns of eval.judging.pairwise.JUDGMENTS.
+    `preference` is 1 + P(the model's answer is better), averaged over both orders where both were
+    asked, null where a game is unjudged. `dataset` is the prompt's category. A prompt that nobody
+    answered keeps its row with a null output. Raises UserError for prompts without a judgment.
     """
     theirs, mine = (dict(frame.select("id", "answer").iter_rows()) for frame in outputs)
     judged = ~pl.col("preference").is_null().any()
