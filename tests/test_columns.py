@@ -174,3 +174,13 @@ def test_who_holds_a_column_may_merge_it_and_another_may_not(tmp_path: Path) -> 
         assert len(made.parts()) == 1
         with pytest.raises(UserError, match="another run is filling"), other.alone():
             pass
+
+
+def test_cells_that_come_one_by_one_are_kept_by_parts_and_a_stop_loses_none(tmp_path: Path) -> None:
+    column = Column(tmp_path / "column", {"value": pl.Int64})
+    with pytest.raises(RuntimeError), column.filling(rows=2) as add:
+        for number in range(5):
+            assert len(column.parts()) == number // 2
+            add({"id": str(number), "value": number})
+        raise RuntimeError
+    assert sorted(column.read()["value"]) == [0, 1, 2, 3, 4] and len(column.parts()) == 3
