@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
+from recipes import cli_data
 from recipes.verbs import score
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def why(
 
 
 app.add_typer(score.app, name="score")
+app.add_typer(cli_data.app)
 
 
 @app.command("annotations")
@@ -182,95 +184,6 @@ def schema() -> None:
 
 
 @app.command()
-def filters(as_json: AsJson = False) -> None:
-    """List the named filter strategies with rule and source, and reward models with the threshold
-    that belongs to each."""
-    from recipes.verbs.filter import show_filters
-
-    show_filters(as_json=as_json)
-
-
-@app.command("filter")
-def filter_data(
-    data: Annotated[
-        str,
-        Argument(
-            help="Tagged rows: a file, a folder or a hub id; "
-            "ours or published, Parquet or JSON Lines."
-        ),
-    ],
-    strategy: Annotated[
-        str | None,
-        Option(help="A named strategy, or several with commas; `magpie filters` lists them."),
-    ] = None,
-    where: Annotated[
-        str | None, Option(help="SQL predicate over columns, in place of the strategy's.")
-    ] = None,
-    choose: Annotated[
-        str | None,
-        Option(
-            help="What to take first, in place of the strategy's: longest, top(COLUMN), diverse ..."
-        ),
-    ] = None,
-    rows: Annotated[int | None, Option(min=1, help="How many rows to take.")] = None,
-    tokens: Annotated[
-        int | None, Option(min=1, help="How many tokens to take, as --student counts them.")
-    ] = None,
-    param: Annotated[
-        list[str] | None, Option(help="A threshold of the strategy: tau1=-10 (repeatable).")
-    ] = None,
-    seed: Annotated[int, Option(help="Redraws what is chosen by hash_order.")] = 0,
-    out: Annotated[
-        Path | None,
-        Option(
-            help="Write the chosen rows to this .parquet or .jsonl "
-            "(a folder for several strategies)."
-        ),
-    ] = None,
-    form: Annotated[str, Option(help="same, 23, 25, sharegpt or messages.")] = "same",
-    allow_short: Annotated[
-        bool, Option("--allow-short", help="Take fewer rows where there are not enough.")
-    ] = False,
-    embedding: Annotated[
-        str | None, Option(help="Model that embeds instructions, for diverse and deita.")
-    ] = None,
-    student: Annotated[
-        str | None, Option(help="Model whose tokens a budget in tokens counts.")
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        Option(help="Its chat template where it has none: chatml, llama3, smollm2, or a file."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
-    chosen."""
-    from recipes.verbs import filter as filtering
-
-    asked = filtering.Asked(strategy, param or (), rows, tokens, where, choose, allow_short)
-    models = filtering.Models(embedding, student, chat_template_path)
-    filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
-
-
-@app.command()
-def template(
-    model: str,
-    system_prompt: Annotated[
-        str | None,
-        Option(help="default, or a text ('' for none); absent: what suits the family."),
-    ] = None,
-    chat_template: Annotated[
-        str | None, Option(help="A Jinja file in place of the tokenizer's chat template.")
-    ] = None,
-) -> None:
-    """Print a model's pre-query template: text, token ids, stop ids, what was derived or
-    overridden, and what it was tested against."""
-    from synth.chat.describe import described
-
-    print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
-
-
-@app.command()
 def doctor(
     recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
@@ -315,56 +228,6 @@ def launch(
     from recipes.verbs import launch as launching
 
     launching.main(recipe, overrides or [], launching.Asked(stage, arm, on, tasks), dry_run)
-
-
-@app.command("import")
-def import_(
-    source: Annotated[
-        str,
-        Argument(help="Published Magpie set, ShareGPT or messages data: file, folder or hub id."),
-    ],
-    out: Annotated[Path, Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
-    limit: Annotated[int | None, Option(help="The first rows only.")] = None,
-    form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
-) -> None:
-    """Read published data into our form, or any other, and count failed rows and failed tags by
-    reason."""
-    from recipes.exchange import import_data
-
-    import_data.main(source, out, form=form, limit=limit)
-
-
-@app.command()
-def export(
-    source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
-    form: Annotated[
-        str,
-        Option(help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie."),
-    ],
-    out: Annotated[
-        Path | None, Option(help="A file, or a folder that gets shards and a dataset card.")
-    ] = None,
-    arm: Annotated[
-        str | None, Option(help="The recipe's arm; default: every answered row of the pool.")
-    ] = None,
-    seed: Annotated[
-        int | None,
-        Option(help="Which sample of an arm that is drawn by seed; default: the first."),
-    ] = None,
-    licence: Annotated[
-        str | None, Option("--license", help="The hub's name of the licence, for the card.")
-    ] = None,
-    push: Annotated[
-        str | None,
-        Option(help="Upload to this data set repository (write token in HF_TOKEN)."),
-    ] = None,
-    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
-) -> None:
-    """Write data, or an arm of a recipe, in a published form with a dataset card."""
-    from recipes.exchange import export_data
-
-    target = export_data.Target(out, form, licence, push, private)
-    export_data.main(source, target, arm=arm, seed=seed)
 
 
 def main() -> None:

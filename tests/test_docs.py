@@ -1,4 +1,4 @@
-"""docs/data.md: every command runs as it stands there (those that need GPUs or the hub: their
+"""The pages on data: every command runs as it stands there (those that need GPUs or the hub: their
 options are read), every recipe block loads."""
 
 from __future__ import annotations
@@ -24,14 +24,30 @@ from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row25
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (
+    "data",
+    "generation",
+    "answers",
+    "duplicates",
+    "tags",
+    "filters",
+    "arms",
+    "files",
+    "clusters",
+    "scale",
+)
+"""The pages on data, in the order in which a person reads them."""
+TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in PAGES)
 COMMANDS = [
     line
-    for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S)
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
     for line in block.splitlines()
     if line.startswith("magpie ")
 ]
-BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.S)
+BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+TEN_MINUTES = 2_300
+"""Words of English that a person reads in ten minutes."""
 ELSEWHERE = ("# needs GPUs", "# needs the hub")
 
 
@@ -80,11 +96,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield made
 
 
-def test_the_page_has_commands_and_recipes() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_read_in_ten_minutes(page: str) -> None:
+    assert len((DOCS / f"{page}.md").read_text().split()) < TEN_MINUTES
+
+
+def test_the_pages_have_commands_and_recipes() -> None:
     assert len(COMMANDS) > 15 and len(BLOCKS) > 8
 
 
-def test_the_commands_of_the_page_run_in_order(
+def test_the_commands_of_the_pages_run_in_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)

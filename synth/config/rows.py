@@ -1,0 +1,78 @@
+"""Where a pool's rows come from and how they are drawn, as a recipe states it. Imports pydantic
+only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from synth.config.models import STRICT, Verbatim
+
+
+class ImportConfig(BaseModel):
+    """Rows that exist already."""
+
+    model_config = STRICT
+    import_: str = Field(alias="import")
+    """A published Magpie set or a ShareGPT/messages file: hub id, file or folder (Parquet or
+    JSONL)."""
+    limit: int | None = None
+    """Take the first rows only."""
+
+
+class GridCell(BaseModel):
+    """Part of the instructions, with sampling of its own."""
+
+    model_config = STRICT
+    rows: int = Field(ge=1)
+    """How many of them; the cells' rows sum to `synth.rows`."""
+    sampling: Verbatim
+    """What differs from `synth.instruction`: SamplingParams, verbatim."""
+
+
+class SystemPromptConfig(BaseModel):
+    """A system prompt that some of the instructions are drawn under; their responses are made
+    without it."""
+
+    model_config = STRICT
+    name: str | None = None
+    """Recorded with each row; default: the domain and language, or the file's name."""
+    text: str | None = None
+    """The prompt; "" for none, `default` for what the chat template itself puts."""
+    file: str | None = None
+    """A text file that holds it."""
+    domain: str | None = None
+    """A shipped one: math, code or translation."""
+    language: str | None = None
+    """A user who writes in this language (its English name); alone or together with `domain`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows, relative to the other prompts' weights."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SystemPromptConfig:
+        sources = [self.text, self.file, self.domain or self.language]
+        if sources.count(None) != 2:
+            raise ValueError(
+                "a system prompt is either `text`, or `file`, or `domain` and/or `language`"
+            )
+        return self
+
+
+class FirstTokenConfig(BaseModel):
+    """A rule for the first token of an instruction: drawn by a request of its own, from which the
+    rest is continued."""
+
+    model_config = STRICT
+    suppress: Literal["markdown"] | tuple[str, ...] = ()
+    """`markdown`: no token that opens a heading, bold text or a rule (Llama-3.1 needs it); or texts
+    that are one token each."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Temperature of the first token (the original's "flaming" is 1.2 times the others'); default:
+    as the others."""
+
+    @model_validator(mode="after")
+    def _something(self) -> FirstTokenConfig:
+        if not self.suppress and self.temperature is None:
+            raise ValueError("first_token needs `suppress` or `temperature`")
+        return self

@@ -1,0 +1,118 @@
+"""How each tag is measured, as a recipe states it. Imports pydantic only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from synth.config.models import STRICT, ModelConfig, Verbatim
+
+
+class TagConfig(BaseModel):
+    """How one LLM tag is measured."""
+
+    model_config = STRICT
+    model: ModelConfig | None = None
+    """The tagger; default: the teacher."""
+    mode: Literal["label", "explain"] = "label"
+    """`label`: log-probabilities of one-token codes in one request of one token; `explain`:
+    schema-constrained JSON with the explanation first."""
+    sampling: Verbatim = Field(default_factory=dict)
+    """SamplingParams, verbatim; default greedy."""
+    prompt: str | None = None
+    """A prompt file (jinja) in place of the shipped one."""
+    check: int = Field(default=0, ge=0)
+    """How many measured rows, by hash of id, are asked in the other mode as well; how far both
+    agree is in tag_agreement.json and the report."""
+
+
+class SafetyConfig(ModelConfig):
+    """A guard model."""
+
+    family: Literal["llama-guard-2", "llama-guard-3", "llama-guard-4", "qwen3guard"] | None = None
+    """What its verdicts are like; default: told from the model's name."""
+    sampling: Verbatim = Field(default_factory=dict)
+    """SamplingParams, verbatim; default greedy."""
+
+
+class BaseConfig(ModelConfig):
+    """A base model that answers the same instructions, by examples in its prompt."""
+
+    sampling: Verbatim = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 2048})
+    """SamplingParams, verbatim; `stop` adds to the headings that end an answer."""
+
+
+class NeighborsConfig(BaseModel):
+    """Embedding and nearest neighbours over all generated rows."""
+
+    model_config = STRICT
+    model: str = "embedded/all-MiniLM-L6-v2"
+    """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2)."""
+    threshold: float = 0.05
+    """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the
+    original)."""
+    exact_up_to: int = Field(default=2_000_000, ge=1)
+    """Distinct instructions up to which every pair is compared; more are searched by an index
+    (faiss-cpu), whose recall is measured and stored."""
+    probes: int = Field(default=32, ge=1)
+    """Lists of the index that a row looks into: more takes longer and finds more."""
+
+
+class MinhashConfig(BaseModel):
+    """Near-duplicates by the words that instructions share."""
+
+    model_config = STRICT
+    threshold: float = Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word n-grams from which two instructions are near-duplicates; of 20
+    words one may differ at 0.7 and n-grams of 3."""
+    ngram: int = Field(default=3, ge=1)
+    """Words in an n-gram."""
+    permutations: int = Field(default=128, ge=8)
+    """Hashes in a signature: more are more exact and take more memory (4 bytes each a row)."""
+
+
+class DecontaminateConfig(BaseModel):
+    """Overlap with evaluation prompts: those of the recipe's `eval`, and those of a file."""
+
+    model_config = STRICT
+    file: str | None = None
+    """JSONL with a `prompt` (or `instruction`) a line, and an `id` where there is one: prompts of
+    evaluations that are not in the recipe."""
+    ngram: int = Field(default=8, ge=3)
+    """Words in a shared n-gram; a shorter prompt counts as one n-gram, and one of fewer than 5
+    words only where it is the whole instruction."""
+
+
+class TagsConfig(BaseModel):
+    """Settings of the measures; a measure that no arm's filter names is never computed."""
+
+    model_config = STRICT
+    quality: TagConfig = TagConfig()
+    """input_quality, input_quality_rank (1 to 5), quality_explanation."""
+    difficulty: TagConfig = TagConfig()
+    """difficulty, difficulty_rank (1 to 5), intent, knowledge."""
+    category: TagConfig = TagConfig()
+    """task_category."""
+    neighbors: NeighborsConfig = NeighborsConfig()
+    """min_neighbor_distance, repeat_count, min_similar_id, near_duplicate, neighbor_group and its
+    size, neighbor_recall."""
+    minhash: MinhashConfig = MinhashConfig()
+    """minhash_group, minhash_duplicate."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """eval_overlap, eval_overlap_prompt, eval_distance (the latter by the model of `neighbors`)."""
+    reward: ModelConfig | None = None
+    """A sequence-classification reward model for instruct_reward (and base_reward). Thresholds on
+    it (`tau`) belong to one model."""
+    pair_score: TagConfig = TagConfig()
+    """pair_score (1 to 5), pair_score_rank, pair_score_explanation: how well the response answers
+    the instruction."""
+    safety: SafetyConfig | None = None
+    """safety, safety_categories, llama_guard_2."""
+    base: BaseConfig | None = None
+    """base_output; with `reward` also base_reward and reward_difference."""
+    ifd: ModelConfig | None = None
+    """The model whose log-probabilities give ifd; default: the teacher. A small one is cheap and
+    ranks rows much alike (arXiv 2402.00530)."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes that the language detector may answer; empty: all of lingua's."""
