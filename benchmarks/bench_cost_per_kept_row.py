@@ -25,7 +25,7 @@ import polars as pl
 from core.models import resolve
 from core.servers import Servers
 from core.tracking import Log
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import Rule

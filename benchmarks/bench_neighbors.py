@@ -46,7 +46,7 @@ def pool(rows: int, dim: int) -> NDArray[np.float32]:
 
 
 def ours(vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    from synth.config import NeighborsConfig
+    from synth.config.tags import NeighborsConfig
     from synth.duplicates.neighbors import neighbors
 
     ids = [str(i) for i in range(len(vectors))]

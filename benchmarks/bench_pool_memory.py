@@ -25,7 +25,7 @@ from pathlib import Path
 import polars as pl
 
 from core.models import Model
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve

@@ -43,7 +43,7 @@ from core.tracking import Log
 from core.wire import Request, ServerSpec, Target
 from synth.chat.encoding import encode_conversation
 from synth.chat.pre_query import pre_query
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve as resolve_filter

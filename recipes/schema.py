@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig
 from synth.filters.strategies import STRATEGIES
 from train.config import TrainConfig

@@ -15,7 +15,7 @@ from core.models import Model, tokenizer
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
 from synth.chat.templates import worded
-from synth.config import ModelConfig
+from synth.config.models import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

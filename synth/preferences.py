@@ -23,7 +23,8 @@ from core.errors import UserError
 from core.store import Counts, digest
 from core.tracking import Log
 from synth.chat import templates
-from synth.config import ModelConfig, PreferencesConfig, SynthConfig
+from synth.config.models import ModelConfig
+from synth.config.synthesis import PreferencesConfig, SynthConfig
 from synth.context import Context, Served, Serving
 from synth.filters.orders import hash_rank
 from synth.generate import single_turn

@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.models import resolve, tokenizer
 from core.servers import Servers
 from core.tracking import Log
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.generate import ask
 from synth.generate.system_prompts import chosen, domains, steered

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.models import resolve
 from synth.chat.describe import described
 from synth.chat.families import _data, family_of, system_prompt_of, thinking_style
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 
 RECORDED = {
     f["family"]: f

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import UserError
 from core.store import canonical
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.generate.sampling_grid import DRAWS, PRESETS, Plan, apportion, entries
 
 BASE = {

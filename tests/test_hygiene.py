@@ -16,7 +16,7 @@ from core.servers import Servers
 from core.tracking import Log
 from recipes import schema
 from recipes.stages import graph
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve

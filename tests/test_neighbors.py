@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.models import Model, resolve
 from core.servers import Servers
 from core.tracking import Log
-from synth.config import NeighborsConfig, SynthConfig
+from synth.config.synthesis import SynthConfig
+from synth.config.tags import NeighborsConfig
 from synth.context import Context
 from synth.duplicates import all_pairs as blocks
 from synth.duplicates import embeddings

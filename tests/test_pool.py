@@ -13,7 +13,7 @@ import pytest
 from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.measures import COLUMNS
 from synth.pool import draw as drawing

@@ -22,7 +22,7 @@ from core.tracking import Log
 from recipes import schema
 from recipes.stages import graph
 from synth import preferences
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.filters.orders import hash_rank
 from tests import small_recipe

@@ -23,7 +23,7 @@ from core.wire import ServerSpec
 from recipes import schema
 from recipes.stages import graph
 from synth.chat.encoding import pair
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.generate import turns
 from synth.generate.first_token import first_token
 from tests import small_recipe

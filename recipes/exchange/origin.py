@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.columns import OK
-from synth.config import ImportConfig, SynthConfig
+from synth.config.rows import ImportConfig
+from synth.config.synthesis import SynthConfig
 from synth.measures import COLUMNS, GENERATORS
 from synth.published.forms import or_null, sampling_of
 from synth.published.rows import read

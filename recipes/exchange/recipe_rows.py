@@ -17,7 +17,8 @@ from core.files import read_json
 from recipes.exchange import origin
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages.session import environment
-from synth.config import ImportConfig, ModelConfig
+from synth.config.models import ModelConfig
+from synth.config.rows import ImportConfig
 from synth.measures import COLUMNS, GENERATORS
 from synth.published.forms import PUBLISHED, TROUBLE, or_null
 from synth.published.rows import BATCH, read

@@ -15,7 +15,7 @@ from recipes.schema import Recipe, Source
 from recipes.stages import preferences
 from recipes.stages.preferences import Named
 from recipes.stages.walk import Arms
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Resolve
 from train.config import TrainConfig
 

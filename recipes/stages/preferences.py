@@ -12,7 +12,7 @@ from core.tracking import Log
 from recipes.stages.session import Session, Stage
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth import preferences
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 
 Named = tuple[str, str, str | None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from core.store import Result, Store, digest
 from core.tracking import Tracker
 from recipes.schema import Recipe, with_random
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import Rule, resolve
 

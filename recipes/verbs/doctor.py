@@ -16,7 +16,7 @@ from core.tracking import wandb_mode
 from eval.config import EvalConfig, JudgeConfig, pairwise_benchmarks, rated_benchmarks
 from recipes.schema import Recipe
 from recipes.verbs.terminal import table
-from synth.config import ModelConfig
+from synth.config.models import ModelConfig
 from train.config import TrainConfig
 
 MINIMUM_DISK = 10e9

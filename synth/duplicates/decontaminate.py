@@ -17,7 +17,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import file_digest, read_json_lines
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings
 from synth.duplicates.blocks import Vectors, slices

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context, Serving
 from synth.duplicates.blocks import Ints, Truths, components, slices
 from synth.duplicates.ngrams import Grams, grams, words

@@ -26,7 +26,7 @@ import polars as pl
 
 from core.columns import FAILED, OK
 from core.errors import UserError
-from synth.config import NeighborsConfig
+from synth.config.tags import NeighborsConfig
 from synth.duplicates import all_pairs, faiss_index
 from synth.duplicates.all_pairs import Found
 from synth.duplicates.blocks import Floats, Ints, Vectors, slices

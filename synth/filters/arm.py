@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field, model_validator
 
-from synth.config import STRICT
+from synth.config.models import STRICT
 
 
 class Budget(BaseModel):

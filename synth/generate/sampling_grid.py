@@ -21,7 +21,7 @@ import polars as pl
 from core.columns import FAILED
 from core.errors import UserError
 from core.store import canonical
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.generate.ask import Row, Sampling
 
 PRESETS: dict[str, list[tuple[int, float, float]]] = {

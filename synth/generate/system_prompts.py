@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError, nearest
-from synth.config import SystemPromptConfig
+from synth.config.rows import SystemPromptConfig
 
 _FOLDER = Path(__file__).with_name("prompts") / "domains"
 

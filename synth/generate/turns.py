@@ -27,7 +27,7 @@ from synth.chat import templates
 from synth.chat.encoding import encode_conversation, pair
 from synth.chat.pre_query import DEFAULT, follow_up, pre_query
 from synth.chat.thinking import Thinking, thinking_of
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context, Served, Serving
 from synth.generate import single_turn
 from synth.generate.ask import (

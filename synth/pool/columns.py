@@ -17,7 +17,8 @@ from core.files import file_digest
 from core.store import digest
 from synth.chat import templates
 from synth.chat.families import system_prompt_of
-from synth.config import ImportConfig, SynthConfig
+from synth.config.rows import ImportConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.generate import single_turn
 from synth.generate.system_prompts import steered

@@ -13,7 +13,10 @@ import polars as pl
 
 from core.store import digest
 from synth.chat import templates
-from synth.config import BaseConfig, ImportConfig, ModelConfig, SafetyConfig, SynthConfig, TagConfig
+from synth.config.models import ModelConfig
+from synth.config.rows import ImportConfig
+from synth.config.synthesis import SynthConfig
+from synth.config.tags import BaseConfig, SafetyConfig, TagConfig
 from synth.context import Context, Serving
 from synth.duplicates import decontaminate, embeddings, minhash, neighbors
 from synth.generate import single_turn, turns

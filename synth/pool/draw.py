@@ -22,7 +22,8 @@ from core.tracking import Log
 from synth.chat.families import system_prompt_of
 from synth.chat.pre_query import PreQuery, pre_query
 from synth.chat.thinking import thinking_of
-from synth.config import ImportConfig, SynthConfig
+from synth.config.rows import ImportConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Served
 from synth.generate import single_turn
 from synth.generate.first_token import first_token

@@ -11,7 +11,7 @@ import polars as pl
 from core.columns import FAILED, OK
 from core.files import write_atomic
 from core.tracking import Log
-from synth.config import ImportConfig
+from synth.config.rows import ImportConfig
 from synth.measures import MEASURES, TOKENS
 from synth.pool.columns import INSTRUCTION_FIELDS
 from synth.pool.pool import Pool

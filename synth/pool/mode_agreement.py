@@ -21,7 +21,7 @@ from core.columns import OK, Column
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from synth.config import TagConfig
+from synth.config.tags import TagConfig
 from synth.filters.orders import hash_rank
 from synth.measures import MEASURES
 from synth.pool.columns import open_column

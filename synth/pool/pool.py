@@ -22,7 +22,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.columns import OK, Column
-from synth.config import ImportConfig, SynthConfig
+from synth.config.rows import ImportConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings
 from synth.filters.choices import Vectors

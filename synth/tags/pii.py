@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 
 VERSION = 1

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import polars as pl
 
 from core.columns import FAILED, OK
-from synth.config import SynthConfig
+from synth.config.synthesis import SynthConfig
 from synth.context import Context
 
 VERSION = 2
