@@ -152,7 +152,7 @@ def test_1000_instructions_after_three_kills_none_lost_none_doubled(
     code = (
         "import json, sys; from pathlib import Path; from "
         "core.servers import Servers; from core.models import resolve;"
-        "from core.tracking import Log; from synth.config import SynthConfig;"
+        "from core.tracking import Log; from synth.config.synthesis import SynthConfig;"
         " from synth.context import Context; from synth.pool.draw import draw;"
         "from synth.pool.pool import Pool; root = Path(sys.argv[1]); "
         "config = SynthConfig.model_validate(json.loads(sys.argv[2]));"
