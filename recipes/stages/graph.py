@@ -23,6 +23,7 @@ from recipes.schema import Loaded, Recipe
 from recipes.stages import checks, evaluation, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
 from recipes.stages.session import Session, Step, StopHere
+from recipes.stages.sets import data_arms
 from recipes.stages.tokens import token_counter
 from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
@@ -90,7 +91,7 @@ def _walk(loaded: Loaded, session: Session) -> None:
     selections: Selections = {}
     if needs_pool(arms, recipe.synth):
         selections |= _from_pool(session, recipe, arms, resolve)
-    selections |= synthesis.from_data(session, arms)
+    selections |= data_arms.from_data(session, arms)
     session.done("select")
     context = Context(session.store.root, resolve)
     preferences.stages(session, recipe.synth, arms, context, selections)

@@ -16,19 +16,16 @@ from core.errors import UserError
 from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage
-from recipes.stages.tokens import as_messages, conversations, rows_digest
+from recipes.stages.tokens import conversations, rows_digest
 from recipes.stages.walk import HELDOUT, Arms, Selections
-from synth.filters.arm import ArmConfig
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import Selection, TokenCounter, select, wanted
 from synth.pool import draw, mode_agreement
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
-from synth.published import rows as published
 
 FILE = "selection.parquet"
-ROWS = ("id", "instruction", "response", "messages", "status")
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ def from_pool(
             selection = select(frame, rule, seed, tokens, pool.vectors)
             chosen.append(Chosen(rule, selection))
             rows = conversations(pool, frame, selection.ids)
-            selections[(arm, seed)] = _arm(session, f"select/{name}", rows, chosen[-1])
-    selections = _for_every_seed(selections, arms)
+            selections[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen[-1])
+    selections = for_every_seed(selections, arms)
     if pool.config.heldout:
         selections[HELDOUT] = _heldout(session, pool, frame)
     if not session.planning:
@@ -71,7 +68,7 @@ def from_pool(
     return selections
 
 
-def _for_every_seed(selections: Selections, arms: Arms) -> Selections:
+def for_every_seed(selections: Selections, arms: Arms) -> Selections:
     """A selection that no seed changes serves them all."""
     first = arms.seeds[0]
     return {
@@ -180,10 +177,10 @@ def _heldout(session: Session, pool: Pool, frame: pl.DataFrame) -> Result | None
             "synth.heldout: no row of the pool is held out; draw more rows or raise the share."
         )
     rows = conversations(pool, frame, ids)
-    return _result(session, "select/heldout", rows, file="heldout.parquet")
+    return selection_of(session, "select/heldout", rows, file="heldout.parquet")
 
 
-def _arm(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Result | None:
+def chosen_by(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Result | None:
     """The selection of an arm, and beside the recipe how the arm came to it."""
     rule = chosen.rule
     because = {
@@ -191,13 +188,13 @@ def _arm(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Res
         "choose": str(rule.choose),
         "budget": str(rule.budget),
     }
-    result = _result(session, name, rows, because=because)
+    result = selection_of(session, name, rows, because=because)
     if result is not None and not session.planning:
         _keep_funnel(session, name, chosen.selection, result.path / FILE)
     return result
 
 
-def _result(
+def selection_of(
     session: Session,
     name: str,
     rows: pl.DataFrame,
@@ -265,38 +262,3 @@ def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chos
         f"{cost['rows_answered']} of {cost['rows_pool']} rows answered; "
         f"{cost['cost_per_kept_row']} tokens a kept row"
     )
-
-
-def from_data(session: Session, arms: Arms) -> Selections:
-    """A selection for every arm that is someone else's data and every seed: its rows in hash order
-    up to the budget."""
-    selections: Selections = {}
-    for arm, source in arms.with_data.items():
-        for seed in arms.seeds:
-            name = f"select/{arm}/{seed}"
-            rows = pl.concat([part.select(ROWS) for part in published.read(source)])
-            usable = rows.filter(pl.col("status") == OK)
-            failed = len(rows) - len(usable)
-            if failed and not session.planning:
-                session.log.say(
-                    f"{name.removesuffix(f'/{seed}')}: {failed} of {len(rows)} rows of {source} "
-                    "are failed rows and left out (`magpie import` says why)"
-                )
-            ranked = usable.sort(hash_rank(usable["id"], seed))
-            taken = _within_budget(ranked, arm, source, arms.configs[arm])
-            selections[(arm, seed)] = _result(session, name, as_messages(taken))
-    return selections
-
-
-def _within_budget(rows: pl.DataFrame, arm: str, source: str, config: ArmConfig) -> pl.DataFrame:
-    budget = config.budget
-    if budget is None:
-        return rows
-    if budget.rows is None:
-        raise UserError(f"arms.{arm}.budget: an arm with `data` takes a budget in rows.")
-    if len(rows) < budget.rows and not config.allow_short:
-        raise UserError(
-            f"arms.{arm}.data: {source} has {len(rows)} usable rows of {budget.rows}; "
-            "say `allow_short: true`."
-        )
-    return rows.head(budget.rows)

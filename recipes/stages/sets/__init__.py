@@ -1,0 +1,1 @@
+"""Arms that are other people's data, other recipes' selections, and mixtures of arms and data."""
