@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.models import resolve
+from core.models import Model, resolve
 from synth.chat.describe import described
 from synth.chat.families import _data, family_of, system_prompt_of, thinking_style
 from synth.config.synthesis import SynthConfig
+from synth.context import Context
+from synth.generate import turns
+from synth.pool.columns import PoolColumns
 
 RECORDED = {
     f["family"]: f
@@ -205,3 +208,16 @@ def test_a_chat_template_file_that_is_no_valid_jinja_is_named_with_its_line(tmp_
         UserError, match=r"own\.jinja, line 3: this chat template is no valid Jinja: unexpected '}'"
     ):
         described("embedded/SmolLM2-135M-Instruct", chat_template=str(own))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "moved"), [("lmsys/vicuna-7b-v1.5", True), ("Qwen/Qwen2-7B-Instruct", False)]
+)
+def test_only_a_family_with_plain_headers_has_its_stop_strings_in_its_keys(
+    tmp_path: Path, teacher: str, moved: bool
+) -> None:
+    context = Context(tmp_path, lambda name, _: Model(name, name, "r1"))
+    config = SynthConfig(teacher={"model": teacher}, turns=2)
+    drawn, talks = PoolColumns(config, context).determines["instruction"], turns.cell
+    assert ("stop_strings" in drawn) == moved
+    assert ("stop_strings" in (talks(config, context) or {})) == moved

@@ -14,7 +14,7 @@ from core.models import Model
 from core.models import tokenizer as tokenizer_of
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
-from synth.chat.pre_query import pre_query
+from synth.chat.pre_query import PreQuery, pre_query
 from synth.generate.first_token import first_token, markdown_openers
 from synth.generate.single_turn import instructions
 from tests.scripted_server import Fault, ScriptedServer, completion
@@ -133,6 +133,21 @@ def test_named_tokens_are_suppressed_and_others_refused(tokenizer: Any) -> None:
     )
     with pytest.raises(UserError, match=r"'Write a poem' is \d tokens .* only single tokens"):
         first_token(tokenizer, ["Write a poem"], None)
+
+
+def test_a_stop_string_that_begins_in_the_first_token_ends_the_joined_text(
+    servers: Servers, tokenizer: Any
+) -> None:
+    template = PreQuery("USER:", (1, 2), (0,), ("SISTER:", "USER:"))
+    rule = first_token(tokenizer, (), 1.2)
+    row = pl.DataFrame({"id": ["a"], "seed": [11]})
+    with ScriptedServer(two_steps(tokenizer, "W", "ho is it? SISTER: me")) as server:
+        endpoint = servers.serve(ServerSpec(model="scripted", urls=(server.url,)))
+        (made,) = pl.concat(
+            instructions(row, [template], [SAMPLING], endpoint, first=rule)
+        ).to_dicts()
+        assert [r.body["stop"] for r in server.requests] == [["SISTER:", "USER:"]] * 2
+    assert made["instruction"] == "Who is it?" and made["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])

@@ -74,6 +74,18 @@ def test_each_instruction_is_asked_with_the_pre_query_ids_its_own_seed_and_the_s
         assert "stop" not in request.body
 
 
+def test_stop_strings_of_the_template_and_of_the_sampling_go_along(serve: Any) -> None:
+    endpoint, server = serve(lambda _, body: completion("x"))
+    plain = PreQuery("USER:", (1, 5), (2,), ("ASSISTANT:", "USER:"))
+    for own in ({}, {"stop": "END"}, {"stop": ["USER:", "END"]}):
+        list(instructions(rows(1), [plain], [{**SAMPLING, **own}], endpoint))
+    assert [r.body["stop"] for r in server.requests] == [
+        ["ASSISTANT:", "USER:"],
+        ["ASSISTANT:", "USER:", "END"],
+        ["ASSISTANT:", "USER:", "END"],
+    ]
+
+
 def test_a_row_has_the_sampling_of_its_cell_and_the_pre_query_template_of_its_system_prompt(
     serve: Any,
 ) -> None:

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.models import resolve
 from core.models import tokenizer as tokenizer_of
 from synth.chat.encoding import encode_conversation
+from synth.chat.families import has_plain_headers
 from synth.chat.pre_query import follow_up, pre_query
 from synth.chat.templates import worded
 
@@ -217,6 +218,45 @@ def test_family_gets_the_recorded_pre_query_text_and_stop_ids(name: str) -> None
     assert found.token_ids == tuple(tokenizer(found.text, add_special_tokens=False)["input_ids"])
     if "original_text" in entry and "why" not in entry:
         assert found.text == entry["original_text"]
+
+
+@pytest.mark.parametrize("name", [f["family"] for f in FAMILIES])
+def test_plain_turn_headers_are_stop_strings_and_no_other_family_has_any(name: str) -> None:
+    entry, tokenizer = family(name)
+    found = pre_query(tokenizer, entry.get("system_prompt"))
+    assert list(found.stop_strings) == entry.get("stop_strings", [])
+    assert has_plain_headers(name) == bool(found.stop_strings), "the key knows it by the name alone"
+
+
+PLAIN = (
+    "{% for m in messages %}{{ HEADER }}{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+OPENS = "{% if add_generation_prompt %}{{ OPENER }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("header", "opener", "strings"),
+    [
+        # a bare word ends a message only as a line of its own
+        ("'\n' + m.role + '\n'", "'\nassistant\n'", ("\nassistant\n", "\nuser\n")),
+        ("m.role + ' '", "' assistant '", ()),
+        # ChatML in a tokenizer that has no such tokens
+        (
+            "'<|im_start|>' + m.role + '\n'",
+            "'\n<|im_start|>assistant\n'",
+            ("\n<|im_start|>assistant", "\n<|im_start|>user"),
+        ),
+    ],
+)
+def test_a_plain_word_alone_never_ends_an_instruction(
+    header: str, opener: str, strings: tuple[str, ...]
+) -> None:
+    template = PLAIN.replace("HEADER", header) + OPENS.replace("OPENER", opener)
+    found = pre_query(built({"<s>": 0, "</s>": 1}, template, "<s>", "</s>"), None)
+    assert found.stop_strings == strings
+    said = any("plain word 'assistant'" in note for note in found.derived["notes"])
+    assert said == (not strings)
 
 
 @pytest.mark.parametrize("name", [f["family"] for f in FAMILIES])

@@ -125,6 +125,10 @@ def test_ordinary_text_with_brackets_is_no_leak(text: str) -> None:
         "a\n**Assistant:** b",
         "Human: hi",
         "x\n## Instruction\ny",
+        "How do planes fly? ASSISTANT: By lift.",
+        "Count to 3 USER: and then?",
+        "Add 2 and 2. ### Response: 4",
+        "What is 2+2? Assistant: 4",
     ],
 )
 def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: str) -> None:
@@ -145,6 +149,9 @@ def test_turn_header_in_plain_words_is_a_role_leak_and_no_template_leak(text: st
         "## User stories",
         "### Human resources: who?",
         "### Response times",
+        "sudo chown $USER:$USER .",
+        "Instructions for the Assistant: be brief",
+        "It says USER:root in the log",
     ],
 )
 def test_words_for_roles_in_ordinary_text_are_no_role_leak(text: str) -> None:

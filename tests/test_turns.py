@@ -93,6 +93,15 @@ def counting(path: str, body: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def test_a_further_user_message_of_a_plain_family_ends_at_its_headers(room: Any) -> None:
+    here = room(counting)
+    _, vicuna = family("vicuna-7b-v1.5")
+    here.talk(vicuna, rows=ROWS[:1])
+    asks, answers = (request.body for request in here.server.requests)
+    assert asks["stop"] == ["ASSISTANT:", "USER:"] and "stop" not in answers
+    assert vicuna.decode(asks["prompt"]).endswith("Water that flows.</s> USER: ")
+
+
 LLAMA, END = "<|start_header_id|>", "<|end_header_id|>\n\n"
 SYSTEM = (
     "<|im_start|>system\n"

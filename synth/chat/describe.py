@@ -41,6 +41,7 @@ def described(
         "text": template.text,
         "token_ids": list(template.token_ids),
         "stop_token_ids": list(template.stop_token_ids),
+        "stop_strings": list(template.stop_strings),
         **template.derived,
         "system_prompt_is": _whence(system_prompt, meant),
         "overridden": ["chat_template"] if file else [],

@@ -21,7 +21,8 @@ from pathlib import Path
 class Family:
     """One family. `match`: found in a hub id or a folder's own name (any case); `tested`: against
     what its pre-query template is tested; `system_prompt`: what a recipe without one means
-    ("default": the chat template's own stays)."""
+    ("default": the chat template's own stays); `plain_headers`: turns open with plain text, so that
+    strings end an instruction beside token ids."""
 
     name: str
     match: str
@@ -30,6 +31,7 @@ class Family:
     source: str | None = None
     system_prompt: str | None = None
     advice: str | None = None
+    plain_headers: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ def system_prompt_of(model: str, asked: str | None) -> str | None:
     always leaves it out)."""
     family = family_of(model)
     return asked if asked is not None or family is None else family.system_prompt
+
+
+def has_plain_headers(model: str) -> bool:
+    """Whether a model's family opens turns with plain text, as its name tells without a
+    tokenizer."""
+    family = family_of(model)
+    return family is not None and family.plain_headers
 
 
 def thinking_style(vocabulary: Collection[str], chat_template: str | None) -> ThinkingStyle | None:

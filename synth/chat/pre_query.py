@@ -1,5 +1,5 @@
 """Pre-query templates: the token ids up to the place where a user's message would begin, and the
-ids that end it.
+ids and strings that end it.
 
 Everything is derived from the tokenizer's own chat template by difference: a conversation is
 rendered with a sentinel as the user's message and cut at the sentinel. The first turn so has
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 """`system_prompt: default` keeps whatever the chat template puts by itself."""
 
+STOP_STRINGS = 1
+"""Part of every key of texts drawn from a family with plain turn headers; raised when the same
+template would give other stop strings."""
+
 # Special tokens that end something in every family's spelling: <|end_of_text|>, <|endoftext|>,
 # <|eot_id|>, </s>, <end_of_turn>, <|EOT|> ...
 _ENDING = re.compile(r"^<[|｜]?(/s|end|im_end|eo[stm])", re.IGNORECASE)
@@ -37,13 +41,25 @@ _ENDING = re.compile(r"^<[|｜]?(/s|end|im_end|eo[stm])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PreQuery:
-    """A pre-query template: its text, the token ids to send, the token ids that end the user's
-    message, and how each was found."""
+    """A pre-query template: its text, the token ids to send, the token ids and the strings that
+    end the user's message, and how each was found."""
 
     text: str
     token_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
     derived: dict[str, Any] = field(default_factory=dict)
+
+
+def ending(
+    token_ids: Sequence[int], strings: Sequence[str], sampling: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The stops of a request for a user's message: those of its template and those of the recipe's
+    own sampling; `stop` only where there is any."""
+    own = sampling.get("stop") or ()
+    words = list(dict.fromkeys([*strings, *([own] if isinstance(own, str) else own)]))
+    ids = sorted({*token_ids, *sampling.get("stop_token_ids", ())})
+    return {"stop_token_ids": ids, **({"stop": words} if words else {})}
 
 
 def pre_query(
@@ -80,6 +96,7 @@ def pre_query(
             "the trailing space is left to the model, whose tokenizer joins it to the next word"
         )
     stop = _stop_ids(tokenizer, after + header)
+    strings = _stop_strings(tokenizer, after, header, notes)
     derived = {
         "source": source,
         "system_prompt": system_prompt or None,
@@ -88,7 +105,7 @@ def pre_query(
         "stop_tokens": tokenizer.convert_ids_to_tokens(list(stop)),
         "notes": notes,
     }
-    return PreQuery(text, ids, stop, derived)
+    return PreQuery(text, ids, stop, strings, derived)
 
 
 def follow_up(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -208,6 +225,32 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, headers: str) -> tuple[int, ..
         ends.add(tokenizer.pad_token_id)
     ends.update(_generation_ends(str(tokenizer.name_or_path)))
     return tuple(sorted(ends - {None}))
+
+
+def _stop_strings(
+    tokenizer: PreTrainedTokenizerBase, after: str, header: str, notes: list[str]
+) -> tuple[str, ...]:
+    """What ends a user's message where the template writes turn headers in plain text ("
+    ASSISTANT:", "### Response:"): no token id could; nothing where a control token opens them.
+
+    A header that begins a line ends a message only there: its newlines are cut to one. A header of
+    nothing but letters is a word of its own, which any message may hold; it counts only as a line.
+    """
+    lead = "\n" if after[: len(after) - len(after.lstrip())].count("\n") else ""
+    strings: list[str] = []
+    for turn in (after, header):
+        words = turn.strip().split("\n", 1)[0].rstrip()
+        if not words or any(token in turn for token in control_tokens(tokenizer)):
+            continue
+        if re.search(r"[^\w\s]", words):
+            strings.append(lead + words)
+        elif lead and "\n" in turn.strip(" ").lstrip("\n"):
+            strings.append(f"\n{words}\n")
+        else:
+            notes.append(
+                f"a turn opens with the plain word {words!r}, which cannot end an instruction"
+            )
+    return tuple(dict.fromkeys(strings))
 
 
 @functools.lru_cache(maxsize=32)

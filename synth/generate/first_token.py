@@ -82,7 +82,7 @@ class Chain:
     def __init__(self, rule: FirstToken | None) -> None:
         self._rule = rule
         self._bodies: dict[str, Row] = {}
-        self._first: dict[str, tuple[Reply, list[int]]] = {}
+        self._first: dict[str, tuple[Reply, list[int], list[str]]] = {}
 
     def begin(self, request: Request) -> Request:
         """The request for the first token alone."""
@@ -111,7 +111,7 @@ class Chain:
         # Some servers count the limit before the stop.
         if not ids or choice.get("finish_reason") != "length" or ids[-1] in stops:
             return None
-        self._first[reply.key] = reply, stops
+        self._first[reply.key] = reply, stops, body.get("stop", [])
         rest = {**body, "prompt": [*body["prompt"], *ids], "return_token_ids": True}
         for limit in ("max_tokens", "min_tokens"):
             if body.get(limit) is not None:
@@ -130,7 +130,7 @@ class Chain:
         if reply.key not in self._first:
             unnumbered = two.get("finish_reason") == "length" and two.get("token_ids") is None
             return Reply(reply.key, None, _NO_IDS) if unnumbered else reply
-        first, stops = self._first.pop(reply.key)
+        first, stops, words = self._first.pop(reply.key)
         if not two:
             return reply
         one = _choice(first)
@@ -145,8 +145,24 @@ class Chain:
             "prompt_tokens": cost["prompt_tokens"],
             "completion_tokens": (cost["tokens"] or 0) + (rest["tokens"] or 0),
         }
-        body = {**(reply.body or {}), "choices": [{**two, "text": text}], "usage": usage}
+        body = {**(reply.body or {}), "choices": [_ended({**two, "text": text}, words)]}
+        body["usage"] = usage
         return replace(reply, body=body, attempts=first.attempts + reply.attempts)
+
+
+def _ended(choice: Row, words: list[str]) -> Row:
+    """A choice whose text ends before the first of the stop strings. The server knows only its own
+    half: a string that begins in the first token has gone past it."""
+    found = [(choice["text"].find(word), word) for word in words if word in choice["text"]]
+    if not found:
+        return choice
+    place, word = min(found)
+    return {
+        **choice,
+        "text": choice["text"][:place],
+        "finish_reason": "stop",
+        "stop_reason": word,
+    }
 
 
 def _choice(reply: Reply) -> Row:

@@ -17,7 +17,7 @@ from core.columns import OK
 from core.servers import Endpoint
 from core.wire import Reply, Request
 from synth.chat.encoding import encode_question
-from synth.chat.pre_query import PreQuery
+from synth.chat.pre_query import PreQuery, ending
 from synth.chat.thinking import Thinking, thinking_of
 from synth.generate.ask import (
     TOKENS,
@@ -85,9 +85,7 @@ def instructions(
         body = {
             **sampling,
             "prompt": list(template.token_ids),
-            "stop_token_ids": sorted(
-                {*template.stop_token_ids, *sampling.get("stop_token_ids", ())}
-            ),
+            **ending(template.stop_token_ids, template.stop_strings, sampling),
             "seed": row["seed"],
         }
         return chain.begin(Request(row["id"], body))

@@ -25,7 +25,8 @@ from core.store import digest
 from core.wire import Reply, Request
 from synth.chat import templates
 from synth.chat.encoding import encode_conversation, pair
-from synth.chat.pre_query import DEFAULT, follow_up, pre_query
+from synth.chat.families import has_plain_headers
+from synth.chat.pre_query import DEFAULT, STOP_STRINGS, ending, follow_up, pre_query
 from synth.chat.thinking import Thinking, thinking_of
 from synth.config.synthesis import SynthConfig
 from synth.context import Context, Served, Serving
@@ -86,6 +87,8 @@ def _half_determines(config: SynthConfig, context: Context) -> Row:
         "seed": config.seed,
         "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
     }
+    if has_plain_headers(config.teacher.model):
+        determines["stop_strings"] = STOP_STRINGS
     if config.first_token:
         determines["first_token"] = config.first_token.model_dump(exclude_defaults=True)
     return determines
@@ -142,8 +145,8 @@ def user_side(
     Raises UserError where the chat template refuses or ignores the system prompt.
     """
     tokenizer = served.tokenizer
-    ends = pre_query(tokenizer, system or DEFAULT).stop_token_ids
-    stop = sorted({*ends, *sampling.get("stop_token_ids", ())})
+    template = pre_query(tokenizer, system or DEFAULT)
+    stops = ending(template.stop_token_ids, template.stop_strings, sampling)
     before = [{"role": "system", "content": system}] if system else []
 
     def body(talk: Talk) -> Row:
@@ -151,7 +154,7 @@ def user_side(
         return {
             **sampling,
             "prompt": follow_up(tokenizer, [*before, *talk.messages]),
-            "stop_token_ids": stop,
+            **stops,
             "seed": int(number, 16) % 2**31,
         }
 

@@ -16,7 +16,8 @@ from core.columns import Column
 from core.files import file_digest
 from core.store import digest
 from synth.chat import templates
-from synth.chat.families import system_prompt_of
+from synth.chat.families import has_plain_headers, system_prompt_of
+from synth.chat.pre_query import STOP_STRINGS
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
@@ -41,6 +42,7 @@ INSTRUCTION_FIELDS: PolarsTypes = {
     "model": pl.String,
     "revision": pl.String,
     "template": pl.String,
+    "stop": pl.String,
     "system_prompt": pl.String,
     "thinking": pl.String,
 }
@@ -113,6 +115,8 @@ def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, 
         "seed": config.seed,
         "VERSION": [single_turn.VERSION, templates.VERSION],
     }
+    if has_plain_headers(config.teacher.model):
+        determines["stop_strings"] = STOP_STRINGS
     if config.system_prompts:
         prompts = steered(config.system_prompts)
         determines["system_prompts"] = [[p.text, p.weight] for p in prompts]

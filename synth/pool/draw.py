@@ -85,8 +85,11 @@ class _Entries:
 
     def facts(self) -> pl.DataFrame:
         """What is recorded with each draw of an entry and a prompt: [cell, prompt, sampling,
-        temperature, top_p, template, system_prompt]."""
-        templates = [digest(template.token_ids)[:16] for template in self.templates]
+        temperature, top_p, template, stop, system_prompt]."""
+        templates = [
+            (digest(t.token_ids)[:16], canonical(t.stop_strings) if t.stop_strings else None)
+            for t in self.templates
+        ]
         names: list[str | None] = [prompt.name for prompt in self.prompts]
         prompts = enumerate(zip(templates, names or [None], strict=True))
         each = product(enumerate(self.samplings), prompts)
@@ -98,11 +101,13 @@ class _Entries:
                 "temperature": sampling.get("temperature"),
                 "top_p": sampling.get("top_p"),
                 "template": template,
+                "stop": stop,
                 "system_prompt": name,
             }
-            for (cell, sampling), (prompt, (template, name)) in each
+            for (cell, sampling), (prompt, ((template, stop), name)) in each
         ]
-        types = {"temperature": pl.Float64, "top_p": pl.Float64, "system_prompt": pl.String}
+        words = dict.fromkeys(("stop", "system_prompt"), pl.String)
+        types = {"temperature": pl.Float64, "top_p": pl.Float64, **words}
         return pl.DataFrame(facts, schema_overrides=types, strict=False)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from synth.duplicates.ngrams import characters, grams, words
 
-VERSION = 2
+VERSION = 3
 """Part of the name of what is remembered of a text; raised when the same text would give other
 columns."""
 
@@ -85,6 +85,10 @@ _SPEAKER = r"(USER|User|HUMAN|Human|ASSISTANT|Assistant|assistant|Chatbot)\**:"
 _ROLE = (
     r"(?m)^[ \t>]*(#{2,4} ?\**((Instruction|Response)\**(:|[ \t]*$)|(Human|Assistant|User)\**:)"
     rf"|\**{_SPEAKER}|assistant[ \t]*$)"
+    # Within a line, as templates without markup write them (" ASSISTANT:", "### Response:"): words
+    # that no sentence has there. Not "chown $USER:$USER", and not "for the Assistant:".
+    r"|[ \t](USER|ASSISTANT):(\s|\z)|#{3,4} (Instruction|Response):"
+    r"|[.?!…\"”')][ \t]+(Human|Assistant):(\s|\z)"
 )
 # The words of such headers alone: what begins with letters is found many times faster than what
 # begins with a line's start.
@@ -99,8 +103,9 @@ def instruction_columns(rows: pl.DataFrame) -> pl.DataFrame:
     `rows`: id, instruction, and optionally finish_reason. Returns, in the same order, [id,
     instruction_length (characters), incomplete, repetition (0 to 1), template_leak (special tokens
     of a chat template), role_leak (a turn's header in plain words, such as "Assistant:" or "###
-    Response"), think_leak (a think tag, closed or not), instruction_refusal (it refuses as an
-    assistant does), exact_duplicate (false for the first row with that text)].
+    Response", at the start of a line, or within one where no sentence has it), think_leak (a think
+    tag, closed or not), instruction_refusal (it refuses as an assistant does), exact_duplicate
+    (false for the first row with that text)].
     """
     texts = rows["instruction"].fill_null("")
     text = pl.col("instruction").fill_null("")
