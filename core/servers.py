@@ -18,16 +18,17 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.client import Client
 from core.errors import UserError
+from core.sending.client import Client
 from core.vllm_server import VllmServer, make_servers
 from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
+    from core.sending.account import Account
     from core.tracking import Log
 
 SILENT = 20
@@ -44,6 +45,8 @@ class Servers:
         self._spec: ServerSpec | None = None
         self._live: list[VllmServer] = []
         self._streams = 0
+        self.accounts: dict[tuple[object, ...], Account] = {}
+        """What this run buys of hosted models."""
 
     def __enter__(self) -> Servers:
         return self
@@ -51,10 +54,10 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def serve(self, spec: ServerSpec) -> Endpoint:
+    def serve(self, spec: ServerSpec, account: Account | None = None) -> Endpoint:
         """The endpoint of a model. Nothing starts yet: the first request starts its servers and
-        ends those of another model."""
-        return Endpoint(self, spec)
+        ends those of another model. `account`: with what a hosted model's answers are bought."""
+        return Endpoint(self, spec, account)
 
     def release(self) -> None:
         """End our own servers (training needs their memory); a later request starts them again."""
@@ -134,9 +137,9 @@ def _serving(spec: ServerSpec) -> ServerSpec:
 class Endpoint:
     """A model to send requests to; light to hold, and valid as long as its `Servers`."""
 
-    def __init__(self, servers: Servers, spec: ServerSpec) -> None:
+    def __init__(self, servers: Servers, spec: ServerSpec, account: Account | None = None) -> None:
         self._servers = servers
-        self.spec = spec
+        self.spec, self.account = spec, account
 
     def stream(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:
         """Send the requests and yield each one's reply once, as they finish (any order).
@@ -152,17 +155,28 @@ class Endpoint:
         `error`. An own server that dies is restarted and what was in flight is sent again. Stop
         early by closing the generator. Raises UserError when a server cannot be started, or dies
         again and again.
+
+        Of a hosted model with an account, no request goes out that could pass the budget: what is
+        in flight then is waited for and yielded, and UserError is raised.
         """
         pending = iter(requests)
         first = next(pending, None)
         if first is None:
             return
-        spec, servers = self.spec, self._servers
+        spec, servers, account = self.spec, self._servers, self.account
+        pending = itertools.chain([first], pending)
         with (
             servers.targets(spec) as targets,
-            Client(targets, spec.request_model, spec.timeout, servers.say) as client,
+            account.open() if account else nullcontext(),
+            Client(targets, spec.request_model, spec.timeout, servers.say, account) as client,
         ):
-            yield from client.stream(itertools.chain([first], pending), spec.max_in_flight, then)
+            if account is None:
+                yield from client.stream(pending, spec.max_in_flight, then)
+                return
+            more = True
+            while more:
+                yield from client.stream(account.affordable(pending), spec.max_in_flight, then)
+                more = account.more()
 
     def answers(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:
         """As `stream`, for replies that are kept for good: what is wrong with the server is never

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
+from core.sending.purse import Prices
+
 Settings = dict[str, Any]
 Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks"]
 
@@ -39,15 +41,6 @@ class AnswersConfig(Block):
     server: ServerBlock = {}
     """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout,
     args (vLLM's, verbatim), env."""
-
-
-class Prices(Block):
-    """What a judge costs, in one currency of the user's choice."""
-
-    input: float = Field(ge=0)
-    """Price of a million prompt tokens."""
-    output: float = Field(ge=0)
-    """Price of a million generated tokens."""
 
 
 class JudgeConfig(Block):

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.errors import UserError
-from core.models import Model, tokenizer
+from core.models import UNRESOLVED, Model, tokenizer
+from core.sending.account import Account
+from core.sending.purse import Ledger, Purse
 from core.servers import Endpoint, Servers
+from core.store import digest
 from core.wire import ServerSpec
 from synth.chat.templates import worded
 from synth.config.models import ModelConfig
@@ -41,7 +44,12 @@ class Served:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, with the recipe's chat template and template variables where it
-        gives any."""
+        gives any. Raises UserError for a service that chats, of which none is known."""
+        if self.config is not None and self.config.hosted:
+            raise UserError(
+                f"{self.model.name} is asked through chats (`api: chat`), but this needs its "
+                "tokenizer: take a model that is asked by token ids."
+            )
         own = tokenizer(self.model.path)
         if self.config is None:
             return own
@@ -53,19 +61,29 @@ class Served:
 class Context:
     """Handed to every function that makes keys of cells. `root`: the store's folder;
     `eval_prompts`: JSONL {id, prompt, benchmark} of the prompts that the models will be evaluated
-    on, where the recipe evaluates."""
+    on, where the recipe evaluates; `spent`: the folder of the experiment's ledger, what hosted
+    models cost (default: in the store)."""
 
     root: Path
     resolve: Resolve
     eval_prompts: Path | None = None
+    spent: Path | None = None
 
     def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Serving:
         """The same with servers to ask."""
-        return Serving(self.root, self.resolve, self.eval_prompts, servers=servers, say=say)
+        return Serving(
+            self.root, self.resolve, self.eval_prompts, self.spent, servers=servers, say=say
+        )
+
+    def ledger(self) -> Ledger:
+        """What the experiment paid to hosted models."""
+        return Ledger(self.spent or self.root / "spent")
 
     def revision(self, config: ModelConfig) -> Any:
         """What stands for a model in a key: its revision, or its name where that is not known; and
-        a chat template that is not its own."""
+        a chat template that is not its own. Of a service that chats: the name that it knows."""
+        if config.hosted:
+            return {"api": "chat", "model": config.model, "revision": config.revision}
         model = self.resolve(config.model, config.revision)
         known = model.revision != "unresolved"
         revision: Any = model.revision if known else [model.name, "unresolved"]
@@ -91,9 +109,24 @@ class Serving(Context):
     without them."""
 
     def serve(self, config: ModelConfig) -> Served:
-        """The model behind its server."""
+        """The model behind its server; what a hosted one costs is counted."""
         model, spec = spec_of(config, self.resolve)
-        return Served(model, self.servers.serve(spec), config)
+        account = self._account(config) if config.server.get("urls") else None
+        return Served(model, self.servers.serve(spec, account), config)
+
+    def _account(self, config: ModelConfig) -> Account | None:
+        """With what a hosted model's answers are bought; None where no money is counted and the
+        server takes token ids."""
+        if not config.hosted and config.prices is None:
+            return None
+        ledger = self.ledger()
+        prices, budget = config.prices, config.budget
+        known = (config.model, ledger.folder, prices, budget)
+        if known not in self.servers.accounts:
+            journal = self.root / "paid" / digest(config.model)[:16]
+            account = Account(config.model, Purse(prices, budget), ledger, journal)
+            self.servers.accounts[known] = account
+        return self.servers.accounts[known]
 
 
 def chat_template_of(config: ModelConfig) -> str | None:
@@ -110,7 +143,11 @@ def chat_template_of(config: ModelConfig) -> str | None:
 
 
 def spec_of(config: ModelConfig, resolve: Resolve) -> tuple[Model, ServerSpec]:
-    """The resolved model and the server that it is to be asked through."""
+    """The resolved model and the server that it is to be asked through; a service that chats knows
+    its own by name."""
+    if config.hosted:
+        known = Model(config.model, config.model, config.revision or UNRESOLVED)
+        return known, ServerSpec(model=config.model, **config.server)
     model = resolve(config.model, config.revision)
     block = dict(config.server)
     if config.revision:

@@ -148,7 +148,7 @@ class _Making:
             due = missing.select(
                 pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64)
             )
-            parts = single_turn.responses(due, served.tokenizer, sampling, served.endpoint)
+            parts = single_turn.answered(due, sampling, served)
             done = self._keep(self.answers, parts, done + len(draws) - len(due), "answers")
         self.answers.compact()
 

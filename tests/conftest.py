@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from core import client
 from core.models import Model, resolve
+from core.sending import client
 from core.servers import Endpoint, Servers
 from core.store import Store
 from core.tracking import Log

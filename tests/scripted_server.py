@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,15 @@ from aiohttp import web
 class Fault:
     """What to do instead of answering.
 
-    kind: "status" (with `status` and perhaps `retry_after` seconds), "hang" (until the client
-    leaves), "cut" (half a body), "garbage" (not JSON), "wrong_schema" (JSON without choices or
-    data), "empty" (no body at all), "drop" (the connection is closed without an answer).
+    kind: "status" (with `status`, `words` and perhaps `retry_after` seconds), "hang" (until the
+    client leaves), "cut" (half a body), "garbage" (not JSON), "wrong_schema" (JSON without choices
+    or data), "empty" (no body at all), "drop" (the connection is closed without an answer).
     """
 
     kind: str
     status: int = 500
     retry_after: float | None = None
+    words: str = "scripted failure"
 
 
 FAULTS = (
@@ -64,6 +66,8 @@ class Recorded:
     path: str
     body: dict[str, Any]
     headers: dict[str, str]
+    at: float
+    """Seconds of a monotonic clock."""
 
 
 class ScriptedServer:
@@ -150,7 +154,7 @@ class ScriptedServer:
         if refused := self._refused(request):
             return refused
         body = await request.json()
-        self.requests.append(Recorded(request.path, body, dict(request.headers)))
+        self.requests.append(Recorded(request.path, body, dict(request.headers), time.monotonic()))
         self._note("asked", request.path, body)
         self._open += 1
         self.high_water = max(self.high_water, self._open)
@@ -175,7 +179,7 @@ async def _misbehave(request: web.Request, fault: Fault) -> web.StreamResponse:
     if fault.kind == "status":
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
         return web.json_response(
-            {"error": {"message": "scripted failure", "code": fault.status}},
+            {"error": {"message": fault.words, "code": fault.status}},
             status=fault.status,
             headers=headers,
         )
@@ -225,6 +229,12 @@ def chat(text: str, finish_reason: str = "stop", **choice: Any) -> dict[str, Any
         **choice,
     }
     return {**body, "id": "chatcmpl-0", "object": "chat.completion", "choices": [one]}
+
+
+def refusal(words: str = "I cannot help with that.") -> dict[str, Any]:
+    """A chat body whose model refused, as OpenAI's structured outputs say it."""
+    message = {"role": "assistant", "content": None, "refusal": words}
+    return chat("", message=message)
 
 
 def flaky(answer: Answer, rate: float, faults: tuple[Fault, ...] = FAULTS) -> Answer:

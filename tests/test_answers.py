@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-import core.client
+import core.sending.client
 from core import models
 from core.errors import UserError
 from core.models import Model
@@ -128,7 +128,7 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(
 def test_a_checkpoint_that_answers_nothing_is_an_error_with_the_reason(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core.client, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(core.sending.client, "BACKOFF", (0.01, 0.05))
     with (
         ScriptedServer(lambda path, body: Fault("status", 404)) as server,
         pytest.raises(UserError, match=r"none of the 2 prompts.*HTTP 404"),

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from pydantic import ValidationError
 
-from core import client
 from core.errors import UserError
+from core.sending import client
 from core.servers import Endpoint, Servers
 from core.wire import Reply, Request, ServerSpec
 from tests.scripted_model import magpie
@@ -149,7 +149,8 @@ def test_a_body_of_another_form_is_not_taken_for_an_answer(
 def test_a_refusal_is_not_sent_again(servers: Servers, status: int) -> None:
     with ScriptedServer(lambda *_: Fault("status", status)) as server:
         (reply,) = given(servers, server).stream(ask(1))
-    assert reply.error == f"HTTP {status}: scripted failure" and len(server.requests) == 1
+    assert str(reply.error).startswith(f"HTTP {status}: scripted failure")
+    assert len(server.requests) == 1
 
 
 def test_retry_after_is_waited_for(servers: Servers) -> None:

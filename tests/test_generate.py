@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from core import client
 from core.errors import UserError
 from core.models import Model
 from core.models import tokenizer as tokenizer_of
+from core.sending import client
 from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
 from synth.chat.pre_query import PreQuery, pre_query

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-import core.client
+import core.sending.client
 from core import control_tokens
 from core.errors import UserError
 from core.servers import Servers
@@ -48,7 +48,7 @@ SHARED = (
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.client, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(core.sending.client, "BACKOFF", (0.01, 0.05))
 
 
 def _run(

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-import core.client
+import core.sending.client
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
@@ -58,7 +58,7 @@ MT = [
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.client, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(core.sending.client, "BACKOFF", (0.01, 0.05))
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,14 @@ import polars as pl
 from core import control_tokens, models
 from core.columns import Column
 from core.errors import UserError
+from core.sending.chat import most_tokens, usage
+from core.sending.purse import Purse
 from core.servers import Servers
 from core.tracking import Log
 from core.wire import Reply, Request, ServerSpec
 from eval.config import AlpacaConfig
 from eval.judging import templates, verdicts
-from eval.judging.journal import Cell, Draft, Journal, Purse, Row
+from eval.judging.journal import Cell, Draft, Journal, Row
 from eval.judging.templates import Message, Template
 from eval.judging.verdicts import Judged
 
@@ -250,24 +252,9 @@ class Asker:
         return {"id": reply.key, **cost, **said_by, **outcome}
 
 
-def most_tokens(sampling: Row) -> int:
-    """The most tokens a request may generate (max_tokens, or OpenAI's newer max_completion_tokens);
-    0 when it sets no limit."""
-    return int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0)
-
-
 def short_name(model: str) -> str:
     """A judge's name where it is recorded: without the folders that a model lies in."""
     return Path(model).name if Path(model).is_dir() else model
-
-
-def usage(body: Row) -> tuple[int, int]:
-    """(prompt tokens, generated tokens) that a reply says it cost; 0 where it says nothing."""
-    stated = body.get("usage")
-    counts = stated if isinstance(stated, dict) else {}
-    named = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt_tokens, tokens = (count if isinstance(count, int) else 0 for count in named)
-    return prompt_tokens, tokens
 
 
 def malformed(error: Exception) -> str:

@@ -1,5 +1,4 @@
-"""What judgments cost, and never paying for one twice: the journal of what came back, and the
-purse.
+"""Never paying for a judgment twice: the journal of what came back.
 
 A judgment's journal line is written when its reply arrives, before anything else, so that a killed
 run never pays for it again.
@@ -11,14 +10,13 @@ import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from core.columns import Column
-from eval.config import Prices
 
 Turn = Literal["first", "continue", "constrain"]
 Cell = dict[str, Any]
@@ -97,35 +95,3 @@ class Journal:
                 cells[record["id"]] = record
         self.column.append([cells[name] for name in self.column.missing(list(cells))])
         path.unlink()
-
-
-@dataclass
-class Purse:
-    """Money: what the judgments of this result cost in all, what is in flight, and whether another
-    call would pass the budget."""
-
-    prices: Prices | None
-    budget: float | None
-    spent: float = 0.0
-    stopped: bool = False
-    _flying: dict[str, float] = field(default_factory=dict)
-
-    def cost(self, prompt_tokens: int, tokens: int) -> float:
-        """Price of so many tokens."""
-        if self.prices is None:
-            return 0.0
-        return (prompt_tokens * self.prices.input + tokens * self.prices.output) / 1e6
-
-    def reserve(self, key: str, prompt_tokens: int, tokens: int) -> bool:
-        """Set the most a call can cost aside; False when that could pass the budget."""
-        most = self.cost(prompt_tokens, tokens)
-        if self.budget is not None and self.spent + sum(self._flying.values()) + most > self.budget:
-            self.stopped = True
-            return False
-        self._flying[key] = most
-        return True
-
-    def settle(self, key: str, prompt_tokens: int, tokens: int) -> None:
-        """A call came back and cost this."""
-        self._flying.pop(key, None)
-        self.spent += self.cost(prompt_tokens, tokens)

@@ -14,13 +14,14 @@ import polars as pl
 
 from core.columns import OK
 from core.errors import UserError
+from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import PairwiseProtocol
 from eval.judging import reward_model, settle, templates
 from eval.judging.ask import SPENT, Means, Question
-from eval.judging.journal import Cell, Purse, Row
+from eval.judging.journal import Cell, Row
 from eval.prompt_sets.prompts import Prompt, prompts
 
 JUDGMENTS = {

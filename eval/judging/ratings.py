@@ -14,13 +14,13 @@ from pathlib import Path
 
 import polars as pl
 
+from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import JudgeConfig, RatedProtocol, WildBenchProtocol
 from eval.judging import settle, templates, wb_reward
 from eval.judging.ask import SPENT, Fields, Means, Question
-from eval.judging.journal import Purse
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 
 FIELDS: Fields = {

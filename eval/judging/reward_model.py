@@ -18,12 +18,13 @@ import polars as pl
 from core import models
 from core.columns import FAILED, OK
 from core.errors import UserError
+from core.sending.chat import usage
 from core.store import digest
 from core.wire import Reply, Request, ServerSpec, reward_request, rewards
 from eval.config import PairwiseProtocol
 from eval.judging import settle, templates
 from eval.judging.ask import FIELDS as JUDGMENT
-from eval.judging.ask import Asker, Fields, Means, Question, malformed, short_name, usage
+from eval.judging.ask import Asker, Fields, Means, Question, malformed, short_name
 from eval.judging.journal import Cell, Draft, Row
 
 FIELDS: Fields = {

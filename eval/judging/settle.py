@@ -21,12 +21,14 @@ from core import models
 from core.columns import OK, Column
 from core.errors import UserError
 from core.files import write_atomic
+from core.sending.chat import most_tokens
+from core.sending.purse import Purse
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.config import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 from eval.judging import templates
-from eval.judging.ask import FIELDS, Asker, Fields, Means, Question, most_tokens
-from eval.judging.journal import Cell, Journal, Purse, Row
+from eval.judging.ask import FIELDS, Asker, Fields, Means, Question
+from eval.judging.journal import Cell, Journal, Row
 from eval.judging.verdicts import Judged
 
 VERSION = 1

@@ -38,7 +38,9 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
     """Resolve every model that the recipe names. Raises UserError naming the place in the
     recipe."""
     teacher, train = recipe.synth.teacher, recipe.train
-    named: list[Named] = [("synth.teacher.model", teacher.model, teacher.revision)]
+    named: list[Named] = []
+    if not teacher.hosted:  # a service that chats knows its model by name
+        named.append(("synth.teacher.model", teacher.model, teacher.revision))
     for name, model in arms.finished.items():
         named.append((f"arms.{name}.model", model, arms.configs[name].revision))
     if train is not None:

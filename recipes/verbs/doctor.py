@@ -103,11 +103,14 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     yield from _store(Path(recipe.store), recipe.train)
     for where, model, revision in models_of(recipe):
         yield _model(f"{where}: {model}", model, revision)
-    for judge in judges_of(recipe.eval):
-        key = judge.server.get("api_key_env")
+    blocks = [block for block in blocks_of(recipe).values() if block is not None]
+    named = [("model", block.model, block.server.get("api_key_env")) for block in blocks]
+    judges = judges_of(recipe.eval)
+    named += [("judge", judge.model, judge.server.get("api_key_env")) for judge in judges]
+    for what, model, key in dict.fromkeys(named):
         if key:
-            what = f"key for judge {judge.model} in ${key}"
-            yield _check(bool(os.environ.get(key)), what, f"export {key}=...")
+            has = f"key for {what} {model} in ${key}"
+            yield _check(bool(os.environ.get(key)), has, f"export {key}=...")
     yield from thresholds(recipe)
     if recipe.train is not None:
         yield from _memory(recipe.train)
@@ -150,11 +153,10 @@ def thresholds(recipe: Recipe) -> Iterator[Check]:
             yield Check("warn", what, f"set params: {{tau1: ...}} on the scale of {reward.model}")
 
 
-def models_of(recipe: Recipe) -> list[tuple[str, str, str | None]]:
-    """Every model that the recipe names: (where, model, revision); models behind `urls` are left
-    out."""
+def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
+    """The models that the synthesis asks, by their place in the recipe."""
     synth, tags = recipe.synth, recipe.synth.tags
-    blocks = {
+    return {
         "synth.teacher": synth.teacher,
         "synth.responder": synth.responder,
         "synth.tags.quality": tags.quality.model,
@@ -166,6 +168,12 @@ def models_of(recipe: Recipe) -> list[tuple[str, str, str | None]]:
         "synth.tags.base": tags.base,
         "synth.tags.ifd": tags.ifd,
     }
+
+
+def models_of(recipe: Recipe) -> list[tuple[str, str, str | None]]:
+    """Every model that the recipe names: (where, model, revision); models behind `urls` are left
+    out."""
+    blocks = blocks_of(recipe)
     models = [model for where, block in blocks.items() for model in _own(where, block)]
     for name, arm in recipe.arms.items():
         if arm.model:

@@ -106,6 +106,20 @@ class SynthConfig(BaseModel):
         whole = [count for count in counts if isinstance(count, int)]
         return {**data, "rows": sum(whole)} if len(whole) == len(entries) else data
 
+    def _by_token_ids(self) -> list[tuple[str, ModelConfig | None]]:
+        """The models that are asked by token ids here, with their place in the block."""
+        further = self.teacher if self.turns > 1 else None
+        drawing = None if isinstance(self.rows, ImportConfig) else self.teacher
+        preferred = self.preferences.reward if self.preferences else None
+        return [
+            ("teacher", drawing or further),
+            ("responder", self.responder if self.turns > 1 else None),
+            ("tags.reward", self.tags.reward),
+            ("tags.base", self.tags.base),
+            ("tags.ifd", self.tags.ifd),
+            ("preferences.reward", preferred),
+        ]
+
     @model_validator(mode="after")
     def _agree(self) -> SynthConfig:
         """Refuse settings that contradict each other."""
@@ -116,8 +130,15 @@ class SynthConfig(BaseModel):
         tagger = self.tags.category.model
         other_tagger = tagger and not tagger.server.get("urls") and tagger != self.teacher
         no_reward = self.tags.reward is None
+        chatting = [name for name, model in self._by_token_ids() if model and model.hosted]
         of_turns = self.end_with == "user" or self.turns_system_prompt is not None
         contradictions = [
+            (
+                bool(chatting),
+                f"`{next(iter(chatting), '')}` cannot have `api: chat`: it needs raw completions "
+                "or scores of token ids, which a service that chats does not offer (answers, tags, "
+                "guards and embeddings need none)",
+            ),
             (
                 imported and drawing,
                 "imported rows are not drawn: they take no grid, first_token, system_prompts or "

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from core.columns import FAILED, OK
+from core.sending.chat import Said, Unsaid, chat_request, said, without_schema
 from core.servers import Endpoint
 from core.wire import Reply, Request
 
@@ -65,6 +66,54 @@ def answers(
     return asked(rows, ask, cell, endpoint, {**fields, **TOKENS})
 
 
+def chats(
+    rows: pl.DataFrame,
+    body: Callable[[Row], Row],
+    read: Callable[[Said], Row],
+    endpoint: Endpoint,
+    fields: Fields,
+) -> Frames:
+    """As `answers`, through `/v1/chat/completions` of any OpenAI-compatible service: one chat a
+    row, what it costs counted by the endpoint's account; frames [id, *fields, tokens,
+    prompt_tokens, status, reason].
+
+    `endpoint` is that of `context.serve(config)` for a model with `api: chat` (`config.hosted`).
+    `body` makes a row's request with `core.sending.chat.chat_body(messages, sampling, schema)`;
+    where a service offers no structured outputs the request goes out again without the schema, so
+    `read` must not rely on it. `read` turns what was said (text, finish_reason, thinking, and the
+    whole first choice with its log-probabilities) into the values of `fields`, or raises
+    Unreadable. Refusals, content filters, empty answers and failed requests are failed cells with
+    those reasons, never shown to `read`; an answer that was cut off is (finish_reason "length").
+    UserError when the budget is reached: what was bought is yielded before.
+    """
+    sent: dict[str, Request] = {}
+    plain = False
+
+    def ask(row: Row) -> Request | Row:
+        request = chat_request(row["id"], body(row))
+        if plain:
+            request.body.pop("response_format", None)
+        elif "response_format" in request.body:
+            sent[request.key] = request
+        return request
+
+    def then(reply: Reply) -> Request | None:
+        nonlocal plain
+        request = sent.pop(reply.key, None)
+        again = without_schema(request, reply) if request else None
+        plain = plain or again is not None
+        return again
+
+    def cell(reply: Reply) -> Row:
+        try:
+            values = read(said(reply))
+        except (Unreadable, Unsaid) as error:
+            return failed(reply.key, str(error), **spent(reply))
+        return {"id": reply.key, **spent(reply), **values, "status": OK}
+
+    return asked(rows, ask, cell, endpoint, {**fields, **TOKENS}, then)
+
+
 def asked(
     rows: pl.DataFrame,
     ask: Callable[[Row], Request | Row],
@@ -73,8 +122,18 @@ def asked(
     fields: Fields,
     then: Then | None = None,
 ) -> Frames:
-    """Frames [id, *fields, status, reason] of what `exchanged` gives for the rows."""
-    return batched(exchanged(rows.iter_rows(named=True), ask, read, endpoint, then), fields)
+    """Frames [id, *fields, status, reason] of what `exchanged` gives for the rows. What a hosted
+    model was paid for stays in its account's journal until the caller comes back for more, which
+    means that the frame before is stored."""
+    account = endpoint.account
+    frames = batched(exchanged(rows.iter_rows(named=True), ask, read, endpoint, then), fields)
+    if account is None:
+        yield from frames
+        return
+    with account.open():
+        for frame in frames:
+            yield frame
+            account.stored(frame["id"])
 
 
 def exchanged(

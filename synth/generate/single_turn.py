@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.columns import OK
+from core.sending.chat import Said, chat_body
 from core.servers import Endpoint
 from core.wire import Reply, Request
 from synth.chat.encoding import encode_question
 from synth.chat.pre_query import PreQuery, ending
 from synth.chat.thinking import Thinking, thinking_of
+from synth.context import Served
 from synth.generate.ask import (
     TOKENS,
     Fields,
@@ -27,6 +29,7 @@ from synth.generate.ask import (
     Sampling,
     Unreadable,
     asked,
+    chats,
     context_length,
     failed,
     first_choice,
@@ -127,6 +130,37 @@ def responses(
         return generated(reply, "response", thinking)
 
     return asked(rows, ask, read, endpoint, RESPONSE_FIELDS)
+
+
+def answered(rows: pl.DataFrame, sampling: Sampling, responder: Served) -> Frames:
+    """Responses as `responses` or `chat_responses` gives them, by how the model is asked."""
+    config = responder.config
+    if config is not None and config.hosted:
+        return chat_responses(rows, sampling, responder.endpoint)
+    return responses(rows, responder.tokenizer, sampling, responder.endpoint)
+
+
+def chat_responses(rows: pl.DataFrame, sampling: Sampling, endpoint: Endpoint) -> Frames:
+    """As `responses`, from a hosted model that only chats: the instruction is the user's message.
+
+    `rows`: id, instruction, and optionally seed. `sampling`: the service's own parameters,
+    verbatim. A refusal, an answer that a content filter stopped and an empty one are failed cells.
+    """
+
+    def body(row: Row) -> Row:
+        seed = {} if row.get("seed") is None else {"seed": row["seed"]}
+        question = {"role": "user", "content": row["instruction"]}
+        return chat_body([question], {**sampling, **seed})
+
+    def read(answer: Said) -> Row:
+        return {
+            "response": answer.text,
+            "thinking": answer.thinking,
+            "finish_reason": answer.finish_reason,
+        }
+
+    fields = {name: kind for name, kind in RESPONSE_FIELDS.items() if name not in TOKENS}
+    return chats(rows, body, read, endpoint, fields)
 
 
 def generated(

@@ -115,12 +115,10 @@ def _response_determines(config: SynthConfig, context: Context) -> Determines:
 
 
 def _response(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
-    served = context.serve(config.responder or config.teacher)
-    return single_turn.responses(
+    return single_turn.answered(
         rows.select("id", "instruction"),
-        served.tokenizer,
         config.response,
-        served.endpoint,
+        context.serve(config.responder or config.teacher),
     )
 
 
@@ -205,6 +203,8 @@ def _difference(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Fr
 
 def _ifd_determines(config: SynthConfig, context: Context) -> Determines:
     model = config.tags.ifd or config.teacher
+    if model.hosted:  # its log-probabilities of a given text are not to be had
+        return None
     return {
         "model": context.revision(model),
         "VERSION": [ifd.VERSION, templates.VERSION],

@@ -27,6 +27,8 @@ from core.wire import FollowUp, Reply, Request, Target
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
+    from core.sending.account import Account
+
 ATTEMPTS = 6
 """Calls made for one request before it counts as failed."""
 
@@ -75,11 +77,18 @@ class Client:
     in flight."""
 
     def __init__(
-        self, targets: list[Target], model: str, timeout: float, say: Callable[[str], None]
+        self,
+        targets: list[Target],
+        model: str,
+        timeout: float,
+        say: Callable[[str], None],
+        account: Account | None = None,
     ) -> None:
+        """`account`: with what the model's answers are bought, where they cost money."""
         import aiohttp
 
         self._aiohttp = aiohttp
+        self._account = account
         self._targets, self._model, self._timeout, self._say = targets, model, timeout, say
         self._finished: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
         self._restarting = {target: asyncio.Lock() for target in targets}
@@ -155,6 +164,23 @@ class Client:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, request: Request) -> Reply:
+        """The reply to a request; one that is paid for is taken from the account, or recorded
+        there."""
+        account = self._account
+        if account is None:
+            return await self._called(request)
+        known = account.recall(request)
+        if known is not None:
+            return Reply(request.key, known, attempts=0)
+        try:
+            reply = await self._called(request)
+            if reply.body is not None:
+                account.record(request, reply.body)
+            return reply
+        finally:
+            account.release(request)
+
+    async def _called(self, request: Request) -> Reply:
         """Call until there is a good body, the server refuses, or the attempts are used up."""
         payload = json.dumps({"model": self._model, **request.body}).encode()
         outgoing = _Outgoing(request.path, payload)
@@ -237,7 +263,7 @@ def _body(response: ClientResponse, raw: bytes, path: str, key: str | None) -> d
         wait = _seconds(response.headers.get("Retry-After"))
         raise Transient(f"HTTP {status}: {_excerpt(raw, key)}", wait)
     if status != 200:
-        raise Refused(f"HTTP {status}: {_excerpt(raw, key)}", status)
+        raise Refused(f"HTTP {status}: {_excerpt(raw, key)}{_hint(status, path)}", status)
     try:
         body = json.loads(raw)
     except ValueError as error:
@@ -246,6 +272,16 @@ def _body(response: ClientResponse, raw: bytes, path: str, key: str | None) -> d
         excerpt = _excerpt(raw, key)
         raise Transient(f"the body has not the form that {path} promises: {excerpt}")
     return body
+
+
+def _hint(status: int, path: str) -> str:
+    """What to think of where a service has no such path."""
+    if path != "/v1/completions" or status not in (404, 405):
+        return ""
+    return (
+        " (is it a service that only chats? Generating instructions needs raw completions of token "
+        "ids; answers and tags go through chats with `api: chat`)"
+    )
 
 
 def _well_formed(path: str, body: dict[str, Any]) -> bool:
