@@ -37,7 +37,7 @@ def told(source: ImportConfig, snapshot: Path) -> pl.DataFrame:
     """
     names = [c for c in pl.read_parquet_schema(snapshot) if c in COLUMNS]
     parts = []
-    for frame in read(source.import_, source.limit):
+    for frame in read(source.import_, source.limit, how=source):
         sampling = sampling_of(frame.schema, SAMPLING, strict=False)
         who = [or_null(c, frame.columns, pl.String) for c in ("model", *GENERATORS)]
         given = [c for c in names if c in frame.columns]

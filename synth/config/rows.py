@@ -3,20 +3,59 @@ only."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from synth.config.models import STRICT, Verbatim
 
 
-class ImportConfig(BaseModel):
-    """Rows that exist already."""
+class Reading(BaseModel):
+    """How someone's data is read, where that does not follow from the data itself."""
 
     model_config = STRICT
+    map: dict[str, str] = Field(default_factory=dict)
+    """Our column -> the file's, in place of what is recognised: {instruction: question, response:
+    answer}; also `messages` (a whole conversation), `system`, `chosen`, `rejected`, and every
+    column that filters know."""
+    join: str | None = None
+    """The instruction from several columns of the file: "{instruction}\n\n{input}"; an empty one
+    goes with the text before it."""
+    split: str | None = None
+    """Split of a hub data set; default: `train`, or the only one."""
+    config: str | None = None
+    """Configuration of a hub data set that has several."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub data set."""
+    as_: Literal["sft"] | None = Field(default=None, alias="as")
+    """Preference data is refused unless `sft`: its `chosen` answers are then the responses (of
+    rated answers, those that were rated good)."""
+
+    @field_validator("join")
+    @classmethod
+    def _unescaped(cls, join: str | None) -> str | None:
+        """A shell passes \\n as two characters."""
+        return join and join.replace("\\n", "\n").replace("\\t", "\t")
+
+    @model_validator(mode="after")
+    def _one_instruction(self) -> Reading:
+        if self.join is not None and "{" not in self.join:
+            raise ValueError("`join` names no column; write it as '{instruction}\\n\\n{input}'")
+        if self.join is not None and "instruction" in self.map:
+            raise ValueError("give `join`, or `instruction` in `map`, not both")
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        """What differs from the defaults, for a key; {} for data that is read as it is."""
+        names = set(Reading.model_fields)
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=names)
+
+
+class ImportConfig(Reading):
+    """Rows that exist already."""
+
     import_: str = Field(alias="import")
-    """A published Magpie set or a ShareGPT/messages file: hub id, file or folder (Parquet or
-    JSONL)."""
+    """Anybody's data: hub id, file or folder (docs/files.md lists the layouts that are known)."""
     limit: int | None = None
     """Take the first rows only."""
 

@@ -106,7 +106,8 @@ def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, 
     if isinstance(config.rows, ImportConfig):
         path = Path(config.rows.import_).expanduser()
         held = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        return {"import": [file_digest(p) for p in held] or config.rows.import_}
+        content = [file_digest(p) for p in held] or config.rows.import_
+        return {"import": content, **({"read": how} if (how := config.rows.spec()) else {})}
     determines = {
         "teacher": context.revision(config.teacher),
         "system_prompt": system_prompt_of(config.teacher.model, config.system_prompt),

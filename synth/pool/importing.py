@@ -36,7 +36,7 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
     path = str(source.import_)
     fields = {name: kind for name, kind in INSTRUCTION_FIELDS.items() if name != "tokens"}
     done = 0
-    for batch in read(path, limit=source.limit):
+    for batch in read(path, source.limit, how=source):
         order = f"{done:012d}"
         index = pl.int_range(done, done + len(batch), dtype=pl.Int64)
         model = pl.coalesce("model", pl.lit(path)) if "model" in batch.columns else pl.lit(path)

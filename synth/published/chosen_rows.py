@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.files import replacing
-from synth.published.files import files, lines, parts
+from synth.published.files import files, holds_lines, parts
+from synth.published.json_rows import lines
 from synth.published.rows import Writer, checked_ending, parquet_file, read
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def write(source: str | Path, rows: pl.Series, path: Path, form: Form = "same") 
         ordered = partial(_ordered, rows=rows, folder=Path(buckets), source=source)
         if held and ending == ".parquet" and all(file.suffix == ".parquet" for file in held):
             _write_parquet(path, ordered(_parquet(held)))
-        elif held and ending == ".jsonl" and all(_holds_lines(file) for file in held):
+        elif held and ending == ".jsonl" and all(holds_lines(file) for file in held):
             _write_lines(path, ordered(_lines(held)))
         else:
             with Writer(path, "magpie" if form == "same" else form) as writer:
@@ -109,10 +110,6 @@ def _ordered(
         tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in streams]
         whole = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         yield whole.take(np.argsort(whole["_rank"].to_numpy())).drop_columns("_rank")
-
-
-def _holds_lines(file: Path) -> bool:
-    return file.name.endswith((".jsonl", ".jsonl.gz"))
 
 
 def _parquet(held: list[Path]) -> Iterator[Piece]:

@@ -1,30 +1,35 @@
-"""Rows as files and hub data sets hold them: Parquet, JSON and JSON Lines, read in batches, by
+"""Rows as files and hub data sets hold them: Parquet, JSON, JSON Lines and CSV, read in batches, by
 columns.
 
 No Python object is made for a cell, so a million rows take seconds, and memory is bounded by the
-batch (a `.json` file, which cannot be cut, is read whole).
+batch, whatever the file.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import csv
+import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, nearest
+from synth.config.rows import Reading
+from synth.published import json_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
-_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_KINDS = ("parquet", "jsonl", "ndjson", "json", "csv", "tsv")
+_PACKED = ("", ".gz", ".zst")
+ENDINGS = (".parquet", *(f".{kind}{packed}" for kind in _KINDS[1:] for packed in _PACKED))
+AS_IT_IS = Reading()
+"""Data is read as it is recognised."""
+_CSV_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -42,25 +47,60 @@ class Part:
         return Part(self.frame.head(rows), self.name, self.unit, self.places.head(rows))
 
 
-def parts(source: str | Path | Sequence[str | Path], batch: int) -> Iterator[Part]:
-    """Batches of at most `batch` rows, in the order of the files; all batches of one file have the
-    same columns and types.
+@dataclass
+class Notes:
+    """What was found out about data while it was read."""
 
-    `source`: a file, a folder of files (in order of name), several of either, or a hub id (its
-    train split, streamed). Raises UserError for what does not exist or cannot be read, with file
-    and line.
+    layouts: dict[str, str] = field(default_factory=dict)
+    """How rows were taken, in a line -> the first file that is read so."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """File of a folder that could not be read -> why."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to rows -> to how many."""
+
+
+def sources(source: str | Path | Sequence[str | Path]) -> list[Path | str]:
+    """The files of a source in order, or hub ids (str).
+
+    `source`: a file, a folder of files (in order of name), several of either, or a hub id. Raises
+    UserError for what does not exist.
     """
+    held: list[Path | str] = []
     for each in [source] if isinstance(source, (str, Path)) else source:
         path = Path(each).expanduser()
         if path.exists():
-            for file in files(path):
-                yield from (
-                    _parquet(file, batch) if file.suffix == ".parquet" else _json(file, batch)
-                )
+            held += files(path)
         elif isinstance(each, Path) or each.count("/") != 1 or each.startswith((".", "~", "/")):
             raise UserError(f"data file {each} does not exist; check the path.")
         else:
-            yield from hub(each, batch)
+            held.append(each)
+    return held
+
+
+def parts_of(source: Path | str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
+    """Batches of at most `batch` rows of one of `sources`; all of them have the same columns and
+    types. Raises UserError for what cannot be read, with file and line."""
+    if isinstance(source, str):
+        yield from hub(source, batch, how)
+        return
+    try:
+        yield from _file(source, batch)
+    except (OSError, EOFError) as error:
+        raise UserError(f"{source} cannot be read: {first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("zstandard", "zlib"):
+            raise
+        raise UserError(f"{source} cannot be decompressed: {first_line(error)}") from error
+
+
+def parts(
+    source: str | Path | Sequence[str | Path], batch: int, how: Reading = AS_IT_IS
+) -> Iterator[Part]:
+    """Batches of every one of `sources`, in order."""
+    for each in sources(source):
+        yield from parts_of(each, batch, how)
 
 
 def files(path: Path) -> list[Path]:
@@ -71,48 +111,37 @@ def files(path: Path) -> list[Path]:
         p for p in path.rglob("*") if p.name.endswith(ENDINGS) and not p.name.startswith(".")
     )
     if not found:
-        raise UserError(f"folder {path} holds no .parquet, .jsonl or .json file.")
+        raise UserError(f"folder {path} holds no .parquet, .jsonl, .json or .csv file.")
     return found
 
 
-def lines(path: Path, batch: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The lines of a JSON Lines file that are not blank, with their numbers from 1."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        numbered = ((number, line.rstrip(b"\r\n")) for number, line in enumerate(handle, 1))
-        rows = ((number, line) for number, line in numbered if line and not line.isspace())
-        while held := list(islice(rows, batch)):
-            yield held
-
-
-def hub(name: str, batch: int) -> Iterator[Part]:
-    """Rows of a data set's train split, streamed from the hub."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split="train", streaming=True).with_format("arrow")
-        yield from _rows(rows.iter(batch_size=batch), name)
-    except Exception as error:  # the hub client's many ways to say that it cannot be reached
-        raise UserError(
-            f"data set {name} is neither a file here nor to be had from the hub: "
-            f"{first_line(error)[:200]}"
-        ) from error
+def holds_lines(path: Path) -> bool:
+    """Whether a file is JSON Lines by its name."""
+    return path.name.endswith(tuple(e for e in ENDINGS if "jsonl" in e or "ndjson" in e))
 
 
 def first_line(error: Exception) -> str:
     """What an error says, as far as it fits into a sentence."""
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str) -> Iterator[Part]:
+def _file(path: Path, batch: int) -> Iterator[Part]:
+    if path.name.endswith(".parquet"):
+        yield from _parquet(path, batch)
+    elif path.name.endswith(tuple(e for e in ENDINGS if e.startswith((".csv", ".tsv")))):
+        yield from _csv(path, batch)
+    else:
+        for unit, places, frame in json_rows.frames(path, batch):
+            yield Part(frame, path.name, unit, places)
+
+
+def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str, batch: int) -> Iterator[Part]:
     done = 0
     for table in tables:
-        yield _numbered(pl.DataFrame(pl.from_arrow(table)), name, done)
-        done += len(table)
-
-
-def _numbered(frame: pl.DataFrame, name: str, done: int) -> Part:
-    """Rows that follow `done` others of their file."""
-    return Part(frame, name, "row", pl.int_range(done + 1, done + len(frame) + 1, eager=True))
+        for frame in pl.DataFrame(pl.from_arrow(table)).iter_slices(batch):
+            places = pl.int_range(done + 1, done + len(frame) + 1, eager=True)
+            yield Part(frame, name, "row", places)
+            done += len(frame)
 
 
 def _parquet(path: Path, batch: int) -> Iterator[Part]:
@@ -121,97 +150,67 @@ def _parquet(path: Path, batch: int) -> Iterator[Part]:
 
     try:
         with pq.ParquetFile(path) as file:
-            yield from _rows(file.iter_batches(batch_size=batch), path.name)
+            yield from _rows(file.iter_batches(batch_size=batch), path.name, batch)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
-def _json(path: Path, batch: int) -> Iterator[Part]:
-    """A list of rows (.json), or one row a line."""
-    if path.suffix == ".json":
-        rows = _list(path)
-        for done in range(0, len(rows), batch):
-            yield _numbered(rows.slice(done, batch), path.name, done)
-        return
-    # Types follow from the whole file: the first batch may hold nothing but nulls where a later one
-    # holds text.
-    seen: pl.DataFrame | None = None
-    for held in lines(path, batch):
-        empty = _frame(held, path).clear()
-        if seen is None:
-            seen = empty
-        elif seen.schema != empty.schema:
-            try:
-                seen = pl.concat([seen, empty], how="diagonal_relaxed")
-            except pl.exceptions.PolarsError as error:
-                _unlike(path, error)
-    for held in lines(path, batch):
-        places = pl.Series([number for number, _ in held], dtype=pl.Int64)
-        yield Part(_frame(held, path, seen), path.name, "line", places)
+def _csv(path: Path, batch: int) -> Iterator[Part]:
+    """Rows of a CSV file (.tsv: tab separated), every cell a text; an empty one is null."""
+    import pyarrow as pa
+    from pyarrow import csv as pa_csv
 
-
-def _frame(
-    held: Sequence[tuple[int, bytes]], path: Path, like: pl.DataFrame | None = None
-) -> pl.DataFrame:
-    """Numbered lines of JSON objects as a frame, with the columns and types of `like` where
-    given."""
-    schema = None if like is None else like.schema
+    mark = "\t" if ".tsv" in path.suffixes[-2:] else ","
+    with json_rows.opened(path) as handle:
+        text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+        header = next(csv.reader(text, delimiter=mark), [])
+    if len({*header}) < len(header) or not header:
+        raise UserError(f"{path}: the first line of a CSV file must name its columns, each once.")
     try:
-        text = b"\n".join(line for _, line in held)
-        frame = pl.read_ndjson(text, schema=schema, infer_schema_length=None)
-        if len(frame) == len(held):
-            return frame
-    except _POLARS:
-        pass  # the sentence below says which line; what is odd but valid is read by Python
-    rows = []
-    for number, line in held:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not valid JSON Lines: line {number}: {error}; "
-                "repair or remove that line."
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path} line {number} is JSON but no object; every line must be one row."
+        with json_rows.opened(path) as handle:
+            reader = pa_csv.open_csv(
+                handle,
+                pa_csv.ReadOptions(block_size=_CSV_BLOCK),
+                pa_csv.ParseOptions(delimiter=mark, newlines_in_values=True),
+                pa_csv.ConvertOptions(
+                    column_types=dict.fromkeys(header, pa.string()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
             )
-        rows.append(row)
-    return _from_objects(rows, path, schema)
+            yield from _rows(reader, path.name, batch)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} cannot be read as CSV: {first_line(error)}") from error
 
 
-def _list(path: Path) -> pl.DataFrame:
-    """A JSON file that holds a list of objects."""
-    text = path.read_bytes()
-    with suppress(*_POLARS, ValueError):
-        if text.lstrip().startswith(b"["):
-            return pl.read_json(text, infer_schema_length=None)
+def hub(name: str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
+    """Rows of a split of a hub data set, streamed. Raises UserError where it cannot be had, and
+    where several splits or configurations leave open which is meant."""
     try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}; repair the file.") from error
-    if not isinstance(rows, list):
+        from datasets import load_dataset_builder
+
+        builder = load_dataset_builder(name, how.config, revision=how.revision)
+        rows = builder.as_streaming_dataset(split=_split(name, builder, how)).with_format("arrow")
+        yield from _rows(rows.iter(batch_size=batch), name, batch)
+    except UserError:
+        raise
+    except Exception as error:  # the hub client's many ways to say that it cannot be reached
         raise UserError(
-            f"{path} is JSON but no list; give a list of rows, "
-            "or name a file of one object a line .jsonl."
+            f"data set {name} is neither a file here nor to be had from the hub: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _split(name: str, builder: Any, how: Reading) -> str:
+    """The split to read: the one that is asked for, `train`, or the only one."""
+    given = builder.info.splits or builder.config.data_files or {}
+    known = [str(split) for split in given]
+    wanted = how.split or ("train" if "train" in known or not known else known[0])
+    if known and wanted not in known:
+        raise UserError(f"{name} has no split {wanted}{nearest(wanted, known)}.")
+    if how.split is None and wanted != "train" and len(known) > 1:
+        raise UserError(
+            f"{name} has the splits {', '.join(known)} and no `train`; say which with --split "
+            "(in a recipe: `split`)."
         )
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path} row {number} is JSON but no object; every entry must be one row."
-            )
-    return _from_objects(rows, path, None)
-
-
-def _from_objects(rows: list[dict[str, Any]], path: Path, schema: pl.Schema | None) -> pl.DataFrame:
-    try:
-        return pl.from_dicts(rows, schema=schema, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        _unlike(path, error)
-
-
-def _unlike(path: Path, error: Exception) -> NoReturn:
-    raise UserError(
-        f"{path}: one column holds values of different kinds ({first_line(error)[:200]}); "
-        "make them alike."
-    ) from error
+    return wanted

@@ -21,9 +21,11 @@ import polars as pl
 from core.columns import FAILED
 from core.errors import UserError
 from core.files import replacing
+from synth.config.rows import Reading
 from synth.published import files
+from synth.published.files import AS_IT_IS, Notes
 from synth.published.forms import TAGS, Form, or_null
-from synth.published.to_ours import to_ours
+from synth.published.to_ours import Seen, to_ours
 from synth.published.to_published import to_form
 
 if TYPE_CHECKING:
@@ -34,27 +36,51 @@ BATCH = 10_000
 
 
 def read(
-    source: str | Path | Sequence[str | Path], limit: int | None = None, *, batch: int = BATCH
+    source: str | Path | Sequence[str | Path],
+    limit: int | None = None,
+    *,
+    batch: int = BATCH,
+    how: Reading = AS_IT_IS,
+    prompts: bool | None = False,
+    notes: Notes | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """Rows of a published set in our names, in batches, in the order of the file.
+    """Rows of a data set in our names, in batches, in the order of the file.
 
-    `source`: Parquet, JSONL or JSON files, a folder of them, or a hub id (streamed); in a published
-    form or in ours. Yields frames with id, instruction, response, messages (the whole conversation;
-    null when it is just that pair), every known column that the file has, every other column under
-    its own name, `status` and `reason` of the row, and failed_tags (list of {column, reason,
-    value}: unknown labels, which are null in their column). A row without an id gets one from its
-    content. Memory: one batch, and 70 bytes an id. Raises UserError for a missing file, one that
-    cannot be read, or one in which no instruction is to be found.
+    `source`: Parquet, JSON Lines, JSON or CSV files (also .gz and .zst), a folder of them, or a hub
+    id (streamed); in a published form, in ours, or in any layout of synth/published/layouts.py.
+    `how`: what of that the user states. `prompts`: a row without a response is no failed row (None:
+    in a file that has no place for responses).
+
+    Yields frames with id, instruction, response, messages (the whole conversation; null when it is
+    just that pair), every known column that the file has, every other column under its own name,
+    `status` and `reason` of the row, and failed_tags (list of {column, reason, value}: unknown
+    labels, which are null in their column). A row without an id gets one from its content. Memory:
+    one batch, and 70 bytes an id.
+
+    With `notes`, the layout of each file is told there, and a file of a folder that cannot be read
+    is named there and does not end the rest. Raises UserError for a missing file, one that cannot
+    be read, a layout that is not known or may be two, preference data without `how.as_`, and where
+    no file could be read.
     """
-    seen: set[int] = set()
-    left = limit
-    for part in files.parts(source, batch):
-        if left is not None and left <= 0:
-            return
-        frame = to_ours(part if left is None else part.head(left), seen)
-        left = None if left is None else left - len(frame)
-        if len(frame):
-            yield frame
+    seen, left = Seen(), limit
+    held = files.sources(source)
+    for each in held:
+        try:
+            for part in files.parts_of(each, batch, how):
+                if left is not None and left <= 0:
+                    return
+                rows = part if left is None else part.head(left)
+                frame = to_ours(rows, seen, how, prompts=prompts, notes=notes)
+                left = None if left is None else left - len(rows.frame)
+                if len(frame):
+                    yield frame
+        except UserError as error:
+            if notes is None or len(held) == 1:
+                raise
+            notes.unreadable[str(each)] = str(error)
+    if notes is not None and len(notes.unreadable) == len(held):
+        first = next(iter(notes.unreadable.values()))
+        raise UserError(f"none of the {len(held)} files could be read; the first: {first}")
 
 
 def write(rows: pl.DataFrame | Iterable[pl.DataFrame], path: Path, form: Form) -> int:

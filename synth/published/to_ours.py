@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -18,9 +19,10 @@ import polars as pl
 from core.columns import FAILED, MESSAGES, OK
 from core.errors import UserError
 from core.store import digest
+from synth.config.rows import Reading
 from synth.measures import DECLARED
 from synth.published.derived import MIN_SIMILAR_ID
-from synth.published.files import Part
+from synth.published.files import AS_IT_IS, Notes, Part
 from synth.published.forms import (
     PLAIN_TURNS,
     PUBLISHED,
@@ -65,12 +67,26 @@ if TYPE_CHECKING:
     from synth.measures import PolarsType, PolarsTypes
 
 
-def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
-    """Rows of a published, ShareGPT or messages file in our form. `seen`: hashes of the ids read
-    before, added to."""
+@dataclass
+class Seen:
+    """The ids that were read before: their hashes."""
+
+    hashes: set[int] = field(default_factory=set)
+
+
+def to_ours(
+    part: Part,
+    seen: Seen,
+    how: Reading = AS_IT_IS,
+    *,
+    prompts: bool | None = False,
+    notes: Notes | None = None,
+) -> pl.DataFrame:
+    """Rows of a published, ShareGPT or messages file in our form. `seen`: what was read before,
+    added to; the others as in `rows.read`."""
     frame = part.frame
     if is_ours(frame):
-        seen.update(frame["id"].hash().to_list())
+        seen.hashes.update(frame["id"].hash().to_list())
         # JSON does not say what a null or an empty list is of.
         return frame.with_columns(
             [pl.col(n).cast(t) for n, t in _OWN_TYPES.items() if n in frame.columns]
@@ -93,7 +109,8 @@ def to_ours(part: Part, seen: set[int]) -> pl.DataFrame:
     ours = _labels(_identified(ours))
     if {"min_similar_id", "repeat_count"} <= set(ours.columns):
         ours = ours.with_columns(MIN_SIMILAR_ID)
-    return _ordered(_status(ours, part, seen))
+    silent = bool(prompts) or (prompts is None and "response" not in held and talk is None)
+    return _ordered(_status(ours, part, seen, prompts=silent))
 
 
 def _there(name: str, frame: pl.DataFrame) -> list[str]:
@@ -279,12 +296,12 @@ def _trouble(name: str, value: str, reason: str) -> pl.Expr:
     return pl.struct(column=pl.lit(name), reason=why, value=pl.col(value))
 
 
-def _status(ours: pl.DataFrame, part: Part, seen: set[int]) -> pl.DataFrame:
+def _status(ours: pl.DataFrame, part: Part, seen: Seen, *, prompts: bool) -> pl.DataFrame:
     """Which rows are failed rows, and why; every id is made the row's own."""
     hashes = ours["id"].hash()
-    before = pl.Series([h in seen for h in hashes.to_list()], dtype=pl.Boolean)
+    before = pl.Series([h in seen.hashes for h in hashes.to_list()], dtype=pl.Boolean)
     again = pl.lit(~hashes.is_first_distinct() | before)
-    seen.update(hashes.to_list())
+    seen.hashes.update(hashes.to_list())
     place = pl.format("{} {} {}", pl.lit(part.name), pl.lit(part.unit), pl.lit(part.places))
     at = pl.format(" ({})", place)
     role, text = of_turn("role"), of_turn("content")
@@ -294,7 +311,7 @@ def _status(ours: pl.DataFrame, part: Part, seen: set[int]) -> pl.DataFrame:
     reasons = (
         pl.when(again).then(pl.format("the id {} occurs twice{}", "id", at)),
         pl.when(_blank(pl.col("instruction"))).then(pl.format("no instruction{}", at)),
-        pl.when(_blank(pl.col("response"))).then(pl.format("no response{}", at)),
+        pl.when(_blank(pl.col("response")) & ~pl.lit(prompts)).then(pl.format("no response{}", at)),
         pl.when(strange.is_not_null()).then(pl.format("a turn of role '{}'{}", strange, at)),
         pl.when(silent).then(pl.format("a turn without text{}", at)),
     )

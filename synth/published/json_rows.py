@@ -1,0 +1,245 @@
+"""JSON Lines and JSON files as numbered rows of bytes, and as frames whose types follow from the
+whole file.
+
+A `.json` file is cut into its rows by a look at quotes and brackets, so that memory holds one batch
+however large the file is. (ijson refuses NaN, Infinity and whole numbers of more than 64 bits,
+which Python's json writes and reads.)
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import polars as pl
+
+from core.errors import UserError
+
+Numbered = tuple[int, bytes]
+"""A row of a file, with its line or its number from 1."""
+
+CHUNK = 1 << 22
+"""Bytes of a `.json` file that are looked at at once."""
+
+_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+"""A whole text, a bracket, or a quote that opens a text which is not all there yet."""
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed where its name ends in .gz or .zst."""
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path), CHUNK)
+    if path.suffix == ".zst":
+        import zstandard
+
+        pieces = zstandard.ZstdDecompressor().stream_reader(
+            path.open("rb"), read_across_frames=True
+        )
+        return io.BufferedReader(pieces, CHUNK)
+    return path.open("rb")
+
+
+def lines(path: Path, batch: int) -> Iterator[list[Numbered]]:
+    """The lines of a JSON Lines file that are not blank, with their numbers from 1."""
+    with opened(path) as handle:
+        numbered = ((number, line.rstrip(b"\r\n")) for number, line in enumerate(handle, 1))
+        rows = ((number, line) for number, line in numbered if line and not line.isspace())
+        while held := list(islice(rows, batch)):
+            yield held
+
+
+def entries(path: Path, batch: int) -> Iterator[list[Numbered]]:
+    """The rows of a JSON file that holds a list, each on one line, with their numbers from 1.
+    Raises UserError for a file that is cut off or has something between its rows."""
+    with opened(path) as handle:
+        rows = enumerate(_entries(handle, path), 1)
+        while held := list(islice(rows, batch)):
+            yield held
+
+
+def _entries(handle: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The texts of a list's entries. What stands inside one is checked by whoever parses it."""
+    text, begin, at, depth, done = b"", 0, 0, 0, 0
+    while chunk := handle.read(CHUNK):
+        text, at, begin = text[begin:] + chunk, at - begin, 0
+        for token in _TOKEN.finditer(text, at):
+            mark = token[0]
+            if mark == b'"':
+                break  # the rest of this text is still to come
+            at = token.end()
+            if depth >= 2:
+                depth += _DEEPER.get(mark, 0)
+            else:
+                depth = _outside(text[begin : token.start()], mark, depth, done, path)
+                begin = token.start() if depth == 2 else at
+                continue
+            if depth == 1:
+                done += 1
+                yield text[begin:at].translate(_ONE_LINE)
+                begin = at
+    if depth != _CLOSED:
+        _broken(path, f"it ends within row {done + 1}")
+    _outside(text[begin:], b"", depth, done, path)
+
+
+_DEEPER = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
+_CLOSED = -1
+"""The depth after the list."""
+_NEXT = {
+    (0, b"["): 1,
+    (1, b"{"): 2,
+    (1, b"["): 2,
+    (1, b"]"): _CLOSED,
+    (_CLOSED, b""): _CLOSED,
+}
+"""(Depth, mark outside the entries) -> the depth after it."""
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
+
+
+def _outside(before: bytes, mark: bytes, depth: int, done: int, path: Path) -> int:
+    """The depth after a mark outside the entries. Raises UserError where it, or what stands before
+    it, does not belong there."""
+    comma = b"," if depth == 1 and done and mark != b"]" else b""
+    after = _NEXT.get((depth, mark))
+    if after is None or before.strip(b" \t\r\n\xef\xbb\xbf") != comma:
+        _broken(path, f"unexpected {(before.strip() or mark)[:20]!r} after row {done}")
+    return after
+
+
+def _broken(path: Path, why: str) -> NoReturn:
+    raise UserError(f"{path} is not valid JSON: {why}; repair the file.")
+
+
+def frames(path: Path, batch: int) -> Iterator[tuple[str, pl.Series, pl.DataFrame]]:
+    """(what places are called, the place of each row, the rows), of a JSON or JSON Lines file, in
+    batches that all have the columns and types that follow from the whole file.
+
+    The file is read twice: a first batch may hold nothing but nulls where a later one holds texts.
+    Raises UserError with the line or row of what is not valid, and for a column of values that no
+    type holds.
+    """
+    unit, numbered = _numbered(path)
+    schema, level = _schema(path, unit, lambda: numbered(path, batch))
+    for held in numbered(path, batch):
+        places = pl.Series([number for number, _ in held], dtype=pl.Int64)
+        yield unit, places, _frame(held, path, unit, schema, level)
+
+
+def _numbered(path: Path) -> tuple[str, Callable[[Path, int], Iterator[list[Numbered]]]]:
+    """What a row's place is called, and how the file is cut into rows. Many a `.json` file holds
+    one object a line."""
+    if ".json" not in path.suffixes[-2:]:
+        return "line", lines
+    with opened(path) as handle:
+        head = handle.read(CHUNK).lstrip(b" \t\r\n\xef\xbb\xbf")
+        first, _, rest = head.partition(b"\n")
+    if head.startswith(b"["):
+        return "row", entries
+    try:
+        if isinstance(json.loads(first), dict) and rest.strip().startswith(b"{"):
+            return "line", lines
+    except ValueError:
+        first = head
+    try:
+        json.loads(path.read_bytes() if len(head) < CHUNK else head)
+    except ValueError as error:
+        _broken(path, str(error))
+    raise UserError(
+        f"{path} is JSON but no list; give a list of rows, "
+        "or name a file of one object a line .jsonl."
+    )
+
+
+def _schema(
+    path: Path, unit: str, batches: Callable[[], Iterator[list[Numbered]]]
+) -> tuple[pl.Schema | None, bool]:
+    """Columns and types of the whole file, and whether its values have to be made alike first."""
+    try:
+        return _common(path, (_frame(held, path, unit).clear() for held in batches())), False
+    except _UnlikeError:
+        levelled = (_frame(held, path, unit, level=True).clear() for held in batches())
+        return _common(path, levelled), True
+
+
+def _common(path: Path, parts: Iterator[pl.DataFrame]) -> pl.Schema | None:
+    """Columns and types that hold those of every part; None where there is none."""
+    seen: pl.DataFrame | None = None
+    for empty in parts:
+        if seen is None:
+            seen = empty
+        elif seen.schema != empty.schema:
+            try:
+                seen = pl.concat([seen, empty], how="diagonal_relaxed")
+            except pl.exceptions.PolarsError as error:
+                raise _unlike(path, error) from error
+    return None if seen is None else seen.schema
+
+
+def _frame(
+    held: Sequence[Numbered],
+    path: Path,
+    unit: str,
+    schema: pl.Schema | None = None,
+    level: bool = False,
+) -> pl.DataFrame:
+    """Numbered JSON objects as a frame, with these columns and types where given. `level`: texts
+    and lists of parts stand in one column of contents; make parts of all."""
+    try:
+        if not level:
+            text = b"\n".join(line for _, line in held)
+            frame = pl.read_ndjson(text, schema=schema, infer_schema_length=None)
+            if len(frame) == len(held):
+                return frame
+    except _POLARS:
+        pass  # the sentence below says which row; what is odd but valid is read by Python
+    rows = [_object(line, f"{path} {unit} {number}", path) for number, line in held]
+    try:
+        alike = [_levelled(row) for row in rows] if level else rows
+        return pl.from_dicts(alike, schema=schema, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise _unlike(path, error) from error
+
+
+def _object(line: bytes, where: str, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        kind = "JSON" if where.split()[-2] == "row" else "JSON Lines"
+        raise UserError(
+            f"{path} is not valid {kind}: {where.removeprefix(f'{path} ')}: {error}; "
+            "repair or remove it."
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is JSON but no object; every one must be a row.")
+    return row
+
+
+def _levelled(value: Any) -> Any:
+    """The same value with every turn's content as a list of parts."""
+    if isinstance(value, list):
+        return [_levelled(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    told = {name: _levelled(each) for name, each in value.items()}
+    for name in ("content", "value"):
+        if isinstance(told.get(name), str) and ({"role", "from"} & {*told}):
+            told[name] = [{"type": "text", "text": told[name]}]
+    return told
+
+
+class _UnlikeError(UserError):
+    """A column holds values of different kinds."""
+
+
+def _unlike(path: Path, error: Exception) -> _UnlikeError:
+    return _UnlikeError(
+        f"{path}: one column holds values of different kinds "
+        f"({str(error).splitlines()[0][:200]}); make them alike."
+    )
