@@ -18,6 +18,9 @@ Row = dict[str, Any]
 Fields = dict[str, Any]
 """Columns with their polars types."""
 Frames = Iterator[pl.DataFrame]
+Rows = pl.DataFrame | Iterable[pl.DataFrame]
+"""Rows to ask about: one frame, or frames one after the other, of which the next is taken while the
+last is still being answered."""
 Sampling = Mapping[str, Any]
 """SamplingParams, verbatim."""
 Then = Callable[[Reply], Request | None]
@@ -35,8 +38,16 @@ class Unreadable(Exception):
     """An answer that does not say what was asked; its text is the reason of the failed cell."""
 
 
+def only(rows: Rows, names: Iterable[str]) -> Rows:
+    """The rows with these columns and no others."""
+    if isinstance(rows, pl.DataFrame):
+        return rows.select(names)
+    names = list(names)
+    return (frame.select(names) for frame in rows)
+
+
 def answers(
-    rows: pl.DataFrame,
+    rows: Rows,
     body: Callable[[Row], Row],
     read: Callable[[Row], Row],
     endpoint: Endpoint,
@@ -67,7 +78,7 @@ def answers(
 
 
 def chats(
-    rows: pl.DataFrame,
+    rows: Rows,
     body: Callable[[Row], Row],
     read: Callable[[Said], Row],
     endpoint: Endpoint,
@@ -115,7 +126,7 @@ def chats(
 
 
 def asked(
-    rows: pl.DataFrame,
+    rows: Rows,
     ask: Callable[[Row], Request | Row],
     read: Callable[[Reply], Row],
     endpoint: Endpoint,
@@ -126,7 +137,9 @@ def asked(
     model was paid for stays in its account's journal until the caller comes back for more, which
     means that the frame before is stored."""
     account = endpoint.account
-    frames = batched(exchanged(rows.iter_rows(named=True), ask, read, endpoint, then), fields)
+    given = [rows] if isinstance(rows, pl.DataFrame) else rows
+    each = (row for frame in given for row in frame.iter_rows(named=True))
+    frames = batched(exchanged(each, ask, read, endpoint, then), fields)
     if account is None:
         yield from frames
         return

@@ -26,6 +26,7 @@ from synth.generate.ask import (
     Fields,
     Frames,
     Row,
+    Rows,
     Sampling,
     Unreadable,
     asked,
@@ -102,7 +103,7 @@ def instructions(
 
 
 def responses(
-    rows: pl.DataFrame,
+    rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     endpoint: Endpoint,
@@ -132,7 +133,7 @@ def responses(
     return asked(rows, ask, read, endpoint, RESPONSE_FIELDS)
 
 
-def answered(rows: pl.DataFrame, sampling: Sampling, responder: Served) -> Frames:
+def answered(rows: Rows, sampling: Sampling, responder: Served) -> Frames:
     """Responses as `responses` or `chat_responses` gives them, by how the model is asked."""
     config = responder.config
     if config is not None and config.hosted:
@@ -140,7 +141,7 @@ def answered(rows: pl.DataFrame, sampling: Sampling, responder: Served) -> Frame
     return responses(rows, responder.tokenizer, sampling, responder.endpoint)
 
 
-def chat_responses(rows: pl.DataFrame, sampling: Sampling, endpoint: Endpoint) -> Frames:
+def chat_responses(rows: Rows, sampling: Sampling, endpoint: Endpoint) -> Frames:
     """As `responses`, from a hosted model that only chats: the instruction is the user's message.
 
     `rows`: id, instruction, and optionally seed. `sampling`: the service's own parameters,

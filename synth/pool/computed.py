@@ -20,6 +20,7 @@ from synth.config.tags import BaseConfig, SafetyConfig, TagConfig
 from synth.context import Context, Serving
 from synth.duplicates import decontaminate, embeddings, minhash, neighbors
 from synth.generate import single_turn, turns
+from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
 from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize
 
@@ -44,6 +45,17 @@ class Computed:
 
     determines: Callable[[SynthConfig, Context], Determines]
     compute: Callable[[pl.DataFrame, SynthConfig, Serving], Frames]
+    stream: Callable[[Rows, SynthConfig, Serving], Frames] | None = None
+    """The same for frames [id, texts] that come one after the other, where a row is one request:
+    its server need not drain between two frames."""
+
+
+def _asked(
+    determines: Callable[[SynthConfig, Context], Determines],
+    compute: Callable[[Rows, SynthConfig, Serving], Frames],
+) -> Computed:
+    """A measure that asks a server once a row."""
+    return Computed(determines, compute, compute)
 
 
 def tag_determines(
@@ -62,14 +74,14 @@ def tag_determines(
 
 
 def compute_tag(
-    name: str, rows: pl.DataFrame, config: SynthConfig, context: Serving, mode: str | None = None
+    name: str, rows: Rows, config: SynthConfig, context: Serving, mode: str | None = None
 ) -> Frames:
     """Cells of an LLM tag; `mode` in place of the recipe's own."""
     tag = tag_config(config, name)
     served = context.serve(tag.model or config.teacher)
     settings = {"mode": mode or tag.mode, "sampling": tag.sampling, "prompt": tag.prompt}
     texts = _PAIR if MEASURES[name].reads == "response" else _PAIR[:2]
-    return llm.tag(name, rows.select(texts), settings, served.tokenizer, served.endpoint)
+    return llm.tag(name, only(rows, texts), settings, served.tokenizer, served.endpoint)
 
 
 def tag_config(config: SynthConfig, name: str) -> TagConfig:
@@ -114,9 +126,9 @@ def _response_determines(config: SynthConfig, context: Context) -> Determines:
     }
 
 
-def _response(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
+def _response(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
     return single_turn.answered(
-        rows.select("id", "instruction"),
+        only(rows, _PAIR[:2]),
         config.response,
         context.serve(config.responder or config.teacher),
     )
@@ -125,7 +137,7 @@ def _response(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Fram
 def _by_model(
     model_of: Callable[[SynthConfig], Model | None],
     determines: Callable[[Model, Context], dict[str, Any]],
-    compute: Callable[[pl.DataFrame, Model, Serving], Frames],
+    compute: Callable[[Rows, Model, Serving], Frames],
 ) -> Computed:
     """A measure by a model that the recipe may state: without it there is no way to measure it, and
     no cell is made."""
@@ -134,11 +146,11 @@ def _by_model(
         model = model_of(config)
         return None if model is None else determines(model, context)
 
-    def computed(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
+    def computed(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
         model = model_of(config)
         return iter(()) if model is None else compute(rows, model, context)
 
-    return Computed(determined, computed)
+    return _asked(determined, computed)
 
 
 def _reward_determines(model: ModelConfig, context: Context) -> dict[str, Any]:
@@ -146,9 +158,9 @@ def _reward_determines(model: ModelConfig, context: Context) -> dict[str, Any]:
     return {"model": context.revision(model), "VERSION": reward.VERSION}
 
 
-def _reward(rows: pl.DataFrame, model: ModelConfig, context: Serving) -> Frames:
+def _reward(rows: Rows, model: ModelConfig, context: Serving) -> Frames:
     served = context.serve(model)
-    return reward.reward(rows.select(_PAIR), served.tokenizer, served.endpoint)
+    return reward.reward(only(rows, _PAIR), served.tokenizer, served.endpoint)
 
 
 def _safety_determines(guard: SafetyConfig, context: Context) -> dict[str, Any]:
@@ -160,11 +172,11 @@ def _safety_determines(guard: SafetyConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _safety(rows: pl.DataFrame, guard: SafetyConfig, context: Serving) -> Frames:
+def _safety(rows: Rows, guard: SafetyConfig, context: Serving) -> Frames:
     served = context.serve(guard)
     family = safety.family(guard.model, guard.family)
     return safety.safety(
-        rows.select(_PAIR), family, guard.sampling, served.tokenizer, served.endpoint
+        only(rows, _PAIR), family, guard.sampling, served.tokenizer, served.endpoint
     )
 
 
@@ -177,10 +189,10 @@ def _base_determines(base: BaseConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _base(rows: pl.DataFrame, base: BaseConfig, context: Serving) -> Frames:
+def _base(rows: Rows, base: BaseConfig, context: Serving) -> Frames:
     served = context.serve(base)
     return base_answers.base_responses(
-        rows.select(_PAIR[:2]), base.sampling, served.tokenizer, served.endpoint
+        only(rows, _PAIR[:2]), base.sampling, served.tokenizer, served.endpoint
     )
 
 
@@ -211,16 +223,16 @@ def _ifd_determines(config: SynthConfig, context: Context) -> Determines:
     }
 
 
-def _ifd(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
+def _ifd(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
     served = context.serve(config.tags.ifd or config.teacher)
-    return ifd.ifd(rows.select(_PAIR), served.tokenizer, served.endpoint)
+    return ifd.ifd(only(rows, _PAIR), served.tokenizer, served.endpoint)
 
 
 def _tags(reads: str) -> dict[str, Computed]:
     """The LLM tags of instructions, or of conversations."""
     names = [name for name, m in MEASURES.items() if m.asks and m.reads == reads]
     return {
-        name: Computed(partial(tag_determines, name), partial(compute_tag, name)) for name in names
+        name: _asked(partial(tag_determines, name), partial(compute_tag, name)) for name in names
     }
 
 
@@ -238,10 +250,10 @@ COMPUTED: dict[str, Computed] = {
     "overlap": Computed(decontaminate.overlap_cell, decontaminate.compute_overlap),
     "eval_distance": Computed(decontaminate.distance_cell, decontaminate.compute_distance),
     **_tags("instruction"),
-    "response": Computed(_response_determines, _response),
+    "response": _asked(_response_determines, _response),
     "reward": _by_model(lambda config: config.tags.reward, _reward_determines, _reward),
     **_tags("response"),
-    "ifd": Computed(_ifd_determines, _ifd),
+    "ifd": _asked(_ifd_determines, _ifd),
     "base_response": _by_model(lambda config: config.tags.base, _base_determines, _base),
     "reward_difference": Computed(_difference_determines, _difference),
     "safety": _by_model(lambda config: config.tags.safety, _safety_determines, _safety),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -27,6 +28,8 @@ from synth.measures import MEASURES, POOLED, by_cost, long_columns, prerequisite
 from synth.pool.computed import COMPUTED
 from synth.pool.draw import Share, mine
 from synth.pool.pool import SLICE, Pool
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ def _filled(
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Compute one measure's cells of these rows and append them to its column as they arrive:
     (finished cells, how many rows there are) of each batch."""
+    if COMPUTED[name].stream is not None:
+        yield from _streamed(pool, name, rows, column, context)
+        return
     compute = COMPUTED[name].compute
     if name in POOLED:
         whole = replace(context, instructions=pool.instructions)
@@ -106,6 +112,44 @@ def _filled(
         for cells in compute(pool.with_texts(part, texts), pool.config, context):
             column.append(of_rows(cells, part, name))
             yield cells, len(rows)
+
+
+def _streamed(
+    pool: Pool,
+    name: str,
+    rows: pl.DataFrame,
+    column: Column,
+    context: Serving,
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """`_filled` of a measure that asks a server once a row: the texts of the next slice are read
+    while requests of this one are in flight, so the server never drains in between."""
+    stream = COMPUTED[name].stream
+    assert stream is not None
+    texts, measured = _texts_for(name), MEASURES[name].of
+    of: dict[str, str] = {}  # of rows that are being asked about
+
+    def prepared() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        for part in rows.iter_slices(SLICE):
+            yield part.select("id", measured), pool.with_texts(part, texts).select("id", *texts)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        for part, filled in ahead(prepared()):
+            of.update(part.iter_rows())
+            yield filled
+
+    for cells in stream(frames(), pool.config, context):
+        known = pl.Series([of.pop(row) for row in cells["id"]], dtype=pl.String)
+        column.append(cells.with_columns(of=known))
+        yield cells, len(rows)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread of its own while the one before it is in use."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def of_rows(cells: pl.DataFrame, rows: pl.DataFrame, measure: str) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import polars as pl
 
 from core.servers import Endpoint
 from synth.chat.encoding import encode_text, text_start
-from synth.generate.ask import Frames, Row, Sampling, Unreadable, answers
+from synth.generate.ask import Frames, Row, Rows, Sampling, Unreadable, answers
 from synth.tags.llm import longest_run, template
 from synth.tags.reward import reward
 
@@ -31,7 +31,7 @@ PROMPT = Path(__file__).with_name("prompts") / "base_answer.jinja"
 
 
 def base_responses(
-    rows: pl.DataFrame,
+    rows: Rows,
     sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,

@@ -28,6 +28,7 @@ from synth.generate.ask import (
     TOKENS,
     Frames,
     Row,
+    Rows,
     Unreadable,
     asked,
     context_length,
@@ -69,7 +70,7 @@ class _Halves:
             self.problem = str(error)
 
 
-def ifd(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
+def ifd(rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
     """IFD of responses by prompt log-probabilities: two requests of one token a row, the second at
     once in the first's place.
 

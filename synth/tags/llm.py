@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.servers import Endpoint
 from core.store import canonical
 from synth.chat.encoding import encode_question
-from synth.generate.ask import Fields, Frames, Row, Unreadable, answers
+from synth.generate.ask import Fields, Frames, Row, Rows, Unreadable, answers
 from synth.measures import MEASURES, Measure
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ well the response answers it."""
 
 def tag(
     name: str,
-    rows: pl.DataFrame,
+    rows: Rows,
     settings: Row,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,

@@ -21,6 +21,7 @@ from synth.chat.encoding import encode_conversation, pair
 from synth.generate.ask import (
     Frames,
     Row,
+    Rows,
     Unreadable,
     asked,
     context_length,
@@ -112,7 +113,7 @@ def check(model: str, *, own_server: bool) -> None:
         raise UserError(f"synth.tags.reward: vLLM cannot serve {asked.name}: {asked.note}.")
 
 
-def reward(rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
+def reward(rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
     """The score of a sequence-classification reward model behind a vLLM pooling server (`runner:
     pooling`): the logit, not its sigmoid.
 

@@ -20,7 +20,7 @@ import polars as pl
 from core.errors import UserError
 from core.servers import Endpoint
 from synth.chat.encoding import encode_conversation, pair
-from synth.generate.ask import Frames, Row, Sampling, Unreadable, answers
+from synth.generate.ask import Frames, Row, Rows, Sampling, Unreadable, answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +123,7 @@ def family(model: str, given: str | None = None) -> str:
 
 
 def safety(
-    rows: pl.DataFrame,
+    rows: Rows,
     guard: str,
     sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
