@@ -93,7 +93,7 @@ def _walk(loaded: Loaded, session: Session) -> None:
         selections |= _from_pool(session, recipe, arms, resolve)
     selections |= data_arms.from_data(session, arms)
     session.done("select")
-    context = Context(session.store.root, resolve)
+    context = Context(session.store.root, resolve, spent=recipe.folder / "spent")
     preferences.stages(session, recipe.synth, arms, context, selections)
     checkpoints = training.stages(session, recipe.train, arms, selections, resolve)
     if recipe.eval is not None and checkpoints:
@@ -122,4 +122,4 @@ def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -
 def pool_of(recipe: Recipe, arms: Arms, resolve: Resolve, root: Path, *, planning: bool) -> Pool:
     """The pool of the recipe, in the store at `root`."""
     prompts = eval_prompts(recipe.eval, arms, root, planning=planning)
-    return Pool(recipe.synth, Context(root, resolve, prompts))
+    return Pool(recipe.synth, Context(root, resolve, prompts, recipe.folder / "spent"))

@@ -21,7 +21,7 @@ from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import Selection, TokenCounter, select, wanted
-from synth.pool import draw, mode_agreement
+from synth.pool import draw, mode_agreement, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 
@@ -111,7 +111,8 @@ def _measured(
     wants = wanted(frame, seeded, tokens, pool.complete, pool.vectors)
     if wants:
         cells = ", ".join(f"{len(ids)} of {len(frame)} {name}" for name, ids in wants.items())
-        session.note("measure", RUN, f"missing now: {cells}; more may follow from them")
+        known = [f"missing now: {cells}; more may follow from them", spending.forecast(pool, wants)]
+        session.note("measure", RUN, "; ".join(filter(None, known)))
         if session.planning:
             return None
         key = digest([pool.cells, [rule.name for rule in rules]])
@@ -136,6 +137,7 @@ def _drawn(session: Session, pool: Pool) -> bool:
         session.note("instructions", RUN, why)
         if session.planning:
             session.note("measure", WAITS, "depends on instructions")
+            session.add("measure", spending.before(pool.config))
             return False
         cell = pool.cells["instruction"]
         tracked = session.tracker.stage(
@@ -255,6 +257,8 @@ def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chos
     for name, figures in agreed.items():
         session.log.say(mode_agreement.sentence(name, figures))
     pool.snapshot(frame, folder / "pool.parquet")
+    for line in spending.lines(pool.context.ledger().bills()):
+        session.log.say(line)
     spent, naive = cost["tokens_spent"], cost["naive_tokens"]
     session.log.say(
         f"tokens spent: {spent:,} generated; answering and tagging every row first would have cost "

@@ -55,7 +55,9 @@ def show_plan(loaded: Loaded, outcome: Outcome, *, as_json: bool) -> None:
 def show(loaded: Loaded, outcome: Outcome) -> None:
     """The comparison's table, its notes, what the data cost, the judge's caveat and the path of the
     report."""
+    from core.sending.purse import Ledger
     from eval.compare import table as comparison_rows
+    from synth.pool import spending
 
     recipe = loaded.recipe
     notes: list[str] = []
@@ -69,6 +71,7 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
     cost = recipe.folder / "measure" / "cost.json"
     if cost.is_file():
         notes.append(_cost(json.loads(cost.read_text())))
+    notes += spending.lines(Ledger(recipe.folder / "spent").bills())
     for note in [*notes, *judge_lines(recipe, outcome.results)]:
         print(f"- {note}")
     report = recipe.folder / "report.html"

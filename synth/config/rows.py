@@ -58,6 +58,10 @@ class ImportConfig(Reading):
     """Anybody's data: hub id, file or folder (docs/files.md lists the layouts that are known)."""
     limit: int | None = None
     """Take the first rows only."""
+    answers: Literal["keep", "missing", "all"] = "keep"
+    """What becomes of the rows' answers. `keep`: they are taken as they are, and a row without one
+    is a failed row; `missing`: the responder answers the rows that have none; `all`: it answers
+    every row anew, and what was imported stays as the column `imported_response`."""
 
 
 class GridCell(BaseModel):

@@ -24,6 +24,7 @@ from synth.context import Context
 from synth.generate import single_turn
 from synth.generate.system_prompts import steered
 from synth.measures import MEASURES, POOLED
+from synth.pool import imported_answers
 from synth.pool.computed import COMPUTED
 from synth.pool.short_columns import Lean, lean_of
 
@@ -66,6 +67,7 @@ class PoolColumns:
         self.own = {m: open_column(self.root, m, self.determines[m]) for m in own}
         imported = COMPUTED if isinstance(config.rows, ImportConfig) else ()
         self.imports = {m: open_column(self.root, m, drawn) for m in imported}
+        self.answers = imported_answers.wanted(config)
         self._lean: dict[Path, Lean] = {}
 
     def of(self, measure: str, rows: pl.DataFrame) -> Column | None:
@@ -91,8 +93,19 @@ class PoolColumns:
         """The columns that hold a measure's cells, imported ones first."""
         if measure == "text":
             return [self.lean(self.instruction, "instruction")]
-        held = [columns[measure] for columns in (self.imports, self.own) if measure in columns]
+        every = [self.imports, self.own]
+        if measure == "response" and self.answers == "all":
+            every = [self.own]
+        held = [columns[measure] for columns in every if measure in columns]
         return [self.lean(column, measure) for column in held]
+
+    def counted(self, lean: Lean, measure: str) -> pl.DataFrame:
+        """The cells of one of a measure's columns that count: where the responder answers what has
+        no answer, of imported answers only those that are there."""
+        cells = lean.read()
+        if measure == "response" and lean.column is self.imports.get(measure):
+            return imported_answers.there(cells, self.answers)
+        return cells
 
 
 def open_column(root: Path, measure: str, determines: Mapping[str, Any]) -> Column:

@@ -75,6 +75,8 @@ def _cells(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
         if measure == "text" or cells.width == 1:
             continue
         null = pl.col(cells.columns[1]).is_null()
+        if measure == "response":  # an empty answer is none
+            null |= pl.col("response").str.strip_chars() == ""
         cells = cells.with_columns(
             status=pl.when(null).then(pl.lit(FAILED)).otherwise(pl.lit(OK)),
             reason=pl.when(null).then(pl.lit("null in the imported data")),

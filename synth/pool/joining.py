@@ -56,7 +56,7 @@ def _cells(
     if MEASURES[measure].reads == "pool" and (own := columns.of(measure, rows)) is not None:
         frames.append(columns.lean(own, measure).read())
     for lean in columns.sources(measure):
-        cells = _completed(lean.read(), measure)
+        cells = _completed(columns.counted(lean, measure), measure)
         read = [c for c in asked if c in MEASURES[measure].columns and c in cells.columns]
         lacking = any(cells[c].null_count() == len(cells) for c in read)
         # What was imported is taken as it is, unless a filter asks for what it lacks and this

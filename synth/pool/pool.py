@@ -30,6 +30,7 @@ from synth.filters.choices import Vectors
 from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
 from synth.measures import COLUMNS, MEASURES, long_columns
+from synth.pool import imported_answers
 from synth.pool.columns import PoolColumns
 from synth.pool.joining import join
 from synth.pool.short_columns import digest_pairs
@@ -75,7 +76,7 @@ class Pool:
             return drawn.select("id").join(stored, on="id", how="inner", maintain_order="left")
         if source.limit:
             stored = stored.filter(pl.col("index") < source.limit)
-        return stored.sort("index")
+        return imported_answers.prompts(stored, self._columns.answers).sort("index")
 
     def _draws(self) -> pl.DataFrame:
         return self._columns.lean(self.instruction, "instruction").read()
@@ -186,7 +187,11 @@ class Pool:
         good = rows.filter(pl.col(f"status:{measure}") == OK)
         usable = good.select("id", of=MEASURES[measure].of)
         for lean in self._columns.sources(measure):
-            yield lean.texts(usable, [name for name in names if name in lean.column.fields])
+            rows_of = usable
+            if measure == "response" and self._columns.answers == "missing":
+                counted = self._columns.counted(lean, measure)
+                rows_of = usable.join(counted, on=["id", "of"], how="semi", maintain_order="left")
+            yield lean.texts(rows_of, [name for name in names if name in lean.column.fields])
 
     def instructions(self, rows: pl.DataFrame) -> Iterator[pl.Series]:
         """The instructions of rows of the frame, in their order, slice by slice."""
@@ -201,7 +206,18 @@ class Pool:
         slices: Iterable[pl.DataFrame] = frame.iter_slices(SLICE) if len(frame) else [frame]
         with parquet_file(path, "snappy") as add:
             for part in slices:
-                add(self.with_texts(part, names).to_arrow())
+                whole = self.with_texts(part, names)
+                add(self._beside_new_answers(whole).to_arrow())
+
+    def _beside_new_answers(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the answers that they were imported with as `imported_response`, where the
+        responder answered all anew."""
+        if self._columns.answers != "all":
+            return rows
+        lean = self._columns.lean(self.imports["response"], "response")
+        old = lean.texts(rows.select("id", "of"), ["response"])
+        old = old.rename({"response": "imported_response"})
+        return rows.join(old, on="id", how="left", maintain_order="left")
 
     # -- likeness ----------------------------------------------------------------------------------
 

@@ -1,0 +1,156 @@
+"""Prompts that exist, answered: which answers count, what is asked, and that nothing is bought
+twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from core.errors import UserError
+from core.sending import client
+from core.sending.purse import Ledger
+from recipes import schema
+from recipes.stages import graph
+from tests.scripted_server import Fault, ScriptedServer, chat
+
+PRICES = {"input": 0.0, "output": 1000.0}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF", (0.001, 0.005))
+
+
+def source(folder: Path, answered: int = 3, rows: int = 8) -> Path:
+    """A file of prompts, the first of which have an answer."""
+    lines = [
+        {"id": f"r{i}", "instruction": f"say {i}", "response": f"old {i}" if i < answered else None}
+        for i in range(rows)
+    ]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def new(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    return chat(f"new {body['messages'][-1]['content'][4:]}")
+
+
+def recipe(
+    folder: Path, url: str, answers: str, name: str = "answering", **responder: Any
+) -> schema.Loaded:
+    server = {"urls": [url], "max_in_flight": 4}
+    hosted = {"model": "big-1", "api": "chat", "server": server, "prices": PRICES, **responder}
+    data = {
+        "name": name,
+        "store": str(folder / "store"),
+        "track": "none",
+        "synth": {
+            "teacher": hosted,
+            "rows": {"import": str(folder / "prompts.jsonl"), "answers": answers},
+            "response": {"max_tokens": 10},
+        },
+        "arms": {"every": {"choose": "all"}},
+        "random_arm": False,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return schema.load(path)
+
+
+def trained_on(loaded: schema.Loaded) -> dict[str, str]:
+    """The arm's answers by row."""
+    outcome = graph.run(loaded, until="select")
+    chosen = pl.read_parquet(outcome.results["select/every"].path / "selection.parquet")
+    return {row["id"]: row["messages"][-1]["content"] for row in chosen.to_dicts()}
+
+
+OLD = {f"r{i}": f"old {i}" for i in range(3)}
+NEW = {f"r{i}": f"new {i}" for i in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "rows"),
+    [("keep", 0, OLD), ("missing", 5, NEW | OLD), ("all", 8, NEW)],
+)
+def test_imported_rows_keep_their_answers_or_get_those_that_are_missing_or_all_anew(
+    tmp_path: Path, answers: str, asked: int, rows: dict[str, str]
+) -> None:
+    source(tmp_path)
+    with ScriptedServer(new) as server:
+        assert trained_on(recipe(tmp_path, server.url, answers)) == rows
+    assert len(server.requests) == asked
+
+
+def test_another_choice_of_answers_shares_what_was_bought(tmp_path: Path) -> None:
+    source(tmp_path)
+    with ScriptedServer(new) as server:
+        trained_on(recipe(tmp_path, server.url, "missing"))
+        assert trained_on(recipe(tmp_path, server.url, "all", "renewed")) == NEW
+        assert len(server.requests) == 8, "five, and the three that had answers"
+        assert trained_on(recipe(tmp_path, server.url, "missing", "again")) == NEW | OLD
+    assert len(server.requests) == 8
+
+
+def test_the_old_answers_stand_beside_the_new_ones(tmp_path: Path) -> None:
+    source(tmp_path)
+    with ScriptedServer(new) as server:
+        loaded = recipe(tmp_path, server.url, "all")
+        graph.run(loaded, until="select")
+    pool = pl.read_parquet(loaded.recipe.folder / "measure" / "pool.parquet").sort("id")
+    assert pool["imported_response"].to_list() == ["old 0", "old 1", "old 2", *[None] * 5]
+    assert pool["response"].to_list() == list(NEW.values())
+
+
+def test_what_was_measured_of_an_old_answer_does_not_count_with_a_new_one(tmp_path: Path) -> None:
+    rows = [{"id": "r0", "instruction": "say 0", "response": "old 0", "instruct_reward": 3.0}]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with ScriptedServer(new) as server:
+        loaded = recipe(tmp_path, server.url, "all")
+        graph.run(loaded, until="select")
+        kept = recipe(tmp_path, server.url, "keep", "kept")
+        graph.run(kept, until="select")
+    rewards = [
+        pl.read_parquet(each.recipe.folder / "measure" / "pool.parquet")["instruct_reward"].item()
+        for each in (loaded, kept)
+    ]
+    assert rewards == [None, 3.0]
+
+
+def test_a_plan_estimates_what_answers_will_cost_and_a_run_says_what_they_cost(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source(tmp_path, answered=0)
+    with ScriptedServer(new) as server:
+        loaded = recipe(tmp_path, server.url, "missing", budget=0.009)
+
+        def planned() -> str:
+            return " ".join(step.why for step in graph.plan(loaded).steps)
+
+        with pytest.raises(UserError, match="the budget of big-1 is reached"):
+            graph.run(loaded, until="select")
+        assert server.requests == [], "an answer may cost 0.010"
+        loaded = recipe(tmp_path, server.url, "missing", budget=1.0)
+        assert "at most about 0.08 in money (an estimate: 8 requests" in planned()
+        graph.run(loaded, until="select")
+    assert Ledger(loaded.recipe.folder / "spent").bills()["big-1"].calls == 8
+    assert "big-1: 8 requests answered" in capfd.readouterr().err
+
+
+def test_a_forecast_takes_the_mean_of_what_was_answered(tmp_path: Path) -> None:
+    source(tmp_path, answered=0, rows=8)
+    with ScriptedServer(new) as server:
+        loaded = recipe(tmp_path, server.url, "missing", budget=0.0135)
+        with pytest.raises(UserError, match="raise `budget`"):
+            graph.run(loaded, until="select")
+        left = 8 - len(server.requests)
+        steps = {step.name: step.why for step in graph.plan(loaded).steps}
+    assert 0 < left < 8
+    assert (
+        f"about {left * 0.002:.4g} in money (an estimate: {left} x 1 + 2 tokens" in steps["measure"]
+    )
