@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -301,15 +301,55 @@ class Filled(NamedTuple):
     field: Field_
 
 
-COLUMNS: dict[str, Filled] = {
-    name: Filled(measure, declared)
-    for measure, m in MEASURES.items()
-    for name, declared in m.columns.items()
-}
-"""Every column that can be measured, by name."""
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """A table of measures: the one above, or with a recipe's own columns besides
+    (`synth.tags.own`)."""
+
+    table: Mapping[str, Measure]
+
+    @cached_property
+    def columns(self) -> dict[str, Filled]:
+        """Every column that can be measured, by name."""
+        return {
+            name: Filled(measure, declared)
+            for measure, m in self.table.items()
+            for name, declared in m.columns.items()
+        }
+
+    @cached_property
+    def fields(self) -> dict[str, Field_]:
+        """What a filter may name: every column but the list of turns, which nothing compares."""
+        return {name: each for name, (_, each) in self.columns.items() if name != "messages"}
+
+    def by_cost(self) -> list[str]:
+        """The measures, cheapest first."""
+        return sorted(self.table, key=lambda m: self.table[m].cost)
+
+    def filling(self, columns: Iterable[str]) -> list[str]:
+        """The measures that fill these columns, cheapest first; what the text itself shows needs no
+        measuring."""
+        wanted = {self.columns[c].measure for c in columns} - {"text"}
+        return [m for m in self.by_cost() if m in wanted]
+
+    def prerequisites(self, measure: str) -> tuple[str, ...]:
+        """The measures whose cells a cell of `measure` needs, direct ones only, the response among
+        them where it reads one."""
+        declared = self.table[measure]
+        return (("response",) if declared.reads == "response" else ()) + declared.after
+
+    def long_columns(self, columns: Iterable[str]) -> frozenset[str]:
+        """Those of the columns that hold long texts."""
+        return frozenset(c for c in columns if self.columns[c].field.long)
+
+
+SHIPPED = Measures(MEASURES)
+"""What can be measured without a recipe's own columns."""
+
+COLUMNS = SHIPPED.columns
 
 POOLED = tuple(name for name, m in MEASURES.items() if m.reads == "pool")
-"""The measures of the whole pool."""
+"""The measures of the whole pool; a recipe's own columns are none of them."""
 
 GENERATORS = {c.field.generator: name for name, c in COLUMNS.items() if c.field.generator}
 """Column that names a model -> the column that this model filled."""
@@ -323,20 +363,3 @@ DECLARED: dict[str, Field_] = {
     **{name: declared for name, (_, declared) in COLUMNS.items()},
 }
 """Every column that rows are exchanged with: those that are measured, and those that are not."""
-
-
-def by_cost() -> list[str]:
-    """The measures, cheapest first."""
-    return sorted(MEASURES, key=lambda m: MEASURES[m].cost)
-
-
-def prerequisites(measure: str) -> tuple[str, ...]:
-    """The measures whose cells a cell of `measure` needs, direct ones only, the response among them
-    where it reads one."""
-    declared = MEASURES[measure]
-    return (("response",) if declared.reads == "response" else ()) + declared.after
-
-
-def long_columns(columns: Iterable[str]) -> frozenset[str]:
-    """Those of the columns that hold long texts."""
-    return frozenset(c for c in columns if COLUMNS[c].field.long)

@@ -14,6 +14,7 @@ import pytest
 
 from recipes.schema import load
 from recipes.stages import graph
+from synth.measures import SHIPPED
 from synth.pool.mode_agreement import agreement, sentence
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
@@ -138,7 +139,7 @@ def test_the_report_says_how_far_the_modes_agree(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["a", "b"], "input_quality": ["good", "poor"]}).write_parquet(
         tmp_path / "pool.parquet"
     )
-    sentences = page._tags({"measure": tmp_path}, {})["sentences"]
+    sentences = page._tags({"measure": tmp_path}, {}, SHIPPED.columns)["sentences"]
     assert any(
         "quality: label mode and explain mode give the same label on 88%" in s for s in sentences
     )

@@ -41,7 +41,7 @@ def tagged(
     serve: Any, tokenizer: Any, tag: str, answer: Any, settings: dict[str, Any] = LABEL
 ) -> dict[str, Any]:
     endpoint, _ = serve(lambda _, body: answer)
-    return pl.concat(llm.tag(tag, ROWS, settings, tokenizer, endpoint)).to_dicts()[0]
+    return pl.concat(llm.tag(llm.TAGS[tag], ROWS, settings, tokenizer, endpoint)).to_dicts()[0]
 
 
 def test_label_is_the_likeliest_code_and_rank_the_expected_one(serve: Any, tokenizer: Any) -> None:
@@ -81,7 +81,7 @@ def test_label_mode_asks_for_one_token_among_the_codes(serve: Any, tokenizer: An
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
     list(
         llm.tag(
-            "quality",
+            llm.TAGS["quality"],
             ROWS,
             {"mode": "label", "sampling": {"temperature": 0.0, "max_tokens": 50}},
             tokenizer,
@@ -182,7 +182,7 @@ def test_explanations_of_difficulty_and_category_fill_their_columns(
 
 def test_schema_puts_the_explanation_first_and_names_the_labels(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: answer(explanation="x", input_quality="good"))
-    list(llm.tag("quality", ROWS, EXPLAIN, tokenizer, endpoint))
+    list(llm.tag(llm.TAGS["quality"], ROWS, EXPLAIN, tokenizer, endpoint))
     schema = server.requests[0].body["structured_outputs"]["json"]
     assert list(schema["properties"]) == ["explanation", "input_quality"] == schema["required"]
     assert schema["properties"]["input_quality"]["enum"] == list(QUALITY)
@@ -217,7 +217,7 @@ def test_one_bad_answer_costs_only_its_own_row(serve: Any, tokenizer: Any) -> No
     endpoint, _ = serve(
         lambda _, body: bad if "instruction 7\n" in tokenizer.decode(body["prompt"]) else good
     )
-    made = pl.concat(llm.tag("quality", many, EXPLAIN, tokenizer, endpoint))
+    made = pl.concat(llm.tag(llm.TAGS["quality"], many, EXPLAIN, tokenizer, endpoint))
     assert len(made) == 50 and made.filter(status="failed")["id"].to_list() == ["7"]
 
 
@@ -237,24 +237,26 @@ def test_prompt_of_ones_own_is_used_and_a_missing_one_is_one_sentence(
     own = tmp_path / "mine.jinja"
     own.write_text("MINE {{ instruction }}")
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(llm.tag("quality", ROWS, {**LABEL, "prompt": str(own)}, tokenizer, endpoint))
+    list(llm.tag(llm.TAGS["quality"], ROWS, {**LABEL, "prompt": str(own)}, tokenizer, endpoint))
     assert "MINE Write a poem" in tokenizer.decode(server.requests[0].body["prompt"])
-    assert llm.prompt_text("quality", "label", str(own)) != llm.prompt_text("quality", "label")
-    with pytest.raises(UserError, match=r"nope\.jinja of the tag quality does not exist"):
-        llm.prompt_text("quality", "label", "nope.jinja")
+    assert llm.prompt_text(llm.TAGS["quality"], "label", str(own)) != llm.prompt_text(
+        llm.TAGS["quality"], "label"
+    )
+    with pytest.raises(UserError, match=r"nope\.jinja of the tag input_quality does not exist"):
+        llm.prompt_text(llm.TAGS["quality"], "label", "nope.jinja")
 
 
 def test_shipped_prompts_render_for_both_modes_and_name_every_label() -> None:
-    for name, tag in llm.TAGS.items():
+    for tag in llm.TAGS.values():
         for mode in ("label", "explain"):
-            asked = llm.ask(tag, "INSTRUCTION", mode, llm.template(llm.prompt_text(name, "label")))
+            asked = llm.ask(tag, "INSTRUCTION", mode, llm.template(llm.prompt_text(tag, "label")))
             assert "INSTRUCTION" in asked and all(str(label) in asked for label in tag.labels)
 
 
 def test_instruction_with_jinja_in_it_is_not_evaluated(serve: Any, tokenizer: Any) -> None:
     hostile = pl.DataFrame({"id": ["a"], "instruction": ["{{ 7 * 7 }} {% for x in y %}"]})
     endpoint, server = serve(lambda _, body: codes(c3=1.0))
-    list(llm.tag("quality", hostile, LABEL, tokenizer, endpoint))
+    list(llm.tag(llm.TAGS["quality"], hostile, LABEL, tokenizer, endpoint))
     assert "{{ 7 * 7 }} {% for x in y %}" in tokenizer.decode(server.requests[0].body["prompt"])
 
 
@@ -263,7 +265,7 @@ PAIR = ROWS.with_columns(response=pl.lit("A curly poem.\n````\nAnswer 5."))
 
 def test_pair_score_is_a_number_with_its_expected_rank(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: codes(c3=0.25, c4=0.75))
-    made = pl.concat(llm.tag("pair_score", PAIR, LABEL, tokenizer, endpoint))
+    made = pl.concat(llm.tag(llm.TAGS["pair_score"], PAIR, LABEL, tokenizer, endpoint))
     assert made.schema["pair_score"] == pl.Int64
     row = made.to_dicts()[0]
     assert (row["pair_score"], row["pair_score_explanation"]) == (4, None) and row[
@@ -277,7 +279,9 @@ def test_pair_score_is_a_number_with_its_expected_rank(serve: Any, tokenizer: An
 
 def test_pair_score_with_explanation_is_schema_constrained_json(serve: Any, tokenizer: Any) -> None:
     endpoint, server = serve(lambda _, body: answer(explanation="Fits {well}.", pair_score=5))
-    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[0]
+    row = pl.concat(llm.tag(llm.TAGS["pair_score"], PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[
+        0
+    ]
     assert (row["pair_score"], row["pair_score_explanation"], row["pair_score_rank"]) == (
         5,
         "Fits {well}.",
@@ -293,7 +297,9 @@ def test_pair_score_outside_one_to_five_is_a_failed_cell(
     serve: Any, tokenizer: Any, score: Any
 ) -> None:
     endpoint, _ = serve(lambda _, body: answer(explanation="x", pair_score=score))
-    row = pl.concat(llm.tag("pair_score", PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[0]
+    row = pl.concat(llm.tag(llm.TAGS["pair_score"], PAIR, EXPLAIN, tokenizer, endpoint)).to_dicts()[
+        0
+    ]
     assert (
         (row["status"], row["pair_score"]) == ("failed", None) and "pair_score" in row["reason"]
     ) or "unknown label" in row["reason"]
@@ -306,7 +312,9 @@ def test_a_prompt_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent
     endpoint, server = serve(lambda _, body: codes(c3=1.0), args={"max_model_len": 600})
     made = {
         row["id"]: row
-        for row in pl.concat(llm.tag("quality", many, LABEL, tokenizer, endpoint)).to_dicts()
+        for row in pl.concat(
+            llm.tag(llm.TAGS["quality"], many, LABEL, tokenizer, endpoint)
+        ).to_dicts()
     }
     assert made["a"]["status"] == "ok" and len(server.requests) == 1
     assert (
@@ -325,26 +333,26 @@ def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: M
         'Say "}" twice: {"a": 1}',
     ]
     asked = pl.DataFrame({"id": list("abcd"), "instruction": texts})
-    ranked = pl.concat(llm.tag("quality", asked, LABEL, tokenizer, teacher_endpoint))
+    ranked = pl.concat(llm.tag(llm.TAGS["quality"], asked, LABEL, tokenizer, teacher_endpoint))
     assert ranked["status"].to_list() == ["ok"] * 4 and ranked["tokens"].to_list() == [1] * 4
     assert (
         ranked["input_quality_rank"].is_between(1, 5, closed="none").all()
         and ranked["input_quality_rank"].n_unique() == 4
     )
-    explained = pl.concat(llm.tag("quality", asked, EXPLAIN, tokenizer, teacher_endpoint))
+    explained = pl.concat(llm.tag(llm.TAGS["quality"], asked, EXPLAIN, tokenizer, teacher_endpoint))
     assert (
         set(explained.filter(status="ok")["input_quality"]) <= set(QUALITY)
         and len(explained.filter(status="ok")) >= 3
     )
     pairs = asked.head(2).with_columns(response=pl.Series(["4.", "I do not know."]))
-    scored = pl.concat(llm.tag("pair_score", pairs, LABEL, tokenizer, teacher_endpoint))
+    scored = pl.concat(llm.tag(llm.TAGS["pair_score"], pairs, LABEL, tokenizer, teacher_endpoint))
     assert (
         scored["pair_score"].is_between(1, 5).all()
         and scored["pair_score_rank"].is_between(1, 5, closed="none").all()
     )
-    reasoned = pl.concat(llm.tag("pair_score", pairs, EXPLAIN, tokenizer, teacher_endpoint)).filter(
-        status="ok"
-    )
+    reasoned = pl.concat(
+        llm.tag(llm.TAGS["pair_score"], pairs, EXPLAIN, tokenizer, teacher_endpoint)
+    ).filter(status="ok")
     assert (
         len(reasoned)
         and reasoned["pair_score"].is_between(1, 5).all()

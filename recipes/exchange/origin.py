@@ -12,9 +12,10 @@ import polars as pl
 from core.columns import OK
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
-from synth.measures import COLUMNS, GENERATORS
+from synth.measures import GENERATORS
 from synth.published.forms import or_null, sampling_of
 from synth.published.rows import read
+from synth.tags.own.columns import measures
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes
@@ -29,13 +30,14 @@ SAMPLING: PolarsTypes = {
 """The fields of a row's sampling that we know."""
 
 
-def told(source: ImportConfig, snapshot: Path) -> pl.DataFrame:
+def told(synth: SynthConfig, source: ImportConfig, snapshot: Path) -> pl.DataFrame:
     """What the source says of the snapshot's rows: [id, model, gen_input_config, the columns that
     name a model, has: list of the columns that a row has a value of].
 
     Null where it says nothing. Raises UserError when the source cannot be read any more.
     """
-    names = [c for c in pl.read_parquet_schema(snapshot) if c in COLUMNS]
+    known = measures(synth.tags).columns
+    names = [c for c in pl.read_parquet_schema(snapshot) if c in known]
     parts = []
     for frame in read(source.import_, source.limit, how=source):
         sampling = sampling_of(frame.schema, SAMPLING, strict=False)
@@ -93,19 +95,22 @@ def _measured(synth: SynthConfig, snapshot: Path, told: pl.DataFrame) -> list[st
     """The columns of the snapshot's answered rows that the recipe filled, in any row."""
     lazy = pl.scan_parquet(snapshot).filter(pl.col("status:response") == OK)
     unmeasured = ("text", "turns") if synth.turns == 1 else ("text",)
-    known = [c for c in lazy.collect_schema() if c in COLUMNS]
-    names = [c for c in known if COLUMNS[c].measure not in unmeasured]
+    known = measures(synth.tags).columns
+    there = [c for c in lazy.collect_schema() if c in known]
+    names = [c for c in there if known[c].measure not in unmeasured]
     filled = lazy.select("id", *(pl.col(c).is_not_null() for c in names)).collect()
     filled = filled.join(told.select("id", "has"), on="id", how="left")
-    own = filled.select((pl.col(c) & ~_brought(c)).any() for c in names).row(0, named=True)
+    origins = {c: {c, known[c].field.follows or c} for c in names}
+    own = filled.select((pl.col(c) & ~_brought(of)).any() for c, of in origins.items()).row(
+        0, named=True
+    )
     # What fills one column fills all of its measure.
-    measures = {COLUMNS[c].measure for c in names if own[c]}
-    return [c for c in names if COLUMNS[c].measure in measures and filled[c].any()]
+    measured = {known[c].measure for c in names if own[c]}
+    return [c for c in names if known[c].measure in measured and filled[c].any()]
 
 
-def _brought(column: str) -> pl.Expr:
+def _brought(origins: set[str]) -> pl.Expr:
     """Whether the source holds a column of a row, or the one that it follows from."""
-    origins = {column, COLUMNS[column].field.follows or column}
     return pl.any_horizontal(
         pl.col("has").list.contains(name).fill_null(False) for name in sorted(origins)
     )

@@ -19,9 +19,10 @@ from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages.session import environment
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
-from synth.measures import COLUMNS, GENERATORS
+from synth.measures import GENERATORS
 from synth.published.forms import PUBLISHED, TROUBLE, or_null
 from synth.published.rows import BATCH, read
+from synth.tags.own.columns import measures
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     frames = _rows(recipe, snapshot)
     reads = None
     if isinstance(source, ImportConfig):
-        told = origin.told(source, snapshot)
+        told = origin.told(recipe.synth, source, snapshot)
         facts = origin.provenance(recipe.synth, source, snapshot, told)
         frames = origin.with_origin(frames, told, _generators(recipe))
         reads = source.import_
@@ -144,7 +145,8 @@ def _rows(recipe: Recipe, snapshot: Path) -> Iterator[pl.DataFrame]:
     measured = lazy.select(pl.all().is_not_null().any()).collect().row(0, named=True)
     besides = ("temperature", "top_p", "seed", "messages", *PUBLISHED)
     named = [c for c in PUBLISHED if c in schema]
-    extras = [c for c in schema if c in COLUMNS and c not in besides and measured[c]]
+    known = measures(recipe.synth.tags).columns
+    extras = [c for c in schema if c in known and c not in besides and measured[c]]
     extras += ["heldout"] if recipe.synth.heldout else []
     values = [_value(c, schema[c]) for c in (*named, *extras)]
     models = _generators(recipe)

@@ -30,7 +30,9 @@ from core.files import write_atomic
 from core.store import MANIFEST, Counts, canonical
 from recipes.report import browser, figures, marks, outcome, sources, tags
 from recipes.report.sources import Colours, Inputs, Record
+from synth.config.tags import TagsConfig
 from synth.pool.mode_agreement import sentence
+from synth.tags.own.columns import measures
 
 FOLDER = Path(__file__).parent
 VERSION = 2
@@ -54,7 +56,7 @@ def build(
     colours = {arm: figures.css_class(place) for place, arm in enumerate(arms)}
     data, left_out = browser.gather(inputs, colours)
     prompts = data["prompts"]
-    tagged = _tags(inputs, colours)
+    tagged = _tags(inputs, colours, _columns(recipe))
     judges = _judges(inputs)
     provenance = sources.provenance(inputs)
     html = _render(
@@ -130,7 +132,13 @@ def _of_stage(inputs: Inputs, stage: str, name: str) -> Record:
     return sources.read_object(inputs[stage] / name) if stage in inputs else {}
 
 
-def _tags(inputs: Inputs, colours: Colours) -> Record:
+def _columns(recipe: Mapping[str, Any]) -> tags.Columns:
+    """Every column that is declared, the recipe's own among them."""
+    own = ((recipe.get("synth") or {}).get("tags") or {}).get("own") or {}
+    return measures(TagsConfig.model_validate({"own": own})).columns
+
+
+def _tags(inputs: Inputs, colours: Colours, columns: tags.Columns) -> Record:
     """`cards` of the pool's tags (see `tags.cards`), `sentences` about what has no figure, and
     `pool_rows`. An arm with a selection a seed shows its first."""
     pool = sources.read_table(inputs["measure"] / "pool.parquet") if "measure" in inputs else None
@@ -141,7 +149,7 @@ def _tags(inputs: Inputs, colours: Colours) -> Record:
         table = sources.read_table(folder / "selection.parquet", ["id"])
         if table is not None:
             selections.setdefault(run.arm, (colours[run.arm], table["id"].to_list()))
-    cards, sentences = tags.cards(pool, selections)
+    cards, sentences = tags.cards(pool, selections, columns)
     agreed = _of_stage(inputs, "measure", "tag_agreement.json")
     sentences += [sentence(name, agreement) for name, agreement in agreed.items()]
     return {"cards": cards, "sentences": sentences, "pool_rows": len(pool)}

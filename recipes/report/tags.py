@@ -15,11 +15,13 @@ from core.columns import FAILED
 from recipes.report.figures import Shares, bars, histogram
 from recipes.report.marks import number, percent
 from recipes.report.sources import Record
-from synth.measures import COLUMNS
+from synth.measures import SHIPPED, Filled
 
 BINS = 20
 MOST_LABELS = 16
 TEXTS = ("instruction", "response")
+Columns = Mapping[str, Filled]
+"""What is declared of each column."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,17 @@ class Group:
 
 
 def cards(
-    pool: pl.DataFrame, selections: Mapping[str, tuple[str, Sequence[str]]]
+    pool: pl.DataFrame,
+    selections: Mapping[str, tuple[str, Sequence[str]]],
+    columns: Columns = SHIPPED.columns,
 ) -> tuple[list[Record], list[str]]:
     """One card a tag, and sentences about the columns that have no figure.
 
-    `pool`: one row an id; of its columns, those that synth declares are tags (null = unmeasured, or
-    failed where `status:MEASURE` says so); the others, such as a row's index and seed, are passed
-    over. `selections`: arm -> (colour class, the ids it selected; ids outside the pool are left
-    out). A card: name, figure, note (measured, failed and unmeasured rows), head and rows of its
-    table of numbers.
+    `pool`: one row an id; those of its columns that `columns` declares are tags (null = unmeasured,
+    or failed where `status:MEASURE` says so); the others, such as a row's index and seed, are
+    passed over. `selections`: arm -> (colour class, the ids it selected; ids outside the pool are
+    left out). A card: name, figure, note (measured, failed and unmeasured rows), head and rows of
+    its table of numbers.
     """
     groups = [Group("pool", "pool", pool)]
     for arm, (css, ids) in selections.items():
@@ -50,11 +54,11 @@ def cards(
     never: list[str] = []
     constants: list[str] = []
     for name in pool.columns:
-        if name not in COLUMNS or name in TEXTS:
+        if name not in columns or name in TEXTS:
             continue
         values = _values(pool[name])
-        note = _measured(pool, name, len(values))
-        labels = _labels(name, values)
+        note = _measured(pool, name, f"status:{columns[name].measure}", len(values))
+        labels = _labels(columns[name].field.labels, values)
         if values.is_empty():
             never.append(f"{name} ({note})" if "failed" in note else name)
         elif values.n_unique() == 1 and len(values) == len(pool):
@@ -73,9 +77,8 @@ def _values(column: pl.Series) -> pl.Series:
     return values.drop_nans() if values.dtype.is_float() else values
 
 
-def _measured(pool: pl.DataFrame, name: str, measured: int) -> str:
+def _measured(pool: pl.DataFrame, name: str, status: str, measured: int) -> str:
     """How many rows hold this tag, how many failed and how many were never measured."""
-    status = f"status:{COLUMNS[name][0]}"
     failed = 0
     if status in pool.columns:
         lost = pool.filter(pl.col(status) == FAILED)
@@ -93,10 +96,9 @@ def _label(value: object) -> str:
     return number(value) if isinstance(value, (int, float)) else str(value)
 
 
-def _labels(name: str, values: pl.Series) -> list[str]:
+def _labels(declared: Sequence[str], values: pl.Series) -> list[str]:
     """Labels in their declared order (the column's enum, else synth's declaration, else the most
     frequent first); none for free text."""
-    declared = COLUMNS[name][1].labels
     if values.dtype == pl.Boolean:
         return ["yes", "no"]
     if isinstance(values.dtype, pl.Enum):

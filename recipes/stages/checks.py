@@ -16,6 +16,7 @@ from recipes.stages import preferences
 from recipes.stages.preferences import Named
 from recipes.stages.walk import Arms
 from synth.config.synthesis import SynthConfig
+from synth.config.tags import OwnConfig, TagConfig, TagsConfig
 from synth.context import Resolve
 from train.config import TrainConfig
 
@@ -88,6 +89,14 @@ def sampling(synth: SynthConfig) -> None:
                 raise UserError(f"{place}: vLLM knows no sampling parameter '{name}'{hint}")
 
 
+def asked_tags(tags: TagsConfig) -> Iterator[tuple[str, TagConfig | OwnConfig]]:
+    """(place, settings) of everything that language models are asked to tag."""
+    for name in ("quality", "difficulty", "category", "pair_score"):
+        yield f"synth.tags.{name}", getattr(tags, name)
+    for name, own in tags.own.items():
+        yield f"synth.tags.own.{name}", own
+
+
 def _samplings(
     synth: SynthConfig,
 ) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -100,9 +109,8 @@ def _samplings(
     for number, entry in enumerate(entries):
         yield f"synth.grid[{number}].sampling", entry.sampling, teacher
     tags = synth.tags
-    for name in ("quality", "difficulty", "category", "pair_score"):
-        tag = getattr(tags, name)
-        yield f"synth.tags.{name}.sampling", tag.sampling, (tag.model or synth.teacher).server
+    for place, tag in asked_tags(tags):
+        yield f"{place}.sampling", tag.sampling, (tag.model or synth.teacher).server
     if tags.safety is not None:
         yield "synth.tags.safety.sampling", tags.safety.sampling, tags.safety.server
     if tags.base is not None:

@@ -12,6 +12,7 @@ from recipes.schema import Recipe, with_random
 from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig
 from synth.filters.rule import Rule, resolve
+from synth.tags.own.columns import measures
 
 Selections = dict[tuple[str, int], Result | None]
 """A selection for every (arm, seed); of rows kept out of every arm, ("heldout", 0)."""
@@ -35,7 +36,8 @@ class Arms:
         """Raises UserError for an arm that does not resolve to a rule."""
         configs = with_random(recipe)
         from_pool = {n: arm for n, arm in configs.items() if arm.model is None and arm.data is None}
-        rules = {name: resolve(name, arm) for name, arm in from_pool.items()}
+        known = measures(recipe.synth.tags)
+        rules = {name: resolve(name, arm, measures=known) for name, arm in from_pool.items()}
         seeds = recipe.train.seeds if recipe.train else (0,)
         return cls(configs, rules, seeds, baseline_of(recipe, configs))
 

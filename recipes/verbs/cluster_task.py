@@ -69,7 +69,7 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
     from core.tracking import Log
     from recipes.stages import graph, tokens
     from recipes.stages.walk import Arms, tracker_of
-    from synth.measures import MEASURES, POOLED
+    from synth.measures import POOLED
     from synth.pool import draw, measure
 
     if stage == "select":
@@ -92,9 +92,9 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
             else:
                 free = [
                     m
-                    for m in MEASURES
+                    for m, declared in pool.measures.table.items()
                     if m not in POOLED
-                    and MEASURES[m].reads == "instruction"
+                    and declared.reads == "instruction"
                     and m not in ("response", "base_response")
                 ]
                 only = {"pool": POOLED, "tags": free, "answers": None}[stage]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from synth.config.models import STRICT, ModelConfig, Verbatim
 
@@ -25,6 +25,111 @@ class TagConfig(BaseModel):
     check: int = Field(default=0, ge=0)
     """How many measured rows, by hash of id, are asked in the other mode as well; how far both
     agree is in tag_agreement.json and the report."""
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+"""A column's name, as SQL writes it without quotes."""
+Kind = Literal["label", "number", "text", "labels"]
+
+
+class OwnConfig(BaseModel):
+    """A column of the recipe's own: what a language model says of a row when it is asked by a
+    prompt of yours."""
+
+    model_config = STRICT
+    prompt: str
+    """A prompt file (jinja). It may name `instruction`, `response`, `fence` (longer than any run of
+    backticks in them), `labels`, `codes` and `mode`; where it names neither `codes` nor `mode`, a
+    line on how to answer is put below it."""
+    kind: Kind = "label"
+    """label: one of `labels`; number; text; labels: a list of `labels`. Default: what `labels` or
+    `between` say."""
+    labels: tuple[str, ...] = ()
+    """What it may hold, the lowest first."""
+    ordered: bool = True
+    """Whether the labels have an order: `>=` compares them, and NAME_rank holds their rank."""
+    between: tuple[int, int] | None = None
+    """The lowest and the highest number."""
+    reads: Literal["instruction", "response"] = "instruction"
+    """What a cell is of: the instruction, or the conversation with its response."""
+    model: ModelConfig | None = None
+    """The tagger; default: the teacher."""
+    mode: Literal["label", "explain"]
+    """As of any tag; default: label for one label and for a number between two figures, else
+    explain."""
+    sampling: Verbatim = Field(default_factory=dict)
+    """SamplingParams, verbatim; default greedy."""
+    check: int = Field(default=0, ge=0)
+    """How many measured rows, by hash of id, are asked in the other mode as well."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_and_mode(cls, data: Any) -> Any:
+        """What is not said of kind and mode follows from the rest."""
+        if not isinstance(data, dict):
+            return data
+        kind = data.get("kind") or ("number" if data.get("between") else "label")
+        in_codes = kind == "label" or (kind == "number" and _few(data.get("between")))
+        return {"kind": kind, "mode": "label" if in_codes else "explain", **data}
+
+    @model_validator(mode="after")
+    def _agree(self) -> OwnConfig:
+        """Refuse settings that contradict each other."""
+        of_labels = self.kind in ("label", "labels")
+        low, high = self.between or (0, 1)
+        contradictions = [
+            (
+                of_labels and len(set(self.labels)) < 2,
+                "say what it may hold: `labels: [low, high]`, or `kind: number` or `kind: text`",
+            ),
+            (of_labels and len(set(self.labels)) < len(self.labels), "a label is there twice"),
+            (of_labels and "" in self.labels, "a label is empty"),
+            (not of_labels and self.labels, f"a {self.kind} takes no `labels`"),
+            (self.between and self.kind != "number", "`between` is for `kind: number`"),
+            (low >= high, "`between` is [lowest, highest]"),
+            (
+                self.mode == "label" and self.kind in ("text", "labels"),
+                f"`mode: label` reads one code, which cannot say {self.kind}; use `mode: explain`",
+            ),
+            (
+                self.mode == "label" and self.kind == "number" and not _few(self.between),
+                "in `mode: label` a number is one digit: give `between` within 0 and 9, or use "
+                "`mode: explain`",
+            ),
+            (
+                self.mode == "label" and len(self.labels) > MOST_CODES,
+                f"`mode: label` tells {MOST_CODES} labels apart at most; use `mode: explain`",
+            ),
+            (
+                self.check and (self.mode == "explain") and self.kind in ("text", "labels"),
+                f"`check` compares labels, and {self.kind} is asked in one mode only",
+            ),
+        ]
+        for contradicted, sentence in contradictions:
+            if contradicted:
+                raise ValueError(sentence)
+        return self
+
+    @property
+    def holds(self) -> dict[str, Any]:
+        """What a cell may hold, as it enters keys."""
+        said = {"labels": self.labels, "between": self.between, "ordered": self.ordered}
+        return {"kind": self.kind, **{name: value for name, value in said.items() if value}}
+
+    @property
+    def tag(self) -> TagConfig:
+        """How the tag is asked for."""
+        given = {name: getattr(self, name) for name in TagConfig.model_fields}
+        return TagConfig.model_validate(given)
+
+
+MOST_CODES = 26
+"""Labels that one-token codes tell apart."""
+
+
+def _few(between: Any) -> bool:
+    """Whether the whole numbers between two are digits."""
+    return isinstance(between, (list, tuple)) and all(number in range(10) for number in between)
 
 
 class SafetyConfig(ModelConfig):
@@ -116,3 +221,5 @@ class TagsConfig(BaseModel):
     ranks rows much alike (arXiv 2402.00530)."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes that the language detector may answer; empty: all of lingua's."""
+    own: dict[Name, OwnConfig] = Field(default_factory=dict)
+    """Columns of the recipe's own, by name."""

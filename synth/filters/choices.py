@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,12 @@ from synth.filters.orders import (
     round_robin,
     unlike,
 )
-from synth.filters.where import FIELDS
+from synth.measures import SHIPPED, Field_
+
+Columns = Mapping[str, Field_]
+"""What a choice may name."""
+Check = Callable[[str, str, Columns], None]
+"""Refuses an argument of a choice: of it, its place in the recipe, and the columns there are."""
 
 
 class Vectors:
@@ -99,8 +104,8 @@ class Choice:
     """Places of the candidates in batches, best first; a budget takes from the front."""
     ranks: tuple[str, ...] = ()
     """Columns that it ranks by; none: those that its arguments name."""
-    checks: tuple[Callable[[str, str], None], ...] = ()
-    """One for each argument it may have, of the argument and its place in the recipe."""
+    checks: tuple[Check, ...] = ()
+    """One for each argument it may have."""
     required: int = 0
     """Arguments that cannot be left out."""
     defaults: tuple[str, ...] = ()
@@ -111,9 +116,10 @@ class Choice:
     """Whether a training seed draws another sample."""
 
 
-def read(text: str, at: str) -> Choose:
+def read(text: str, at: str, fields: Columns = SHIPPED.fields) -> Choose:
     """Take apart what an arm states, e.g. "balanced(task_category, instruct_reward)". Raises
-    UserError for a kind or an argument that there is not; `at` is its place in the recipe."""
+    UserError for a kind or an argument that there is not; `at` is its place in the recipe, `fields`
+    the columns that there are."""
     written = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text.strip())
     kind, inside = written.groups(default="") if written else (text, "")
     if kind not in CHOICES:
@@ -127,41 +133,41 @@ def read(text: str, at: str) -> Choose:
         raise UserError(f"{at}: '{text}' should read {choice.usage}.")
     arguments = given or choice.defaults
     for argument, check in zip(arguments, choice.checks, strict=False):
-        check(argument, at)
+        check(argument, at, fields)
     return Choose(kind, arguments, choice.ranks or arguments)
 
 
-def _check_known(column: str, at: str) -> None:
-    if column not in FIELDS:
-        raise UserError(f"{at}: unknown column `{column}`{nearest(column, FIELDS)}.")
+def _check_known(column: str, at: str, fields: Columns) -> None:
+    if column not in fields:
+        raise UserError(f"{at}: unknown column `{column}`{nearest(column, fields)}.")
 
 
-def _check_ordered(column: str, at: str) -> None:
-    _check_known(column, at)
-    if FIELDS[column].kind not in ("number", "ordered"):
+def _check_ordered(column: str, at: str, fields: Columns) -> None:
+    _check_known(column, at, fields)
+    if fields[column].kind not in ("number", "ordered"):
         raise UserError(
             f"{at}: `{column}` has no order, so there is no top of it; "
             "choose by a number or an ordered label."
         )
 
 
-def _check_groups(column: str, at: str) -> None:
-    _check_known(column, at)
-    if FIELDS[column].kind == "number" or FIELDS[column].long:
+def _check_groups(column: str, at: str, fields: Columns) -> None:
+    _check_known(column, at, fields)
+    if fields[column].kind in ("number", "labels") or fields[column].long:
         raise UserError(
             f"{at}: `{column}` has no groups to balance; name a label, such as task_category."
         )
 
 
-def _check_boundary(label: str, at: str) -> None:
-    labels = FIELDS["difficulty"].labels[:-1]
+def _check_boundary(label: str, at: str, fields: Columns) -> None:
+    labels = fields["difficulty"].labels[:-1]
     if label not in labels:
         raise UserError(
             f"{at}: '{label}' does not part the difficulties in two{nearest(label, labels)}."
         )
 
 
-def _check_cosine(text: str, at: str) -> None:
+def _check_cosine(text: str, at: str, fields: Columns) -> None:
     if not re.fullmatch(r"[01]?\.?\d+", text) or not 0 < float(text) <= 1:
         raise UserError(f"{at}: '{text}' is no cosine between 0 and 1; write deita(0.9).")
 

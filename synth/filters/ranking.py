@@ -19,7 +19,6 @@ from synth.filters.verdicts import (
     UNDECIDED,
     UNFINISHED,
     any_of,
-    measures_of,
     open_cell,
 )
 
@@ -52,7 +51,9 @@ class Standing:
             # a row without a response is passed over, but stays in the way of others: what is
             # chosen must not hang on which answers failed
             keep |= verdict.is_in([UNANSWERED, UNFINISHED]) & self.rule.keeps.fill_null(False)
-        unranked = any_of(map(open_cell, measures_of(choose.ranks)))
+        measures = self.rule.measures
+        ranked = measures.filling(choose.ranks)
+        unranked = any_of(open_cell(measure, measures) for measure in ranked)
         numbered = self.frame.with_row_index("row").with_columns(self.verdict.alias("verdict"))
         kept = numbered.select(
             "row", "id", *choose.ranks, unranked.alias("unranked"), keep.alias("keep")

@@ -18,12 +18,14 @@ from synth.filters import choices
 from synth.filters.arm import ArmConfig, Budget
 from synth.filters.choices import Choose
 from synth.filters.strategies import STRATEGIES, Strategy
-from synth.filters.where import FIELDS, Where, parse
+from synth.filters.where import Where, parse
+from synth.measures import SHIPPED, Measures
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A resolved arm over the pool. `at` is where it is stated, for error sentences."""
+    """A resolved arm over the pool. `at` is where it is stated, for error sentences; `measures` are
+    those whose columns it may read."""
 
     name: str
     at: str
@@ -31,6 +33,7 @@ class Rule:
     choose: Choose
     budget: Budget | None
     allow_short: bool
+    measures: Measures = SHIPPED
 
     @property
     def seeded(self) -> bool:
@@ -53,9 +56,9 @@ class Rule:
         return self.where.root.expr if self.where else pl.lit(True)
 
 
-def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Rule:
+def resolve(name: str, arm: ArmConfig, at: str | None = None, measures: Measures = SHIPPED) -> Rule:
     """The rule of one arm: its strategy, with what the arm itself states on top. `at` names its
-    place for the error sentence.
+    place for the error sentence; `measures`: those whose columns the arm may name.
 
     Raises UserError for unknown strategies, parameters, columns and labels, a budget that is
     missing or given to `all`, and everything that `parse` refuses.
@@ -65,7 +68,7 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Rule:
     _check_params(base, arm, at)
     text = arm.where if arm.where is not None else base.filled(base.where, arm.params)
     written = arm.choose or base.filled(base.choose, arm.params) or ""
-    choose = choices.read(written, f"{at}.choose")
+    choose = choices.read(written, f"{at}.choose", measures.fields)
     budget = arm.budget or (Budget(rows=base.rows) if base.rows else None)
     if budget is None and choose.kind != "all":
         raise UserError(
@@ -76,9 +79,9 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None) -> Rule:
         raise UserError(
             f"{at}: `all` takes every row; leave the budget out, or choose hash_order/longest."
         )
-    where = parse(text, FIELDS, f"{at}.where") if text else None
+    where = parse(text, measures.fields, f"{at}.where") if text else None
     kept = None if choose.kind == "all" else budget
-    return Rule(name, at, where, choose, kept, arm.allow_short)
+    return Rule(name, at, where, choose, kept, arm.allow_short, measures)
 
 
 def _strategy(arm: ArmConfig, at: str) -> Strategy:

@@ -29,12 +29,11 @@ from synth.filters.verdicts import (
     UNDECIDED,
     UNFINISHED,
     first_true,
-    measures_of,
     needs,
     verdicts,
 )
 from synth.filters.where import Node
-from synth.measures import by_cost, prerequisites
+from synth.measures import SHIPPED, Measures
 
 SOUNDING = 200
 """Rows that are answered before a budget in tokens is translated into rows."""
@@ -70,7 +69,8 @@ def wanted(
             for measure, numbers in _wanted_by(standing, ordered, complete):
                 rows[measure].update(numbers)
     ids = frame["id"]
-    return {m: ids.gather(sorted(rows[m])).to_list() for m in by_cost() if rows[m]}
+    table = next((rule.measures for rule, _ in rules), SHIPPED)  # one recipe has one table
+    return {m: ids.gather(sorted(rows[m])).to_list() for m in table.by_cost() if rows[m]}
 
 
 def _standing(frame: pl.DataFrame, rule: Rule, tokens: TokenCounter | None) -> Standing:
@@ -100,7 +100,7 @@ def _wanted_by(
     if ordered is None:
         # a column that it ranks by is unmeasured: every row not refused is decided and ranked first
         candidates = standing.verdict.is_in(LIVE)
-        to_take = measures_of(rule.choose.ranks)
+        to_take = rule.measures.filling(rule.choose.ranks)
     else:
         taken = standing.within_budget(ordered)
         answered = len(frame) - frame["status:response"].null_count()
@@ -113,18 +113,18 @@ def _wanted_by(
     rows = frame.with_row_index("row").with_columns(verdict).filter(candidates)
     if rule.where:
         undecided = rows.filter(pl.col("verdict") == UNDECIDED)
-        for measure in measures_of(rule.tested):
-            yield from _chain(measure, undecided.filter(needs(rule.where, measure)))
+        for measure in rule.measures.filling(rule.tested):
+            yield from _chain(measure, undecided.filter(needs(rule, measure)), rule.measures)
     allowed = rows.filter(pl.col("verdict") == ALLOWED)
     for measure in to_take:
-        yield from _chain(measure, allowed)
+        yield from _chain(measure, allowed, rule.measures)
 
 
-def _chain(measure: str, rows: pl.DataFrame) -> Iterable[tuple[str, list[int]]]:
+def _chain(measure: str, rows: pl.DataFrame, measures: Measures) -> Iterable[tuple[str, list[int]]]:
     """The unmeasured cells of a measure, and before them those that it needs first; a row in which
     one of those failed wants nothing more."""
-    for first in prerequisites(measure):
-        yield from _chain(first, rows)
+    for first in measures.prerequisites(measure):
+        yield from _chain(first, rows, measures)
         rows = rows.filter(pl.col(f"status:{first}") == "ok")
     yield measure, rows.filter(pl.col(f"status:{measure}").is_null())["row"].to_list()
 

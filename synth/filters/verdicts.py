@@ -8,8 +8,7 @@ import polars as pl
 
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule
-from synth.filters.where import Where
-from synth.measures import COLUMNS, MEASURES, by_cost, prerequisites
+from synth.measures import Measures
 
 ALLOWED = "allowed"
 REFUSED = "refused"
@@ -37,9 +36,9 @@ def verdicts(frame: pl.DataFrame, rule: Rule) -> pl.Series:
     """
     still_open = pl.lit(False)
     if rule.where:
-        measures = measures_of(rule.tested)
+        measures = rule.measures.filling(rule.tested)
         unmeasured = [m for m in measures if frame[f"status:{m}"].null_count()]
-        still_open = any_of(needs(rule.where, measure) for measure in unmeasured)
+        still_open = any_of(needs(rule, measure) for measure in unmeasured)
     cases = [
         (pl.col("reserved"), RESERVED),
         (pl.col("status:response") == "failed", UNANSWERED),
@@ -62,26 +61,23 @@ def any_of(tests: Iterable[pl.Expr]) -> pl.Expr:
     return pl.any_horizontal(pl.lit(False), *tests)
 
 
-def measures_of(columns: Iterable[str]) -> list[str]:
-    """The measures that fill these columns, cheapest first; what the text itself shows needs no
-    measuring."""
-    wanted = {COLUMNS[c][0] for c in columns} - {"text"}
-    return [m for m in by_cost() if m in wanted]
+def needs(rule: Rule, measure: str) -> pl.Expr:
+    """Rows for which a cell of `measure` is unmeasured and could still decide `where`."""
+    if rule.where is None:
+        return pl.lit(False)
+    columns = frozenset(rule.measures.table[measure].columns)
+    return rule.where.root.needs(columns) & open_cell(measure, rule.measures)
 
 
-def needs(where: Where, measure: str) -> pl.Expr:
-    """Rows for which a cell of `measure` is unmeasured and could still decide the predicate."""
-    return where.root.needs(frozenset(MEASURES[measure].columns)) & open_cell(measure)
-
-
-def open_cell(measure: str) -> pl.Expr:
+def open_cell(measure: str, measures: Measures) -> pl.Expr:
     """Rows whose cell of `measure` is unmeasured and can still be measured: nothing that it needs
     first has failed."""
-    blocked = any_of(pl.col(f"status:{m}").eq_missing(pl.lit("failed")) for m in _before(measure))
+    before = _before(measure, measures)
+    blocked = any_of(pl.col(f"status:{m}").eq_missing(pl.lit("failed")) for m in before)
     return pl.col(f"status:{measure}").is_null() & ~blocked
 
 
-def _before(measure: str) -> list[str]:
+def _before(measure: str, measures: Measures) -> list[str]:
     """Everything that a cell of `measure` needs first."""
-    direct = prerequisites(measure)
-    return [*direct, *(m for first in direct for m in _before(first))]
+    direct = measures.prerequisites(measure)
+    return [*direct, *(m for first in direct for m in _before(first, measures))]

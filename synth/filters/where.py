@@ -20,10 +20,7 @@ import polars as pl
 from core.errors import UserError, nearest
 from synth.filters import sql_tree
 from synth.filters.sql_tree import COMPARISONS, Tree
-from synth.measures import COLUMNS, Field_
-
-FIELDS = {name: field for name, (_, field) in COLUMNS.items() if name != "messages"}
-"""What SQL may name: every column but the list of turns, which nothing compares."""
+from synth.measures import Field_
 
 EQUALITIES = ("Eq", "NotEq")
 MIRRORED = {"Lt": "Gt", "LtEq": "GtEq", "Gt": "Lt", "GtEq": "LtEq"}

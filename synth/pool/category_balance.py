@@ -16,7 +16,7 @@ import polars as pl
 from core.columns import OK
 from core.tracking import Log
 from synth.context import Serving
-from synth.measures import CATEGORY
+from synth.measures import CATEGORY, MEASURES
 from synth.pool.columns import open_column
 from synth.pool.computed import compute_tag, tag_determines
 from synth.pool.pool import Pool
@@ -31,7 +31,7 @@ class Balance:
     def __init__(self, pool: Pool, context: Serving, log: Log, every: int) -> None:
         self.pool, self.context, self.log, self.every = pool, context, log, every
         determines = tag_determines("category", pool.config, context, "label")
-        self.column = open_column(pool.root, "category", determines)
+        self.column = open_column(pool.root, "category", determines, MEASURES["category"])
         self.counts: Counter[str] = Counter()
         self.unread = self.seen = 0
         self._recent: list[str] = []

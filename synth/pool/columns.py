@@ -23,10 +23,11 @@ from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.generate import single_turn
 from synth.generate.system_prompts import steered
-from synth.measures import MEASURES, POOLED
+from synth.measures import POOLED, Measure
 from synth.pool import imported_answers
-from synth.pool.computed import COMPUTED
+from synth.pool.computed import computed
 from synth.pool.short_columns import Lean, lean_of
+from synth.tags.own import columns as own_columns
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes
@@ -55,18 +56,22 @@ class PoolColumns:
     pool aside), `imports` that hold what imported rows brought."""
 
     def __init__(self, config: SynthConfig, context: Context) -> None:
+        """Nothing is opened or written: a column is a folder's name until it is read or filled."""
         self.config, self.root = config, context.root
+        self.measures = own_columns.measures(config.tags)
+        self.computed = computed(config.tags)
         self.determines = {"instruction": _instruction_determines(config, context)}
-        for measure, computed in COMPUTED.items():
-            determines = computed.determines(config, context)
+        for measure, each in self.computed.items():
+            determines = each.determines(config, context)
             if determines is not None:
                 self.determines[measure] = determines
         drawn = self.determines["instruction"]
         self.instruction = Column.open(self.root, "instruction", drawn, INSTRUCTION_FIELDS)
-        own = [m for m in COMPUTED if m in self.determines and m not in POOLED]
-        self.own = {m: open_column(self.root, m, self.determines[m]) for m in own}
-        imported = COMPUTED if isinstance(config.rows, ImportConfig) else ()
-        self.imports = {m: open_column(self.root, m, drawn) for m in imported}
+        own = [m for m in self.computed if m in self.determines and m not in POOLED]
+        self.own = {m: self._open(m, self.determines[m]) for m in own}
+        self.imports: dict[str, Column] = {}
+        if isinstance(config.rows, ImportConfig):
+            self.imports = {m: self._open(m, self._brought(m)) for m in self.computed}
         self.answers = imported_answers.wanted(config)
         self._lean: dict[Path, Lean] = {}
 
@@ -81,12 +86,24 @@ class PoolColumns:
         if measure not in self.determines:
             return None
         whole = digest([rows["id"].to_list(), rows["of"].to_list()])
-        return open_column(self.root, measure, {**self.determines[measure], "pool": whole})
+        return self._open(measure, {**self.determines[measure], "pool": whole})
+
+    def _open(self, measure: str, determines: Mapping[str, Any]) -> Column:
+        return open_column(self.root, measure, determines, self.measures.table[measure])
+
+    def _brought(self, measure: str) -> dict[str, Any]:
+        """What determines the cells that imported rows bring: the files, and of a column of the
+        recipe's own what it may hold."""
+        files = self.determines["instruction"]
+        own = self.config.tags.own.get(measure)
+        return files if own is None else {**files, "own": own.holds}
 
     def lean(self, column: Column, measure: str) -> Lean:
         """A column without its long texts; what was read of it is kept."""
         if column.folder not in self._lean:
-            self._lean[column.folder] = lean_of(column, measure, self.config.sanitize)
+            self._lean[column.folder] = lean_of(
+                column, measure, self.config.sanitize, self.measures
+            )
         return self._lean[column.folder]
 
     def sources(self, measure: str) -> list[Lean]:
@@ -108,9 +125,11 @@ class PoolColumns:
         return cells
 
 
-def open_column(root: Path, measure: str, determines: Mapping[str, Any]) -> Column:
+def open_column(
+    root: Path, measure: str, determines: Mapping[str, Any], declared: Measure
+) -> Column:
     """The column of a measure whose cells follow from `determines`."""
-    return Column.open(root, measure, determines, {"of": pl.String, **MEASURES[measure].stored})
+    return Column.open(root, measure, determines, {"of": pl.String, **declared.stored})
 
 
 def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, Any]:

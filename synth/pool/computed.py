@@ -4,7 +4,7 @@ declared in synth/measures.py."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -16,13 +16,14 @@ from synth.chat import templates
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
-from synth.config.tags import BaseConfig, SafetyConfig, TagConfig
+from synth.config.tags import BaseConfig, SafetyConfig, TagConfig, TagsConfig
 from synth.context import Context, Serving
 from synth.duplicates import decontaminate, embeddings, minhash, neighbors
 from synth.generate import single_turn, turns
 from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
 from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize
+from synth.tags.own import columns as own_columns
 
 Frames = Iterator[pl.DataFrame]
 Determines = dict[str, Any] | None
@@ -64,12 +65,15 @@ def tag_determines(
     """What determines one cell of an LLM tag; `mode` in place of the recipe's own."""
     tag = tag_config(config, name)
     mode = mode or tag.mode
+    asked = own_columns.tags(config.tags)[name]
+    own = config.tags.own.get(name)
     return {
         "tagger": context.revision(tag.model or config.teacher),
         "mode": mode,
-        "prompt": digest(llm.prompt_text(name, mode, tag.prompt))[:16],
+        "prompt": digest(llm.prompt_text(asked, mode, tag.prompt))[:16],
         "sampling": tag.sampling,
         "VERSION": llm.VERSION,
+        **({"holds": own.holds, "reads": own.reads} if own else {}),
     }
 
 
@@ -80,12 +84,17 @@ def compute_tag(
     tag = tag_config(config, name)
     served = context.serve(tag.model or config.teacher)
     settings = {"mode": mode or tag.mode, "sampling": tag.sampling, "prompt": tag.prompt}
-    texts = _PAIR if MEASURES[name].reads == "response" else _PAIR[:2]
-    return llm.tag(name, only(rows, texts), settings, served.tokenizer, served.endpoint)
+    asked, own = own_columns.tags(config.tags)[name], config.tags.own.get(name)
+    reads = own.reads if own else MEASURES[name].reads
+    texts = _PAIR if reads == "response" else _PAIR[:2]
+    return llm.tag(asked, only(rows, texts), settings, served.tokenizer, served.endpoint)
 
 
 def tag_config(config: SynthConfig, name: str) -> TagConfig:
     """How the recipe has an LLM tag measured."""
+    own = config.tags.own.get(name)
+    if own is not None:
+        return own.tag
     tag: TagConfig = getattr(config.tags, name)
     return tag
 
@@ -259,4 +268,12 @@ COMPUTED: dict[str, Computed] = {
     "safety": _by_model(lambda config: config.tags.safety, _safety_determines, _safety),
     "turns": Computed(turns.cell, turns.compute),
 }
-"""Every measure but `text`, which is computed while reading."""
+"""Every shipped measure but `text`, which is computed while reading."""
+
+
+def computed(tags: TagsConfig) -> Mapping[str, Computed]:
+    """How each measure is computed, the recipe's own columns among them."""
+    own = {
+        name: _asked(partial(tag_determines, name), partial(compute_tag, name)) for name in tags.own
+    }
+    return {**COMPUTED, **own}

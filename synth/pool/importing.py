@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from core.columns import FAILED, OK
+from core.columns import FAILED, MESSAGES, OK
 from core.files import write_atomic
 from core.tracking import Log
 from synth.config.rows import ImportConfig
-from synth.measures import MEASURES, TOKENS
+from synth.measures import TOKENS, Measures
 from synth.pool.columns import INSTRUCTION_FIELDS
 from synth.pool.pool import Pool
 from synth.pool.short_columns import digest_pairs, digest_texts
-from synth.published.forms import of_turn, sampling_fields
+from synth.published.forms import of_turn, or_null, sampling_fields
 from synth.published.rows import read
 
 if TYPE_CHECKING:
@@ -42,16 +42,18 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
         model = pl.coalesce("model", pl.lit(path)) if "model" in batch.columns else pl.lit(path)
         rows = _unfolded(batch).with_columns(index=index, model=model)
         pool.instruction.append(_typed(rows, fields), order=order)
-        for measure, cells in _cells(rows).items():
+        for measure, cells in _cells(rows, pool.measures).items():
             pool.imports[measure].append(cells, order=order)
         done += len(batch)
         log.progress(done, source.limit)
-    write_atomic(pool.import_marker, json.dumps({"limit": source.limit}))
+    own = {"own": pool.own_columns} if pool.own_columns else {}
+    write_atomic(pool.import_marker, json.dumps({"limit": source.limit, **own}))
 
 
 def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
     """Published rows with what their sampling struct and their conversations say as columns of
     ours."""
+    batch = batch.with_columns(or_null("messages", batch.columns, MESSAGES))
     asked = pl.col("messages").list.eval(of_turn("role") == "user")
     batch = batch.with_columns(turns=asked.list.sum().cast(pl.Int64))
     known = sampling_fields(batch.schema)
@@ -62,14 +64,14 @@ def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _cells(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def _cells(rows: pl.DataFrame, measures: Measures) -> dict[str, pl.DataFrame]:
     """The cells that rows bring, by measure."""
     texts = digest_texts(rows["instruction"])
     of = {"of": texts, "of_pair": texts}
     if "response" in rows.columns:
         of["of_pair"] = digest_pairs(texts, digest_texts(rows["response"]))
     brought: dict[str, pl.DataFrame] = {}
-    for measure, declared in MEASURES.items():
+    for measure, declared in measures.table.items():
         fields = {n: kind for n, kind in declared.stored.items() if n not in _NOT_BROUGHT}
         cells = _typed(rows.drop("status", "reason"), fields)
         if measure == "text" or cells.width == 1:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.columns import FAILED, OK
-from synth.measures import MEASURES, TOKENS, Field_
+from synth.measures import TOKENS, Field_, Measure
 from synth.pool.columns import PoolColumns
-from synth.published.derived import DERIVED, RANKS, inputs
+from synth.published.derived import DERIVED, inputs, ranks
 
 if TYPE_CHECKING:
     from synth.measures import PolarsType, PolarsTypes
@@ -25,7 +25,7 @@ def join(
 ) -> pl.DataFrame:
     """Rows with the short columns of a measure beside, null where unmeasured or failed, and its
     `status:MEASURE`. `asked`: the columns that filters read."""
-    declared = MEASURES[measure]
+    declared = columns.measures.table[measure]
     pooled = declared.reads == "pool"  # of this very pool, or imported with it
     on = ["id"] if pooled else ["id", declared.of]
     found = _cells(rows, columns, measure, asked)
@@ -52,12 +52,13 @@ def _cells(
     rows: pl.DataFrame, columns: PoolColumns, measure: str, asked: Collection[str]
 ) -> pl.DataFrame:
     """Every cell of a measure that counts, those that count more first."""
+    declared = columns.measures.table[measure]
     frames = []
-    if MEASURES[measure].reads == "pool" and (own := columns.of(measure, rows)) is not None:
+    if declared.reads == "pool" and (own := columns.of(measure, rows)) is not None:
         frames.append(columns.lean(own, measure).read())
     for lean in columns.sources(measure):
-        cells = _completed(columns.counted(lean, measure), measure)
-        read = [c for c in asked if c in MEASURES[measure].columns and c in cells.columns]
+        cells = _completed(columns.counted(lean, measure), measure, declared)
+        read = [c for c in asked if c in declared.columns and c in cells.columns]
         lacking = any(cells[c].null_count() == len(cells) for c in read)
         # What was imported is taken as it is, unless a filter asks for what it lacks and this
         # recipe can measure it.
@@ -68,14 +69,14 @@ def _cells(
     return pl.concat(frames, how="diagonal") if frames else empty
 
 
-def _completed(cells: pl.DataFrame, measure: str) -> pl.DataFrame:
+def _completed(cells: pl.DataFrame, measure: str, declared: Measure) -> pl.DataFrame:
     """What cells do not say but follows from what they say: the rank of a label, the verdict in a
     guard's raw answer."""
-    ranks = [each.rank for each in MEASURES[measure].columns.values() if each.rank in RANKS]
-    cells = cells.with_columns(pl.coalesce(rank, RANKS[rank]).alias(rank) for rank in ranks)
+    of_labels = ranks(declared.columns).items()
+    cells = cells.with_columns(pl.coalesce(rank, expr).alias(rank) for rank, expr in of_labels)
     if measure != "safety":
         return cells
-    verdict = _VERDICT.cast(MEASURES[measure].columns["safety"].stored)
+    verdict = _VERDICT.cast(declared.columns["safety"].stored)
     return cells.with_columns(safety=pl.coalesce("safety", verdict))
 
 

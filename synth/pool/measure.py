@@ -23,9 +23,7 @@ from core.tracking import Log
 from synth.context import Serving
 from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import TokenCounter, wanted
-from synth.filters.verdicts import measures_of
-from synth.measures import MEASURES, POOLED, by_cost, long_columns, prerequisites
-from synth.pool.computed import COMPUTED
+from synth.measures import POOLED, Measure, Measures
 from synth.pool.draw import Share, mine
 from synth.pool.pool import SLICE, Pool
 
@@ -66,7 +64,7 @@ def measure(
             break
         column = pool.column(name, frame)
         if column is None:
-            raise UserError(_unmeasurable(name))
+            raise UserError(_unmeasurable(name, pool.measures))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
         _count(counts, name, _filled(pool, name, rows, column, context), log)
     if task.alone:
@@ -97,20 +95,20 @@ def _filled(
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Compute one measure's cells of these rows and append them to its column as they arrive:
     (finished cells, how many rows there are) of each batch."""
-    if COMPUTED[name].stream is not None:
+    if pool.computed[name].stream is not None:
         yield from _streamed(pool, name, rows, column, context)
         return
-    compute = COMPUTED[name].compute
+    compute = pool.computed[name].compute
     if name in POOLED:
         whole = replace(context, instructions=pool.instructions)
         for cells in compute(rows, pool.config, whole):
             column.append(cells)
             yield cells, len(rows)
         return
-    texts = _texts_for(name)
+    texts = _texts_for(name, pool.measures)
     for part in rows.iter_slices(SLICE):
         for cells in compute(pool.with_texts(part, texts), pool.config, context):
-            column.append(of_rows(cells, part, name))
+            column.append(of_rows(cells, part, pool.measures.table[name]))
             yield cells, len(rows)
 
 
@@ -123,9 +121,9 @@ def _streamed(
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """`_filled` of a measure that asks a server once a row: the texts of the next slice are read
     while requests of this one are in flight, so the server never drains in between."""
-    stream = COMPUTED[name].stream
+    stream = pool.computed[name].stream
     assert stream is not None
-    texts, measured = _texts_for(name), MEASURES[name].of
+    texts, measured = _texts_for(name, pool.measures), pool.measures.table[name].of
     of: dict[str, str] = {}  # of rows that are being asked about
 
     def prepared() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
@@ -152,17 +150,17 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def of_rows(cells: pl.DataFrame, rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+def of_rows(cells: pl.DataFrame, rows: pl.DataFrame, measure: Measure) -> pl.DataFrame:
     """Cells with what they are `of`: the texts of these rows of the pool's frame."""
-    of = rows.select("id", of=MEASURES[measure].of)
+    of = rows.select("id", of=measure.of)
     return cells.join(of, on="id", how="left", maintain_order="left")
 
 
-def _texts_for(name: str) -> frozenset[str]:
+def _texts_for(name: str, measures: Measures) -> frozenset[str]:
     """The long texts that a cell of a measure needs."""
     unread = {"thinking"} if name == "sanitized" else {"thinking", "raw_instruction"}
-    known = [MEASURES[m].columns for m in ("text", *prerequisites(name))]
-    return long_columns(column for columns in known for column in columns) - unread
+    known = [measures.table[m].columns for m in ("text", *measures.prerequisites(name))]
+    return measures.long_columns(column for columns in known for column in columns) - unread
 
 
 def _count(
@@ -207,16 +205,17 @@ def check(pool: Pool, rules: Sequence[Rule], besides: Collection[str] = ()) -> N
     if pool.imported:
         return
     for rule in rules:
-        needed = measures_of(rule.columns)
+        measures = rule.measures
+        needed = measures.filling(rule.columns)
         for name in needed:
-            needed += [first for first in prerequisites(name) if first not in needed]
-        for name in sorted(needed, key=by_cost().index):
+            needed += [first for first in measures.prerequisites(name) if first not in needed]
+        for name in sorted(needed, key=measures.by_cost().index):
             if name not in pool.cells and name not in (*besides, "turns"):
-                raise UserError(f"arms.{rule.name}: {_unmeasurable(name)}")
+                raise UserError(f"arms.{rule.name}: {_unmeasurable(name, measures)}")
 
 
-def _unmeasurable(name: str) -> str:
-    columns = ", ".join(MEASURES[name].columns)
+def _unmeasurable(name: str, measures: Measures) -> str:
+    columns = ", ".join(measures.table[name].columns)
     how = _HOW.get(name, "it can only come from imported rows that hold it")
     return (
         f"a filter asks for a column of '{name}' ({columns}) "

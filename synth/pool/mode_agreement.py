@@ -23,13 +23,14 @@ from core.store import Counts
 from core.tracking import Log
 from synth.config.tags import TagConfig
 from synth.filters.orders import hash_rank
-from synth.measures import MEASURES
+from synth.measures import Measure
 from synth.pool.columns import open_column
 from synth.pool.computed import compute_tag, tag_config, tag_determines
 from synth.pool.measure import of_rows
 from synth.pool.pool import Pool
 from synth.pool.short_columns import Lean
-from synth.tags.llm import MODES, TAGS, Tag
+from synth.tags.llm import MODES, Tag
+from synth.tags.own import columns as own_columns
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class _Check:
     own, and the columns of both."""
 
     name: str
+    measure: Measure
     tag: Tag
     rows: int
     other_mode: str
@@ -47,11 +49,11 @@ class _Check:
     @property
     def on(self) -> list[str]:
         """What tells a cell in the pool's frame: its row, and the text it is of."""
-        return ["id", MEASURES[self.name].of]
+        return ["id", self.measure.of]
 
     def cells(self, column: Column) -> pl.DataFrame:
         """[id, of or of_pair, status, tokens, prompt_tokens, label, rank] of one of the columns."""
-        values = [name for name in (self.tag.label, self.tag.rank) if name]
+        values = dict.fromkeys(name for name in (self.tag.label, self.tag.ranking) if name)
         kept = ["id", "of", "status", "tokens", "prompt_tokens", *values]
         return Lean(column, lambda part: part.select(kept)).read().rename({"of": self.on[1]})
 
@@ -87,10 +89,10 @@ def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
             continue
         log.say(f"{name}: {len(rows)} rows in {mode} mode too, to see how far both modes agree")
         counts[name] = 0
-        reads = MEASURES[name].reads
-        texts = ["instruction", "response"] if reads == "response" else ["instruction"]
+        pair = check.measure.reads == "response"
+        texts = ["instruction", "response"] if pair else ["instruction"]
         for cells in compute_tag(name, pool.with_texts(rows, texts), pool.config, context, mode):
-            check.other.append(of_rows(cells, rows, name))
+            check.other.append(of_rows(cells, rows, check.measure))
             counts[name] += len(cells)
             log.progress(counts[name], len(rows))
     return counts
@@ -118,10 +120,10 @@ def _reported(check: _Check, frame: pl.DataFrame) -> dict[str, Any]:
         "failed": len(both) - len(good),
         **cost,
         **agreement(
-            [tag.labels.index(value) for value in good[f"{tag.label}{label}"]],
-            [tag.labels.index(value) for value in good[f"{tag.label}{explain}"]],
+            [tag.place(value) for value in good[f"{tag.label}{label}"]],
+            [tag.place(value) for value in good[f"{tag.label}{explain}"]],
             len(tag.labels),
-            good[f"{tag.rank}{label}"].to_list() if tag.rank else None,
+            good[f"{tag.ranking}{label}"].to_list() if tag.ranking else None,
         ),
     }
 
@@ -198,12 +200,15 @@ def _spearman(ranks: Sequence[float], labels: NDArray[np.int64]) -> float | None
 
 
 def _checks(pool: Pool) -> list[_Check]:
-    configs = {name: tag_config(pool.config, name) for name in TAGS}
-    return [_check(pool, name, config) for name, config in configs.items() if config.check]
+    asked = own_columns.tags(pool.config.tags)
+    configs = {name: tag_config(pool.config, name) for name in asked}
+    checked = {name: config for name, config in configs.items() if config.check}
+    return [_check(pool, name, asked[name], config) for name, config in checked.items()]
 
 
-def _check(pool: Pool, name: str, config: TagConfig) -> _Check:
+def _check(pool: Pool, name: str, tag: Tag, config: TagConfig) -> _Check:
     other_mode = next(mode for mode in MODES if mode != config.mode)
     determines = tag_determines(name, pool.config, pool.context, other_mode)
-    other = open_column(pool.root, name, determines)
-    return _Check(name, TAGS[name], config.check, other_mode, pool.columns[name], other)
+    measure = pool.measures.table[name]
+    other = open_column(pool.root, name, determines, measure)
+    return _Check(name, measure, tag, config.check, other_mode, pool.columns[name], other)

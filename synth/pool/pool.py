@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.columns import OK, Column
+from core.store import canonical
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
@@ -29,7 +30,6 @@ from synth.duplicates import embeddings
 from synth.filters.choices import Vectors
 from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
-from synth.measures import COLUMNS, MEASURES, long_columns
 from synth.pool import imported_answers
 from synth.pool.columns import PoolColumns
 from synth.pool.joining import join
@@ -52,6 +52,7 @@ class Pool:
         """What determines a cell, by measure; `instruction` among them."""
         self.instruction = self._columns.instruction
         self.columns, self.imports = self._columns.own, self._columns.imports
+        self.measures, self.computed = self._columns.measures, self._columns.computed
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -84,7 +85,7 @@ class Pool:
     @property
     def import_marker(self) -> Path:
         """Written when an import has come to its end: {"limit": how many rows were asked for, null:
-        all}."""
+        all; "own": the recipe's own columns that were looked for}."""
         return self.instruction.folder / "imported.json"
 
     def to_import(self) -> bool:
@@ -95,8 +96,15 @@ class Pool:
             return False
         if not self.import_marker.is_file():
             return True
-        limit = json.loads(self.import_marker.read_text())["limit"]
-        return limit is not None and (source.limit is None or source.limit > limit)
+        done = json.loads(self.import_marker.read_text())
+        limit = done["limit"]
+        more = limit is not None and (source.limit is None or source.limit > limit)
+        return more or not {*self.own_columns} <= {*done.get("own", ())}
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The recipe's own columns, each with what it may hold."""
+        return [canonical([name, own.holds]) for name, own in self.config.tags.own.items()]
 
     def missing_instructions(self) -> pl.DataFrame:
         """Draws still to be made: [id, place, cell, index, seed]."""
@@ -139,7 +147,7 @@ class Pool:
             {"finish_reason": "instruction_finish_reason", "tokens": "instruction_tokens"}
         )
         rows = rows.with_columns(exact_duplicate=~pl.col("of").is_first_distinct())
-        for measure in MEASURES:
+        for measure in self.measures.table:
             if measure != "text":
                 rows = join(rows, self._columns, measure, columns)
             if measure == "response":
@@ -147,7 +155,7 @@ class Pool:
         rows = rows.with_columns(heldout=held_out(rows["id"], self.config.heldout))
         reserved = rows.filter("heldout")["of"]
         rows = rows.with_columns(reserved=pl.col("of").is_in(reserved.implode()))
-        return self.with_texts(rows, long_columns(columns))
+        return self.with_texts(rows, self.measures.long_columns(columns))
 
     # -- texts -------------------------------------------------------------------------------------
 
@@ -164,7 +172,7 @@ class Pool:
         texts = rows.select("id")
         by_measure: dict[str, list[str]] = {}
         for name in names:
-            by_measure.setdefault(COLUMNS[name].measure, []).append(name)
+            by_measure.setdefault(self.measures.columns[name].measure, []).append(name)
         for measure, wanted in by_measure.items():
             parts = list(self._texts_of(measure, rows, wanted))
             if parts:
@@ -185,7 +193,7 @@ class Pool:
             yield sanitize.with_raw(raw, self.config.sanitize).select("id", *names)
             return
         good = rows.filter(pl.col(f"status:{measure}") == OK)
-        usable = good.select("id", of=MEASURES[measure].of)
+        usable = good.select("id", of=self.measures.table[measure].of)
         for lean in self._columns.sources(measure):
             rows_of = usable
             if measure == "response" and self._columns.answers == "missing":
@@ -201,8 +209,10 @@ class Pool:
     def snapshot(self, frame: pl.DataFrame, path: Path) -> None:
         """Write the frame with all its texts to one Parquet file, slice by slice; it appears when
         it is whole."""
-        held = [m for m in MEASURES if self._columns.sources(m)]
-        names = {n for m in held for n in long_columns(MEASURES[m].columns)} - {"raw_instruction"}
+        table = self.measures.table
+        held = [table[m].columns for m in table if self._columns.sources(m)]
+        names = {n for columns in held for n in self.measures.long_columns(columns)}
+        names -= {"raw_instruction"}
         slices: Iterable[pl.DataFrame] = frame.iter_slices(SLICE) if len(frame) else [frame]
         with parquet_file(path, "snappy") as add:
             for part in slices:

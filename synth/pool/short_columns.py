@@ -18,7 +18,7 @@ import polars as pl
 from core.columns import Column, merging_read
 from core.files import replacing
 from core.store import digest
-from synth.measures import COLUMNS
+from synth.measures import COLUMNS, SHIPPED, Measures
 from synth.tags import sanitize, text_figures
 
 REMEMBERED = 2_000
@@ -113,9 +113,10 @@ class Lean:
         return cells.select("id", *names)
 
 
-def lean_of(column: Column, measure: str, rules: sanitize.Rules | None) -> Lean:
+def lean_of(column: Column, measure: str, rules: sanitize.Rules | None, measures: Measures) -> Lean:
     """A column of a pool without its long texts; what is worked out of instructions and responses
-    is remembered. `rules`: those by which instructions are sanitized."""
+    is remembered. `rules`: those by which instructions are sanitized; `measures`: what may
+    be measured."""
     known = [sorted(COLUMNS), sorted(column.fields)]
     if measure == "instruction":
         versions = [text_figures.VERSION, rules and sanitize.VERSION, rules]
@@ -123,12 +124,12 @@ def lean_of(column: Column, measure: str, rules: sanitize.Rules | None) -> Lean:
         return Lean(column, shorten, digest([versions, *known])[:12])
     if measure == "response":
         return Lean(column, _short_responses, digest([[text_figures.VERSION], *known])[:12])
-    return Lean(column, _short)
+    return Lean(column, partial(_short, measures=measures))
 
 
-def _short(part: pl.DataFrame) -> pl.DataFrame:
+def _short(part: pl.DataFrame, measures: Measures = SHIPPED) -> pl.DataFrame:
     """Cells without their long texts."""
-    return part.drop(n for n in part.columns if n in COLUMNS and COLUMNS[n].field.long)
+    return part.drop(measures.long_columns(n for n in part.columns if n in measures.columns))
 
 
 def _short_instructions(part: pl.DataFrame, rules: sanitize.Rules | None) -> pl.DataFrame:

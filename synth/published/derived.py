@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
-from synth.measures import COLUMNS
+from synth.measures import COLUMNS, Field_, Measures
 
 _SAMPLING = pl.col("gen_input_config").struct
 _INSTRUCTION = pl.col("instruction")
 
 
-def _rank(label: str) -> pl.Expr:
-    labels = pl.Enum(COLUMNS[label].field.labels)
+def ranks(columns: Mapping[str, Field_]) -> dict[str, pl.Expr]:
+    """The ranks of labels that stand without one, by the name of the rank's column."""
+    return {
+        declared.rank: _rank(name, declared)
+        for name, declared in columns.items()
+        if declared.rank and declared.labels
+    }
+
+
+def _rank(label: str, declared: Field_) -> pl.Expr:
+    labels = pl.Enum(declared.labels)
     return pl.col(label).cast(labels, strict=False).to_physical().cast(pl.Float64) + 1
 
-
-RANKS = {
-    declared.rank: _rank(name)
-    for name, (_, declared) in COLUMNS.items()
-    if declared.rank and declared.labels
-}
-"""The rank of a label that stands without one."""
 
 DERIVED: dict[str, pl.Expr] = {
     "instruction_length": _INSTRUCTION.str.len_chars(),
     "response_length": pl.col("response").str.len_chars(),
     "near_duplicate": pl.col("min_similar_id") != pl.col("id"),
     "reward_difference": pl.col("instruct_reward") - pl.col("base_reward"),
-    **RANKS,
+    **ranks({name: declared for name, (_, declared) in COLUMNS.items()}),
     "pair_score_rank": pl.col("pair_score"),
     "pair_score": pl.col("pair_score_rank"),
     "temperature": _SAMPLING.field("temperature"),
@@ -45,7 +49,12 @@ MIN_SIMILAR_ID = (
 """Ours is always filled; published sets write null for a row that repeats none."""
 
 
-def inputs(column: str) -> list[str]:
+def derived(measures: Measures) -> dict[str, pl.Expr]:
+    """How a column follows from others, the ranks of a recipe's own labels among them."""
+    return {**ranks({name: each for name, (_, each) in measures.columns.items()}), **DERIVED}
+
+
+def inputs(column: str, derived: Mapping[str, pl.Expr] = DERIVED) -> list[str]:
     """The columns, ids aside, that a column follows from; none where it does not."""
-    roots = DERIVED[column].meta.root_names() if column in DERIVED else []
+    roots = derived[column].meta.root_names() if column in derived else []
     return [name for name in dict.fromkeys(roots) if name != "id"]

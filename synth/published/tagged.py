@@ -10,8 +10,9 @@ and a number that is none are that row's failed tag, counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -19,10 +20,10 @@ import polars as pl
 from core.columns import FAILED, OK
 from core.errors import UserError
 from synth.filters.rule import Rule
-from synth.filters.where import FIELDS, Node
-from synth.measures import COLUMNS, MEASURES, long_columns
+from synth.filters.where import Node
+from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
-from synth.published.derived import DERIVED, MIN_SIMILAR_ID, inputs
+from synth.published.derived import MIN_SIMILAR_ID, derived, inputs
 from synth.published.files import files, first_line
 from synth.published.forms import failed_value, names_of
 from synth.tags import text_figures
@@ -62,6 +63,16 @@ class _Asked:
     tests: Mapping[str, Node]
 
     @property
+    def measures(self) -> Measures:
+        """What the rules' columns are columns of."""
+        return self.rules[0].measures if self.rules else SHIPPED
+
+    @cached_property
+    def derived(self) -> Mapping[str, pl.Expr]:
+        """How a column follows from others."""
+        return derived(self.measures)
+
+    @property
     def wanted(self) -> frozenset[str]:
         """Every column that is needed, for itself or for a test."""
         return self.columns.union(*(leaf.columns for leaf in self.tests.values()))
@@ -75,19 +86,21 @@ def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
     """
     asked = _asked(rules)
     name = str(source)
-    parts = [_collected(scan, name, asked) for scan in _scans(source, asked.wanted)]
+    parts = [_collected(scan, name, asked) for scan in _scans(source, asked)]
     # A row without an id gets one from its content.
     if not parts or any(part["id"].fill_null("").eq("").any() for part in parts):
-        batches = _batches(source, asked.wanted)
+        batches = _batches(source, asked)
         parts = [_collected(batch, name, asked) for batch in batches]
     if not sum(map(len, parts)):
         raise UserError(f"{source} holds no rows.")
-    frame, failed = _typed(pl.concat(parts, how="vertical_relaxed"), sorted(asked.columns))
+    frame, failed = _typed(pl.concat(parts, how="vertical_relaxed"), asked)
     twice = pl.when(~pl.col("id").is_first_distinct()).then(pl.lit(TWICE))
     frame = frame.with_columns(out=twice.otherwise("out"))
     out = dict(frame["out"].drop_nulls().value_counts(sort=True).iter_rows())
     response = pl.when(pl.col("out").is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED))
-    status = {m: pl.lit(OK, STATUS) for m in MEASURES} | {"response": response.cast(STATUS)}
+    status = {m: pl.lit(OK, STATUS) for m in asked.measures.table} | {
+        "response": response.cast(STATUS)
+    }
     frame = frame.with_columns(value.alias(f"status:{m}") for m, value in status.items())
     answered = [_over_answers(rule, asked.long) for rule in rules]
     return Tagged(frame.drop("out"), answered, failed, out)
@@ -95,7 +108,7 @@ def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
 
 def _asked(rules: Sequence[Rule]) -> _Asked:
     needed = {column for rule in rules for column in rule.columns}
-    long = long_columns(needed)
+    long = rules[0].measures.long_columns(needed) if rules else frozenset()
     leaves = [leaf for rule in rules if rule.where for leaf in rule.where.root.leaves()]
     tests = {leaf.text: leaf for leaf in leaves if leaf.columns & long}
     return _Asked(rules, frozenset(needed - long), long, tests)
@@ -108,7 +121,7 @@ def _over_answers(rule: Rule, long: frozenset[str]) -> Rule:
     return replace(rule, where=replace(rule.where, root=rule.where.root.with_answers(long)))
 
 
-def _scans(source: str | Path, wanted: Collection[str]) -> list[pl.LazyFrame]:
+def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
     """Every file of a Parquet source, to be read by columns; none where it is something else, or
     has to be read row by row for its ids or texts."""
     path = Path(source).expanduser()
@@ -120,20 +133,21 @@ def _scans(source: str | Path, wanted: Collection[str]) -> list[pl.LazyFrame]:
         schemas = [scan.collect_schema() for scan in scans]
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error
-    needed = ("id", *wanted)
-    return scans if all(_inputs(c, schema) for schema in schemas for c in needed) else []
+    needed = ("id", *asked.wanted)
+    to_be_had = all(_inputs(c, schema, asked.derived) for schema in schemas for c in needed)
+    return scans if to_be_had else []
 
 
-def _batches(source: str | Path, wanted: Collection[str]) -> Iterator[pl.LazyFrame]:
+def _batches(source: str | Path, asked: _Asked) -> Iterator[pl.LazyFrame]:
     """Rows in our names, whatever the file's form; with the columns that follow from texts
     alone."""
-    figures = [c for c in wanted if COLUMNS[c].field.source == "words" and c not in DERIVED]
+    known = asked.measures.columns
+    words = [c for c in asked.wanted if known[c].field.source == "words"]
+    figures = [c for c in words if c not in asked.derived]
     for batch in rows.read(source):
         whole = batch
         for measure, (text, work_out) in _FROM_TEXT.items():
-            lacking = [
-                c for c in figures if COLUMNS[c].measure == measure and c not in batch.columns
-            ]
+            lacking = [c for c in figures if known[c].measure == measure and c not in batch.columns]
             if lacking and text in batch.columns:
                 whole = whole.with_columns(work_out(batch.select("id", text)).select(lacking))
         yield whole.lazy()
@@ -146,13 +160,13 @@ def _named(column: str, there: Iterable[str]) -> list[str]:
     return [alias for alias in names_of(column) if alias in held]
 
 
-def _inputs(column: str, there: Iterable[str]) -> list[str]:
+def _inputs(column: str, there: Iterable[str], derived: Mapping[str, pl.Expr]) -> list[str]:
     """Our columns that have to be read for a column: itself where the file has it, else what it
     follows from; nothing where it is not to be had."""
     held = set(there)
     if _named(column, held):
         return [column]
-    found = inputs(column)
+    found = inputs(column, derived)
     return found if all(_named(c, held) for c in found) else []
 
 
@@ -162,30 +176,34 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
     schema = scan.collect_schema()
     lacking = [c for c in sorted(asked.wanted) if not _named(c, schema)]
     for column in lacking:
-        if not _inputs(column, schema):
-            raise _absent(column, source, asked.rules)
+        if not _inputs(column, schema, asked.derived):
+            raise _absent(column, source, asked)
     spoken = next((c for c in ("response_length", "response") if _named(c, schema)), "")
-    read = {"id", spoken, *(i for c in asked.wanted for i in _inputs(c, schema))} - {""}
+    read = {"id", spoken, *(i for c in asked.wanted for i in _inputs(c, schema, asked.derived))} - {
+        ""
+    }
     if "min_similar_id" in read and _named("repeat_count", schema):
         read.add("repeat_count")
     held = [(pl.col(f) if f in schema else pl.lit(False)).alias(f) for f in _HELD_OUT]
-    ours = scan.select(*(_ours(c, schema) for c in sorted(read)), _out(spoken, schema), *held)
+    fields = asked.measures.fields
+    values = [_ours(c, schema, fields) for c in sorted(read)]
+    ours = scan.select(*values, _out(spoken, schema), *held)
     if "repeat_count" in read and "min_similar_id" in read:
         ours = ours.with_columns(MIN_SIMILAR_ID)
-    ours = ours.with_columns(DERIVED[c].alias(c) for c in lacking)
+    ours = ours.with_columns(asked.derived[c].alias(c) for c in lacking)
     answers = [leaf.expr.alias(words) for words, leaf in asked.tests.items()]
-    short = sorted(c for c in asked.wanted if not long_columns([c]))
+    short = sorted(asked.wanted - asked.measures.long_columns(asked.wanted))
     try:
         return ours.select("id", *short, *answers, "out", *_HELD_OUT).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read: {first_line(error)}") from error
 
 
-def _ours(column: str, schema: pl.Schema) -> pl.Expr:
+def _ours(column: str, schema: pl.Schema, fields: Mapping[str, Field_]) -> pl.Expr:
     """A column under our name: the first of its names that holds a value. Labels as text, odd ones
     too."""
     value = pl.coalesce(_named(column, schema))
-    if column in FIELDS and FIELDS[column].labels:
+    if column in fields and fields[column].labels:
         value = value.cast(pl.String)
         if "failed_tags" in schema:
             value = pl.coalesce(value, failed_value(column))
@@ -211,14 +229,12 @@ def _out(spoken: str, schema: pl.Schema) -> pl.Expr:
     return pl.when(pl.col("status") == FAILED).then(reason).otherwise(mute).alias("out")
 
 
-def _typed(
-    frame: pl.DataFrame, columns: Sequence[str]
-) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
+def _typed(frame: pl.DataFrame, asked: _Asked) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
     """The columns in their declared types, and how many cells of each are no value, by reason."""
     failed: dict[str, dict[str, int]] = {}
-    for column in columns:
+    for column in sorted(asked.columns):
         raw = frame[column]
-        values, odd, word = _values(raw, column)
+        values, odd, word = _values(raw, column, asked.measures.fields[column])
         frame = frame.with_columns(values.alias(column))
         reasons: Counter[str] = Counter()
         for value, n in odd.value_counts().iter_rows():
@@ -230,9 +246,8 @@ def _typed(
     return frame, failed
 
 
-def _values(raw: pl.Series, column: str) -> tuple[pl.Series, pl.Series, str]:
+def _values(raw: pl.Series, column: str, declared: Field_) -> tuple[pl.Series, pl.Series, str]:
     """A column's values in the declared type, those that are none, and how to say so."""
-    declared = FIELDS[column]
     if declared.labels:
         values = raw.cast(pl.Enum(declared.labels), strict=False)
         return values, raw.filter(values.is_null() & raw.is_not_null()), "unknown label '{}'"
@@ -249,11 +264,11 @@ def _values(raw: pl.Series, column: str) -> tuple[pl.Series, pl.Series, str]:
     return raw, raw.clear(), ""
 
 
-def _absent(column: str, source: str, rules: Sequence[Rule]) -> UserError:
-    who = ", ".join(rule.name for rule in rules if column in rule.columns)
+def _absent(column: str, source: str, asked: _Asked) -> UserError:
+    who = ", ".join(rule.name for rule in asked.rules if column in rule.columns)
     names = [n for n in names_of(column) if n != column]
     other = f" (nor {', '.join(names)})" if names else ""
     hint = ""
-    if follows := inputs(column):
+    if follows := inputs(column, asked.derived):
         hint = f" It would follow from {' and '.join(follows)}, which are not there either."
     return UserError(f"{source} has no column `{column}`{other}, which {who} needs.{hint}")

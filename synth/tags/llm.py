@@ -17,14 +17,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, nearest
 from core.servers import Endpoint
 from core.store import canonical
 from synth.chat.encoding import encode_question
+from synth.config.tags import Kind
 from synth.generate.ask import Fields, Frames, Row, Rows, Unreadable, answers
 from synth.measures import MEASURES, Measure
 
@@ -36,10 +37,14 @@ VERSION = 1
 """Part of every key of a tag; raised when the same settings would give other tags."""
 
 MODES = ("label", "explain")
-DIGITS = "12345"
-LETTERS = "ABCDEFGHIJKL"
+DIGITS = "123456789"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PROMPTS = Path(__file__).with_name("prompts")
 EXPLAIN_TOKENS = 512
 """max_tokens of an explanation where the recipe's sampling gives none."""
+
+KNOWN = {"instruction", "response", "fence", "mode", "labels", "codes", "column", "kind", "between"}
+"""What a prompt may name."""
 
 Labels = tuple[str, ...] | tuple[int, ...]
 Schema = dict[str, Any]
@@ -49,23 +54,28 @@ Schema = dict[str, Any]
 _TYPES: dict[str, tuple[type, Any]] = {
     "string": (str, pl.String),
     "integer": (int, pl.Int64),
+    "number": (float, pl.Float64),
     "array": (list, pl.List(pl.String)),
 }
 
 
 @dataclass(frozen=True)
 class Tag:
-    """One LLM tag: its label column, labels with one code each, the rank column of ordered labels,
-    and the fields of an explanation in order."""
+    """One LLM tag: its column and what that holds, labels with one code each, the rank column of
+    ordered labels, its prompt file, and the fields of an explanation in order."""
 
     label: str
+    kind: Kind
     labels: Labels
     codes: str
     rank: str | None
-    prompt: str
+    prompt: Path
     explanation: Mapping[str, Schema]
     names: Mapping[str, str] = field(default_factory=dict)
     """Columns of fields that are stored under another name."""
+    own: Literal["instruction", "response"] | None = None
+    """Which text the prompt of a recipe's own column must show; None of a shipped one, whose
+    prompt also says how to answer."""
 
     @property
     def fields(self) -> Fields:
@@ -76,6 +86,25 @@ class Tag:
         }
         ranks = {self.rank: pl.Float64} if self.rank else {}
         return {self.label: texts[self.label], **ranks, **texts}
+
+    @property
+    def ranking(self) -> str | None:
+        """The column that ranks rows; None where the labels have no order."""
+        return self.label if self.kind == "number" else self.rank
+
+    def place(self, value: Any) -> int:
+        """The place of a value among the labels; of a number that lies between two, the nearer."""
+        if self.kind == "number":
+            return min(range(len(self.labels)), key=lambda at: abs(float(self.labels[at]) - value))
+        return list(self.labels).index(value)
+
+    @property
+    def between(self) -> tuple[float, float] | None:
+        """The lowest and the highest number, where the column holds numbers that have bounds."""
+        of_number = self.explanation[self.label]
+        if self.kind != "number" or "minimum" not in of_number:
+            return None
+        return of_number["minimum"], of_number["maximum"]
 
     @property
     def schema(self) -> Schema:
@@ -89,7 +118,7 @@ class Tag:
 
 
 # maxLength lets the grammar close a string that a small model would never end.
-_TEXT = {"type": "string", "minLength": 1, "maxLength": 600}
+TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 600}
 _SCORES = (1, 2, 3, 4, 5)
 
 
@@ -107,10 +136,10 @@ def _declared(name: str, measure: Measure) -> Tag:
     one: Schema = {"type": "string" if declared.labels else "integer", "enum": list(labels)}
     several: Schema = {"type": "array", "items": one, "maxItems": 4}
     others = [column for column, each in measure.beside.items() if each.kind == "labels"]
-    explanation = {**dict.fromkeys(names, _TEXT), label: one, **dict.fromkeys(others, several)}
+    explanation = {**dict.fromkeys(names, TEXT), label: one, **dict.fromkeys(others, several)}
     rank = declared.rank or None
-    prompt = f"{name}.jinja"
-    return Tag(label, labels, codes[: len(labels)], rank, prompt, explanation, names)
+    prompt = PROMPTS / f"{name}.jinja"
+    return Tag(label, "label", labels, codes[: len(labels)], rank, prompt, explanation, names)
 
 
 TAGS = {name: _declared(name, measure) for name, measure in MEASURES.items() if measure.asks}
@@ -119,23 +148,23 @@ well the response answers it."""
 
 
 def tag(
-    name: str,
+    chosen: Tag,
     rows: Rows,
     settings: Row,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
 ) -> Frames:
-    """The LLM tag `name` (one of TAGS) of each row.
+    """An LLM tag of each row.
 
-    `rows`: id, instruction, and for pair_score also response. `settings`: mode ("label" or
-    "explain"), sampling (SamplingParams, verbatim; greedy when empty), prompt (a jinja file in
-    place of the shipped one, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
+    `rows`: id, instruction, and for a tag of conversations also response. `settings`: mode ("label"
+    or "explain"), sampling (SamplingParams, verbatim; greedy when empty), prompt (a jinja file in
+    place of the tag's, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
     status, reason]: the label; the rank of ordered labels (1.0 is the lowest) in label mode;
     explanations in explain mode, else null. Raises UserError when the codes are not one token each
     for this tokenizer.
     """
-    chosen, mode = TAGS[name], settings.get("mode", "label")
-    prompt = template(prompt_text(name, "label", settings.get("prompt")))
+    mode = settings.get("mode", "label")
+    prompt = template(prompt_text(chosen, "label", settings.get("prompt")))
     sampling: Row = {"temperature": 0.0, **(settings.get("sampling") or {})}
     if mode == "label":
         _check_codes(chosen, tokenizer)
@@ -154,17 +183,45 @@ def tag(
     return answers(rows, body, functools.partial(read, chosen), endpoint, chosen.fields)
 
 
-def prompt_text(name: str, mode: str, path: str | None = None) -> str:
-    """What the tag `name` asks, for its key: the prompt file's text and, in mode "explain", the
-    schema of the answer.
+def prompt_text(tag: Tag, mode: str, path: str | None = None) -> str:
+    """What a tag asks, for its key: the prompt file's text and, in mode "explain", the schema of
+    the answer.
 
-    `path` is a prompt file in place of the shipped one. Raises UserError when it is missing.
+    `path` is a prompt file in place of the tag's. Raises UserError when it is missing, and where
+    that of a recipe's own column does not show the text that is judged.
     """
-    chosen = TAGS[name]
-    file = Path(path) if path else Path(__file__).with_name("prompts") / chosen.prompt
+    file = Path(path).expanduser() if path else tag.prompt
     if not file.is_file():
-        raise UserError(f"prompt file {file} of the tag {name} does not exist; check `prompt`.")
-    return file.read_text() + (canonical(chosen.schema) if mode == "explain" else "")
+        raise UserError(
+            f"prompt file {file} of the tag {tag.label} does not exist; check `prompt`."
+        )
+    text = file.read_text()
+    if tag.own is not None:
+        text = _answerable(tag, text, file)
+    return text + (canonical(tag.schema) if mode == "explain" else "")
+
+
+def _answerable(tag: Tag, text: str, file: Path) -> str:
+    """The prompt of a recipe's own column, with how to answer below it where it says nothing of
+    that itself."""
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.sandbox import SandboxedEnvironment
+
+    at = f"synth.tags.own.{tag.label}.prompt: {file}"
+    try:
+        named = meta.find_undeclared_variables(SandboxedEnvironment().parse(text))
+    except TemplateSyntaxError as error:
+        raise UserError(f"{at}, line {error.lineno}, is no valid Jinja: {error.message}") from error
+    if odd := sorted(named - KNOWN):
+        near = nearest(odd[0], KNOWN)
+        raise UserError(f"{at} names `{odd[0]}`, which is not known{near}.")
+    if tag.own not in named:
+        raise UserError(f"{at} never shows the {tag.own}: write {{{{ {tag.own} }}}} in it.")
+    if tag.own == "instruction" and "response" in named:
+        raise UserError(f"{at} shows the response; say `reads: response` beside it.")
+    if named & {"mode", "codes"}:
+        return text
+    return f"{text.rstrip()}\n\n{(PROMPTS / 'own_answer.jinja').read_text()}"
 
 
 def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str = "") -> str:
@@ -178,6 +235,9 @@ def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str =
         mode=mode,
         labels=tag.labels,
         codes=tag.codes,
+        column=tag.label,
+        kind=tag.kind,
+        between=tag.between,
     ).strip()
 
 
@@ -208,6 +268,9 @@ def _read_codes(tag: Tag, choice: Row) -> Row:
     if total <= 0:
         raise Unreadable("no label code among the answer's log-probabilities")
     best = max(mass, key=mass.__getitem__)  # of equal ones the first
+    if tag.kind == "number":
+        weighed = zip(map(float, tag.labels), mass.values(), strict=True)
+        return {tag.label: sum(n * p for n, p in weighed) / total}
     row: Row = {tag.label: tag.labels[tag.codes.index(best)]}
     if tag.rank:
         row[tag.rank] = sum(rank * p for rank, p in enumerate(mass.values(), 1)) / total
@@ -234,12 +297,25 @@ def _field(tag: Tag, name: str, values: Row) -> Any:
     if kind is list:
         if not isinstance(value, list) or not all(label in tag.labels for label in value):
             raise Unreadable(f"the answer's {name} is no list of labels")
-        return [label for label in dict.fromkeys(value) if label != values.get(tag.label)]
+        besides = values.get(tag.label) if name != tag.label else None
+        return [label for label in dict.fromkeys(value) if label != besides]
+    if kind is float:
+        return _number(tag, name, value)
     if type(value) is not kind:  # true is no 1
         raise Unreadable(f"the answer has no {name}")
-    if name == tag.label and value not in tag.labels:
+    if name == tag.label and tag.kind == "label" and value not in tag.labels:
         raise Unreadable(f"unknown label {str(value)[:40]!r}")
     return value
+
+
+def _number(tag: Tag, name: str, value: Any) -> float:
+    """A number within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unreadable(f"the answer has no {name}")
+    low, high = tag.between or (-math.inf, math.inf)
+    if not low <= value <= high:
+        raise Unreadable(f"{name} is {value:g}, not between {low} and {high}")
+    return float(value)
 
 
 def _check_codes(tag: Tag, tokenizer: PreTrainedTokenizerBase) -> None:
