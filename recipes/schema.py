@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
 from synth.config.synthesis import SynthConfig
-from synth.filters.arm import ArmConfig
+from synth.filters.arm import ArmConfig, Budget, check_mixtures
 from synth.filters.strategies import STRATEGIES
 from train.config import TrainConfig
 
@@ -82,7 +82,9 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
+        """Refuse parts that contradict each other."""
         arms = with_random(self)
+        check_mixtures(arms)
         if self.baseline is not None and self.baseline not in arms:
             hint = nearest(self.baseline, arms)
             raise ValueError(f"baseline: no arm is called '{self.baseline}'{hint}")
@@ -99,13 +101,17 @@ class Recipe(BaseModel):
 
 
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
-    """The arms, with a size-matched random arm for each distinct budget that has none ("Chasing
-    Random", arXiv 2410.15225)."""
+    """The arms, and random ones of the same size beside them ("Chasing Random", arXiv 2410.15225).
+
+    Of the pool: one for each distinct budget that has none. Of someone else's data: one of the same
+    data beside each arm that filters it, for each distinct budget. A mixture has none of its own:
+    its control is a mixture of its parts' random arms, which a recipe states where it is wanted.
+    """
     arms = dict(recipe.arms)
     if not recipe.random_arm:
         return arms
-    sizes = dict.fromkeys(_size(arm) for arm in arms.values() if arm.model is None)
-    taken = {_size(arm) for arm in arms.values() if _is_random(arm)}
+    sizes = dict.fromkeys(_size(arm) for arm in arms.values() if _is_sized(arm))
+    taken = {_size(arm) for arm in arms.values() if is_random(arm) and arm.kind == "pool"}
     missing = [size for size in sizes if size is not None and size not in taken]
     allow_short = any(arm.allow_short for arm in arms.values())
     alone = len(missing) == 1 and "random" not in arms
@@ -113,7 +119,36 @@ def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
         name = "random" if alone else f"random-{amount}-{unit}"
         given = {"choose": "hash_order", "budget": {unit: amount}, "allow_short": allow_short}
         arms[name] = ArmConfig.model_validate(given)
-    return arms
+    return arms | _random_of_data(recipe.arms)
+
+
+def _random_of_data(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
+    """A random arm of the same data and size beside each arm that filters someone else's data, but
+    one only for each data and size."""
+    of_data = {name: arm for name, arm in arms.items() if arm.kind == "data"}
+    taken = [_drawn_from(arm) for arm in of_data.values() if is_random(arm)]
+    added: dict[str, ArmConfig] = {}
+    for name, arm in of_data.items():
+        size = _size(arm)
+        if is_random(arm) or size is None or _drawn_from(arm) in taken:
+            continue
+        taken.append(_drawn_from(arm))
+        unit, amount = size
+        bare: Block = {"strategy": None, "where": None, "params": {}}
+        sized = {"choose": "hash_order", "budget": Budget.model_validate({unit: amount})}
+        added[f"random-of-{name}"] = arm.model_copy(update={**bare, **sized})
+    return added
+
+
+def _drawn_from(arm: ArmConfig) -> tuple[object, ...]:
+    """The data of an arm, how it is read, and how much is taken."""
+    return arm.data, arm.spec(), _size(arm)
+
+
+def _is_sized(arm: ArmConfig) -> bool:
+    """Whether an arm asks for a random arm of the pool of its size: one of the pool, and one that
+    takes someone else's data as it comes."""
+    return arm.kind == "pool" or (arm.kind == "data" and not arm.filtered)
 
 
 def _size(arm: ArmConfig) -> tuple[str, int] | None:
@@ -125,9 +160,12 @@ def _size(arm: ArmConfig) -> tuple[str, int] | None:
     return ("rows", strategy.rows) if strategy is not None and strategy.rows else None
 
 
-def _is_random(arm: ArmConfig) -> bool:
-    plain = arm.where is None and arm.data is None
-    return plain and (arm.choose == "hash_order" or arm.strategy == "random")
+def is_random(arm: ArmConfig) -> bool:
+    """Whether an arm is a random sample of the pool or of someone else's data."""
+    if arm.where is not None or arm.kind not in ("pool", "data"):
+        return False
+    by_chance = arm.choose == "hash_order" or arm.strategy == "random"
+    return by_chance or (arm.kind == "data" and not arm.filtered)
 
 
 # -- loading ---------------------------------------------------------------------------------------
@@ -313,7 +351,7 @@ def _is_alternative(key: int | str) -> bool:
     return isinstance(key, str) and ("[" in key or key in ALTERNATIVES)
 
 
-ALTERNATIVES = ("int", "ImportConfig", "str", "ModelConfig")
+ALTERNATIVES = ("int", "float", "ImportConfig", "PartConfig", "str", "ModelConfig")
 
 
 def _valid_keys(loc: Sequence[object]) -> list[str]:

@@ -286,10 +286,10 @@ def _measured(folder: Path) -> dict[str, Path]:
 def _funnels(folder: Path, arms: Arms) -> dict[str, Path]:
     """How each arm came to its rows; of an arm that seeds draw anew, the first seed's."""
     shown = {}
-    for arm in arms.rules:
-        for name in (arm, f"{arm}/{arms.seeds[0]}"):
-            if (folder / "select" / name / "funnel.json").is_file():
-                shown[f"select/{arm}"] = folder / "select" / name
+    for arm in (name for name in arms.configs if name not in arms.finished):
+        beside = folder / "select" / arms.selections(arm)[0][1]
+        if any((beside / kept).is_file() for kept in ("funnel.json", "mixture.json")):
+            shown[f"select/{arm}"] = beside
     return shown
 
 

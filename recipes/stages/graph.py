@@ -23,8 +23,10 @@ from recipes.schema import Loaded, Recipe
 from recipes.stages import checks, evaluation, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
 from recipes.stages.session import Session, Step, StopHere
-from recipes.stages.sets import data_arms
-from recipes.stages.tokens import token_counter
+from recipes.stages.sets import data_arms, others
+from recipes.stages.sets.data_sets import data_sets
+from recipes.stages.sets.mixtures import Mixing, from_mixtures
+from recipes.stages.tokens import counting, token_counter
 from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
 from synth.pool.pool import Pool
@@ -91,7 +93,7 @@ def _walk(loaded: Loaded, session: Session) -> None:
     selections: Selections = {}
     if needs_pool(arms, recipe.synth):
         selections |= _from_pool(session, recipe, arms, resolve)
-    selections |= data_arms.from_data(session, arms)
+    selections |= _from_others(session, recipe, arms, resolve, selections)
     session.done("select")
     context = Context(session.store.root, resolve, spent=recipe.folder / "spent")
     preferences.stages(session, recipe.synth, arms, context, selections)
@@ -117,6 +119,18 @@ def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -
     unknown = session.planning and recipe.eval is not None
     later = ("overlap", "eval_distance") if unknown else ()
     return synthesis.from_pool(session, arms, pool, tokens, later)
+
+
+def _from_others(
+    session: Session, recipe: Recipe, arms: Arms, resolve: Resolve, selections: Selections
+) -> Selections:
+    """The arms that are someone else's data, other recipes' selections, and mixtures."""
+    sets = data_sets(session, recipe, arms, resolve)
+    found = data_arms.from_data(session, sets, selections)
+    count, counts = counting(recipe.train, resolve)
+    found |= others.from_recipes(session, recipe, arms, count)
+    mixing = Mixing(recipe, arms, sets, count, counts, selections | found)
+    return found | from_mixtures(session, mixing)
 
 
 def pool_of(recipe: Recipe, arms: Arms, resolve: Resolve, root: Path, *, planning: bool) -> Pool:

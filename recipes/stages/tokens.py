@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
 from core.columns import MESSAGES, OK
+from core.errors import UserError
 from core.store import digest
 from recipes.stages.walk import Arms
 from synth.context import Resolve
@@ -83,3 +85,22 @@ def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str
         template = chat.choose(config, tokenizer(base)).training
         counted = data.token_counts(path, base, template)
     return dict(counted.select("id", "tokens").iter_rows())
+
+
+def counting(
+    train: TrainConfig | None, resolve: Resolve
+) -> tuple[Callable[[pl.DataFrame], dict[str, int]], Any]:
+    """What counts the student's tokens of conversations [id, messages], by id, and what determines
+    its figures, as long as nothing is counted. Without a training it raises UserError."""
+
+    def count(rows: pl.DataFrame) -> dict[str, int]:
+        if train is None:
+            raise UserError(
+                "a budget in tokens needs the student's tokenizer and chat template (`train`); "
+                "give the budget in rows instead."
+            )
+        return count_tokens(train, resolve(train.base, train.revision).path, rows)
+
+    if train is None:
+        return count, None
+    return count, [train.base, train.revision, train.chat_template_path]

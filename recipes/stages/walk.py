@@ -4,14 +4,16 @@ whom."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.store import Result, Store, digest
 from core.tracking import Tracker
-from recipes.schema import Recipe, with_random
+from recipes.schema import Recipe, is_random, with_random
 from synth.config.synthesis import SynthConfig
-from synth.filters.arm import ArmConfig
+from synth.filters import choices
+from synth.filters.arm import ArmConfig, Budget, Choosing, PartConfig
 from synth.filters.rule import Rule, resolve
+from synth.measures import Measures
 from synth.tags.own.columns import measures
 
 Selections = dict[tuple[str, int], Result | None]
@@ -27,6 +29,9 @@ class Arms:
     configs: Mapping[str, ArmConfig]
     rules: Mapping[str, Rule]
     """What the arms that choose from the pool resolve to."""
+    data: Mapping[str, Rule]
+    """What the arms resolve to that choose from someone else's data, and such parts of mixtures
+    ("MIXTURE/PART")."""
     seeds: tuple[int, ...]
     baseline: str
     """The arm that others are compared with."""
@@ -35,25 +40,49 @@ class Arms:
     def of(cls, recipe: Recipe) -> Arms:
         """Raises UserError for an arm that does not resolve to a rule."""
         configs = with_random(recipe)
-        from_pool = {n: arm for n, arm in configs.items() if arm.model is None and arm.data is None}
         known = measures(recipe.synth.tags)
-        rules = {name: resolve(name, arm, measures=known) for name, arm in from_pool.items()}
+        rules: dict[str, Rule] = {}
+        data: dict[str, Rule] = {}
+        for name, arm in configs.items():
+            if arm.kind == "pool":
+                rules[name] = resolve(name, arm, measures=known)
+            elif arm.kind == "data":
+                data[name] = _of_data(name, arm, known)
+            for part, config in (arm.mix or {}).items():
+                if isinstance(config, PartConfig) and config.data:
+                    data[f"{name}/{part}"] = _of_part(name, part, config, known)
         seeds = recipe.train.seeds if recipe.train else (0,)
-        return cls(configs, rules, seeds, baseline_of(recipe, configs))
-
-    @property
-    def with_data(self) -> dict[str, str]:
-        """The arms that are someone else's data: where it is, by name."""
-        return {name: arm.data for name, arm in self.configs.items() if arm.data is not None}
+        return cls(configs, rules, data, seeds, baseline_of(recipe, configs))
 
     @property
     def finished(self) -> dict[str, str]:
         """The arms that are finished models: which, by name."""
         return {name: arm.model for name, arm in self.configs.items() if arm.model is not None}
 
+    def choosing(self, name: str) -> Choosing:
+        """What an arm, or a part of a mixture ("MIXTURE/PART"), says of its rows."""
+        if name in self.configs:
+            return self.configs[name]
+        arm, _, part = name.partition("/")
+        config = (self.configs[arm].mix or {})[part]
+        if isinstance(config, PartConfig):
+            return config
+        raise KeyError(name)
+
     def drawn_anew(self, arm: str) -> bool:
-        """Whether another seed gives the arm other rows."""
-        return arm not in self.rules or self.rules[arm].seeded
+        """Whether another seed gives the arm other rows: a mixture is seeded as its parts are, and
+        another recipe's arm has what that recipe drew for the seed."""
+        if self.configs[arm].kind != "mix":
+            rule = self.rules.get(arm) or self.data.get(arm)
+            return rule is None or rule.seeded
+        for part, config in (self.configs[arm].mix or {}).items():
+            if not isinstance(config, PartConfig):
+                seeded = self.drawn_anew(part)
+            else:
+                seeded = config.data is None or self.data[f"{arm}/{part}"].seeded
+            if seeded:
+                return True
+        return False
 
     def selections(self, arm: str) -> list[tuple[int, str]]:
         """(seed, name below a stage) of each selection of an arm that is made by itself: one for
@@ -63,17 +92,40 @@ class Arms:
         return [(self.seeds[0], arm)]
 
 
+def _of_data(name: str, arm: ArmConfig, known: Measures) -> Rule:
+    """The rule of an arm over someone else's data. Nothing said of which rows come first: hash
+    order; without a budget, every row that may be chosen."""
+    at = f"arms.{name}"
+    if not arm.filtered:
+        order = choices.read("hash_order", at)
+        return Rule(name, at, None, order, arm.budget, arm.allow_short, known)
+    unordered = arm.choose is None and arm.strategy is None
+    if unordered and arm.budget is None:
+        arm = arm.model_copy(update={"choose": "all"})
+    return resolve(name, arm, at, known)
+
+
+def _of_part(mixture: str, part: str, config: PartConfig, known: Measures) -> Rule:
+    """The rule of a mixture's part; its budget follows from its share when rows are taken."""
+    at = f"arms.{mixture}.mix.{part}"
+    fields = {name: getattr(config, name) for name in ("strategy", "params", "where", "choose")}
+    arm = ArmConfig(data=config.data, **fields)
+    if config.choose is None and config.strategy is None:
+        arm = arm.model_copy(update={"choose": "hash_order"})
+    everything = arm.choose == "all" or arm.strategy == "all"
+    sized = arm.model_copy(update={"budget": None if everything else Budget(rows=1)})
+    rule = resolve(f"{mixture}/{part}", sized, at, known)
+    return replace(rule, budget=None, allow_short=True)
+
+
 def baseline_of(recipe: Recipe, arms: Mapping[str, ArmConfig]) -> str:
     """The arm that others are compared with: the recipe's, else the first finished model, else the
-    first random arm, else the first arm."""
+    first random arm (of the pool before those of data), else the first arm."""
     if recipe.baseline:
         return recipe.baseline
     finished = [name for name, arm in arms.items() if arm.model is not None]
-    random = [
-        name
-        for name, arm in arms.items()
-        if arm.choose == "hash_order" and arm.where is None and arm.data is None
-    ]
+    drawn = [name for name, arm in arms.items() if arm.choose == "hash_order" and is_random(arm)]
+    random = sorted(drawn, key=lambda name: arms[name].kind != "pool")
     return next(iter([*finished, *random, *arms]))
 
 

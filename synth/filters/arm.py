@@ -1,11 +1,20 @@
-"""An arm of a recipe: a filter over the pool, someone else's data, or a finished model. Imports
-pydantic only."""
+"""An arm of a recipe: a filter over the pool, someone else's data, another recipe's selection, a
+mixture of these, or a finished model. Imports pydantic only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Literal
+
 from pydantic import BaseModel, Field, model_validator
 
+from core.errors import UserError, nearest
 from synth.config.models import STRICT
+from synth.config.rows import Reading
+
+Kind = Literal["pool", "data", "recipe", "mix", "model"]
+_FILTER = ("strategy", "params", "where", "choose")
 
 
 class Budget(BaseModel):
@@ -24,10 +33,10 @@ class Budget(BaseModel):
         return self
 
 
-class ArmConfig(BaseModel):
-    """One arm: a filter over the pool, someone else's data, or a finished model."""
+class Choosing(Reading):
+    """Rows, and which of them: what an arm and a part of a mixture have in common. How `data` is
+    read (map, join, split, config, revision, as) stands beside it."""
 
-    model_config = STRICT
     strategy: str | None = None
     """A named strategy (`magpie filters` lists them); `where`, `choose` and `budget` given beside
     it replace its own."""
@@ -38,26 +47,173 @@ class ArmConfig(BaseModel):
     choose: str | None = None
     """longest, top(COLUMN), hash_order, difficulty_mix, balanced(COLUMN), diverse, deita or all
     (`magpie filters` says what each costs)."""
-    budget: Budget | None = None
-    """How much to choose; required unless `choose: all`."""
-    allow_short: bool = False
-    """Train on fewer rows when the budget cannot be filled, instead of stopping."""
     data: str | None = None
-    """Someone else's data in place of the pool: hub id, file or folder in a published, ShareGPT or
-    messages form."""
-    model: str | None = None
-    """A finished model in place of training (`untuned` in the demo is the base model itself)."""
-    revision: str | None = None
-    """Hub revision of `model` or `data`."""
+    """Someone else's data in place of the pool: hub id, file or folder in any layout that `magpie
+    import` reads. Columns that it lacks are measured as `synth.tags` says."""
+    recipe: str | None = None
+    """Another recipe, by its file: the rows that its `arm` chose, in that order (it has run)."""
+    arm: str | None = None
+    """Which arm of `recipe`."""
+    licence: str | None = None
+    """The licence of these rows, as the hub names it (apache-2.0, cc-by-4.0), for reports and
+    cards; default: what each row says, else what the data's own card says."""
+
+    @property
+    def filtered(self) -> bool:
+        """Whether anything says which rows come first, or which may not."""
+        return any(getattr(self, name) for name in _FILTER)
 
     @model_validator(mode="after")
-    def _one_source(self) -> ArmConfig:
-        if self.model and (self.data or self.where or self.choose or self.strategy or self.budget):
+    def _one_source(self) -> Choosing:
+        if self.data and self.recipe:
+            raise ValueError("give `data` or `recipe`, not both")
+        if (self.recipe is None) != (self.arm is None):
+            raise ValueError(
+                "another recipe's rows are named by two keys: {recipe: FILE, arm: NAME}"
+            )
+        if self.recipe and (self.filtered or self.spec()):
+            raise ValueError(
+                "another recipe's rows are taken as it chose them; filter them there, or export "
+                "them and name the folder as `data`"
+            )
+        return self
+
+
+class PartConfig(Choosing):
+    """A part of a mixture that is no arm of its own: other data, or another recipe's rows."""
+
+    share: float = Field(gt=0, lt=1)
+    """Its share of the mixture's budget."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> PartConfig:
+        if not (self.data or self.recipe):
+            raise ValueError(
+                "a part that states more than its share needs `data` or `recipe`; an arm of this "
+                "recipe is mixed by its name alone (`NAME: 0.7`)"
+            )
+        return self
+
+
+class ArmConfig(Choosing):
+    """One arm: a filter over the pool or over someone else's data, another recipe's selection, a
+    mixture, or a finished model."""
+
+    budget: Budget | None = None
+    """How much to choose; required of the pool's rows (unless `choose: all`) and of a mixture."""
+    allow_short: bool = False
+    """Train on fewer rows when the budget cannot be filled, instead of stopping."""
+    mix: dict[str, float | PartConfig] | None = None
+    """A mixture: NAME -> its share of the budget, of an arm of this recipe; or NAME -> {share: ...,
+    data: ...} with what a `data` arm takes. The shares sum to 1, and no row comes twice."""
+    model: str | None = None
+    """A finished model in place of training (`untuned` in the demo is the base model itself)."""
+
+    @property
+    def kind(self) -> Kind:
+        """Where its rows come from; `model`: it has none."""
+        named: tuple[Kind, ...] = ("model", "mix", "recipe", "data")
+        return next((kind for kind in named if getattr(self, kind)), "pool")
+
+    @property
+    def parts(self) -> dict[str, Fraction]:
+        """The parts of a mixture with their shares, exactly as written."""
+        shares = (self.mix or {}).items()
+        return {
+            name: Fraction(str(part.share if isinstance(part, PartConfig) else part))
+            for name, part in shares
+        }
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ArmConfig:
+        """Refuse settings that do not go together."""
+        of_rows = self.filtered or self.budget or self.data or self.recipe or self.mix
+        reading = {**self.spec(), "revision": None} if self.model or self.mix else self.spec()
+        read = any(value is not None for value in reading.values())
+        if self.model and (of_rows or read or self.licence):
             raise ValueError(
                 "an arm that is a finished model takes nothing but `model` and `revision`"
             )
-        if self.data and (self.where or self.strategy):
+        if self.mix and (self.filtered or self.data or self.recipe or read or self.licence):
             raise ValueError(
-                "an arm with `data` takes no `where` or `strategy`: its rows are not in the pool"
+                "a mixture takes `budget` and `allow_short`; filters, data and licences stand with "
+                "its parts"
             )
+        if self.kind == "pool" and read:
+            first = next(iter(reading))
+            raise ValueError(f"`{first}` says how `data` is read, and this arm has no `data`")
         return self
+
+    @model_validator(mode="after")
+    def _mixture(self) -> ArmConfig:
+        """A mixture has parts, shares that sum to 1, and a budget."""
+        if self.mix is None:
+            return self
+        if len(self.mix) < 2:
+            raise ValueError("a mixture has two parts or more")
+        if any(share <= 0 for share in self.parts.values()):
+            raise ValueError("every share of a mixture is above 0")
+        total = sum(self.parts.values(), Fraction(0))
+        if abs(total - 1) > Fraction(1, 10**6):
+            raise ValueError(f"the shares of a mixture sum to 1, and these to {float(total):g}")
+        if self.budget is None:
+            raise ValueError("a mixture needs a budget: {rows: N} or {tokens: N}")
+        return self
+
+
+def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
+    """Raises UserError for a mixture that names no arm, a finished model or itself."""
+    for name, arm in arms.items():
+        for part in _mixed_arms(arm):
+            at = f"arms.{name}.mix.{part}"
+            if part not in arms:
+                others = [other for other in arms if other != name]
+                raise UserError(
+                    f"{at}: no arm is called '{part}'{nearest(part, others)}; other data is "
+                    f"mixed as {{share: {float(arm.parts[part]):g}, data: ...}}."
+                )
+            if arms[part].kind == "model":
+                raise UserError(f"{at}: this arm is a finished model, so it has no rows to mix.")
+        circle = _circle(arms, (name,))
+        if circle:
+            raise UserError(f"arms.{name}.mix: {' -> '.join(circle)} is a circle.")
+        for part, config in (arm.mix or {}).items():
+            if isinstance(config, PartConfig) and part in arms:
+                raise UserError(
+                    f"arms.{name}.mix.{part}: an arm is called so as well; give this part "
+                    "another name."
+                )
+
+
+def mixing_order(arms: Mapping[str, ArmConfig]) -> list[str]:
+    """The mixtures, each behind those that it mixes."""
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        for part in _mixed_arms(arms[name]):
+            add(part)
+        if arms[name].kind == "mix" and name not in ordered:
+            ordered.append(name)
+
+    for name in arms:
+        add(name)
+    return ordered
+
+
+def _mixed_arms(arm: ArmConfig) -> Iterator[str]:
+    """The parts of a mixture that are arms."""
+    for part, config in (arm.mix or {}).items():
+        if not isinstance(config, PartConfig):
+            yield part
+
+
+def _circle(arms: Mapping[str, ArmConfig], path: tuple[str, ...]) -> tuple[str, ...]:
+    """The way from the first of these mixtures back to itself; () where there is none."""
+    for part in _mixed_arms(arms[path[-1]]):
+        if part == path[0]:
+            return (*path, part)
+        if part in path or part not in arms:
+            continue
+        if found := _circle(arms, (*path, part)):
+            return found
+    return ()

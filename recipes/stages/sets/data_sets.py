@@ -1,0 +1,166 @@
+"""Someone else's data as a pool: imported once by content, measured as the recipe's `synth.tags`
+say wherever an arm reads a column that the data lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from core.columns import FAILED
+from core.errors import UserError
+from core.store import digest
+from recipes.schema import Recipe
+from recipes.stages.eval_prompts import eval_prompts
+from recipes.stages.session import REUSE, RUN, Session
+from recipes.stages.tokens import token_counter
+from recipes.stages.walk import Arms
+from synth.config.rows import ImportConfig
+from synth.context import Context, Resolve
+from synth.filters.arm import Choosing
+from synth.filters.rule import Rule, columns_of
+from synth.filters.schedule import TokenCounter, wanted
+from synth.pool import draw
+from synth.pool import measure as measuring
+from synth.pool.pool import Pool
+
+_OF_DRAWING: dict[str, Any] = {
+    "grid": None,
+    "first_token": None,
+    "system_prompts": (),
+    "category_balance": None,
+    "pre_query_template": None,
+    "sanitize": None,
+    "turns": 1,
+    "end_with": "assistant",
+    "turns_system_prompt": None,
+    "preferences": None,
+    "heldout": 0.0,
+}
+"""Settings of the recipe's own pool that say nothing of other people's rows."""
+
+Seeded = Sequence[tuple[Rule, Sequence[int]]]
+"""Rules, each with the seeds that it is drawn for."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Someone else's data that arms choose from. `name` is that of the first of them, `choosing`
+    what it says of the data, `rules` what the arms and parts of mixtures resolve to."""
+
+    name: str
+    choosing: Choosing
+    pool: Pool
+    rules: Mapping[str, Rule]
+    recipe: Recipe
+    arms: Arms
+    resolve: Resolve
+
+    @property
+    def source(self) -> str:
+        """As the recipe names it."""
+        return str(self.choosing.data)
+
+    def tokens(self, rules: Sequence[Rule]) -> TokenCounter | None:
+        """Counts the student's tokens of its rows, where one of the rules has a budget in them."""
+        of_these = replace(self.arms, rules={rule.name: rule for rule in rules})
+        return token_counter(self.recipe.train, of_these, self.pool, self.resolve)
+
+
+def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> dict[str, DataSet]:
+    """The data of every arm, and of every part of a mixture ("MIXTURE/PART"), that is someone
+    else's; arms of one source share its rows."""
+    root = session.store.root
+    sources = {name: _source(arms.choosing(name)) for name in arms.data}
+    keys = {name: digest(source) for name, source in sources.items()}
+    found: dict[str, DataSet] = {}
+    opened: dict[str, DataSet] = {}
+    for name, key in keys.items():
+        if key not in opened:
+            config = recipe.synth.model_copy(update={**_OF_DRAWING, "rows": sources[name]})
+            prompts = eval_prompts(recipe.eval, arms, root, planning=session.planning)
+            pool = Pool(config, Context(root, resolve, prompts))
+            rules = {other: rule for other, rule in arms.data.items() if keys[other] == key}
+            choosing = arms.choosing(name)
+            opened[key] = DataSet(name, choosing, pool, rules, recipe, arms, resolve)
+        found[name] = opened[key]
+    return found
+
+
+def _source(choosing: Choosing) -> ImportConfig:
+    """What an arm's `data` is as rows to import."""
+    return ImportConfig.model_validate({"import": choosing.data, **choosing.spec()})
+
+
+def imported(session: Session, one: DataSet) -> bool:
+    """Read the data into the store, once by content; false in a plan where that is still to be
+    done."""
+    pool, name = one.pool, f"instructions/{one.name}"
+    if any(step.name == name for step in session.steps):
+        return not (session.planning and pool.to_import())
+    if not pool.to_import():
+        rows = len(pool.drawn())
+        session.note(name, REUSE, f"{rows} rows of {one.source}")
+        return True
+    session.note(name, RUN, f"{one.source} is not read to its end yet")
+    if session.planning:
+        return False
+    cell = pool.cells["instruction"]
+    tracked = session.tracker.stage(name, "instructions", digest(cell), {"cell": cell})
+    with tracked as log:
+        counts = draw.draw(pool, session.servers, log)
+        log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
+    if counts["failed"]:
+        failed = unusable(pool)
+        shown = "; ".join(f"{rows} x {reason}" for reason, rows in failed.items())
+        session.log.say(
+            f"{one.name}: {sum(failed.values())} of {len(pool.drawn())} rows of {one.source} are "
+            f"failed rows and left out ({shown})"
+        )
+    return True
+
+
+def unusable(pool: Pool) -> dict[str, int]:
+    """How many rows of an import failed, by reason, the most frequent first."""
+    failed = pool.drawn().filter(pl.col("status") == FAILED)["reason"].fill_null("no reason given")
+    # "no response (set.jsonl line 7)": every row has a place of its own
+    reasons = failed.str.replace(r" \([^()]*\)$", "").str.replace(r"^the id .* occurs twice$", "")
+    counts = Counter(reason or "an id occurs twice" for reason in reasons)
+    return dict(counts.most_common())
+
+
+def measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | None:
+    """The rows with everything that these rules want, or None in a plan where cells are missing."""
+    if not imported(session, one):
+        return None
+    pool, name = one.pool, f"measure/{one.name}"
+    texts = columns_of(rule for rule, _ in rules)
+    tokens = one.tokens([rule for rule, _ in rules])
+    frame = pool.frame(texts)
+    if frame.is_empty():
+        raise UserError(
+            f"arms.{one.name}.data: {one.source} has no usable row "
+            f"({_shown(unusable(pool)) or 'it is empty'}); `magpie import` shows how it is read."
+        )
+    wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
+    if not wants:
+        if not any(step.name == name for step in session.steps):
+            session.note(name, REUSE, "")
+        return frame
+    cells = ", ".join(f"{len(ids)} of {len(frame)} {measure}" for measure, ids in wants.items())
+    session.note(name, RUN, f"missing now: {cells}; more may follow from them")
+    if session.planning:
+        return None
+    key = digest([pool.cells, [rule.name for rule, _ in rules]])
+    with session.tracker.stage(name, "measure", key, {"cells": pool.cells}) as log:
+        counts = measuring.measure(pool, rules, session.servers, log, tokens)
+        frame = pool.frame(texts)
+        log.finish({"counts": counts, "output": digest(sorted(frame["id"].to_list()))})
+    return frame
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    return "; ".join(f"{rows} x {reason}" for reason, rows in counts.items())

@@ -1,0 +1,71 @@
+"""The licence that a data set's own card states."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.files import write_atomic
+
+REMEMBERED = "licence.json"
+
+
+def licence_of(source: str, revision: str | None, folder: Path, *, ask: bool) -> str | None:
+    """What the front matter of a folder's README.md states as `license`, or the hub of a data set;
+    None where nothing does.
+
+    What the hub answered is remembered in `folder` (of the data's rows); it is asked only where
+    `ask` says so, and one that cannot be reached states nothing.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return _of_card(path)
+    remembered = folder / REMEMBERED
+    if remembered.is_file():
+        known: str | None = json.loads(remembered.read_text())["licence"]
+        return known
+    if not ask:
+        return None
+    with suppress(Exception):  # the hub client's many ways to say that it cannot be reached
+        stated = _of_hub(source, revision)
+        write_atomic(remembered, json.dumps({"licence": stated}))
+        return stated
+    return None
+
+
+def _of_card(path: Path) -> str | None:
+    """Of a file or folder: the card in that folder, or in the one above its `data`."""
+    folder = path if path.is_dir() else path.parent
+    cards = [folder / "README.md"] + [folder.parent / "README.md"] * (folder.name == "data")
+    for card in cards:
+        if card.is_file():
+            return _front(card.read_text(encoding="utf-8", errors="replace"))
+    return None
+
+
+def _front(text: str) -> str | None:
+    """`license` of a card's front matter."""
+    if not text.startswith("---"):
+        return None
+    front: Any = None
+    with suppress(yaml.YAMLError):
+        front = yaml.safe_load(text.split("---", 2)[1])
+    return _plain(front.get("license")) if isinstance(front, dict) else None
+
+
+def _of_hub(name: str, revision: str | None) -> str | None:
+    from huggingface_hub import HfApi
+
+    card = HfApi().dataset_info(name, revision=revision).card_data
+    return _plain(card.get("license")) if card is not None else None
+
+
+def _plain(licence: object) -> str | None:
+    """A card may state several."""
+    if isinstance(licence, list):
+        return ", ".join(map(str, licence)) or None
+    return str(licence) if licence else None
