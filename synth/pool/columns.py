@@ -47,8 +47,9 @@ INSTRUCTION_FIELDS: PolarsTypes = {
     "stop": pl.String,
     "system_prompt": pl.String,
     "thinking": pl.String,
+    "licence": pl.String,
 }
-"""What is stored of a draw."""
+"""What is stored of a draw, or of an imported row (its licence, where its file states one)."""
 
 
 class PoolColumns:

@@ -56,6 +56,9 @@ def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
     batch = batch.with_columns(or_null("messages", batch.columns, MESSAGES))
     asked = pl.col("messages").list.eval(of_turn("role") == "user")
     batch = batch.with_columns(turns=asked.list.sum().cast(pl.Int64))
+    stated = [c for c in ("licence", "license") if batch.schema.get(c) == pl.String]
+    if stated:
+        batch = batch.with_columns(licence=pl.coalesce(stated))
     known = sampling_fields(batch.schema)
     return batch.with_columns(
         pl.col("gen_input_config").struct.field(name).cast(pl.Float64)
