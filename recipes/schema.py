@@ -142,7 +142,7 @@ def _random_of_data(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
 
 def _drawn_from(arm: ArmConfig) -> tuple[object, ...]:
     """The data of an arm, how it is read, and how much is taken."""
-    return arm.data, arm.spec(), _size(arm)
+    return arm.data, arm.answers, arm.spec(), _size(arm)
 
 
 def _is_sized(arm: ArmConfig) -> bool:

@@ -237,16 +237,6 @@ def test_a_budget_that_data_cannot_fill_names_the_arm(
     assert len(ids(run(recipe(tmp_path, llama, server, arms=arms)), "theirs/0")) == 5
 
 
-def test_data_is_read_as_the_arm_says(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
-    file = tmp_path / "set.jsonl"
-    file.write_text(json.dumps({"question": "What flows?", "answer": "The river."}) + "\n")
-    how = {"map": {"instruction": "question", "response": "answer"}}
-    arms = {"theirs": {"data": str(file), **how}}
-    made = run(recipe(tmp_path, llama, server, arms=arms))
-    (row,) = pl.read_parquet(made.results["select/theirs/0"].path / "selection.parquet").to_dicts()
-    assert [turn["content"] for turn in row["messages"]] == ["What flows?", "The river."]
-
-
 def test_a_filtered_arm_of_data_gets_a_random_one_of_the_same_data_and_size(
     tmp_path: Path, llama: Path, server: ScriptedServer
 ) -> None:

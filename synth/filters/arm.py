@@ -50,6 +50,9 @@ class Choosing(Reading):
     data: str | None = None
     """Someone else's data in place of the pool: hub id, file or folder in any layout that `magpie
     import` reads. Columns that it lacks are measured as `synth.tags` says."""
+    answers: Literal["keep", "missing", "all"] = "keep"
+    """What becomes of the answers of `data`: `keep` them, let the responder answer the rows where
+    they are `missing`, or `all` anew ("new answers for old prompts", the paper's Table 14)."""
     recipe: str | None = None
     """Another recipe, by its file: the rows that its `arm` chose, in that order (it has run)."""
     arm: str | None = None
@@ -71,6 +74,8 @@ class Choosing(Reading):
             raise ValueError(
                 "another recipe's rows are named by two keys: {recipe: FILE, arm: NAME}"
             )
+        if self.answers != "keep" and not self.data:
+            raise ValueError("`answers` is for rows of other people's `data`")
         if self.recipe and (self.filtered or self.spec()):
             raise ValueError(
                 "another recipe's rows are taken as it chose them; filter them there, or export "

@@ -23,7 +23,7 @@ from synth.context import Context, Resolve
 from synth.filters.arm import Choosing
 from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import TokenCounter, wanted
-from synth.pool import draw
+from synth.pool import draw, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 
@@ -82,7 +82,7 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
         if key not in opened:
             config = recipe.synth.model_copy(update={**_OF_DRAWING, "rows": sources[name]})
             prompts = eval_prompts(recipe.eval, arms, root, planning=session.planning)
-            pool = Pool(config, Context(root, resolve, prompts))
+            pool = Pool(config, Context(root, resolve, prompts, recipe.folder / "spent"))
             rules = {other: rule for other, rule in arms.data.items() if keys[other] == key}
             choosing = arms.choosing(name)
             opened[key] = DataSet(name, choosing, pool, rules, recipe, arms, resolve)
@@ -92,7 +92,8 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
 
 def _source(choosing: Choosing) -> ImportConfig:
     """What an arm's `data` is as rows to import."""
-    return ImportConfig.model_validate({"import": choosing.data, **choosing.spec()})
+    stated = {"import": choosing.data, "answers": choosing.answers, **choosing.spec()}
+    return ImportConfig.model_validate(stated)
 
 
 def imported(session: Session, one: DataSet) -> bool:
@@ -151,7 +152,8 @@ def measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | No
             session.note(name, REUSE, "")
         return frame
     cells = ", ".join(f"{len(ids)} of {len(frame)} {measure}" for measure, ids in wants.items())
-    session.note(name, RUN, f"missing now: {cells}; more may follow from them")
+    known = [f"missing now: {cells}; more may follow from them", spending.forecast(pool, wants)]
+    session.note(name, RUN, "; ".join(filter(None, known)))
     if session.planning:
         return None
     key = digest([pool.cells, [rule.name for rule, _ in rules]])
