@@ -11,7 +11,6 @@ import polars as pl
 
 from core.files import read_json, replacing, write_atomic
 from recipes.stages.session import Session
-from synth.measures import COLUMNS, long_columns
 
 ROWS, MIXTURE = "rows.parquet", "mixture.json"
 
@@ -22,11 +21,9 @@ def folder_of(session: Session, name: str) -> Path:
 
 
 def keep_rows(session: Session, name: str, rows: pl.DataFrame) -> None:
-    """Keep what is known of a selection's rows [id, ...], long texts aside; nothing is written
-    where it is known already."""
+    """Keep what is known of a selection's rows [id, ...]; nothing is written where it is known
+    already."""
     path = folder_of(session, name) / ROWS
-    texts = long_columns(name for name in rows.columns if name in COLUMNS)
-    rows = rows.drop(texts)
     known = pl.read_parquet(path) if path.is_file() else None
     if known is not None and known.schema == rows.schema and known.equals(rows):
         return

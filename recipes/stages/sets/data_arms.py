@@ -58,7 +58,9 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
             chosen = Chosen(rule, selection)
             found[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen)
             if not session.planning:
-                kept = frame[selection.rows]
+                known = one.pool.measures
+                texts = known.long_columns(c for c in frame.columns if c in known.columns)
+                kept = frame[selection.rows].drop(texts)
                 beside.keep_rows(session, name, with_licence(session, one, arm, kept))
     return for_every_seed(found, arms)
 
