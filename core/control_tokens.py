@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.store import digest
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 # Added tokens that are markup without being flagged as special (DeepSeek's <｜User｜>); think tags
 # are content, not headers.
 _MARKUP = re.compile(r"^(<[^<>\s]+>|\[[^\[\]\s]+\])$")
+
+_NAMES = ("role", "type")
+
+Message = Mapping[str, Any]
+"""{"role", "content"}, and whatever else a chat template reads of it."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -35,13 +40,22 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     }
 
 
-def shield(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]
-) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Messages with every spelled control token replaced by a placeholder word, and what each
-    placeholder stands for."""
+def spells_control(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> bool:
+    """Whether a message spells a control token anywhere but in its role."""
     spelled = _spelled(tokenizer)
-    nonce = "Zq" + digest([message["content"] for message in messages])[:20]
+    return any(spelled.search(text) for message in messages for text in _texts(message))
+
+
+def shield(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[list[Message], dict[str, str]]:
+    """Messages with every spelled control token replaced by a placeholder word, and what each
+    placeholder stands for. Every text of a message counts but its role: content, parts of it,
+    reasoning, tool calls."""
+    if not spells_control(tokenizer, messages):
+        return list(messages), {}
+    spelled = _spelled(tokenizer)
+    nonce = "Zq" + digest([list(_texts(message)) for message in messages])[:20]
     hidden: dict[str, str] = {}
 
     def hide(match: re.Match[str]) -> str:
@@ -49,19 +63,42 @@ def shield(
         hidden[placeholder] = match.group()
         return placeholder
 
-    shielded = [{**m, "content": spelled.sub(hide, m["content"])} for m in messages]
-    return shielded, hidden
+    def safe(value: Any) -> Any:
+        if isinstance(value, str):
+            return spelled.sub(hide, value)
+        if isinstance(value, list | tuple):
+            return [safe(one) for one in value]
+        if isinstance(value, Mapping):
+            return {key: one if key in _NAMES else safe(one) for key, one in value.items()}
+        return value
+
+    return [safe(message) for message in messages], hidden
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]) -> list[int]:
     """Ids of rendered text in which placeholders stand for spelled control tokens."""
+    if not hidden:
+        return trusted_ids(tokenizer, text)
+    return [i for ids, _, _ in _pieces(tokenizer, text, hidden) for i in ids]
+
+
+def encode_marked(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    hidden: Mapping[str, str],
+    spans: Sequence[tuple[int, int]],
+) -> tuple[list[int], list[int]]:
+    """(ids, mask) of rendered text as by `encode`: 1 for each token that lies, with any character,
+    in one of the `spans` [start, end) of `text`."""
     ids: list[int] = []
-    for piece in re.split(f"({_any_of(hidden).pattern})", text):
-        if piece in hidden:
-            ids += _spelled_ids(tokenizer, hidden[piece])
-        elif piece:
-            ids += trusted_ids(tokenizer, piece)
-    return ids
+    mask: list[int] = []
+    for tokens, starts, ends in _pieces(tokenizer, text, hidden):
+        ids += tokens
+        mask += [
+            int(any(start < b and a < end for a, b in spans))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+    return ids, mask
 
 
 def trusted_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -80,27 +117,93 @@ def hostile_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     added, names = _added_tokens(tokenizer)
     ids: list[int] = []
-    for fragment in _cut(text, names):
-        ids += _plain_ids(tokenizer, fragment)
+    for number, fragment in enumerate(_cut(text, names)):
+        ids += _part(tokenizer, fragment, plain=True, within=number > 0)[0]
     if added.intersection(ids):
         raise ValueError("a control token of the judge's tokenizer cannot be written as plain text")
     return ids
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which tokens that are flagged special are plain characters."""
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-    return list(map(int, encoded["input_ids"]))
+Piece = tuple[list[int], list[int], list[int]]
+"""Token ids, and where in a text each begins and ends (characters)."""
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]
+) -> Iterator[Piece]:
+    """The text piece by piece: what the template wrote around the placeholders, and what those
+    stand for, whose tokens all have the placeholder's place."""
+    place = 0
+    for piece in re.split(f"({_any_of(hidden).pattern})", text):
+        end = place + len(piece)
+        if piece in hidden:
+            ids = _spelled_ids(tokenizer, hidden[piece])
+            yield ids, [place] * len(ids), [end] * len(ids)
+        elif piece:
+            ids, offsets = _part(tokenizer, piece, plain=False, within=place > 0)
+            starts = [place + start for start, _ in offsets]
+            yield ids, starts, [place + stop for _, stop in offsets]
+        place = end
+
+
+def _part(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool, within: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of part of a text, and the characters [start, end) of each. `plain`: tokens flagged
+    special are plain characters; `within`: other text stands before it.
+
+    SentencePiece's kind writes a space before every text that it is given; there is none within
+    one, so such a part is read behind a line break that is then left out.
+    """
+
+    def read(what: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = tokenizer(
+            what,
+            add_special_tokens=False,
+            split_special_tokens=plain,
+            return_offsets_mapping=True,
+        )
+        offsets = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+        return list(map(int, encoded["input_ids"])), offsets
+
+    ids, offsets = read(text)
+    if not within or not _writes_a_space(tokenizer):
+        return ids, offsets
+    lead, (behind, places) = read("\n")[0], read("\n" + text)
+    if behind[: len(lead)] != lead:
+        return ids, offsets
+    return behind[len(lead) :], [(max(a - 1, 0), b - 1) for a, b in places[len(lead) :]]
+
+
+@functools.lru_cache(maxsize=8)
+def _writes_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before a text by itself."""
+    ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return str(tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\u2581")
 
 
 def _spelled_ids(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]:
-    """Ids of the characters of a control token."""
-    ids = _plain_ids(tokenizer, token)
+    """Ids of the characters of a control token, within a text."""
+    ids = _part(tokenizer, token, plain=True, within=True)[0]
     if not set(control_tokens(tokenizer).values()).intersection(ids):
         return ids
     # Added markup is matched even so; halves of it are not.
     middle = len(token) // 2
-    return trusted_ids(tokenizer, token[:middle]) + trusted_ids(tokenizer, token[middle:])
+    halves = (token[:middle], token[middle:])
+    return [i for half in halves for i in _part(tokenizer, half, plain=False, within=True)[0]]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a message but its role, and the names of its parts' kinds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            if key not in _NAMES:
+                yield from _texts(one)
 
 
 def _cut(text: str, names: re.Pattern[str]) -> Iterator[str]:

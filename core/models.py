@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from core.control_tokens import encode, shield
 from core.errors import UserError, first_line, nearest
 from core.files import clear_leftovers, file_digest, read_json, replacing, write_atomic
 from core.store import digest
@@ -178,6 +179,28 @@ def _hub_commit(repo: str, revision: str | None) -> str:
     return Path(cached).parent.name if isinstance(cached, str) else UNRESOLVED
 
 
+def tokenizer_path(model: str) -> str:
+    """Where the tokenizer of `model` is loaded from: a folder, which needs no weights beside it, an
+    embedded model's, or the hub id itself. Raises UserError as `resolve` does, and for a folder
+    without a tokenizer."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return resolve(model).path
+    if not any(folder.glob("*token*")):
+        raise UserError(
+            f"folder {folder} holds no tokenizer: "
+            "there is neither tokenizer.json nor another *token* file in it."
+        )
+    return str(folder.resolve())
+
+
+def without_torch() -> None:
+    """Let transformers load tokenizers without importing torch, which takes seconds: for a process
+    that does nothing else."""
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # so an import of it fails
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved model path (a folder or a hub id), for a caller who changes it.
     Raises UserError when it cannot be loaded."""
@@ -205,7 +228,7 @@ def render(
     chat_template: str | None = None,
 ) -> list[int]:
     """Token ids of a conversation: rendered to text by the chat template once, then tokenised
-    without adding special tokens.
+    without adding special tokens; control tokens that a message spells are plain text.
 
     The template itself writes the BOS where the family has one, so there is exactly one; a
     tokenizer whose post-processor adds a BOS would write a second one. `messages` are {"role",
@@ -214,9 +237,10 @@ def render(
     """
     from jinja2 import TemplateError
 
+    safe, hidden = shield(tokenizer, messages)
     try:
         text = tokenizer.apply_chat_template(
-            list(messages),
+            safe,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             chat_template=chat_template,
@@ -232,7 +256,7 @@ def render(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation "
             f"with roles [{roles}]: {error}"
         ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode(tokenizer, str(text), hidden)
 
 
 def prepare_embedded(name: str) -> Path:
@@ -297,6 +321,8 @@ def _convert(name: str, find_gguf: Callable[[Path], Path], **tokenizer_settings:
     with FileLock(final.with_name(f".{name}.lock")):
         if final.is_dir():  # another process made it while this one waited
             return final
+        if sys.modules.get("torch", sys) is None:  # after `without_torch`
+            del sys.modules["torch"]
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -238,6 +238,10 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if sys.argv[1:2] == ["template"]:
+        from core.models import without_torch
+
+        without_torch()
     try:
         app()
     except KeyboardInterrupt:

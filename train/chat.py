@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.control_tokens import encode_marked, shield, spells_control
 from core.errors import UserError, nearest
 from core.models import render
 from train.config import SHIPPED_TEMPLATES, TrainConfig
@@ -124,15 +125,40 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and supervision mask (1 inside generation markers) of each conversation, in order;
-    rendered and tokenised once."""
-    encoded = tokenizer.apply_chat_template(
-        list(conversations),
+    rendered and tokenised once. A control token that a message spells is plain text."""
+    spelled = [spells_control(tokenizer, messages) for messages in conversations]
+    clean = [c for c, hostile in zip(conversations, spelled, strict=True) if not hostile]
+    rows: list[tuple[list[int], list[int]]] = []
+    if clean:
+        encoded = tokenizer.apply_chat_template(
+            clean,
+            chat_template=template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        rows = list(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True))
+    for number, messages in enumerate(conversations):
+        if spelled[number]:
+            rows.insert(number, _hostile(tokenizer, messages, template))
+    return rows
+
+
+def _hostile(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], template: str
+) -> tuple[list[int], list[int]]:
+    """As `encode`, for a conversation that spells control tokens: rendered with placeholders for
+    them, whose ids are those of the characters."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    safe, hidden = shield(tokenizer, messages)
+    (text,), (spans,) = render_jinja_template(
+        [safe],
         chat_template=template,
-        tokenize=True,
-        return_dict=True,
         return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
     )
-    return list(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True))
+    return encode_marked(tokenizer, text, hidden, spans)
 
 
 def agree(

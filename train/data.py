@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from core.control_tokens import spells_control
 from core.errors import UserError
 from core.files import file_digest, read_json, replacing, write_atomic
 from core.models import tokenizer as shared_tokenizer
@@ -79,7 +80,8 @@ def prepare(job: Job, out: Path, *, processes: int) -> Ledger:
     return the ledger.
 
     Does nothing when both are there for the same job. The ledger's rows and tokens are counted once
-    an epoch and over all devices; it reconciles: tokens = trained + truncated + dropped. Raises
+    an epoch and over all devices; it reconciles: tokens = trained + truncated + dropped.
+    `spelled_rows`: rows that spell control tokens, which are plain text to the model. Raises
     UserError for a bad row, when training and inference template differ on a row, when a supervised
     row does not end a turn, when too large a share would be cut, and when tokens_per_step cannot be
     met.
@@ -130,6 +132,7 @@ _SUMS = (
     "dropped_rows",
     "dropped_tokens",
     "dropped_loss_tokens",
+    "spelled_rows",
 )
 _NO_TURN, _TURN_BEYOND = "no assistant turn", "assistant turn beyond max_length"
 
@@ -187,6 +190,7 @@ def _cut_rows(job: Job) -> Iterator[list[tuple[Row | None, Counter[str]]]]:
                 _check_end(labels, tokenizer, chat.end_of_turn, f"{source}, row {row['id']}")
             kept, counts = _cut(labels, config.max_length, splits=splits)
             tokens = {"input_ids": ids[: len(kept)], "labels": kept}
+            counts["spelled_rows"] = int(spells_control(tokenizer, row["messages"]))
             cuts.append(({**row, **tokens} if kept else None, counts))
         yield cuts
 

@@ -142,6 +142,9 @@ def spans_of(
                 "the chat template renders the conversation's beginning otherwise than the whole"
             )
         ends = [at for at in range(len(before), len(until)) if until[at] in controls]
+        opened = models.render(tokenizer, messages[: number + 1], add_generation_prompt=True)
+        if opened == until:  # a template that always opens the next turn (early Llama-3's)
+            ends = ends[:1]
         end = ends[-1] + 1 if ends else len(until)
         spans.append((len(before), end))
         whole = until[:end]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.models import resolve, tokenizer
+from core.models import tokenizer, tokenizer_path
 from synth.chat.families import UNTESTED, family_of, system_prompt_of
 from synth.chat.pre_query import PreQuery, pre_query
 from synth.chat.templates import worded
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def described(
     model: str, system_prompt: str | None = None, chat_template: str | None = None
 ) -> dict[str, Any]:
-    """Facts about a model's template, ready for JSON.
+    """Facts about a model's template, ready for JSON; its tokenizer is all that is needed.
 
     `system_prompt` as in a recipe (None: what suits the family); `chat_template`: a Jinja file in
     place of the tokenizer's own. Raises UserError for an unknown model, a missing file, a file that
@@ -28,7 +28,7 @@ def described(
     model's own chat template with its family's system prompt; whatever else is asked for is tested
     against nothing real.
     """
-    own = tokenizer(resolve(model).path)
+    own = tokenizer(tokenizer_path(model))
     file = Path(chat_template).expanduser() if chat_template is not None else None
     if file is not None and not file.is_file():
         raise UserError(f"the chat template {file} does not exist; check --chat-template.")

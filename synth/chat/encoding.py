@@ -48,7 +48,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text without a chat template or BOS, where special tokens that it spells are
     plain text."""
     (safe,), hidden = shield(tokenizer, [{"role": "user", "content": text}])
-    return encode(tokenizer, safe["content"], hidden)
+    return encode(tokenizer, str(safe["content"]), hidden)
 
 
 def pair(instruction: str, response: str) -> list[dict[str, str]]:
