@@ -90,14 +90,15 @@ def encode_marked(
 ) -> tuple[list[int], list[int]]:
     """(ids, mask) of rendered text as by `encode`: 1 for each token that lies, with any character,
     in one of the `spans` [start, end) of `text`."""
+
+    def marked(start: int, end: int) -> int:
+        return int(any(start < b and a < end for a, b in spans))
+
     ids: list[int] = []
     mask: list[int] = []
     for tokens, starts, ends in _pieces(tokenizer, text, hidden):
         ids += tokens
-        mask += [
-            int(any(start < b and a < end for a, b in spans))
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        mask += map(marked, starts, ends)
     return ids, mask
 
 
