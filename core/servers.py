@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.sending.client import Client
-from core.vllm_server import VllmServer, make_servers
+from core.vllm_server import Seeds, VllmServer, make_servers
 from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Servers:
         self._streams = 0
         self.accounts: dict[tuple[object, ...], Account] = {}
         """What this run buys of hosted models."""
+        self.engine_seeds: Seeds | None = None
+        """Where set, every start of an own server gets a seed from here."""
 
     def __enter__(self) -> Servers:
         return self
@@ -75,7 +77,9 @@ class Servers:
             key = _key(spec)
             yield [Target(url, key) for url in spec.urls]
             return
-        if self._spec is not None and _serving(self._spec) == _serving(spec):
+        unseeded = self.engine_seeds is not None and not all(s.seeded for s in self._live)
+        same = self._spec is not None and _serving(self._spec) == _serving(spec)
+        if same and not unseeded:
             self._revive()
         else:
             self._start(spec)
@@ -100,7 +104,9 @@ class Servers:
             )
         self.release()
         name = re.sub(r"[^\w.-]+", "-", Path(spec.model).name) or "model"
-        self._live = make_servers(spec, lambda replica: self._logs / f"vllm-{name}-{replica}.log")
+        self._live = make_servers(
+            spec, lambda replica: self._logs / f"vllm-{name}-{replica}.log", self.engine_seeds
+        )
         self._spec = spec
         log = self._live[0].log
         self.say(f"starting vLLM for {spec.model}, {spec.replicas} replica(s); log: {log}")
@@ -149,7 +155,7 @@ class Endpoint:
         rest of a text whose first token was chosen). It is called in the caller's thread, once a
         reply.
 
-        At most `max_in_flight` are in flight; `requests` is pulled in the caller's thread, only
+        At most `spec.in_flight` are in flight; `requests` is pulled in the caller's thread, only
         when there is room. 429, 5xx, timeouts, lost connections and broken bodies are sent again
         with back-off (Retry-After honoured); what still fails, and any other 4xx, comes back with
         `error`. An own server that dies is restarted and what was in flight is sent again. Stop
@@ -171,11 +177,11 @@ class Endpoint:
             Client(targets, spec.request_model, spec.timeout, servers.say, account) as client,
         ):
             if account is None:
-                yield from client.stream(pending, spec.max_in_flight, then)
+                yield from client.stream(pending, spec.in_flight, then)
                 return
             more = True
             while more:
-                yield from client.stream(account.affordable(pending), spec.max_in_flight, then)
+                yield from client.stream(account.affordable(pending), spec.in_flight, then)
                 more = account.more()
 
     def answers(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:

@@ -36,12 +36,15 @@ START_TIMEOUT = 3600.0
 """Seconds a server may take to load before it counts as hanging (70B weights from a network disk
 take many minutes)."""
 
+Seeds = Callable[[str], int]
+"""Gives a model's server an engine seed that none was started with."""
+
 _OURS = {"host", "port", "api_key", "model"}
 
 
 class VllmServer:
     """One replica of `spec.model`. `devices` are the CUDA devices it may see (None: a machine
-    without), `cpus` the cores it is bound to."""
+    without), `cpus` the cores it is bound to; `seeds` gives a new engine seed for every start."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class VllmServer:
         log: Path,
         devices: list[str] | None = None,
         cpus: str | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         """Nothing starts yet."""
         self.log = log
@@ -58,10 +62,16 @@ class VllmServer:
         # server since.
         self.generation = 0
         self._spec, self._devices, self._cpus = spec, devices, cpus
+        self._seeds = seeds
         self._process: Supervised | None = None
         self._log_start = 0
         self._reviving = threading.Lock()
         self._closed = False
+
+    @property
+    def seeded(self) -> bool:
+        """Whether each of its starts has an engine seed of its own."""
+        return self._seeds is not None
 
     @property
     def running(self) -> bool:
@@ -78,6 +88,8 @@ class VllmServer:
         # One access line a request would fill the log of a long run, and hide there why it ended.
         settings = {"disable_uvicorn_access_log": True, **sampling_defaults(self._spec.args)}
         settings |= self._spec.args
+        if self._seeds is not None:
+            settings["seed"] = self._seeds(self._spec.model)
         if self._devices is None:
             settings = cpu_defaults(settings)
         argv = [*COMMAND, "--model", self._spec.model, "--host", "127.0.0.1", "--port", str(port)]
@@ -330,9 +342,11 @@ def cuda_devices(env: Mapping[str, str]) -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def make_servers(spec: ServerSpec, log: Callable[[int], Path]) -> list[VllmServer]:
+def make_servers(
+    spec: ServerSpec, log: Callable[[int], Path], seeds: Seeds | None = None
+) -> list[VllmServer]:
     """The replicas of a model, each pinned to its own CUDA devices (or CPU cores) and writing to
-    the log of its number; none is started yet.
+    the log of its number; none is started yet. `seeds` as of VllmServer.
 
     Raises UserError when there are fewer devices than `replicas` times tensor, pipeline and data
     parallel sizes.
@@ -343,11 +357,12 @@ def make_servers(spec: ServerSpec, log: Callable[[int], Path]) -> list[VllmServe
     replicas = range(spec.replicas)
     if not devices:
         shares = cpu_shares(spec.replicas, ranks)
-        return [VllmServer(spec, log(r), cpus=shares[r]) for r in replicas]
+        return [VllmServer(spec, log(r), cpus=shares[r], seeds=seeds) for r in replicas]
     needed = spec.replicas * ranks
     if len(devices) < needed:
         raise UserError(
             f"{spec.replicas} replica(s) of {spec.model} need {needed} GPUs, "
             f"but this machine shows {len(devices)}; lower `replicas` or the parallel sizes."
         )
-    return [VllmServer(spec, log(r), devices[r * ranks : (r + 1) * ranks]) for r in replicas]
+    own = [devices[r * ranks : (r + 1) * ranks] for r in replicas]
+    return [VllmServer(spec, log(r), own[r], seeds=seeds) for r in replicas]

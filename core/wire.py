@@ -31,7 +31,8 @@ class ServerSpec(BaseModel):
     """vLLM servers to start, each on its own GPUs (tensor x pipeline x data parallel size of
     them)."""
     max_in_flight: int = Field(128, ge=1)
-    """Requests in flight, over all replicas or URLs."""
+    """Requests in flight at each server that is started, so `replicas` times as many in all; over
+    all `urls` together."""
     timeout: float = Field(600, gt=0)
     """Seconds that one attempt of one request may take."""
     args: dict[str, Any] = {}
@@ -49,6 +50,11 @@ class ServerSpec(BaseModel):
             if re.search(r"/v1(/.*)?$", url):
                 raise ValueError(f"'{url}' must end before /v1")
         return tuple(url.rstrip("/") for url in urls)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight over all servers."""
+        return self.max_in_flight if self.urls else self.max_in_flight * self.replicas
 
     @property
     def request_model(self) -> str:

@@ -56,10 +56,23 @@ def deadly(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
     os._exit(1)
 
 
+ENGINE = random.Random(0)
+"""What an engine draws by where a request has no seed: as vLLM's, seeded when it starts."""
+
+
+def drawing(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """An instruction of one word out of 2**64: by the request's seed, else by what the engine draws
+    next."""
+    seed = body.get("seed")
+    dice = ENGINE if seed is None else random.Random(seed)
+    return completion(f"What is {dice.getrandbits(64):x}?")
+
+
 BEHAVIOURS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | Fault]] = {
     "magpie": magpie,
     "slow": slow,
     "deadly": deadly,
+    "drawing": drawing,
 }
 
 

@@ -258,7 +258,7 @@ def flaky(answer: Answer, rate: float, faults: tuple[Fault, ...] = FAULTS) -> An
 def main() -> None:
     """Serve a ready behaviour; options it does not know are ignored, so that it can stand where
     vLLM's command stands."""
-    from tests.scripted_model import BEHAVIOURS
+    from tests.scripted_model import BEHAVIOURS, ENGINE
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--behaviour", choices=sorted(BEHAVIOURS), default="magpie")
@@ -266,7 +266,9 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--faults", type=float, default=0.0, help="share of calls that fail")
+    parser.add_argument("--seed", type=int, default=0, help="the engine's seed, as vLLM's")
     options, _ = parser.parse_known_args()
+    ENGINE.seed(options.seed)
     answer = BEHAVIOURS[options.behaviour]
     server = ScriptedServer(
         flaky(answer, options.faults) if options.faults else answer,

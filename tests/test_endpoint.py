@@ -4,6 +4,7 @@ server can misbehave."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from core.errors import UserError
 from core.sending import client
 from core.servers import Endpoint, Servers
-from core.wire import Reply, Request, ServerSpec
+from core.wire import Reply, Request, ServerSpec, Target
 from tests.scripted_model import magpie
 from tests.scripted_server import FAULTS, Fault, ScriptedServer, completion, flaky
 
@@ -48,6 +49,22 @@ def test_no_more_than_max_in_flight_requests_are_open_and_that_many_are(servers:
     with ScriptedServer(magpie, delay=0.05) as server:
         assert len(list(given(servers, server, max_in_flight=7).stream(ask(70)))) == 70
     assert server.high_water == 7
+
+
+def test_max_in_flight_is_of_each_server_that_is_started_and_of_all_urls_together(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ServerSpec(model="m", urls=("http://a", "http://b"), max_in_flight=4).in_flight == 4
+    with ScriptedServer(magpie, delay=0.05) as one, ScriptedServer(magpie, delay=0.05) as two:
+
+        @contextmanager
+        def started(_: ServerSpec) -> Iterator[list[Target]]:
+            yield [Target(one.url), Target(two.url)]
+
+        monkeypatch.setattr(servers, "targets", started)
+        endpoint = servers.serve(ServerSpec(model="m", replicas=2, max_in_flight=4))
+        assert len(list(endpoint.stream(ask(60)))) == 60
+        assert one.high_water == two.high_water == 4
 
 
 def test_requests_are_pulled_only_when_there_is_room(servers: Servers) -> None:

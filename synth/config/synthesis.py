@@ -54,6 +54,10 @@ class SynthConfig(BaseModel):
     seed: int = 0
     """Seed of the pool: with the model, template and sampling it fixes every row's id and its own
     sampling seed."""
+    seeds: Literal["per_row", "none"] = "per_row"
+    """`per_row`: each draw has a sampling seed of its own, so the same recipe draws the same rows.
+    `none`: none has, which vLLM samples faster; every server that is started gets an engine seed of
+    its own, recorded in the store's engine_seeds.jsonl, and what is drawn cannot be drawn again."""
     system_prompt: str | None = None
     """None: without where the template and the model family allow it; `default`: what the chat
     template itself puts; else this text ("": none)."""
@@ -178,7 +182,37 @@ class SynthConfig(BaseModel):
                 "`system_prompts`",
             ),
         ]
+        contradictions += _unseeded(self) if self.seeds == "none" else []
         for contradicted, sentence in contradictions:
             if contradicted:
                 raise ValueError(sentence)
         return self
+
+
+def _unseeded(config: SynthConfig) -> list[tuple[Any, str]]:
+    """What contradicts draws without seeds of their own: servers whose engine seeds are not given
+    here."""
+    server = config.teacher.server
+    args = server.get("args", {})
+    return [
+        (
+            isinstance(config.rows, ImportConfig),
+            "imported rows are not drawn: `seeds` is for instructions that are; leave it out",
+        ),
+        (
+            server.get("urls"),
+            "`seeds: none` needs servers that the run starts, each with an engine seed of its own: "
+            "servers behind `urls` may have been started alike, and would draw the same; keep "
+            "`per_row`",
+        ),
+        (
+            "seed" in args,
+            "`seeds: none` gives every server an engine seed of its own; take `seed` out of the "
+            "teacher's server.args",
+        ),
+        (
+            int(args.get("data_parallel_size") or 1) > 1,
+            "`seeds: none` and data_parallel_size do not go together: its engines start with one "
+            "seed; use `replicas`",
+        ),
+    ]

@@ -74,9 +74,10 @@ def instructions(
     """Instructions by the Magpie method: the model continues the pre-query template (arXiv
     2406.08464, section 2.1).
 
-    `rows`: id, seed (i64), and where there are several of them `prompt` and `cell`, which of
-    `prompts` and which of `samplings` (vLLM's SamplingParams, verbatim) a row has. Yields frames
-    [id, instruction, thinking, finish_reason, tokens (generated), status, reason] as rows finish.
+    `rows`: id, seed (i64; null: none of its own), and where there are several of them `prompt` and
+    `cell`, which of `prompts` and which of `samplings` (vLLM's SamplingParams, verbatim) a row has.
+    Yields frames [id, instruction, thinking, finish_reason, tokens (generated), status, reason] as
+    rows finish.
     The text keeps its lines; only outer whitespace goes, and a think block that it opens with is
     stored apart. An empty instruction, a think block that is not closed and a request that failed
     are failed cells with their reason. `first`: the rule for the first token.
@@ -90,8 +91,9 @@ def instructions(
             **sampling,
             "prompt": list(template.token_ids),
             **ending(template.stop_token_ids, template.stop_strings, sampling),
-            "seed": row["seed"],
         }
+        if row["seed"] is not None:
+            body["seed"] = row["seed"]
         return chain.begin(Request(row["id"], body))
 
     def read(reply: Reply) -> Row:

@@ -44,6 +44,7 @@ from synth.generate.ask import (
     failed,
     fit,
 )
+from synth.generate.engine_seeds import seeded
 from synth.generate.first_token import Chain, FirstToken, first_token
 from synth.generate.single_turn import generated
 
@@ -87,6 +88,8 @@ def _half_determines(config: SynthConfig, context: Context) -> Row:
         "seed": config.seed,
         "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
     }
+    if config.seeds != "per_row":
+        determines["seeds"] = config.seeds
     if has_plain_headers(config.teacher.model):
         determines["stop_strings"] = STOP_STRINGS
     if config.first_token:
@@ -138,9 +141,14 @@ class Side:
 
 
 def user_side(
-    served: Served, sampling: Sampling, system: str | None, first: FirstToken | None = None
+    served: Served,
+    sampling: Sampling,
+    system: str | None,
+    first: FirstToken | None = None,
+    *,
+    seeded: bool = True,
 ) -> Side:
-    """Writes the user's next message, with a seed of the row's and turn's own.
+    """Writes the user's next message, with a seed of the row's and turn's own where `seeded`.
 
     Raises UserError where the chat template refuses or ignores the system prompt.
     """
@@ -150,13 +158,12 @@ def user_side(
     before = [{"role": "system", "content": system}] if system else []
 
     def body(talk: Talk) -> Row:
-        number = digest([talk.id, len(talk.messages), sampling.get("seed")])[:8]
-        return {
-            **sampling,
-            "prompt": follow_up(tokenizer, [*before, *talk.messages]),
-            **stops,
-            "seed": int(number, 16) % 2**31,
-        }
+        asked = {**sampling, "prompt": follow_up(tokenizer, [*before, *talk.messages]), **stops}
+        asked.pop("seed", None)
+        if seeded:
+            number = digest([talk.id, len(talk.messages), sampling.get("seed")])[:8]
+            asked["seed"] = int(number, 16) % 2**31
+        return asked
 
     # A user's message is never opened by a generation prompt, so only a think block of the model's
     # own is one.
@@ -185,7 +192,8 @@ def compute(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames
     """
     teacher, rule = context.serve(config.teacher), config.first_token
     first = first_token(teacher.tokenizer, rule.suppress, rule.temperature) if rule else None
-    user = user_side(teacher, config.instruction, system_prompt(config), first)
+    own = seeded(config, context.servers, context.root)
+    user = user_side(teacher, config.instruction, system_prompt(config), first, seeded=own)
     assistant = assistant_side(context.serve(config.responder or config.teacher), config.response)
     journal = Column.open(context.root, "half_turns", _half_determines(config, context), _HALF)
     length = 2 * config.turns - (config.end_with == "user")

@@ -149,6 +149,8 @@ def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, 
         "seed": config.seed,
         "VERSION": [single_turn.VERSION, templates.VERSION],
     }
+    if config.seeds != "per_row":
+        determines["seeds"] = config.seeds
     if has_plain_headers(config.teacher.model):
         determines["stop_strings"] = STOP_STRINGS
     if config.system_prompts:

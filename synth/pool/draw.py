@@ -26,6 +26,7 @@ from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Served
 from synth.generate import single_turn
+from synth.generate.engine_seeds import seeded
 from synth.generate.first_token import first_token
 from synth.generate.sampling_grid import DRAWS
 from synth.generate.system_prompts import Steered, chosen, steered
@@ -127,6 +128,7 @@ def _generate(pool: Pool, servers: Servers, log: Log, share: Share) -> None:
     if due.is_empty():
         return
     context = pool.context.serving(servers)
+    own_seeds = seeded(config, servers, pool.root)
     served = context.serve(config.teacher)
     entries = _entries(pool, served.tokenizer)
     drawn_by = {"model": served.model.name, "revision": served.model.revision}
@@ -138,6 +140,8 @@ def _generate(pool: Pool, servers: Servers, log: Log, share: Share) -> None:
     log.progress(done, total)
     while len(due):
         due = entries.prompted(due)
+        if not own_seeds:
+            due = due.with_columns(seed=pl.lit(None, pl.Int64))
         facts = due.join(recorded, on=["cell", "prompt"], how="left", maintain_order="left")
         for draws in _drawn(due, entries, served, config):
             pool.instruction.append(draws.join(facts, on="id", how="left", maintain_order="left"))
