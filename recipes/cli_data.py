@@ -64,8 +64,16 @@ def filter_data(
     allow_short: Annotated[
         bool, Option("--allow-short", help="Take fewer rows where there are not enough.")
     ] = False,
+    allow_cut: Annotated[
+        bool | None,
+        Option(
+            "--allow-cut/--no-allow-cut",
+            help="Whether answers that were cut off may be chosen; default: not by length.",
+        ),
+    ] = None,
     embedding: Annotated[
-        str | None, Option(help="Model that embeds instructions, for diverse and deita.")
+        str | None,
+        Option(help="Model that embeds instructions and labels, for diverse, deita, qdit and mig."),
     ] = None,
     student: Annotated[
         str | None, Option(help="Model whose tokens a budget in tokens counts.")
@@ -80,7 +88,9 @@ def filter_data(
     chosen."""
     from recipes.verbs import filter as filtering
 
-    asked = filtering.Asked(strategy, param or (), rows, tokens, where, choose, allow_short)
+    asked = filtering.Asked(
+        strategy, param or (), rows, tokens, where, choose, allow_short, allow_cut
+    )
     models = filtering.Models(embedding, student, chat_template_path)
     filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
 

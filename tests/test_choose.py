@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from synth.filters.choices import Vectors
+from synth.filters.choosing.candidates import Vectors
 from synth.filters.orders import by_hash, by_rank, farthest_first, hash_rank, round_robin, unlike
 from synth.filters.schedule import select, wanted
 from synth.measures import CATEGORY

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -286,13 +287,15 @@ def test_a_bad_arm_is_one_sentence(arm: dict[str, object], says: str) -> None:
     assert says in str(error.value) and str(error.value).startswith("arms.arm")
 
 
-def test_every_named_strategy_resolves() -> None:
+def test_every_named_strategy_resolves(tmp_path: Path) -> None:
     from synth.filters.strategies import STRATEGIES
 
-    for name in STRATEGIES:
-        assert (
-            rule(strategy=name, **({} if name == "all" else {"budget": {"rows": 5}})).name == "arm"
-        )
+    listed = tmp_path / "ids.txt"
+    listed.write_text("a")
+    for name, strategy in STRATEGIES.items():
+        budget = {} if name == "all" else {"budget": {"rows": 5}}
+        needed = {key: str(listed) for key, default in strategy.params.items() if default == ""}
+        assert rule(strategy=name, params=needed, **budget).name == "arm"
 
 
 def test_a_choice_that_ranks_by_what_the_text_shows_measures_only_its_label() -> None:

@@ -20,7 +20,7 @@ from recipes.stages.tokens import conversations, rows_digest
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, columns_of
-from synth.filters.schedule import Selection, TokenCounter, select, wanted
+from synth.filters.schedule import Selection, TokenCounter, remarks, select, wanted
 from synth.pool import draw, mode_agreement, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
@@ -58,6 +58,7 @@ def from_pool(
         for seed, name in arms.selections(arm):
             selection = select(frame, rule, seed, tokens, pool.vectors)
             chosen.append(Chosen(rule, selection))
+            _remark(session, name, selection)
             rows = conversations(pool, frame, selection.ids)
             selections[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen[-1])
     selections = for_every_seed(selections, arms)
@@ -242,6 +243,12 @@ def _keep_funnel(session: Session, name: str, chosen: Selection, selection: Path
         contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
         text = contents.list.join("\n---\n").alias("text")
         log.table("kept", pl.read_parquet(selection).select("id", text))
+
+
+def _remark(session: Session, name: str, chosen: Selection) -> None:
+    if not session.planning:
+        for sentence in remarks(chosen.funnel):
+            session.log.say(f"select/{name}: {sentence}")
 
 
 def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chosen]) -> None:

@@ -12,7 +12,7 @@ from recipes.schema import Recipe, is_random, with_random
 from synth.config.synthesis import SynthConfig
 from synth.filters import choices
 from synth.filters.arm import ArmConfig, Budget, Choosing, PartConfig
-from synth.filters.rule import Rule, resolve
+from synth.filters.rule import Rule, linked, resolve
 from synth.measures import Measures
 from synth.tags.own.columns import measures
 
@@ -52,7 +52,8 @@ class Arms:
                 if isinstance(config, PartConfig) and config.data:
                     data[f"{name}/{part}"] = _of_part(name, part, config, known)
         seeds = recipe.train.seeds if recipe.train else (0,)
-        return cls(configs, rules, data, seeds, baseline_of(recipe, configs))
+        data = _linked_by_source(data, configs)
+        return cls(configs, linked(rules), data, seeds, baseline_of(recipe, configs))
 
     @property
     def finished(self) -> dict[str, str]:
@@ -98,7 +99,8 @@ def _of_data(name: str, arm: ArmConfig, known: Measures) -> Rule:
     at = f"arms.{name}"
     if not arm.filtered:
         order = choices.read("hash_order", at)
-        return Rule(name, at, None, order, arm.budget, arm.allow_short, known)
+        cut = arm.allow_cut is not False
+        return Rule(name, at, None, order, arm.budget, arm.allow_short, known, cut)
     unordered = arm.choose is None and arm.strategy is None
     if unordered and arm.budget is None:
         arm = arm.model_copy(update={"choose": "all"})
@@ -108,7 +110,8 @@ def _of_data(name: str, arm: ArmConfig, known: Measures) -> Rule:
 def _of_part(mixture: str, part: str, config: PartConfig, known: Measures) -> Rule:
     """The rule of a mixture's part; its budget follows from its share when rows are taken."""
     at = f"arms.{mixture}.mix.{part}"
-    fields = {name: getattr(config, name) for name in ("strategy", "params", "where", "choose")}
+    stated = ("strategy", "params", "where", "choose", "allow_cut")
+    fields = {name: getattr(config, name) for name in stated}
     arm = ArmConfig(data=config.data, **fields)
     if config.choose is None and config.strategy is None:
         arm = arm.model_copy(update={"choose": "hash_order"})
@@ -116,6 +119,17 @@ def _of_part(mixture: str, part: str, config: PartConfig, known: Measures) -> Ru
     sized = arm.model_copy(update={"budget": None if everything else Budget(rows=1)})
     rule = resolve(f"{mixture}/{part}", sized, at, known)
     return replace(rule, budget=None, allow_short=True)
+
+
+def _linked_by_source(
+    rules: Mapping[str, Rule], configs: Mapping[str, ArmConfig]
+) -> dict[str, Rule]:
+    """The rules over data; a control is of an arm over the same data."""
+    sources = {name: configs[name].data if name in configs else None for name in rules}
+    found = dict(rules)
+    for source in dict.fromkeys(sources.values()):
+        found |= linked({name: rules[name] for name in rules if sources[name] == source})
+    return found
 
 
 def baseline_of(recipe: Recipe, arms: Mapping[str, ArmConfig]) -> str:

@@ -21,9 +21,10 @@ from core.errors import UserError, nearest
 from recipes.exchange.import_data import spare
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
-from synth.filters.choices import CHOICES, Vectors
-from synth.filters.rule import Rule, resolve
-from synth.filters.schedule import Selection, TokenCounter, Unfilled, select
+from synth.filters.choices import CHOICES
+from synth.filters.choosing.candidates import Vectors
+from synth.filters.rule import Rule, linked, resolve
+from synth.filters.schedule import Selection, TokenCounter, Unfilled, remarks, select
 from synth.filters.strategies import STRATEGIES, Param, Strategy
 from synth.published import chosen_rows, tagged
 from synth.tags.reward import REWARD_MODELS
@@ -53,6 +54,7 @@ class Asked:
     where: str | None = None
     choose: str | None = None
     allow_short: bool = False
+    allow_cut: bool | None = None
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +74,8 @@ class Asked:
             "params": _params(self.params, self.names),
             "allow_short": self.allow_short,
         }
-        return {name: value for name, value in fields.items() if value}
+        stated = {name: value for name, value in fields.items() if value}
+        return stated if self.allow_cut is None else stated | {"allow_cut": self.allow_cut}
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ def apply_all(
     """
     rules = rules_of(names, arm)
     data = tagged.read(source, rules)
-    vectors = Vectors(_Embedder(source, data.frame["id"], models.embedding or EMBEDDING))
+    embedder = _Embedder(source, data.frame["id"], models.embedding or EMBEDDING)
+    vectors = Vectors(embedder, embedder.texts)
     tokens = None
     if any(rule.budget and rule.budget.tokens for rule in rules):
         tokens = _counter(source, models)
@@ -158,7 +162,7 @@ def apply_all(
 
 def rules_of(names: Sequence[str], arm: Block) -> list[Rule]:
     """The rules of several strategies, with what `arm` replaces."""
-    return [_rule(name, arm, names) for name in names]
+    return list(linked({name: _rule(name, arm, names) for name in names}).values())
 
 
 def _rule(name: str, arm: Block, names: Sequence[str]) -> Rule:
@@ -172,8 +176,9 @@ def _rule(name: str, arm: Block, names: Sequence[str]) -> Rule:
     if name != UNNAMED:
         stated["strategy"] = name
         at = f"strategy {name}"
-    everything = "all" in (arm.get("choose"), strategy.choose)
-    if not (arm.get("budget") or strategy.rows or everything):
+    chosen_by = (arm.get("choose") or strategy.choose).partition("(")[0]
+    without = chosen_by == "all" or (chosen_by in CHOICES and CHOICES[chosen_by].controls)
+    if not (arm.get("budget") or strategy.rows or without):
         if name in STRATEGIES or name == UNNAMED:
             raise UserError(f"{name} takes as much as it is told to: add --rows N or --tokens N.")
         at = "--strategy"
@@ -237,6 +242,13 @@ class _Embedder:
         )
         return vectors[back]
 
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of texts (labels), float32 [n, d]."""
+        from core.models import cache_folder, resolve
+        from synth.duplicates import embeddings
+
+        return embeddings.vectors(cache_folder(), texts, texts, resolve(self.model, None))
+
 
 def _counter(source: str | Path, models: Models) -> TokenCounter:
     """Tokens of every row's conversation under the student's chat template; null where there is no
@@ -298,6 +310,8 @@ def _show(source: str, applied: Applied, paths: Mapping[str, Path]) -> None:
     for name, chosen in applied.chosen.items():
         print(f"\n{name}\n")
         table(["", "stopped", "left"], _funnel(chosen.funnel))
+        for sentence in remarks(chosen.funnel):
+            print(sentence)
         if name in paths:
             print(f"written to {paths[name]}")
 

@@ -45,8 +45,11 @@ class Choosing(Reading):
     where: str | None = None
     """SQL predicate over columns, decided row by row; absent: every row may be chosen."""
     choose: str | None = None
-    """longest, top(COLUMN), hash_order, difficulty_mix, balanced(COLUMN), diverse, deita or all
-    (`magpie filters` says what each costs)."""
+    """longest, top(COLUMN), hash_order, difficulty_mix, balanced(COLUMN), diverse, deita, qdit, mig
+    ... or all (`magpie filters` lists them and says what each costs)."""
+    allow_cut: bool | None = None
+    """Whether an answer that was cut off (finish_reason length) may be chosen. Default: as the
+    strategy says (those of the paper: yes); else not where `choose` ranks by response length."""
     data: str | None = None
     """Someone else's data in place of the pool: hub id, file or folder in any layout that `magpie
     import` reads. Columns that it lacks are measured as `synth.tags` says."""

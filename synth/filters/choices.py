@@ -3,57 +3,29 @@ and has the function that orders rows by it. A further kind is one more entry.""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import polars as pl
-
 from core.errors import UserError, nearest
-from core.store import digest
-from synth.filters import orders
-from synth.filters.orders import (
-    Positions,
-    by_hash,
-    by_rank,
-    farthest_first,
-    round_robin,
-    unlike,
+from synth.filters.choosing import kinds
+from synth.filters.choosing.arguments import (
+    Check,
+    Columns,
+    check_boundary,
+    check_cosine,
+    check_file,
+    check_gain,
+    check_groups,
+    check_labels,
+    check_ordered,
+    check_part,
+    check_share,
+    check_text,
 )
-from synth.measures import SHIPPED, Field_
-
-Columns = Mapping[str, Field_]
-"""What a choice may name."""
-Check = Callable[[str, str, Columns], None]
-"""Refuses an argument of a choice: of it, its place in the recipe, and the columns there are."""
-
-
-class Vectors:
-    """Unit vectors of instructions, by ids; and the greedy orders that were made of them, which the
-    schedule asks for several times."""
-
-    def __init__(self, embed: Callable[[pl.Series], orders.Vectors]) -> None:
-        self.embed = embed
-        """Unit vectors of the instructions of these ids, float32 [n, d]."""
-        self._orders: dict[str, Iterator[Positions]] = {}
-
-    def order(self, key: object, make: Callable[[], Iterator[Positions]]) -> Iterator[Positions]:
-        """The batches of the order that `key` determines, from the first; each is made once."""
-        name = digest(key)
-        if name not in self._orders:
-            self._orders[name] = itertools.tee(make(), 1)[0]
-        return copy.copy(self._orders[name])
-
-
-def _no_vectors(ids: pl.Series) -> orders.Vectors:
-    raise ValueError("this choice needs the embeddings of the instructions")
-
-
-NO_VECTORS = Vectors(_no_vectors)
-"""Where no rule chooses by likeness."""
+from synth.filters.choosing.candidates import Candidates
+from synth.filters.orders import Positions
+from synth.measures import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -76,23 +48,6 @@ class Choose:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The rows to be ordered, [id] and what they are ranked by. `limit`: how many are wanted, where
-    the budget is in rows; `seed` counts for `hash_order` alone."""
-
-    rows: pl.DataFrame
-    choose: Choose
-    seed: int
-    limit: int | None
-    vectors: Vectors
-
-    @property
-    def ids(self) -> pl.Series:
-        """Their ids."""
-        return self.rows["id"]
-
-
-@dataclass(frozen=True)
 class Choice:
     """One kind of `choose`: how it is written, the order it takes rows in, and which rows it needs
     answered."""
@@ -104,14 +59,21 @@ class Choice:
     """Places of the candidates in batches, best first; a budget takes from the front."""
     ranks: tuple[str, ...] = ()
     """Columns that it ranks by; none: those that its arguments name."""
+    columns: int | None = None
+    """How many of its arguments, from the first, are columns that it ranks by; None: all."""
     checks: tuple[Check, ...] = ()
     """One for each argument it may have."""
     required: int = 0
     """Arguments that cannot be left out."""
     defaults: tuple[str, ...] = ()
-    """Arguments where none are given."""
+    """The last arguments, where they are not given."""
     greedy: bool = False
-    """Whether one row decides about the next: it then waits until `where` is decided everywhere."""
+    """Whether one row decides about the next: it then waits until `where` is decided everywhere,
+    and a row whose answer failed stays in the way of others."""
+    waits: bool = False
+    """Whether it waits until `where` is decided everywhere, for another reason."""
+    controls: bool = False
+    """Whether its first argument names the arm that it is like."""
     seeded: bool = False
     """Whether a training seed draws another sample."""
 
@@ -131,104 +93,13 @@ def read(text: str, at: str, fields: Columns = SHIPPED.fields) -> Choose:
     given = tuple(each.strip() for each in inside.split(",") if each.strip())
     if not choice.required <= len(given) <= len(choice.checks):
         raise UserError(f"{at}: '{text}' should read {choice.usage}.")
-    arguments = given or choice.defaults
+    without = len(choice.checks) - len(choice.defaults)
+    arguments = (
+        given + choice.defaults[max(len(given) - without, 0) :] if choice.defaults else given
+    )
     for argument, check in zip(arguments, choice.checks, strict=False):
         check(argument, at, fields)
-    return Choose(kind, arguments, choice.ranks or arguments)
-
-
-def _check_known(column: str, at: str, fields: Columns) -> None:
-    if column not in fields:
-        raise UserError(f"{at}: unknown column `{column}`{nearest(column, fields)}.")
-
-
-def _check_ordered(column: str, at: str, fields: Columns) -> None:
-    _check_known(column, at, fields)
-    if fields[column].kind not in ("number", "ordered"):
-        raise UserError(
-            f"{at}: `{column}` has no order, so there is no top of it; "
-            "choose by a number or an ordered label."
-        )
-
-
-def _check_groups(column: str, at: str, fields: Columns) -> None:
-    _check_known(column, at, fields)
-    if fields[column].kind in ("number", "labels") or fields[column].long:
-        raise UserError(
-            f"{at}: `{column}` has no groups to balance; name a label, such as task_category."
-        )
-
-
-def _check_boundary(label: str, at: str, fields: Columns) -> None:
-    labels = fields["difficulty"].labels[:-1]
-    if label not in labels:
-        raise UserError(
-            f"{at}: '{label}' does not part the difficulties in two{nearest(label, labels)}."
-        )
-
-
-def _check_cosine(text: str, at: str, fields: Columns) -> None:
-    if not re.fullmatch(r"[01]?\.?\d+", text) or not 0 < float(text) <= 1:
-        raise UserError(f"{at}: '{text}' is no cosine between 0 and 1; write deita(0.9).")
-
-
-def _every_row(candidates: Candidates) -> Iterable[Positions]:
-    return [np.arange(len(candidates.rows))]
-
-
-def _hash_order(candidates: Candidates) -> Iterable[Positions]:
-    return [by_hash(candidates.ids, candidates.seed)]
-
-
-def _highest(candidates: Candidates) -> Iterable[Positions]:
-    (column,) = candidates.choose.ranks
-    return [by_rank(candidates.rows[column], candidates.ids, candidates.limit)]
-
-
-def _balanced(candidates: Candidates) -> Iterable[Positions]:
-    rows, ids = candidates.rows, candidates.ids
-    column, *by = candidates.choose.ranks
-    ranked = by_rank(rows[by[0]], ids) if by else by_hash(ids, "ties")
-    groups = rows[column].to_physical().rank("dense").cast(pl.Int64).fill_null(-1)
-    return [ranked[round_robin(groups.to_numpy()[ranked])]]
-
-
-def _difficulty_mix(candidates: Candidates) -> Iterable[Positions]:
-    """Filter6: half "easy" (<= easy), half above; the longest within each half (paper Table 5).
-    Interleaved, so any prefix is half and half; a row without a difficulty is in neither."""
-    rows = candidates.rows
-    ranked = by_rank(rows["response_length"], candidates.ids)
-    above = rows["difficulty"] > candidates.choose.arguments[0]
-    halves = above.cast(pl.Int64).fill_null(-1).to_numpy()[ranked]
-    return [ranked[round_robin(halves, even=2)]]
-
-
-def _diverse(candidates: Candidates) -> Iterable[Positions]:
-    vectors = candidates.vectors
-    start = by_hash(candidates.ids, "ties")
-    ids = candidates.ids.gather(start)
-    batches = vectors.order(["diverse", ids.to_list()], lambda: farthest_first(vectors.embed(ids)))
-    return (start[batch] for batch in batches)
-
-
-def _deita(candidates: Candidates) -> Iterable[Positions]:
-    """Score first, diversity aware (DEITA): by falling score, each unlike all taken before it."""
-    vectors = candidates.vectors
-    (cosine,) = candidates.choose.arguments
-    difficulty = pl.coalesce("difficulty_rank", pl.col("difficulty").to_physical() + 1)
-    pair_score = pl.coalesce("pair_score_rank", "pair_score")
-    score = candidates.rows.select((difficulty * pair_score).alias("score"))["score"]
-    scored = len(score) - score.null_count()  # a row without a score is never taken
-    best = by_rank(score, candidates.ids)[:scored]
-    ids = candidates.ids.gather(best)
-
-    def embed(top: int, end: int) -> orders.Vectors:
-        return vectors.embed(ids[top:end])
-
-    batches = vectors.order(
-        ["deita", cosine, ids.to_list()], lambda: unlike(embed, len(ids), float(cosine))
-    )
-    return (best[batch] for batch in batches)
+    return Choose(kind, arguments, choice.ranks or arguments[: choice.columns])
 
 
 _KEPT = "the chosen rows"
@@ -238,58 +109,120 @@ CHOICES: dict[str, Choice] = {
         "longest",
         "the longest responses, in characters",
         _ALL_LIVE,
-        _highest,
+        kinds.highest,
         ranks=("response_length",),
     ),
     "top": Choice(
         "top(COLUMN)",
         "the highest values of a number or an ordered label",
         f"{_KEPT}; of a column that reads responses, {_ALL_LIVE}",
-        _highest,
-        checks=(_check_ordered,),
+        kinds.highest,
+        checks=(check_ordered,),
         required=1,
     ),
     "hash_order": Choice(
         "hash_order",
         "a fixed pseudo-random order",
         f"{_KEPT}, and those that a rule on responses refuses on the way",
-        _hash_order,
+        kinds.hash_order,
         seeded=True,
     ),
     "difficulty_mix": Choice(
         "difficulty_mix(LABEL)",
         "half up to LABEL (easy), half above; the longest responses in each half",
         _ALL_LIVE,
-        _difficulty_mix,
+        kinds.difficulty_mix,
         ranks=("difficulty", "response_length"),
-        checks=(_check_boundary,),
+        checks=(check_boundary,),
         defaults=("easy",),
     ),
     "balanced": Choice(
         "balanced(COLUMN, BY)",
         "equally many of each value of COLUMN, each by falling BY (by hash where absent)",
         f"{_KEPT}; with a BY that reads responses, {_ALL_LIVE}",
-        _balanced,
-        checks=(_check_groups, _check_ordered),
+        kinds.balanced,
+        checks=(check_groups, check_ordered),
         required=1,
     ),
     "diverse": Choice(
         "diverse",
         "the instruction farthest from all taken before it (greedy k-center on embeddings)",
         f"{_KEPT}; where a rule reads responses, {_ALL_LIVE}",
-        _diverse,
+        kinds.diverse,
         greedy=True,
     ),
     "deita": Choice(
         "deita(COSINE)",
         "the highest difficulty x pair score, but none within COSINE (0.9) of one taken before",
         _ALL_LIVE,
-        _deita,
+        kinds.deita,
         ranks=("difficulty_rank", "difficulty", "pair_score_rank", "pair_score"),
-        checks=(_check_cosine,),
+        checks=(check_cosine,),
         defaults=("0.9",),
         greedy=True,
     ),
-    "all": Choice("all", "every row", "every row", _every_row),
+    "random_balanced": Choice(
+        "random_balanced(COLUMN)",
+        "equally many of each value of COLUMN, at random within each",
+        f"{_KEPT}, and those that a rule on responses refuses on the way",
+        kinds.random_balanced,
+        checks=(check_groups,),
+        required=1,
+        seeded=True,
+    ),
+    "random_length_matched": Choice(
+        "random_length_matched(ARM)",
+        "at random, as many of each response length (20 bins by quantiles) as ARM chose",
+        _ALL_LIVE,
+        kinds.random_length_matched,
+        ranks=("response_length",),
+        checks=(check_text,),
+        required=1,
+        controls=True,
+        seeded=True,
+    ),
+    "part": Choice(
+        "part(COLUMN, PART)",
+        "the top, middle (nearest to the median rank) or low part of a number",
+        f"{_KEPT}; of a column that reads responses, {_ALL_LIVE}",
+        kinds.part_of,
+        columns=1,
+        checks=(check_ordered, check_part),
+        required=2,
+    ),
+    "qdit": Choice(
+        "qdit(QUALITY, ALPHA)",
+        "the largest (1 - ALPHA) x facility-location gain + ALPHA (0.7) x rank of QUALITY, "
+        "greedily",
+        f"{_KEPT}; with a QUALITY that reads responses, {_ALL_LIVE}",
+        kinds.quality_and_diversity,
+        columns=1,
+        checks=(check_ordered, check_share),
+        required=1,
+        defaults=("0.7",),
+        greedy=True,
+    ),
+    "mig": Choice(
+        "mig(LABELS, SCORE, GAIN, COSINE)",
+        "the largest gain of information over the graph of labels (GAIN exact or gradient, COSINE "
+        "0.9), greedily",
+        f"{_KEPT}; with a SCORE that reads responses, {_ALL_LIVE}",
+        kinds.information_gain,
+        columns=2,
+        checks=(check_labels, check_ordered, check_gain, check_cosine),
+        required=2,
+        defaults=("exact", "0.9"),
+        greedy=True,
+    ),
+    "ids": Choice(
+        "ids(FILE)",
+        "the ids in FILE, by falling score where it has scores, else in its order",
+        _KEPT,
+        kinds.listed,
+        columns=0,
+        checks=(check_file,),
+        required=1,
+    ),
+    "all": Choice("all", "every row", "every row", kinds.every_row),
 }
 """By the name that a recipe writes; `magpie filters` prints usage, takes and answers."""

@@ -28,6 +28,9 @@ ZERO = 1e-6
 """Squared distances below this are rounding and count as 0 (as in
 synth/duplicates/neighbors.py)."""
 
+BINS = 20
+"""Bins of value that a control is matched by."""
+
 GAMMA, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], "u8")
 """The constants of splitmix64."""
 WORD = 8
@@ -113,6 +116,40 @@ def round_robin(groups: Positions, *, even: int = 0) -> Positions:
     if even:
         fewest = np.bincount(groups[~outside], minlength=even).min()
         order = order[: fewest * even]
+    return order
+
+
+def by_nearness(values: pl.Series, ids: pl.Series) -> Positions:
+    """Positions by how near their rank is to the middle of all ranks, the nearest first; of two as
+    near the higher value, ties by hash of id; nulls come last."""
+    ranked = by_rank(values, ids)
+    known = len(values) - values.null_count()
+    away = np.abs(2 * np.arange(known) - (known - 1))
+    return np.concatenate([ranked[np.argsort(away, kind="stable")], ranked[known:]])
+
+
+def matched(values: NDArray[np.float64], like: NDArray[np.float64], bins: int = BINS) -> Positions:
+    """Positions so that every prefix is spread over bins of value as `like` is, each bin in the
+    order given.
+
+    Bins are bounded by quantiles of `like`; a value beyond them, or none (NaN), is in no bin and
+    left out. The first len(like) positions hold exactly as many of each bin as `like`. Everything
+    ends as soon as a bin is used up: what comes after would not be spread so.
+    """
+    edges = np.unique(np.quantile(like, np.linspace(0, 1, bins + 1))) if len(like) else like
+    inner = edges[1:-1]
+    last = max(len(edges) - 2, 0)
+    shares = np.bincount(np.searchsorted(inner, like, side="right"), minlength=last + 1)
+    inside = (values >= edges[0]) & (values <= edges[-1]) if len(edges) else values != values
+    places = np.flatnonzero(inside)
+    bin_ = np.searchsorted(inner, values[places], side="right")
+    within = pl.DataFrame({"bin": bin_}).select(pl.int_range(pl.len()).over("bin"))
+    with np.errstate(divide="ignore"):
+        turn = (within.to_series().to_numpy() + 0.5) / shares[bin_]
+        there = np.bincount(bin_, minlength=len(shares))
+        full = ((there + 0.5) / shares)[shares > 0].min(initial=np.inf)
+    kept = np.flatnonzero(turn < full)
+    order: Positions = places[kept[np.lexsort((bin_[kept], turn[kept]))]]
     return order
 
 

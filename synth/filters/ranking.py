@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from synth.filters.choices import Candidates, Vectors
+from synth.filters.choosing.candidates import Candidates, Vectors
 from synth.filters.orders import Positions
 from synth.filters.rule import Rule
 from synth.filters.verdicts import (
     ALLOWED,
+    CUT,
     UNANSWERED,
     UNDECIDED,
     UNFINISHED,
@@ -34,6 +35,8 @@ class Standing:
     rule: Rule
     verdict: pl.Series
     tokens: pl.Series | None
+    like: Standing | None = None
+    """How the rows stand under the rule that this one controls."""
 
     def order(self, seed: int, vectors: Vectors) -> pl.Series | None:
         """Row numbers in the order `choose` takes them (refused rows left out), or None while
@@ -45,12 +48,16 @@ class Standing:
         """
         choose, verdict = self.rule.choose, pl.col("verdict")
         keep = verdict.is_in(LIVE)
+        waits = choose.choice.greedy or choose.choice.waits
+        if waits and (self.verdict == UNDECIDED).any():
+            return None
+        like = self._lengths_like(seed, vectors)
+        if self.like and like is None:
+            return None
         if choose.choice.greedy:
-            if (self.verdict == UNDECIDED).any():
-                return None
             # a row without a response is passed over, but stays in the way of others: what is
             # chosen must not hang on which answers failed
-            keep |= verdict.is_in([UNANSWERED, UNFINISHED]) & self.rule.keeps.fill_null(False)
+            keep |= verdict.is_in([UNANSWERED, UNFINISHED, CUT]) & self.rule.keeps.fill_null(False)
         measures = self.rule.measures
         ranked = measures.filling(choose.ranks)
         unranked = any_of(open_cell(measure, measures) for measure in ranked)
@@ -61,9 +68,24 @@ class Standing:
         if kept["unranked"].any():
             return None
         limit = self.rule.budget.rows if self.rule.budget else None
-        candidates = Candidates(kept, choose, seed, limit, vectors)
+        arguments = choose.arguments
+        candidates = Candidates(kept, choose.ranks, arguments, seed, limit, vectors, like)
         places = self._until_full(choose.choice.order(candidates), kept["row"])
         return kept["row"].gather(places)
+
+    def chosen(self, seed: int, vectors: Vectors) -> pl.Series | None:
+        """Row numbers of what the rule takes, or None while it cannot be said."""
+        ordered = self.order(seed, vectors)
+        return None if ordered is None else self.within_budget(ordered)
+
+    def _lengths_like(self, seed: int, vectors: Vectors) -> pl.Series | None:
+        """The response lengths of what the controlled rule takes; None without one, and while some
+        are unknown."""
+        taken = self.like.chosen(seed, vectors) if self.like else None
+        if taken is None:
+            return None
+        lengths = self.frame["response_length"].gather(taken)
+        return None if lengths.null_count() else lengths
 
     def _until_full(self, batches: Iterable[Positions], rows: pl.Series) -> Positions:
         """The places in `rows` that may be chosen, batch by batch until the budget is full."""

@@ -8,8 +8,8 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -34,6 +34,10 @@ class Rule:
     budget: Budget | None
     allow_short: bool
     measures: Measures = SHIPPED
+    allow_cut: bool = True
+    """Whether answers that were cut off may be chosen."""
+    like: Rule | None = None
+    """The rule that it controls: its choice is made like that one's."""
 
     @property
     def seeded(self) -> bool:
@@ -70,7 +74,7 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None, measures: Measures
     written = arm.choose or base.filled(base.choose, arm.params) or ""
     choose = choices.read(written, f"{at}.choose", measures.fields)
     budget = arm.budget or (Budget(rows=base.rows) if base.rows else None)
-    if budget is None and choose.kind != "all":
+    if budget is None and choose.kind != "all" and not choose.choice.controls:
         raise UserError(
             f"{at}: no budget; add `budget: {{rows: N}}` or `{{tokens: N}}` "
             "(or `choose: all`, which answers and keeps every row)."
@@ -81,7 +85,42 @@ def resolve(name: str, arm: ArmConfig, at: str | None = None, measures: Measures
         )
     where = parse(text, measures.fields, f"{at}.where") if text else None
     kept = None if choose.kind == "all" else budget
-    return Rule(name, at, where, choose, kept, arm.allow_short, measures)
+    cut = _allows_cut(arm, base, choose)
+    return Rule(name, at, where, choose, kept, arm.allow_short, measures, cut)
+
+
+BY_LENGTH = frozenset({"response_length", "response_tokens"})
+"""Who ranks by these prefers answers that did not come to an end."""
+
+
+def _allows_cut(arm: ArmConfig, base: Strategy, choose: Choose) -> bool:
+    """What the arm says, else its strategy, else its choice: one by length takes no cut answers."""
+    for said in (arm.allow_cut, base.allow_cut):
+        if said is not None:
+            return said
+    return choose.choice.controls or not BY_LENGTH.intersection(choose.ranks)
+
+
+def linked(rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The same rules; those that control another one know it, and have its budget where they state
+    none. Raises UserError for one that there is not, and for the control of a control."""
+    return {name: _linked(rule, rules) for name, rule in rules.items()}
+
+
+def _linked(rule: Rule, rules: Mapping[str, Rule]) -> Rule:
+    if not rule.choose.choice.controls:
+        return rule
+    name = rule.choose.arguments[0]
+    if name not in rules:
+        near = nearest(name, rules)
+        raise UserError(f"{rule.at}: no arm over the same rows is called '{name}'{near}.")
+    like = rules[name]
+    if like.choose.choice.controls:
+        raise UserError(f"{rule.at}: '{name}' is itself like another arm; name that one.")
+    budget = rule.budget or like.budget
+    if budget is None:
+        raise UserError(f"{rule.at}: '{name}' has no budget to take over; add one.")
+    return replace(rule, like=like, budget=budget, allow_cut=rule.allow_cut and like.allow_cut)
 
 
 def _strategy(arm: ArmConfig, at: str) -> Strategy:
@@ -96,6 +135,9 @@ def _strategy(arm: ArmConfig, at: str) -> Strategy:
 
 
 def _check_params(base: Strategy, arm: ArmConfig, at: str) -> None:
+    for key, default in base.params.items():
+        if default == "" and not arm.params.get(key) and arm.choose is None:
+            raise UserError(f"{at}.params: the strategy '{arm.strategy}' needs `{key}`.")
     for key, value in arm.params.items():
         if key not in base.params:
             near = nearest(key, base.params)

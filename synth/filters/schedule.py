@@ -17,17 +17,19 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError
-from synth.filters.choices import NO_VECTORS, Vectors
+from synth.filters.choosing.candidates import NO_VECTORS, Vectors
 from synth.filters.ranking import LIVE, Standing
 from synth.filters.rule import Rule
 from synth.filters.verdicts import (
     ALLOWED,
+    CUT,
     FAILED,
     REFUSED,
     RESERVED,
     UNANSWERED,
     UNDECIDED,
     UNFINISHED,
+    cut_off,
     first_true,
     needs,
     verdicts,
@@ -76,7 +78,8 @@ def wanted(
 def _standing(frame: pl.DataFrame, rule: Rule, tokens: TokenCounter | None) -> Standing:
     by_tokens = rule.budget and rule.budget.tokens
     counted = _token_estimates(frame, tokens) if by_tokens else None
-    return Standing(frame, rule, verdicts(frame, rule), counted)
+    like = _standing(frame, rule.like, tokens) if rule.like else None
+    return Standing(frame, rule, verdicts(frame, rule), counted, like)
 
 
 def _token_estimates(frame: pl.DataFrame, tokens: TokenCounter | None) -> pl.Series:
@@ -168,7 +171,7 @@ def select(
         raise ValueError("select() before measuring was done")
     taken = standing.within_budget(ordered)
     reasons = _reasons(standing)
-    funnel = _funnel(standing, reasons, taken)
+    funnel = _funnel(standing, reasons, taken) | _shared(standing, taken, seed, vectors)
     if len(taken) == len(ordered) or taken.is_empty():
         _check_filled(rule, funnel, len(ordered))
     left = ~standing.among(taken)
@@ -185,6 +188,7 @@ def _reasons(standing: Standing) -> pl.Series:
         (reserved, "equals a held-out instruction"),
         (verdict == UNANSWERED, UNANSWERED),
         (verdict == UNFINISHED, UNFINISHED),
+        (verdict == CUT, CUT),
         (verdict == FAILED, "tag failed"),
     ]
     predicates = _predicates(standing.rule)
@@ -210,7 +214,8 @@ def _funnel(standing: Standing, reasons: pl.Series, taken: pl.Series) -> dict[st
         stopped = counts.get(predicate.text, 0)
         left -= stopped
         steps.append({"predicate": predicate.text, "stopped": stopped, "left": left})
-    failures = (UNANSWERED, UNFINISHED, "tag failed")
+    cut = frame.select("id", cut=cut_off(frame))
+    failures = (UNANSWERED, UNFINISHED, CUT, "tag failed")
     budget = rule.budget.model_dump(exclude_none=True) if rule.budget else None
     return {
         "pool": len(frame),
@@ -220,10 +225,37 @@ def _funnel(standing: Standing, reasons: pl.Series, taken: pl.Series) -> dict[st
         "failed": {reason: n for reason, n in counts.items() if reason in failures},
         "allowed": int((standing.verdict == ALLOWED).sum()),
         "chosen": len(taken),
+        "cut_off": int(cut["cut"].gather(taken).sum()),
         "chosen_tokens": None if tokens is None else int(tokens.gather(taken).sum()),
         "choose": str(rule.choose),
         "budget": budget,
     }
+
+
+def _shared(standing: Standing, taken: pl.Series, seed: int, vectors: Vectors) -> dict[str, Any]:
+    """How many of its rows a control has in common with the arm that it controls."""
+    like = standing.like
+    others = like.chosen(seed, vectors) if like else None
+    if like is None or others is None:
+        return {}
+    return {"like": {"arm": like.rule.name, "shared": int(taken.is_in(others.implode()).sum())}}
+
+
+def remarks(funnel: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a choice that filled its budget, in sentences."""
+    chosen, cut, like = funnel["chosen"], funnel["cut_off"], funnel.get("like")
+    said = []
+    if cut:
+        said.append(
+            f"{cut:,} of {chosen:,} chosen answers were cut off (finish_reason length); "
+            "`allow_cut: false` leaves such rows out"
+        )
+    if like and chosen:
+        said.append(
+            f"{like['shared']:,} of {chosen:,} rows are those of '{like['arm']}' itself; the more "
+            "there are, the less this control can show"
+        )
+    return said
 
 
 def _check_filled(rule: Rule, funnel: Mapping[str, Any], orderable: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Param = float | str
 
@@ -18,6 +18,11 @@ class Strategy:
     rows: int | None
     source: str
     params: Mapping[str, Param] = field(default_factory=dict)
+    """Thresholds with their defaults; "" for one that an arm has to give."""
+    cost: str = ""
+    """What has to be computed for it besides the answers that its `choose` needs."""
+    allow_cut: bool | None = None
+    """Whether answers that were cut off may be chosen; None: as its `choose` has it."""
 
     def filled(self, text: str | None, params: Mapping[str, Param]) -> str | None:
         """`text` with the thresholds put in."""
@@ -36,7 +41,7 @@ _APART = "min_neighbor_distance > {distance}"
 _REWARD, _MARGIN = "instruct_reward > {tau1}", "reward_difference > {tau2}"
 _QUALITY, _DIFFICULTY = "input_quality >= '{quality}'", "difficulty >= '{difficulty}'"
 
-STRATEGIES: dict[str, Strategy] = {
+_PUBLISHED: dict[str, Strategy] = {
     "magpie-air": Strategy(
         f"{_QUALITY} AND {_DIFFICULTY} AND {_APART} AND {_MARGIN}",
         "longest",
@@ -96,7 +101,25 @@ STRATEGIES: dict[str, Strategy] = {
         "data_filter.ipynb of the original; near duplicates by its id rule",
         {"quality": "good", "tau1": -10.0},
     ),
+}
+
+STRATEGIES: dict[str, Strategy] = {
+    **{name: replace(each, allow_cut=True) for name, each in _PUBLISHED.items()},
     "longest": Strategy(None, "longest", None, "the paper's last step alone"),
+    "random-balanced": Strategy(
+        None,
+        "random_balanced({column})",
+        None,
+        "at random, equally many of each task category",
+        {"column": "task_category"},
+    ),
+    "random-length-matched": Strategy(
+        None,
+        "random_length_matched({arm})",
+        None,
+        "a control: at random, with the response lengths of another arm",
+        {"arm": ""},
+    ),
     "reward-top": Strategy(None, "top(instruct_reward)", None, "highest reward"),
     "ifd-top": Strategy(
         "ifd < {max_ifd}",
@@ -114,6 +137,29 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "diverse": Strategy(
         None, "diverse", None, "greedy k-center, Sener and Savarese, arXiv 1708.00489"
+    ),
+    "qdit": Strategy(
+        None,
+        "qdit({quality}, {alpha})",
+        None,
+        "QDIT, arXiv 2311.14736: facility location and quality (its rank, 0 to 1)",
+        {"quality": "instruct_reward", "alpha": 0.7},
+        "embeddings of the instructions; n^2 products",
+    ),
+    "mig": Strategy(
+        None,
+        "mig({labels}, {score}, {gain}, {cosine})",
+        None,
+        "MIG, arXiv 2504.13835: information over a graph of labels",
+        {"labels": "knowledge", "score": "input_quality", "gain": "exact", "cosine": 0.9},
+        "explanations of the difficulty tagger; embeddings of labels",
+    ),
+    "ids": Strategy(
+        None,
+        "ids({file})",
+        None,
+        "whatever someone computed (LESS, NUGGETS, SelectIT, QuRating, AlpaGasus ...)",
+        {"file": ""},
     ),
     "category-balanced": Strategy(
         None,
@@ -133,7 +179,7 @@ STRATEGIES: dict[str, Strategy] = {
     "all": Strategy(None, "all", None, "every row, so every row is answered"),
 }
 """`> 0` on the neighbour distance drops every copy of an exact duplicate (they are at exactly 0);
-the notebook's rule keeps the first."""
+the notebook's rule keeps the first. The paper took answers as they were, cut off or not."""
 
-PAPER = tuple(name for name in STRATEGIES if name.startswith("magpie-"))
+PAPER = tuple(_PUBLISHED)
 """Those of the paper, its cards and its notebook."""

@@ -17,7 +17,8 @@ FAILED = "failed"
 RESERVED = "held out"
 UNANSWERED = "response failed"
 UNFINISHED = "turns failed"
-VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UNFINISHED])
+CUT = "answer cut off"
+VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UNFINISHED, CUT])
 
 
 def held_out(ids: pl.Series, share: float) -> pl.Series:
@@ -29,7 +30,7 @@ def held_out(ids: pl.Series, share: float) -> pl.Series:
 
 def verdicts(frame: pl.DataFrame, rule: Rule) -> pl.Series:
     """What `where` says of each row: allowed, refused, undecided, failed (null and nothing left to
-    measure), held out, or response failed.
+    measure), held out, response failed, or answer cut off where the rule takes none such.
 
     `frame` has every column the rule reads (null unless measured and ok), `status:MEASURE` for
     each measure, and `reserved`.
@@ -43,11 +44,19 @@ def verdicts(frame: pl.DataFrame, rule: Rule) -> pl.Series:
         (pl.col("reserved"), RESERVED),
         (pl.col("status:response") == "failed", UNANSWERED),
         (pl.col("status:turns") == "failed", UNFINISHED),
+        (pl.lit(not rule.allow_cut) & cut_off(frame), CUT),
         (rule.keeps, ALLOWED),
         (rule.keeps.not_(), REFUSED),
         (still_open, UNDECIDED),
     ]
     return frame.select(first_true(cases, FAILED, VERDICT).alias("verdict"))["verdict"]
+
+
+def cut_off(frame: pl.DataFrame) -> pl.Expr:
+    """Rows whose answer ended at max_tokens; where nobody knows, it did not."""
+    if "response_finish_reason" not in frame.columns:
+        return pl.lit(False)
+    return (pl.col("response_finish_reason").cast(pl.String) == "length").fill_null(False)
 
 
 def first_true(cases: Iterable[tuple[pl.Expr, str]], otherwise: str, labels: pl.Enum) -> pl.Expr:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.duplicates import embeddings
-from synth.filters.choices import Vectors
+from synth.filters.choosing.candidates import Vectors
 from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
 from synth.pool import imported_answers
@@ -234,7 +234,7 @@ class Pool:
     @cached_property
     def vectors(self) -> Vectors:
         """Embeddings of the instructions, for arms that choose by likeness."""
-        return Vectors(self._embedded)
+        return Vectors(self._embedded, self._embedded_texts)
 
     def _embedded(self, ids: pl.Series) -> NDArray[np.float32]:
         """Unit vectors of the instructions of these ids, float32 [n, d], by the model that
@@ -246,3 +246,8 @@ class Pool:
         vectors = embeddings.vectors(self.root, wanted["id"].to_list(), texts, model)
         place = {name: at for at, name in enumerate(wanted["id"])}
         return vectors[[place[name] for name in ids]]
+
+    def _embedded_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of texts (labels) by the same model, float32 [n, d]."""
+        model = self.context.resolve(self.config.tags.neighbors.model, None)
+        return embeddings.vectors(self.root, texts, texts, model)

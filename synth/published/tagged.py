@@ -30,6 +30,8 @@ from synth.tags import text_figures
 
 STATUS = pl.Enum([OK, FAILED])
 _HELD_OUT = ("heldout", "reserved")
+FINISHED = "response_finish_reason"
+"""Read wherever it is there: choices may leave out answers that were cut off."""
 NO_RESPONSE, TWICE = "no response", "the id occurs twice"
 
 
@@ -108,7 +110,8 @@ def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
 
 def _asked(rules: Sequence[Rule]) -> _Asked:
     needed = {column for rule in rules for column in rule.columns}
-    long = rules[0].measures.long_columns(needed) if rules else frozenset()
+    ranked = {column for rule in rules for column in rule.choose.ranks}
+    long = rules[0].measures.long_columns(needed - ranked) if rules else frozenset()
     leaves = [leaf for rule in rules if rule.where for leaf in rule.where.root.leaves()]
     tests = {leaf.text: leaf for leaf in leaves if leaf.columns & long}
     return _Asked(rules, frozenset(needed - long), long, tests)
@@ -179,9 +182,10 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
         if not _inputs(column, schema, asked.derived):
             raise _absent(column, source, asked)
     spoken = next((c for c in ("response_length", "response") if _named(c, schema)), "")
-    read = {"id", spoken, *(i for c in asked.wanted for i in _inputs(c, schema, asked.derived))} - {
-        ""
-    }
+    read = {"id", spoken, *(i for c in asked.wanted for i in _inputs(c, schema, asked.derived))}
+    read -= {""}
+    if FINISHED in schema:
+        read.add(FINISHED)
     if "min_similar_id" in read and _named("repeat_count", schema):
         read.add("repeat_count")
     held = [(pl.col(f) if f in schema else pl.lit(False)).alias(f) for f in _HELD_OUT]
@@ -192,7 +196,7 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
         ours = ours.with_columns(MIN_SIMILAR_ID)
     ours = ours.with_columns(asked.derived[c].alias(c) for c in lacking)
     answers = [leaf.expr.alias(words) for words, leaf in asked.tests.items()]
-    short = sorted(asked.wanted - asked.measures.long_columns(asked.wanted))
+    short = sorted((asked.columns | {FINISHED}) & {*ours.collect_schema()})
     try:
         return ours.select("id", *short, *answers, "out", *_HELD_OUT).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
