@@ -150,6 +150,7 @@ def _everything(folder: Path, url: str) -> Path:
             "choose": "longest",
             "budget": {"rows": 6},
             "allow_short": True,
+            "allow_cut": True,
         },
         "untuned": {"model": known["tuned"]["model"]},
         "others": {
