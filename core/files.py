@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,32 @@ def file_digest(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remembered_digest(path: Path, memory: Path) -> str:
+    """As `file_digest`, worked out once for a file: what it was is remembered below the folder
+    `memory` by the file's path, size and times, so that 19 GB are read once.
+
+    A file that changed within the last two seconds is not remembered: the clock of a file system
+    may not tell its next change from this one.
+    """
+    stat = path.stat()
+    where = str(path.resolve())
+    is_now = {
+        "path": where,
+        "size": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "changed_ns": stat.st_ctime_ns,
+    }
+    note = memory / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, UserError, AttributeError):
+        known = read_json(note)
+        if {name: known.get(name) for name in is_now} == is_now and known.get("sha256"):
+            return str(known["sha256"])
+    sha256 = file_digest(path)
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > 2 and path.stat() == stat:
+        write_atomic(note, json.dumps({**is_now, "sha256": sha256}))
+    return sha256
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

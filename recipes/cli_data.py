@@ -113,21 +113,49 @@ def template(
     print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
 
 
+Map = Annotated[
+    str | None,
+    Option("--map", help="Which columns to take: instruction=question,response=answer."),
+]
+Join = Annotated[
+    str | None,
+    Option(help="Make the instruction of several columns: '{instruction}\\n\\n{input}'."),
+]
+Split = Annotated[str | None, Option(help="Split of a hub data set (default: train).")]
+Config = Annotated[str | None, Option(help="Configuration of a hub data set.")]
+Revision = Annotated[str | None, Option(help="Commit, branch or tag of a hub data set.")]
+
+
 @app.command("import")
 def import_(
     source: Annotated[
         str,
-        Argument(help="Published Magpie set, ShareGPT or messages data: file, folder or hub id."),
+        Argument(help="Anybody's data: file, folder or hub id (docs/files.md lists the layouts)."),
     ],
-    out: Annotated[Path, Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
+    out: Annotated[
+        Path | None, Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")
+    ] = None,
     limit: Annotated[int | None, Option(help="The first rows only.")] = None,
     form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
+    map_: Map = None,
+    join: Join = None,
+    split: Split = None,
+    config: Config = None,
+    revision: Revision = None,
+    as_: Annotated[
+        str | None,
+        Option("--as", help="Of preference data: sft (its chosen answers) or preferences (TRL's)."),
+    ] = None,
+    head: Annotated[
+        int | None, Option(min=1, help="Show how the first rows would be read; write nothing.")
+    ] = None,
 ) -> None:
-    """Read published data into our form, or any other, and count failed rows and failed tags by
+    """Read anybody's data into our form, or any other, and count failed rows and failed tags by
     reason."""
-    from recipes.exchange import import_data
+    from recipes.exchange import import_data, reading
 
-    import_data.main(source, out, form=form, limit=limit)
+    how = reading.of(map_, join=join, split=split, config=config, revision=revision, as_=as_)
+    import_data.verb(source, out, import_data.Wanted(form, limit, head, as_), how)
 
 
 @app.command()

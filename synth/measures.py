@@ -354,8 +354,10 @@ POOLED = tuple(name for name, m in MEASURES.items() if m.reads == "pool")
 GENERATORS = {c.field.generator: name for name, c in COLUMNS.items() if c.field.generator}
 """Column that names a model -> the column that this model filled."""
 
+_IDS = ("conversation_id", "id", "prompt_id", "conversation_hash", "idx")
+
 DECLARED: dict[str, Field_] = {
-    "id": Field_("text", published=("uuid", "uuid", "conversation_id", "id")),
+    "id": Field_("text", published=("uuid", "uuid", *_IDS)),
     "model": TEXT,
     "gen_input_config": Field_("other", published=("gen_input_config", "gen_input_configs")),
     **MEASURES["category"].beside,

@@ -187,6 +187,8 @@ def test_import_prints_rows_failed_rows_and_failed_tags_by_reason(tmp_path: Path
     )
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == [
+        "published set: input -> instruction, output -> response, "
+        "conversations[from, value] -> messages",
         "5 rows read, 2 of them failed",
         "  1 x an id occurs twice (first: a.jsonl line 2)",
         "  1 x no response (first: a.jsonl line 3)",
@@ -264,7 +266,7 @@ def test_import_and_export_never_replace_their_own_source(tmp_path: Path, out: s
 def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: Path) -> None:
     talks = [
         ["human", "gpt"],
-        ["human", "gpt", "observation", "gpt"],
+        ["human", "gpt", "narrator", "gpt"],
         ["human", "gpt", "human", "chatgpt"],
     ]
     rows = [
@@ -284,7 +286,7 @@ def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: P
     found = pl.concat(read_rows(tmp_path / "a.json"))
     reasons = [
         None,
-        "a turn of role 'observation' (a.json row 2)",
+        "a turn of role 'narrator' (a.json row 2)",
         None,
         "a turn without text (a.json row 4)",
     ]
@@ -311,14 +313,6 @@ def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(tmp_path
     )
     with pytest.raises(UserError, match="neither a file here nor to be had from the hub"):
         list(hub_rows(str(tmp_path / "nowhere"), batch=20))
-
-
-def test_an_alpaca_file_is_refused_instead_of_guessed_at(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(
-        json.dumps({"instruction": "Sum up.", "input": "A text.", "output": "Short."}) + "\n"
-    )
-    with pytest.raises(UserError, match="as Alpaca files do"):
-        list(read_rows(tmp_path / "a.jsonl"))
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_rows_come_in_batches_up_to_a_limit_over_several_files(tmp_path: Path) -
         ("a.jsonl", '{"input": "x", "output": "y"}\n{oops', "a.jsonl is not valid JSON Lines"),
         ("a.json", "{oops", "a.json is not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1 is JSON but no object"),
-        ("a.jsonl", '{"question": "x"}\n', "no instruction is to be found in the columns question"),
+        ("a.jsonl", '{"headline": "x"}\n', "no instruction is to be found in the columns headline"),
         ("a.parquet", "not parquet", "cannot be read as Parquet"),
     ],
 )

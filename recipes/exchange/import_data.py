@@ -3,32 +3,111 @@ what is wrong with them counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from core.columns import OK
 from core.errors import UserError, nearest
 from core.files import replacing
-from synth.published.files import files
+from synth.config.rows import Reading
+from synth.published import pairs
+from synth.published.files import AS_IT_IS, Notes, files
 from synth.published.forms import FORMS, Form
 from synth.published.rows import Counted, Writer, read
 from synth.published.rows import write as write_file
+from synth.published.to_ours import OWN_COLUMNS
 
 SHARD = 100_000
 """Rows of one file of a folder."""
+WIDTH = 160
+"""Characters of a text that `--head` shows."""
+_SHOWN = ("instruction", "thinking", "response")
 
 
-def main(source: str, out: Path, *, form: str, limit: int | None) -> None:
-    """Read `source`, write it to a file or a folder of shards, and print the counts."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is to become of a source: its form, how many rows, or only a look at the first; and
+    whether as `sft` or as `preferences`."""
+
+    form: str = "magpie"
+    limit: int | None = None
+    head: int | None = None
+    as_: str | None = None
+
+
+def verb(source: str, out: Path | None, wanted: Wanted, how: Reading) -> None:
+    """`magpie import`. Raises UserError for options that do not go together."""
+    if wanted.head is not None:
+        show_head(source, wanted.head, how)
+    elif out is None:
+        raise UserError("say where to write: --out FILE.parquet, or --head 5 for a look only.")
+    elif wanted.as_ == "preferences":
+        if wanted.form != "magpie":
+            raise UserError("--as preferences writes TRL's form; leave --form out.")
+        preferences(source, out, limit=wanted.limit, how=how)
+    else:
+        main(source, out, form=wanted.form, limit=wanted.limit, how=how)
+
+
+def main(source: str, out: Path, *, form: str, limit: int | None, how: Reading = AS_IT_IS) -> None:
+    """Read `source`, write it to a file or a folder of shards, and print how it was taken and the
+    counts."""
     spare(source, out)
-    counted = Counted()
-    written = write(counted.watch(read(source, limit)), out, checked(form))
-    for line in lines(counted):
+    counted, notes = Counted(), Notes()
+    rows = read(source, limit, how=how, prompts=None, notes=notes)
+    written = write(counted.watch(told(rows, notes)), out, checked(form))
+    for line in [*lines(counted), *remarks(notes)]:
         print(line)
     as_form = f" in the form {form}" if form != "magpie" else ""
     print(f"{written:,} rows written to {out}{as_form}")
+
+
+def preferences(source: str, out: Path, *, limit: int | None, how: Reading) -> None:
+    """Read preference data, write TRL's form of it, and print the counts."""
+    spare(source, out)
+    counted, notes = Counted(), Notes()
+    rows = counted.watch(told(pairs.read(source, limit, how, notes), notes))
+    good = (frame.filter(pl.col("status") == OK) for frame in rows)
+    written = write((f.drop("status", "reason", "failed_tags") for f in good), out, "magpie")
+    for line in [*lines(counted), *remarks(notes)]:
+        print(line)
+    print(f"{written:,} rows of preference data written to {out}")
+
+
+def show_head(source: str, rows: int, how: Reading) -> None:
+    """Print how a source is taken and what its first rows then are; nothing is written."""
+    notes = Notes()
+    for frame in told(read(source, rows, how=how, prompts=None, notes=notes), notes):
+        extra = [c for c in frame.columns if c not in (*_SHOWN, *OWN_COLUMNS, "id")]
+        print(f"other columns: {', '.join(extra) or 'none'}")
+        for row in frame.iter_rows(named=True):
+            print(f"{row['id']}" + (f" FAILED: {row['reason']}" if row["reason"] else ""))
+            for name in (n for n in _SHOWN if row.get(n)):
+                print(f"  {name}: {' '.join(row[name].split())[:WIDTH]}")
+            if row["messages"]:
+                print(f"  messages: {', '.join(turn['role'] for turn in row['messages'])}")
+    for line in remarks(notes):
+        print(line)
+
+
+def told(frames: Iterable[pl.DataFrame], notes: Notes) -> Iterator[pl.DataFrame]:
+    """The same frames; how they were taken is printed as soon as it is known."""
+    known = 0
+    for frame in frames:
+        for line in list(notes.layouts)[known:]:
+            print(line)
+        known = len(notes.layouts)
+        yield frame
+
+
+def remarks(notes: Notes) -> list[str]:
+    """What was done to rows, and which files could not be read, in words."""
+    done = [f"{n:,} {what}" for what, n in notes.remarks.items()]
+    return done + [f"not read: {why}" for why in notes.unreadable.values()]
 
 
 def spare(source: str | Path, out: Path) -> None:

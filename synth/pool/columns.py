@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.columns import Column
-from core.files import file_digest
+from core.files import remembered_digest
 from core.store import digest
 from synth.chat import templates
 from synth.chat.families import has_plain_headers, system_prompt_of
@@ -139,7 +139,9 @@ def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, 
     if isinstance(config.rows, ImportConfig):
         path = Path(config.rows.import_).expanduser()
         held = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        content = [file_digest(p) for p in held] or config.rows.import_
+        content = [
+            remembered_digest(p, context.root / "digests") for p in held
+        ] or config.rows.import_
         return {"import": content, **({"read": how} if (how := config.rows.spec()) else {})}
     determines = {
         "teacher": context.revision(config.teacher),

@@ -16,12 +16,14 @@ from synth.measures import TOKENS, Measures
 from synth.pool.columns import INSTRUCTION_FIELDS
 from synth.pool.pool import Pool
 from synth.pool.short_columns import digest_pairs, digest_texts
+from synth.published.files import Notes
 from synth.published.forms import of_turn, or_null, sampling_fields
 from synth.published.rows import read
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes
 
+_LANGUAGE = of_turn("column") == "language"
 _NOT_BROUGHT = (*TOKENS, "finish_reason")
 """Fields of cells that were bought: what a published set cost is not what this pool cost."""
 
@@ -36,7 +38,8 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
     path = str(source.import_)
     fields = {name: kind for name, kind in INSTRUCTION_FIELDS.items() if name != "tokens"}
     done = 0
-    for batch in read(path, source.limit, how=source):
+    notes = Notes()
+    for batch in read(path, source.limit, how=source, notes=notes):
         order = f"{done:012d}"
         index = pl.int_range(done, done + len(batch), dtype=pl.Int64)
         model = pl.coalesce("model", pl.lit(path)) if "model" in batch.columns else pl.lit(path)
@@ -46,6 +49,10 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
             pool.imports[measure].append(cells, order=order)
         done += len(batch)
         log.progress(done, source.limit)
+    for line in (*notes.layouts, *(f"{n:,} {what}" for what, n in notes.remarks.items())):
+        log.say(f"instructions: {line}")
+    for why in notes.unreadable.values():
+        log.say(f"instructions: not read: {why}")
     own = {"own": pool.own_columns} if pool.own_columns else {}
     write_atomic(pool.import_marker, json.dumps({"limit": source.limit, **own}))
 
@@ -87,6 +94,8 @@ def _cells(rows: pl.DataFrame, measures: Measures) -> dict[str, pl.DataFrame]:
             reason=pl.when(null).then(pl.lit("null in the imported data")),
             of=of[declared.of],
         )
+        if measure == "language":  # a null is not measured, unless it stands for what was no label
+            cells = cells.filter(~null | rows["failed_tags"].list.eval(_LANGUAGE).list.any())
         # Instruction and response alone are no failed conversation: they may still be continued.
         brought[measure] = cells.drop_nulls("messages") if measure == "turns" else cells
     return brought

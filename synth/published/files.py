@@ -77,22 +77,23 @@ def sources(source: str | Path | Sequence[str | Path]) -> list[Path | str]:
     return held
 
 
-def parts_of(source: Path | str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
+def parts_of(
+    source: Path | str, batch: int, how: Reading = AS_IT_IS, first: int | None = None
+) -> Iterator[Part]:
     """Batches of at most `batch` rows of one of `sources`; all of them have the same columns and
-    types. Raises UserError for what cannot be read, with file and line."""
+    types. `first`: how many rows are wanted; some more may come. Raises UserError for what cannot
+    be read, with file and line."""
     if isinstance(source, str):
         yield from hub(source, batch, how)
         return
     try:
-        yield from _file(source, batch)
-    except (OSError, EOFError) as error:
-        raise UserError(f"{source} cannot be read: {first_line(error)}") from error
+        yield from _file(source, batch, first)
     except UserError:
         raise
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("zstandard", "zlib"):
+    except Exception as error:  # how a packed file is damaged: zstandard has errors of its own
+        if source.suffix not in _PACKED and not isinstance(error, OSError):
             raise
-        raise UserError(f"{source} cannot be decompressed: {first_line(error)}") from error
+        raise UserError(f"{source} cannot be read: {first_line(error)}") from error
 
 
 def parts(
@@ -125,13 +126,13 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _file(path: Path, batch: int) -> Iterator[Part]:
+def _file(path: Path, batch: int, first: int | None) -> Iterator[Part]:
     if path.name.endswith(".parquet"):
         yield from _parquet(path, batch)
     elif path.name.endswith(tuple(e for e in ENDINGS if e.startswith((".csv", ".tsv")))):
         yield from _csv(path, batch)
     else:
-        for unit, places, frame in json_rows.frames(path, batch):
+        for unit, places, frame in json_rows.frames(path, batch, first):
             yield Part(frame, path.name, unit, places)
 
 

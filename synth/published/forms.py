@@ -77,9 +77,9 @@ TAGS = (
     "base_reward",
     "reward_difference",
     "min_neighbor_distance",
-    "language",
 )
-"""Columns in which a null is that row's failed tag."""
+"""Columns in which a null is that row's failed tag. A null `language` is an unmeasured one:
+OpenHermes-2.5 has the column and nothing in it."""
 
 TROUBLE = pl.List(pl.Struct({"column": pl.String, "reason": pl.String, "value": pl.String}))
 """The type of a row's failed tags."""
@@ -103,9 +103,9 @@ def name_in(form: str, column: str) -> str:
     return declared.published[("23", "25").index(form)] if declared.published else column
 
 
-def is_ours(frame: pl.DataFrame) -> bool:
-    """Whether a frame is in our form already."""
-    return {"id", "instruction", "status", "reason", "failed_tags"} <= set(frame.columns)
+def is_ours(columns: Collection[str]) -> bool:
+    """Whether rows of these columns are in our form already."""
+    return {"id", "instruction", "status", "reason", "failed_tags"} <= {*columns}
 
 
 def sampling_fields(schema: Mapping[str, pl.DataType]) -> list[str]:

@@ -117,19 +117,34 @@ def _broken(path: Path, why: str) -> NoReturn:
     raise UserError(f"{path} is not valid JSON: {why}; repair the file.")
 
 
-def frames(path: Path, batch: int) -> Iterator[tuple[str, pl.Series, pl.DataFrame]]:
+def frames(
+    path: Path, batch: int, first: int | None = None
+) -> Iterator[tuple[str, pl.Series, pl.DataFrame]]:
     """(what places are called, the place of each row, the rows), of a JSON or JSON Lines file, in
-    batches that all have the columns and types that follow from the whole file.
+    batches that all have the columns and types that follow from the whole file, or from those
+    `first` rows that are wanted of it.
 
     The file is read twice: a first batch may hold nothing but nulls where a later one holds texts.
     Raises UserError with the line or row of what is not valid, and for a column of values that no
     type holds.
     """
     unit, numbered = _numbered(path)
-    schema, level = _schema(path, unit, lambda: numbered(path, batch))
-    for held in numbered(path, batch):
+
+    def batches() -> Iterator[list[Numbered]]:
+        return _first(numbered(path, batch), first)
+
+    schema, level = _schema(path, unit, batches)
+    for held in batches():
         places = pl.Series([number for number, _ in held], dtype=pl.Int64)
         yield unit, places, _frame(held, path, unit, schema, level)
+
+
+def _first(batches: Iterator[list[Numbered]], rows: int | None) -> Iterator[list[Numbered]]:
+    for held in batches:
+        yield held if rows is None else held[:rows]
+        rows = None if rows is None else rows - len(held)
+        if rows is not None and rows <= 0:
+            return
 
 
 def _numbered(path: Path) -> tuple[str, Callable[[Path, int], Iterator[list[Numbered]]]]:

@@ -65,8 +65,10 @@ def read(
     seen, left = Seen(), limit
     held = files.sources(source)
     for each in held:
+        if left is not None and left <= 0:
+            return
         try:
-            for part in files.parts_of(each, batch, how):
+            for part in files.parts_of(each, batch, how, left):
                 if left is not None and left <= 0:
                     return
                 rows = part if left is None else part.head(left)

@@ -24,8 +24,9 @@ from synth.filters.where import Node
 from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
 from synth.published.derived import MIN_SIMILAR_ID, derived, inputs
-from synth.published.files import files, first_line
-from synth.published.forms import failed_value, names_of
+from synth.published.files import AS_IT_IS, files, first_line
+from synth.published.forms import failed_value, is_ours, names_of
+from synth.published.layouts import recognised
 from synth.tags import text_figures
 
 STATUS = pl.Enum([OK, FAILED])
@@ -138,7 +139,14 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error
     needed = ("id", *asked.wanted)
     to_be_had = all(_inputs(c, schema, asked.derived) for schema in schemas for c in needed)
+    if to_be_had and "instruction" in asked.wanted:
+        to_be_had = all(_as_published(schema, held[0]) for schema in schemas)
     return scans if to_be_had else []
+
+
+def _as_published(schema: pl.Schema, file: Path) -> bool:
+    """Whether a file's texts stand under their names; ours do."""
+    return is_ours(schema) or recognised(schema, file.name, AS_IT_IS).published
 
 
 def _batches(source: str | Path, asked: _Asked) -> Iterator[pl.LazyFrame]:

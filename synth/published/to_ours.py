@@ -10,6 +10,7 @@ order, so that an export writes what was read.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.columns import FAILED, MESSAGES, OK
-from core.errors import UserError
 from core.store import digest
 from synth.config.rows import Reading
 from synth.measures import DECLARED
@@ -35,18 +35,17 @@ from synth.published.forms import (
     or_null,
     turn_of,
 )
+from synth.published.layouts import JOINED, Layout, laid_out, recognised
+from synth.published.turns import ANSWERS, KNOWN_ROLES, conversations, is_plain
+from synth.tags.language_codes import code_of
 
+_DIGESTS = ("prompt_id", "conversation_hash")
+"""Ids that follow from a content: rows of the same content share them."""
+_GOOD = "_good"
+"""Whether a rated answer is a good one."""
+_LED = "conversations began with the assistant: what it said before the user is left out"
 _ODD = "_odd_"
 """Before the name of a column that holds what was not of that column's kind, until it is told."""
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
-_CONVERSATIONS = ("conversations", "messages", "conversation")
-_WHO, _WHAT = ("from", "role"), ("value", "content")
 _OWN_TYPES: PolarsTypes = {
     "messages": MESSAGES,
     "source_conversations": PLAIN_TURNS,
@@ -69,9 +68,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Seen:
-    """The ids that were read before: their hashes."""
+    """The ids that were read before: their hashes, and how often those came that a content or a
+    counter gave."""
 
     hashes: set[int] = field(default_factory=set)
+    again: Counter[str] = field(default_factory=Counter)
 
 
 def to_ours(
@@ -85,53 +86,62 @@ def to_ours(
     """Rows of a published, ShareGPT or messages file in our form. `seen`: what was read before,
     added to; the others as in `rows.read`."""
     frame = part.frame
-    if is_ours(frame):
+    if is_ours(frame.columns):
         seen.hashes.update(frame["id"].hash().to_list())
         # JSON does not say what a null or an empty list is of.
         return frame.with_columns(
             [pl.col(n).cast(t) for n, t in _OWN_TYPES.items() if n in frame.columns]
         )
-    there = {name: _there(name, frame) for name in PUBLISHED}
-    held = {name: aliases for name, aliases in there.items() if aliases}
-    talk, plain = _conversation(frame)
-    _check(part, held, talk)
-    names = _own_names(frame, held, talk if plain else None)
+    layout = recognised(frame.schema, part.name, how)
+    if notes is not None:
+        notes.layouts.setdefault(layout.line, part.name)
+    frame = laid_out(frame, layout)
+    held = {name: aliases for name in PUBLISHED if (aliases := _there(name, frame, layout))}
+    plain = _plain_talk(frame, layout)
+    names = _own_names(frame, held, plain)
     known = [each for name, aliases in held.items() for each in _cast(name, aliases, frame.schema)]
-    used = {aliases[0] for aliases in held.values()} | ({talk} if plain else set())
+    used = {aliases[0] for aliases in held.values()} | {plain}
     extra = [pl.col(c).alias(name) for c, name in names.items() if c not in used]
-    if talk is None:
-        ours = _texts(frame.select(*known, *extra), talk=False)
-        ours = ours.with_columns(messages=pl.lit(None, MESSAGES))
+    ours = frame.with_row_index("_row").select("_row", *known, *extra)
+    if layout.rated:
+        ours = ours.with_columns(truth(layout.rated).alias(_GOOD))
+    if layout.talk:
+        ours = _told(ours, frame, layout, plain)
     else:
-        ours = _told(frame.select(*known, *extra, _talk=talk), plain)
-    names_as_read = json.dumps(list(names.items()))
-    ours = ours.with_columns(source_columns=pl.lit(names_as_read))
-    ours = _labels(_identified(ours))
+        ours = _texts(ours).with_columns(messages=pl.lit(None, MESSAGES))
+    if "_led" in ours.columns and notes is not None and ours["_led"].any():
+        notes.remarks[_LED] += int(ours["_led"].sum())
+    ours = ours.drop("_row", "_led", strict=False)
+    ours = ours.with_columns(source_columns=pl.lit(json.dumps(list(names.items()))))
+    ours = _identified(ours, seen, _weak(frame, held.get("id", ())))
+    ours = _labels(_with_language(ours))
     if {"min_similar_id", "repeat_count"} <= set(ours.columns):
         ours = ours.with_columns(MIN_SIMILAR_ID)
-    silent = bool(prompts) or (prompts is None and "response" not in held and talk is None)
-    return _ordered(_status(ours, part, seen, prompts=silent))
+    silent = bool(prompts) or (prompts is None and not layout.answered and not layout.talk)
+    return _ordered(_status(ours, part, prompts=silent))
 
 
-def _there(name: str, frame: pl.DataFrame) -> list[str]:
-    """Those of a column's published names that a file has."""
+def truth(column: str) -> pl.Expr:
+    """A column of truths, which a CSV file spells."""
+    return pl.col(column).cast(pl.String).str.to_lowercase().is_in(["true", "1"])
+
+
+def _there(name: str, frame: pl.DataFrame, layout: Layout) -> list[str]:
+    """Those of a column's published names that a file has; of the texts, where the layout says
+    they are."""
+    if name == "instruction":
+        asked = JOINED if JOINED in frame.columns else layout.asked
+        return [asked] if asked else []
+    if name == "response":
+        return [layout.answered] if layout.answered else []
     return [alias for alias in names_of(name) if alias in frame.columns]
 
 
-def _check(part: Part, held: Mapping[str, Sequence[str]], talk: str | None) -> None:
-    """Raises UserError for a file in which no instruction is to be found, or half of one."""
-    columns = part.frame.columns
-    if "instruction" not in held and talk is None:
-        wanted = ", ".join(sorted({*names_of("instruction"), *_CONVERSATIONS}))
-        raise UserError(
-            f"{part.name}: no instruction is to be found in the columns {', '.join(columns)}; "
-            f"one of {wanted} is needed."
-        )
-    if {"input", "instruction"} <= set(columns):
-        raise UserError(
-            f"{part.name} holds both `instruction` and `input`, as Alpaca files do; "
-            "join the two to one `instruction` column first."
-        )
+def _plain_talk(frame: pl.DataFrame, layout: Layout) -> str | None:
+    """The one column of conversations, where our form holds all of it."""
+    columns = [name for name, _ in layout.talk]
+    plain = len(columns) == 1 and not layout.chosen and is_plain(frame.schema[columns[0]])
+    return columns[0] if plain else None
 
 
 def _own_names(
@@ -158,7 +168,12 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
         return [value.alias(name)]
     kind = declared.plain
     if not any(_foreign(schema[h], kind) for h in held):
-        return [value.cast(kind, strict=True).alias(name)]
+        plain = value.cast(kind, strict=True)
+        if not any(schema[h].is_float() for h in held):
+            return [plain.alias(name)]
+        # JSON of Python's has NaN where a score could not be had
+        odd = pl.when(plain.is_nan()).then(pl.lit("NaN")).alias(f"{_ODD}{name}")
+        return [plain.fill_nan(None).alias(name), odd]
     number: pl.Expr
     text: pl.Expr
     if any(schema[h].is_nested() for h in held):
@@ -180,97 +195,129 @@ def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
     )
 
 
-def _conversation(frame: pl.DataFrame) -> tuple[str | None, bool]:
-    """The column that holds whole conversations, and whether it is the plain from/value or
-    role/content form."""
-    for name in _CONVERSATIONS:
-        fields = _turn_fields(frame.schema.get(name))
-        if fields & {*_WHO} and fields & {*_WHAT}:
-            return name, fields in ({"from", "value"}, {"role", "content"})
-    return None, False
-
-
-def _told(ours: pl.DataFrame, plain: bool) -> pl.DataFrame:
+def _told(
+    ours: pl.DataFrame, frame: pl.DataFrame, layout: Layout, plain: str | None
+) -> pl.DataFrame:
     """Texts and conversations of rows with a conversation; those that just repeat instruction and
-    response, nearly all, are told by a look."""
-    talk = pl.col("_talk")
+    response, nearly all of a published set, are told by a look."""
     usual = pl.lit(False)
-    as_plain = plain and ours.schema["_talk"] == PLAIN_TURNS
-    if as_plain and {"instruction", "response"} <= set(ours.columns):
-        sides = enumerate((("human", "instruction"), ("gpt", "response")))
+    if plain and frame.schema[plain] == PLAIN_TURNS and layout.asked and layout.answered:
+        talk = pl.col(plain)
+        sides = enumerate((("human", layout.asked), ("gpt", layout.answered)))
         repeats = [
             (turn_of(talk, at, "from") == who) & (turn_of(talk, at, "value") == pl.col(name))
             for at, (who, name) in sides
         ]
         usual = ((talk.list.len() == 2) & repeats[0] & repeats[1]).fill_null(False)
-    ours = ours.with_columns(_usual=usual).with_row_index("_row")
-    rest = _texts(ours.remove("_usual"), talk=True)
-    rest = _conversations(rest, as_plain).drop("_messages")
+    as_usual = frame.select(_usual=usual)["_usual"]
+    if len(as_usual) == 1:
+        as_usual = as_usual.new_from_index(0, len(frame))
+    own = frame.remove(as_usual)
+    rest = ours.remove(as_usual)
+    rest = rest.hstack(conversations(own, layout.talk, whole=layout.chosen is not None))
+    if plain:
+        rest = rest.with_columns(_talk=own[plain])
+    rest = _conversations(_texts(rest))
     if len(rest) < len(ours):
-        rest = pl.concat([ours.filter("_usual"), rest], how="diagonal")
-    return rest.sort("_row").drop("_row", "_usual", "_talk")
+        rest = pl.concat([ours.filter(as_usual), rest], how="diagonal").sort("_row")
+    return rest
 
 
-def _texts(ours: pl.DataFrame, talk: bool) -> pl.DataFrame:
-    """Instruction and response, taken from the conversation where they have no column or no text;
-    `_messages` is that conversation as ours."""
-    if talk:
-        ours = ours.with_columns(_messages=_messages(ours))
-    for name, who in (("instruction", "user"), ("response", "assistant")):
+def _texts(ours: pl.DataFrame) -> pl.DataFrame:
+    """Instruction and response, taken from the conversation (`_messages`) where they have no column
+    or no text; what was thought before the response is in `thinking`."""
+    for name, who in (("instruction", ["user"]), ("response", ANSWERS)):
         own = or_null(name, ours.columns, pl.String)
-        if talk and (name not in ours.columns or (ours[name].fill_null("") == "").any()):
-            by_who = pl.element().filter(of_turn("role") == who)
-            first = pl.col("_messages").list.eval(by_who.struct.field("content")).list.first()
+        lacks = name not in ours.columns or (ours[name].fill_null("") == "").any()
+        if "_messages" in ours.columns and lacks:
+            said = [
+                pl.col("_messages")
+                .list.eval(pl.element().filter(of_turn("role") == role).struct.field("content"))
+                .list.first()
+                for role in who
+            ]
             has = own.fill_null("") != ""
-            own = pl.when(has).then(own).otherwise(pl.coalesce(first, own))
+            own = pl.when(has).then(own).otherwise(pl.coalesce(*said, own))
         ours = ours.with_columns(own.alias(name))
+    if "_thought" in ours.columns and ours["_thought"].null_count() < len(ours):
+        own = or_null("thinking", ours.columns, pl.String)
+        ours = ours.with_columns(thinking=pl.coalesce(own, "_thought"))
     return ours
 
 
-def _messages(ours: pl.DataFrame) -> pl.Expr:
-    """Conversations as a file writes them (`_talk`) in our roles."""
-    known = _turn_fields(ours.schema["_talk"])
-
-    def said(names: tuple[str, ...]) -> pl.Expr:
-        return pl.coalesce(of_turn(n).cast(pl.String) for n in names if n in known)
-
-    turn = pl.struct(role=said(_WHO).replace(ROLES), content=said(_WHAT))
-    return pl.col("_talk").list.eval(turn).cast(MESSAGES)
-
-
-def _turn_fields(kind: pl.DataType | None) -> set[str]:
-    """The fields of the turns in a column of conversations; none where it is another column."""
-    if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
-        return {each.name for each in kind.inner.fields}
-    return set()
-
-
-def _conversations(ours: pl.DataFrame, plain: bool) -> pl.DataFrame:
-    """`messages` where a conversation is more than instruction and response; `source_conversations`
-    where an export would write another one."""
+def _conversations(ours: pl.DataFrame) -> pl.DataFrame:
+    """`messages` where a conversation is more than instruction and response; of plain ones,
+    `source_conversations` where an export would write another one."""
     turns = pl.col("_messages")
     roles = [turn_of(turns, at, "role") for at in range(2)]
     pair = (turns.list.len() == 2) & (roles[0] == "user") & (roles[1] == "assistant")
     whole = (turns.list.len() > 0) & ~pair
     ours = ours.with_columns(messages=pl.when(whole).then(turns))
-    if not plain:
-        return ours
-    talk = pl.col("_talk")
-    unlike = talk.ne_missing(conversation_of(ours, "from", "value"))
-    # An empty list stands for a row that had no conversation.
-    return ours.with_columns(source_conversations=pl.when(unlike).then(talk.fill_null([])))
+    if "_talk" in ours.columns:
+        # An empty list stands for a row that had no conversation.
+        talk = pl.col("_talk").fill_null([])
+        if ours.schema["_talk"] == PLAIN_TURNS:
+            unlike = pl.col("_talk").ne_missing(conversation_of(ours, "from", "value"))
+            ours = ours.with_columns(source_conversations=pl.when(unlike).then(talk))
+        elif ours["_led"].any():  # what an assistant said before the user
+            given = pl.struct(of_turn("role").alias("from"), of_turn("content").alias("value"))
+            as_read = talk.list.eval(given).cast(PLAIN_TURNS)
+            ours = ours.with_columns(source_conversations=pl.when("_led").then(as_read))
+    return ours.drop("_talk", "_messages", "_thought", strict=False)
 
 
-def _identified(ours: pl.DataFrame) -> pl.DataFrame:
-    """A row without an id gets one from its content."""
+def _identified(ours: pl.DataFrame, seen: Seen, weak: bool) -> pl.DataFrame:
+    """Rows with ids, and `_again`: whether another row of that id came before. A row without an id
+    gets one from its content.
+
+    `weak`: the file's ids are counters or digests, which different rows, or equal ones, may share:
+    those, and ids from content, get a number at the end and are nobody's fault.
+    """
     ours = ours.with_columns(or_null("id", ours.columns, pl.String))
-    nameless = (ours["id"].fill_null("") == "").arg_true()
-    texts = ours.select("instruction", "response", "messages")[nameless]
+    nameless = ours["id"].fill_null("") == ""
+    texts = ours.select("instruction", "response", "messages").filter(nameless)
     ids = [
         digest([instruction, response] if messages is None else messages)[:20]
         for instruction, response, messages in texts.iter_rows()
     ]
-    return ours.with_columns(ours["id"].scatter(nameless, ids))
+    ours = ours.with_columns(ours["id"].scatter(nameless.arg_true(), ids))
+    again = _again(ours["id"], seen)
+    mine = again & (nameless | weak)
+    if mine.any():
+        numbered = []
+        for name in ours["id"].filter(mine):
+            seen.again[name] += 1
+            numbered.append(f"{name}-{seen.again[name] + 1}")
+        ours = ours.with_columns(ours["id"].scatter(mine.arg_true(), numbered))
+        seen.hashes.update(ours["id"].filter(mine).hash().to_list())
+        again = again & ~mine
+    return ours.with_columns(_again=again)
+
+
+def _again(ids: pl.Series, seen: Seen) -> pl.Series:
+    """Which ids came before; all of them have now."""
+    hashes = ids.hash()
+    before = pl.Series([h in seen.hashes for h in hashes.to_list()], dtype=pl.Boolean)
+    seen.hashes.update(hashes.to_list())
+    return ~hashes.is_first_distinct() | before
+
+
+def _weak(frame: pl.DataFrame, names: Sequence[str]) -> bool:
+    """Whether a file's ids are counters, or digests of a content."""
+    return any(name in _DIGESTS or frame.schema[name].is_integer() for name in names[:1])
+
+
+def _with_language(ours: pl.DataFrame) -> pl.DataFrame:
+    """Languages as our codes; where the file has them otherwise, its own beside."""
+    if "language" not in ours.columns:
+        return ours
+    own = ours["language"]
+    codes = ours.select(code_of(pl.col("language")))["language"]
+    if codes.equals(own):
+        return ours
+    odd = own.zip_with(codes.is_null(), pl.Series([None], dtype=pl.String))
+    kept = [] if "source_language" in ours.columns else [own.alias("source_language")]
+    return ours.with_columns(codes, odd.alias(f"{_ODD}language"), *kept)
 
 
 def _labels(ours: pl.DataFrame) -> pl.DataFrame:
@@ -296,20 +343,25 @@ def _trouble(name: str, value: str, reason: str) -> pl.Expr:
     return pl.struct(column=pl.lit(name), reason=why, value=pl.col(value))
 
 
-def _status(ours: pl.DataFrame, part: Part, seen: Seen, *, prompts: bool) -> pl.DataFrame:
-    """Which rows are failed rows, and why; every id is made the row's own."""
-    hashes = ours["id"].hash()
-    before = pl.Series([h in seen.hashes for h in hashes.to_list()], dtype=pl.Boolean)
-    again = pl.lit(~hashes.is_first_distinct() | before)
-    seen.hashes.update(hashes.to_list())
+def _status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFrame:
+    """Which rows are failed rows, and why; every id is made the row's own. `prompts`: a row needs
+    no response."""
+    again = pl.col("_again")
+    ours = ours.with_columns(
+        or_null(name, ours.columns, kind)
+        for name, kind in ((_GOOD, pl.Boolean), ("_odd", pl.String))
+    )
     place = pl.format("{} {} {}", pl.lit(part.name), pl.lit(part.unit), pl.lit(part.places))
     at = pl.format(" ({})", place)
     role, text = of_turn("role"), of_turn("content")
     turns = pl.col("messages").list
-    strange = turns.eval(role.filter(~role.is_in(["system", "user", "assistant"]))).list.first()
-    silent = turns.eval(_blank(text)).list.any().fill_null(False)
+    strange = turns.eval(role.filter(~role.is_in(KNOWN_ROLES))).list.first()
+    silent = turns.eval(_blank(text) & (role != "tool")).list.any().fill_null(False)
+    odd = pl.format("a part of kind '{}' in a turn{}", "_odd", at)
     reasons = (
         pl.when(again).then(pl.format("the id {} occurs twice{}", "id", at)),
+        pl.when(pl.col(_GOOD).not_()).then(pl.format("a rejected answer{}", at)),
+        pl.when(pl.col("_odd").is_not_null()).then(odd),
         pl.when(_blank(pl.col("instruction"))).then(pl.format("no instruction{}", at)),
         pl.when(_blank(pl.col("response")) & ~pl.lit(prompts)).then(pl.format("no response{}", at)),
         pl.when(strange.is_not_null()).then(pl.format("a turn of role '{}'{}", strange, at)),
@@ -320,7 +372,7 @@ def _status(ours: pl.DataFrame, part: Part, seen: Seen, *, prompts: bool) -> pl.
         id=pl.when(again).then(pl.format("{}#{}", "id", place)).otherwise("id"),
         reason=reason,
         status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
-    )
+    ).drop("_again", "_odd", _GOOD)
 
 
 def _blank(text: pl.Expr) -> pl.Expr:
