@@ -27,6 +27,7 @@ from synth.measures import POOLED, Measure
 from synth.pool import imported_answers
 from synth.pool.computed import computed
 from synth.pool.short_columns import Lean, lean_of
+from synth.published import to_ours
 from synth.tags.own import columns as own_columns
 
 if TYPE_CHECKING:
@@ -139,10 +140,9 @@ def _instruction_determines(config: SynthConfig, context: Context) -> dict[str, 
     if isinstance(config.rows, ImportConfig):
         path = Path(config.rows.import_).expanduser()
         held = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        content = [
-            remembered_digest(p, context.root / "digests") for p in held
-        ] or config.rows.import_
-        return {"import": content, **({"read": how} if (how := config.rows.spec()) else {})}
+        digests = [remembered_digest(p, context.root / "digests") for p in held]
+        read = {"read": how} if (how := config.rows.spec()) else {}
+        return {"import": digests or config.rows.import_, "VERSION": to_ours.VERSION, **read}
     determines = {
         "teacher": context.revision(config.teacher),
         "system_prompt": system_prompt_of(config.teacher.model, config.system_prompt),

@@ -39,6 +39,9 @@ from synth.published.layouts import JOINED, Layout, laid_out, recognised
 from synth.published.turns import ANSWERS, KNOWN_ROLES, conversations, is_plain
 from synth.tags.language_codes import code_of
 
+VERSION = 2
+"""Part of the key of imported rows."""
+
 _DIGESTS = ("prompt_id", "conversation_hash")
 """Ids that follow from a content: rows of the same content share them."""
 _GOOD = "_good"

@@ -28,11 +28,9 @@ XH xhosa xho; YI yiddish; YO yoruba yor; ZH chinese mandarin zho; ZU zulu zul
 """
 """Code, then English names and the code of three letters."""
 
-CODES = {
-    name: code
-    for code, *names in (entry.split() for entry in _CODES.split(";"))
-    for name in (*names, code.lower())
-}
+_ENTRIES = [entry.split() for entry in _CODES.split(";")]
+CODES = {name.lower(): code for code, *names in _ENTRIES for name in (code, *names)}
+"""What a language may be called, in small letters -> its code."""
 
 
 def code_of(language: pl.Expr) -> pl.Expr:
