@@ -1,62 +1,85 @@
 """Measurements: append-only columns keyed by what determines one cell.
 
-A column is a folder of Parquet parts, `ROOT/columns/NAME/KEY/part-*.parquet`, each holding `id`,
-the value fields, `status` ("ok" or "failed") and `reason` (why it failed, else null). A cell that
-no part holds is unmeasured; a null value is never "failed". Row counts, recipes and the set of ids
-never enter the key, so a pool of 100 rows grows to 300 and two recipes share what is measured.
+A column is a folder, `ROOT/columns/NAME/KEY/`, of Parquet parts (`part-*.parquet`) and journals
+(`journal-*.cells`), each holding `id`, the value fields, `status` ("ok" or "failed") and `reason`
+(why it failed, else null). A cell that neither holds is unmeasured; a null value is never "failed".
+Row counts, recipes and the set of ids never enter the key, so a pool of 100 rows grows to 300 and
+two recipes share what is measured.
 
 A column with a field `of` holds measurements of texts: its cells are told apart by id and `of` (the
 digest of the text that was measured), so what is measured of a row's new text stands beside what
 was measured of its old one.
 
-A part is published with a no-replace link. Should two parts hold one cell, the first part by name
-counts.
+Finished cells go to the writer's journal at once (`core/cells/journal.py`), of which a part is cut
+at PART_ROWS; several writers, on several machines, may fill one column. Parts are merged into few
+large ones in the order of the pool (`core/cells/merging.py`). A file is removed only when another
+holds its cells, so a reader in between misses none.
+
+Should two files hold one cell, the first in the order of `Column.files` counts: merged parts, which
+hold a cell once, then parts as they were cut, then journals.
 """
 
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 from filelock import FileLock
 
+from core.cells import merging
+from core.cells.journal import Journal, frames, is_journal, journals, taken_up
+from core.cells.merging import FILES, GROUP, ROWS, merged
 from core.errors import UserError
 from core.files import adding, only_holder, write_atomic
-from core.store import canonical, digest
+from core.store import canonical, check_version, digest, mark_version
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 OK = "ok"
 FAILED = "failed"
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 """The type of a conversation: turns in order, each with who speaks and what is said."""
 
+PART_ROWS = 8192
+"""Cells of which a part is cut."""
+PART_BYTES = 2**26
+"""Bytes of a journal of which a part is cut, should its cells be long."""
 
 Fields = Mapping[str, pl.DataType | type[pl.DataType]]
 """The value fields of a column with their types."""
+T = TypeVar("T")
 
 
 class Column:
     """One append-only column: `fields` are its value fields with their polars types; ids are any
-    strings. `determines` is what a cell depends on, remembered beside the first part."""
+    strings. `determines` is what a cell depends on, remembered beside the first part; `root` is the
+    store's folder, where the column is in one."""
 
     def __init__(
         self,
         folder: Path,
         fields: Fields,
         determines: Mapping[str, Any] | None = None,
+        root: Path | None = None,
     ) -> None:
+        """Reads and writes nothing."""
         self.folder = folder
         self.fields = dict(fields)
-        self.schema = pl.Schema(
-            {"id": pl.String(), **self.fields, "status": pl.String(), "reason": pl.String()}
-        )
+        ends = {"status": pl.String(), "reason": pl.String()}
+        self.schema = pl.Schema({"id": pl.String(), **self.fields, **ends})
         self.key = ["id", "of"] if "of" in self.fields else ["id"]
         self._determines = canonical(dict(determines or {}))
+        self._root = root
         self._lock = FileLock(folder / ".lock")  # who holds it may take it again
+        self._journal: Journal | None = None
 
     @classmethod
     def open(
@@ -67,45 +90,63 @@ class Column:
         fields: Fields,
     ) -> Column:
         """The column `name` under store root `root`, for cells that follow from `determines`
-        (model revision, prompt hash, sampling, VERSION)."""
+        (model revision, prompt hash, sampling, VERSION). Raises UserError for a store that a newer
+        version of this program wrote."""
+        check_version(root)
         key = digest(dict(determines))[:16]
-        return cls(root / "columns" / name / key, fields, determines)
+        return cls(root / "columns" / name / key, fields, determines, root)
 
-    def append(
-        self, rows: pl.DataFrame | Iterable[Mapping[str, Any]], order: str = "9"
-    ) -> Path | None:
-        """Publish finished cells as one part; returns its path, or None when `rows` is empty.
+    # -- writing -----------------------------------------------------------------------------------
 
-        `rows` needs `id` and the value fields; `status` defaults to "ok", `reason` to null. `order`
-        sorts the part among others.
+    def append(self, rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> None:
+        """Keep finished cells: they are in this writer's journal when it returns, and readers see
+        them. A journal of PART_ROWS becomes a part, as do so many rows that come at once.
+
+        `rows` needs `id` and the value fields; `status` defaults to "ok", `reason` to null.
         """
         if not isinstance(rows, pl.DataFrame):
             rows = pl.DataFrame(list(rows), infer_schema_length=None)
         if rows.is_empty():
-            return None
-        spec = self.folder / "column.json"
-        if not spec.exists():
-            write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
+            return
         cells = self._declared(rows)
-        ids = digest(cells["id"].to_list())[:12]
-        return self._publish(cells, f"part-{order}-{ids}-")
+        if self._journal is None:
+            self._say_what_it_is()
+        if len(cells) >= PART_ROWS:
+            self.publish(cells)
+            return
+        if self._journal is None:
+            self.take_up()
+        self._journal = self._journal or Journal(self.folder)
+        self._journal.append(cells)
+        if self._journal.rows >= PART_ROWS or self._journal.size >= PART_BYTES:
+            self.cut()
 
     @contextmanager
-    def filling(self, rows: int = 256) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Keep finished cells one by one: `add(cell)` publishes a part each time `rows` are there,
-        and what is left when the block ends, also by an exception."""
-        unpublished: list[Mapping[str, Any]] = []
-
-        def add(cell: Mapping[str, Any]) -> None:
-            unpublished.append(cell)
-            if len(unpublished) >= rows:
-                self.append(unpublished)
-                unpublished.clear()
-
+    def filling(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Keep finished cells one by one: `add(cell)` puts each into the journal, of which a part
+        is cut when the block ends, also by an exception."""
         try:
-            yield add
+            yield lambda cell: self.append([cell])
         finally:
-            self.append(unpublished)
+            self.cut()
+
+    def cut(self) -> None:
+        """Make a part of this writer's journal, should it have one."""
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        if journal.rows:
+            self.publish(self.first_of_each([self.part(journal.path)]))
+        journal.end()
+
+    def publish(self, cells: pl.DataFrame, stem: str | None = None) -> Path:
+        """Write cells of this column as one part, whose name begins with `stem` (none: with the
+        time, so that parts sort as they were cut)."""
+        stem = stem or f"part-t{time.time_ns():020d}"
+        path = self.folder / f"{stem}-{uuid.uuid4().hex[:6]}.parquet"
+        with adding(path) as temporary:
+            cells.write_parquet(temporary, row_group_size=GROUP)
+        return path
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold this column for one run on this machine. Raises UserError while another run holds
@@ -116,19 +157,132 @@ class Column:
             f"another run is filling {self.folder} right now; wait for it, or stop it first.",
         )
 
-    def parts(self) -> list[Path]:
-        """The files that hold cells now, in the order in which they count."""
-        return sorted(self.folder.glob("part-*.parquet"))
+    def _say_what_it_is(self) -> None:
+        spec = self.folder / "column.json"
+        if not spec.exists():
+            write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
+        if self._root is not None:
+            mark_version(self._root)
 
-    def part(self, path: Path) -> pl.DataFrame:
-        """The cells of one file, cast to the declared types; null in a field that is younger.
+    def take_up(self) -> None:
+        """Move what dead writers left in their journals, and no part holds, to this writer's."""
+        for path in journals(self.folder):
+            with taken_up(path) as ours:
+                cells = self.first_of_each([self.part(path)]) if ours else self.schema.to_frame()
+                for part in self.parts() if len(cells) else ():
+                    there = self.part(part, self.key)
+                    cells = cells.join(there, on=self.key, how="anti", nulls_equal=True)
+                if len(cells):
+                    self._journal = self._journal or Journal(self.folder)
+                    self._journal.append(cells)
+                if ours:
+                    path.unlink(missing_ok=True)
+
+    def compact(
+        self,
+        order: pl.Series | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        files: int = FILES,
+        rows: int = ROWS,
+    ) -> None:
+        """Merge parts, once there are more than `files` of them, into parts of `rows` cells in the
+        `order` of these ids (none: as they count); cells of other ids come last.
+
+        First this writer's journal, and those of dead writers, become parts. Merged parts are
+        merged again when that at most triples the work. What is done, and the disk that it needs,
+        is told to `say`. A kill in between leaves cells in two parts, which changes nothing. Does
+        nothing while another run fills or merges this column: two recipes may share it.
+        """
+        if self.folder.is_dir():
+            with suppress(UserError), self.alone():
+                self.take_up()
+                self.cut()
+                merging.merge(self, order, say, files, rows)
+
+    def loose(self, files: int = FILES) -> bool:
+        """Whether there is anything that `compact` would see to."""
+        parts = self.parts()
+        new = [path for path in parts if not merged(path)]
+        # Parts of the layout before may lie in no order.
+        old = any(not path.name.startswith("part-t") for path in new)
+        return old or len(new) > files or len(self.files()) > len(parts)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def parts(self) -> list[Path]:
+        """The Parquet files that hold cells now, in the order in which they count."""
+        return sorted(self.folder.glob("part-*.parquet"), key=lambda p: (not merged(p), p.name))
+
+    def files(self) -> list[Path]:
+        """All files that hold cells now, in the order in which they count."""
+        waiting = journals(self.folder)  # listed before the parts that may be cut of them
+        return [*self.parts(), *waiting]
+
+    def each(self, read: Callable[[Path], T]) -> dict[Path, T]:
+        """What `read` makes of each file that holds cells, in the order in which they count.
+
+        `read` may raise FileNotFoundError: of a journal, which has become a part; of a part, which
+        was merged into another, and then the parts are listed again and `read` is asked again,
+        also for files that it has read.
+        """
+        while True:
+            taken: dict[Path, T] = {}
+            waiting = journals(self.folder)
+            for path in waiting:  # before the parts that may be cut of them meanwhile
+                with suppress(FileNotFoundError):
+                    taken[path] = read(path)
+            parts = self.parts()
+            with suppress(FileNotFoundError):
+                for path in parts:
+                    taken[path] = read(path)
+                # A listing that ran beside a merge may lack both the old file and the new one.
+                if {*filter(merged, self.parts())} <= {*parts}:
+                    return {path: taken[path] for path in [*parts, *waiting] if path in taken}
+
+    def part(self, path: Path, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """The cells of one file (or those fields of them), cast to the declared types; null in a
+        field that is younger.
 
         Raises FileNotFoundError when it was merged away meanwhile, UserError when it is damaged.
         """
+        return self._read(path, names)
+
+    def rows(self, path: Path, places: NDArray[np.int64], names: Sequence[str]) -> pl.DataFrame:
+        """The cells at `places` (rising) of one file, [*names], decoding little else. Raises as
+        `part`."""
+        if is_journal(path):
+            return self.part(path, names)[places]
+        # Rows further apart than two groups are read apart.
+        gaps = (places[1:] - places[:-1] > 2 * GROUP).nonzero()[0] + 1
+        ends = [*gaps.tolist(), len(places)]
+        found = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            near = places[start:end]
+            first, length = int(near[0]), int(near[-1] - near[0]) + 1
+            run = self._read(path, names, (first, length))
+            found.append(run if length == len(near) else run[near - first])
+        return pl.concat(found)
+
+    def _read(
+        self,
+        path: Path,
+        names: Sequence[str] | None,
+        run: tuple[int, int] | None = None,
+    ) -> pl.DataFrame:
+        """As `part`, of a part only the rows of a `run`: (the first, how many)."""
+        wanted = list(self.schema) if names is None else list(names)
         try:
+            if is_journal(path):
+                held = [self._declared(frame) for frame in frames(path)]
+                return pl.concat([self.schema.to_frame(), *held]).select(wanted)
+            if not path.exists():
+                raise FileNotFoundError(path)
             written = pl.read_parquet_schema(path)
-            known = [name for name in self.schema if name in written]
-            return self._declared(pl.read_parquet(path, columns=known))
+            scan = pl.scan_parquet(path, glob=False)
+            scan = scan.slice(*run) if run else scan
+            known = [name for name in wanted if name in written]
+            return self._declared(scan.select(known).collect(), wanted)
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -137,86 +291,47 @@ class Column:
                 "remove that file and run again."
             ) from error
 
-    def read(self, ids: Sequence[str] | pl.Series | None = None) -> pl.DataFrame:
-        """Measured cells (all, or those of `ids`, in no promised order), one row a cell, cast to
-        the declared types."""
-        parts = merging_read(lambda: [self.part(path) for path in self.parts()])
-        if not parts:
-            return self.schema.to_frame()
-        cells = self._first_of_each(parts)
-        if ids is None:
-            return cells
-        wanted = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)}).unique()
-        return cells.join(wanted, on="id", how="semi")
+    def read(
+        self,
+        ids: pl.DataFrame | Sequence[str] | pl.Series | None = None,
+        names: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Measured cells, one row a cell, cast to the declared types: all, or those of `ids` (in no
+        promised order); with those value fields `names` or all.
 
-    def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of `ids` that no part holds, in the given order."""
-        measured = set(self.read(ids)["id"].to_list())
-        return [i for i in ids if i not in measured]
-
-    def compact(self, rows: int = 100_000, files: int = 64) -> None:
-        """Merge small parts, neighbours in order, into parts of up to `rows` cells, once there are
-        more than `files`; for a single writer.
-
-        A kill in between leaves cells in two parts, which changes nothing: the first part by name
-        counts, and the merged one sorts there. Does nothing while another run fills or merges this
-        column: two recipes may share it.
+        `ids` may be a frame: then cells are those that have a row of its columns.
         """
-        if len(self.parts()) > files:
-            with suppress(UserError, FileNotFoundError), self.alone():
-                self._compact(rows)
+        kept = [n for n in self.schema if names is None or n in (*self.key, *names)]
+        if ids is not None and not isinstance(ids, pl.DataFrame):
+            ids = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
 
-    def _compact(self, rows: int) -> None:
-        import pyarrow.parquet as pq
+        def take(path: Path) -> pl.DataFrame:
+            cells = self.part(path, kept)
+            return cells if ids is None else cells.join(ids, on=ids.columns, how="semi")
 
-        neighbours: list[Path] = []
-        cells = 0
-        for path in self.parts():
-            size = pq.read_metadata(path).num_rows
-            if cells + size > rows:
-                self._merge(neighbours)
-                neighbours, cells = [], 0
-            neighbours.append(path)
-            cells += size
-        self._merge(neighbours)
+        return self.first_of_each([*self.each(take).values()], kept)
 
-    def _merge(self, parts: list[Path]) -> None:
-        if len(parts) < 2:
-            return
-        merged = self._first_of_each([self.part(path) for path in parts])
-        self._publish(merged, f"{parts[0].stem}m")
-        for path in parts:
-            path.unlink(missing_ok=True)
+    def missing(self, ids: Sequence[str] | pl.Series) -> list[str]:
+        """Those of `ids` that no file holds, in the given order."""
+        asked = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
+        held = self.read(asked, ["id"])
+        return asked.join(held, on="id", how="anti", maintain_order="left")["id"].to_list()
 
-    def _first_of_each(self, parts: list[pl.DataFrame]) -> pl.DataFrame:
-        return pl.concat(parts).unique(self.key, keep="first", maintain_order=True)
+    def first_of_each(
+        self, cells: Sequence[pl.DataFrame], names: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Cells of several files in one frame, the first of each that is there twice."""
+        empty = self.schema.to_frame()
+        whole = pl.concat([empty if names is None else empty.select(names), *cells])
+        return whole.unique(self.key, keep="first", maintain_order=True)
 
-    def _publish(self, cells: pl.DataFrame, stem: str) -> Path:
-        path = self.folder / f"{stem}{uuid.uuid4().hex[:6]}.parquet"
-        with adding(path) as temporary:
-            cells.write_parquet(temporary)
-        return path
-
-    def _declared(self, cells: pl.DataFrame) -> pl.DataFrame:
-        """All declared fields and no others, cast to their types; the status is ok, and any other
-        field null, where it is absent."""
+    def _declared(self, cells: pl.DataFrame, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """All declared fields (or `names` of them) and no others, cast to their types; the status
+        is ok, and any other field null, where it is absent."""
+        schema = pl.Schema({n: self.schema[n] for n in (self.schema if names is None else names)})
         absent = [
             pl.lit(OK if name == "status" else None, dtype).alias(name)
-            for name, dtype in self.schema.items()
+            for name, dtype in schema.items()
             if name not in cells.columns and name != "id"
         ]
-        return cells.with_columns(absent).select(list(self.schema)).cast(self.schema)
-
-
-T = TypeVar("T")
-
-
-def merging_read(read: Callable[[], T]) -> T:
-    """Run `read`, which lists a column's parts and reads them; once more where a part was merged
-    into another in between."""
-    for _ in range(5):
-        try:
-            return read()
-        except FileNotFoundError:
-            continue
-    return read()
+        return cells.with_columns(absent).select(list(schema)).cast(schema)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.sending.client import Client
-from core.vllm_server import Seeds, VllmServer, make_servers
+from core.serving.vllm_server import Seeds, VllmServer, make_servers
 from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:

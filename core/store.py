@@ -41,6 +41,10 @@ the manifest, never part of a key."""
 
 MANIFEST = "manifest.json"
 
+LAYOUT = 2
+"""How files lie in a store. 1: columns in parts of 32 rows and more, by name; such a store has no
+version file, and is read as it is. 2: columns in journals and in parts in the order of the pool."""
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; pydantic models, paths, tuples and sets are converted.
@@ -58,6 +62,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     raise TypeError(f"no canonical form for {type(value).__name__}")
+
+
+def check_version(root: Path) -> None:
+    """Raises UserError for a store that a newer version of this program wrote."""
+    with suppress(FileNotFoundError):
+        written = read_json(root / "store.json", 'restore it from a copy, or write {"version": 2}')
+        if written["version"] > LAYOUT:
+            raise UserError(
+                f"the store {root} has layout {written['version']} and this version of "
+                f"magpie-harness knows layouts up to {LAYOUT}; install the version that wrote it, "
+                "or give another `store:`."
+            )
+
+
+def mark_version(root: Path) -> None:
+    """Say in the store how its files lie; for whoever writes in this layout."""
+    check_version(root)
+    if not (root / "store.json").is_file():
+        write_atomic(root / "store.json", json.dumps({"version": LAYOUT}))
 
 
 def digest(value: Any) -> str:
@@ -108,9 +131,11 @@ class Build:
 
 
 class Store:
-    """All results and columns of one root folder (the recipe's `store:`)."""
+    """All results and columns of one root folder (the recipe's `store:`). Raises UserError for one
+    that a newer version of this program wrote."""
 
     def __init__(self, root: Path) -> None:
+        check_version(root)
         self.root = root
 
     def folder(self, stage: str, key: str) -> Path:

@@ -95,7 +95,7 @@ FollowUp = Callable[[Reply], Request | None]
 
 
 class OwnServer(Protocol):
-    """What sending needs of a server that was started here (core.vllm_server.VllmServer is one)."""
+    """What sending needs of a server that was started here (serving/vllm_server.py has one)."""
 
     url: str
     generation: int

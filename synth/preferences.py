@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from core.columns import MESSAGES, OK, Column, merging_read
+from core.columns import MESSAGES, OK, Column
 from core.errors import UserError
 from core.store import Counts, digest
 from core.tracking import Log
@@ -244,16 +244,7 @@ class _Making:
 
 def _cells(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFrame:
     """[id, *fields] of those cells that are there, ok or failed; one slice's words in memory."""
-    wanted = keys.alias("id").to_frame()
-
-    def read() -> list[pl.DataFrame]:
-        return [
-            pl.read_parquet(path, columns=["id", *fields]).join(wanted, on="id", how="semi")
-            for path in column.parts()
-        ]
-
-    none = column.schema.to_frame().select("id", *fields)
-    return pl.concat([none, *merging_read(read)]).unique("id", keep="first", maintain_order=True)
+    return column.read(keys, fields).select("id", *fields)
 
 
 def _joined(

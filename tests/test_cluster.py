@@ -245,10 +245,11 @@ def test_dry_run_prints_recipe_and_scripts_of_a_chain(
         "0-7",
         "0-7",
         "0-0",
+        "0-0",
     ]
     assert [s.splitlines()[0].partition("--dependency=")[2] for s in scripts] == [
         "",
-        *(f"afterok:JOB{n}" for n in (1, 2, 3, 4)),
+        *(f"afterok:JOB{n}" for n in (1, 2, 3, 4, 5)),
     ]
     assert all(
         "#SBATCH --gpus=1\n" in s and "#SBATCH --account=me\n" in s and "#SBATCH --requeue\n" in s

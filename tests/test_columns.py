@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -43,10 +44,11 @@ def test_a_failed_cell_is_held_with_its_reason(tmp_path: Path) -> None:
     }
 
 
-def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
+def test_the_part_that_was_cut_first_counts(tmp_path: Path) -> None:
     made = column(tmp_path)
-    made.append([{"id": "x", "label": "poor", "rank": 2.0}], order="2")
-    made.append([{"id": "x", "label": "good", "rank": 4.0}], order="1")
+    for label in ("good", "poor"):
+        made.append([{"id": "x", "label": label, "rank": 2.0}])
+        made.cut()
     assert made.read()["label"].to_list() == ["good"]
 
 
@@ -63,14 +65,15 @@ def test_labels_come_back_ordered(tmp_path: Path) -> None:
 
 def test_appending_nothing_writes_nothing(tmp_path: Path) -> None:
     made = column(tmp_path)
-    assert made.append([]) is None
+    made.append([])
     assert not made.folder.exists()
 
 
 def test_an_unreadable_part_is_one_sentence(tmp_path: Path) -> None:
     made = column(tmp_path)
-    part = made.append([{"id": "x", "label": "good", "rank": 4.0}])
-    assert part is not None
+    made.append([{"id": "x", "label": "good", "rank": 4.0}])
+    made.cut()
+    (part,) = made.parts()
     part.write_bytes(b"cut")
     with pytest.raises(UserError, match="remove that file and run again"):
         made.read()
@@ -93,10 +96,8 @@ def test_two_runs_cannot_fill_one_column_at_once(tmp_path: Path) -> None:
 def many(root: Path, parts: int) -> Column:
     made = column(root)
     for n in range(parts):
-        made.append(
-            [{"id": f"{n}-{i}", "label": "good", "rank": float(i)} for i in range(3)],
-            order=f"{n:03d}",
-        )
+        made.append([{"id": f"{n}-{i}", "label": "good", "rank": float(i)} for i in range(3)])
+        made.cut()
     return made
 
 
@@ -110,7 +111,7 @@ def test_small_parts_are_merged_and_no_cell_changes(tmp_path: Path) -> None:
 
 def test_a_merged_part_keeps_the_place_of_its_first(tmp_path: Path) -> None:
     made = many(tmp_path, 12)
-    made.append([{"id": "0-0", "label": "poor", "rank": 9.0}], order="999")
+    made.append([{"id": "0-0", "label": "poor", "rank": 9.0}])
     made.compact(rows=10, files=2)
     assert made.read(["0-0"])["label"].to_list() == ["good"]
 
@@ -128,11 +129,11 @@ def test_a_reader_that_listed_a_part_before_it_was_merged_reads_again(
     made = many(tmp_path, 12)
     read, merged = made.part, []
 
-    def late(path: Path) -> pl.DataFrame:
+    def late(path: Path, names: Sequence[str] | None = None) -> pl.DataFrame:
         if not merged:
             merged.append(True)
             many_readers.compact(rows=100, files=2)
-        return read(path)
+        return read(path, names)
 
     many_readers = column(tmp_path)
     monkeypatch.setattr(made, "part", late)
@@ -157,9 +158,9 @@ def test_cells_of_two_texts_of_one_row_both_stay_when_parts_are_merged(tmp_path:
     )
     for n in range(12):
         made.append(
-            [{"id": f"{n % 6}", "of": "old" if n < 6 else "new", "response": f"answer {n}"}],
-            order=f"{n:03d}",
+            [{"id": f"{n % 6}", "of": "old" if n < 6 else "new", "response": f"answer {n}"}]
         )
+        made.cut()
     before = made.read().sort("id", "of")
     made.compact(rows=100, files=2)
     assert len(before) == 12 and made.read().sort("id", "of").equals(before)
@@ -176,11 +177,13 @@ def test_who_holds_a_column_may_merge_it_and_another_may_not(tmp_path: Path) -> 
             pass
 
 
-def test_cells_that_come_one_by_one_are_kept_by_parts_and_a_stop_loses_none(tmp_path: Path) -> None:
+def test_cells_that_come_one_by_one_are_read_at_once_and_become_a_part_also_by_a_stop(
+    tmp_path: Path,
+) -> None:
     column = Column(tmp_path / "column", {"value": pl.Int64})
-    with pytest.raises(RuntimeError), column.filling(rows=2) as add:
+    with pytest.raises(RuntimeError), column.filling() as add:
         for number in range(5):
-            assert len(column.parts()) == number // 2
             add({"id": str(number), "value": number})
+            assert sorted(column.read()["value"]) == list(range(number + 1))
         raise RuntimeError
-    assert sorted(column.read()["value"]) == [0, 1, 2, 3, 4] and len(column.parts()) == 3
+    assert len(column.files()) == 1 and len(column.part(*column.parts())) == 5

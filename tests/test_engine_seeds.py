@@ -15,10 +15,10 @@ import polars as pl
 import psutil
 import pytest
 
-from core import vllm_server
 from core.models import Model, resolve
 from core.sending import client
 from core.servers import Servers
+from core.serving import vllm_server
 from core.tracking import Log
 from core.wire import Request, ServerSpec
 from synth.config.synthesis import SynthConfig

@@ -44,11 +44,13 @@ def filled(root: Path, rows: int = 50, before: str = "") -> Pool:
                 pl.lit(5).alias("tokens"),
             )
         )
+        made.instruction.cut()
     frame = made.frame()
     even = frame.filter(pl.col("index") % 2 == 0).select(
         "id", "of", pl.lit("stop").alias("finish_reason"), pl.col("id").alias("response")
     )
     made.columns["response"].append(even)
+    made.columns["response"].cut()
     return made
 
 
@@ -88,10 +90,10 @@ def test_a_slice_reads_only_the_parts_that_hold_it(
     frame = made.frame()
     read: list[Path] = []
     column = made.instruction
-    plain = column.part
-    monkeypatch.setattr(column, "part", lambda path: read.append(path) or plain(path))
-    made.texts(frame.head(7), ["instruction"])
-    assert len(read) == 1
+    plain = column.rows
+    monkeypatch.setattr(column, "rows", lambda path, *of: read.append(path) or plain(path, *of))
+    made.texts(frame.slice(7, 7), ["instruction"])
+    assert read == [column.parts()[1]]
 
 
 def test_a_response_of_an_instruction_made_anew_counts_as_unmeasured_and_can_be_had_again(
@@ -301,6 +303,7 @@ def test_a_pool_whose_texts_are_cleaned_keeps_the_cells_of_the_raw_texts_when_pa
         "id", "of", pl.lit("new").alias("response"), pl.lit("stop").alias("finish_reason")
     ).iter_slices(5):
         cleaned.columns["response"].append(part)
+        cleaned.columns["response"].cut()
     cleaned.columns["response"].compact(files=2)
     assert opened(tmp_path).frame()["status:response"].null_count() == 25
     assert cleaned.frame()["status:response"].null_count() == 0

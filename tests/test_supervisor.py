@@ -1,5 +1,5 @@
-"""core.supervisor: whoever is killed, no process of a server stays. Proven on a scripted server
-that forks, and once on a real vLLM."""
+"""core/serving/supervisor.py: whoever is killed, no process of a server stays. Proven on a
+scripted server that forks, and once on a real vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from core.models import Model
-from core.supervisor import Supervised
+from core.serving.supervisor import Supervised
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ HARNESS = """
     # a copy of the pipe.
     import os, sys, time
     from pathlib import Path
-    from core.supervisor import Supervised
+    from core.serving.supervisor import Supervised
 
     log = Path(sys.argv[1]) / "log"
     server = Supervised([sys.executable, *sys.argv[2:4]], dict(os.environ), log)

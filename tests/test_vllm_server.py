@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import vllm_server
 from core.errors import UserError
 from core.models import Model, render, tokenizer
 from core.sending import client
 from core.servers import Endpoint, Servers
+from core.serving import vllm_server
 from core.tracking import Log
 from core.wire import Request, ServerSpec
 

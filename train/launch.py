@@ -20,8 +20,8 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import write_atomic
+from core.serving.supervisor import Supervised
 from core.store import Counts
-from core.supervisor import Supervised
 from core.tracking import Log
 from train import data
 from train.arguments import gpus, processes

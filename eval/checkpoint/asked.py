@@ -17,9 +17,6 @@ from core.store import Counts
 from core.tracking import Log
 from core.wire import Reply, Request
 
-FLUSH = 32
-"""Cells between two parts on disk: what a kill can lose at most, besides what was in flight."""
-
 
 @dataclass(frozen=True)
 class Questions:
@@ -51,7 +48,7 @@ def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl
 
     done = len(ids) - len(missing)
     log.progress(done, len(ids), questions.unit)
-    with column.filling(FLUSH) as keep:
+    with column.filling() as keep:
         for reply in endpoint.stream(requests()) if missing else ():
             cell = _cell(reply, questions)
             if isinstance(cell, str):

@@ -74,7 +74,7 @@ def sampling(synth: SynthConfig) -> None:
 
     Raises UserError naming the place in the recipe.
     """
-    from core.vllm_server import completion_fields
+    from core.serving.vllm_server import completion_fields
 
     known = completion_fields() - set(OURS)
     for place, parameters, server in _samplings(synth):

@@ -2,7 +2,7 @@
 datatrove's executors.
 
     instructions (R tasks) -> pool columns (1) -> tags (R) -> answers and what reads them (R) ->
-    what is left, and selections (1)
+    small files merged (1) -> what is left, and selections (1)
 
 Each task runs the same code as `magpie run` on its share of the rows, with a model server of its
 own (or `server.urls`), into one store on a file system that all machines share. datatrove's own
@@ -104,7 +104,7 @@ def _alone(recipe: Recipe, stage: str) -> bool:
     """Whether a stage is one task: what reads the whole pool, what closes the chain, and an
     import."""
     imports = not isinstance(recipe.synth.rows, int)
-    return stage in ("pool", "select") or (stage == "instructions" and imports)
+    return stage in ("pool", "merge", "select") or (stage == "instructions" and imports)
 
 
 def pinned(loaded: Loaded) -> Block:

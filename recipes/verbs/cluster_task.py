@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from core.store import Counts
     from recipes.schema import Loaded
 
-STAGES = ("instructions", "pool", "tags", "answers", "select")
-"""In order: `pool` measures what reads the whole pool and `select` makes whatever is left, each in
-one task; the others share the rows."""
+STAGES = ("instructions", "pool", "tags", "answers", "merge", "select")
+"""In order: `pool` measures what reads the whole pool, `merge` makes few large files of what the
+tasks wrote, and `select` makes whatever is left, each in one task; the others share the rows."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def run(loaded: Loaded, stage: str, rank: int, world: int) -> Counts:
             share = (rank, world)
             if stage == "instructions":
                 counts = draw.draw(pool, servers, log, share)
+            elif stage == "merge":
+                counts = pool.merge(log.say, files=0)
             else:
                 free = [
                     m

@@ -13,14 +13,12 @@ newline, cut-off turns kept unmarked, templates for Llama-3 alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from core.columns import FAILED, MESSAGES, OK, Column, merging_read
-from core.errors import UserError
+from core.columns import FAILED, MESSAGES, OK, Column
 from core.store import digest
 from core.wire import Reply, Request
 from synth.chat import templates
@@ -33,7 +31,6 @@ from synth.context import Context, Served, Serving
 from synth.generate import single_turn
 from synth.generate.ask import (
     TOKENS,
-    Batch,
     Fields,
     Frames,
     Row,
@@ -214,8 +211,7 @@ def continued(
     _recall(talks, length, journal)
     # One server: a conversation's turns are a chain. Two: each side speaks in its turn.
     together = user.served.spec == assistant.served.spec
-    batch = Batch({"id": pl.String, **_HALF})
-    speakers = _Speakers({"user": user, "assistant": assistant}, length, together, batch, journal)
+    speakers = _Speakers({"user": user, "assistant": assistant}, length, together, journal)
     try:
         waiting: list[Talk] = []
         arriving: Iterable[Talk] = talks
@@ -232,10 +228,7 @@ def continued(
             waiting = [talk for talk in waiting if not together and talk.role != role]
             arriving = speakers.stream(group)
     finally:
-        journal.append(batch.frame())
-        # Tasks of a cluster write side by side; one of them merges.
-        with suppress(UserError), journal.alone():
-            journal.compact()
+        journal.compact()  # tasks of a cluster write side by side; one of them merges
 
 
 @dataclass(frozen=True)
@@ -246,7 +239,6 @@ class _Speakers:
     sides: Mapping[str, Side]
     length: int
     together: bool
-    batch: Batch
     journal: Column
 
     def over(self, talk: Talk) -> bool:
@@ -289,29 +281,17 @@ class _Speakers:
             talk.fails(problem)
             talk.tokens += half.get("tokens") or 0
             return None
-        self._keep({**half, "id": talk.key, "row": talk.id})
+        kept = {name: half.get(name) for name in _HALF}
+        self.journal.append([{**kept, "id": talk.key, "row": talk.id}])
         talk.says(half)
         return self._request(talk) if self.together and not self.over(talk) else None
-
-    def _keep(self, half: Row) -> None:
-        self.batch.add(half)
-        if self.batch.due:
-            self.journal.append(self.batch.frame())
-            self.batch.clear()
 
 
 def _recall(talks: list[Talk], length: int, journal: Column) -> None:
     """Let the conversations say what they said before, as far as the journal knows."""
     ids = pl.DataFrame({"row": [talk.id for talk in talks]}, schema={"row": pl.String})
-
-    def read() -> list[pl.DataFrame]:
-        return [journal.part(path).join(ids, on="row", how="semi") for path in journal.parts()]
-
-    known = {
-        half["id"]: half
-        for part in merging_read(read)
-        for half in part.filter(pl.col("status") != FAILED).iter_rows(named=True)
-    }
+    held = journal.read(ids).filter(pl.col("status") != FAILED)
+    known = {half["id"]: half for half in held.iter_rows(named=True)}
     for talk in talks:
         while len(talk.messages) < length and (half := known.get(talk.key)):
             talk.says(half)

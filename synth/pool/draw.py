@@ -53,7 +53,9 @@ def draw(pool: Pool, servers: Servers, log: Log, share: Share = (0, 1)) -> Count
     else:
         _generate(pool, servers, log, share)
     if share == (0, 1):
-        pool.instruction.compact()
+        pool.merge(log.say)
+    else:
+        pool.instruction.cut()
     drawn = pool.drawn()
     failed = drawn.filter(pl.col("status") == FAILED)
     rows = len(drawn) - len(failed)

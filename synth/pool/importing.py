@@ -40,13 +40,12 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
     done = 0
     notes = Notes()
     for batch in read(path, source.limit, how=source, notes=notes):
-        order = f"{done:012d}"
         index = pl.int_range(done, done + len(batch), dtype=pl.Int64)
         model = pl.coalesce("model", pl.lit(path)) if "model" in batch.columns else pl.lit(path)
         rows = _unfolded(batch).with_columns(index=index, model=model)
-        pool.instruction.append(_typed(rows, fields), order=order)
+        pool.instruction.append(_typed(rows, fields))
         for measure, cells in _cells(rows, pool.measures).items():
-            pool.imports[measure].append(cells, order=order)
+            pool.imports[measure].append(cells)
         done += len(batch)
         log.progress(done, source.limit)
     for line in (*notes.layouts, *(f"{n:,} {what}" for what, n in notes.remarks.items())):

@@ -68,8 +68,9 @@ def measure(
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
         _count(counts, name, _filled(pool, name, rows, column, context), log)
     if task.alone:
-        for column in pool.columns.values():
-            column.compact()
+        pool.merge(log.say)
+    else:
+        pool.cut()
     return counts
 
 
@@ -104,6 +105,7 @@ def _filled(
         for cells in compute(rows, pool.config, whole):
             column.append(cells)
             yield cells, len(rows)
+        column.cut()
         return
     texts = _texts_for(name, pool.measures)
     for part in rows.iter_slices(SLICE):

@@ -95,6 +95,7 @@ def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
             check.other.append(of_rows(cells, rows, check.measure))
             counts[name] += len(cells)
             log.progress(counts[name], len(rows))
+        check.other.cut()
     return counts
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from core.cells.merging import FILES
 from core.columns import OK, Column
-from core.store import canonical
+from core.store import Counts, canonical
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
@@ -156,6 +157,30 @@ class Pool:
         reserved = rows.filter("heldout")["of"]
         rows = rows.with_columns(reserved=pl.col("of").is_in(reserved.implode()))
         return self.with_texts(rows, self.measures.long_columns(columns))
+
+    # -- files -------------------------------------------------------------------------------------
+
+    @property
+    def _filled(self) -> list[Column]:
+        """The columns whose cells are rows of this pool, those of the whole pool aside."""
+        return [self.instruction, *self.columns.values(), *self.imports.values()]
+
+    def cut(self) -> None:
+        """Make parts of what this process has in its journals."""
+        for column in self._filled:
+            column.cut()
+
+    def merge(self, say: Callable[[str], None], files: int = FILES) -> Counts:
+        """Merge the parts of columns that have more than `files` of them, in the order of the pool;
+        what is done, and the disk that it needs, is told to `say`. Returns how many files the
+        columns had and have."""
+        counts: Counts = {"files": sum(len(column.files()) for column in self._filled)}
+        order: pl.Series | None = None
+        for column in self._filled:
+            if column.loose(files):
+                order = self.drawn()["id"] if order is None else order
+                column.compact(order, say, files=files)
+        return counts | {"merged": sum(len(column.files()) for column in self._filled)}
 
     # -- texts -------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 """A column read without its long texts: part by part, each file once, so that memory holds figures
-and digests of a million rows, not their words.
+and digests of a million rows, not their words; and its texts, found by those.
 
 What is computed from the words of a large part (lengths, repetition, leaks) is remembered beside
 it, so that the next run need not read them again.
@@ -8,19 +8,28 @@ it, so that the next run need not read them again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
-from core.columns import Column, merging_read
+from core.cells.journal import is_journal
+from core.columns import Column
 from core.files import replacing
 from core.store import digest
 from synth.measures import COLUMNS, SHIPPED, Measures
 from synth.tags import sanitize, text_figures
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_State = list[tuple[Path, int]]
+"""The files of a column, each with its cells."""
 REMEMBERED = 2_000
 """Rows from which a part's short form is remembered; smaller parts are soon merged."""
 
@@ -37,8 +46,8 @@ def digest_pairs(first: pl.Series, second: pl.Series) -> pl.Series:
 
 
 class Lean:
-    """One column. `shorten` makes of a part's cells what is kept in memory: digests and figures in
-    place of long texts.
+    """One column. `shorten` makes of a part's cells what is kept in memory, row by row: digests and
+    figures in place of long texts; of the fields it reads those in `reads`.
 
     `version` names what `shorten` computes, where that is worth remembering on disk; another
     version is computed afresh.
@@ -49,31 +58,47 @@ class Lean:
         column: Column,
         shorten: Callable[[pl.DataFrame], pl.DataFrame],
         version: str | None = None,
+        reads: Sequence[str] | None = None,
     ) -> None:
         self.column = column
-        self._shorten, self._version = shorten, version
-        self._kept: dict[Path, pl.DataFrame] = {}
+        self._shorten, self._version, self._reads = shorten, version, reads
+        self._kept: dict[tuple[Path, int], pl.DataFrame] = {}
+        self._whole: tuple[_State, pl.DataFrame] | None = None
+        self._found: dict[tuple[str, ...], _Index] = {}
 
     def read(self) -> pl.DataFrame:
         """Every cell, shortened, one row for each id and text that it is of; what was read before
         is not read again."""
-        frames = list(merging_read(self._parts).values())
-        if not frames:
-            return self._shorten(self.column.schema.to_frame())
-        return pl.concat(frames).unique(self.column.key, keep="first", maintain_order=True)
+        files = self._files()
+        state = [(path, len(short)) for path, short in files.items()]
+        if self._whole is None or self._whole[0] != state:
+            frames = [self._shorten(self.column.schema.to_frame()), *files.values()]
+            whole = pl.concat(frames)
+            if whole.select(self.column.key).n_unique() < len(whole):
+                whole = whole.unique(self.column.key, keep="first", maintain_order=True)
+            self._whole = (state, whole)
+        return self._whole[1]
 
-    def _parts(self) -> dict[Path, pl.DataFrame]:
-        held = self._kept
-        remembered = list(
-            self.column.folder.glob("short/part-*.parquet")
-        )  # listed before the parts
-        parts = self.column.parts()
-        self._kept = {path: held[path] if path in held else self._short(path) for path in parts}
-        self._forget(remembered, parts)
-        return self._kept
+    def _files(self) -> dict[Path, pl.DataFrame]:
+        """Each file's cells, shortened, in the order in which they count."""
+        # A journal grows, so it is known by its size; listed before the parts.
+        remembered = list(self.column.folder.glob("short/part-*.parquet"))
+        kept: dict[tuple[Path, int], pl.DataFrame] = {}
+
+        def read(path: Path) -> pl.DataFrame:
+            state = (path, path.stat().st_size)
+            if state not in kept:
+                held = self._kept.get(state)
+                kept[state] = self._short(path) if held is None else held
+            return kept[state]
+
+        files = self.column.each(read)
+        self._kept = {state: short for state, short in kept.items() if state[0] in files}
+        self._forget(remembered, files)
+        return files
 
     @staticmethod
-    def _forget(remembered: list[Path], parts: list[Path]) -> None:
+    def _forget(remembered: list[Path], parts: Iterable[Path]) -> None:
         """Drop what is remembered of parts that were merged into others."""
         stems = tuple(f"{part.stem}-" for part in parts)
         for path in remembered:
@@ -82,14 +107,14 @@ class Lean:
                     path.unlink(missing_ok=True)
 
     def _short(self, path: Path) -> pl.DataFrame:
-        """One part's cells, shortened; remembered beside it where there are many."""
-        if self._version is None:
-            return self._shorten(self.column.part(path))
+        """One file's cells, shortened; remembered beside it where there are many."""
+        if self._version is None or is_journal(path):
+            return self._shorten(self.column.part(path, self._reads))
         remembered = path.parent / "short" / f"{path.stem}-{self._version}.parquet"
         # Not there, or damaged: computed again.
         with suppress(FileNotFoundError, pl.exceptions.PolarsError):
             return pl.read_parquet(remembered)
-        short = self._shorten(self.column.part(path))
+        short = self._shorten(self.column.part(path, self._reads))
         if len(short) >= REMEMBERED:
             # A store that cannot be written to is read all the same.
             with suppress(OSError), replacing(remembered) as temporary:
@@ -98,19 +123,68 @@ class Lean:
 
     def texts(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """[id, *names] as stored, of the rows [id] or, where a row may have been made anew, [id,
-        of]; only the parts that hold them are read."""
+        of]; each part is read once, and of a part little but those rows."""
         key = rows.columns
+        wanted = list(dict.fromkeys([*key, *names]))
+        empty = self.column.schema.to_frame().select(wanted)
+        while True:
+            index = self._index(key)
+            with suppress(FileNotFoundError):  # merged, or cut, since it was listed
+                found = [self.column.rows(path, places, wanted) for path, places in index.of(rows)]
+                # Two keys may have one hash.
+                cells = pl.concat([empty, *found]).join(rows, on=key, how="semi")
+                return cells.unique("id", keep="first", maintain_order=True).select("id", *names)
 
-        def asked(cells: pl.DataFrame) -> pl.DataFrame:
-            return cells.join(rows, on=key, how="semi")
+    def _index(self, key: list[str]) -> _Index:
+        """Where the cells of these keys lie; kept until a file changes."""
+        files = self._files()
+        state = [(path, len(short)) for path, short in files.items()]
+        known = self._found.get(tuple(key))
+        if known is None or known.state != state:
+            known = _Index.of_files(files, key)
+            self._found[tuple(key)] = known
+        return known
 
-        def read() -> list[pl.DataFrame]:
-            parts = [path for path, short in self._parts().items() if len(asked(short))]
-            return [asked(self.column.part(path).select(*key, *names)) for path in parts]
 
-        frames = merging_read(read) or [self.column.schema.to_frame().select(*key, *names)]
-        cells = pl.concat(frames).unique("id", keep="first", maintain_order=True)
-        return cells.select("id", *names)
+@dataclass(frozen=True)
+class _Index:
+    """Where each cell of a column lies, by the hash of its key: the hashes in rising order, and of
+    each the number of its place when all files are laid end to end in `state`'s order."""
+
+    key: list[str]
+    state: _State
+    hashes: NDArray[np.uint64]
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of_files(cls, files: Mapping[Path, pl.DataFrame], key: list[str]) -> _Index:
+        """The index of these files' cells."""
+        state = [(path, len(short)) for path, short in files.items()]
+        parts = [_hashes(short.select(key)) for short in files.values()]
+        hashes = np.concatenate([np.empty(0, np.uint64), *parts])
+        places = np.argsort(hashes, kind="stable")  # of equal ones, the first that counts is first
+        return cls(key, state, hashes[places], places)
+
+    def of(self, rows: pl.DataFrame) -> Iterator[tuple[Path, NDArray[np.int64]]]:
+        """(file, rising places in it) of each file that holds cells of these rows."""
+        asked = _hashes(rows.select(self.key))
+        first = np.searchsorted(self.hashes, asked, "left")
+        last = np.searchsorted(self.hashes, asked, "right")
+        counts = last - first
+        # Every place of an equal hash: of one row there is one, almost always.
+        starts = np.repeat(first - (np.cumsum(counts) - counts), counts)
+        places = np.unique(self.places[starts + np.arange(counts.sum())])
+        ends = np.cumsum([length for _, length in self.state])
+        cuts = np.searchsorted(places, ends)
+        start = 0
+        for (path, length), end, cut in zip(self.state, ends, cuts, strict=True):
+            if cut > start:
+                yield path, places[start:cut] - (end - length)
+            start = cut
+
+
+def _hashes(keys: pl.DataFrame) -> NDArray[np.uint64]:
+    return keys.hash_rows(seed=0).to_numpy()
 
 
 def lean_of(column: Column, measure: str, rules: sanitize.Rules | None, measures: Measures) -> Lean:
@@ -124,7 +198,9 @@ def lean_of(column: Column, measure: str, rules: sanitize.Rules | None, measures
         return Lean(column, shorten, digest([versions, *known])[:12])
     if measure == "response":
         return Lean(column, _short_responses, digest([[text_figures.VERSION], *known])[:12])
-    return Lean(column, partial(_short, measures=measures))
+    long = measures.long_columns(n for n in column.schema if n in measures.columns)
+    kept = [name for name in column.schema if name not in long]
+    return Lean(column, partial(_short, measures=measures), reads=kept)
 
 
 def _short(part: pl.DataFrame, measures: Measures = SHIPPED) -> pl.DataFrame:

