@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +14,6 @@ import pytest
 from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
-from synth.config.rows import Reading
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.measures import COLUMNS
@@ -155,8 +155,8 @@ def test_a_killed_import_is_read_to_its_end_and_a_higher_limit_imports_the_rest(
 
     whole = importing.read
 
-    def dies(path: str, limit: int | None, how: Reading) -> Iterator[pl.DataFrame]:
-        for number, batch in enumerate(whole(path, limit, batch=8, how=how)):
+    def dies(path: str, limit: int | None, **how: Any) -> Iterator[pl.DataFrame]:
+        for number, batch in enumerate(whole(path, limit, batch=8, **how)):
             if number == 2:
                 raise KeyboardInterrupt
             yield batch
