@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from core.errors import UserError
 from recipes import schema
 from recipes.cli import app
+from recipes.verbs import doctor
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 
@@ -265,3 +268,28 @@ def test_debug_is_not_needed_to_see_what_is_wrong(tmp_path: Path) -> None:
         and done.stderr.startswith("magpie: recipe ")
         and done.stderr.count("\n") == 1
     )
+
+
+def test_doctor_misses_faiss_where_an_arm_reads_neighbours_of_more_rows_than_are_compared(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_recipe.recipe(
+        tmp_path,
+        llama,
+        "http://127.0.0.1:9",
+        arms={"far": {"where": "min_neighbor_distance > 0", "choose": "all"}},
+        random_arm=False,
+        synth__tags={"neighbors": {"exact_up_to": 50}},
+    )
+
+    def found(*overrides: str) -> list[str]:
+        recipe = schema.load(path, list(overrides)).recipe
+        return [check.state for check in doctor.neighbor_search(recipe)]
+
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert found() == ["fail"]
+    assert found("synth.tags.neighbors.exact_up_to=100") == []
+    assert found("arms.far.where=instruction_length > 1") == []
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
+    assert found() == [], "a GPU compares every pair"

@@ -3,9 +3,11 @@ afresh."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from core.errors import UserError
@@ -60,6 +62,27 @@ def test_a_grown_pool_embeds_only_its_new_texts_in_any_order(
     after = vectors(tmp_path, ids(6), [TEXTS[4], *TEXTS[:4], TEXTS[0]], minilm)
     assert embedded == [*TEXTS[:3], TEXTS[4], TEXTS[3]]
     assert (after[1:4] == before).all() and (after[5] == before[0]).all()
+
+
+def test_what_the_store_holds_is_read_once_and_then_only_what_is_new(
+    tmp_path: Path, minilm: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors(tmp_path, ids(2), TEXTS[:2], minilm)
+    embeddings._index.cache_clear()  # as another process finds it
+    read: list[Path] = []
+
+    def noted(path: Path) -> pl.DataFrame:
+        read.append(path)
+        return pl.read_parquet(path)
+
+    monkeypatch.setattr(embeddings, "read_parquet", noted)
+    for count in (2, 2, 4, 4):
+        made = vectors(tmp_path, ids(count), TEXTS[:count], minilm)
+    assert len(read) == 1, "its own new part is known too"
+    assert np.abs(made - afresh(TEXTS[:4], minilm)).max() < 1e-6
+    shutil.rmtree(tmp_path / "vectors")
+    again = vectors(tmp_path, ids(3), TEXTS[1:4], minilm)
+    assert np.abs(again - afresh(TEXTS[1:4], minilm)).max() < 1e-6
 
 
 def test_slices_and_memory_maps_give_the_same_vectors(

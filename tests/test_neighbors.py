@@ -405,8 +405,31 @@ def test_a_pool_past_the_limit_without_faiss_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match=r"exact_up_to; install faiss"):
+    with pytest.raises(UserError, match=r"exact_up_to, and there is no GPU .*install faiss"):
         neighbors(names(20), vectors(20), NeighborsConfig(exact_up_to=10))
+
+
+def test_a_gpu_compares_every_pair_past_the_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cpu:0` goes the way of a GPU."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(blocks, "GPU_BLOCK", 700)
+    rows, ids = clustered()[:2000], names(2000)
+    found = neighbors(ids, rows, NeighborsConfig(exact_up_to=10), device="cpu:0")
+    agree(found, all_pairs(ids, rows, 0.05))
+    assert found["neighbor_recall"].unique().to_list() == [1.0]
+
+
+def test_faiss_is_missed_before_anything_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(embeddings, "_load", lambda path: pytest.fail("a text was embedded"))
+    made, log = recipe_pool(tmp_path, 10), Log()
+    arm = resolve_filter(
+        "far", ArmConfig.model_validate({"where": "min_neighbor_distance > 0", "choose": "all"})
+    )
+    with pytest.raises(UserError, match=r"59 distinct instructions"):
+        measure(made, [(arm, (0,))], Servers(log, tmp_path / "logs"), log)
 
 
 def recipe_pool(root: Path, limit: int) -> Pool:

@@ -109,6 +109,11 @@ def test_label_or_number_at_the_beginning_is_taken_off(text: str) -> None:
     "text",
     [
         "1. What is rain?\n2. What is snow?",
+        "A) foo B) bar",
+        "1. A) foo B) bar",
+        "(a) What is rain? (b) What is snow?",
+        "1. What is rain? 2. What is snow?",
+        "9) What is rain? 10) What is snow?",
         "Question 1: a?\nQuestion 2: b?",
         "a) one\nb) two",
         "Request a refund.",
@@ -120,6 +125,11 @@ def test_label_or_number_at_the_beginning_is_taken_off(text: str) -> None:
 )
 def test_numbers_and_words_of_the_text_itself_stay(text: str) -> None:
     assert clean(text) == (text, "")
+
+
+@pytest.mark.parametrize("text", ["A) foo B) bar", "1. What is rain?\n2. And snow?"])
+def test_a_label_before_a_list_goes_and_the_list_stays(text: str) -> None:
+    assert clean(f"Task: {text}") == (text, "prefix")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
             has = f"key for {what} {model} in ${key}"
             yield _check(bool(os.environ.get(key)), has, f"export {key}=...")
     yield from thresholds(recipe)
+    yield from neighbor_search(recipe)
     if recipe.train is not None:
         yield from _memory(recipe.train)
 
@@ -169,6 +170,25 @@ def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
         "synth.tags.ifd": tags.ifd,
         **{f"synth.tags.own.{name}": own.model for name, own in tags.own.items()},
     }
+
+
+def neighbor_search(recipe: Recipe) -> Iterator[Check]:
+    """How nearest neighbours of so many instructions are found, where an arm reads them: compared
+    on a GPU or up to a stated size, else by an index, which needs faiss."""
+    from recipes.stages.walk import Arms
+    from synth.config.rows import ImportConfig
+    from synth.duplicates import faiss_index
+
+    near, rows = recipe.synth.tags.neighbors, recipe.synth.rows
+    count = rows.limit if isinstance(rows, ImportConfig) else rows
+    rules = Arms.of(recipe).rules.values()
+    read = any("neighbors" in rule.measures.filling(rule.columns) for rule in rules)
+    gpu = shutil.which("nvidia-smi") is not None
+    if not read or gpu or (count or 0) <= near.exact_up_to:
+        return
+    what = f"neighbours of {count:,} rows, more than neighbors.exact_up_to {near.exact_up_to:,}"
+    advice = "pip install faiss-cpu, or raise synth.tags.neighbors.exact_up_to"
+    yield _check(faiss_index.installed(), f"{what}: an index (faiss)", advice)
 
 
 def models_of(recipe: Recipe) -> list[tuple[str, str, str | None]]:

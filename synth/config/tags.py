@@ -158,8 +158,9 @@ class NeighborsConfig(BaseModel):
     """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the
     original)."""
     exact_up_to: int = Field(default=2_000_000, ge=1)
-    """Distinct instructions up to which every pair is compared; more are searched by an index
-    (faiss-cpu), whose recall is measured and stored."""
+    """Distinct instructions up to which every pair is compared on the processor; more are searched
+    by an index (faiss-cpu), whose recall is measured and stored. A GPU compares every pair, however
+    many."""
     probes: int = Field(default=32, ge=1)
     """Lists of the index that a row looks into: more takes longer and finds more."""
 

@@ -80,19 +80,57 @@ def vectors(
         return kept.rows(places)
 
 
+class _Index:
+    """Where a folder holds the vector of each text, by the text's digest."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self.folder = folder
+        self.parts: dict[Path, int] = {}  # and when each was written (ns)
+        self.places: dict[bytes, int] = {}
+        self.count = 0
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.parts.clear()
+        self.places.clear()
+        self.count = 0
+
+    def read(self) -> None:
+        """Read what was added since, by whichever process; all anew where a part is another or has
+        gone."""
+        paths = sorted(self.folder.glob("rows-*.parquet"))
+        there = {path: path.stat().st_mtime_ns for path in paths}
+        if any(there.get(part) != written for part, written in self.parts.items()):
+            self.forget()
+        for part in (path for path in paths if path not in self.parts):
+            self.add(part, read_parquet(part)["digest"].to_list())
+
+    def add(self, part: Path, digests: Sequence[bytes]) -> None:
+        """Take in what a part names."""
+        self.parts[part] = part.stat().st_mtime_ns
+        self.places.update(zip(digests, itertools.count(self.count)))
+        self.count += len(digests)
+
+
+_index = functools.lru_cache(maxsize=2)(_Index)
+"""The index of a folder, built once a process: a million rows take seconds, and every arm that
+chooses by likeness asks."""
+
+
 class _Kept:
-    """The vectors of one model that the store holds: `places` maps a text's digest to its row."""
+    """The vectors of one model that the store holds: `index` says where."""
 
     def __init__(self, folder: Path, model: Model) -> None:
         """Raises UserError where the file of vectors is shorter than what is known to be in it."""
-        self.folder, self.model = folder, model
+        folder = folder.resolve()
+        self.model = model
         self.file, self.info = folder / "vectors.f32", folder / "model.json"
-        parts = [read_parquet(part)["digest"] for part in sorted(folder.glob("rows-*.parquet"))]
-        self.count = sum(map(len, parts))
-        self.places = dict(zip(itertools.chain(*parts), range(self.count), strict=True))
+        self.index, self.folder = _index(folder), folder
+        self.index.read()
         self.width = read_json(self.info)["dimensions"] if self.info.exists() else 0
         size = self.file.stat().st_size if self.file.exists() else 0
-        if self.count and size < max(self._bytes(self.count), 1):
+        if self.index.count and size < max(self._bytes(self.index.count), 1):
             raise UserError(
                 f"{folder} has lost vectors that its rows-*.parquet name; "
                 "remove that folder and run again."
@@ -109,11 +147,11 @@ class _Kept:
     def embed(self, texts: Sequence[str]) -> list[int]:
         """The place of each text's vector; vectors that are not there yet are appended."""
         digests = [_digest(text) for text in texts]
-        known = self.places
+        known = self.index.places
         fresh = {key: t for key, t in zip(digests, texts, strict=True) if key not in known}
         if fresh:
             self._append(list(fresh), _encode(self.encoder, list(fresh.values())))
-        return [self.places[key] for key in digests]
+        return [known[key] for key in digests]
 
     def _append(self, digests: list[bytes], vectors: Vectors) -> None:
         """Publish vectors: first the rows on disk, then the part that names them."""
@@ -122,21 +160,22 @@ class _Kept:
             about = {**_cell(self.model), "name": self.model.name, "dimensions": self.width}
             write_atomic(self.info, canonical(about))
         with self.file.open("r+b" if self.file.exists() else "w+b") as handle:
-            handle.seek(self._bytes(self.count))  # over what a killed run left behind the last part
+            # over what a killed run left behind the last part
+            handle.seek(self._bytes(self.index.count))
             handle.write(vectors.tobytes())
             handle.truncate()
             handle.flush()
             os.fsync(handle.fileno())
-        with replacing(self.folder / f"rows-{self.count:012d}.parquet") as temporary:
+        part = self.folder / f"rows-{self.index.count:012d}.parquet"
+        with replacing(part) as temporary:
             pl.DataFrame({"digest": digests}, schema={"digest": pl.Binary}).write_parquet(temporary)
-        self.places.update(zip(digests, itertools.count(self.count)))
-        self.count += len(digests)
+        self.index.add(part, digests)
 
     def rows(self, places: Ints) -> Vectors:
         """The vectors at `places`, in that order."""
         if not len(places):
             return np.empty((0, self.width), np.float32)
-        stored = np.memmap(self.file, np.float32, "r", shape=(self.count, self.width))
+        stored = np.memmap(self.file, np.float32, "r", shape=(self.index.count, self.width))
         if self._bytes(len(places)) <= IN_MEMORY:
             taken: Vectors = stored[places]
             return taken

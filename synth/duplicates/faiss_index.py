@@ -9,6 +9,7 @@ missed.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,16 +91,27 @@ def _others(i: Ints, places: Ints) -> tuple[Ints, Ints]:
     return i[real], places[real].astype(np.int64)
 
 
+def installed() -> bool:
+    """Whether faiss is there; it is not imported."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def absent(count: int) -> UserError:
+    """What to do about so many distinct vectors without faiss."""
+    return UserError(
+        f"the pool has {count:,} distinct instructions, more than "
+        "synth.tags.neighbors.exact_up_to, and there is no GPU to compare them all on; install "
+        "faiss (pip install faiss-cpu) for an approximate search, or raise that limit for an exact "
+        "one."
+    )
+
+
 def _index(rows: Rows, width: int, count: int, probes: int) -> Any:
     """The index over all vectors. Raises UserError when faiss is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError(
-            f"the pool has {count:,} distinct instructions, more than "
-            "synth.tags.neighbors.exact_up_to; install faiss (pip install faiss-cpu) for an "
-            "approximate search, or raise that limit for an exact one."
-        ) from error
+    if not installed():
+        raise absent(count)
+    import faiss
+
     lists = max(1, min(int(4 * count**0.5), count // FEWEST))
     by_residual = False
     index = faiss.IndexIVFScalarQuantizer(

@@ -3,9 +3,9 @@ repeats, the lowest similar id, and groups.
 
 Distances are squared L2 of unit vectors, 2 - 2 cos, as in the original's FAISS index (gen_dis.py,
 threshold 0.05). Every pair is compared, and reduced while it is in the cache
-(synth/duplicates/all_pairs.py), so memory does not grow with the square of the rows; past a stated
-size an inverted-file index looks only where neighbours are likely, and its recall is measured
-(synth/duplicates/faiss_index.py).
+(synth/duplicates/all_pairs.py), so memory does not grow with the square of the rows. Past a stated
+size, where there is no GPU, an inverted-file index looks only where neighbours are likely, and its
+recall is measured (synth/duplicates/faiss_index.py).
 
 Bitwise equal vectors are grouped before any product, so their distance is exactly 0 and they are
 counted whatever their number: in 32-bit products 4 of 10 exact duplicates come out above 0, and the
@@ -67,11 +67,12 @@ def neighbors(
     repeat_count (others closer than `threshold`), min_similar_id (the first row in the order of
     `ids` that is closer than `threshold`, itself included), neighbor_group (the first row of those
     connected to it by such pairs), neighbor_group_size (rows), neighbor_group_duplicate (whether it
-    is not that first row), neighbor_recall, status, reason]. More than `exact_up_to` distinct
-    vectors are searched by an index with `probes` lists a row; what was measured of it goes to
-    `say` in one line. A pool of one row is a failed cell. `device`: of torch, default a GPU where
-    there is one. Raises UserError when a vector is not of unit length, or when the index is wanted
-    and faiss is not installed.
+    is not that first row), neighbor_recall, status, reason]. On the processor, more than
+    `exact_up_to` distinct vectors are searched by an index with `probes` lists a row; what was
+    measured of it goes to `say` in one line. A pool of one row is a failed cell. `device`: of
+    torch, default a GPU where there is one, which compares every pair whatever their number. Raises
+    UserError when a vector is not of unit length, or when the index is wanted and faiss is not
+    installed.
     """
     _check(len(ids), vectors)
     names = pl.Series("id", ids, dtype=pl.String)
@@ -86,14 +87,14 @@ def neighbors(
 
     close = 1 - settings.threshold / 2  # as a cosine
     recall = 1.0
-    if len(first) > settings.exact_up_to:
+    device = device or default_device()
+    if by_index(len(first), settings, device):
         found = Found(size, first, close)
         measured = faiss_index.search(rows, vectors.shape[1], found, settings.probes)
         recall = measured.nearest
         lists = f"by an index with {settings.probes} lists a row"
         say(f"neighbours of {len(first):,} distinct rows {lists}: {measured}")
     else:
-        device = device or _device()
         found = Found(size, first, close, device)
         all_pairs.search(rows, vectors.shape[1], found, device=device)
     own, ones = np.arange(len(ids)), np.ones(len(ids), np.int64)
@@ -165,7 +166,23 @@ def _ints(series: pl.Series) -> Ints:
     return series.cast(pl.Int64).to_numpy(writable=True)  # as torch wants them
 
 
-def _device() -> str:
+def by_index(distinct: int, settings: NeighborsConfig, device: str) -> bool:
+    """Whether so many distinct vectors are searched by an index: on a GPU every pair is compared in
+    seconds (1M x 768), on the processor in hours."""
+    return device == "cpu" and distinct > settings.exact_up_to
+
+
+def check_index(distinct: int, settings: NeighborsConfig, device: str | None = None) -> None:
+    """Raise UserError where so many distinct texts need an index that is not installed: before they
+    are embedded."""
+    if distinct <= settings.exact_up_to or faiss_index.installed():
+        return
+    if by_index(distinct, settings, device or default_device()):
+        raise faiss_index.absent(distinct)
+
+
+def default_device() -> str:
+    """The device of torch that the search runs on: a GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

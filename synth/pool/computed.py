@@ -122,6 +122,7 @@ def _neighbors_determines(config: SynthConfig, context: Context) -> Determines:
 def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Frames:
     near = config.tags.neighbors
     ids = rows["id"].to_list()
+    neighbors.check_index(rows["of"].n_unique() if "of" in rows.columns else len(ids), near)
     texts = itertools.chain.from_iterable(context.instructions(rows))
     vectors = embeddings.vectors(context.root, ids, texts, context.resolve(near.model, None))
     yield neighbors.neighbors(ids, vectors, near, say=context.say)

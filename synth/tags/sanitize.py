@@ -9,6 +9,7 @@ is recognised goes; everything else stays, to the letter. The raw text is kept b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 import polars as pl
@@ -17,7 +18,7 @@ from core.columns import FAILED, OK
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
 
-VERSION = 2
+VERSION = 3
 """Part of the column's key."""
 
 EMPTY = "nothing is left of the instruction after sanitizing"
@@ -32,15 +33,21 @@ _LABEL = (
 )
 _COUNTED = r"(?:question|part|problem|task|prompt|challenge)[ \t]+\d{1,3}"
 _NUMBER = r"(?:\d{1,3}\.|\(?\d{1,3}\)|\(?[A-Za-z]\))[ \t\n]+"  # "3.14" has no space after its point
-_PREFIX = (
-    rf"(?i)\A(?:{_NUMBER}|Q\d{{0,3}}[.:][ \t\n]*"
+_NAMED = (
     # "Task:", "**Task**:", "**Task:**", "## Task:"
-    rf"|(?:#{{1,6}}[ \t]*)?\*{{0,2}}(?:{_LABEL}|{_COUNTED})[ \t]*(?:\*\*[ \t]*:|:[ \t]*\*\*|:)\s*"
+    rf"(?:#{{1,6}}[ \t]*)?\*{{0,2}}(?:{_LABEL}|{_COUNTED})[ \t]*(?:\*\*[ \t]*:|:[ \t]*\*\*|:)\s*"
     # "## Task" or "**Task**" on a line of its own
-    rf"|(?:#{{1,6}}[ \t]*\*{{0,2}}|\*\*)(?:{_LABEL}|{_COUNTED})\*{{0,2}}[ \t]*\n\s*)+"
+    rf"|(?:#{{1,6}}[ \t]*\*{{0,2}}|\*\*)(?:{_LABEL}|{_COUNTED})\*{{0,2}}[ \t]*\n\s*"
 )
+_PREFIX = rf"(?i)\A(?:{_NUMBER}|Q\d{{0,3}}[.:][ \t\n]*|{_NAMED})+"
 # One of several numbered things: then the numbers are the text's own.
 _NUMBERED = rf"(?im)^[ \t*#]*(?:{_NUMBER}|Q\d{{1,3}}[.:]|{_COUNTED})"
+_LAST_NUMBER, _LAST_LETTER = r"\b(\d{1,3})[.)]\s*\z", r"(?:\A|[\s(])([A-Za-z])\)\s*\z"
+_NEXT_LETTER = {
+    a: b
+    for case in ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    for a, b in pairwise(case)
+}
 
 # -- where the teacher's own answer begins ---------------------------------------------------------
 
@@ -88,7 +95,8 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
                "assistant") at the start of a line to the end
       step     the same from "# Step 1"
       prefix   a label ("Task:", "**Prompt:**", "## Question 3:") or a list's number at the
-               beginning, unless further numbers follow
+               beginning, unless further numbers follow, on lines of their own or within the line
+               ("A) foo B) bar")
       quote    quotation marks around the whole
       bold     asterisks or <b> around the whole first line
 
@@ -97,7 +105,13 @@ def sanitized(texts: pl.Series, rules: Rules) -> pl.DataFrame:
     """
     text = pl.col("text")
     several = text.str.count_matches(_NUMBERED) > 1
-    unlabelled = pl.when(several).then(text).otherwise(text.str.replace(_PREFIX, ""))
+    unlabelled = (
+        pl.when(several)
+        .then(text)
+        .when(_goes_on(text))
+        .then(text.str.replace(rf"(?i)\A(?:{_NAMED})+", ""))
+        .otherwise(text.str.replace(_PREFIX, ""))
+    )
     steps = [
         ("answer", _ANSWER, _before(_ANSWER)),
         ("answer", _EXPLANATION, _before(_EXPLANATION, unless=text.str.contains(_EXAMPLES))),
@@ -166,6 +180,15 @@ def _apply(frame: pl.DataFrame, name: str, pattern: str, shortened: pl.Expr) -> 
     return frame.with_columns(
         frame["text"].scatter(hits, part["shortened"]), frame["rule"].scatter(hits, part["rule"])
     )
+
+
+def _goes_on(text: pl.Expr) -> pl.Expr:
+    """Whether the list's number or letter that stands before a text has its successor in it."""
+    prefix = text.str.extract(f"({_PREFIX})")
+    number = prefix.str.extract(_LAST_NUMBER).cast(pl.Int64) + 1
+    letter = prefix.str.extract(_LAST_LETTER).replace_strict(_NEXT_LETTER, default=None)
+    mark = pl.coalesce(pl.format(r"\s\(?{}[.)]\s", number), pl.format(r"\s\(?{}\)", letter))
+    return text.str.contains(mark).fill_null(False)
 
 
 def _before(marker: str, unless: pl.Expr | None = None) -> pl.Expr:
