@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -18,8 +19,10 @@ from core.columns import FAILED
 from core.errors import UserError, nearest
 from core.files import read_json
 from core.store import Result
-from recipes.schema import Loaded, Recipe, with_random
+from recipes.schema import Loaded, Recipe, load, with_random
 from recipes.stages import graph
+from recipes.stages.sets.beside import MIXTURE, mixture_of, rows_of
+from synth.filters.arm import PartConfig
 
 JUDGED = ("judge", "game", "order", "preference", "label", "mass", "status", "reason", "verdict")
 """What is shown of a judgment."""
@@ -33,16 +36,21 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
     recipe, results = loaded.recipe, graph.plan(loaded).results
     arm, _, rest = what.partition("/")
     if arm not in with_random(recipe):
-        yield from _row(recipe, what)
+        yield from _row(loaded, what)
         return
     runs = sorted(name.removeprefix("score/") for name in results if name.startswith("score/"))
     named = [run for run in runs if f"{what}/".startswith(f"{run}/")]
     of_arm = [run for run in runs if run.startswith(f"{arm}/") and not rest]
+    selected = list(_selected(recipe, results, arm, rest)) if not named + of_arm else []
+    if selected:
+        yield f"{what}: no finished score yet; its selection:"
+        yield from selected
+        return
     if not named + of_arm:
         hint = f"`magpie plan` shows what is missing{nearest(what, runs)}"
         raise UserError(f"{what}: this arm has no finished score; {hint}.")
     run = min(named + of_arm)
-    prompt = what.removeprefix(run).removeprefix("/")
+    prompt = what.removeprefix(run).removeprefix("/") if named else ""
     yield from _prompt(results, run, prompt) if prompt else _run(recipe, results, run)
 
 
@@ -64,14 +72,24 @@ def _run(recipe: Recipe, results: Results, run: str) -> Iterator[str]:
         return
     yield _line(f"    <- train/{run}", trained)
     yield f"       {_counts(trained.manifest['counts'])}"
-    chosen = results.get(f"select/{arm}") or results.get(f"select/{run}")
+    yield from _selected(recipe, results, arm, seed)
+
+
+def _selected(recipe: Recipe, results: Results, arm: str, seed: str) -> Iterator[str]:
+    """What an arm chose, and how it came to it; `seed` "": of the first seed that there is."""
+    of_arm = [name for name in results if f"{name}/".startswith(f"select/{arm}/")]
+    mine = [name for name in of_arm if name in (f"select/{arm}", f"select/{arm}/{seed}")]
+    name = next(iter(mine if seed else of_arm), "")
+    if not name:
+        return
+    chosen = results[name]
     yield _line("      <- selection", chosen)
-    folder = recipe.folder / "select" / arm
-    for path in (folder / "funnel.json", folder / seed / "funnel.json"):
-        if path.is_file():
-            yield from _funnel(path)
-            break
-    if chosen is not None and (chosen.path / "selection.parquet").is_file():
+    folder = recipe.folder / name
+    if (folder / "funnel.json").is_file():
+        yield from _funnel(folder / "funnel.json")
+    if mixture := mixture_of(folder):
+        yield from _mixture(mixture)
+    if (chosen.path / "selection.parquet").is_file():
         ids = pl.read_parquet(chosen.path / "selection.parquet", columns=["id"])["id"]
         more = " ..." if len(ids) > 5 else ""
         yield f"         rows: {', '.join(ids.head(5))}{more} (`magpie why RECIPE ROW` for one)"
@@ -119,6 +137,17 @@ def _funnel(path: Path) -> Iterator[str]:
     yield f"         chosen {funnel['chosen']} by {funnel['choose']}"
 
 
+def _mixture(mixture: Mapping[str, Any]) -> Iterator[str]:
+    """What each part gave to a mixture."""
+    for part in mixture["sources"]:
+        licences = ", ".join(f"{name} ({rows})" for name, rows in part["licences"].items())
+        yield (
+            f"         {part['name']} ({part['from']}): {part['amount']} {mixture['unit']} of "
+            f"{part['asked']}; {part['twice']} passed over as taken already; licence: {licences}"
+        )
+    yield f"         mixed {mixture['chosen']}"
+
+
 # -- a prompt --------------------------------------------------------------------------------------
 
 
@@ -145,33 +174,106 @@ def _prompt(results: Results, run: str, prompt: str) -> Iterator[str]:
 # -- a row -----------------------------------------------------------------------------------------
 
 
-def _row(recipe: Recipe, row: str) -> Iterator[str]:
-    """Everything that is known of a row of the pool, by the beginning of its id, and what became of
-    it in each arm."""
+def _row(loaded: Loaded, row: str) -> Iterator[str]:
+    """Everything that is known of a row of the pool or of an arm's data, by the beginning of its
+    id, and what became of it in each arm; of a row of a mixture ("PART:ID"), where it is from."""
+    recipe = loaded.recipe
+    mixed = _in_mixture(recipe, row)
+    if mixed is not None:
+        arm, origin = mixed
+        yield (
+            f"mixture {arm}: {origin['source']} gave it, as {origin['source_id']} (licence: "
+            f"{origin['licence'] or 'not stated'})"
+        )
+        yield from _of_part(loaded, arm, str(origin["source"]), str(origin["source_id"]))
+        return
+    becomes = list(_becomes(recipe, row))
+    found = list(_of_pool(recipe, row, whole=bool(becomes)))
+    if found and not becomes:
+        becomes = list(_becomes(recipe, found[0].removeprefix("id: ")))
+    if not found and not becomes:
+        pool = recipe.folder / "measure" / "pool.parquet"
+        if not pool.is_file():
+            raise UserError(
+                f"{row}: not an arm of this recipe, and there is no pool snapshot yet to look for "
+                "a row in; `magpie run` makes it."
+            )
+        near = nearest(row, with_random(recipe))
+        raise UserError(f"{row}: no arm and no row is called that{near}.")
+    yield from found
+    yield from becomes
+
+
+def _in_mixture(recipe: Recipe, row: str) -> tuple[str, dict[str, Any]] | None:
+    """(arm, where the row is from) of a mixture that holds it."""
+    for path in sorted((recipe.folder / "select").rglob(MIXTURE)):
+        known = rows_of(path.parent)
+        if known is not None and len(at := known.filter(pl.col("id") == row)):
+            arm = path.parent.relative_to(recipe.folder / "select").as_posix()
+            return arm, at.row(0, named=True)
+    return None
+
+
+def _of_part(loaded: Loaded, arm: str, source: str, row: str) -> Iterator[str]:
+    """What is known of a row where the part of a mixture has it from."""
+    recipe = loaded.recipe
+    part, _, inner = source.partition("/")
+    config = (with_random(recipe)[arm.partition("/")[0]].mix or {}).get(part)
+    if isinstance(config, PartConfig) and config.recipe:
+        other = load(config.recipe)
+        yield f"recipe {other.recipe.name}, arm {config.arm}:"
+        yield from _row(other, row)
+    elif isinstance(config, PartConfig):
+        yield f"data {config.data}"
+    elif inner or config is not None:
+        yield from _row(loaded, row)
+
+
+def _of_pool(recipe: Recipe, row: str, *, whole: bool) -> Iterator[str]:
+    """What the pool's snapshot holds of a row, the id first; nothing where it is not there.
+    `whole`: `row` is no beginning of an id."""
     pool = recipe.folder / "measure" / "pool.parquet"
     if not pool.is_file():
-        raise UserError(
-            f"{row}: not an arm of this recipe, and there is no pool snapshot yet to look for a "
-            "row in; `magpie run` makes it."
-        )
-    found = pl.scan_parquet(pool).filter(pl.col("id").str.starts_with(row)).head(2).collect()
-    if len(found) != 1:
-        several = "more than one row begins so; write more of it"
-        problem = several if len(found) else "no arm and no row is called that"
-        raise UserError(f"{row}: {problem}{nearest(row, with_random(recipe))}.")
-    values = found.row(0, named=True)
+        return
+    named = pl.col("id") == row if whole else pl.col("id").str.starts_with(row)
+    found = pl.scan_parquet(pool).filter(named).head(2).collect()
+    if len(found) > 1:
+        raise UserError(f"{row}: more than one row begins so; write more of it.")
+    if len(found):
+        yield from _values(found.row(0, named=True))
+
+
+def _values(values: Mapping[str, Any]) -> Iterator[str]:
+    """A row's columns that hold something, and the measures that failed of it."""
+    yield f"id: {values['id']}"
     failed = []
     for name, value in values.items():
         measure = name.removeprefix("status:")
-        if measure == name and value is not None:
+        if measure == name and value is not None and name != "id":
             yield f"{name}: {value}"
         elif measure != name and value == FAILED:
             failed.append(measure)
     if failed:
         yield f"failed: {', '.join(failed)}"
+
+
+def _becomes(recipe: Recipe, row: str) -> Iterator[str]:
+    """What each arm's filter said of a row that it saw; of one that it chose from other people's
+    data, also what is known of it."""
     selections = recipe.folder / "select"
     for dropped in sorted(selections.rglob("dropped.parquet")):
-        rows = pl.read_parquet(dropped)
-        reasons = rows.filter(pl.col("id") == values["id"])["reason"].to_list()
-        arm = dropped.parent.relative_to(selections).as_posix()
-        yield f"arm {arm}: {'dropped, ' + reasons[0] if reasons else 'chosen'}"
+        folder = dropped.parent
+        arm = folder.relative_to(selections).as_posix()
+        out = pl.scan_parquet(dropped).filter(pl.col("id") == row).collect()
+        if len(out):
+            yield f"arm {arm}: dropped, {out['reason'][0]}"
+            continue
+        chosen = pl.scan_parquet(folder / "selection.parquet").filter(pl.col("id") == row).collect()
+        if not len(chosen):
+            continue
+        yield f"arm {arm}: chosen"
+        known = rows_of(folder)
+        if known is not None and len(at := known.filter(pl.col("id") == row)):
+            yield from (f"  {line}" for line in _values(at.row(0, named=True)))
+            turns = chosen["messages"][0].to_list()
+            yield from (f"  {turn['role']}: {turn['content']}" for turn in turns)
