@@ -11,9 +11,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from core.errors import UserError
 from recipes import schema
+from recipes.exchange import export_data
+from recipes.exchange.export_data import Target
+from recipes.report import page
 from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
@@ -315,3 +319,100 @@ def test_an_arm_of_the_pool_mixes_with_data(
     rows = origin(tmp_path, "m/0")
     assert Counter(rows["source"]) == {"good": 7, "b": 3}
     assert set(rows.filter(source="good")["source_id"]) == set(ids(made, "good")[:7])
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, llama: Path, server: ScriptedServer
+) -> tuple[Path, Path]:
+    """(folder, recipe) of a mixture of a pool's arm, an arm over tagged data, and more data."""
+    folder = tmp_path_factory.mktemp("exported")
+    a = theirs(folder / "a.jsonl", 30, input_quality=lambda n: ["poor", "good"][n % 2])
+    b = theirs(folder / "b.jsonl", 30, topic="sea", source=lambda n: "GPT", license=lambda n: "mit")
+    sea = {"share": 0.25, "data": str(b), "choose": "longest"}
+    arms = {
+        "good": {"where": "input_quality >= 'average'", "choose": "longest", "budget": {"rows": 9}},
+        "tagged": {
+            "data": str(a),
+            "where": "input_quality >= 'good' AND language = 'EN'",
+            "budget": {"rows": 9},
+            "choose": "longest",
+            "licence": "apache-2.0",
+        },
+        "m": {"mix": {"good": 0.5, "tagged": 0.25, "sea": sea}, "budget": {"rows": 12}},
+    }
+    path = recipe(folder, llama, server, arms=arms, synth__rows=40)
+    run(path)
+    return folder, path
+
+
+def test_an_arm_over_data_is_exported_with_what_was_measured_of_it(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, path = exported
+    export_data.main(str(path), Target(tmp_path / "out", "25"), arm="tagged")
+    rows = pl.read_parquet(tmp_path / "out/data/*.parquet")
+    chosen = pl.read_parquet(folder / "store/recipes/small/select/tagged/selection.parquet")
+    assert set(rows["uuid"]) == set(chosen["id"]) and len(rows) == 9
+    assert set(rows["language"]) == {"EN"} and set(rows["input_quality"]) == {"good"}
+    assert set(rows["licence"]) == {"apache-2.0"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert "columns measured by this recipe: language" in card
+
+
+@pytest.mark.parametrize("form", ["magpie", "25"])
+def test_a_mixture_is_exported_with_source_and_licence_of_every_row(
+    exported: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
+    folder, path = exported
+    export_data.main(str(path), Target(tmp_path / "out", form), arm="m")
+    rows = pl.read_parquet(tmp_path / "out/data/*.parquet")
+    name = "uuid" if form == "25" else "id"
+    told = Counter(rows.select("source", "licence").iter_rows())
+    assert told == {("good", None): 6, ("tagged", "apache-2.0"): 3, ("sea", "mit"): 3}
+    assert set(rows[name]) == set(origin(folder, "m")["id"])
+    chosen = pl.read_parquet(folder / "store/recipes/small/select/m/selection.parquet")
+    texts = {row["id"]: [turn["content"] for turn in row["messages"]] for row in chosen.to_dicts()}
+    for row in rows.to_dicts():
+        assert [row["instruction"], row["response"]] == texts[row[name]]
+    assert rows.filter(pl.col("source") != "sea")["input_quality"].null_count() == 0
+
+
+def test_the_card_of_a_mixture_lists_its_sources_and_states_no_licence_of_the_whole(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, path = exported
+    export_data.main(str(path), Target(tmp_path / "out", "messages"), arm="m")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| tagged | arm tagged | 0.25 | 3 | 3 | apache-2.0 |" in card
+    assert "| good | arm good | 0.5 | 6 | 6 | not stated |" in card
+    assert "license" not in yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_mixture_exported_to_one_file_is_data_of_another_recipe_with_its_licences(
+    exported: tuple[Path, Path], tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    _, path = exported
+    export_data.main(str(path), Target(tmp_path / "m.parquet", "magpie"), arm="m")
+    _, b = two(tmp_path)
+    parts = {
+        "old": {"share": 0.6, "data": str(tmp_path / "m.parquet"), "choose": "all"},
+        "b": {"share": 0.4, "data": b, "choose": "all"},
+    }
+    run(recipe(tmp_path, llama, server, arms={"m": {"mix": parts, "budget": {"rows": 20}}}))
+    licences = Counter(origin(tmp_path, "m").filter(source="old")["licence"])
+    assert licences == {None: 6, "apache-2.0": 3, "mit": 3}
+
+
+def test_the_report_shows_what_each_part_of_a_mixture_gave(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, _ = exported
+    below = folder / "store/recipes/small"
+    inputs = {f"select/{arm}": below / "select" / arm for arm in ("good", "tagged", "m")}
+    page.build({**inputs, "measure": below / "measure"}, tmp_path, {"name": "small"})
+    html = (tmp_path / "report.html").read_text()
+    assert "m: a mixture of 12 rows" in html and "apache-2.0" in html
+    assert "m: nothing was selected" not in html
+    assert html.count("3 of 3") == 2 and "6 of 6" in html

@@ -146,7 +146,8 @@ def render(
     licence: str | None,
 ) -> str:
     """The card as Markdown. `provenance`: facts by name (strings, or mappings shown as JSON),
-    `funnel` and `recipe` (text) among them; `columns`: those of the data files."""
+    `funnel`, `mixture` (its parts, with `unit`) and `recipe` (text) among them; `columns`: those of
+    the data files."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -159,7 +160,7 @@ def render(
     facts = {
         fact: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for fact, value in provenance.items()
-        if fact not in ("funnel", "recipe") and value
+        if fact not in ("funnel", "recipe", "mixture", "unit") and value
     }
     return environment.get_template("dataset_card.md.jinja").render(
         front=_front(name, figures.rows, licence),
@@ -184,6 +185,8 @@ def render(
         drawn=bool(provenance.get("teacher")),
         facts=facts,
         funnel=provenance.get("funnel"),
+        mixture=provenance.get("mixture"),
+        unit=provenance.get("unit"),
         recipe=provenance.get("recipe"),
     )
 

@@ -14,7 +14,7 @@ import polars as pl
 from core.errors import UserError
 from core.files import replacing
 from recipes.exchange import card, import_data, recipe_rows
-from recipes.exchange.recipe_rows import Export
+from recipes.exchange.other_rows import Export
 from recipes.stages.session import environment
 from synth.published.forms import Form
 from synth.published.rows import read
@@ -69,7 +69,7 @@ def main(source: str, target: Target, *, arm: str | None = None, seed: int | Non
         folder = target.out or Path(stack.enter_context(TemporaryDirectory())) / "export"
         export = _opened(source, arm, seed)
         if target.out is not None:
-            for data in filter(None, (source, export.reads)):
+            for data in (source, *export.reads):
                 import_data.spare(data, target.out)
         figures = card.Figures()
         if folder.suffix:
@@ -117,6 +117,9 @@ def _folder(
         frames = figures.watch(export.frames)
         rows = import_data.shards(frames, data, form, "train-{:05d}.parquet")
         columns = pl.read_parquet_schema(next(data.iterdir()))
+        stated = list(export.licences)
+        if licence is None and len(stated) == 1 and export.licences[stated[0]] == rows:
+            licence = stated[0]
         text = card.render(
             figures,
             export.provenance,

@@ -4,7 +4,7 @@ of it, with every column that was measured."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,17 @@ import yaml
 from core.columns import OK
 from core.errors import UserError, nearest
 from core.files import read_json
-from recipes.exchange import origin
+from recipes.exchange import origin, other_rows
+from recipes.exchange.other_rows import Export
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages.session import environment
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
+from synth.filters.arm import ArmConfig
 from synth.measures import GENERATORS
 from synth.published.forms import PUBLISHED, TROUBLE, or_null
-from synth.published.rows import BATCH, read
+from synth.published.rows import BATCH
 from synth.tags.own.columns import measures
-
-
-@dataclass(frozen=True)
-class Export:
-    """Rows in our form, what the card calls them, and where they come from."""
-
-    name: str
-    frames: Iterator[pl.DataFrame]
-    provenance: dict[str, Any]
-    reads: str | None = None
-    """The data that a recipe names and the rows are read from, where they are not its pool's
-    own."""
 
 
 def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
@@ -45,12 +35,15 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     what is not made yet.
     """
     recipe = loaded.recipe
-    data = _data_of(recipe, arm)
+    config = _arm(recipe, arm)
+    if arm is not None and config is not None and config.kind != "pool":
+        place = _folder(recipe.folder / "select" / arm, loaded, seed)
+        export = other_rows.of_arm(loaded, arm, config, place, of_recipe)
+        kept = place / "funnel.json"
+        funnel = read_json(kept) if kept.is_file() else None
+        facts = {**export.provenance, "recipe": _text(recipe), "funnel": funnel}
+        return replace(export, provenance=facts)
     name = f"{recipe.name}-{arm}" if arm else recipe.name
-    if arm is not None and data is not None:
-        facts: dict[str, Any] = {"source": data, "recipe": _text(recipe)}
-        ids = _ids_of_data(loaded, arm, seed)
-        return Export(name, _kept(read(data), ids), facts, data)
     folder = Path(recipe.store) / "recipes" / recipe.name
     snapshot = folder / "measure" / "pool.parquet"
     if not snapshot.is_file():
@@ -60,12 +53,12 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     chosen, funnel = _selection(folder / "select" / arm, loaded, seed) if arm else (None, None)
     source = recipe.synth.rows
     frames = _rows(recipe, snapshot)
-    reads = None
+    reads: tuple[str, ...] = ()
     if isinstance(source, ImportConfig):
         told = origin.told(recipe.synth, source, snapshot)
         facts = origin.provenance(recipe.synth, source, snapshot, told)
         frames = origin.with_origin(frames, told, _generators(recipe))
-        reads = source.import_
+        reads = (source.import_,)
     else:
         facts = _provenance(recipe, snapshot)
     software = environment()
@@ -78,50 +71,43 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     return Export(name, _kept(frames, chosen), facts, reads)
 
 
-def _data_of(recipe: Recipe, arm: str | None) -> str | None:
-    """The data that an arm names; None where its rows are the pool's. Raises UserError for an arm
-    that has no rows."""
+def _arm(recipe: Recipe, arm: str | None) -> ArmConfig | None:
+    """What the recipe says of an arm; None where the whole pool is meant. Raises UserError for an
+    arm that has no rows."""
     if arm is None:
         return None
     arms = with_random(recipe)
     if arm not in arms:
         raise UserError(f"--arm {arm}: recipe {recipe.name} has no such arm{nearest(arm, arms)}.")
-    if arms[arm].model is not None:
+    if arms[arm].kind == "model":
         raise UserError(f"--arm {arm}: this arm is a finished model, so it has no rows to export.")
-    return arms[arm].data
+    return arms[arm]
 
 
 def _makes(loaded: Loaded) -> str:
     return f"`magpie run {loaded.source.path} --until select` makes it."
 
 
-def _selection(folder: Path, loaded: Loaded, seed: int | None) -> tuple[pl.Series, dict[str, Any]]:
-    """The ids that an arm chose, and its funnel. `seed`: which sample of a seeded arm; default the
-    first."""
-    seeds = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+def _folder(folder: Path, loaded: Loaded, seed: int | None) -> Path:
+    """Where an arm's selection lies. `seed`: which sample of a seeded arm; default the first."""
+    seeds = [p.name for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     if seeds:
+        seeds.sort(key=int)
         wanted = str(seed) if seed is not None else seeds[0]
         if wanted not in seeds:
             raise UserError(
                 f"--seed {wanted}: {folder.name} was drawn for the seeds {', '.join(seeds)}."
             )
         folder = folder / wanted
-    selection = folder / "selection.parquet"
-    if not selection.is_file():
+    if not (folder / "selection.parquet").is_file():
         raise UserError(f"the arm's selection is not made yet ({folder}); {_makes(loaded)}")
-    return _ids(selection), read_json(folder / "funnel.json")
+    return folder
 
 
-def _ids_of_data(loaded: Loaded, arm: str, seed: int | None) -> pl.Series:
-    """Which rows of someone else's data an arm took."""
-    from recipes.stages import graph
-
-    results = graph.plan(loaded).results
-    of_arm = [name for name in results if name.startswith(f"select/{arm}/")]
-    name = f"select/{arm}/{seed}" if seed is not None else next(iter(of_arm), "")
-    if name not in results:
-        raise UserError(f"the selection of arm {arm} is not made yet; {_makes(loaded)}")
-    return _ids(results[name].path / "selection.parquet")
+def _selection(folder: Path, loaded: Loaded, seed: int | None) -> tuple[pl.Series, dict[str, Any]]:
+    """The ids that an arm chose, and its funnel."""
+    place = _folder(folder, loaded, seed)
+    return _ids(place / "selection.parquet"), read_json(place / "funnel.json")
 
 
 def _ids(selection: Path) -> pl.Series:

@@ -35,7 +35,7 @@ from synth.pool.mode_agreement import sentence
 from synth.tags.own.columns import measures
 
 FOLDER = Path(__file__).parent
-VERSION = 2
+VERSION = 3
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -74,6 +74,7 @@ def build(
         measure="measure" in inputs,
         cost=_of_stage(inputs, "measure", "cost.json"),
         funnels=_funnels(inputs, colours),
+        mixtures=_mixtures(inputs, colours),
         **tagged,
         **_training(inputs, colours),
         browser=browser.embed(data),
@@ -144,11 +145,16 @@ def _tags(inputs: Inputs, colours: Colours, columns: tags.Columns) -> Record:
     pool = sources.read_table(inputs["measure"] / "pool.parquet") if "measure" in inputs else None
     if pool is None or pool.is_empty():
         return {"cards": [], "sentences": [], "pool_rows": 0}
-    selections: dict[str, tuple[str, list[str]]] = {}
+    selections: dict[str, tuple[str, list[str] | pl.DataFrame]] = {}
     for run, folder in sources.runs(inputs, "select").items():
         table = sources.read_table(folder / "selection.parquet", ["id"])
+        # Rows of other people's data are not in the pool: what is known of them lies beside.
+        known = sources.read_table(folder / "rows.parquet")
+        of_data = known is not None and (folder / "funnel.json").is_file()
+        rows = known if of_data else None
         if table is not None:
-            selections.setdefault(run.arm, (colours[run.arm], table["id"].to_list()))
+            chosen = table["id"].to_list() if rows is None else rows
+            selections.setdefault(run.arm, (colours[run.arm], chosen))
     cards, sentences = tags.cards(pool, selections, columns)
     agreed = _of_stage(inputs, "measure", "tag_agreement.json")
     sentences += [sentence(name, agreement) for name, agreement in agreed.items()]
@@ -164,6 +170,25 @@ def _funnels(inputs: Inputs, colours: Colours) -> list[Record]:
             dropped = sources.read_table(folder / "dropped.parquet", ["reason"])
             funnels.append(_funnel(run, funnel, dropped, colours[run.arm]))
     return funnels
+
+
+def _mixtures(inputs: Inputs, colours: Colours) -> list[Record]:
+    """What each part gave to a mixture, one entry a selection that is one: its parts with their
+    share of what it holds as a bar."""
+    mixtures = []
+    for run, folder in sources.runs(inputs, "select").items():
+        mixture = sources.read_object(folder / "mixture.json")
+        parts = []
+        held = sum(part["amount"] for part in mixture.get("sources", []))
+        for part in mixture.get("sources", []):
+            bars = [(part["name"], colours[run.arm], part["amount"])]
+            label = f"{part['name']}: its share of {run.name}"
+            share = marks.percent(part["amount"] / held) if held else ""
+            parts.append(part | {"held": share, "bar": figures.share_bar(bars, held, label)})
+        if mixture:
+            named = {"name": run.name, "arm": run.arm, "css": colours[run.arm]}
+            mixtures.append({**named, **mixture, "parts": parts})
+    return mixtures
 
 
 def _funnel(run: sources.Run, funnel: Record, dropped: pl.DataFrame | None, css: str) -> Record:

@@ -35,21 +35,23 @@ class Group:
 
 def cards(
     pool: pl.DataFrame,
-    selections: Mapping[str, tuple[str, Sequence[str]]],
+    selections: Mapping[str, tuple[str, Sequence[str] | pl.DataFrame]],
     columns: Columns = SHIPPED.columns,
 ) -> tuple[list[Record], list[str]]:
     """One card a tag, and sentences about the columns that have no figure.
 
     `pool`: one row an id; those of its columns that `columns` declares are tags (null = unmeasured,
     or failed where `status:MEASURE` says so); the others, such as a row's index and seed, are
-    passed over. `selections`: arm -> (colour class, the ids it selected; ids outside the pool are
-    left out). A card: name, figure, note (measured, failed and unmeasured rows), head and rows of
-    its table of numbers.
+    passed over. `selections`: arm -> (colour class, the ids it selected, of which those outside the
+    pool are left out, or its rows, where it chose from other data). An arm without such rows has no
+    figure. A card: name, figure, note (measured, failed and unmeasured rows), head and rows of its
+    table of numbers.
     """
     groups = [Group("pool", "pool", pool)]
-    for arm, (css, ids) in selections.items():
-        chosen = pl.DataFrame({"id": ids}, schema={"id": pl.String})
-        groups.append(Group(arm, css, pool.join(chosen, on="id", how="semi")))
+    for arm, (css, selected) in selections.items():
+        rows = _rows(pool, selected)
+        if len(rows):
+            groups.append(Group(arm, css, rows))
     found: list[Record] = []
     never: list[str] = []
     constants: list[str] = []
@@ -70,6 +72,15 @@ def cards(
     sentences = [f"The same for every row: {', '.join(constants)}."] if constants else []
     sentences += [f"Without a value in this pool: {', '.join(never)}."] if never else []
     return found, sentences
+
+
+def _rows(pool: pl.DataFrame, selected: Sequence[str] | pl.DataFrame) -> pl.DataFrame:
+    """The rows that an arm selected, with the pool's columns (null where its data has none)."""
+    if isinstance(selected, pl.DataFrame):
+        lacking = [c for c in pool.columns if c not in selected.columns]
+        return selected.with_columns(pl.lit(None, pool.schema[c]).alias(c) for c in lacking)
+    chosen = pl.DataFrame({"id": selected}, schema={"id": pl.String})
+    return pool.join(chosen, on="id", how="semi")
 
 
 def _values(column: pl.Series) -> pl.Series:
