@@ -18,7 +18,7 @@ from recipes.stages.sets.licences import licence_of
 from recipes.stages.synthesis import Chosen, chosen_by, for_every_seed
 from recipes.stages.tokens import conversations
 from recipes.stages.walk import HELDOUT, Selections
-from synth.filters.schedule import select
+from synth.filters.schedule import remarks, select
 from synth.pool.short_columns import digest_texts
 
 
@@ -58,6 +58,8 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
             chosen = Chosen(rule, selection)
             found[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen)
             if not session.planning:
+                for sentence in remarks(selection.funnel):
+                    session.log.say(f"select/{name}: {sentence}")
                 known = one.pool.measures
                 texts = known.long_columns(c for c in frame.columns if c in known.columns)
                 kept = frame[selection.rows].drop(texts)

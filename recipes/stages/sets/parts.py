@@ -115,7 +115,7 @@ def of_data(session: Session, one: DataSet, name: str, seed: int, selections: Se
         return conversations(one.pool, frames[0], ids.to_list())
 
     where = rule.where.text if rule.where else None
-    content = digest([one.pool.cells, where, str(rule.choose), seed])
+    content = digest([one.pool.cells, where, str(rule.choose), rule.allow_cut, seed])
     return Part(one.source, content, batches, messages)
 
 
