@@ -195,7 +195,7 @@ async def _loop(
                 ) as response:
                     done.append(await response.json())
 
-        await asyncio.gather(*(worker() for _ in range(spec.max_in_flight)))
+        await asyncio.gather(*(worker() for _ in range(spec.in_flight)))
     return done
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,24 @@ def test_servers_whose_engine_seeds_are_not_given_here_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         SynthConfig.model_validate({"teacher": {"model": "a/b", "server": server}, "seeds": "none"})
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_real_engines_that_start_alike_draw_alike_and_ours_never_start_alike(
+    teacher: Model, tmp_path: Path
+) -> None:
+    spec = ServerSpec(model=teacher.path, args={"max_model_len": 512}, max_in_flight=16)
+    body = {"prompt": [1, 4093, 198], "temperature": 1.0, "max_tokens": 24, "stop_token_ids": [2]}
+
+    def texts(servers: Servers) -> list[str]:
+        replies = servers.serve(spec).stream(Request(str(i), dict(body)) for i in range(16))
+        return [str((reply.body or {})["choices"][0]["text"]) for reply in replies]
+
+    drawn = []
+    for given in (lambda model: 5, lambda model: 5, partial(engine_seeds.engine_seed, tmp_path)):
+        with Servers(Log(), tmp_path / "logs") as servers:
+            servers.engine_seeds = given
+            drawn.append(set(texts(servers)))
+    alike, again, own = drawn
+    assert len(alike & again) > 4 and not own & (alike | again)
