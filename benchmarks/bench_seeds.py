@@ -4,7 +4,7 @@ against `none`, in turns, on vLLM servers of this machine.
     # on a GPU: the default changes if `none` gains at least 10 % here
     python benchmarks/bench_seeds.py --model meta-llama/Meta-Llama-3-8B-Instruct --rows 20000 \
         --in-flight 512 --max-instruction 512
-    # does it work at all (a processor gains nothing from fewer seeds): 3 minutes on two cores
+    # whether it works at all: 4 minutes on two cores, whose figure says nothing of a GPU
     python benchmarks/bench_seeds.py --rows 200 --repeats 1 --max-instruction 64
 
 vLLM samples requests that have seeds one by one. Both sides draw from servers that are warm;

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Added tokens that are markup without being flagged as special (DeepSeek's <｜User｜>); think tags
-# are content, not headers.
+# and HTML's elements (Gemma has tokens for <table> and its like) are content, not headers.
 _MARKUP = re.compile(r"^(<[^<>\s]+>|\[[^\[\]\s]+\])$")
+_CONTENT = re.compile(
+    r"think|^</?(table|caption|t(head|body|foot|r|h|d)|h[1-6]|p|div|span|blockquote|strong|em|b|i|u"
+    r"|s|su[bp]|code|pre|a|ul|ol|li|br|hr|img)>$"
+)
 
 _NAMES = ("role", "type")
 
@@ -31,13 +35,17 @@ Message = Mapping[str, Any]
 @functools.lru_cache(maxsize=8)
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """Ids of the control tokens by their text: those flagged special, and added markup such as
-    <｜User｜>; think tags are content."""
+    <｜User｜>; think tags and HTML's elements are content."""
     return {
         str(token.content): int(i)
         for i, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip()
-        and (token.special or (_MARKUP.match(token.content) and "think" not in token.content))
+        if token.content.strip() and (token.special or _is_header(str(token.content)))
     }
+
+
+def _is_header(added: str) -> bool:
+    """Whether an added token that is not flagged special is a template's markup all the same."""
+    return bool(_MARKUP.match(added)) and not _CONTENT.search(added)
 
 
 def spells_control(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> bool:

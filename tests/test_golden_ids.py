@@ -306,6 +306,14 @@ def test_markup_that_is_not_flagged_special_is_trained_on_as_characters() -> Non
     assert words.decode(ids[:at]) == "<｜User｜>" and sum(mask) == at
 
 
+def test_html_that_a_vocabulary_has_tokens_for_is_content_and_no_control_token() -> None:
+    tokens = {"<s>": 0, "</s>": 1, "<table>": 2, "</h1>": 3, "<start_of_turn>": 4, "<tool_call>": 5}
+    words = built(tokens, None, "<s>", "</s>", tuple(tokens)[2:])
+    assert control_tokens(words).keys() == {"<s>", "</s>", "<start_of_turn>", "<tool_call>"}
+    assert encode_text(words, "<table></h1>") == [2, 3]
+    assert not {4, 5}.intersection(encode_text(words, "<start_of_turn><tool_call>"))
+
+
 def test_text_after_a_spelled_token_gets_no_space_that_was_not_there(
     sentencepiece: Any,
 ) -> None:

@@ -154,7 +154,7 @@ class NeighborsConfig(BaseModel):
     model_config = STRICT
     model: str = "embedded/all-MiniLM-L6-v2"
     """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2)."""
-    threshold: float = 0.05
+    threshold: float = Field(default=0.05, ge=0, le=4)
     """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the
     original)."""
     exact_up_to: int = Field(default=2_000_000, ge=1)
