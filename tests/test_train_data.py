@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,46 @@ def test_a_row_without_an_answer_is_dropped_and_counted(tmp_path: Path, model: P
         tmp_path, model, [talk("why", "seven"), talk("a", "b")[:1]], max_truncated_share=0.9
     )
     assert (ledger["trained_rows"], ledger["dropped"]) == (1, {"no assistant turn": 1})
+
+
+TOOLS = [
+    {"role": "user", "content": "How warm is it?"},
+    {"role": "assistant", "content": "I look."},
+    {"role": "tool_call", "content": '{"name": "thermometer", "arguments": {"place": "attic"}}'},
+    {"role": "tool", "content": "31 degrees"},
+    {"role": "assistant", "content": "It is warm."},
+]
+
+
+def test_tool_turns_that_the_template_does_not_know_are_dropped_and_counted(
+    tmp_path: Path, model: Path
+) -> None:
+    ledger = prepare(tmp_path, model, [TOOLS, talk("a question", "an answer")])
+    assert ledger["rows"] == 2 and ledger["trained_rows"] == 1
+    assert ledger["dropped"] == {"tool turns that the chat template does not know": 1}
+
+
+def test_tool_turns_keep_their_roles_where_the_template_knows_them(
+    tmp_path: Path, model: Path
+) -> None:
+    from datasets import Dataset
+
+    package = find_spec("trl")
+    assert package is not None and package.origin is not None
+    templates = Path(package.origin).parent / "chat_templates"
+    named = {
+        "chat_template_path": str(templates / "qwen2_5_training.jinja"),
+        "inference_template": str(templates / "qwen2_5.jinja"),
+    }
+    ledger = prepare(tmp_path / "out", model, [TOOLS], **named)
+    assert ledger["trained_rows"] == 1 and not ledger["dropped"]
+    (row,) = Dataset.from_file(str(tmp_path / "out" / "scratch" / "tokens.arrow"))
+    words = tiny.tokenizer()
+    text = words.decode(row["input_ids"])
+    call = text.index('<tool_call>\n{"name": "thermometer", "arguments": {"place": "attic"}}')
+    assert text.index("I look.") < call < text.index("<tool_response>\n31 degrees")
+    trained = words.decode([label for label in row["labels"] if label != data.IGNORED])
+    assert "thermometer" in trained and "31 degrees" not in trained
 
 
 def test_too_large_a_cut_stops_the_training(tmp_path: Path, model: Path) -> None:

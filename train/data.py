@@ -23,6 +23,7 @@ from core.files import file_digest, read_json, replacing, write_atomic
 from core.models import tokenizer as shared_tokenizer
 from core.store import digest
 from train import chat as chats
+from train import tools
 from train.config import Job
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ _SUMS = (
     "spelled_rows",
 )
 _NO_TURN, _TURN_BEYOND = "no assistant turn", "assistant turn beyond max_length"
+_DROPPED = (_NO_TURN, _TURN_BEYOND, tools.UNKNOWN)
+UNFIT = "unfit"
 
 
 def _tokenise(job: Job, path: Path) -> Ledger:
@@ -162,7 +165,7 @@ def _tokenise(job: Job, path: Path) -> Ledger:
     return {
         **{name: totals[name] for name in _SUMS},
         "longest_row": longest,
-        "dropped": {name: n for name, n in totals.items() if name in (_NO_TURN, _TURN_BEYOND)},
+        "dropped": {name: n for name, n in totals.items() if name in _DROPPED},
         # tokens that a token attends to, itself included
         "mean_context": totals["attended"] / max(1, totals["trained_tokens"]),
     }
@@ -175,13 +178,18 @@ def _cut_rows(job: Job) -> Iterator[list[tuple[Row | None, Counter[str]]]]:
     tokenizer = shared_tokenizer(job.base, config.revision)
     chat = chats.choose(config, tokenizer)
     selection = read_selection(source)
-    chats.agree(tokenizer, chat, [_plain(m) for m in selection["messages"].head(64)])
+    knows = all(tools.knows_tools(tokenizer, each) for each in (chat.training, chat.inference))
+    first = [m for m in selection["messages"].head(64) if knows or not tools.has_tools(_plain(m))]
+    chats.agree(tokenizer, chat, [_rendered(messages) for messages in first])
     settings = config.trainer_arguments()
     assistant_only = settings["assistant_only_loss"]
     splits = settings["packing"] and settings["packing_strategy"] in ("bfd_split", "wrapped")
     for batch in _encoded(selection, tokenizer, chat.training, source):
-        cuts = []
+        cuts: list[tuple[Row | None, Counter[str]]] = []
         for row, ids, mask in batch:
+            if UNFIT in row:
+                cuts.append((None, Counter({"rows": 1, "dropped_rows": 1, row[UNFIT]: 1})))
+                continue
             marked = mask if assistant_only else [1] * len(ids)
             labels = [i if m else IGNORED for i, m in zip(ids, marked, strict=True)]
             # A causal model predicts from the second token on.
@@ -233,11 +241,15 @@ def _bearing(labels: list[int]) -> int:
 def _encoded(
     frame: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, source: Path
 ) -> Iterator[list[tuple[Row, list[int], list[int]]]]:
-    """(row, token ids, supervision mask) of each row, in order and in batches. Raises UserError
+    """(row, token ids, supervision mask) of each row, in order and in batches; a row whose tool
+    turns the template does not know has no tokens, and says why under `UNFIT`. Raises UserError
     naming a row that the template refuses."""
+    knows = tools.knows_tools(tokenizer, template)
     for part in frame.iter_slices(BATCH):
-        rows = part.to_dicts()
-        conversations = [_plain(row["messages"]) for row in rows]
+        every = part.to_dicts()
+        reasons = [tools.unfit(_plain(row["messages"]), knows) for row in every]
+        rows = [row for row, reason in zip(every, reasons, strict=True) if reason is None]
+        conversations = [_rendered(row["messages"]) for row in rows]
         try:
             encoded = chats.encode(tokenizer, conversations, template)
         # a template raises errors of its own; find the row that it refuses
@@ -251,11 +263,21 @@ def _encoded(
                         f"conversation ({refused})."
                     ) from refused
             raise UserError(f"{source}: the chat template fails ({error}).") from error
-        yield [(row, ids, mask) for row, (ids, mask) in zip(rows, encoded, strict=True)]
+        left = iter(encoded)
+        yield [
+            (row, *next(left)) if reason is None else ({**row, UNFIT: reason}, [], [])
+            for row, reason in zip(every, reasons, strict=True)
+        ]
 
 
 def _plain(messages: Any) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _rendered(messages: Any) -> list[dict[str, Any]]:
+    """A conversation as templates take it."""
+    plain = _plain(messages)
+    return tools.as_templates_take(plain) if tools.has_tools(plain) else plain
 
 
 def _check_end(labels: list[int], tokenizer: PreTrainedTokenizerBase, end: int, where: str) -> None:
