@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,7 +191,7 @@ def hub(name: str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
     try:
         from datasets import load_dataset_builder
 
-        builder = load_dataset_builder(name, how.config, revision=how.revision)
+        builder = _builder(load_dataset_builder, name, how)
         rows = builder.as_streaming_dataset(split=_split(name, builder, how)).with_format("arrow")
         yield from _rows(rows.iter(batch_size=batch), name, batch)
     except UserError:
@@ -199,6 +200,21 @@ def hub(name: str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
         raise UserError(
             f"data set {name} is neither a file here nor to be had from the hub: "
             f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _builder(load: Callable[..., Any], name: str, how: Reading) -> Any:
+    """What `datasets` reads a configuration with."""
+    try:
+        return load(name, how.config, revision=how.revision)
+    except ValueError as error:  # it lists the configurations, in words of its own
+        known = re.search(r"(?:configs|Available): (\[.*?\])", str(error))
+        if known is None:
+            raise
+        names = ", ".join(re.findall(r"'([^']*)'", known[1]))
+        what = f"no configuration {how.config}" if how.config else "several configurations"
+        raise UserError(
+            f"{name} has {what}; say which with --config (in a recipe: `config`): {names}."
         ) from error
 
 
