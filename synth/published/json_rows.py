@@ -177,10 +177,27 @@ def _schema(
 ) -> tuple[pl.Schema | None, bool]:
     """Columns and types of the whole file, and whether its values have to be made alike first."""
     try:
-        return _common(path, (_frame(held, path, unit).clear() for held in batches())), False
+        plain = (_frame(held, path, unit) for held in batches())
+        return _common(path, (_alike(frame, path).clear() for frame in plain)), False
     except _UnlikeError:
         levelled = (_frame(held, path, unit, level=True).clear() for held in batches())
         return _common(path, levelled), True
+
+
+def _alike(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The same frame. Raises where texts and lists of parts seem to stand in one column of
+    contents: polars spells the lists out then."""
+    for column, kind in frame.schema.items():
+        turn = kind.inner if isinstance(kind, pl.List) else None
+        fields = turn.fields if isinstance(turn, pl.Struct) else []
+        for name in (f.name for f in fields if f.name in _CONTENTS and f.dtype == pl.String):
+            spelled = pl.element().struct.field(name).str.starts_with('[{"')
+            if frame.select(pl.col(column).list.eval(spelled).list.any().any()).item():
+                raise _unlike(path, ValueError(f"{column}: texts and lists of parts"))
+    return frame
+
+
+_CONTENTS = ("content", "value")
 
 
 def _common(path: Path, parts: Iterator[pl.DataFrame]) -> pl.Schema | None:
@@ -243,7 +260,7 @@ def _levelled(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     told = {name: _levelled(each) for name, each in value.items()}
-    for name in ("content", "value"):
+    for name in _CONTENTS:
         if isinstance(told.get(name), str) and ({"role", "from"} & {*told}):
             told[name] = [{"type": "text", "text": told[name]}]
     return told

@@ -157,7 +157,7 @@ _PARTIAL = ("prompt", "completion", "history", "tools", "all_responses", "respon
 def _of_texts(columns: Schema, name: str, how: Reading, talk: str | None) -> Layout:
     """The layout of rows that are a conversation, texts, or (as published sets have it) both."""
     if talk is not None:
-        return _of_talk(columns, name, talk)
+        return _of_talk(columns, name, talk, "messages" in how.map)
     prompt, completion = columns.get("prompt"), columns.get("completion")
     if is_talk(prompt):
         turns = [("prompt", "user")]
@@ -190,10 +190,11 @@ def _system(columns: Schema, asked: str | None) -> list[str]:
     return [c for c in names if columns.get(c) == pl.String][:1]
 
 
-def _of_talk(columns: Schema, name: str, talk: str) -> Layout:
-    """Conversations; where a published set's texts stand beside, those are the row's."""
+def _of_talk(columns: Schema, name: str, talk: str, stated: bool) -> Layout:
+    """Conversations; where a published set's texts stand beside, those are the row's, unless the
+    conversation is `stated`."""
     asked, answered = None, None
-    texts = [c for c in ("instruction", "input") if _is_text(columns.get(c))]
+    texts = [c for c in ("instruction", "input") if _is_text(columns.get(c)) and not stated]
     if len(texts) > 1:
         raise UserError(
             f"{name} may be Alpaca (instruction + input) or conversations ({talk}); say "
