@@ -105,7 +105,8 @@ class Measure:
     """What a cell holds besides, which no filter may name."""
     asks: bool = False
     """Its first column is a label that a language model is asked for (synth/tags/llm.py) with the
-    prompt synth/tags/prompts/NAME.jinja."""
+    prompt synth/tags/prompts/NAME.jinja; NAME_mass beside holds what its codes carry of the
+    probability."""
 
     @property
     def of(self) -> str:
@@ -191,7 +192,7 @@ MEASURES: dict[str, Measure] = {
             "input_quality_rank": Field_("number", follows="input_quality"),
             "quality_explanation": LONG,
         },
-        beside=TOKENS,
+        beside={"quality_mass": NUMBER, **TOKENS},
         asks=True,
     ),
     "difficulty": Measure(
@@ -205,14 +206,14 @@ MEASURES: dict[str, Measure] = {
             "intent": LONG,
             "knowledge": LONG,
         },
-        beside=TOKENS,
+        beside={"difficulty_mass": NUMBER, **TOKENS},
         asks=True,
     ),
     "category": Measure(
         3,
         "instruction",
         {"task_category": Field_("label", CATEGORY, generator="task_category_generator")},
-        beside={"other_task_category": Field_("labels"), **TOKENS},
+        beside={"other_task_category": Field_("labels"), "category_mass": NUMBER, **TOKENS},
         asks=True,
     ),
     "response": Measure(
@@ -247,7 +248,7 @@ MEASURES: dict[str, Measure] = {
             "pair_score_rank": NUMBER,
             "pair_score_explanation": LONG,
         },
-        beside=TOKENS,
+        beside={"pair_score_mass": NUMBER, **TOKENS},
         asks=True,
     ),
     "reward": Measure(

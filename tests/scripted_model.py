@@ -188,6 +188,11 @@ def _say(
         if body.get("max_tokens") is not None
         else body.get("max_completion_tokens") or 256
     )
+    if body.get("logprob_token_ids"):  # vLLM gives these tokens, whatever comes next
+        weights = [(token, dice.random() + 0.01) for token in body["logprob_token_ids"]]
+        total = sum(weight for _, weight in weights) / 0.9
+        asked = [(f"token_id:{token}", math.log(weight / total)) for token, weight in weights]
+        return "?", "length", [(asked[0][0], asked)]
     if "choice" in shape:
         weights = [(option, dice.random() + 0.01) for option in shape["choice"]]
         total = sum(weight for _, weight in weights)

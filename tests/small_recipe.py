@@ -28,7 +28,7 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
     """The scripted model, with verdicts where this recipe's judge is asked: token ids of "1" and
     "2", or a label at the end of a text."""
     dice = random.Random(json.dumps(body.get("prompt")))
-    if body.get("return_tokens_as_token_ids"):
+    if body.get("return_tokens_as_token_ids") and not body.get("logprob_token_ids"):
         mine = dice.uniform(0.05, 0.9)
         # '1' and '2' are 20 and 21 in the ChatML vocabulary, 21 and 22 in Llama 3's, which has one
         # more special token

@@ -115,9 +115,7 @@ def test_a_recipe_in_the_other_mode_finds_the_sample_bought(
     path = small_recipe.recipe(tmp_path, llama, server.url)
     run(path, "synth.tags.quality.check=12")
     run(path, "synth.tags.quality.mode=explain")
-    tagged = len(
-        [r for r in server.requests if "choice" in (r.body.get("structured_outputs") or {})]
-    )
+    tagged = len([r for r in server.requests if "logprob_token_ids" in r.body])
     assert explained(server) == tagged, "every tagged row was explained once, the sample not again"
 
 

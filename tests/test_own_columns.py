@@ -21,8 +21,8 @@ from synth.filters.arm import ArmConfig
 from synth.filters.rule import resolve
 from synth.measures import SHIPPED
 from synth.published import tagged
-from synth.tags import llm
-from synth.tags.own import columns
+from synth.tags.asking import own as columns
+from synth.tags.asking.tag import ask, prompt_text, template
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 
@@ -103,8 +103,8 @@ def asked(tmp_path: Path, text: str, mode: str, **block: Any) -> str:
     file = tmp_path / "prompt.jinja"
     file.write_text(text)
     tag = columns.tags(own(clarity={**CLEAR, **block, "prompt": str(file)}))["clarity"]
-    prompt = llm.template(llm.prompt_text(tag, "label"))
-    return llm.ask(tag, "Do it.", mode, prompt, "Done.")
+    prompt = template(prompt_text(tag, "label"))
+    return ask(tag, "Do it.", mode, prompt, "Done.")
 
 
 def test_how_to_answer_is_put_below_a_prompt_that_does_not_say_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from core.servers import Endpoint, Servers
 from core.wire import ServerSpec
 from synth.chat.pre_query import PreQuery
 from synth.chat.templates import worded
-from synth.chat.thinking import thinking_of
+from synth.chat.thinking import behind_thinking, thinking_of
 from synth.generate.single_turn import instructions, responses
 from tests.scripted_server import ScriptedServer, completion
 from tests.test_templates import family, smollm  # noqa: F401
@@ -64,6 +64,18 @@ def test_a_thought_that_the_prompt_opens_and_closes_is_none() -> None:
 
 def test_a_thought_without_an_end_has_no_answer() -> None:
     assert split("Qwen3", "<think>\nTwo and") == ("Two and", None)
+
+
+def test_what_closes_the_thinking_before_an_answer_is_the_templates_own() -> None:
+    behind = {
+        "Qwen3": "<think>\n\n</think>\n\n",
+        "DeepSeek-R1-Distill-Qwen": "\n</think>\n\n",
+        "gpt-oss": "<|channel|>final<|message|>",
+        "Qwen2.5": "",
+        "Llama-3": "",
+    }
+    assert {name: behind_thinking(family(name)[1]) for name in behind} == behind
+    assert behind_thinking(worded(family("Qwen3")[1], None, {"enable_thinking": False})) == ""
 
 
 def test_gpt_oss_thinks_in_channels_and_its_markers_are_asked_for() -> None:

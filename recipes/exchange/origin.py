@@ -15,7 +15,7 @@ from synth.config.synthesis import SynthConfig
 from synth.measures import GENERATORS
 from synth.published.forms import or_null, sampling_of
 from synth.published.rows import read
-from synth.tags.own.columns import measures
+from synth.tags.asking.own import measures
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes

@@ -21,7 +21,7 @@ from synth.measures import DECLARED
 from synth.published.forms import PUBLISHED, TROUBLE, or_null
 from synth.published.rows import read
 from synth.published.to_ours import OWN_COLUMNS
-from synth.tags.own.columns import measures
+from synth.tags.asking.own import measures
 
 
 @dataclass(frozen=True)

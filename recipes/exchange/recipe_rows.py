@@ -24,7 +24,7 @@ from synth.filters.arm import ArmConfig
 from synth.measures import GENERATORS
 from synth.published.forms import PUBLISHED, TROUBLE, or_null
 from synth.published.rows import BATCH
-from synth.tags.own.columns import measures
+from synth.tags.asking.own import measures
 
 
 def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:

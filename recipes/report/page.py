@@ -32,7 +32,7 @@ from recipes.report import browser, figures, marks, outcome, sources, tags
 from recipes.report.sources import Colours, Inputs, Record
 from synth.config.tags import TagsConfig
 from synth.pool.mode_agreement import sentence
-from synth.tags.own.columns import measures
+from synth.tags.asking.own import measures
 
 FOLDER = Path(__file__).parent
 VERSION = 3

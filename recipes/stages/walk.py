@@ -14,7 +14,7 @@ from synth.filters import choices
 from synth.filters.arm import ArmConfig, Budget, Choosing, PartConfig
 from synth.filters.rule import Rule, linked, resolve
 from synth.measures import Measures
-from synth.tags.own.columns import measures
+from synth.tags.asking.own import measures
 
 Selections = dict[tuple[str, int], Result | None]
 """A selection for every (arm, seed); of rows kept out of every arm, ("heldout", 0)."""

@@ -38,10 +38,14 @@ def encode_conversation(
     return encode(tokenizer, text, hidden)
 
 
-def encode_question(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a conversation of one user's message, up to the place of the answer."""
-    question = [{"role": "user", "content": text}]
-    return encode_conversation(tokenizer, question, add_generation_prompt=True)
+def encode_question(
+    tokenizer: PreTrainedTokenizerBase, text: str, before_answer: str = ""
+) -> list[int]:
+    """Token ids of a conversation of one user's message, up to the place of the answer.
+    `before_answer`: control text that stands there besides."""
+    (safe,), hidden = shield(tokenizer, [{"role": "user", "content": text}])
+    asked = rendered(tokenizer, [safe], add_generation_prompt=True)
+    return encode(tokenizer, asked + before_answer, hidden)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from synth.chat.families import ThinkingStyle, thinking_style
 from synth.chat.pre_query import generation_prompt
+from synth.chat.templates import worded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,3 +63,28 @@ def thinking_of(tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
         for token in tokenizer.added_tokens_decoder.values()
     )
     return Thinking(style, opened, {"skip_special_tokens": False} if hidden else {})
+
+
+def behind_thinking(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What closes the thinking behind the generation prompt, so that the next token is the answer's
+    first; "" where the prompt does so itself, or the model does not think.
+
+    As the template writes it where that can be told not to think; a template that opens the
+    thinking has it closed at once, and where a marker of its own leads to the answer (gpt-oss),
+    that one stands there.
+    """
+    thinking = thinking_of(tokenizer)
+    if thinking is None:
+        return ""
+    style, prompt = thinking.style, generation_prompt(tokenizer)
+    if thinking.opened:
+        return f"\n{style.close}\n\n"
+    if style.close in prompt:
+        return ""
+    if style.open in style.close:
+        return style.close
+    told = generation_prompt(worded(tokenizer, None, {"enable_thinking": False}))
+    if told != prompt and told.startswith(prompt):
+        return told.removeprefix(prompt)
+    asks = "enable_thinking" in str(tokenizer.get_chat_template())
+    return f"{style.open}\n\n{style.close}\n\n" if asks else ""

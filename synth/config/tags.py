@@ -25,6 +25,8 @@ class TagConfig(BaseModel):
     check: int = Field(default=0, ge=0)
     """How many measured rows, by hash of id, are asked in the other mode as well; how far both
     agree is in tag_agreement.json and the report."""
+    floor: float = Field(default=0.05, ge=0, le=1)
+    """Label mode: what the codes must carry of the probability; a cell with less fails."""
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
@@ -61,6 +63,8 @@ class OwnConfig(BaseModel):
     """SamplingParams, verbatim; default greedy."""
     check: int = Field(default=0, ge=0)
     """How many measured rows, by hash of id, are asked in the other mode as well."""
+    floor: float = Field(default=0.05, ge=0, le=1)
+    """As of any tag."""
 
     @model_validator(mode="before")
     @classmethod

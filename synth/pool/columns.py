@@ -28,7 +28,7 @@ from synth.pool import imported_answers
 from synth.pool.computed import computed
 from synth.pool.short_columns import Lean, lean_of
 from synth.published import to_ours
-from synth.tags.own import columns as own_columns
+from synth.tags.asking import own as own_columns
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes

@@ -23,7 +23,9 @@ from synth.generate import single_turn, turns
 from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
 from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize
-from synth.tags.own import columns as own_columns
+from synth.tags.asking import codes
+from synth.tags.asking import own as own_columns
+from synth.tags.asking.tag import Mode, prompt_text
 
 Frames = Iterator[pl.DataFrame]
 Determines = dict[str, Any] | None
@@ -60,7 +62,7 @@ def _asked(
 
 
 def tag_determines(
-    name: str, config: SynthConfig, context: Context, mode: str | None = None
+    name: str, config: SynthConfig, context: Context, mode: Mode | None = None
 ) -> dict[str, Any]:
     """What determines one cell of an LLM tag; `mode` in place of the recipe's own."""
     tag = tag_config(config, name)
@@ -70,24 +72,26 @@ def tag_determines(
     return {
         "tagger": context.revision(tag.model or config.teacher),
         "mode": mode,
-        "prompt": digest(llm.prompt_text(asked, mode, tag.prompt))[:16],
+        "prompt": digest(prompt_text(asked, mode, tag.prompt))[:16],
         "sampling": tag.sampling,
-        "VERSION": llm.VERSION,
+        "VERSION": llm.VERSIONS[mode],
+        **({"floor": tag.floor} if mode == "label" and tag.floor != codes.FLOOR else {}),
         **({"holds": own.holds, "reads": own.reads} if own else {}),
     }
 
 
 def compute_tag(
-    name: str, rows: Rows, config: SynthConfig, context: Serving, mode: str | None = None
+    name: str, rows: Rows, config: SynthConfig, context: Serving, mode: Mode | None = None
 ) -> Frames:
     """Cells of an LLM tag; `mode` in place of the recipe's own."""
     tag = tag_config(config, name)
     served = context.serve(tag.model or config.teacher)
-    settings = {"mode": mode or tag.mode, "sampling": tag.sampling, "prompt": tag.prompt}
+    how = llm.Asking(mode or tag.mode, tag.sampling, tag.prompt, tag.floor)
     asked, own = own_columns.tags(config.tags)[name], config.tags.own.get(name)
     reads = own.reads if own else MEASURES[name].reads
     texts = _PAIR if reads == "response" else _PAIR[:2]
-    return llm.tag(asked, only(rows, texts), settings, served.tokenizer, served.endpoint)
+    cells = llm.tag(asked, only(rows, texts), how, served.tokenizer, served.endpoint)
+    return codes.watched(cells, asked, context.say)
 
 
 def tag_config(config: SynthConfig, name: str) -> TagConfig:

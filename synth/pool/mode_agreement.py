@@ -29,8 +29,8 @@ from synth.pool.computed import compute_tag, tag_config, tag_determines
 from synth.pool.measure import of_rows
 from synth.pool.pool import Pool
 from synth.pool.short_columns import Lean
-from synth.tags.llm import MODES, Tag
-from synth.tags.own import columns as own_columns
+from synth.tags.asking import own as own_columns
+from synth.tags.asking.tag import MODES, Mode, Tag
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Check:
     measure: Measure
     tag: Tag
     rows: int
-    other_mode: str
+    other_mode: Mode
     own: Column
     other: Column
 

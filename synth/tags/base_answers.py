@@ -17,7 +17,7 @@ import polars as pl
 from core.servers import Endpoint
 from synth.chat.encoding import encode_text, text_start
 from synth.generate.ask import Frames, Row, Rows, Sampling, Unreadable, answers
-from synth.tags.llm import longest_run, template
+from synth.tags.asking.tag import longest_run, template
 from synth.tags.reward import reward
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
-"""Tags by language models: quality, difficulty and category of an instruction, and a score of the
-pair of instruction and response.
+"""Tags by language models: quality, difficulty and category of an instruction, a score of the pair
+of instruction and response, and whatever a recipe asks itself.
 
 Two ways to ask a judge. `label`: one token out of one-token codes (1 to 5, A to L) with its
 log-probabilities, so the label comes with an expected rank. `explain`: JSON constrained by a
@@ -13,276 +13,146 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
-from core.errors import UserError, nearest
 from core.servers import Endpoint
-from core.store import canonical
+from core.wire import Reply, Request
 from synth.chat.encoding import encode_question
-from synth.config.tags import Kind
-from synth.generate.ask import Fields, Frames, Row, Rows, Unreadable, answers
-from synth.measures import MEASURES, Measure
+from synth.chat.thinking import behind_thinking
+from synth.generate.ask import (
+    TOKENS,
+    Frames,
+    Row,
+    Rows,
+    Sampling,
+    Unreadable,
+    answers,
+    asked,
+    context_length,
+    failed,
+    first_choice,
+    fitting,
+    spent,
+)
+from synth.tags.asking import codes
+from synth.tags.asking.tag import TYPES, Mode, Tag, ask, prompt_text, template
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
-"""Part of every key of a tag; raised when the same settings would give other tags."""
+VERSIONS = {"label": 2, "explain": 1}
+"""Part of every key of a tag, by mode; raised when the same settings would give other tags."""
 
-MODES = ("label", "explain")
-DIGITS = "123456789"
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-PROMPTS = Path(__file__).with_name("prompts")
 EXPLAIN_TOKENS = 512
 """max_tokens of an explanation where the recipe's sampling gives none."""
 
-KNOWN = {"instruction", "response", "fence", "mode", "labels", "codes", "column", "kind", "between"}
-"""What a prompt may name."""
-
-Labels = tuple[str, ...] | tuple[int, ...]
-Schema = dict[str, Any]
-"""A JSON schema."""
-
-# How the JSON of an explanation says a type, how Python and a stored column do.
-_TYPES: dict[str, tuple[type, Any]] = {
-    "string": (str, pl.String),
-    "integer": (int, pl.Int64),
-    "number": (float, pl.Float64),
-    "array": (list, pl.List(pl.String)),
-}
-
 
 @dataclass(frozen=True)
-class Tag:
-    """One LLM tag: its column and what that holds, labels with one code each, the rank column of
-    ordered labels, its prompt file, and the fields of an explanation in order."""
+class Asking:
+    """How a tag is asked for: `sampling` is verbatim (greedy when empty), `prompt` a jinja file in
+    place of the tag's, `floor` what the codes of label mode must carry of the probability."""
 
-    label: str
-    kind: Kind
-    labels: Labels
-    codes: str
-    rank: str | None
-    prompt: Path
-    explanation: Mapping[str, Schema]
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Columns of fields that are stored under another name."""
-    own: Literal["instruction", "response"] | None = None
-    """Which text the prompt of a recipe's own column must show; None of a shipped one, whose
-    prompt also says how to answer."""
+    mode: Mode = "label"
+    sampling: Sampling = field(default_factory=dict)
+    prompt: str | None = None
+    floor: float = codes.FLOOR
 
-    @property
-    def fields(self) -> Fields:
-        """Value columns of this tag's frames with their types."""
-        texts = {
-            self.names.get(name, name): _TYPES[schema["type"]][1]
-            for name, schema in self.explanation.items()
-        }
-        ranks = {self.rank: pl.Float64} if self.rank else {}
-        return {self.label: texts[self.label], **ranks, **texts}
-
-    @property
-    def ranking(self) -> str | None:
-        """The column that ranks rows; None where the labels have no order."""
-        return self.label if self.kind == "number" else self.rank
-
-    def place(self, value: Any) -> int:
-        """The place of a value among the labels; of a number that lies between two, the nearer."""
-        if self.kind == "number":
-            return min(range(len(self.labels)), key=lambda at: abs(float(self.labels[at]) - value))
-        return list(self.labels).index(value)
-
-    @property
-    def between(self) -> tuple[float, float] | None:
-        """The lowest and the highest number, where the column holds numbers that have bounds."""
-        of_number = self.explanation[self.label]
-        if self.kind != "number" or "minimum" not in of_number:
-            return None
-        return of_number["minimum"], of_number["maximum"]
-
-    @property
-    def schema(self) -> Schema:
-        """What the JSON of an explanation must be like."""
-        return {
-            "type": "object",
-            "properties": dict(self.explanation),
-            "required": list(self.explanation),
-            "additionalProperties": False,
-        }
-
-
-# maxLength lets the grammar close a string that a small model would never end.
-TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 600}
-_SCORES = (1, 2, 3, 4, 5)
-
-
-def _declared(name: str, measure: Measure) -> Tag:
-    """A tag as synth/measures.py declares its columns: texts are explained first, then comes the
-    label, then other labels that fit as well."""
-    label, declared = next(iter(measure.columns.items()))
-    labels: Labels = declared.labels or _SCORES
-    codes = LETTERS if declared.kind == "label" else DIGITS
-    names = {
-        "explanation" if column.endswith("_explanation") else column: column
-        for column, each in measure.columns.items()
-        if each.long
-    }
-    one: Schema = {"type": "string" if declared.labels else "integer", "enum": list(labels)}
-    several: Schema = {"type": "array", "items": one, "maxItems": 4}
-    others = [column for column, each in measure.beside.items() if each.kind == "labels"]
-    explanation = {**dict.fromkeys(names, TEXT), label: one, **dict.fromkeys(others, several)}
-    rank = declared.rank or None
-    prompt = PROMPTS / f"{name}.jinja"
-    return Tag(label, "label", labels, codes[: len(labels)], rank, prompt, explanation, names)
-
-
-TAGS = {name: _declared(name, measure) for name, measure in MEASURES.items() if measure.asks}
-"""How clear, specific and coherent an instruction is; how hard; which of twelve categories; how
-well the response answers it."""
+    def of(self, tag: Tag) -> Callable[[Row], str]:
+        """What is asked of a row."""
+        prompt = template(prompt_text(tag, "label", self.prompt))
+        return lambda row: ask(
+            tag, row["instruction"], self.mode, prompt, row.get("response") or ""
+        )
 
 
 def tag(
     chosen: Tag,
     rows: Rows,
-    settings: Row,
+    how: Asking,
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
 ) -> Frames:
     """An LLM tag of each row.
 
-    `rows`: id, instruction, and for a tag of conversations also response. `settings`: mode ("label"
-    or "explain"), sampling (SamplingParams, verbatim; greedy when empty), prompt (a jinja file in
-    place of the tag's, or None). Yields frames [id, the tag's fields, tokens, prompt_tokens,
-    status, reason]: the label; the rank of ordered labels (1.0 is the lowest) in label mode;
-    explanations in explain mode, else null. Raises UserError when the codes are not one token each
-    for this tokenizer.
+    `rows`: id, instruction, and for a tag of conversations also response. Yields frames [id, the
+    tag's fields, tokens, prompt_tokens, status, reason]: the label; in label mode the rank of
+    ordered labels (1.0 is the lowest) and the mass of the codes; in explain mode explanations; null
+    where the mode has none. Raises UserError when the codes are not one token each for this
+    tokenizer.
     """
-    mode = settings.get("mode", "label")
-    prompt = template(prompt_text(chosen, "label", settings.get("prompt")))
-    sampling: Row = {"temperature": 0.0, **(settings.get("sampling") or {})}
-    if mode == "label":
-        _check_codes(chosen, tokenizer)
-        sampling |= {"max_tokens": 1, "logprobs": 20}
-        shape: Row = {"choice": list(chosen.codes)}
-    else:
-        sampling = {"max_tokens": EXPLAIN_TOKENS, **sampling}
-        shape = {"json": chosen.schema}
+    if how.mode == "label":
+        return _labels(chosen, rows, how, tokenizer, endpoint)
+    sampling = {"temperature": 0.0, "max_tokens": EXPLAIN_TOKENS, **how.sampling}
+    question = how.of(chosen)
 
     def body(row: Row) -> Row:
-        question = ask(chosen, row["instruction"], mode, prompt, row.get("response") or "")
-        ids = encode_question(tokenizer, question)
-        return {**sampling, "structured_outputs": shape, "prompt": ids}
+        ids = encode_question(tokenizer, question(row))
+        return {**sampling, "structured_outputs": {"json": chosen.schema}, "prompt": ids}
 
-    read = _read_codes if mode == "label" else _read_json
-    return answers(rows, body, functools.partial(read, chosen), endpoint, chosen.fields)
-
-
-def prompt_text(tag: Tag, mode: str, path: str | None = None) -> str:
-    """What a tag asks, for its key: the prompt file's text and, in mode "explain", the schema of
-    the answer.
-
-    `path` is a prompt file in place of the tag's. Raises UserError when it is missing, and where
-    that of a recipe's own column does not show the text that is judged.
-    """
-    file = Path(path).expanduser() if path else tag.prompt
-    if not file.is_file():
-        raise UserError(
-            f"prompt file {file} of the tag {tag.label} does not exist; check `prompt`."
-        )
-    text = file.read_text()
-    if tag.own is not None:
-        text = _answerable(tag, text, file)
-    return text + (canonical(tag.schema) if mode == "explain" else "")
+    read = functools.partial(_read_json, chosen)
+    return answers(rows, body, lambda choice: read(_whole(choice)), endpoint, chosen.fields)
 
 
-def _answerable(tag: Tag, text: str, file: Path) -> str:
-    """The prompt of a recipe's own column, with how to answer below it where it says nothing of
-    that itself."""
-    from jinja2 import TemplateSyntaxError, meta
-    from jinja2.sandbox import SandboxedEnvironment
+def _labels(
+    chosen: Tag,
+    rows: Rows,
+    how: Asking,
+    tokenizer: PreTrainedTokenizerBase,
+    endpoint: Endpoint,
+) -> Frames:
+    """Cells of label mode: one unconstrained token behind the thinking that the template closes."""
+    of_tag, limit = codes.codes_of(chosen, tokenizer), context_length(endpoint)
+    question, answer_now = how.of(chosen), behind_thinking(tokenizer)
+    sampling = {"temperature": 0.0, **how.sampling, **of_tag.body}
+    sent: dict[str, Request] = {}
+    likeliest = False  # the server knows no tokens by id
 
-    at = f"synth.tags.own.{tag.label}.prompt: {file}"
-    try:
-        named = meta.find_undeclared_variables(SandboxedEnvironment().parse(text))
-    except TemplateSyntaxError as error:
-        raise UserError(f"{at}, line {error.lineno}, is no valid Jinja: {error.message}") from error
-    if odd := sorted(named - KNOWN):
-        near = nearest(odd[0], KNOWN)
-        raise UserError(f"{at} names `{odd[0]}`, which is not known{near}.")
-    if tag.own not in named:
-        raise UserError(f"{at} never shows the {tag.own}: write {{{{ {tag.own} }}}} in it.")
-    if tag.own == "instruction" and "response" in named:
-        raise UserError(f"{at} shows the response; say `reads: response` beside it.")
-    if named & {"mode", "codes"}:
-        return text
-    return f"{text.rstrip()}\n\n{(PROMPTS / 'own_answer.jinja').read_text()}"
+    def request(row: Row) -> Request | Row:
+        ids = encode_question(tokenizer, question(row), answer_now)
+        made = fitting(Request(row["id"], {**sampling, "prompt": ids}), limit)
+        if isinstance(made, Request):
+            made = codes.by_text(made) if likeliest else made
+            sent[made.key] = made
+        return made
 
+    def again(reply: Reply) -> Request | None:
+        nonlocal likeliest
+        request = sent.pop(reply.key, None)
+        if request is None or not codes.refuses_ids(request, reply):
+            return None
+        likeliest = True
+        return codes.by_text(request)
 
-def ask(tag: Tag, instruction: str, mode: str, prompt: Template, response: str = "") -> str:
-    """The judge's prompt for one row, whose texts stand between fences that they cannot close: they
-    are longer than any of their own."""
-    fence = "`" * max(3, 1 + longest_run("`", f"{instruction}\0{response}"))
-    return prompt.render(
-        instruction=instruction,
-        response=response,
-        fence=fence,
-        mode=mode,
-        labels=tag.labels,
-        codes=tag.codes,
-        column=tag.label,
-        kind=tag.kind,
-        between=tag.between,
-    ).strip()
+    def cell(reply: Reply) -> Row:
+        try:
+            values = codes.label_of(chosen, of_tag.read(first_choice(reply)), how.floor)
+        except Unreadable as error:
+            return failed(reply.key, str(error), **spent(reply))
+        return labelled(chosen, reply, values, how.floor)
 
-
-def longest_run(character: str, text: str) -> int:
-    """How often `character` comes in a row at most."""
-    return max(map(len, re.findall(f"{re.escape(character)}+", text)), default=0)
+    return asked(rows, request, cell, endpoint, {**chosen.fields, **TOKENS}, again)
 
 
-@functools.lru_cache(maxsize=16)
-def template(text: str) -> Template:
-    """A prompt file's text as a template; only its own text is evaluated, never an
-    instruction's."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    return SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
+def labelled(chosen: Tag, reply: Reply, values: Row, floor: float) -> Row:
+    """The cell of a label; failed where its codes carry less than the floor."""
+    if chosen.label not in values:
+        return failed(reply.key, codes.too_little(floor), **values, **spent(reply))
+    return {"id": reply.key, **spent(reply), **values, "status": "ok"}
 
 
-def _read_codes(tag: Tag, choice: Row) -> Row:
-    """Label of the likeliest code, and the expected rank under the codes' renormalised
-    probabilities (1.0 is the lowest label)."""
-    tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
-    mass = dict.fromkeys(tag.codes, 0.0)
-    for token, log_probability in (tops[0] or {}).items():
-        if token.strip() in mass:
-            mass[token.strip()] += math.exp(log_probability)
-    total = sum(mass.values())
-    if total <= 0:
-        raise Unreadable("no label code among the answer's log-probabilities")
-    best = max(mass, key=mass.__getitem__)  # of equal ones the first
-    if tag.kind == "number":
-        weighed = zip(map(float, tag.labels), mass.values(), strict=True)
-        return {tag.label: sum(n * p for n, p in weighed) / total}
-    row: Row = {tag.label: tag.labels[tag.codes.index(best)]}
-    if tag.rank:
-        row[tag.rank] = sum(rank * p for rank, p in enumerate(mass.values(), 1)) / total
-    return row
-
-
-def _read_json(tag: Tag, choice: Row) -> Row:
-    """The fields of an explanation, under the names of their columns."""
+def _whole(choice: Row) -> str:
+    """The text of a choice. Raises Unreadable where it was cut off."""
     if choice.get("finish_reason") == "length":
         raise Unreadable("cut off at max_tokens before the JSON closed")
+    return str(choice["text"])
+
+
+def _read_json(tag: Tag, text: str) -> Row:
+    """The fields of an explanation, under the names of their columns."""
     try:
-        values = json.loads(choice["text"])
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise Unreadable(f"no JSON: {error.msg}") from error
     if not isinstance(values, dict):
@@ -293,7 +163,7 @@ def _read_json(tag: Tag, choice: Row) -> Row:
 def _field(tag: Tag, name: str, values: Row) -> Any:
     """One field of an explanation; of a list of labels, those besides the label itself."""
     value = values.get(name)
-    kind = _TYPES[tag.explanation[name]["type"]][0]
+    kind = TYPES[tag.explanation[name]["type"]][0]
     if kind is list:
         if not isinstance(value, list) or not all(label in tag.labels for label in value):
             raise Unreadable(f"the answer's {name} is no list of labels")
@@ -316,13 +186,3 @@ def _number(tag: Tag, name: str, value: Any) -> float:
     if not low <= value <= high:
         raise Unreadable(f"{name} is {value:g}, not between {low} and {high}")
     return float(value)
-
-
-def _check_codes(tag: Tag, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError when the codes are not one token each, alone on a line."""
-    ends = [tokenizer(f"\n{code}", add_special_tokens=False)["input_ids"][-1] for code in tag.codes]
-    if [tokenizer.decode([end]).strip() for end in ends] != list(tag.codes):
-        raise UserError(
-            f"the codes {tag.codes[0]} to {tag.codes[-1]} are not one token each "
-            f"for {tokenizer.name_or_path}; use mode: explain."
-        )

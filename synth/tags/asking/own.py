@@ -10,7 +10,7 @@ from core.errors import UserError
 from synth.config.tags import OwnConfig, TagsConfig
 from synth.measures import DECLARED, LONG, MEASURES, NUMBER, SHIPPED, TOKENS, Field_, Measure
 from synth.measures import Measures as Table
-from synth.tags.llm import DIGITS, LETTERS, TAGS, TEXT, Labels, Schema, Tag
+from synth.tags.asking.tag import DIGITS, LETTERS, TAGS, TEXT, Labels, Schema, Tag
 
 Own = Mapping[str, OwnConfig]
 
@@ -57,7 +57,8 @@ def _measure(name: str, own: OwnConfig) -> Measure:
     columns = {name: _field(name, own), **explained}
     if columns[name].rank:
         columns[columns[name].rank] = Field_("number", follows=name)
-    return Measure(COST[own.reads], own.reads, columns, beside=TOKENS)
+    beside = {f"{name}_mass": NUMBER, **TOKENS}
+    return Measure(COST[own.reads], own.reads, columns, beside=beside)
 
 
 def _field(name: str, own: OwnConfig) -> Field_:
@@ -86,6 +87,7 @@ def _tag(name: str, own: OwnConfig) -> Tag:
         Path(own.prompt).expanduser(),
         {**explanation, name: _schema(own, labels)},
         {"explanation": f"{name}_explanation"},
+        f"{name}_mass",
         own.reads,
     )
 
