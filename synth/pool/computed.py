@@ -68,16 +68,19 @@ def tag_determines(
     tag = tag_config(config, name)
     mode = mode or tag.mode
     asked = own_columns.tags(config.tags)[name]
-    own = config.tags.own.get(name)
-    return {
+    determines = {
         "tagger": context.revision(tag.model or config.teacher),
         "mode": mode,
         "prompt": digest(prompt_text(asked, mode, tag.prompt))[:16],
         "sampling": tag.sampling,
         "VERSION": llm.VERSIONS[mode],
-        **({"floor": tag.floor} if mode == "label" and tag.floor != codes.FLOOR else {}),
-        **({"holds": own.holds, "reads": own.reads} if own else {}),
     }
+    if mode == "label" and tag.floor != codes.FLOOR:
+        determines["floor"] = tag.floor
+    own = config.tags.own.get(name)
+    if own is not None:
+        determines |= {"holds": own.holds, "reads": own.reads}
+    return determines
 
 
 def compute_tag(
