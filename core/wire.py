@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -88,6 +88,8 @@ class Reply:
     error: str | None = None
     attempts: int = 1
     fault: Literal["", "request", "server", "access"] = ""
+    behind: int = field(default=0, compare=False)
+    """How many further replies had arrived when this one was handed on."""
 
 
 FollowUp = Callable[[Reply], Request | None]

@@ -7,6 +7,7 @@ comes at a known request.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,9 @@ from recipes.stages import graph
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer
 from tests.waiting import exit_code, last_words, until
+
+IN_FLIGHT = 16
+"""Requests in flight at most in the small recipe."""
 
 
 def kind(body: dict[str, Any]) -> str:
@@ -119,6 +123,9 @@ def test_a_killed_synthesis_continues(
     assert len(pool) == 100, "no row is lost or doubled"
     done = {s.name: s.state for s in graph.plan(schema.load(path)).steps}
     assert done["measure"] == "reuse" and done["select/good"] == "reuse"
+    asked = Counter(json.dumps(request.body, sort_keys=True) for request in server.requests)
+    twice = sum(times - 1 for times in asked.values())
+    assert twice <= IN_FLIGHT, "only what was in flight is asked for again"
 
 
 @pytest.mark.stack

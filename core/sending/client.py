@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,7 +137,8 @@ class Client:
                 self._send(request)
                 in_flight += 1
             if ready:
-                yield ready.popleft()
+                reply = ready.popleft()
+                yield replace(reply, behind=len(ready))
             elif not in_flight:
                 return
 

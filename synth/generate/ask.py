@@ -139,7 +139,15 @@ def asked(
     account = endpoint.account
     given = [rows] if isinstance(rows, pl.DataFrame) else rows
     each = (row for frame in given for row in frame.iter_rows(named=True))
-    frames = batched(exchanged(each, ask, read, endpoint, then), fields)
+    behind = 0
+
+    def heard(reply: Reply) -> Row:
+        nonlocal behind
+        behind = reply.behind
+        return read(reply)
+
+    replies = exchanged(each, ask, heard, endpoint, then)
+    frames = batched(replies, fields, lambda: behind > 0)
     if account is None:
         yield from frames
         return
@@ -262,9 +270,10 @@ class Batch:
         self._since = time.monotonic()
 
 
-def batched(rows: Iterable[Row], fields: Fields) -> Frames:
+def batched(rows: Iterable[Row], fields: Fields, more: Callable[[], bool] = lambda: True) -> Frames:
     """Rows as frames [id, *fields, status, reason], each as long and as old as a `Batch` may be
-    when a row arrives.
+    when a row arrives, and at once when no `more` rows wait: what has arrived is never held back
+    for what has not.
 
     An error in between (a server that went down) comes after the rows that were finished before it.
     """
@@ -273,7 +282,7 @@ def batched(rows: Iterable[Row], fields: Fields) -> Frames:
     try:
         for row in rows:
             batch.add(row)
-            if batch.due:
+            if batch.due or not more():
                 yield batch.frame()
                 batch.clear()
     except Exception as raised:

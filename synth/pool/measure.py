@@ -170,7 +170,7 @@ def _count(
 ) -> None:
     """Add cells, seconds and failures by reason to the measure's counts as batches come."""
     entry = counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}})
-    started, done = time.monotonic(), 0
+    started, done, told = time.monotonic(), 0, 0.0
     for cells, total in batches:
         done += len(cells)
         entry["cells"] += len(cells)
@@ -178,7 +178,9 @@ def _count(
             reasons = cells.filter(pl.col("status") == FAILED)["reason"]
             entry["failed"] = dict(Counter(entry["failed"]) + Counter(reasons.to_list()))
         log.progress(done, total)
-        log.metrics({f"{name}/cells": float(entry["cells"])})
+        if done == total or time.monotonic() - told >= 1:
+            told = time.monotonic()
+            log.metrics({f"{name}/cells": float(entry["cells"])})
     entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 2)
 
 
