@@ -69,6 +69,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def write_changed(path: Path, data: str) -> bool:
+    """As `write_atomic`, where the file does not say just that; whether it was written."""
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        if path.read_text(encoding="utf-8") == data:
+            return False
+    write_atomic(path, data)
+    return True
+
+
+def link(file: Path, path: Path) -> None:
+    """Make `path` another name of a file, in the place of whatever was there."""
+    if path.is_file() and path.samefile(file):
+        return
+    with _beside(path) as temporary:
+        os.link(file, temporary)
+        temporary.replace(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write a file or a folder under, which becomes `path` when

@@ -366,6 +366,22 @@ def test_the_category_balance_is_labelled_and_told_while_drawing(
     ), "reporting changes no key"
 
 
+def test_a_report_of_the_balance_reads_nothing_of_what_was_drawn_before(
+    tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(category_balance, "SAMPLE", 5)
+    read: list[Pool] = []
+    drawn = Pool.drawn
+    monkeypatch.setattr(Pool, "drawn", lambda self: read.append(self) or drawn(self))
+    log = Heard()
+    filled(tmp_path / "a", settings(llama, server, 8, rows=60, category_balance=10), log)
+    reports = [line for line in log.lines if line.startswith("categories of")]
+    with_reports = len(read)
+    read.clear()
+    filled(tmp_path / "b", settings(llama, server, 8, rows=60))
+    assert len(reports) == 6 and with_reports == len(read)
+
+
 def test_the_first_token_rule_is_part_of_the_key_and_reaches_the_requests(
     tmp_path: Path, llama: Path, teacher: Teacher
 ) -> None:

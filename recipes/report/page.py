@@ -142,7 +142,9 @@ def _columns(recipe: Mapping[str, Any]) -> tags.Columns:
 def _tags(inputs: Inputs, colours: Colours, columns: tags.Columns) -> Record:
     """`cards` of the pool's tags (see `tags.cards`), `sentences` about what has no figure, and
     `pool_rows`. An arm with a selection a seed shows its first."""
-    pool = sources.read_table(inputs["measure"] / "pool.parquet") if "measure" in inputs else None
+    long = {name for name, declared in columns.items() if declared.field.long}
+    path = inputs["measure"] / "pool.parquet" if "measure" in inputs else None
+    pool = sources.read_pool(path, long) if path is not None else None
     if pool is None or pool.is_empty():
         return {"cards": [], "sentences": [], "pool_rows": 0}
     selections: dict[str, tuple[str, list[str] | pl.DataFrame]] = {}

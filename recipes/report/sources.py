@@ -7,7 +7,7 @@ than none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,39 @@ def read_log(path: Path) -> list[Record]:
 def read_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame | None:
     """A Parquet file, or these of its columns; None when there is no such file."""
     return files.read_parquet(path, columns, REMEDY) if path.exists() else None
+
+
+def read_pool(path: Path, long: Collection[str]) -> pl.DataFrame | None:
+    """The figures and labels of a pool's snapshot; None when there is no such file.
+
+    Of `long` texts there are only the columns in which no row has one: words have no figure, and
+    those of a million rows do not fit in memory. Raises UserError where the file cannot be read.
+    """
+    if not path.exists():
+        return None
+    values = _values(path)
+    rows = files.read_parquet(path, [name for name in values if name not in long], REMEDY)
+    return rows.with_columns(
+        pl.lit(None, pl.String).alias(name) for name in values if name in long and not values[name]
+    )
+
+
+def _values(path: Path) -> dict[str, bool]:
+    """The columns of a Parquet file, and whether any row of it has a value, as far as its own
+    statistics say."""
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            values = dict.fromkeys(file.schema_arrow.names, False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error}); {REMEDY}.") from error
+    for column in [group.column(at) for group in groups for at in range(group.num_columns)]:
+        known = column.statistics
+        if known is None or not known.has_null_count or known.null_count < column.num_values:
+            values[column.path_in_schema.partition(".")[0]] = True
+    return values
 
 
 def provenance(inputs: Inputs) -> list[Record]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import file_digest, read_json
-from core.store import Counts, Result, content_of_files, digest, tree_digest
+from core.files import file_digest, read_json, write_changed
+from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
 from eval.config import (
     AnswersConfig,
@@ -24,7 +24,7 @@ from eval.config import (
 from recipes.schema import Recipe
 from recipes.stages import judging
 from recipes.stages.judging import Judged, PromptSet
-from recipes.stages.session import WAITS, Results, Session, Stage
+from recipes.stages.session import WAITS, Results, Session, Stage, told
 from recipes.stages.training import served_path
 from recipes.stages.walk import Arms
 
@@ -255,7 +255,7 @@ def _report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | N
 
     measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
     shown = {**measured, **_shown_results(session.results), **funnels}
-    snapshot = {name: tree_digest(path) for name, path in {**measured, **funnels}.items()}
+    snapshot = {name: told(path) for name, path in {**measured, **funnels}.items()}
     settings = recipe.model_dump(mode="json")
     notes = judge_lines(recipe, session.results)
 
@@ -273,8 +273,8 @@ def _report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | N
     )
     made = session.result(stage)
     if made is not None and not session.planning:
-        copy = session.folder / "report.html"
-        copy.write_bytes((made.path / "report.html").read_bytes())
+        shown_page = (made.path / "report.html").read_text(encoding="utf-8")
+        write_changed(session.folder / "report.html", shown_page)
 
 
 def _measured(folder: Path) -> dict[str, Path]:

@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from core.files import write_atomic
+from core.files import file_digest, read_json, write_changed
 from core.servers import Servers
-from core.store import Counts, Result, Store, canonical, digest
+from core.store import Counts, Result, Store, canonical, digest, tree_digest
 from core.tracking import Log, Tracker
 
 State = Literal["reuse", "run", "waits"]
@@ -51,6 +51,10 @@ PACKAGES = (
     "polars",
     "wandb",
 )
+HELD: Final = "held.json"
+"""The file beside a recipe's large files that says what they hold."""
+UNMADE: Final = "unmade"
+"""In the manifest of what a plan puts in the place of a result whose content nobody knows yet."""
 SHOWN_FIELDS = 3
 """How many changed fields a plan names as the cause of a stage."""
 
@@ -156,7 +160,9 @@ class Session:
             self.note(stage.name, REUSE, "", stored.path)
             self.results[stage.name] = stored
             return stored
-        self.note(stage.name, RUN, self._cause(stage.name), self.store.folder(stage.kind, key))
+        known = not any(parent.manifest.get(UNMADE) for parent in stage.parents.values() if parent)
+        folder = self.store.folder(stage.kind, key) if known else None
+        self.note(stage.name, RUN, self._cause(stage.name), folder)
         if self.planning:
             return None
         self.results[stage.name] = self._make(stage, key, determined)
@@ -180,11 +186,25 @@ class Session:
             log.finish({"output": made.digest, "path": made.path.name, "counts": counts})
         return made
 
+    def last(self, name: str) -> Mapping[str, Any]:
+        """What the last run of this recipe's stage of this name was made by; empty where there was
+        none."""
+        spec = self._last.get(name)
+        return spec if isinstance(spec, dict) else {}
+
+    def unmade(self, name: str, because: Mapping[str, Any]) -> Result:
+        """In a plan: a selection that is to be made, and whose content is not known before that;
+        what is made of it is then to be made as well."""
+        self._specs[name] = json.loads(canonical({**because, "rows": "others"}))
+        self.note(name, RUN, self._cause(name))
+        return Result(Path(), {"digest": "others", UNMADE: True})
+
     def done(self, name: str) -> None:
         """Called after each group of stages: remembers their specs, and stops here when `--until`
         asks for it."""
         if not self.planning:
-            write_atomic(self._remembered, json.dumps({**self._last, **self._specs}, indent=1))
+            specs = json.dumps({**self._last, **self._specs}, indent=1)
+            write_changed(self._remembered, specs)
         if self.until == name:
             raise StopHere
 
@@ -208,6 +228,36 @@ class Session:
         if stale:
             return f"stale: {', '.join(stale)} has other content now"
         return "its result is gone from the store"
+
+
+def says(folder: Path, held: Mapping[str, str]) -> bool:
+    """Whether it is said in one of a recipe's folders that its large files hold just this."""
+    return _held(folder) == held
+
+
+def say(folder: Path, held: Mapping[str, str]) -> None:
+    """Say in one of a recipe's folders what its large files hold (name -> digest), so that nobody
+    need read them to know."""
+    write_changed(folder / HELD, json.dumps(dict(held), indent=1))
+
+
+def told(folder: Path) -> str:
+    """Digest of what one of a recipe's folders holds; of its large files, of what is said of
+    them."""
+    held = _held(folder)
+    if not held:
+        return tree_digest(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != HELD)
+    return digest([[path.name, held.get(path.name) or file_digest(path)] for path in files])
+
+
+def _held(folder: Path) -> dict[str, str]:
+    """What is said of the large files; {} where nothing is."""
+    path = folder / HELD
+    held: dict[str, str] = (
+        read_json(path, f"remove {folder} and run again") if path.is_file() else {}
+    )
+    return held
 
 
 def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,12 +11,14 @@ from typing import Any
 
 import polars as pl
 
+from core.cells.content import frame_digest
 from core.columns import OK
 from core.errors import UserError
+from core.files import link, write_changed
 from core.store import Counts, Result, digest
-from core.tracking import Log
-from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage
-from recipes.stages.tokens import conversations, rows_digest
+from core.tracking import TABLE_ROWS, Log
+from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage, say, says
+from recipes.stages.tokens import Contents, Conversations, Rows, rows_digest, write_rows
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, columns_of
@@ -25,7 +27,7 @@ from synth.pool import draw, mode_agreement, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 
-FILE = "selection.parquet"
+FILE, DROPPED, POOL = "selection.parquet", "dropped.parquet", "pool.parquet"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def from_pool(
             selection = select(frame, rule, seed, tokens, pool.vectors)
             chosen.append(Chosen(rule, selection))
             _remark(session, name, selection)
-            rows = conversations(pool, frame, selection.ids)
+            rows = Conversations.of(pool, frame, selection.ids)
             selections[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen[-1])
     selections = for_every_seed(selections, arms)
     if pool.config.heldout:
@@ -179,11 +181,11 @@ def _heldout(session: Session, pool: Pool, frame: pl.DataFrame) -> Result | None
         raise UserError(
             "synth.heldout: no row of the pool is held out; draw more rows or raise the share."
         )
-    rows = conversations(pool, frame, ids)
+    rows = Conversations.of(pool, frame, ids)
     return selection_of(session, "select/heldout", rows, file="heldout.parquet")
 
 
-def chosen_by(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -> Result | None:
+def chosen_by(session: Session, name: str, rows: Rows, chosen: Chosen) -> Result | None:
     """The selection of an arm, and beside the recipe how the arm came to it."""
     rule = chosen.rule
     because = {
@@ -193,26 +195,28 @@ def chosen_by(session: Session, name: str, rows: pl.DataFrame, chosen: Chosen) -
     }
     result = selection_of(session, name, rows, because=because)
     if result is not None and not session.planning:
-        _keep_funnel(session, name, chosen.selection, result.path / FILE)
+        _keep_funnel(session, name, chosen.selection, result)
     return result
 
 
 def selection_of(
     session: Session,
     name: str,
-    rows: pl.DataFrame,
+    rows: Rows,
     *,
     file: str = FILE,
     because: Mapping[str, Any] | None = None,
 ) -> Result | None:
     """A selection is keyed by its ordered (id, content) list: two rules that choose the same rows
     are one selection."""
-    content = rows_digest(rows)
+    content = rows_digest(rows) if isinstance(rows, pl.DataFrame) else _content(session, name, rows)
+    if content is None:
+        return session.unmade(name, {**(because or {}), "file": file})
 
     def make(out: Path, log: Log, _: dict[str, Path]) -> Counts:
-        rows.write_parquet(out / file)
-        log.metrics({"rows": float(len(rows))})
-        return {"rows": len(rows)}
+        count = write_rows(rows, out / file)
+        log.metrics({"rows": float(count)})
+        return {"rows": count}
 
     spec = {"rows": content, "file": file}
     stage = Stage(name, spec, {}, make, content=lambda _: content, because=because or {})
@@ -222,27 +226,62 @@ def selection_of(
     return result
 
 
-def _keep_funnel(session: Session, name: str, chosen: Selection, selection: Path) -> None:
+def _content(session: Session, name: str, rows: Conversations) -> str | None:
+    """What rows of the pool hold: worked out once and kept, so that nobody reads their texts again
+    for it; None in a plan of rows that were never chosen before."""
+    contents = Contents(session.store.root)
+    content = contents.find(rows.known_as)
+    if content is None and session.planning:
+        made = session.last(name).get("rows")
+        # What an earlier version made is nowhere kept: it may be these rows.
+        if made is None or made in contents.all():
+            return None
+    if content is None:
+        content = rows_digest(rows.slices())
+        contents.keep(rows.known_as, content)
+    return content
+
+
+def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -> None:
     """Beside the recipe: how this arm came to its rows, and why every other row is out (a selection
     itself may be shared by two rules)."""
-    folder = session.folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, selection = session.folder / name, made.path / FILE
+    chosen_here = folder / selection.name
+    held = {FILE: made.digest, DROPPED: frame_digest(chosen.dropped)}
     funnel = json.dumps(chosen.funnel, indent=1)
-    known, link = folder / "funnel.json", folder / selection.name
-    same = known.is_file() and known.read_text() == funnel
-    if same and link.is_file() and link.samefile(selection):
+    new = write_changed(folder / "funnel.json", funnel)
+    linked = chosen_here.is_file() and chosen_here.samefile(selection)
+    if not new and linked and says(folder, held):
         return
-    known.write_text(funnel)
-    chosen.dropped.write_parquet(folder / "dropped.parquet")
-    link.unlink(missing_ok=True)
-    link.hardlink_to(selection)
+    chosen.dropped.write_parquet(folder / DROPPED)
+    link(selection, chosen_here)
+    say(folder, held)
     key = digest([name, funnel])
     settings = {"funnel": chosen.funnel}
     with session.tracker.stage(f"funnel {name}", "select", key, settings) as log:
         log.table("dropped", chosen.dropped)
         contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
         text = contents.list.join("\n---\n").alias("text")
-        log.table("kept", pl.read_parquet(selection).select("id", text))
+        rows = pl.scan_parquet(selection).head(TABLE_ROWS)
+        log.table("kept", rows.select("id", text).collect())
+
+
+def _keep_snapshot(session: Session, pool: Pool, frame: pl.DataFrame) -> None:
+    """The pool with all its texts, for the report and exports: written once a content, below
+    `STORE/snapshots`, and linked beside every recipe that has it."""
+    content = pool.content(frame)
+    held = session.store.root / "snapshots" / f"{content}.parquet"
+    shown = session.folder / "measure" / POOL
+    if not held.is_file():
+        pool.snapshot(frame, held)
+    before = []
+    if shown.is_file():
+        before = [path for path in held.parent.glob("*.parquet") if path.samefile(shown)]
+    link(held, shown)
+    for path in before:
+        if path.stat().st_nlink == 1:  # no recipe's any more
+            path.unlink()
+    say(shown.parent, {POOL: content})
 
 
 def _remark(session: Session, name: str, chosen: Selection) -> None:
@@ -255,15 +294,14 @@ def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chos
     """A snapshot of the pool and its cost for the report, and the line that says what was not paid
     for."""
     folder = session.folder / "measure"
-    folder.mkdir(parents=True, exist_ok=True)
     kept = [(one.rule, one.selection.ids) for one in chosen]
     cost = measuring.cost(pool, kept, frame)
-    (folder / "cost.json").write_text(json.dumps(cost, indent=1))
+    write_changed(folder / "cost.json", json.dumps(cost, indent=1))
     agreed = mode_agreement.report(pool, frame)
-    (folder / "tag_agreement.json").write_text(json.dumps(agreed, indent=1))
+    write_changed(folder / "tag_agreement.json", json.dumps(agreed, indent=1))
     for name, figures in agreed.items():
         session.log.say(mode_agreement.sentence(name, figures))
-    pool.snapshot(frame, folder / "pool.parquet")
+    _keep_snapshot(session, pool, frame)
     for line in spending.lines(pool.context.ledger().bills()):
         session.log.say(line)
     spent, naive = cost["tokens_spent"], cost["naive_tokens"]

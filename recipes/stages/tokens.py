@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,21 +17,90 @@ import polars as pl
 
 from core.columns import MESSAGES, OK
 from core.errors import UserError
-from core.store import digest
+from core.files import write_atomic
+from core.store import canonical, digest
 from recipes.stages.walk import Arms
 from synth.context import Resolve
 from synth.filters.schedule import TokenCounter
 from synth.pool.pool import SLICE, Pool
+from synth.pool.short_columns import conversations_digest
+from synth.published.rows import parquet_file
 from train.config import TrainConfig
 
+TEXTS = ("instruction", "response", "messages")
 
-def conversations(pool: Pool, frame: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
-    """Rows [id, messages] of the pool in the given order, texts read by slices."""
-    wanted = pl.DataFrame({"id": ids}, schema={"id": pl.String})
-    rows = wanted.join(frame, on="id", how="left", maintain_order="left")
-    names = ("instruction", "response", "messages")
-    slices = [rows.slice(top, SLICE) for top in range(0, max(len(rows), 1), SLICE)]
-    return pl.concat([as_messages(pool.with_texts(part, names)) for part in slices])
+
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations of rows of a pool's frame, in the order of `rows`; their texts are read slice
+    by slice, by whoever needs them."""
+
+    pool: Pool
+    rows: pl.DataFrame
+
+    @classmethod
+    def of(cls, pool: Pool, frame: pl.DataFrame, ids: Sequence[str]) -> Conversations:
+        """Those of these ids, in their order."""
+        wanted = pl.DataFrame({"id": ids}, schema={"id": pl.String})
+        return cls(pool, wanted.join(frame, on="id", how="left", maintain_order="left"))
+
+    def slices(self) -> Iterator[pl.DataFrame]:
+        """[id, messages], slice by slice; one slice, without rows, where there are none."""
+        for top in range(0, max(len(self.rows), 1), SLICE):
+            yield as_messages(self.pool.with_texts(self.rows.slice(top, SLICE), TEXTS))
+
+    @cached_property
+    def known_as(self) -> str:
+        """What they are known by while no text is read: equal only where all texts are."""
+        return conversations_digest(self.rows)
+
+
+Rows = pl.DataFrame | Conversations
+"""Conversations [id, messages] in order, at hand or in the pool."""
+
+
+def write_rows(rows: Rows, path: Path) -> int:
+    """Write conversations to one Parquet file; returns how many."""
+    if isinstance(rows, pl.DataFrame):
+        rows.write_parquet(path)
+        return len(rows)
+    with parquet_file(path, "zstd") as add:
+        for part in rows.slices():
+            add(part.to_arrow())
+    return len(rows.rows)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What selections from pools hold, `ROOT/selections/KNOWN_AS`: the digest of their texts by
+    that of the ids and digests that tell them. So neither a plan nor a run that changes nothing
+    reads a text."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return self.root / "selections"
+
+    def find(self, known_as: str) -> str | None:
+        """The content of the selection that is known so; None where nobody has read it yet."""
+        with suppress(FileNotFoundError):
+            return self._read(self.folder / known_as[:32])
+        return None
+
+    def keep(self, known_as: str, content: str) -> None:
+        """Remember a content."""
+        write_atomic(self.folder / known_as[:32], content)
+
+    def all(self) -> set[str | None]:
+        """Every content that is remembered."""
+        return {self._read(path) for path in self.folder.glob("[0-9a-f]*")}
+
+    def _read(self, path: Path) -> str | None:
+        """What a file holds; None where that is no digest."""
+        content = path.read_text(errors="replace")
+        return content if re.fullmatch("[0-9a-f]{64}", content) else None
 
 
 def as_messages(rows: pl.DataFrame) -> pl.DataFrame:
@@ -41,10 +116,18 @@ def as_messages(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select("id", pl.coalesce(whole, pl.concat_list(turns)).alias("messages"))
 
 
-def rows_digest(rows: pl.DataFrame) -> str:
-    """Digest of an ordered list of conversations [id, messages]: what a selection is, whatever rule
-    chose it."""
-    return digest([[row["id"], digest(row["messages"])] for row in rows.iter_rows(named=True)])
+def rows_digest(rows: pl.DataFrame | Iterable[pl.DataFrame]) -> str:
+    """Digest of an ordered list of conversations [id, messages], which may come in slices: what a
+    selection is, whatever rule chose it."""
+    slices = [rows] if isinstance(rows, pl.DataFrame) else rows
+    each = itertools.chain.from_iterable(part.iter_rows(named=True) for part in slices)
+    # The canonical form of one list, piece by piece.
+    seen, mark = hashlib.sha256(b"["), b""
+    for row in each:
+        seen.update(mark + canonical([row["id"], digest(row["messages"])]).encode())
+        mark = b","
+    seen.update(b"]")
+    return seen.hexdigest()
 
 
 def token_counter(
@@ -66,7 +149,8 @@ def token_counter(
         fresh = answered.filter(~pl.col("grown").is_in(list(known)))
         if len(fresh):
             base = resolve(config.base, config.revision).path
-            counted = count_tokens(config, base, conversations(pool, fresh, fresh["id"].to_list()))
+            talks = pl.concat(Conversations(pool, fresh).slices())
+            counted = count_tokens(config, base, talks)
             known.update({name: counted[i] for i, name in fresh.select("id", "grown").iter_rows()})
         return pl.Series([known.get(name) for name in frame["grown"]], dtype=pl.Int64)
 

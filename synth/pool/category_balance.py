@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from functools import cached_property
 
 import polars as pl
 
@@ -20,43 +21,64 @@ from synth.measures import CATEGORY, MEASURES
 from synth.pool.columns import open_column
 from synth.pool.computed import compute_tag, tag_determines
 from synth.pool.pool import Pool
+from synth.pool.short_columns import Lean, digest_texts
+from synth.tags import sanitize
 
 SAMPLE = 100
 """Instructions that are labelled for one report."""
 
 
 class Balance:
-    """Counts what is drawn, and labels and reports after every `every` instructions."""
+    """Counts what is drawn, and labels and reports after every `every` instructions. Nothing is
+    read from the pool: a report costs the same, however many rows there are."""
 
     def __init__(self, pool: Pool, context: Serving, log: Log, every: int) -> None:
-        self.pool, self.context, self.log, self.every = pool, context, log, every
+        self.config, self.context, self.log, self.every = pool.config, context, log, every
         determines = tag_determines("category", pool.config, context, "label")
         self.column = open_column(pool.root, "category", determines, MEASURES["category"])
         self.counts: Counter[str] = Counter()
         self.unread = self.seen = 0
-        self._recent: list[str] = []
+        self._recent: list[pl.DataFrame] = []
 
     def drawn(self, part: pl.DataFrame) -> None:
         """Take note of finished draws; label and report when enough have come."""
-        self._recent += part.filter(pl.col("status") == OK)["id"].to_list()
-        while len(self._recent) >= self.every:
-            labels = self._labels(sorted(self._recent[: self.every], key=_rank)[:SAMPLE])
-            self.counts.update(labels.drop_nulls().to_list())
-            self.unread += labels.null_count()
+        good = part.filter(pl.col("status") == OK)
+        self._recent.append(good.select("id", "instruction", "status", "reason"))
+        while sum(map(len, self._recent)) >= self.every:
+            recent = pl.concat(self._recent)
+            self._recent = [recent[self.every :]]
+            self._sampled(recent[: self.every])
             self.seen += self.every
-            self._recent = self._recent[self.every :]
             self._report()
 
-    def _labels(self, ids: list[str]) -> pl.Series:
-        """The category of each of these instructions, asked for where it is not known; null where
-        it could not be read."""
-        drawn = self.pool.drawn().join(pl.DataFrame({"id": ids}), on="id", how="semi")
-        rows = self.pool.with_texts(drawn.select("id", "of"), ["instruction"])
-        new = rows.join(self.column.read(rows["id"]), on=["id", "of"], how="anti")
-        for cells in compute_tag("category", new, self.pool.config, self.context, "label"):
-            self.column.append(cells.join(new.select("id", "of"), on="id", how="left"))
-        cells = self.column.read(rows["id"])
-        return cells.join(rows, on=["id", "of"], how="semi")["task_category"]
+    def _sampled(self, drawn: pl.DataFrame) -> None:
+        """Count the categories of a sample of these draws."""
+        ranked = sorted(drawn["id"], key=_rank)[:SAMPLE]
+        rows = drawn.join(pl.DataFrame({"id": ranked}), on="id", how="semi")
+        usable = sanitize.with_raw(rows, self.config.sanitize).filter(pl.col("status") == OK)
+        cells = self._labels(usable)
+        labels = cells["task_category"]
+        self.counts.update(labels.drop_nulls().to_list())
+        self.unread += labels.null_count()
+
+    def _labels(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Cells with the category of each of these instructions, asked for where it is not known;
+        null where it could not be read."""
+        rows = rows.select("id", "instruction", of=digest_texts(rows["instruction"]))
+        known = self._known.join(rows, on=["id", "of"], how="semi")
+        new = rows.join(known, on=["id", "of"], how="anti")
+        found = [known]
+        for cells in compute_tag("category", new, self.config, self.context, "label"):
+            labelled = cells.join(new.select("id", "of"), on="id", how="left")
+            self.column.append(labelled)
+            found.append(labelled.select(known.columns).cast(known.schema))
+        return pl.concat(found)
+
+    @cached_property
+    def _known(self) -> pl.DataFrame:
+        """The labels that were there before anything was drawn here: [id, of, task_category]."""
+        lean = Lean(self.column, lambda part: part.select("id", "of", "task_category"))
+        return lean.read()
 
     def _report(self) -> None:
         labelled = self.counts.total()

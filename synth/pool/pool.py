@@ -21,9 +21,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from core.cells.content import frame_digest
 from core.cells.merging import FILES
 from core.columns import OK, Column
-from core.store import Counts, canonical
+from core.store import Counts, canonical, digest
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
@@ -38,6 +39,8 @@ from synth.pool.short_columns import digest_pairs
 from synth.published.rows import parquet_file
 from synth.tags import sanitize
 
+SNAPSHOT = 1
+"""Part of a snapshot's name: raised when the same cells would give another one."""
 SLICE = 20_000
 """Rows whose texts are in memory at once."""
 
@@ -230,6 +233,21 @@ class Pool:
         """The instructions of rows of the frame, in their order, slice by slice."""
         for part in rows.iter_slices(SLICE):
             yield self.texts(part, ["instruction"])["instruction"]
+
+    def content(self, frame: pl.DataFrame) -> str:
+        """What a snapshot of the frame would hold, as a digest of its figures and digests, and of
+        the files in which those words lie that have no digest; no text is read."""
+        digested = {"instruction", "raw_instruction", "messages"}
+        texts = [
+            columns[measure]
+            for columns in (self.imports, self.columns)
+            for measure in columns
+            if self.measures.long_columns(self.measures.table[measure].columns) - digested
+        ]
+        # A part is never changed, and a journal only grows.
+        lie = itertools.chain.from_iterable(column.files() for column in texts)
+        files = [[str(path.relative_to(self.root)), path.stat().st_size] for path in lie]
+        return digest([SNAPSHOT, frame_digest(frame), files])[:32]
 
     def snapshot(self, frame: pl.DataFrame, path: Path) -> None:
         """Write the frame with all its texts to one Parquet file, slice by slice; it appears when

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from core.cells.content import frame_digest
 from core.cells.journal import is_journal
-from core.columns import Column
+from core.columns import MESSAGES, Column
 from core.files import replacing
 from core.store import digest
 from synth.measures import COLUMNS, SHIPPED, Measures
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _State = list[tuple[Path, int]]
 """The files of a column, each with its cells."""
+_CONVERSATION = ("id", "of_pair", "of_messages")
+"""What tells a conversation in the pool's frame: its row, the digest of instruction and response,
+and that of further turns."""
 REMEMBERED = 2_000
 """Rows from which a part's short form is remembered; smaller parts are soon merged."""
 
@@ -43,6 +47,19 @@ def digest_texts(texts: Iterable[str | None]) -> pl.Series:
 def digest_pairs(first: pl.Series, second: pl.Series) -> pl.Series:
     """A digest of each pair of digests (what a cell of a conversation is `of`)."""
     return digest_texts(f"{a}\0{b}" for a, b in zip(first, second, strict=True))
+
+
+def messages_digest(messages: pl.Series) -> pl.Series:
+    """A short digest of each conversation (what a row with further turns is `of`)."""
+    given = messages.cast(MESSAGES).to_list()
+    digests = [None if each is None else digest(each)[:16] for each in given]
+    return pl.Series("of_messages", digests, dtype=pl.String)
+
+
+def conversations_digest(rows: pl.DataFrame) -> str:
+    """Digest of an ordered list of rows of the pool's frame, which says all that their
+    conversations hold."""
+    return frame_digest(rows.select(name for name in _CONVERSATION if name in rows.columns))
 
 
 class Lean:
@@ -198,6 +215,8 @@ def lean_of(column: Column, measure: str, rules: sanitize.Rules | None, measures
         return Lean(column, shorten, digest([versions, *known])[:12])
     if measure == "response":
         return Lean(column, _short_responses, digest([[text_figures.VERSION], *known])[:12])
+    if measure == "turns":
+        return Lean(column, _short_turns, digest(["turns", *known])[:12])
     long = measures.long_columns(n for n in column.schema if n in measures.columns)
     kept = [name for name in column.schema if name not in long]
     return Lean(column, partial(_short, measures=measures), reads=kept)
@@ -226,6 +245,11 @@ def _short_responses(part: pl.DataFrame) -> pl.DataFrame:
         of_response=digest_texts(part["response"]),
     )
     return _short(_beside(part, figures)).drop("finish_reason")
+
+
+def _short_turns(part: pl.DataFrame) -> pl.DataFrame:
+    """Of a conversation: its digest, which tells it from another that begins alike."""
+    return _short(part.with_columns(messages_digest(part["messages"])))
 
 
 def _beside(part: pl.DataFrame, figures: pl.DataFrame) -> pl.DataFrame:

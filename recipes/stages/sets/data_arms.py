@@ -16,7 +16,7 @@ from recipes.stages.sets import beside
 from recipes.stages.sets.data_sets import DataSet, measured, unusable
 from recipes.stages.sets.licences import licence_of
 from recipes.stages.synthesis import Chosen, chosen_by, for_every_seed
-from recipes.stages.tokens import conversations
+from recipes.stages.tokens import Conversations
 from recipes.stages.walk import HELDOUT, Selections
 from synth.filters.schedule import remarks, select
 from synth.pool.short_columns import digest_texts
@@ -54,7 +54,7 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
             usable = frame if plain else without_heldout(frame, selections)
             selection = select(usable, rule, seed, one.tokens([rule]), one.pool.vectors)
             selection.funnel["unusable"] = unusable(one.pool)
-            rows = conversations(one.pool, frame, selection.ids)
+            rows = Conversations.of(one.pool, frame, selection.ids)
             chosen = Chosen(rule, selection)
             found[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen)
             if not session.planning:

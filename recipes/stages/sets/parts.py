@@ -15,7 +15,7 @@ from recipes.stages.session import Session
 from recipes.stages.sets import beside
 from recipes.stages.sets.data_arms import first_asked, with_licence, without_heldout
 from recipes.stages.sets.data_sets import DataSet, measured
-from recipes.stages.tokens import conversations
+from recipes.stages.tokens import Conversations
 from recipes.stages.walk import Selections
 from synth.filters.arm import Budget
 from synth.filters.schedule import select
@@ -112,7 +112,7 @@ def of_data(session: Session, one: DataSet, name: str, seed: int, selections: Se
             seen, size = len(places), 2 * size
 
     def messages(ids: pl.Series) -> pl.DataFrame:
-        return conversations(one.pool, frames[0], ids.to_list())
+        return pl.concat(Conversations.of(one.pool, frames[0], ids.to_list()).slices())
 
     where = rule.where.text if rule.where else None
     content = digest([one.pool.cells, where, str(rule.choose), rule.allow_cut, seed])
