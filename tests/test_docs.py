@@ -93,6 +93,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         }
         path = small_recipe.recipe(made, llama, server.url, arms=arms, **more)
         graph.run(schema.load(path), "select")
+        theirs = {"share": 0.3, "data": "set.parquet", "licence": "mit"}
+        mixed = {"mix": {"magpie-pro": 0.7, "theirs": theirs}, "budget": {"rows": 10}}
+        mixture = {"extends": "recipe.yaml", "arms": {"mixed": mixed}}
+        (made / "mixture.yaml").write_text(yaml.safe_dump(mixture))
         yield made
 
 
