@@ -159,6 +159,72 @@ def import_(
 
 
 @app.command()
+def answer(
+    data: Annotated[
+        str, Argument(help="Prompts, with or without answers: file, folder or hub id.")
+    ],
+    model: Annotated[
+        str, Option(help="Who answers: folder, hub id, embedded/NAME, or a name that --url knows.")
+    ],
+    out: Annotated[Path, Option(help="A .parquet or .jsonl file, or a folder of Parquet shards.")],
+    answers: Annotated[
+        str, Option(help="missing: answer the prompts that have no answer; all: every prompt anew.")
+    ] = "missing",
+    sampling: Annotated[
+        list[str] | None,
+        Option(help="A parameter, verbatim: temperature=0.7, max_tokens=1024 (repeatable)."),
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        Option(help="Servers that run already, up to but without /v1; none: vLLM is started."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, Option(help="Environment variable that holds the key for --url.")
+    ] = None,
+    api: Annotated[
+        str | None,
+        Option(help="chat (default with --url: any OpenAI-compatible service) or completions."),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        Option(help="As recipes have it: max_in_flight=64, args.max_model_len=8192 (repeatable)."),
+    ] = None,
+    prices: Annotated[
+        str | None, Option(help="Of a million tokens read and generated: 0.15,0.60.")
+    ] = None,
+    budget: Annotated[
+        float | None, Option(help="The most that it may cost in all, in the prices' currency.")
+    ] = None,
+    model_revision: Annotated[str | None, Option(help="Hub commit, branch or tag of it.")] = None,
+    limit: Annotated[int | None, Option(help="The first rows only.")] = None,
+    map_: Annotated[
+        list[str] | None,
+        Option("--map", help="Our column=the file's: instruction=question (repeatable)."),
+    ] = None,
+    join: Annotated[
+        str | None,
+        Option(help="The instruction from several columns: '{instruction}\\n\\n{input}'."),
+    ] = None,
+    split: Annotated[str | None, Option(help="Split of a hub data set.")] = None,
+    config: Annotated[str | None, Option(help="Configuration of a hub data set.")] = None,
+    revision: Annotated[str | None, Option(help="Revision of a hub data set.")] = None,
+    form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
+    store: Annotated[Path, Option(help="Folder that keeps every answer.")] = Path("runs"),
+) -> None:
+    """Answer prompts that exist with any model or service; the same command continues what was
+    stopped, and buys nothing twice."""
+    from recipes.verbs import answer as answering
+
+    rows = {"import": data, "answers": answers, "limit": limit, "map": map_, "join": join}
+    rows |= {"split": split, "config": config, "revision": revision}
+    wanted = answering.Wanted(rows, sampling or ())
+    responder = answering.Responder(
+        model, model_revision, url or (), api_key_env, api, server or (), prices, budget
+    )
+    answering.main(wanted, responder, answering.Output(out, form, store))
+
+
+@app.command()
 def export(
     source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
     form: Annotated[

@@ -102,6 +102,8 @@ class Serving(Context):
     servers: Servers
     say: Callable[[str], None]
     """Tells the person watching."""
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    """Tells how many of how many units are done."""
     instructions: Callable[[pl.DataFrame], Iterator[pl.Series]] = lambda rows: iter(
         [rows["instruction"]]
     )

@@ -236,7 +236,8 @@ MEASURES: dict[str, Measure] = {
             "response_role_leak": _answer_words("bool"),
             "response_think_leak": _answer_words("bool"),
         },
-        beside={"finish_reason": TEXT, **TOKENS},
+        # all_tokens: generated for several answers, of which this one is the best
+        beside={"finish_reason": TEXT, **TOKENS, "all_tokens": WHOLE},
     ),
     "response_pii": Measure(6, "response", {"response_pii": TEXT}),
     "ifd": Measure(6, "response", {"ifd": NUMBER}, beside=TOKENS),

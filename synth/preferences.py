@@ -11,32 +11,26 @@ seed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
-from core.columns import MESSAGES, OK, Column
+from core.columns import MESSAGES, OK
 from core.errors import UserError
-from core.store import Counts, digest
+from core.store import Counts
 from core.tracking import Log
-from synth.chat import templates
 from synth.config.models import ModelConfig
 from synth.config.synthesis import PreferencesConfig, SynthConfig
-from synth.context import Context, Served, Serving
+from synth.context import Context, Serving
 from synth.filters.orders import hash_rank
-from synth.generate import single_turn
-from synth.tags import reward
+from synth.tags import reward, several
+from synth.tags.several import Several
 
 VERSION = 1
 """Part of every key of a preference set; raised when the same settings would give other pairs."""
-
-SLICE = 20_000
-"""Rows whose answers are in memory at once."""
-
-STATUS = ("status", "reason")
 
 PAIR: dict[str, Any] = {
     "id": pl.String,
@@ -71,9 +65,10 @@ def reward_model(config: SynthConfig) -> ModelConfig:
 def spec(config: SynthConfig, context: Context) -> dict[str, Any]:
     """What determines the set besides the rows."""
     block = _block(config)
+    answer, rewarded = _cells(config, context)
     return {
-        "answer": _answer_cell(config, context),
-        "reward": _reward_cell(config, context),
+        "answer": answer,
+        "reward": rewarded,
         "k": block.k,
         "margin": block.margin,
         "test_share": block.test_share,
@@ -91,19 +86,16 @@ def build(rows: pl.DataFrame, config: SynthConfig, context: Serving, out: Path, 
     turn = pl.element().struct
     questions = pl.element().filter(turn.field("role") == "user").struct.field("content")
     first = pl.col("messages").list.eval(questions).list.first()
-    fields = {"instruct_reward": pl.Float64, "prompt_tokens": pl.Int64}
-    making = _Making(
-        rows.select("id", first.alias("instruction")),
-        _block(config),
-        _column(context, "answer", _answer_cell(config, context), single_turn.RESPONSE_FIELDS),
-        _column(context, "reward", _reward_cell(config, context), fields),
-        log,
-    )
+    block = _block(config)
+    asked = rows.select("id", first.alias("instruction"))
+    columns = several.columns(context, *_cells(config, context))
+    buying = Several(asked, block.k, block.sampling, *columns, log.progress)
     responder, scorer = config.responder or config.teacher, reward_model(config)
-    with making.answers.alone(), making.rewards.alone():
-        making.answer(context.serve(responder))
-        making.score(context.serve(scorer))
-    return making.write(out, responder.model, scorer.model)
+    with buying.answers.alone(), buying.rewards.alone():
+        buying.answer(context.serve(responder))
+        buying.score(context.serve(scorer))
+        buying.compact()
+    return _Writing(buying, block).write(out, responder.model, scorer.model)
 
 
 def _block(config: SynthConfig) -> PreferencesConfig:
@@ -112,58 +104,21 @@ def _block(config: SynthConfig) -> PreferencesConfig:
     return config.preferences
 
 
-def _answer_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
-    return {
-        "responder": context.revision(config.responder or config.teacher),
-        "sampling": _block(config).sampling,
-        "VERSION": [VERSION, single_turn.VERSION, templates.VERSION],
-    }
-
-
-def _reward_cell(config: SynthConfig, context: Context) -> dict[str, Any]:
-    return {"model": context.revision(reward_model(config)), "VERSION": [VERSION, reward.VERSION]}
-
-
-def _column(context: Context, of: str, cell: dict[str, Any], fields: dict[str, Any]) -> Column:
-    return Column.open(context.root, f"preference_{of}", cell, fields)
+def _cells(config: SynthConfig, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What determines an answer, and its reward."""
+    responder = config.responder or config.teacher
+    return (
+        several.answer_cell(responder, _block(config).sampling, context),
+        several.reward_cell(reward_model(config), context),
+    )
 
 
 @dataclass(frozen=True)
-class _Making:
-    """A set in the making: the rows asked [id, instruction], and the columns of what was bought."""
+class _Writing:
+    """A set that is written of what was bought."""
 
-    asked: pl.DataFrame
+    several: Several
     block: PreferencesConfig
-    answers: Column
-    rewards: Column
-    log: Log
-
-    def answer(self, served: Served) -> None:
-        """Buy the answers that are missing, each with a seed of its own."""
-        sampling = {name: value for name, value in self.block.sampling.items() if name != "seed"}
-        done = 0
-        for draws in self._slices():
-            missing = _joined(draws, "key", self.answers, [], how="anti")
-            seeds = map(self._seed, missing["key"])
-            due = missing.select(
-                pl.col("key").alias("id"), "instruction", pl.Series("seed", seeds, dtype=pl.Int64)
-            )
-            parts = single_turn.answered(due, sampling, served)
-            done = self._keep(self.answers, parts, done + len(draws) - len(due), "answers")
-        self.answers.compact()
-
-    def score(self, served: Served) -> None:
-        """Buy the rewards that are missing."""
-        done = 0
-        for draws in self._slices():
-            finished = _finished(self._answered(draws))
-            missing = _joined(finished, "score_key", self.rewards, [], how="anti")
-            due = missing.select(pl.col("score_key").alias("id"), "instruction", "response").unique(
-                "id", maintain_order=True
-            )
-            parts = reward.reward(due, served.tokenizer, served.endpoint)
-            done = self._keep(self.rewards, parts, done + len(finished) - len(due), "rewards")
-        self.rewards.compact()
 
     def write(self, out: Path, responder: str, scorer: str) -> Counts:
         """Write the pairs of what was bought. Raises UserError when there is none."""
@@ -177,7 +132,7 @@ class _Making:
             pq.ParquetWriter(out / "train.parquet", schema) as train,
             pq.ParquetWriter(out / "test.parquet", schema) as test,
         ):
-            for draws in self._slices():
+            for draws in self.several.slices():
                 pairs = self._pairs(draws, models, tally)
                 in_test = hash_rank(pairs["id"], "preferences") < int(self.block.test_share * 2**64)
                 tally.train += len(pairs) - int(in_test.sum())
@@ -186,20 +141,14 @@ class _Making:
                 test.write_table(pairs.filter(in_test).to_arrow().cast(schema))
         dropped = pl.DataFrame(tally.dropped, schema=["id", "reason"], orient="row")
         dropped.cast(pl.String).write_parquet(out / "dropped.parquet")
-        return tally.counts(len(self.asked), self.block.k)
+        return tally.counts(len(self.several.asked), self.block.k)
 
     def _pairs(self, draws: pl.DataFrame, models: dict[str, str], tally: _Tally) -> pl.DataFrame:
         """The pairs of one slice, as PAIR has them."""
-        answered = self._answered(draws)
-        finished = _finished(answered)
-        scores = _cells(self.rewards, finished["score_key"], ["instruct_reward", *STATUS])
+        answered = self.several.answered(draws)
+        scored, scores = self.several.scored(answered)
         tally.answered(answered)
         tally.failed.update(scores.filter(pl.col("status") != OK)["reason"])
-        valid = scores.filter(pl.col("status") == OK).select("instruct_reward", score_key="id")
-        scored = finished.join(valid, on="score_key", how="left")
-        scored = answered.join(
-            scored.select("key", "instruct_reward"), on="key", how="left", maintain_order="left"
-        )
         pairs = []
         for (row,), group in scored.group_by("id", maintain_order=True):
             responses, rewards = group["response"].to_list(), group["instruct_reward"].to_list()
@@ -214,60 +163,6 @@ class _Making:
         frame = pl.DataFrame(pairs, schema=PAIR)
         tally.margins += float(frame["margin"].sum())
         return frame
-
-    def _slices(self) -> Iterator[pl.DataFrame]:
-        """One row an answer, [id, instruction, number, key], of some rows at a time; the key also
-        tells the words that are answered."""
-        numbers = pl.DataFrame({"number": range(self.block.k)})
-        for rows in self.asked.iter_slices(SLICE):
-            digests = [digest(text)[:12] for text in rows["instruction"]]
-            words = pl.Series("words", digests, dtype=pl.String)
-            draws = rows.with_columns(words).join(numbers, how="cross", maintain_order="left_right")
-            key = pl.format("{}:{}:{}", "id", "words", "number")
-            yield draws.with_columns(key.alias("key")).drop("words")
-
-    def _seed(self, key: str) -> int:
-        return int(digest([key, self.block.sampling.get("seed")])[:8], 16) % 2**31
-
-    def _answered(self, draws: pl.DataFrame) -> pl.DataFrame:
-        fields = ["response", "finish_reason", "tokens", *STATUS]
-        return _joined(draws, "key", self.answers, fields, how="left")
-
-    def _keep(self, column: Column, parts: Iterable[pl.DataFrame], done: int, what: str) -> int:
-        """Append what arrives; returns how many are done then."""
-        for part in parts:
-            column.append(part)
-            done += len(part)
-            self.log.progress(done, len(self.asked) * self.block.k, what)
-        return done
-
-
-def _cells(column: Column, keys: pl.Series, fields: Sequence[str]) -> pl.DataFrame:
-    """[id, *fields] of those cells that are there, ok or failed; one slice's words in memory."""
-    return column.read(keys, fields).select("id", *fields)
-
-
-def _joined(
-    rows: pl.DataFrame,
-    key: str,
-    column: Column,
-    fields: Sequence[str],
-    *,
-    how: Literal["anti", "left"],
-) -> pl.DataFrame:
-    """Rows with their cells of a column (`left`), or those that have none (`anti`)."""
-    cells = _cells(column, rows[key], fields).rename({"id": key})
-    return rows.join(cells, on=key, how=how, maintain_order="left")
-
-
-def _finished(answered: pl.DataFrame) -> pl.DataFrame:
-    """The answers that may make a pair. Also [score_key], by which two equal answers of a row share
-    a score."""
-    cut_off = pl.col("finish_reason").fill_null("") == "length"
-    finished = answered.filter((pl.col("status") == OK) & ~cut_off)
-    texts = finished.select("instruction", "response").iter_rows()
-    words = pl.Series("words", [digest(list(each))[:16] for each in texts], dtype=pl.String)
-    return finished.with_columns(pl.format("{}:{}", "id", words).alias("score_key"))
 
 
 @dataclass
@@ -286,7 +181,7 @@ class _Tally:
         self.tokens += int(answers["tokens"].sum())
         self.failed.update(answers.filter(pl.col("status") != OK)["reason"])
         cut_off = (answers["status"] == OK) & (answers["finish_reason"] == "length")
-        self.failed["cut off at max_tokens"] += int(cut_off.sum())
+        self.failed[several.CUT_OFF] += int(cut_off.sum())
 
     def counts(self, rows: int, k: int) -> Counts:
         """As the manifest has them. Raises UserError when there is no pair."""

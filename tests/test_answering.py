@@ -3,20 +3,27 @@ twice."""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from core.errors import UserError
 from core.sending import client
 from core.sending.purse import Ledger
 from recipes import schema
+from recipes.cli import app
 from recipes.stages import graph
-from tests.scripted_server import Fault, ScriptedServer, chat
+from tests.scripted_server import Fault, ScriptedServer, chat, refusal
+from tests.waiting import until
 
 PRICES = {"input": 0.0, "output": 1000.0}
 
@@ -154,3 +161,96 @@ def test_a_forecast_takes_the_mean_of_what_was_answered(tmp_path: Path) -> None:
     assert (
         f"about {left * 0.002:.4g} in money (an estimate: {left} x 1 + 2 tokens" in steps["measure"]
     )
+
+
+def told(folder: Path, url: str, *more: str) -> Any:
+    """`magpie answer` of the file of prompts by a service."""
+    common = ["answer", str(folder / "prompts.jsonl"), "--model", "big-1", "--url", url]
+    out = ["--out", str(folder / "answered.parquet"), "--store", str(folder / "store")]
+    return CliRunner().invoke(app, [*common, *out, *more])
+
+
+def test_the_verb_answers_what_has_no_answer_and_keeps_every_column(tmp_path: Path) -> None:
+    source(tmp_path)
+    with ScriptedServer(new) as server:
+        result = told(tmp_path, server.url, "--sampling", "max_tokens=10", "--prices", "0,1000")
+    assert result.exit_code == 0, result.output
+    rows = pl.read_parquet(tmp_path / "answered.parquet").sort("id")
+    assert dict(zip(rows["id"], rows["response"], strict=True)) == NEW | OLD
+    assert rows["response_model"].to_list() == [None] * 3 + ["big-1"] * 5
+    assert set(rows["status"]) == {"ok"}
+    assert [r.body["max_tokens"] for r in server.requests] == [10] * 5
+    assert "big-1: 5 requests answered" in result.output
+
+
+def test_all_anew_keeps_the_old_answer_in_a_column_of_its_own(tmp_path: Path) -> None:
+    source(tmp_path)
+    with ScriptedServer(new) as server:
+        result = told(tmp_path, server.url, "--answers", "all")
+    assert result.exit_code == 0, result.output
+    rows = pl.read_parquet(tmp_path / "answered.parquet").sort("id")
+    assert rows["response"].to_list() == list(NEW.values())
+    assert rows["imported_response"].to_list() == ["old 0", "old 1", "old 2", *[None] * 5]
+
+
+def test_a_prompt_that_got_no_answer_is_a_failed_row_with_the_reason(tmp_path: Path) -> None:
+    source(tmp_path)
+    with ScriptedServer(lambda p, b: refusal() if "say 5" in str(b) else new(p, b)) as server:
+        result = told(tmp_path, server.url)
+    rows = pl.read_parquet(tmp_path / "answered.parquet").filter(pl.col("status") == "failed")
+    assert rows.select("id", "reason").rows() == [("r5", "no answer: the model refused to answer")]
+    assert "1 x no answer: the model refused to answer" in result.output
+
+
+@pytest.mark.parametrize("file", ["example_instructions.jsonl", "example_instructions_5res.json"])
+def test_the_samples_of_the_magpie_repository_are_prompts(tmp_path: Path, file: str) -> None:
+    shared = Path(os.environ.get("MAGPIE_SHARED", "../shared")) / "data" / "magpie_samples" / file
+    if not shared.is_file():
+        pytest.skip("the samples are not here")
+    (tmp_path / "prompts.jsonl").symlink_to(shared)
+    if shared.suffix == ".json":
+        rows = [json.dumps(row) for row in json.loads(shared.read_text())]
+        (tmp_path / "prompts.jsonl").unlink()
+        (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    with ScriptedServer(lambda *_: chat("an answer")) as server:
+        result = told(tmp_path, server.url)
+    assert result.exit_code == 0, result.output
+    assert pl.read_parquet(tmp_path / "answered.parquet")["response"].to_list() == ["an answer"] * 5
+
+
+def asked_for(server: ScriptedServer, least: int) -> bool:
+    return len(server.requests) >= least
+
+
+@pytest.mark.process
+def test_a_killed_answer_run_goes_on_and_buys_nothing_twice(tmp_path: Path) -> None:
+    source(tmp_path, answered=0, rows=120)
+    with ScriptedServer(new, delay=0.03) as server:
+        options = ["--url", server.url, "--prices", "0,1000", "--server", "max_in_flight=8"]
+        command = [sys.executable, "-m", "recipes.cli", "answer", str(tmp_path / "prompts.jsonl")]
+        command += ["--model", "big-1", "--out", str(tmp_path / "answered.parquet"), *options]
+        command += ["--store", str(tmp_path / "store")]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+            until(functools.partial(asked_for, server, 40), "requests")
+            running.kill()
+        done = told(tmp_path, server.url, "--prices", "0,1000")
+    assert done.exit_code == 0, done.output
+    rows = pl.read_parquet(tmp_path / "answered.parquet")
+    assert len(rows) == 120 and rows["response"].null_count() == 0
+    bill = Ledger(tmp_path / "store" / "spent" / "answered").bills()["big-1"]
+    assert bill.calls == 120, "what came back was paid once"
+    assert len(server.requests) <= 120 + 8, (
+        "only what was in flight when a run was killed was asked again"
+    )
+
+
+def test_a_setting_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    source(tmp_path)
+    for more, sentence in [
+        (("--prices", "cheap"), "--prices 0.15,0.60"),
+        (("--budget", "3"), "`budget` needs `prices`"),
+        (("--answers", "some"), "answers: Input should be 'keep', 'missing' or 'all'"),
+        (("--map", "question"), "say it as OURS=THEIRS"),
+    ]:
+        result = told(tmp_path, "http://127.0.0.1:9", *more)
+        assert sentence in str(result.exception) and isinstance(result.exception, UserError)

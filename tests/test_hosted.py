@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -21,7 +22,9 @@ from core.sending.purse import Bill, Ledger, Prices, Purse
 from core.servers import Servers
 from synth.config.models import ModelConfig
 from synth.config.synthesis import SynthConfig
+from synth.config.tags import NeighborsConfig
 from synth.context import Context, Serving
+from synth.duplicates import embeddings, services
 from synth.generate import ask
 from synth.generate.single_turn import chat_responses
 from tests.scripted_server import Fault, ScriptedServer, chat, refusal
@@ -273,3 +276,62 @@ def test_a_service_without_raw_completions_is_told_in_one_sentence(servers: Serv
         endpoint = servers.serve(ServerSpec(model="m", urls=(server.url,)))
         with pytest.raises(UserError, match="Generating instructions needs raw completions"):
             list(endpoint.answers(Request(str(i), {"prompt": [1]}) for i in range(3)))
+
+
+def spelled(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    """An embedding service: the counts of four letters; no text of more than 9,000 characters."""
+    assert path == "/v1/embeddings"
+    if any(len(text) > 9_000 for text in body["input"]):
+        return Fault("status", 400, words="maximum context length exceeded")
+    vectors = [[1.0 + text.count(letter) for letter in "aeio"] for text in body["input"]]
+    data = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": len(vectors), "total_tokens": len(vectors)}
+    return {"object": "list", "data": data[::-1], "model": "e", "usage": usage}
+
+
+def embedded(context: Serving, url: str, texts: list[str], **more: Any) -> Any:
+    near = NeighborsConfig.model_validate(
+        {"model": {"model": "e", "server": {"urls": [url]}, "prices": PRICES, **more}}
+    )
+    model, service = services.model_of(near, context), services.service_of(near, context)
+    names = [f"row-{i}" for i in range(len(texts))]
+    return embeddings.vectors(context.root, names, texts, model, service=service)
+
+
+def test_a_service_embeds_what_no_call_before_has_embedded(
+    tmp_path: Path, serving: Callable[[], Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "BATCH", 8)
+    texts = [f"{'aeio'[i % 4] * (i + 1)} {i}" for i in range(50)]
+    with ScriptedServer(spelled) as server:
+        made = embedded(serving(), server.url, texts[:30])
+        more = embedded(serving(), server.url, texts)
+    counted = np.array([[1.0 + text.count(letter) for letter in "aeio"] for text in texts])
+    unit = (counted / np.linalg.norm(counted, axis=1, keepdims=True)).astype(np.float32)
+    assert np.array_equal(more, unit) and np.array_equal(made, unit[:30])
+    assert sum(len(r.body["input"]) for r in server.requests) == 50
+    assert Ledger(tmp_path / "spent").bills()["e"].prompt_tokens == 50
+
+
+def test_a_text_that_is_too_long_for_a_service_is_embedded_by_its_beginning(
+    serving: Callable[[], Serving],
+) -> None:
+    texts = ["a short one", "a" * 20_000, "another"]
+    with ScriptedServer(spelled) as server:
+        made = embedded(serving(), server.url, texts)
+    cut = np.array([8001.0, 1, 1, 1])
+    assert np.allclose(made[1], cut / np.linalg.norm(cut))
+
+
+def test_embeddings_that_were_paid_for_are_not_bought_again_after_a_kill(
+    tmp_path: Path, serving: Callable[[], Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "BATCH", 2)
+    texts = [f"text {i}" for i in range(20)]
+    with ScriptedServer(spelled) as server:
+        with monkeypatch.context() as dying:
+            dying.setattr(embeddings, "replacing", Path.rglob)  # no part can be written
+            with pytest.raises(TypeError):
+                embedded(serving(), server.url, texts)
+        embedded(serving(), server.url, texts)
+    assert len(server.requests) == 10 and not list(tmp_path.rglob("replies-*"))

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -90,7 +89,12 @@ class Client:
         self._aiohttp = aiohttp
         self._account = account
         self._targets, self._model, self._timeout, self._say = targets, model, timeout, say
-        self._finished: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
+        # Requests on their way to the loop's thread, and whether it was told of them: one call
+        # wakes it for all that came since the last.
+        self._handed: deque[Request] = deque()
+        self._told = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._restarting = {target: asyncio.Lock() for target in targets}
         self._started, self._abandon = threading.Event(), threading.Event()
         self._closing = asyncio.Event()
@@ -125,7 +129,9 @@ class Client:
         in_flight = 0
         while True:
             while in_flight and (not ready or not self._finished.empty()):
-                reply = self._finished.get().result()
+                reply = self._finished.get()
+                if isinstance(reply, BaseException):
+                    raise reply
                 following = then(reply) if then else None
                 if following is not None:
                     self._send(following)
@@ -143,8 +149,25 @@ class Client:
                 return
 
     def _send(self, request: Request) -> None:
-        answer = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
-        answer.add_done_callback(self._finished.put)
+        self._handed.append(request)
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        """Start what was handed over; in the loop's thread."""
+        self._told = False  # before the look, so that what comes after it is told of
+        while self._handed:
+            task = self._loop.create_task(self._deliver(self._handed.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, request: Request) -> None:
+        """Put what became of a request, or the error that ended it, where the caller waits."""
+        try:
+            self._finished.put(await self._answer(request))
+        except Exception as error:
+            self._finished.put(error)
 
     async def _main(self) -> None:
         """Hold the session open until the client closes, then cancel what is in flight."""

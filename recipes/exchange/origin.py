@@ -87,7 +87,7 @@ def provenance(
     if continued:
         facts["model of the further turns"] = synth.teacher.model
     if "min_neighbor_distance" in measured:
-        facts["embeddings for neighbour distances"] = synth.tags.neighbors.model
+        facts["embeddings for neighbour distances"] = synth.tags.neighbors.name
     return facts
 
 

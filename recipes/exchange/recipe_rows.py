@@ -206,7 +206,7 @@ def _provenance(recipe: Recipe, snapshot: Path) -> dict[str, Any]:
         "system prompt": synth.system_prompt,
         "responder": synth.responder and synth.responder.model,
         "sampling of responses": synth.response,
-        "embeddings for neighbour distances": synth.tags.neighbors.model if near else None,
+        "embeddings for neighbour distances": synth.tags.neighbors.name if near else None,
     }
 
 

@@ -46,6 +46,9 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
         named.append((f"arms.{name}.model", model, arms.configs[name].revision))
     if train is not None:
         named.append(("train.base", train.base, train.revision))
+    best_of = recipe.synth.best_of_reward if recipe.synth.responses else None
+    if best_of is not None:
+        named.append(("the reward model of synth.responses", best_of.model, best_of.revision))
     for place, model, revision in [*named, *preferences.models(recipe.synth, arms)]:
         try:
             resolve(model, revision)
@@ -115,5 +118,7 @@ def _samplings(
         yield "synth.tags.safety.sampling", tags.safety.sampling, tags.safety.server
     if tags.base is not None:
         yield "synth.tags.base.sampling", tags.base.sampling, tags.base.server
+    if synth.responses is not None:
+        yield "synth.responses.sampling", synth.best_of_sampling, responder
     if synth.preferences is not None:
         yield "synth.preferences.sampling", synth.preferences.sampling, responder

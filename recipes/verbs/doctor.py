@@ -157,7 +157,9 @@ def thresholds(recipe: Recipe) -> Iterator[Check]:
 def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
     """The models that the synthesis asks, by their place in the recipe."""
     synth, tags = recipe.synth, recipe.synth.tags
-    return {
+    near, best_of, pairs = tags.neighbors.model, synth.responses, synth.preferences
+    embedding = near if isinstance(near, ModelConfig) else None
+    named: dict[str, ModelConfig | None] = {
         "synth.teacher": synth.teacher,
         "synth.responder": synth.responder,
         "synth.tags.quality": tags.quality.model,
@@ -169,7 +171,13 @@ def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
         "synth.tags.base": tags.base,
         "synth.tags.ifd": tags.ifd,
         **{f"synth.tags.own.{name}": own.model for name, own in tags.own.items()},
+        "synth.tags.neighbors": embedding,
     }
+    if best_of:
+        named["synth.responses.reward"] = best_of.reward
+    if pairs:
+        named["synth.preferences.reward"] = pairs.reward
+    return named
 
 
 def neighbor_search(recipe: Recipe) -> Iterator[Check]:

@@ -14,6 +14,16 @@ from synth.config.rows import FirstTokenConfig, GridCell, ImportConfig, SystemPr
 from synth.config.tags import TagsConfig
 
 
+def _drawn(sampling: Verbatim, number: str) -> Verbatim:
+    """The sampling of several answers. Raises ValueError where they would all be the same."""
+    if sampling.get("temperature") == 0:
+        raise ValueError(
+            f"at temperature 0 all {number} answers would be the same; set it above 0 (the paper: "
+            "0.8)"
+        )
+    return sampling
+
+
 class PreferencesConfig(BaseModel):
     """Preference pairs over the rows that arms chose."""
 
@@ -34,11 +44,28 @@ class PreferencesConfig(BaseModel):
     @field_validator("sampling")
     @classmethod
     def _random(cls, sampling: Verbatim) -> Verbatim:
-        if sampling.get("temperature") == 0:
-            raise ValueError(
-                "at temperature 0 all k answers would be the same; set it above 0 (the paper: 0.8)"
-            )
-        return sampling
+        return _drawn(sampling, "k")
+
+
+class ResponsesConfig(BaseModel):
+    """Several answers to each instruction, of which one is the row's response."""
+
+    model_config = STRICT
+    n: int = Field(ge=2)
+    """Answers an instruction, each with a seed of its own; the same cells as those of
+    `preferences`, so n = 4 beside k = 5 buys nothing twice."""
+    keep: Literal["reward"] = "reward"
+    """Which one: that with the highest reward. An answer that was cut off is never taken."""
+    sampling: Verbatim | None = None
+    """SamplingParams of the answers, verbatim; default: those of `preferences`, which are
+    {temperature: 0.8, max_tokens: 4096} where it does not say."""
+    reward: ModelConfig | None = None
+    """The reward model; default: that of `tags`, else that of `preferences`."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _random(cls, sampling: Verbatim | None) -> Verbatim | None:
+        return None if sampling is None else _drawn(sampling, "n")
 
 
 class SynthConfig(BaseModel):
@@ -80,6 +107,9 @@ class SynthConfig(BaseModel):
     shares; the labels serve later as well."""
     response: Verbatim = Field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
     """SamplingParams of the responses, verbatim; greedy by default as in the paper."""
+    responses: ResponsesConfig | None = None
+    """Best of n: several answers to each instruction, the one with the highest reward is the row's
+    response. `response` is then the sampling of further turns only."""
     turns: int = Field(default=1, ge=1)
     """User's messages in a conversation. Beyond 1, rows that an arm chose are continued: the
     teacher writes the next user's message, and so on."""
@@ -110,18 +140,35 @@ class SynthConfig(BaseModel):
         whole = [count for count in counts if isinstance(count, int)]
         return {**data, "rows": sum(whole)} if len(whole) == len(entries) else data
 
+    @property
+    def best_of_reward(self) -> ModelConfig | None:
+        """The model that chooses among several answers."""
+        own = self.responses.reward if self.responses else None
+        others = self.preferences.reward if self.preferences else None
+        return own or self.tags.reward or others
+
+    @property
+    def best_of_sampling(self) -> Verbatim:
+        """How several answers to choose among are sampled."""
+        own = self.responses.sampling if self.responses else None
+        shared = self.preferences or PreferencesConfig()
+        return shared.sampling if own is None else own
+
     def _by_token_ids(self) -> list[tuple[str, ModelConfig | None]]:
         """The models that are asked by token ids here, with their place in the block."""
         further = self.teacher if self.turns > 1 else None
         drawing = None if isinstance(self.rows, ImportConfig) else self.teacher
         preferred = self.preferences.reward if self.preferences else None
+        best_of = self.responses.reward if self.responses else None
+        answering = self.responder if self.turns > 1 else None
         return [
             ("teacher", drawing or further),
-            ("responder", self.responder if self.turns > 1 else None),
+            ("responder", answering),
             ("tags.reward", self.tags.reward),
             ("tags.base", self.tags.base),
             ("tags.ifd", self.tags.ifd),
             ("preferences.reward", preferred),
+            ("responses.reward", best_of),
         ]
 
     @model_validator(mode="after")
@@ -170,6 +217,10 @@ class SynthConfig(BaseModel):
                 self.preferences and self.preferences.reward is None and no_reward,
                 "`preferences` needs a reward model; add `reward: {model: ...}` to it, or to "
                 "`tags`",
+            ),
+            (
+                self.responses and self.best_of_reward is None,
+                "`responses` needs a reward model; add `reward: {model: ...}` to it, or to `tags`",
             ),
             (
                 self.turns == 1 and of_turns,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
 from synth.config.models import STRICT, ModelConfig, Verbatim
 
@@ -156,8 +156,10 @@ class NeighborsConfig(BaseModel):
     """Embedding and nearest neighbours over all generated rows."""
 
     model_config = STRICT
-    model: str = "embedded/all-MiniLM-L6-v2"
-    """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2)."""
+    model: str | ModelConfig = "embedded/all-MiniLM-L6-v2"
+    """A sentence-transformers model (the paper used sentence-transformers/all-mpnet-base-v2); or a
+    service: {model: NAME, server: {urls: [...]}} is asked through /v1/embeddings, with `prices`
+    and `budget` as any hosted model."""
     threshold: float = Field(default=0.05, ge=0, le=4)
     """Squared L2 distance of unit vectors under which two rows count as repeats (gen_dis.py of the
     original)."""
@@ -167,6 +169,25 @@ class NeighborsConfig(BaseModel):
     many."""
     probes: int = Field(default=32, ge=1)
     """Lists of the index that a row looks into: more takes longer and finds more."""
+
+    @property
+    def name(self) -> str:
+        """The embedding model's name."""
+        return self.model if isinstance(self.model, str) else self.model.model
+
+    @field_validator("model")
+    @classmethod
+    def _service(cls, model: str | ModelConfig) -> str | ModelConfig:
+        """A model of our own is named; what it is asked with is for services, which know theirs by
+        name."""
+        if isinstance(model, str):
+            return model
+        if not model.server.get("urls"):
+            raise ValueError(
+                "an embedding model with a `server` is a service: give its `urls`, or name a "
+                "sentence-transformers model alone"
+            )
+        return model.model_copy(update={"api": "chat"})
 
 
 class MinhashConfig(BaseModel):

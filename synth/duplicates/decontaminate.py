@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.files import file_digest, read_json_lines
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
-from synth.duplicates import embeddings
+from synth.duplicates import embeddings, services
 from synth.duplicates.blocks import Vectors, slices
 from synth.duplicates.ngrams import grams, words
 
@@ -117,7 +117,7 @@ def distance_cell(config: SynthConfig, context: Context) -> dict[str, Any] | Non
     """What determines a cell of `eval_distance`: the prompts by content, and the embedding model,
     which is that of the neighbours."""
     files = _files(config, context)
-    model = context.resolve(config.tags.neighbors.model, None).revision
+    model = services.model_of(config.tags.neighbors, context).revision
     if not files:
         return None
     prompts = list(map(file_digest, files))
@@ -128,11 +128,14 @@ def compute_distance(
     rows: pl.DataFrame, config: SynthConfig, context: Context
 ) -> Iterator[pl.DataFrame]:
     """The measure `eval_distance` of rows [id, instruction]."""
-    model = context.resolve(config.tags.neighbors.model, None)
+    near = config.tags.neighbors
+    model, service = services.model_of(near, context), services.service_of(near, context)
     prompts = _prompts(config, context)
     ids, prompt_ids = rows["id"].to_list(), prompts["id"].to_list()
-    of_prompts = embeddings.vectors(context.root, prompt_ids, prompts["prompt"], model)
-    of_rows = embeddings.vectors(context.root, ids, rows["instruction"], model)
+    of_prompts = embeddings.vectors(
+        context.root, prompt_ids, prompts["prompt"], model, service=service
+    )
+    of_rows = embeddings.vectors(context.root, ids, rows["instruction"], model, service=service)
     yield distance(ids, of_rows, of_prompts)
 
 

@@ -15,18 +15,21 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.files import read_json, read_parquet, replacing, write_atomic
 from core.models import Model
 from core.store import canonical, digest
 from synth.duplicates.blocks import Ints, Vectors, slices
+from synth.duplicates.services import Service
 
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""
@@ -45,9 +48,10 @@ def vectors(
     texts: Iterable[str | None],
     model: Model,
     tell: Callable[[int], None] = lambda done: None,
+    service: Service | None = None,
 ) -> Vectors:
-    """Unit vectors of `texts` by a sentence-transformers model, float32 [len(ids), dimensions], row
-    k of `ids[k]`. Read-only.
+    """Unit vectors of `texts` by a sentence-transformers model, or by the `service` that has it,
+    float32 [len(ids), dimensions], row k of `ids[k]`. Read-only.
 
     `root` is the store's folder. Texts may stream: only a slice of them is held at a time. Only
     texts that no earlier call has embedded are embedded; equal texts have bitwise equal vectors. A
@@ -58,8 +62,8 @@ def vectors(
     folder = root / "vectors" / digest(_cell(model))[:16]
     folder.mkdir(parents=True, exist_ok=True)
     # a second run waits, then finds what this one has embedded
-    with FileLock(str(folder / ".lock")):
-        kept = _Kept(folder, model)
+    with FileLock(str(folder / ".lock")), service.open() if service else nullcontext():
+        kept = _Kept(folder, model, service)
         places = np.empty(len(ids), np.int64)
         done = 0
         source = iter(texts)
@@ -73,6 +77,8 @@ def vectors(
                     f"row {row} has no text to embed; keep to rows whose text is there."
                 )
             places[done:end] = kept.embed([text for text in batch if text is not None])
+            if service:
+                service.stored()
             done = end
             tell(done)
         if done != len(ids):
@@ -121,10 +127,10 @@ chooses by likeness asks."""
 class _Kept:
     """The vectors of one model that the store holds: `index` says where."""
 
-    def __init__(self, folder: Path, model: Model) -> None:
+    def __init__(self, folder: Path, model: Model, service: Service | None = None) -> None:
         """Raises UserError where the file of vectors is shorter than what is known to be in it."""
         folder = folder.resolve()
-        self.model = model
+        self.model, self.service = model, service
         self.file, self.info = folder / "vectors.f32", folder / "model.json"
         self.index, self.folder = _index(folder), folder
         self.index.read()
@@ -150,8 +156,13 @@ class _Kept:
         known = self.index.places
         fresh = {key: t for key, t in zip(digests, texts, strict=True) if key not in known}
         if fresh:
-            self._append(list(fresh), _encode(self.encoder, list(fresh.values())))
+            self._append(list(fresh), self._encoded(list(fresh.values())))
         return [known[key] for key in digests]
+
+    def _encoded(self, texts: list[str]) -> Vectors:
+        if self.service is not None:
+            return _unit(self.service.encode(texts))
+        return _encode(self.encoder, texts)
 
     def _append(self, digests: list[bytes], vectors: Vectors) -> None:
         """Publish vectors: first the rows on disk, then the part that names them."""
@@ -213,6 +224,11 @@ def _encode(encoder: Any, texts: list[str]) -> Vectors:
     """Unit vectors; the model cuts texts at its own max_seq_length in tokens (256 for MiniLM, 384
     for mpnet)."""
     raw = encoder.encode(texts, batch_size=BATCH, convert_to_numpy=True, show_progress_bar=False)
+    return _unit(raw)
+
+
+def _unit(raw: NDArray[Any]) -> Vectors:
+    """Vectors of length 1."""
     exact = raw.astype(np.float64)
     vectors: Vectors = (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype(np.float32)
     return vectors

@@ -18,11 +18,11 @@ from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import BaseConfig, SafetyConfig, TagConfig, TagsConfig
 from synth.context import Context, Serving
-from synth.duplicates import decontaminate, embeddings, minhash, neighbors
+from synth.duplicates import decontaminate, embeddings, minhash, neighbors, services
 from synth.generate import single_turn, turns
 from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
-from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize
+from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize, several
 from synth.tags.asking import codes
 from synth.tags.asking import own as own_columns
 from synth.tags.asking.tag import Mode, prompt_text
@@ -118,7 +118,7 @@ def _language(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Fram
 def _neighbors_determines(config: SynthConfig, context: Context) -> Determines:
     near = config.tags.neighbors
     return {
-        "model": context.resolve(near.model, None).revision,
+        "model": services.model_of(near, context).revision,
         "threshold": near.threshold,
         "exact_up_to": near.exact_up_to,
         "probes": near.probes,
@@ -131,11 +131,14 @@ def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Fra
     ids = rows["id"].to_list()
     neighbors.check_index(rows["of"].n_unique() if "of" in rows.columns else len(ids), near)
     texts = itertools.chain.from_iterable(context.instructions(rows))
-    vectors = embeddings.vectors(context.root, ids, texts, context.resolve(near.model, None))
+    model, service = services.model_of(near, context), services.service_of(near, context)
+    vectors = embeddings.vectors(context.root, ids, texts, model, service=service)
     yield neighbors.neighbors(ids, vectors, near, say=context.say)
 
 
 def _response_determines(config: SynthConfig, context: Context) -> Determines:
+    if config.responses is not None:
+        return several.best_of_determines(config, context)
     return {
         "responder": context.revision(config.responder or config.teacher),
         "sampling": config.response,
@@ -144,10 +147,11 @@ def _response_determines(config: SynthConfig, context: Context) -> Determines:
 
 
 def _response(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
+    asked = only(rows, _PAIR[:2])
+    if config.responses is not None:
+        return several.best_of(asked, config, context)
     return single_turn.answered(
-        only(rows, _PAIR[:2]),
-        config.response,
-        context.serve(config.responder or config.teacher),
+        asked, config.response, context.serve(config.responder or config.teacher)
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from synth.measures import PolarsTypes
 
 _LANGUAGE = of_turn("column") == "language"
-_NOT_BROUGHT = (*TOKENS, "finish_reason")
+_NOT_BROUGHT = (*TOKENS, "all_tokens", "finish_reason")
 """Fields of cells that were bought: what a published set cost is not what this pool cost."""
 
 

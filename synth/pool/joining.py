@@ -15,7 +15,7 @@ from synth.published.derived import DERIVED, inputs, ranks
 if TYPE_CHECKING:
     from synth.measures import PolarsType, PolarsTypes
 
-_NO_VALUES = ("of", "status", "reason", *TOKENS)
+_NO_VALUES = ("of", "status", "reason", "all_tokens", *TOKENS)
 _VERDICT = pl.col("llama_guard_2").str.strip_chars().str.extract(r"^(safe|unsafe)\b")
 """What a guard's raw answer says."""
 

@@ -54,7 +54,7 @@ def measure(
 ) -> Counts:
     """Measure what the arms want, cheapest first, until nothing is wanted. Returns cells, seconds
     and failures by measure (of this call)."""
-    context = pool.context.serving(servers, log.say)
+    context = replace(pool.context.serving(servers, log.say), progress=log.progress)
     counts: Counts = {}
     while True:
         frame = pool.frame(columns_of(rule for rule, _ in rules))

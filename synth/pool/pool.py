@@ -28,7 +28,7 @@ from core.store import Counts, canonical, digest
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
-from synth.duplicates import embeddings
+from synth.duplicates import embeddings, services
 from synth.filters.choosing.candidates import Vectors
 from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
@@ -135,8 +135,30 @@ class Pool:
         if "tokens" not in column.fields:
             return None
         cells = self._columns.lean(column, measure).read()
+        if "all_tokens" in cells.columns:  # of several answers, one of which was kept
+            cells = cells.with_columns(tokens=pl.coalesce("all_tokens", "tokens"))
         bought = cells.select("id", "tokens", "prompt_tokens")
         return bought.join(ids.to_frame("id"), on="id", how="semi")
+
+    def own(self, measure: str, frame: pl.DataFrame) -> pl.DataFrame:
+        """[id, status, reason] of the rows of a frame whose cell of a measure is this recipe's own,
+        not one that they were imported with."""
+        rows = frame.select("id", of=self.measures.table[measure].of)
+        own = self.columns[measure]
+        cells = pl.DataFrame(schema=dict.fromkeys(("id", "of", "status", "reason"), pl.String))
+        for lean in self._columns.sources(measure):  # imported ones first
+            counted = self._columns.counted(lean, measure).select(cells.columns)
+            if lean.column is own:
+                return counted.join(cells, on=["id", "of"], how="anti").join(
+                    rows, on=["id", "of"], how="semi"
+                )
+            cells = counted
+        return cells.clear()
+
+    @property
+    def answers(self) -> imported_answers.Answers:
+        """Which answers of imported rows count."""
+        return self._columns.answers
 
     def frame(self, columns: Collection[str] = ()) -> pl.DataFrame:
         """Every drawn row with every column a filter may name (null: unmeasured or failed) and
@@ -285,12 +307,18 @@ class Pool:
         drawn = self.drawn().select("id")
         wanted = drawn.join(ids.to_frame("id"), on="id", how="semi", maintain_order="left")
         texts = itertools.chain.from_iterable(self.instructions(wanted))
-        model = self.context.resolve(self.config.tags.neighbors.model, None)
-        vectors = embeddings.vectors(self.root, wanted["id"].to_list(), texts, model)
+        vectors = self._vectors_of(wanted["id"].to_list(), texts)
         place = {name: at for at, name in enumerate(wanted["id"])}
         return vectors[[place[name] for name in ids]]
 
     def _embedded_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts (labels) by the same model, float32 [n, d]."""
-        model = self.context.resolve(self.config.tags.neighbors.model, None)
-        return embeddings.vectors(self.root, texts, texts, model)
+        return self._vectors_of(texts, texts)
+
+    def _vectors_of(self, names: Sequence[str], texts: Iterable[str | None]) -> NDArray[np.float32]:
+        near = self.config.tags.neighbors
+        model, service = (
+            services.model_of(near, self.context),
+            services.service_of(near, self.context),
+        )
+        return embeddings.vectors(self.root, names, texts, model, service=service)

@@ -23,9 +23,10 @@ def asked(config: SynthConfig, measure: str) -> ModelConfig | None:
     tags = config.tags
     if measure == "response":
         return config.responder or config.teacher
+    if measure in tags.own:
+        return tags.own[measure].model or config.teacher
     if measure in MEASURES and MEASURES[measure].asks:
-        tag = getattr(tags, measure, None)
-        return getattr(tag, "model", None) or config.teacher
+        return getattr(tags, measure).model or config.teacher
     return tags.safety if measure == "safety" else None
 
 
@@ -66,6 +67,8 @@ def _estimate(pool: Pool, measure: str, model: ModelConfig, cells: int) -> str:
 def _at_most(config: SynthConfig, measure: str, model: ModelConfig, cells: int) -> str:
     """A sentence for a model of which nothing was counted yet."""
     sampling = config.response if measure == "response" else {}
+    if measure == "response" and config.responses is not None:
+        sampling, cells = config.best_of_sampling, cells * config.responses.n
     if measure in MEASURES and MEASURES[measure].asks:
         sampling = {"max_tokens": 600, **getattr(config.tags, measure).sampling}
     most = most_tokens(sampling)
