@@ -28,7 +28,7 @@ from synth.generate.system_prompts import chosen, domains, steered
 from synth.pool import category_balance
 from synth.pool.draw import draw, mine
 from synth.pool.pool import Pool
-from tests import small_recipe
+from tests import small_recipe, tiny
 from tests.scripted_model import magpie
 from tests.scripted_server import Fault, ScriptedServer, completion
 from tests.waiting import exit_code
@@ -447,3 +447,24 @@ def test_a_models_chat_template_and_its_variables_reach_instructions_and_respons
         UserError, match=r"absent.jinja of .* does not exist; check `chat_template`"
     ):
         pool(tmp_path, {**data, "teacher": {**data["teacher"], "chat_template": "absent.jinja"}})
+
+
+def test_a_plain_familys_instruction_ends_before_its_next_header_and_the_draw_says_by_what(
+    tmp_path: Path,
+) -> None:
+    def runs_on(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What such a model writes, cut where vLLM cuts it."""
+        text = f"How do {body['seed']} planes fly? ASSISTANT: By lift. USER: And ships?"
+        ends = [text.find(word) for word in body.get("stop", ()) if word in text]
+        return completion(text[: min(ends, default=len(text))])
+
+    vicuna = tiny.llama(tmp_path / "vicuna-tiny")
+    with ScriptedServer(runs_on) as server:
+        made, _ = filled(tmp_path / "vicuna", settings(vicuna, server, rows=3))
+        plain, _ = filled(
+            tmp_path / "other", settings(small_recipe.model(tmp_path / "other"), server, rows=3)
+        )
+    drawn = made.instruction.read()
+    assert all(text.endswith("planes fly?") for text in drawn["instruction"])
+    assert [json.loads(stop) for stop in drawn["stop"]] == [["ASSISTANT:", "USER:"]] * 3
+    assert plain.instruction.read()["stop"].null_count() == 3
