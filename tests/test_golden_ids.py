@@ -25,6 +25,7 @@ from synth.chat.describe import described
 from synth.chat.encoding import encode_conversation, encode_question, encode_text, pair
 from synth.chat.pre_query import follow_up, pre_query
 from synth.tags import llm
+from synth.tags.asking.tag import TAGS
 from tests.scripted_server import completion
 from tests.test_templates import built
 from train import chat
@@ -32,6 +33,8 @@ from train.config import TrainConfig
 
 QUESTION, ANSWER = "What is 2+2?", "It is 4."
 ASKED = {"llama": [3923, 374, 220, 17, 10, 17, 30], "qwen": [3838, 374, 220, 17, 10, 17, 30]}
+THOUGHT: dict[str, list[int]] = {"llama": [], "qwen": [151667, 271, 151668, 271]}
+"""A think block that is empty."""
 ANSWERED = {"llama": [2181, 374, 220, 19, 13], "qwen": [2132, 374, 220, 19, 13]}
 
 
@@ -150,7 +153,7 @@ def test_questions_and_further_turns_have_these_ids(made: Real) -> None:
     talk = pair(QUESTION, ANSWER)
     said = [*made.asked, *ANSWERED[made.kind], made.end, *made.between]
     # Qwen3's template puts an empty think block before the last answer
-    block = [151667, 271, 151668, 271] if made.kind == "qwen" else []
+    block = THOUGHT[made.kind]
     # this revision of Llama-3's opens an assistant's turn behind every conversation
     always = "add_generation_prompt" not in made.words.chat_template
     opened = made.assistant if always else []
@@ -175,7 +178,7 @@ def test_a_tagger_is_asked_the_prompt_with_spelled_tokens_as_characters(
 ) -> None:
     endpoint, server = serve(lambda _, body: completion("0", "length"))
     rows = pl.DataFrame({"id": ["a", "b"], "instruction": [QUESTION, hostile(made)]})
-    list(llm.tag(llm.TAGS["quality"], rows, {}, made.words, endpoint))
+    list(llm.tag(TAGS["quality"], rows, {}, made.words, endpoint))
     prompts = [request.body["prompt"] for request in server.requests]
     clean, spelled = sorted(prompts, key=lambda ids: contains(ids, made.spelled))
     assert contains(clean, ASKED[made.kind][:-1]) and contains(spelled, made.spelled)
@@ -185,6 +188,11 @@ def test_a_tagger_is_asked_the_prompt_with_spelled_tokens_as_characters(
         assert [i for i in ids if i in controls] == [i for i in made.asked if i in controls], (
             "the template's own and no others"
         )
+        # the code comes behind a think block that is closed
+        assert ids[-len(made.assistant + THOUGHT[made.kind]) :] == [
+            *made.assistant,
+            *THOUGHT[made.kind],
+        ]
 
 
 def contains(ids: list[int], part: list[int]) -> bool:
