@@ -178,7 +178,7 @@ def test_a_tagger_is_asked_the_prompt_with_spelled_tokens_as_characters(
 ) -> None:
     endpoint, server = serve(lambda _, body: completion("0", "length"))
     rows = pl.DataFrame({"id": ["a", "b"], "instruction": [QUESTION, hostile(made)]})
-    list(llm.tag(TAGS["quality"], rows, {}, made.words, endpoint))
+    list(llm.tag(TAGS["quality"], rows, llm.Asking(), made.words, endpoint))
     prompts = [request.body["prompt"] for request in server.requests]
     clean, spelled = sorted(prompts, key=lambda ids: contains(ids, made.spelled))
     assert contains(clean, ASKED[made.kind][:-1]) and contains(spelled, made.spelled)
