@@ -72,6 +72,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (made / "sharegpt.json").write_text(
         json.dumps([{"id": str(i), "conversations": talk} for i in range(5)])
     )
+    (made / "dolly.csv").write_text(
+        "instruction,context,response\nHow many?,Three lenses.,Three.\nWhy?,,Because.\n"
+    )
+    (made / "faq.csv").write_text("title,body,lang\nWhat is a lens?,Curved glass.,English\n")
+    (made / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}) + "\n"
+    )
     llama = small_recipe.model(made / "my-model")
     (made / "own.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

@@ -106,7 +106,7 @@ REAL = (
     ),
     Real(
         "lf_kto_en_demo.json",
-        "rated answers (messages), the good ones: messages[role, content] -> instruction, "
+        "rated answers (messages): messages[role, content] -> instruction, "
         "response, messages, only where label is true",
         lambda row: (row["messages"][0]["content"], row["messages"][1]["content"]),
         failed={"a rejected answer": 15},

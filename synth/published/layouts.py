@@ -117,7 +117,7 @@ def _found(columns: Schema, name: str, how: Reading) -> Layout:
             f"{name} holds rated answers ({rated}: true or false), as for KTO, which are no SFT "
             "rows as they stand: --as sft takes the good ones, --as preferences writes TRL's form."
         )
-    return replace(found, name=f"rated answers ({found.name}), the good ones", rated=rated)
+    return replace(found, name=f"rated answers ({found.name})", rated=rated)
 
 
 def is_given(columns: Schema, names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from synth.published.files import Notes, Part
 from synth.published.forms import TROUBLE, names_of
 from synth.published.layouts import JOINED, Layout, laid_out, recognised
 from synth.published.to_ours import truth
-from synth.published.turns import conversations
+from synth.published.turns import conversations, shown
 
 Turns = list[dict[str, str]]
 
@@ -51,7 +51,11 @@ def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
         raise UserError(
             f"{part.name} is no preference data ({layout.line}); leave --as preferences out."
         )
-    notes.layouts.setdefault(f"{layout.line.partition(': ')[0]} -> {', '.join(names)}", part.name)
+    last = layout.rejected or layout.rated
+    given = " + ".join(
+        [*(shown(c, frame.schema[c]) for c, _ in layout.talk or _texts(layout)), str(last)]
+    )
+    notes.layouts.setdefault(f"{layout.name}: {given} -> {', '.join(names)}", part.name)
     used = {*names, "status", "reason", "failed_tags", JOINED}
     used |= {name for name, _ in layout.talk} | {str(layout.rejected), str(layout.rated)}
     id_names = [n for n in names_of("id") if n in frame.columns]
