@@ -134,6 +134,24 @@ def test_every_strategy_of_the_paper_chooses_what_a_plain_loop_chooses(
         assert applied.chosen[name].ids == taken(name, kept, budget), name
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl"])
+def test_a_filter_reads_the_texts_and_languages_that_an_import_gives(
+    tmp_path: Path, ending: str
+) -> None:
+    alpaca = [
+        {"instruction": "sum up", "input": "x" * n, "output": "y", "language": name}
+        for n, name in enumerate(("English", "en", "German", None))
+    ]
+    path = saved(tmp_path / f"alpaca{ending}", alpaca)
+    where = "language = 'EN' AND instruction_length > 6 AND instruction LIKE '%x'"
+    rule = resolve("own", ArmConfig(where=where, choose="all"))
+    tagged_rows = read(path, [rule])
+    (answered,) = tagged_rows.rules
+    assert answered.where is not None
+    passing = tagged_rows.frame.filter(answered.where.root.expr)
+    assert passing["language"].to_list() == ["EN"]  # the second: the first has no input
+
+
 def test_thresholds_are_parameters(tmp_path: Path) -> None:
     rows = tagged(500)
     path = saved(tmp_path / "set.parquet", rows)

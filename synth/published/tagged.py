@@ -28,6 +28,7 @@ from synth.published.files import AS_IT_IS, files, first_line
 from synth.published.forms import failed_value, is_ours, names_of
 from synth.published.layouts import recognised
 from synth.tags import text_figures
+from synth.tags.language_codes import code_of
 
 STATUS = pl.Enum([OK, FAILED])
 _HELD_OUT = ("heldout", "reserved")
@@ -138,10 +139,15 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error
     needed = ("id", *asked.wanted)
-    to_be_had = all(_inputs(c, schema, asked.derived) for schema in schemas for c in needed)
-    if to_be_had and "instruction" in asked.wanted:
-        to_be_had = all(_as_published(schema, held[0]) for schema in schemas)
-    return scans if to_be_had else []
+    found = [[_inputs(c, schema, asked.derived) for c in needed] for schema in schemas]
+    if not all(all(each) for each in found):
+        return []
+    # A text under another layout is not what its column's name says.
+    texts = {"instruction", "response"} & {
+        name for each in found for names in each for name in names
+    }
+    straight = not texts or all(map(_as_published, schemas, held))
+    return scans if straight else []
 
 
 def _as_published(schema: pl.Schema, file: Path) -> bool:
@@ -168,7 +174,9 @@ def _named(column: str, there: Iterable[str]) -> list[str]:
     """The names that a column of ours goes by in a file with these names, the published ones
     first."""
     held = set(there)
-    return [alias for alias in names_of(column) if alias in held]
+    # In our form another name of a text, as Alpaca's `input`, is a column of the file it came from.
+    known = (column,) if is_ours(held) else names_of(column)
+    return [alias for alias in known if alias in held]
 
 
 def _inputs(column: str, there: Iterable[str], derived: Mapping[str, pl.Expr]) -> list[str]:
@@ -219,6 +227,8 @@ def _ours(column: str, schema: pl.Schema, fields: Mapping[str, Field_]) -> pl.Ex
         value = value.cast(pl.String)
         if "failed_tags" in schema:
             value = pl.coalesce(value, failed_value(column))
+    if column == "language" and value.meta.root_names():
+        value = code_of(value.cast(pl.String))
     return (value.cast(pl.String) if column == "id" else value).alias(column)
 
 
@@ -252,7 +262,7 @@ def _typed(frame: pl.DataFrame, asked: _Asked) -> tuple[pl.DataFrame, dict[str, 
         for value, n in odd.value_counts().iter_rows():
             reasons[word.format(str(value)[:40])] += n
         if raw.null_count():
-            reasons["null"] += raw.null_count()
+            reasons["not measured" if column == "language" else "null"] += raw.null_count()
         if reasons:
             failed[column] = dict(reasons.most_common())
     return frame, failed
