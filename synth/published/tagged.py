@@ -139,13 +139,11 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error
     needed = ("id", *asked.wanted)
-    found = [[_inputs(c, schema, asked.derived) for c in needed] for schema in schemas]
-    if not all(all(each) for each in found):
+    found = [_inputs(c, schema, asked.derived) for schema in schemas for c in needed]
+    if not all(found):
         return []
     # A text under another layout is not what its column's name says.
-    texts = {"instruction", "response"} & {
-        name for each in found for names in each for name in names
-    }
+    texts = {"instruction", "response"} & set().union(*found)
     straight = not texts or all(map(_as_published, schemas, held))
     return scans if straight else []
 
