@@ -197,26 +197,24 @@ def answer(
     ] = None,
     model_revision: Annotated[str | None, Option(help="Hub commit, branch or tag of it.")] = None,
     limit: Annotated[int | None, Option(help="The first rows only.")] = None,
-    map_: Annotated[
-        list[str] | None,
-        Option("--map", help="Our column=the file's: instruction=question (repeatable)."),
+    map_: Map = None,
+    join: Join = None,
+    split: Split = None,
+    config: Config = None,
+    revision: Revision = None,
+    as_: Annotated[
+        str | None, Option("--as", help="Of preference data: sft, which takes its prompts.")
     ] = None,
-    join: Annotated[
-        str | None,
-        Option(help="The instruction from several columns: '{instruction}\\n\\n{input}'."),
-    ] = None,
-    split: Annotated[str | None, Option(help="Split of a hub data set.")] = None,
-    config: Annotated[str | None, Option(help="Configuration of a hub data set.")] = None,
-    revision: Annotated[str | None, Option(help="Revision of a hub data set.")] = None,
     form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
     store: Annotated[Path, Option(help="Folder that keeps every answer.")] = Path("runs"),
 ) -> None:
     """Answer prompts that exist with any model or service; the same command continues what was
     stopped, and buys nothing twice."""
+    from recipes.exchange import reading
     from recipes.verbs import answer as answering
 
-    rows = {"import": data, "answers": answers, "limit": limit, "map": map_, "join": join}
-    rows |= {"split": split, "config": config, "revision": revision}
+    how = reading.of(map_, join=join, split=split, config=config, revision=revision, as_=as_)
+    rows = {"import": data, "answers": answers, "limit": limit, **how.spec()}
     wanted = answering.Wanted(rows, sampling or ())
     responder = answering.Responder(
         model, model_revision, url or (), api_key_env, api, server or (), prices, budget

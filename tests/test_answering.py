@@ -250,7 +250,22 @@ def test_a_setting_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
         (("--prices", "cheap"), "--prices 0.15,0.60"),
         (("--budget", "3"), "`budget` needs `prices`"),
         (("--answers", "some"), "answers: Input should be 'keep', 'missing' or 'all'"),
-        (("--map", "question"), "say it as OURS=THEIRS"),
+        (("--map", "question"), "--map"),
     ]:
         result = told(tmp_path, "http://127.0.0.1:9", *more)
         assert sentence in str(result.exception) and isinstance(result.exception, UserError)
+
+
+def test_a_prompt_that_comes_with_a_system_prompt_is_not_answered_without_it(
+    tmp_path: Path,
+) -> None:
+    user = {"role": "user", "content": "say 1"}
+    system = {"role": "system", "content": "Answer in French."}
+    talks = [[user], [system, user], [user, {"role": "assistant", "content": "old"}]]
+    lines = [json.dumps({"id": f"r{i}", "messages": talk}) for i, talk in enumerate(talks)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    with ScriptedServer(new) as server:
+        result = told(tmp_path, server.url)
+    rows = pl.read_parquet(tmp_path / "answered.parquet").sort("id")
+    assert rows["response"].to_list() == ["new 1", None, "old"] and len(server.requests) == 1
+    assert "1 x no answer: its conversation has a system prompt" in result.output

@@ -135,26 +135,15 @@ def _watched(frames: Iterable[pl.DataFrame], failed: Counter[str]) -> Iterator[p
 
 
 def _config(wanted: Wanted, responder: Responder) -> SynthConfig:
-    rows = {name: value for name, value in wanted.rows.items() if value is not None}
-    rows["map"] = _mapped(rows.get("map", ()))
     try:
         teacher = ModelConfig.model_validate(responder.block())
-        given = {"teacher": teacher, "rows": ImportConfig.model_validate(rows)}
+        given = {"teacher": teacher, "rows": ImportConfig.model_validate(wanted.rows)}
         return SynthConfig.model_validate({**given, "response": wanted.response()})
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
         message = str(first["msg"]).removeprefix("Value error, ")
         raise UserError(f"{at}: {message}." if at else f"{message}.") from error
-
-
-def _mapped(texts: Sequence[str]) -> dict[str, str]:
-    """Our column -> the file's. Raises UserError for a text of another form."""
-    pairs = [text.partition("=") for text in texts]
-    for text, (ours, sign, theirs) in zip(texts, pairs, strict=True):
-        if not (ours and sign and theirs):
-            raise UserError(f"--map {text}: say it as OURS=THEIRS, as in instruction=question.")
-    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def answer(pool: Pool, tracker: Tracker, root: Path) -> None:

@@ -17,6 +17,11 @@ from synth.config.synthesis import SynthConfig
 Answers = Literal["keep", "missing", "all"]
 """As `ImportConfig.answers`."""
 
+SYSTEM_PROMPT = (
+    "its conversation has a system prompt, and an answer without that would answer another question"
+)
+"""Why a row that waits for an answer gets none."""
+
 
 def wanted(config: SynthConfig) -> Answers:
     """Which answers a recipe's rows have; of rows that are drawn there is nothing else."""

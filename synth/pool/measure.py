@@ -24,6 +24,7 @@ from synth.context import Serving
 from synth.filters.rule import Rule, columns_of
 from synth.filters.schedule import TokenCounter, wanted
 from synth.measures import POOLED, Measure, Measures
+from synth.pool import imported_answers
 from synth.pool.draw import Share, mine
 from synth.pool.pool import SLICE, Pool
 
@@ -97,6 +98,10 @@ def _filled(
     """Compute one measure's cells of these rows and append them to its column as they arrive:
     (finished cells, how many rows there are) of each batch."""
     if pool.computed[name].stream is not None:
+        if name == "response":
+            lost = pool.with_system_prompt(rows)
+            yield from _refused(lost, len(rows), column, imported_answers.SYSTEM_PROMPT)
+            rows = rows.join(lost, on="id", how="anti", maintain_order="left")
         yield from _streamed(pool, name, rows, column, context)
         return
     compute = pool.computed[name].compute
@@ -112,6 +117,16 @@ def _filled(
         for cells in compute(pool.with_texts(part, texts), pool.config, context):
             column.append(of_rows(cells, part, pool.measures.table[name]))
             yield cells, len(rows)
+
+
+def _refused(
+    rows: pl.DataFrame, total: int, column: Column, reason: str
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Failed cells of rows [id, of] that nobody is asked about, as `_filled` yields them."""
+    if len(rows):
+        cells = rows.with_columns(status=pl.lit(FAILED), reason=pl.lit(reason))
+        column.append(cells)
+        yield cells, total
 
 
 def _streamed(

@@ -140,6 +140,18 @@ class Pool:
         bought = cells.select("id", "tokens", "prompt_tokens")
         return bought.join(ids.to_frame("id"), on="id", how="semi")
 
+    def with_system_prompt(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """[id, of] of the rows that are to be answered though the conversation that they were
+        imported with begins with a system prompt; none where imported answers are kept."""
+        found = [rows.clear().select("id", "of")]
+        for part in rows.iter_slices(SLICE) if self.answers != "keep" else ():
+            lean = self._columns.lean(self.imports["turns"], "turns")
+            talks = lean.texts(part.select("id"), ["messages"]).drop_nulls("messages")
+            begins = pl.col("messages").list.first().struct.field("role") == "system"
+            told = talks.filter(begins).select("id")
+            found.append(part.join(told, on="id", how="semi").select("id", "of"))
+        return pl.concat(found)
+
     def own(self, measure: str, frame: pl.DataFrame) -> pl.DataFrame:
         """[id, status, reason] of the rows of a frame whose cell of a measure is this recipe's own,
         not one that they were imported with."""
