@@ -253,3 +253,63 @@ def export(
 
     target = export_data.Target(out, form, licence, push, private)
     export_data.main(source, target, arm=arm, seed=seed)
+
+
+@app.command()
+def tag(
+    data: Annotated[
+        str | None, Argument(help="Anybody's data: file, folder or hub id (as `magpie import`).")
+    ] = None,
+    columns: Annotated[
+        str,
+        Option(
+            help="What to measure: quality, difficulty, category, pair_score, language, pii, "
+            "minhash, neighbors, overlap, reward, ... or columns of theirs."
+        ),
+    ] = "",
+    out: Annotated[Path | None, Option(help="A .parquet or .jsonl file.")] = None,
+    recipe: Annotated[
+        str | None, Option(help="Measure as the `synth.tags` of this recipe say.")
+    ] = None,
+    model: Annotated[str | None, Option(help="The tagger, where the recipe names none.")] = None,
+    url: Annotated[
+        list[str] | None, Option(help="A server of the tagger that runs already (repeatable).")
+    ] = None,
+    chat: Annotated[bool, Option("--chat", help="The tagger is a service that chats.")] = False,
+    mode: Annotated[str | None, Option(help="label or explain, of the shipped LLM tags.")] = None,
+    embedding: Annotated[str | None, Option(help="Model that embeds, for neighbors.")] = None,
+    prompts: Annotated[
+        Path | None, Option(help="JSON Lines of evaluation prompts, for overlap.")
+    ] = None,
+    store: Annotated[
+        Path | None, Option(help="Where what is measured is kept; default: beside --out.")
+    ] = None,
+    form: Annotated[
+        str, Option(help="same (the source's columns and ours), magpie, 23 or 25.")
+    ] = "same",
+    limit: Annotated[int | None, Option(min=1, help="The first rows only.")] = None,
+    check: Annotated[
+        str | None,
+        Option(help="Compare the tagger with the labels that this file has; writes nothing."),
+    ] = None,
+    sample: Annotated[int, Option(min=1, help="How many rows --check compares.")] = 1000,
+    map_: Map = None,
+    join: Join = None,
+    split: Split = None,
+    config: Config = None,
+    revision: Revision = None,
+    as_: Annotated[str | None, Option("--as", help="Of preference data: sft.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure any file by models or rules and write its rows with the new columns; what is there
+    already is not measured again."""
+    from recipes.exchange import reading, tag_data
+    from recipes.verbs import tag as tagging
+
+    how = reading.of(map_, join=join, split=split, config=config, revision=revision, as_=as_)
+    tagger = tag_data.Tagger(
+        recipe, model, url or (), chat, mode, embedding, str(prompts) if prompts else None
+    )
+    shown = tagging.Shown(limit, as_json)
+    wanted = tagging.Wanted(out, store, form, check, sample)
+    tagging.verb(data, columns, tagger, wanted, how, shown)

@@ -35,6 +35,11 @@ def eval_prompts(
     asked = any(rule.columns & COLUMNS for rule in [*arms.rules.values(), *arms.data.values()])
     if config is None or not asked:
         return None
+    return prompts_file(config, root, planning=planning)
+
+
+def prompts_file(config: EvalConfig, root: Path, *, planning: bool = False) -> Path | None:
+    """As `eval_prompts`, whoever asks."""
     try:
         lines = list(_lines(config, fetch=not planning))
     except UserError:

@@ -62,6 +62,8 @@ class ImportConfig(Reading):
     """What becomes of the rows' answers. `keep`: they are taken as they are, and a row without one
     is a failed row; `missing`: the responder answers the rows that have none; `all`: it answers
     every row anew, and what was imported stays as the column `imported_response`."""
+    tags: Literal["keep", "anew"] = "keep"
+    """Whether the tags that rows bring are taken, or all are measured anew."""
 
 
 class GridCell(BaseModel):

@@ -75,6 +75,7 @@ class PoolColumns:
         if isinstance(config.rows, ImportConfig):
             self.imports = {m: self._open(m, self._brought(m)) for m in self.computed}
         self.answers = imported_answers.wanted(config)
+        self.tags = config.rows.tags if isinstance(config.rows, ImportConfig) else "keep"
         self._lean: dict[Path, Lean] = {}
 
     def of(self, measure: str, rows: pl.DataFrame) -> Column | None:
@@ -113,7 +114,8 @@ class PoolColumns:
         if measure == "text":
             return [self.lean(self.instruction, "instruction")]
         every = [self.imports, self.own]
-        if measure == "response" and self.answers == "all":
+        anew = self.tags == "anew" and measure not in ("response", "turns")
+        if anew or (measure == "response" and self.answers == "all"):
             every = [self.own]
         held = [columns[measure] for columns in every if measure in columns]
         return [self.lean(column, measure) for column in held]

@@ -157,10 +157,12 @@ def agreement(
     }
 
 
-def sentence(name: str, figures: dict[str, Any]) -> str:
-    """One tag's agreement in words."""
+def sentence(
+    name: str, figures: dict[str, Any], one: str = "label mode", other: str = "explain mode"
+) -> str:
+    """One tag's agreement in words; `one` and `other` gave the labels."""
     if not figures["n"]:
-        return f"{name}: no row was tagged in both modes yet."
+        return f"{name}: no row has a label by {one} and by {other} yet."
     ordered = "within_one" in figures
     parts = [f"the same label on {figures['exact']:.0%}"]
     if ordered:
@@ -172,7 +174,7 @@ def sentence(name: str, figures: dict[str, Any]) -> str:
     if figures.get("failed"):
         failed = f" ({figures['failed']} more could not be read in the other mode)"
     agreed = ", ".join(parts)
-    return f"{name}: label mode and explain mode give {agreed} of {figures['n']} rows{failed}."
+    return f"{name}: {one} and {other} give {agreed} of {figures['n']} rows{failed}."
 
 
 def _shown(value: float | None) -> str:

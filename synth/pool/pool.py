@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +219,17 @@ class Pool:
                 order = self.drawn()["id"] if order is None else order
                 column.compact(order, say, files=files)
         return counts | {"merged": sum(len(column.files()) for column in self._filled)}
+
+    def reasons(self, measure: str, frame: pl.DataFrame) -> dict[str, int]:
+        """Why cells that this recipe measured failed, of the rows of the whole frame: reason -> how
+        many, the most frequent first."""
+        column = self.column(measure, frame)
+        if column is None:
+            return {}
+        lost = frame.filter(pl.col(f"status:{measure}") == FAILED).select("id")
+        cells = self._columns.lean(column, measure).read().filter(pl.col("status") == FAILED)
+        reasons = cells.join(lost, on="id", how="semi")["reason"].fill_null("null")
+        return dict(Counter(reasons.to_list()).most_common())
 
     # -- texts -------------------------------------------------------------------------------------
 
