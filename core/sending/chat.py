@@ -5,7 +5,7 @@ No tokenizer is needed: messages go out as they are, and the service counts the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,25 @@ def chat_request(key: str, body: Mapping[str, Any]) -> Request:
     return Request(key, dict(body), CHAT)
 
 
-def without_schema(request: Request, reply: Reply) -> Request | None:
-    """The same request without structured outputs, where a service refused it because it offers
-    none; else None."""
-    if "response_format" not in request.body or reply.fault != "request":
-        return None
-    error = (reply.error or "").lower()
-    if not any(word in error for word in ("response_format", "json_schema", "structured")):
-        return None
-    body = {name: value for name, value in request.body.items() if name != "response_format"}
+_OPTIONAL = {
+    "response_format": ("response_format", "json_schema", "structured"),
+    "logprobs": ("logprob",),
+    "top_logprobs": ("logprob",),
+}
+"""What a service may not offer -> the words by which it says so."""
+
+
+def refused(request: Request, reply: Reply) -> list[str]:
+    """The fields of a request without which it may be answered: what a service refused because it
+    offers none of it (structured outputs, log-probabilities)."""
+    error = (reply.error or "").lower() if reply.fault == "request" else ""
+    there = [name for name in _OPTIONAL if name in request.body]
+    return [name for name in there if any(word in error for word in _OPTIONAL[name])]
+
+
+def without(request: Request, fields: Iterable[str]) -> Request:
+    """The same request without these fields."""
+    body = {name: value for name, value in request.body.items() if name not in fields}
     return Request(request.key, body, request.path)
 
 

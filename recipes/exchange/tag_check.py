@@ -63,8 +63,10 @@ def compared(
 
     Raises UserError for a column that holds no labels, and where the file has none of it.
     """
-    known = own.measures(tagger.config(source, how, None).tags)
+    asked = tagger.config(source, how, None)
+    known = own.measures(asked.tags)
     mains = [next(iter(known.table[name].columns)) for name in Asked.of(columns, known).measures]
+    kinds = {column: _labels(column, known.columns[column].field, asked) for column in mains}
     sample = _sample(source, mains, how, rows)
     file = root / "samples" / f"{digest([source, how.spec(), mains, rows])[:16]}.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +77,7 @@ def compared(
     for column in mains:
         ours = tagged.values(sample["id"], [column])[column]
         theirs = sample[column].cast(pl.String, strict=False)
-        labels, ordered = _labels(column, known.columns[column].field, config)
-        found.append(_compared(column, (labels, ordered), theirs, ours.cast(pl.String)))
+        found.append(_compared(column, kinds[column], theirs, ours.cast(pl.String)))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from core.columns import FAILED, OK
-from core.sending.chat import Said, Unsaid, chat_request, said, without_schema
+from core.sending.chat import Said, Unsaid, chat_request, refused, said, without
 from core.servers import Endpoint
 from core.wire import Reply, Request
 
@@ -90,29 +90,29 @@ def chats(
 
     `endpoint` is that of `context.serve(config)` for a model with `api: chat` (`config.hosted`).
     `body` makes a row's request with `core.sending.chat.chat_body(messages, sampling, schema)`;
-    where a service offers no structured outputs the request goes out again without the schema, so
-    `read` must not rely on it. `read` turns what was said (text, finish_reason, thinking, and the
-    whole first choice with its log-probabilities) into the values of `fields`, or raises
+    where a service offers no structured outputs, or shows no log-probabilities, the request goes
+    out again without them, so `read` must not rely on them. `read` turns what was said (text,
+    finish_reason, thinking, and the whole first choice with its log-probabilities) into the values
+    of `fields` (with `status` and `reason` where the cell failed all the same), or raises
     Unreadable. Refusals, content filters, empty answers and failed requests are failed cells with
     those reasons, never shown to `read`; an answer that was cut off is (finish_reason "length").
     UserError when the budget is reached: what was bought is yielded before.
     """
     sent: dict[str, Request] = {}
-    plain = False
+    lacking: set[str] = set()  # what the service does not offer
 
     def ask(row: Row) -> Request | Row:
-        request = chat_request(row["id"], body(row))
-        if plain:
-            request.body.pop("response_format", None)
-        elif "response_format" in request.body:
-            sent[request.key] = request
+        request = without(chat_request(row["id"], body(row)), lacking)
+        sent[request.key] = request
         return request
 
     def then(reply: Reply) -> Request | None:
-        nonlocal plain
         request = sent.pop(reply.key, None)
-        again = without_schema(request, reply) if request else None
-        plain = plain or again is not None
+        fields = refused(request, reply) if request else []
+        if request is None or not fields:
+            return None
+        lacking.update(fields)
+        sent[reply.key] = again = without(request, fields)
         return again
 
     def cell(reply: Reply) -> Row:
@@ -120,7 +120,7 @@ def chats(
             values = read(said(reply))
         except (Unreadable, Unsaid) as error:
             return failed(reply.key, str(error), **spent(reply))
-        return {"id": reply.key, **spent(reply), **values, "status": OK}
+        return {"id": reply.key, "status": OK, **spent(reply), **values}
 
     return asked(rows, ask, cell, endpoint, {**fields, **TOKENS}, then)
 

@@ -93,7 +93,11 @@ def compute_tag(
     asked, own = own_columns.tags(config.tags)[name], config.tags.own.get(name)
     reads = own.reads if own else MEASURES[name].reads
     texts = _PAIR if reads == "response" else _PAIR[:2]
-    cells = llm.tag(asked, only(rows, texts), how, served.tokenizer, served.endpoint)
+    rows = only(rows, texts)
+    if served.config is not None and served.config.hosted:
+        cells = llm.chat_tag(asked, rows, how, served.endpoint)
+    else:
+        cells = llm.tag(asked, rows, how, served.tokenizer, served.endpoint)
     return codes.watched(cells, asked, context.say)
 
 
@@ -196,6 +200,8 @@ def _safety_determines(guard: SafetyConfig, context: Context) -> dict[str, Any]:
 def _safety(rows: Rows, guard: SafetyConfig, context: Serving) -> Frames:
     served = context.serve(guard)
     family = safety.family(guard.model, guard.family)
+    if guard.hosted:
+        return safety.chat_safety(only(rows, _PAIR), family, guard.sampling, served.endpoint)
     return safety.safety(
         only(rows, _PAIR), family, guard.sampling, served.tokenizer, served.endpoint
     )

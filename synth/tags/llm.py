@@ -36,7 +36,7 @@ from synth.generate.ask import (
     fitting,
     spent,
 )
-from synth.tags.asking import codes
+from synth.tags.asking import codes, hosted
 from synth.tags.asking.tag import TYPES, Mode, Tag, ask, prompt_text, template
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def tag(
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
 ) -> Frames:
-    """An LLM tag of each row.
+    """An LLM tag of each row, by token ids.
 
     `rows`: id, instruction, and for a tag of conversations also response. Yields frames [id, the
     tag's fields, tokens, prompt_tokens, status, reason]: the label; in label mode the rank of
@@ -93,6 +93,19 @@ def tag(
 
     read = functools.partial(_read_json, chosen)
     return answers(rows, body, lambda choice: read(_whole(choice)), endpoint, chosen.fields)
+
+
+def chat_tag(chosen: Tag, rows: Rows, how: Asking, endpoint: Endpoint) -> Frames:
+    """As `tag`, by a model that only chats: explanations by structured outputs where they are
+    offered; a label by the log-probabilities of a one-word answer where those are shown, else by
+    that word alone (its mass is then null)."""
+    question = how.of(chosen)
+    if how.mode == "label":
+        sampling = hosted.sampling_of(how.sampling, hosted.WORD_TOKENS)
+        return hosted.labelled(chosen, rows, question, sampling, how.floor, endpoint)
+    sampling = hosted.sampling_of(how.sampling, EXPLAIN_TOKENS)
+    read = functools.partial(_read_json, chosen)
+    return hosted.explained(chosen, rows, question, sampling, read, endpoint)
 
 
 def _labels(

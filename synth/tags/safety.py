@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.errors import UserError
+from core.sending.chat import Said, chat_body
 from core.servers import Endpoint
 from synth.chat.encoding import encode_conversation, pair
-from synth.generate.ask import Frames, Row, Rows, Sampling, Unreadable, answers
+from synth.generate.ask import Frames, Row, Rows, Sampling, Unreadable, answers, chats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ VERSION = 1
 
 MAX_TOKENS = 128
 """Tokens a verdict may take (the model cards give 100 and 128)."""
+_FIELDS = dict.fromkeys(("safety", "safety_categories", "llama_guard_2"), pl.String)
 
 # Model cards of Llama-Guard-2-8B, Llama-Guard-3-8B and Llama-Guard-4-12B: the codes of 2 and of 3
 # and 4 mean different things from S5 on.
@@ -138,7 +140,6 @@ def safety(
     UserError when the template leaves the conversation out.
     """
     parts = content_parts(tokenizer)
-    chosen = GUARDS[guard]
 
     def body(row: Row) -> Row:
         talk = pair(row["instruction"], row["response"])
@@ -146,21 +147,40 @@ def safety(
         return {"temperature": 0.0, "max_tokens": MAX_TOKENS, **sampling, "prompt": ids}
 
     def read(choice: Row) -> Row:
-        text = choice["text"].strip()
-        if choice.get("finish_reason") == "length":
-            raise Unreadable(f"no verdict within max_tokens: {text[:60]!r}")
-        verdict = chosen.read(text, chosen.categories)
-        if verdict is None:
-            raise Unreadable(f"no verdict: {text[:60]!r}")
-        label, categories = verdict
-        return {
-            "safety": label,
-            "safety_categories": ", ".join(categories),
-            "llama_guard_2": text if guard == "llama-guard-2" else None,
-        }
+        return _verdict(guard, choice["text"], choice.get("finish_reason"))
 
-    fields = dict.fromkeys(("safety", "safety_categories", "llama_guard_2"), pl.String)
-    return answers(rows, body, read, endpoint, fields)
+    return answers(rows, body, read, endpoint, _FIELDS)
+
+
+def chat_safety(rows: Rows, guard: str, sampling: Sampling, endpoint: Endpoint) -> Frames:
+    """As `safety`, by a guard behind a service that chats, which renders the conversation itself;
+    null takes a parameter out."""
+    asked = {"temperature": 0.0, "max_tokens": MAX_TOKENS, **sampling}
+    given = {name: value for name, value in asked.items() if value is not None}
+
+    def body(row: Row) -> Row:
+        return chat_body(pair(row["instruction"], row["response"]), given)
+
+    def read(answer: Said) -> Row:
+        return _verdict(guard, answer.text, answer.finish_reason)
+
+    return chats(rows, body, read, endpoint, _FIELDS)
+
+
+def _verdict(guard: str, text: str, finish_reason: str | None) -> Row:
+    """What a guard's answer says. Raises Unreadable where it is no verdict."""
+    text, chosen = text.strip(), GUARDS[guard]
+    if finish_reason == "length":
+        raise Unreadable(f"no verdict within max_tokens: {text[:60]!r}")
+    verdict = chosen.read(text, chosen.categories)
+    if verdict is None:
+        raise Unreadable(f"no verdict: {text[:60]!r}")
+    label, categories = verdict
+    return {
+        "safety": label,
+        "safety_categories": ", ".join(categories),
+        "llama_guard_2": text if guard == "llama-guard-2" else None,
+    }
 
 
 def content_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
