@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from core.cells.content import frame_digest
 from core.cells.merging import FILES
-from core.columns import OK, Column
+from core.columns import FAILED, OK, Column
 from core.store import Counts, canonical, digest
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
