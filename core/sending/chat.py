@@ -5,6 +5,7 @@ No tokenizer is needed: messages go out as they are, and the service counts the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def refused(request: Request, reply: Reply) -> list[str]:
     offers none of it (structured outputs, log-probabilities)."""
     error = (reply.error or "").lower() if reply.fault == "request" else ""
     there = [name for name in _OPTIONAL if name in request.body]
-    return [name for name in there if any(word in error for word in _OPTIONAL[name])]
+    return [name for name in there if re.search("|".join(_OPTIONAL[name]), error)]
 
 
 def without(request: Request, fields: Iterable[str]) -> Request:

@@ -111,15 +111,12 @@ def word(tag: Tag, text: str) -> Row:
 
 def plain_schema(schema: Schema) -> Schema:
     """A schema as strict services take it: types and labels, without bounds."""
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        name: {key: plain_schema(each) for key, each in value.items()}
-        if name == "properties"
-        else plain_schema(value)
-        for name, value in schema.items()
-        if name not in _UNKNOWN
-    }
+    plain = {name: value for name, value in schema.items() if name not in _UNKNOWN}
+    if "properties" in plain:
+        plain["properties"] = {n: plain_schema(each) for n, each in plain["properties"].items()}
+    if "items" in plain:
+        plain["items"] = plain_schema(plain["items"])
+    return plain
 
 
 def json_of(text: str) -> str:
