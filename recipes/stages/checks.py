@@ -97,6 +97,8 @@ def asked_tags(tags: TagsConfig) -> Iterator[tuple[str, TagConfig | OwnConfig]]:
     for name in ("quality", "difficulty", "category", "pair_score"):
         yield f"synth.tags.{name}", getattr(tags, name)
     for name, own in tags.own.items():
+        if own.prompt is None:
+            continue
         yield f"synth.tags.own.{name}", own
 
 

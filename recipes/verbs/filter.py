@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core.errors import UserError, nearest
+from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
@@ -144,13 +145,14 @@ def apply_all(
     models: Models = Models(),
     **arm: Any,
 ) -> Applied:
-    """Apply several named strategies to one data set, which is read once.
+    """Apply several named strategies to one data set, which is read once; columns that it lacks and
+    that need no model are computed.
 
     `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`,
     `budget`, `allow_short`). Raises UserError as `resolve`, `tagged.read` and `select` do.
     """
     rules = rules_of(names, arm)
-    data = tagged.read(source, rules)
+    data = tagged.read(with_free(source, rules, models.embedding), rules)
     embedder = _Embedder(source, data.frame["id"], models.embedding or EMBEDDING)
     vectors = Vectors(embedder, embedder.texts)
     tokens = None

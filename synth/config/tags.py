@@ -36,13 +36,20 @@ Kind = Literal["label", "number", "text", "labels"]
 
 class OwnConfig(BaseModel):
     """A column of the recipe's own: what a language model says of a row when it is asked by a
-    prompt of yours."""
+    prompt of yours, or what a classifier gives for it."""
 
     model_config = STRICT
-    prompt: str
+    prompt: str | None = None
     """A prompt file (jinja). It may name `instruction`, `response`, `fence` (longer than any run of
     backticks in them), `labels`, `codes` and `mode`; where it names neither `codes` nor `mode`, a
     line on how to answer is put below it."""
+    classifier: ModelConfig | None = None
+    """In place of a prompt: a sequence-classification model (its name, or a block as of a reward
+    model: `server: {args: {runner: pooling}}`, or `urls`)."""
+    output: str | int | None = None
+    """Of a classifier with several outputs: whose probability is the number, by name or place."""
+    truncate: bool = False
+    """Whether a text is cut to a classifier's `max_model_len`; else it is a failed cell."""
     kind: Kind = "label"
     """label: one of `labels`; number; text; labels: a list of `labels`. Default: what `labels` or
     `between` say."""
@@ -72,7 +79,11 @@ class OwnConfig(BaseModel):
         """What is not said of kind and mode follows from the rest."""
         if not isinstance(data, dict):
             return data
-        kind = data.get("kind") or ("number" if data.get("between") else "label")
+        if isinstance(data.get("classifier"), str):
+            args = {"runner": "pooling"}
+            data = {**data, "classifier": {"model": data["classifier"], "server": {"args": args}}}
+        scored = data.get("classifier") and not data.get("labels")
+        kind = data.get("kind") or ("number" if scored or data.get("between") else "label")
         in_codes = kind == "label" or (kind == "number" and _few(data.get("between")))
         return {"kind": kind, "mode": "label" if in_codes else "explain", **data}
 
@@ -81,7 +92,29 @@ class OwnConfig(BaseModel):
         """Refuse settings that contradict each other."""
         of_labels = self.kind in ("label", "labels")
         low, high = self.between or (0, 1)
+        asks = self.model or self.sampling or self.check or self.between
         contradictions = [
+            (
+                (self.prompt is None) == (self.classifier is None),
+                "a column of your own has either a `prompt` or a `classifier`",
+            ),
+            (
+                self.classifier and (asks or self.kind == "text"),
+                "a classifier takes `labels` (or `kind: number`), `output` and `truncate` alone: "
+                "it is asked nothing",
+            ),
+            (
+                self.classifier and self.classifier.hosted,
+                "a classifier answers /classify, which a service that chats does not offer",
+            ),
+            (
+                (self.output is not None or self.truncate) and not self.classifier,
+                "`output` and `truncate` are for a `classifier`",
+            ),
+            (
+                self.output is not None and self.kind != "number",
+                "`output` is for `kind: number`",
+            ),
             (
                 of_labels and len(set(self.labels)) < 2,
                 "say what it may hold: `labels: [low, high]`, or `kind: number` or `kind: text`",
@@ -96,7 +129,10 @@ class OwnConfig(BaseModel):
                 f"`mode: label` reads one code, which cannot say {self.kind}; use `mode: explain`",
             ),
             (
-                self.mode == "label" and self.kind == "number" and not _few(self.between),
+                self.prompt
+                and self.mode == "label"
+                and self.kind == "number"
+                and not _few(self.between),
                 "in `mode: label` a number is one digit: give `between` within 0 and 9, or use "
                 "`mode: explain`",
             ),
@@ -117,8 +153,14 @@ class OwnConfig(BaseModel):
     @property
     def holds(self) -> dict[str, Any]:
         """What a cell may hold, as it enters keys."""
-        said = {"labels": self.labels, "between": self.between, "ordered": self.ordered}
-        return {"kind": self.kind, **{name: value for name, value in said.items() if value}}
+        said = {
+            "labels": self.labels,
+            "between": self.between,
+            "ordered": self.ordered,
+            "output": self.output,
+        }
+        held = {name: value for name, value in said.items() if value not in (None, (), False)}
+        return {"kind": self.kind, **held}
 
     @property
     def tag(self) -> TagConfig:

@@ -16,14 +16,14 @@ from synth.chat import templates
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
-from synth.config.tags import BaseConfig, SafetyConfig, TagConfig, TagsConfig
+from synth.config.tags import BaseConfig, OwnConfig, SafetyConfig, TagConfig, TagsConfig
 from synth.context import Context, Serving
 from synth.duplicates import decontaminate, embeddings, minhash, neighbors, services
 from synth.generate import single_turn, turns
 from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
 from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize, several
-from synth.tags.asking import codes
+from synth.tags.asking import classifier, codes
 from synth.tags.asking import own as own_columns
 from synth.tags.asking.tag import Mode, prompt_text
 
@@ -291,7 +291,32 @@ COMPUTED: dict[str, Computed] = {
 
 def computed(tags: TagsConfig) -> Mapping[str, Computed]:
     """How each measure is computed, the recipe's own columns among them."""
-    own = {
-        name: _asked(partial(tag_determines, name), partial(compute_tag, name)) for name in tags.own
-    }
+    own = {}
+    for name, each in tags.own.items():
+        if each.classifier is None:
+            own[name] = _asked(partial(tag_determines, name), partial(compute_tag, name))
+        else:
+            own[name] = _classified(name, each, each.classifier)
     return {**COMPUTED, **own}
+
+
+def _classified(name: str, own: OwnConfig, model: ModelConfig) -> Computed:
+    """A recipe's own column by a classifier."""
+
+    def determines(config: SynthConfig, context: Context) -> Determines:
+        return {
+            "classifier": context.revision(model),
+            "holds": own.holds,
+            "reads": own.reads,
+            "VERSION": classifier.VERSION,
+            **({"truncate": True} if own.truncate else {}),
+        }
+
+    def compute(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
+        served = context.serve(model)
+        texts = _PAIR if own.reads == "response" else _PAIR[:2]
+        return classifier.classified(
+            name, own, only(rows, texts), served.model.path, served.tokenizer, served.endpoint
+        )
+
+    return _asked(determines, compute)

@@ -24,7 +24,8 @@ def asked(config: SynthConfig, measure: str) -> ModelConfig | None:
     if measure == "response":
         return config.responder or config.teacher
     if measure in tags.own:
-        return tags.own[measure].model or config.teacher
+        own = tags.own[measure]
+        return None if own.prompt is None else own.model or config.teacher
     if measure in MEASURES and MEASURES[measure].asks:
         return getattr(tags, measure).model or config.teacher
     return tags.safety if measure == "safety" else None

@@ -110,6 +110,18 @@ def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
     return Tagged(frame.drop("out"), answered, failed, out)
 
 
+def lacking(source: str | Path, rules: Sequence[Rule]) -> list[str]:
+    """The measures of the columns that these filters read and a source neither holds nor has the
+    texts for, cheapest first."""
+    asked = _asked(rules)
+    if _scans(source, asked):
+        return []
+    first = next(_batches(source, asked), None)
+    schema = pl.Schema() if first is None else first.collect_schema()
+    absent = [c for c in asked.wanted if not _inputs(c, schema, asked.derived)]
+    return asked.measures.filling(absent)
+
+
 def _asked(rules: Sequence[Rule]) -> _Asked:
     needed = {column for rule in rules for column in rule.columns}
     ranked = {column for rule in rules for column in rule.choose.ranks}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from synth.config.tags import OwnConfig, TagsConfig
-from synth.measures import DECLARED, LONG, MEASURES, NUMBER, SHIPPED, TOKENS, Field_, Measure
+from synth.measures import DECLARED, LONG, MEASURES, NUMBER, SHIPPED, TOKENS, WHOLE, Field_, Measure
 from synth.measures import Measures as Table
 from synth.tags.asking.tag import DIGITS, LETTERS, TAGS, TEXT, Labels, Schema, Tag
 
@@ -36,7 +36,8 @@ def measures(config: TagsConfig) -> Table:
 
 def tags(config: TagsConfig) -> dict[str, Tag]:
     """Every LLM tag, the shipped ones and the recipe's own, by name."""
-    return {**TAGS, **{name: _tag(name, each) for name, each in config.own.items()}}
+    asked = {name: each for name, each in config.own.items() if each.prompt is not None}
+    return {**TAGS, **{name: _tag(name, each) for name, each in asked.items()}}
 
 
 def _check_names(own: Mapping[str, Measure]) -> None:
@@ -53,11 +54,13 @@ def _check_names(own: Mapping[str, Measure]) -> None:
 
 def _measure(name: str, own: OwnConfig) -> Measure:
     """What the columns of one of them are: the value, the rank of an ordered label, and why."""
-    explained = {} if own.kind == "text" else {f"{name}_explanation": LONG}
+    asked = own.prompt is not None
+    explained = {f"{name}_explanation": LONG} if asked and own.kind != "text" else {}
     columns = {name: _field(name, own), **explained}
     if columns[name].rank:
         columns[columns[name].rank] = Field_("number", follows=name)
-    beside = {f"{name}_mass": NUMBER, **TOKENS}
+    bought = {f"{name}_mass": NUMBER, **TOKENS}
+    beside = bought if asked else {"prompt_tokens": WHOLE}
     return Measure(COST[own.reads], own.reads, columns, beside=beside)
 
 
@@ -84,7 +87,7 @@ def _tag(name: str, own: OwnConfig) -> Tag:
         labels,
         codes_of(labels, own),
         _field(name, own).rank or None,
-        Path(own.prompt).expanduser(),
+        Path(own.prompt or "").expanduser(),
         {**explanation, name: _schema(own, labels)},
         {"explanation": f"{name}_explanation"},
         f"{name}_mass",
