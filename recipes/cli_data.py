@@ -82,6 +82,9 @@ def filter_data(
         str | None,
         Option(help="Its chat template where it has none: chatml, llama3, smollm2, or a file."),
     ] = None,
+    recipe: Annotated[
+        str | None, Option(help="A recipe whose own columns (`synth.tags.own`) may be named.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
@@ -91,7 +94,7 @@ def filter_data(
     asked = filtering.Asked(
         strategy, param or (), rows, tokens, where, choose, allow_short, allow_cut
     )
-    models = filtering.Models(embedding, student, chat_template_path)
+    models = filtering.Models(embedding, student, chat_template_path, recipe)
     filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
 
 

@@ -14,7 +14,7 @@ import pytest
 from core.errors import UserError
 from recipes.verbs.filter import Asked, Models, Output, main
 from synth.published import chosen_rows
-from tests import tiny
+from tests import small_recipe, tiny
 from tests.test_cli import call
 from tests.test_published import loaded, row23, row25, saved
 from tests.test_tagged import tagged
@@ -333,3 +333,59 @@ def test_a_snapshot_without_texts_is_written_as_it_is(tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "out.parquet").to_dicts() == [
         {"id": "b", "response_length": 9.0, "status:response": "ok"}
     ]
+
+
+PLAIN = {
+    "id": ["a", "b", "c"],
+    "instruction": ["Write a poem.", "Write a poem.", "Mail bob@gmail.com today"],
+    "response": ["x", "yy", "zzz"],
+}
+
+
+def test_what_a_file_lacks_and_needs_no_model_is_computed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAGPIE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "plain.parquet"
+    pl.DataFrame(PLAIN).write_parquet(source)
+    where = "pii = '' AND NOT minhash_duplicate AND instruction_length > 3"
+    run(source, where=where, choose="longest", rows=1, out=tmp_path / "kept.parquet", as_json=True)
+    told = capsys.readouterr()
+    funnel = json.loads(told.out)["strategies"]["filter"]
+    assert [step["stopped"] for step in funnel["steps"]] == [1, 1, 0]
+    assert "computing what" in told.err and "pii, minhash" in told.err
+    kept = pl.read_parquet(tmp_path / "kept.parquet")
+    assert kept.columns == list(PLAIN) and kept["id"].to_list() == ["a"]
+    run(source, where="pii = ''", choose="longest", rows=1, as_json=True)
+    assert "measuring pii" not in capsys.readouterr().err, "it was kept"
+    with pytest.raises(UserError, match="no column `min_neighbor_distance`"):
+        run(source, where="min_neighbor_distance > 0", choose="longest", rows=1)
+
+
+def test_neighbours_are_computed_by_a_model_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from core.models import resolve
+
+    model = resolve("embedded/all-MiniLM-L6-v2").path
+    monkeypatch.setenv("MAGPIE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "plain.jsonl"
+    pl.DataFrame(PLAIN).write_ndjson(source)
+    found = answer(
+        capsys, source, where="NOT near_duplicate", choose="all", embedding=model, allow_short=True
+    )
+    assert found["strategies"]["filter"]["chosen"] == 2
+
+
+def test_a_recipes_own_columns_may_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = {"clarity": {"prompt": "x.jinja", "labels": ["low", "mid", "high"]}}
+    recipe = small_recipe.recipe(tmp_path, tmp_path, "http://x", synth__tags__own=block)
+    source = tmp_path / "rated.parquet"
+    pl.DataFrame({**PLAIN, "clarity": ["low", "high", "mid"]}).write_parquet(source)
+    given = {"where": "clarity >= 'mid'", "choose": "top(clarity_rank)", "rows": 1}
+    with pytest.raises(UserError, match="unknown column `clarity_rank`"):
+        run(source, **given)
+    run(source, **given, recipe=str(recipe), out=tmp_path / "kept.parquet")
+    assert pl.read_parquet(tmp_path / "kept.parquet")["id"].to_list() == ["b"]

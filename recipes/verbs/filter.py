@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from core.errors import UserError, nearest
 from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
+from recipes.schema import load
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
 from synth.filters.choices import CHOICES
@@ -27,7 +28,9 @@ from synth.filters.choosing.candidates import Vectors
 from synth.filters.rule import Rule, linked, resolve
 from synth.filters.schedule import Selection, TokenCounter, Unfilled, remarks, select
 from synth.filters.strategies import STRATEGIES, Param, Strategy
+from synth.measures import SHIPPED, Measures
 from synth.published import chosen_rows, tagged
+from synth.tags.asking import own
 from synth.tags.reward import REWARD_MODELS
 
 EMBEDDING = "embedded/all-MiniLM-L6-v2"
@@ -89,6 +92,13 @@ class Models:
     """Its tokenizer and chat template count a budget in tokens."""
     chat_template_path: str | None = None
     """The student's chat template, where it has none."""
+    recipe: str | None = None
+    """A recipe whose own columns (`synth.tags.own`) the filters may name."""
+
+    @property
+    def measures(self) -> Measures:
+        """What the filters may name columns of."""
+        return own.measures(load(self.recipe).recipe.synth.tags) if self.recipe else SHIPPED
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def apply_all(
     `arm`: fields of ArmConfig that replace each strategy's own (`where`, `choose`, `params`,
     `budget`, `allow_short`). Raises UserError as `resolve`, `tagged.read` and `select` do.
     """
-    rules = rules_of(names, arm)
+    rules = rules_of(names, arm, models.measures)
     data = tagged.read(with_free(source, rules, models.embedding), rules)
     embedder = _Embedder(source, data.frame["id"], models.embedding or EMBEDDING)
     vectors = Vectors(embedder, embedder.texts)
@@ -162,12 +172,12 @@ def apply_all(
     return Applied(data, chosen)
 
 
-def rules_of(names: Sequence[str], arm: Block) -> list[Rule]:
-    """The rules of several strategies, with what `arm` replaces."""
-    return list(linked({name: _rule(name, arm, names) for name in names}).values())
+def rules_of(names: Sequence[str], arm: Block, measures: Measures = SHIPPED) -> list[Rule]:
+    """The rules of several strategies over the columns of `measures`, with what `arm` replaces."""
+    return list(linked({name: _rule(name, arm, names, measures) for name in names}).values())
 
 
-def _rule(name: str, arm: Block, names: Sequence[str]) -> Rule:
+def _rule(name: str, arm: Block, names: Sequence[str], measures: Measures) -> Rule:
     """The rule of one strategy, or of `arm` alone. A threshold goes to the strategies that have
     it."""
     strategy = STRATEGIES.get(name, NOTHING)
@@ -184,7 +194,7 @@ def _rule(name: str, arm: Block, names: Sequence[str]) -> Rule:
         if name in STRATEGIES or name == UNNAMED:
             raise UserError(f"{name} takes as much as it is told to: add --rows N or --tokens N.")
         at = "--strategy"
-    return resolve(name, ArmConfig.model_validate(stated), at)
+    return resolve(name, ArmConfig.model_validate(stated), at, measures)
 
 
 def _declared(names: Sequence[str]) -> dict[str, Param]:
