@@ -43,6 +43,7 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
         waits, frame = "select/heldout", None
     else:
         frame = measured(session, one, seeded)
+    failed = {} if frame is None else unusable(one.pool)
     found: Selections = {}
     for arm, rule in one.rules.items():
         for seed, name in arms.selections(arm):
@@ -53,7 +54,7 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
             plain = not one.arms.configs[arm].filtered
             usable = frame if plain else without_heldout(frame, selections)
             selection = select(usable, rule, seed, one.tokens([rule]), one.pool.vectors)
-            selection.funnel["unusable"] = unusable(one.pool)
+            selection.funnel["unusable"] = failed
             rows = Conversations.of(one.pool, frame, selection.ids)
             chosen = Chosen(rule, selection)
             found[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen)
