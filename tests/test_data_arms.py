@@ -252,3 +252,59 @@ def test_a_filtered_arm_of_data_gets_a_random_one_of_the_same_data_and_size(
     from recipes.stages.walk import Arms
 
     assert Arms.of(schema.load(path).recipe).baseline == "random-of-long"
+
+
+def test_data_is_read_as_the_arm_says(tmp_path: Path, llama: Path, server: ScriptedServer) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps({"question": "What flows?", "answer": "The river."}) + "\n")
+    how = {"map": {"instruction": "question", "response": "answer"}}
+    arms = {"theirs": {"data": str(file), **how}}
+    made = run(recipe(tmp_path, llama, server, arms=arms))
+    (row,) = pl.read_parquet(made.results["select/theirs/0"].path / "selection.parquet").to_dicts()
+    assert [turn["content"] for turn in row["messages"]] == ["What flows?", "The river."]
+
+
+def test_tool_turns_that_the_students_template_does_not_know_fail_with_the_reason(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    call = {"from": "function_call", "value": '{"name": "clock", "arguments": {}}'}
+    talks = [
+        [{"from": "human", "value": "What time is it?"}, {"from": "gpt", "value": "Noon."}],
+        [
+            {"from": "human", "value": "And now?"},
+            call,
+            {"from": "observation", "value": "12:01"},
+            {"from": "gpt", "value": "A minute later."},
+        ],
+    ]
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([{"id": str(n), "conversations": t} for n, t in enumerate(talks)]))
+    arms = {"theirs": {"data": str(file)}}
+    path = recipe(tmp_path, llama, server, arms=arms)
+    assert sorted(ids(run(path), "theirs/0")) == ["0", "1"], (
+        "nothing says what cannot be trained on"
+    )
+    assert ids(run(seeded(tmp_path, path, 0)), "theirs/0") == ["0"]
+    funnel = json.loads((tmp_path / "store/recipes/small/select/theirs/0/funnel.json").read_text())
+    assert funnel["unusable"] == {"tool turns that the chat template does not know": 1}
+
+
+def test_new_answers_for_old_prompts_are_an_arm(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    data = str(theirs(tmp_path / "set.jsonl", 12))
+    arms = {
+        "old": {"data": data, "choose": "all"},
+        "new": {"data": data, "choose": "all", "answers": "all"},
+    }
+    path = recipe(tmp_path, llama, server, arms=arms)
+    before = len(server.requests)
+    made = run(path)
+    assert len(server.requests) - before == 12
+    old, new = (
+        pl.read_parquet(made.results[f"select/{arm}"].path / "selection.parquet")
+        for arm in ("old", "new")
+    )
+    assert old["id"].to_list() == new["id"].to_list()
+    for first, again in zip(old["messages"].to_list(), new["messages"].to_list(), strict=True):
+        assert first[0] == again[0] and first[1]["content"] != again[1]["content"]

@@ -188,3 +188,13 @@ def counting(
     if train is None:
         return count, None
     return count, [train.base, train.revision, train.chat_template_path]
+
+
+def knows_tools(config: TrainConfig, resolve: Resolve) -> bool:
+    """Whether the student's chat templates, for training and inference, write out tool turns."""
+    from core.models import tokenizer
+    from train import chat, tools
+
+    own = tokenizer(resolve(config.base, config.revision).path)
+    chosen = chat.choose(config, own)
+    return all(tools.knows_tools(own, each) for each in (chosen.training, chosen.inference))

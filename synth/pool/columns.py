@@ -49,8 +49,10 @@ INSTRUCTION_FIELDS: PolarsTypes = {
     "system_prompt": pl.String,
     "thinking": pl.String,
     "licence": pl.String,
+    "tool_turns": pl.Boolean,
 }
-"""What is stored of a draw, or of an imported row (its licence, where its file states one)."""
+"""What is stored of a draw, or of an imported row (its licence, where its file states one,
+and whether its conversation has tool turns)."""
 
 
 class PoolColumns:

@@ -19,6 +19,7 @@ from synth.pool.short_columns import digest_pairs, digest_texts
 from synth.published.files import Notes
 from synth.published.forms import of_turn, or_null, sampling_fields
 from synth.published.rows import read
+from synth.published.turns import TOOL_ROLES
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes
@@ -61,7 +62,10 @@ def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
     ours."""
     batch = batch.with_columns(or_null("messages", batch.columns, MESSAGES))
     asked = pl.col("messages").list.eval(of_turn("role") == "user")
-    batch = batch.with_columns(turns=asked.list.sum().cast(pl.Int64))
+    tools = pl.col("messages").list.eval(of_turn("role").is_in(TOOL_ROLES))
+    batch = batch.with_columns(
+        turns=asked.list.sum().cast(pl.Int64), tool_turns=tools.list.any().fill_null(False)
+    )
     stated = [c for c in ("licence", "license") if batch.schema.get(c) == pl.String]
     if stated:
         batch = batch.with_columns(licence=pl.coalesce(stated))

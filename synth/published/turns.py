@@ -38,6 +38,8 @@ ROLES = {
 }
 """What speakers are called elsewhere -> our role."""
 ANSWERS = ("assistant", "tool_call")
+TOOL_ROLES = ("tool_call", "tool")
+"""Turns that only some chat templates write out."""
 KNOWN_ROLES = ("system", "user", *ANSWERS, "tool")
 
 WHO, WHAT = ("from", "role"), ("value", "content")

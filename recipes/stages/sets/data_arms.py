@@ -43,7 +43,7 @@ def _of_set(session: Session, one: DataSet, selections: Selections) -> Selection
         waits, frame = "select/heldout", None
     else:
         frame = measured(session, one, seeded)
-    failed = {} if frame is None else unusable(one.pool)
+    failed = {} if frame is None else unusable(one)
     found: Selections = {}
     for arm, rule in one.rules.items():
         for seed, name in arms.selections(arm):

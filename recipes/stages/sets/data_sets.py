@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import FAILED
+from core.columns import FAILED, OK
 from core.errors import UserError
 from core.store import digest
 from recipes.schema import Recipe
 from recipes.stages.eval_prompts import eval_prompts
 from recipes.stages.session import REUSE, RUN, Session
-from recipes.stages.tokens import token_counter
+from recipes.stages.tokens import knows_tools, token_counter
 from recipes.stages.walk import Arms
 from synth.config.rows import ImportConfig
 from synth.context import Context, Resolve
@@ -26,6 +26,7 @@ from synth.filters.schedule import TokenCounter, wanted
 from synth.pool import draw, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
+from train.tools import UNKNOWN
 
 _OF_DRAWING: dict[str, Any] = {
     "grid": None,
@@ -58,6 +59,15 @@ class DataSet:
     recipe: Recipe
     arms: Arms
     resolve: Resolve
+
+    def unfit(self, frame: pl.DataFrame) -> dict[str, int]:
+        """How many rows have tool turns that the student's template does not write out, by that
+        reason."""
+        rows = int(frame["tool_turns"].fill_null(False).sum())
+        train = self.recipe.train
+        if not rows or train is None or knows_tools(train, self.resolve):
+            return {}
+        return {UNKNOWN: rows}
 
     @property
     def source(self) -> str:
@@ -115,7 +125,7 @@ def imported(session: Session, one: DataSet) -> bool:
         counts = draw.draw(pool, session.servers, log)
         log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
     if counts["failed"]:
-        failed = unusable(pool)
+        failed = _failed(pool.drawn())
         shown = "; ".join(f"{rows} x {reason}" for reason, rows in failed.items())
         session.log.say(
             f"{one.name}: {sum(failed.values())} of {len(pool.drawn())} rows of {one.source} are "
@@ -124,9 +134,17 @@ def imported(session: Session, one: DataSet) -> bool:
     return True
 
 
-def unusable(pool: Pool) -> dict[str, int]:
+def unusable(one: DataSet) -> dict[str, int]:
+    """How many rows of the data cannot be used, by reason, the most frequent first: they failed
+    when they were read, or have turns that the student's template does not know."""
+    drawn = one.pool.drawn()
+    known = drawn.filter(pl.col("status") == OK)
+    return _failed(drawn) | one.unfit(known)
+
+
+def _failed(drawn: pl.DataFrame) -> dict[str, int]:
     """How many rows of an import failed, by reason, the most frequent first."""
-    failed = pool.drawn().filter(pl.col("status") == FAILED)["reason"].fill_null("no reason given")
+    failed = drawn.filter(pl.col("status") == FAILED)["reason"].fill_null("no reason given")
     # "no response (set.jsonl line 7)": every row has a place of its own
     reasons = failed.str.replace(r" \([^()]*\)$", "").str.replace(r"^the id .* occurs twice$", "")
     counts = Counter(reason or "an id occurs twice" for reason in reasons)
@@ -140,11 +158,11 @@ def measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | No
     pool, name = one.pool, f"measure/{one.name}"
     texts = columns_of(rule for rule, _ in rules)
     tokens = one.tokens([rule for rule, _ in rules])
-    frame = pool.frame(texts)
+    frame = _fitting(one, pool.frame(texts))
     if frame.is_empty():
         raise UserError(
             f"arms.{one.name}.data: {one.source} has no usable row "
-            f"({_shown(unusable(pool)) or 'it is empty'}); `magpie import` shows how it is read."
+            f"({_shown(unusable(one)) or 'it is empty'}); `magpie import` shows how it is read."
         )
     wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
     if not wants:
@@ -159,9 +177,14 @@ def measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | No
     key = digest([pool.cells, [rule.name for rule, _ in rules]])
     with session.tracker.stage(name, "measure", key, {"cells": pool.cells}) as log:
         counts = measuring.measure(pool, rules, session.servers, log, tokens)
-        frame = pool.frame(texts)
+        frame = _fitting(one, pool.frame(texts))
         log.finish({"counts": counts, "output": digest(sorted(frame["id"].to_list()))})
     return frame
+
+
+def _fitting(one: DataSet, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that the student's template can write out."""
+    return frame.filter(~pl.col("tool_turns").fill_null(False)) if one.unfit(frame) else frame
 
 
 def _shown(counts: Mapping[str, int]) -> str:

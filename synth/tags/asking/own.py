@@ -19,7 +19,7 @@ COST = {"instruction": 3, "response": 6}
 
 _ROWS = """status reason heldout reserved of of_pair of_response index seed cell place sampling
 revision template finish_reason tokens prompt_tokens failed_tags source_columns source_conversations
-conversations source licence row verdict keep unranked out has response_prompt_tokens"""
+conversations source licence tool_turns row verdict keep unranked out has response_prompt_tokens"""
 TAKEN = frozenset((*DECLARED, *MEASURES, *_ROWS.split()))
 """Names that a row's columns have already."""
 
