@@ -308,3 +308,22 @@ def test_new_answers_for_old_prompts_are_an_arm(
     assert old["id"].to_list() == new["id"].to_list()
     for first, again in zip(old["messages"].to_list(), new["messages"].to_list(), strict=True):
         assert first[0] == again[0] and first[1]["content"] != again[1]["content"]
+
+
+def test_a_file_that_is_not_there_is_named_with_its_arm_before_anything_is_asked(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    path = recipe(tmp_path, llama, server, arms={"theirs": {"data": str(tmp_path / "no.jsonl")}})
+    with pytest.raises(UserError, match=r"recipe.yaml:\d+: arms.theirs.data: .*does not exist"):
+        graph.plan(schema.load(path))
+
+
+def test_until_measure_a_recipe_over_data_trains_nothing(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    data = str(theirs(tmp_path / "set.jsonl", 12))
+    arms = {"best": {"data": data, "where": "input_quality >= 'average'"}}
+    path = seeded(tmp_path, recipe(tmp_path, llama, server, arms=arms), 0)
+    made = run(path, "instructions")
+    assert made.stopped and [s.name for s in made.steps] == ["instructions/best"]
+    assert run(path, "measure").stopped

@@ -13,7 +13,7 @@ import polars as pl
 from core.store import Result
 from recipes.stages.session import WAITS, Session
 from recipes.stages.sets import beside
-from recipes.stages.sets.data_sets import DataSet, measured, unusable
+from recipes.stages.sets.data_sets import DataSet, imported, measured, unusable
 from recipes.stages.sets.licences import licence_of
 from recipes.stages.synthesis import Chosen, chosen_by, for_every_seed
 from recipes.stages.tokens import Conversations
@@ -28,9 +28,13 @@ def from_data(session: Session, sets: Mapping[str, DataSet], selections: Selecti
     found: Selections = {}
     distinct = {id(one): one for one in sets.values()}
     for one in distinct.values():
+        imported(session, one)
+    session.done("instructions")
+    for one in distinct.values():
         rules = {name: rule for name, rule in one.rules.items() if name in one.arms.configs}
         if rules:
             found |= _of_set(session, replace(one, rules=rules), selections)
+    session.done("measure")
     return found
 
 

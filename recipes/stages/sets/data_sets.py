@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from synth.filters.schedule import TokenCounter, wanted
 from synth.pool import draw, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
+from synth.published import files
 from train.tools import UNKNOWN
 
 _OF_DRAWING: dict[str, Any] = {
@@ -70,6 +72,11 @@ class DataSet:
         return {UNKNOWN: rows}
 
     @property
+    def at(self) -> str:
+        """Where the recipe names it, for error sentences."""
+        return self.arms.data[self.name].at
+
+    @property
     def source(self) -> str:
         """As the recipe names it."""
         return str(self.choosing.data)
@@ -84,7 +91,7 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
     """The data of every arm, and of every part of a mixture ("MIXTURE/PART"), that is someone
     else's; arms of one source share its rows."""
     root = session.store.root
-    sources = {name: _source(arms.choosing(name)) for name in arms.data}
+    sources = {name: _source(rule.at, arms.choosing(name)) for name, rule in arms.data.items()}
     keys = {name: digest(source) for name, source in sources.items()}
     found: dict[str, DataSet] = {}
     opened: dict[str, DataSet] = {}
@@ -100,8 +107,12 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
     return found
 
 
-def _source(choosing: Choosing) -> ImportConfig:
-    """What an arm's `data` is as rows to import."""
+def _source(at: str, choosing: Choosing) -> ImportConfig:
+    """What an arm's `data` is as rows to import. Raises UserError for a file that is not there."""
+    try:
+        files.sources(str(choosing.data))
+    except UserError as error:
+        raise UserError(f"{at}.data: {error}") from error
     stated = {"import": choosing.data, "answers": choosing.answers, **choosing.spec()}
     return ImportConfig.model_validate(stated)
 
@@ -121,7 +132,7 @@ def imported(session: Session, one: DataSet) -> bool:
         return False
     cell = pool.cells["instruction"]
     tracked = session.tracker.stage(name, "instructions", digest(cell), {"cell": cell})
-    with tracked as log:
+    with pool.instruction.alone(), tracked as log:
         counts = draw.draw(pool, session.servers, log)
         log.finish({"counts": counts, "output": digest(pool.drawn()["of"].to_list())})
     if counts["failed"]:
@@ -153,15 +164,19 @@ def _failed(drawn: pl.DataFrame) -> dict[str, int]:
 
 def measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | None:
     """The rows with everything that these rules want, or None in a plan where cells are missing."""
-    if not imported(session, one):
-        return None
+    with nullcontext() if session.planning else one.pool.instruction.alone():
+        return _measured(session, one, rules) if imported(session, one) else None
+
+
+def _measured(session: Session, one: DataSet, rules: Seeded) -> pl.DataFrame | None:
+    """The same of data that is read."""
     pool, name = one.pool, f"measure/{one.name}"
     texts = columns_of(rule for rule, _ in rules)
     tokens = one.tokens([rule for rule, _ in rules])
     frame = _fitting(one, pool.frame(texts))
     if frame.is_empty():
         raise UserError(
-            f"arms.{one.name}.data: {one.source} has no usable row "
+            f"{one.at}.data: {one.source} has no usable row "
             f"({_shown(unusable(one)) or 'it is empty'}); `magpie import` shows how it is read."
         )
     wants = wanted(frame, rules, tokens, pool.complete, pool.vectors)
