@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
-from eval.checkpoint import answers, asked
+from eval.checkpoint import answers
 from eval.config import AnswersConfig
 from tests import tiny
 from tests.eval_files import LLAMA3, prompt_file
@@ -117,11 +117,7 @@ def test_answers_are_in_the_order_of_the_prompts_and_what_failed_stays_visible(
     assert counts["truncated"] == 1 and not (tmp_path / "out" / "work").exists()
 
 
-def test_an_interrupted_run_asks_only_for_what_is_missing(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asked, "FLUSH", 4)
-
+def test_an_interrupted_run_asks_only_for_what_is_missing(tmp_path: Path, checkpoint: Path) -> None:
     class Stops(Log):
         def progress(self, done: int, total: int | None, unit: str = "rows") -> None:
             if done == 10:

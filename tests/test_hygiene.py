@@ -209,7 +209,7 @@ def test_distance_to_the_evaluation_prompts_is_that_of_the_embeddings(
 
     axis = {"sea": 0, "2": 1}
 
-    def unit(root: Path, ids: list[str], texts: Any, model: Model) -> Any:
+    def unit(root: Path, ids: list[str], texts: Any, model: Model, **_: Any) -> Any:
         return np.eye(3, dtype=np.float32)[
             [next((at for word, at in axis.items() if word in text), 2) for text in texts]
         ]
