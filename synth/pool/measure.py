@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -67,7 +67,7 @@ def measure(
         if column is None:
             raise UserError(_unmeasurable(name, pool.measures))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-        _count(counts, name, _filled(pool, name, rows, column, context), log)
+        _count(counts, name, filled(pool, name, rows, column, context), log)
     if task.alone:
         pool.merge(log.say)
     else:
@@ -124,7 +124,7 @@ def _possible(
             yield name, rows
 
 
-def _filled(
+def filled(
     pool: Pool, name: str, rows: pl.DataFrame, column: Column, context: Serving
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Compute one measure's cells of these rows and append them to its column as they arrive:
@@ -144,10 +144,11 @@ def _filled(
             yield cells, len(rows)
         column.cut()
         return
-    texts = _texts_for(name, pool.measures)
+    texts, measured = _texts_for(name, pool.measures), pool.measures.table[name].of
     for part in rows.iter_slices(SLICE):
+        of = dict(part.select("id", measured).iter_rows())
         for cells in compute(pool.with_texts(part, texts), pool.config, context):
-            column.append(of_rows(cells, part, pool.measures.table[name]))
+            column.append(_told_apart(cells, of))
             yield cells, len(rows)
 
 
@@ -168,7 +169,7 @@ def _streamed(
     column: Column,
     context: Serving,
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """`_filled` of a measure that asks a server once a row: the texts of the next slice are read
+    """`filled` of a measure that asks a server once a row: the texts of the next slice are read
     while requests of this one are in flight, so the server never drains in between."""
     stream = pool.computed[name].stream
     assert stream is not None
@@ -185,9 +186,15 @@ def _streamed(
             yield filled
 
     for cells in stream(frames(), pool.config, context):
-        known = pl.Series([of.pop(row) for row in cells["id"]], dtype=pl.String)
-        column.append(cells.with_columns(of=known))
+        column.append(_told_apart(cells, of))
+        for row in cells["id"]:
+            del of[row]
         yield cells, len(rows)
+
+
+def _told_apart(cells: pl.DataFrame, of: Mapping[str, str]) -> pl.DataFrame:
+    """Cells with the digest of the text that each is of."""
+    return cells.with_columns(of=pl.Series([of[row] for row in cells["id"]], dtype=pl.String))
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
