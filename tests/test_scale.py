@@ -15,7 +15,7 @@ from core.models import resolve
 from core.servers import Servers
 from core.tracking import Log
 from recipes import schema
-from recipes.stages import graph
+from recipes.stages import graph, tokens
 from recipes.stages.graph import Outcome
 from recipes.stages.tokens import rows_digest
 from synth.context import Context
@@ -184,3 +184,24 @@ def test_a_conversation_that_goes_on_otherwise_is_another_one() -> None:
     frames = [pl.DataFrame(row).with_columns(messages_digest(pl.Series([talk]))) for talk in talks]
     digests = {conversations_digest(frame) for frame in frames}
     assert len(digests) == 3
+
+
+def test_tokens_of_a_row_are_counted_once_and_a_plan_counts_none(
+    tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_recipe.recipe(
+        tmp_path, llama, server.url, train=True, arms__good__budget={"tokens": 400}
+    )
+    plan_before = [s.why for s in graph.plan(schema.load(path)).steps if s.name == "measure"]
+    assert plan_before == ["depends on instructions"]
+    run(path)
+    counted: list[object] = []
+    monkeypatch.setattr(tokens, "count_tokens", lambda *given: counted.append(given))
+    run(path)
+    assert plan(path)["select/good"] == "reuse" and counted == []
+    shutil.rmtree(tmp_path / "store" / "columns" / "student_tokens")
+    steps = {s.name: s.why for s in graph.plan(schema.load(path)).steps}
+    assert counted == [] and "are estimates until a run counts them" in steps["select/good"]
+    monkeypatch.undo()
+    run(path)
+    assert plan(path)["select/good"] == "reuse"

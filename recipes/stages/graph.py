@@ -114,7 +114,7 @@ def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> No
 
 def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> Selections:
     pool = pool_of(recipe, arms, resolve, session.store.root, planning=session.planning)
-    tokens = token_counter(recipe.train, arms, pool, resolve)
+    tokens = token_counter(recipe.train, arms, pool, resolve, planning=session.planning)
     # A plan writes no file of the evaluation's prompts, so there the pool knows of none.
     unknown = session.planning and recipe.eval is not None
     later = ("overlap", "eval_distance") if unknown else ()

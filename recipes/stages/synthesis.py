@@ -18,7 +18,14 @@ from core.files import link, write_changed
 from core.store import Counts, Result, digest
 from core.tracking import TABLE_ROWS, Log
 from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage, say, says
-from recipes.stages.tokens import Contents, Conversations, Rows, rows_digest, write_rows
+from recipes.stages.tokens import (
+    Contents,
+    Conversations,
+    Rows,
+    TokenCounts,
+    rows_digest,
+    write_rows,
+)
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, columns_of
@@ -42,7 +49,7 @@ def from_pool(
     session: Session,
     arms: Arms,
     pool: Pool,
-    tokens: TokenCounter | None,
+    tokens: TokenCounts | None,
     later: tuple[str, ...],
 ) -> Selections:
     """Draw, measure and select: a selection for every arm that chooses from the pool and every
@@ -63,6 +70,11 @@ def from_pool(
             _remark(session, name, selection)
             rows = Conversations.of(pool, frame, selection.ids)
             selections[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen[-1])
+            if tokens and tokens.uncounted and rule.budget and rule.budget.tokens:
+                estimated = (
+                    f"tokens of {tokens.uncounted} rows are estimates until a run counts them"
+                )
+                session.add(f"select/{name}", f"{few} until a run counts them")
     selections = for_every_seed(selections, arms)
     if pool.config.heldout:
         selections[HELDOUT] = _heldout(session, pool, frame)

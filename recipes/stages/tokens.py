@@ -8,22 +8,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 
-from core.columns import MESSAGES, OK
+from core.columns import MESSAGES, OK, Column
 from core.errors import UserError
 from core.files import write_atomic
 from core.store import canonical, digest
 from recipes.stages.walk import Arms
 from synth.context import Resolve
-from synth.filters.schedule import TokenCounter
 from synth.pool.pool import SLICE, Pool
-from synth.pool.short_columns import conversations_digest
+from synth.pool.short_columns import Lean, conversations_digest
 from synth.published.rows import parquet_file
 from train.config import TrainConfig
 
@@ -130,31 +129,65 @@ def rows_digest(rows: pl.DataFrame | Iterable[pl.DataFrame]) -> str:
     return seen.hexdigest()
 
 
+@dataclass
+class TokenCounts:
+    """The student's tokens of rows of a pool, counted once a row and text: kept in a column of the
+    store. Without `count` (in a plan) nothing is counted, and `uncounted` says how many rows would
+    have been: theirs are estimates."""
+
+    pool: Pool
+    column: Column
+    count: Callable[[pl.DataFrame], dict[str, int]] | None
+    uncounted: int = 0
+
+    def __call__(self, frame: pl.DataFrame) -> pl.Series:
+        """Of each row of the pool's frame; null where there is no response."""
+        known = self._known(frame)
+        missing = known["tokens"].is_null() & (frame["status:response"] == OK)
+        if self.count is None or not missing.any():
+            self.uncounted = int(missing.sum())
+            return known["tokens"]
+        fresh, of = frame.filter(missing), known.filter(missing).select("id", "of")
+        for part in Conversations(self.pool, fresh).slices():
+            counted = self.count(part)
+            tokens = pl.DataFrame({"id": list(counted), "tokens": list(counted.values())})
+            self.column.append(tokens.join(of, on="id", how="left"))
+        self.column.cut()
+        return self._known(frame)["tokens"]
+
+    def _known(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """[id, of, tokens] of these rows."""
+        of = pl.col("of_pair")
+        if "of_messages" in frame.columns:  # a conversation that grew is counted anew
+            of = pl.coalesce("of_messages", of)
+        cells = self._cells.read().select("id", "of", "tokens")
+        rows = frame.select("id", of=of)
+        return rows.join(cells, on=["id", "of"], how="left", maintain_order="left")
+
+    @cached_property
+    def _cells(self) -> Lean:
+        return Lean(self.column, lambda part: part)
+
+
 def token_counter(
-    train: TrainConfig | None, arms: Arms, pool: Pool, resolve: Resolve
-) -> TokenCounter | None:
-    """Counts the student's tokens of each row of a pool frame (null where there is no response),
-    with the student's chat template; None where no arm has a budget in tokens."""
+    train: TrainConfig | None, arms: Arms, pool: Pool, resolve: Resolve, *, planning: bool = False
+) -> TokenCounts | None:
+    """Counts the student's tokens of each row of a pool frame with the student's chat template, in
+    a plan as far as they were counted before; None where no arm has a budget in tokens."""
+    from train import chat, data
+
     budgets = [rule.budget for rule in arms.rules.values() if rule.budget]
     if train is None or not any(budget.tokens for budget in budgets):
         return None
-    config = train
-    known: dict[str, int] = {}
-
-    def count(frame: pl.DataFrame) -> pl.Series:
-        # A conversation that grew is counted anew.
-        grown = pl.format("{}:{}", "id", pl.col("turns").fill_null(1)).alias("grown")
-        frame = frame.with_columns(grown)
-        answered = frame.filter(pl.col("status:response") == OK)
-        fresh = answered.filter(~pl.col("grown").is_in(list(known)))
-        if len(fresh):
-            base = resolve(config.base, config.revision).path
-            talks = pl.concat(Conversations(pool, fresh).slices())
-            counted = count_tokens(config, base, talks)
-            known.update({name: counted[i] for i, name in fresh.select("id", "grown").iter_rows()})
-        return pl.Series([known.get(name) for name in frame["grown"]], dtype=pl.Int64)
-
-    return count
+    base, template = resolve(train.base, train.revision), train.chat_template_path
+    determines = {
+        "base": base.determines,
+        "template": template and digest(chat.read(template, training=True)),
+        "VERSION": data.VERSION,
+    }
+    fields = {"of": pl.String(), "tokens": pl.Int64()}
+    column = Column.open(pool.root, "student_tokens", determines, fields)
+    return TokenCounts(pool, column, None if planning else partial(count_tokens, train, base.path))
 
 
 def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:

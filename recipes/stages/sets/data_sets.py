@@ -61,6 +61,7 @@ class DataSet:
     recipe: Recipe
     arms: Arms
     resolve: Resolve
+    planning: bool
 
     def unfit(self, frame: pl.DataFrame) -> dict[str, int]:
         """How many rows have tool turns that the student's template does not write out, by that
@@ -84,7 +85,8 @@ class DataSet:
     def tokens(self, rules: Sequence[Rule]) -> TokenCounter | None:
         """Counts the student's tokens of its rows, where one of the rules has a budget in them."""
         of_these = replace(self.arms, rules={rule.name: rule for rule in rules})
-        return token_counter(self.recipe.train, of_these, self.pool, self.resolve)
+        train, planning = self.recipe.train, self.planning
+        return token_counter(train, of_these, self.pool, self.resolve, planning=planning)
 
 
 def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> dict[str, DataSet]:
@@ -102,7 +104,8 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
             pool = Pool(config, Context(root, resolve, prompts, recipe.folder / "spent"))
             rules = {other: rule for other, rule in arms.data.items() if keys[other] == key}
             choosing = arms.choosing(name)
-            opened[key] = DataSet(name, choosing, pool, rules, recipe, arms, resolve)
+            planning = session.planning
+            opened[key] = DataSet(name, choosing, pool, rules, recipe, arms, resolve, planning)
         found[name] = opened[key]
     return found
 
