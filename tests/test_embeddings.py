@@ -4,6 +4,7 @@ afresh."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,15 +86,33 @@ def test_what_the_store_holds_is_read_once_and_then_only_what_is_new(
     assert np.abs(again - afresh(TEXTS[1:4], minilm)).max() < 1e-6
 
 
+def test_texts_that_are_known_by_a_digest_are_not_read_again(tmp_path: Path, minilm: Model) -> None:
+    def unread() -> Iterator[str]:
+        raise AssertionError("a text was read")
+        yield
+
+    names = [f"of {text}" for text in TEXTS]
+    first = vectors(tmp_path, ids(5), TEXTS, minilm, known_as=names)
+    again = vectors(tmp_path, ids(3), unread(), minilm, known_as=[names[n] for n in (4, 0, 4)])
+    assert (again == first[[4, 0, 4]]).all()
+    embeddings._index.cache_clear()  # another process
+    again = vectors(tmp_path, ids(5), unread(), minilm, known_as=names)
+    assert (again == first).all()
+    with pytest.raises(AssertionError, match="a text was read"):
+        vectors(tmp_path, ids(2), unread(), minilm, known_as=[names[0], "of another"])
+    more = vectors(tmp_path, ids(2), [TEXTS[0], "new"], minilm, known_as=[names[0], "of another"])
+    assert (more[0] == first[0]).all()
+    vectors(tmp_path, ids(1), unread(), minilm, known_as=["of another"])
+
+
 def test_slices_and_memory_maps_give_the_same_vectors(
     tmp_path: Path, minilm: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = vectors(tmp_path / "a", ids(5), TEXTS, minilm)
     monkeypatch.setattr(embeddings, "SLICE", 2)
     monkeypatch.setattr(embeddings, "IN_MEMORY", 0)
-    done: list[int] = []
-    mapped = vectors(tmp_path / "b", ids(5), iter(TEXTS), minilm, done.append)
-    assert isinstance(mapped, np.memmap) and done == [2, 4, 5]
+    mapped = vectors(tmp_path / "b", ids(5), iter(TEXTS), minilm)
+    assert isinstance(mapped, np.memmap)
     assert np.abs(whole - mapped).max() < 1e-6
     turned = vectors(tmp_path / "b", ids(5), TEXTS[::-1], minilm)
     assert isinstance(turned, np.memmap) and (turned == mapped[::-1]).all()
@@ -113,12 +132,12 @@ def test_what_a_killed_run_had_written_is_kept_and_its_torn_end_written_over(
 ) -> None:
     monkeypatch.setattr(embeddings, "SLICE", 2)
 
-    def killed(done: int) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
+    def killed() -> Iterator[str]:
+        yield from TEXTS[:4]
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        vectors(tmp_path, ids(5), TEXTS, minilm, killed)
+        vectors(tmp_path, ids(5), killed(), minilm)
     [file] = tmp_path.rglob("vectors.f32")
     with file.open("ab") as handle:
         handle.write(b"\1" * 3000)  # vectors whose part was never published

@@ -71,9 +71,7 @@ def from_pool(
             rows = Conversations.of(pool, frame, selection.ids)
             selections[(arm, seed)] = chosen_by(session, f"select/{name}", rows, chosen[-1])
             if tokens and tokens.uncounted and rule.budget and rule.budget.tokens:
-                estimated = (
-                    f"tokens of {tokens.uncounted} rows are estimates until a run counts them"
-                )
+                few = f"tokens of {tokens.uncounted} rows are estimates"
                 session.add(f"select/{name}", f"{few} until a run counts them")
     selections = for_every_seed(selections, arms)
     if pool.config.heldout:

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def vectors(
     ids: Sequence[str],
     texts: Iterable[str | None],
     model: Model,
-    tell: Callable[[int], None] = lambda done: None,
     service: Service | None = None,
+    known_as: Sequence[str] | None = None,
 ) -> Vectors:
     """Unit vectors of `texts` by a sentence-transformers model, or by the `service` that has it,
     float32 [len(ids), dimensions], row k of `ids[k]`. Read-only.
@@ -56,14 +56,17 @@ def vectors(
     `root` is the store's folder. Texts may stream: only a slice of them is held at a time. Only
     texts that no earlier call has embedded are embedded; equal texts have bitwise equal vectors. A
     result over IN_MEMORY bytes is a memory map of the store's file where the order allows it, else
-    of a copy in a temporary file that goes away with the array. `tell` hears how many texts are
-    done. Raises UserError when a text is missing (null), or when the model cannot be loaded.
+    of a copy in a temporary file that goes away with the array. `known_as`: digests by which the
+    caller knows the texts; where all were embedded under them, no text is taken from `texts`.
+    Raises UserError when a text is missing (null), or when the model cannot be loaded.
     """
     folder = root / "vectors" / digest(_cell(model))[:16]
     folder.mkdir(parents=True, exist_ok=True)
     # a second run waits, then finds what this one has embedded
     with FileLock(str(folder / ".lock")), service.open() if service else nullcontext():
         kept = _Kept(folder, model, service)
+        if known_as is not None and (known := kept.index.known(known_as)) is not None:
+            return kept.rows(known)
         places = np.empty(len(ids), np.int64)
         done = 0
         source = iter(texts)
@@ -80,9 +83,10 @@ def vectors(
             if service:
                 service.stored()
             done = end
-            tell(done)
         if done != len(ids):
             raise ValueError(f"{len(ids)} ids came with {done} texts")
+        if known_as is not None:
+            kept.index.keep(known_as, places)
         return kept.rows(places)
 
 
@@ -95,9 +99,32 @@ class _Index:
         self.parts: dict[Path, int] = {}  # and when each was written (ns)
         self.places: dict[bytes, int] = {}
         self.count = 0
+        self._named: list[pl.DataFrame] = []
+
+    def known(self, names: Sequence[str]) -> Ints | None:
+        """The places of vectors that were kept under these names; None where one was not."""
+        while (part := self.folder / f"known-{len(self._named):06d}.parquet").exists():
+            self._named.append(read_parquet(part))
+        if not self._named:
+            return None
+        places = pl.concat(self._named).filter(pl.col("place") < self.count).unique("name")
+        asked = pl.DataFrame({"name": pl.Series(names, dtype=pl.String)})
+        found = asked.join(places, on="name", how="left", maintain_order="left")["place"]
+        return None if found.null_count() else found.to_numpy()
+
+    def keep(self, names: Sequence[str], places: Ints) -> None:
+        """Remember under which names vectors lie where; for whoever holds the folder's lock."""
+        self.known(())  # what others have kept meanwhile
+        new = pl.DataFrame({"name": pl.Series(names, dtype=pl.String), "place": places})
+        for before in self._named:
+            new = new.join(before, on=["name", "place"], how="anti")
+        part = self.folder / f"known-{len(self._named):06d}.parquet"
+        with replacing(part) as temporary:
+            new.unique("name").write_parquet(temporary)
 
     def forget(self) -> None:
         """Begin anew."""
+        self._named.clear()
         self.parts.clear()
         self.places.clear()
         self.count = 0

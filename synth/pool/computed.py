@@ -136,7 +136,10 @@ def _neighbors(rows: pl.DataFrame, config: SynthConfig, context: Serving) -> Fra
     neighbors.check_index(rows["of"].n_unique() if "of" in rows.columns else len(ids), near)
     texts = itertools.chain.from_iterable(context.instructions(rows))
     model, service = services.model_of(near, context), services.service_of(near, context)
-    vectors = embeddings.vectors(context.root, ids, texts, model, service=service)
+    known_as = rows["of"].to_list()
+    vectors = embeddings.vectors(
+        context.root, ids, texts, model, service=service, known_as=known_as
+    )
     yield neighbors.neighbors(ids, vectors, near, say=context.say)
 
 

@@ -328,10 +328,10 @@ class Pool:
     def _embedded(self, ids: pl.Series) -> NDArray[np.float32]:
         """Unit vectors of the instructions of these ids, float32 [n, d], by the model that
         neighbours are found with; embedded once and kept."""
-        drawn = self.drawn().select("id")
+        drawn = self.drawn().select("id", "of")
         wanted = drawn.join(ids.to_frame("id"), on="id", how="semi", maintain_order="left")
         texts = itertools.chain.from_iterable(self.instructions(wanted))
-        vectors = self._vectors_of(wanted["id"].to_list(), texts)
+        vectors = self._vectors_of(wanted["id"].to_list(), texts, wanted["of"].to_list())
         place = {name: at for at, name in enumerate(wanted["id"])}
         return vectors[[place[name] for name in ids]]
 
@@ -339,10 +339,17 @@ class Pool:
         """Unit vectors of texts (labels) by the same model, float32 [n, d]."""
         return self._vectors_of(texts, texts)
 
-    def _vectors_of(self, names: Sequence[str], texts: Iterable[str | None]) -> NDArray[np.float32]:
+    def _vectors_of(
+        self,
+        names: Sequence[str],
+        texts: Iterable[str | None],
+        known_as: Sequence[str] | None = None,
+    ) -> NDArray[np.float32]:
         near = self.config.tags.neighbors
         model, service = (
             services.model_of(near, self.context),
             services.service_of(near, self.context),
         )
-        return embeddings.vectors(self.root, names, texts, model, service=service)
+        return embeddings.vectors(
+            self.root, names, texts, model, service=service, known_as=known_as
+        )
