@@ -94,7 +94,7 @@ def every(pool: Pool, names: Sequence[str], servers: Servers, log: Log) -> Count
         if len(rows):
             rows = frame if name in POOLED else rows
             log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-            _count(counts, name, _filled(pool, name, rows, column, context), log)
+            _count(counts, name, filled(pool, name, rows, column, context), log)
     pool.merge(log.say)
     return counts
 
@@ -155,7 +155,7 @@ def filled(
 def _refused(
     rows: pl.DataFrame, total: int, column: Column, reason: str
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Failed cells of rows [id, of] that nobody is asked about, as `_filled` yields them."""
+    """Failed cells of rows [id, of] that nobody is asked about, as `filled` yields them."""
     if len(rows):
         cells = rows.with_columns(status=pl.lit(FAILED), reason=pl.lit(reason))
         column.append(cells)
