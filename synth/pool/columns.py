@@ -79,6 +79,7 @@ class PoolColumns:
         self.answers = imported_answers.wanted(config)
         self.tags = config.rows.tags if isinstance(config.rows, ImportConfig) else "keep"
         self._lean: dict[Path, Lean] = {}
+        self._whole: tuple[pl.Series, pl.Series, str] | None = None
 
     def of(self, measure: str, rows: pl.DataFrame) -> Column | None:
         """Where new cells of a measure go; None when the recipe gives no way to measure it.
@@ -90,8 +91,16 @@ class PoolColumns:
             return self.own.get(measure)
         if measure not in self.determines:
             return None
-        whole = digest([rows["id"].to_list(), rows["of"].to_list()])
+        whole = self._whole_digest(rows["id"], rows["of"])
         return self._open(measure, {**self.determines[measure], "pool": whole})
+
+    def _whole_digest(self, ids: pl.Series, of: pl.Series) -> str:
+        """Digest of all ids and texts, worked out once as long as they are the same: seconds for a
+        million, and every measure of the whole pool asks."""
+        known = self._whole
+        if known is None or not (known[0].equals(ids) and known[1].equals(of)):
+            known = self._whole = (ids, of, digest([ids.to_list(), of.to_list()]))
+        return known[2]
 
     def _open(self, measure: str, determines: Mapping[str, Any]) -> Column:
         return open_column(self.root, measure, determines, self.measures.table[measure])
