@@ -45,6 +45,8 @@ class Field_:
     kind: Literal["number", "bool", "text", "label", "ordered", "labels", "turns", "other"]
     labels: tuple[str, ...] = ()
     """In rising order."""
+    members: tuple[str, ...] = ()
+    """What a list of labels may hold; none given: any label."""
     long: bool = False
     """A long text (instruction, response, explanation): read from disk only where a filter names
     it."""

@@ -107,6 +107,28 @@ def asked(tmp_path: Path, text: str, mode: str, **block: Any) -> str:
     return ask(tag, "Do it.", mode, prompt, "Done.")
 
 
+def test_a_list_of_labels_is_looked_into_and_compared_with_nothing() -> None:
+    known = columns.measures(own(subjects={**CLEAR, "kind": "labels"}))
+    frame = pl.DataFrame({"subjects": [["low"], ["mid", "low"], [], None]})
+
+    def said(where: str) -> list[bool | None]:
+        arm = ArmConfig.model_validate({"where": where, "choose": "all"})
+        return frame.select(resolve("a", arm, None, known).keeps.alias("x"))["x"].to_list()
+
+    assert said("ARRAY_CONTAINS(subjects, 'low')") == [True, True, False, None]
+    assert said("NOT ARRAY_CONTAINS(subjects, 'mid')") == [True, False, True, None]
+    for where, problem in (
+        ("ARRAY_CONTAINS(subjects, 'hihg')", "did you mean 'high'"),
+        ("subjects = 'low'", "is a list; ask ARRAY_CONTAINS"),
+        ("subjects IN ('low')", "is a list; ask ARRAY_CONTAINS"),
+        ("subjects = subjects", "cannot be compared"),
+        ("ARRAY_CONTAINS(difficulty, 'easy')", "`difficulty` is no list but"),
+        ("ARRAY_CONTAINS(subjects, intent)", "a fixed label"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            said(where)
+
+
 def test_how_to_answer_is_put_below_a_prompt_that_does_not_say_it(tmp_path: Path) -> None:
     plain = "How clear? {{ instruction }}"
     assert asked(tmp_path, plain, "label").endswith("1 = low\n2 = mid\n3 = high")
@@ -176,9 +198,10 @@ def recipe(folder: Path, llama: Path, url: str, **changes: Any) -> Path:
     }
     arms = {
         "clear": {
-            "where": "clarity >= 'mid' AND served LIKE '%a%'",
+            "where": "clarity >= 'mid' AND served LIKE '%a%' AND NOT ARRAY_CONTAINS(fields, 'law')",
             "choose": "top(age)",
             "budget": {"rows": 5},
+            "allow_short": True,
         },
         "mixed": {"choose": "balanced(clarity, clarity_rank)", "budget": {"rows": 6}},
     }
@@ -197,7 +220,9 @@ def test_own_columns_are_measured_chosen_by_shown_exported_and_asked_about(
     assert [step["predicate"] for step in funnel["steps"]] == [
         "clarity >= 'mid'",
         "served matches 'a'",
+        "NOT fields holds 'law'",
     ]
+    assert funnel["steps"][2]["stopped"] > 0
     pool = pl.read_parquet(folder / "measure" / "pool.parquet")
     assert pool.schema["clarity"] == pl.Enum(["low", "mid", "high"])
     assert pool["clarity_rank"].is_between(1, 3).all() and pool["age"].is_between(0, 9).all()
@@ -212,6 +237,7 @@ def test_own_columns_are_measured_chosen_by_shown_exported_and_asked_about(
     assert "clarity: " in told and "age: " in told
     build({"measure": folder / "measure"}, tmp_path, loaded.recipe.model_dump(mode="json"))
     page = (tmp_path / "report.html").read_text()
+    assert "fields: share of rows by label" in page
     assert "clarity: share of rows by label" in page and "age: share of rows by value" in page
     before = len(server.requests)
     graph.run(loaded, until="select")

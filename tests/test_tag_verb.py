@@ -129,6 +129,7 @@ def test_a_file_is_tagged_by_a_model_and_nothing_is_asked_twice(
     data: Path, llama: Path, server: ScriptedServer
 ) -> None:
     tagger = {"model": str(llama), "urls": [server.url]}
+    assert len(tag(data, "quality", limit=2, **tagger)) == 2 and len(server.requests) == 2
     made = tag(data, "quality,difficulty", **tagger)
     assert made["input_quality"].null_count() == 0 and made["quality_mass"].min() > 0.5
     assert made["source_difficulty"].to_list() == ROWS["difficulty"]

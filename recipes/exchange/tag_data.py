@@ -50,6 +50,15 @@ _NO_TAGS = {
 }
 
 
+_PROMPTS = "give --prompts FILE, or a --recipe with `eval` or `synth.tags.decontaminate`"
+_NEEDS = {
+    "overlap": _PROMPTS,
+    "eval_distance": _PROMPTS,
+    "base_response": "say `synth.tags.base` in a recipe, and give it as --recipe",
+    "reward_difference": "say `synth.tags.base` and `synth.tags.reward` in a recipe (--recipe)",
+}
+
+
 @dataclass(frozen=True)
 class Tagger:
     """With what rows are measured: a recipe's `synth.tags`, or models by name."""
@@ -246,10 +255,20 @@ def measured(config: SynthConfig, columns: str, tagger: Tagger, root: Path) -> T
     with Servers(log, root / "logs") as servers:
         context = Context(root, cache(_resolved), tagger.eval_prompts(root), root / "spent")
         pool = Pool(config, context)
+        _check_possible(pool, asked.measures)
         with pool.instruction.alone():
             draw.draw(pool, servers, log)
             measure.every(pool, asked.measures, servers, log)
         return Tagged(pool, pool.frame(), asked)
+
+
+def _check_possible(pool: Pool, names: Sequence[str]) -> None:
+    """Raises UserError, before a row is read, for a measure that the settings give no way to
+    have."""
+    for name in names:
+        if name not in pool.cells:
+            how = _NEEDS.get(name, f"say `synth.tags.{name}` in a recipe, and give it as --recipe")
+            raise UserError(f"--columns {name}: nothing says how to measure it; {how}.")
 
 
 def _resolved(name: str, revision: str | None) -> Model:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -60,15 +60,19 @@ def cards(
             continue
         values = _values(pool[name])
         note = _measured(pool, name, f"status:{columns[name].measure}", len(values))
+        shown = groups
+        if columns[name].field.kind == "labels":
+            shown = [replace(each, rows=each.rows.select(name).explode(name)) for each in groups]
+            values = _values(shown[0].rows[name])
         labels = _labels(columns[name].field.labels, values)
         if values.is_empty():
             never.append(f"{name} ({note})" if "failed" in note else name)
         elif values.n_unique() == 1 and len(values) == len(pool):
             constants.append(f"{name} = {_label(values[0])}")
         elif values.dtype.is_numeric():
-            found.append(_numbers(name, groups) | {"name": name, "note": note})
+            found.append(_numbers(name, shown) | {"name": name, "note": note})
         elif labels:
-            found.append(_bars(name, labels, groups) | {"name": name, "note": note})
+            found.append(_bars(name, labels, shown) | {"name": name, "note": note})
     sentences = [f"The same for every row: {', '.join(constants)}."] if constants else []
     sentences += [f"Without a value in this pool: {', '.join(never)}."] if never else []
     return found, sentences

@@ -62,7 +62,8 @@ REFUSED = {
 }
 """What SQL calls some of what is refused, by polars' name."""
 SAFE = (
-    "AND, OR, NOT, comparisons, IN, BETWEEN, LIKE, LENGTH, LOWER and UPPER over measured columns "
+    "AND, OR, NOT, comparisons, IN, BETWEEN, LIKE, LENGTH, LOWER, UPPER and ARRAY_CONTAINS over "
+    "measured columns "
     "(anything else could decide rows that are not measured yet)"
 )
 
@@ -243,6 +244,7 @@ class _Checker:
         mine, theirs = subject.field, other.field
         alike = (mine.kind, mine.labels) == (theirs.kind, theirs.labels)
         unordered = mine.kind in ("text", "label") and op not in EQUALITIES
+        unordered |= mine.kind == "labels"
         if unordered or not alike:
             raise self.fail(
                 f"`{subject.column}` ({mine.kind}) and `{other.column}` ({theirs.kind}) "
@@ -278,6 +280,21 @@ class _Checker:
             raise self.fail(f"LIKE on `{subject.column}` needs a fixed pattern in quotes")
         return subject.leaf(tree.expr, f"{PATTERNS[tree.name]} {pattern!r}")
 
+    def listed(self, tree: Tree) -> Node:
+        """ARRAY_CONTAINS: whether a list of labels holds one."""
+        tested, constant = tree.inputs
+        subject = self.operand(tested)
+        members, column = subject.field.members, subject.column
+        if subject.field.kind != "labels":
+            kind = f"no list but a {subject.field.kind} column"
+            raise self.fail(f"ARRAY_CONTAINS looks into a list; `{column}` is {kind}")
+        label = constant.value if constant.constant else None
+        if not isinstance(label, str):
+            raise self.fail(f"ARRAY_CONTAINS on `{column}` needs a fixed label in quotes")
+        if members and label not in members:
+            raise self.fail(f"{label!r} is no label of `{column}`{nearest(label, members)}")
+        return subject.leaf(tree.expr, f"holds {_shown(label)}")
+
     def operand(self, tree: Tree) -> _Operand:
         """A column, or LENGTH / LOWER / UPPER of a text column."""
         if tree.kind == ("", "Column"):
@@ -310,6 +327,8 @@ class _Checker:
         """Refuse a constant that can never equal a value of the column, or, where it is `ordering`,
         has no order among them."""
         column, field = f"`{subject.column}`", subject.field
+        if field.kind == "labels":
+            raise self.fail(f"{column} is a list; ask ARRAY_CONTAINS({subject.column}, 'label')")
         if value is None or (isinstance(value, float) and math.isnan(value)):
             shown = "NULL" if value is None else "NaN"
             raise self.fail(
@@ -339,6 +358,7 @@ _BOOLEAN: dict[tuple[str, str], Callable[[_Checker, Tree], Node]] = {
     ("BinaryExpr", "Or"): _Checker.joined,
     ("Boolean", "Not"): _Checker.negated,
     ("Sql", "IsIn"): _Checker.membership,
+    ("ListExpr", "Contains"): _Checker.listed,
     ("", "Cast"): _Checker.cast,
     ("", "Column"): _Checker.column,
     ("", "Literal"): _Checker.constant,

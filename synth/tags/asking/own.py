@@ -71,7 +71,7 @@ def _field(name: str, own: OwnConfig) -> Field_:
         case "text":
             return LONG
         case "labels":
-            return Field_("labels")
+            return Field_("labels", members=own.labels)
     if own.ordered:
         return Field_("ordered", own.labels, rank=f"{name}_rank")
     return Field_("label", own.labels)
