@@ -72,6 +72,8 @@ def _at_most(config: SynthConfig, measure: str, model: ModelConfig, cells: int) 
         sampling, cells = config.best_of_sampling, cells * config.responses.n
     if measure in MEASURES and MEASURES[measure].asks:
         sampling = {"max_tokens": 600, **getattr(config.tags, measure).sampling}
+    elif measure in config.tags.own:
+        sampling = {"max_tokens": 600, **config.tags.own[measure].sampling}
     most = most_tokens(sampling)
     money = model.prices.cost(cells * GUESS, cells * most) if model.prices else 0.0
     limit = f"up to {most:,}" if most else "an unknown number of"
