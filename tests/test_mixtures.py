@@ -361,6 +361,23 @@ def test_an_arm_over_data_is_exported_with_what_was_measured_of_it(
     assert "columns measured by this recipe: language" in card
 
 
+def test_new_answers_are_exported_with_who_wrote_them(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    a, _ = two(tmp_path)
+    arms = {"new": {"data": a, "answers": "all", "budget": {"rows": 5}}}
+    path = recipe(tmp_path, llama, server, arms=arms)
+    made = run(path)
+    export_data.main(str(path), Target(tmp_path / "out", "magpie"), arm="new")
+    rows = pl.read_parquet(tmp_path / "out/data/*.parquet")
+    chosen = pl.read_parquet(made.results["select/new/0"].path / "selection.parquet")
+    said = {row["id"]: row["messages"][1]["content"] for row in chosen.to_dicts()}
+    assert dict(rows.select("id", "response").iter_rows()) == said
+    assert not rows["response"].str.starts_with("Fact").any()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- responder: {llama}" in card and "- it wrote: all answers" in card
+
+
 @pytest.mark.parametrize("form", ["magpie", "25"])
 def test_a_mixture_is_exported_with_source_and_licence_of_every_row(
     exported: tuple[Path, Path], tmp_path: Path, form: str

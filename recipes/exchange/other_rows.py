@@ -65,6 +65,11 @@ def of_arm(loaded: Loaded, arm: str, config: ArmConfig, folder: Path, opened: Op
     tagged = _measured(loaded, known)
     frames = _of_selection(_beside(_source(config), tagged), selection)
     facts = {"source": source, "columns measured by this recipe": _own(loaded, tagged, config)}
+    if config.answers != "keep":
+        synth = loaded.recipe.synth
+        which = "all answers" if config.answers == "all" else "the answers that were missing"
+        facts |= {"responder": (synth.responder or synth.teacher).model, "it wrote": which}
+        facts["sampling of responses"] = synth.response
     return Export(name, frames, facts, (source,), _licences(known))
 
 
