@@ -4,6 +4,7 @@ tokens count as markdown."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -235,3 +236,22 @@ def test_a_real_server_begins_with_the_only_tokens_that_are_left(
     ]
     assert len(begins) > 12 and not set(begins) & set(first_token(tokenizer, likely, None).banned)
     assert ruled.filter(pl.col("status") == "ok")["tokens"].max() <= 12
+
+
+@pytest.mark.stack
+def test_a_real_server_ends_an_instruction_before_a_stop_string_also_behind_a_first_token(
+    teacher_endpoint: Endpoint, tokenizer: Any
+) -> None:
+    rows = pl.DataFrame({"id": [f"r{i}" for i in range(16)], "seed": list(range(16))})
+    sampling = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 24}
+    free = pre_query(tokenizer, "default")
+    ended = replace(free, stop_strings=(" the", " a"))
+
+    def drawn(template: PreQuery, rule: Any = None) -> list[str]:
+        made = instructions(rows, [template], [sampling], teacher_endpoint, first=rule)
+        return pl.concat(made)["instruction"].drop_nulls().to_list()
+
+    rule = first_token(tokenizer, (), 0.7)
+    assert sum(" the" in text or " a" in text for text in drawn(free)) > 8
+    for texts in (drawn(ended), drawn(ended, rule)):
+        assert texts and not any(" the" in text or " a" in text for text in texts)
