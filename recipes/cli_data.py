@@ -117,8 +117,8 @@ def template(
 
 
 Map = Annotated[
-    str | None,
-    Option("--map", help="Which columns to take: instruction=question,response=answer."),
+    list[str] | None,
+    Option("--map", help="Our columns=the file's: instruction=question,response=answer."),
 ]
 Join = Annotated[
     str | None,

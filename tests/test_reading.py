@@ -215,7 +215,7 @@ def test_the_options_of_the_command_are_settings_of_a_recipe(tmp_path: Path) -> 
     [
         (["--map", "instruction=nope"], "has no column nope"),
         (["--map", "instructions=instruction"], "did you mean 'instruction'"),
-        (["--map", "instruction"], "write OURS=THEIRS"),
+        (["--map", "instruction"], "say it as OURS=THEIRS"),
         (["--join", "{instruction} {nope}"], "has no column nope"),
         (["--join", "all of it"], "`join` names no column"),
         (["--join", "{output}", "--map", "instruction=output"], "not both"),

@@ -13,6 +13,7 @@ from core.columns import OK
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.measures import GENERATORS
+from synth.published.files import Notes
 from synth.published.forms import or_null, sampling_of
 from synth.published.rows import read
 from synth.tags.asking.own import measures
@@ -39,7 +40,7 @@ def told(synth: SynthConfig, source: ImportConfig, snapshot: Path) -> pl.DataFra
     known = measures(synth.tags).columns
     names = [c for c in pl.read_parquet_schema(snapshot) if c in known]
     parts = []
-    for frame in read(source.import_, source.limit, how=source):
+    for frame in read(source.import_, source.limit, how=source, notes=Notes()):
         sampling = sampling_of(frame.schema, SAMPLING, strict=False)
         who = [or_null(c, frame.columns, pl.String) for c in ("model", *GENERATORS)]
         given = [c for c in names if c in frame.columns]

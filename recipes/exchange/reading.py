@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,14 +11,13 @@ from core.errors import UserError
 from synth.config.rows import Reading
 
 
-def of(map_: str | None, **given: Any) -> Reading:
+def of(map_: Sequence[str] | None, **given: Any) -> Reading:
     """The description of `--map instruction=question,response=answer` and the options of the same
     name as its settings. Raises UserError for one that says nothing, or contradicts another."""
     settings = {name.rstrip("_"): value for name, value in given.items() if value is not None}
     if settings.get("as") == "preferences":  # another file is written then; rows are read alike
         settings["as"] = "sft"
-    if map_ is not None:
-        settings["map"] = dict(map(_pair, map_.split(",")))
+    settings["map"] = pairs(map_ or ())
     try:
         return Reading.model_validate(settings)
     except ValidationError as error:
@@ -26,10 +26,16 @@ def of(map_: str | None, **given: Any) -> Reading:
         raise UserError(f"--{option}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
+def pairs(texts: Sequence[str]) -> dict[str, str]:
+    """Our column -> the file's, of texts such as instruction=question,response=answer. Raises
+    UserError for one of another form."""
+    return dict(_pair(pair) for text in texts for pair in text.split(","))
+
+
 def _pair(text: str) -> tuple[str, str]:
     ours, mark, theirs = (each.strip() for each in text.partition("="))
     if not (ours and mark and theirs):
         raise UserError(
-            f"--map {text}: write OURS=THEIRS pairs, as instruction=question,response=answer."
+            f"--map {text}: say it as OURS=THEIRS, as in instruction=question,response=answer."
         )
     return ours, theirs

@@ -21,7 +21,7 @@ from core.columns import FAILED, OK
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Tracker
-from recipes.exchange import import_data
+from recipes.exchange import import_data, reading
 from recipes.schema import override
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
@@ -32,6 +32,7 @@ from synth.filters.rule import resolve
 from synth.pool import draw, spending
 from synth.pool.measure import measure
 from synth.pool.pool import Pool
+from synth.published.files import Notes
 from synth.published.rows import read
 from synth.published.to_ours import OWN_COLUMNS
 
@@ -172,7 +173,7 @@ def rows(pool: Pool) -> Iterator[pl.DataFrame]:
         raise ValueError("a pool that is drawn")
     frame = pool.frame()
     own = pool.own("response", frame).rename({"status": "_status", "reason": "_failed"})
-    for given in read(source.import_, source.limit, how=source, prompts=True):
+    for given in read(source.import_, source.limit, how=source, prompts=True, notes=Notes()):
         here = frame.join(given.select("id"), on="id", how="semi")
         texts = pool.texts(here, ["response", "thinking"])
         texts = texts.rename({"response": "_new", "thinking": "_thought"})
