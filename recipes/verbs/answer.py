@@ -21,7 +21,7 @@ from core.columns import FAILED, OK
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Tracker
-from recipes.exchange import import_data, reading
+from recipes.exchange import import_data
 from recipes.schema import override
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
