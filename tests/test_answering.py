@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,17 @@ def test_a_prompt_that_comes_with_a_system_prompt_is_not_answered_without_it(
     rows = pl.read_parquet(tmp_path / "answered.parquet").sort("id")
     assert rows["response"].to_list() == ["new 1", None, "old"] and len(server.requests) == 1
     assert "1 x no answer: its conversation has a system prompt" in result.output
+
+
+def test_an_export_names_who_gave_the_new_answers_and_holds_the_old_ones(tmp_path: Path) -> None:
+    source(tmp_path, answered=8)
+    with ScriptedServer(new) as server:
+        graph.run(recipe(tmp_path, server.url, "all"), until="select")
+    out = ["--form", "magpie", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "answering.yaml"), *out])
+    assert result.exit_code == 0, result.output
+    rows = pl.read_parquet(tmp_path / "out" / "data" / "*.parquet").sort("id")
+    assert rows["response"].to_list() == list(NEW.values())
+    assert rows["imported_response"].to_list()[:3] == ["old 0", "old 1", "old 2"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"\bresponder\b[^\n]*big-1", card), card

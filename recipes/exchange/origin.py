@@ -39,6 +39,10 @@ def told(synth: SynthConfig, source: ImportConfig, snapshot: Path) -> pl.DataFra
     """
     known = measures(synth.tags).columns
     names = [c for c in pl.read_parquet_schema(snapshot) if c in known]
+    if source.answers == "all":  # what it says of an answer is of one that gave way to ours
+        table = measures(synth.tags).table
+        ours = [m for m, each in table.items() if m == "response" or each.reads == "response"]
+        names = [c for c in names if known[c].measure not in ours]
     parts = []
     for frame in read(source.import_, source.limit, how=source, notes=Notes()):
         sampling = sampling_of(frame.schema, SAMPLING, strict=False)

@@ -134,6 +134,7 @@ def _rows(recipe: Recipe, snapshot: Path) -> Iterator[pl.DataFrame]:
     known = measures(recipe.synth.tags).columns
     extras = [c for c in schema if c in known and c not in besides and measured[c]]
     extras += ["heldout"] if recipe.synth.heldout else []
+    extras += ["imported_response"] if "imported_response" in schema else []
     values = [_value(c, schema[c]) for c in (*named, *extras)]
     models = _generators(recipe)
     who = [
