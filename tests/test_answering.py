@@ -179,6 +179,8 @@ def test_the_verb_answers_what_has_no_answer_and_keeps_every_column(tmp_path: Pa
     rows = pl.read_parquet(tmp_path / "answered.parquet").sort("id")
     assert dict(zip(rows["id"], rows["response"], strict=True)) == NEW | OLD
     assert rows["response_model"].to_list() == [None] * 3 + ["big-1"] * 5
+    ours = {"thinking", "response_model", "messages", "source_columns", "status", "reason"}
+    assert {*rows.columns} == {"id", "instruction", "response", "failed_tags", *ours}
     assert set(rows["status"]) == {"ok"}
     assert [r.body["max_tokens"] for r in server.requests] == [10] * 5
     assert "big-1: 5 requests answered" in result.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.sending import account, client
 from core.sending.chat import Said, chat_body
 from core.sending.purse import Bill, Ledger, Prices, Purse
-from core.servers import Servers
+from core.servers import Endpoint, Servers
 from synth.config.models import ModelConfig
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import NeighborsConfig
@@ -335,3 +335,56 @@ def test_embeddings_that_were_paid_for_are_not_bought_again_after_a_kill(
                 embedded(serving(), server.url, texts)
         embedded(serving(), server.url, texts)
     assert len(server.requests) == 10 and not list(tmp_path.rglob("replies-*"))
+
+
+def test_a_reply_that_states_no_usage_counts_as_the_most_it_may_have_cost(
+    tmp_path: Path, serving: Callable[[], Serving]
+) -> None:
+    def silent(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in echo(path, body).items() if name != "usage"}
+
+    with ScriptedServer(silent) as server:
+        answered(serving(), hosted(server.url), 2)
+    # "say 0" is five characters, about two tokens; max_tokens is 10
+    assert Ledger(tmp_path / "spent").bills()["big-1"][:3] == (2, 4, 20)
+
+
+@pytest.mark.stack
+def test_a_real_vllm_answers_chats_and_keeps_to_a_schema(
+    vllm: Servers,
+    teacher_endpoint: Endpoint,
+    serving: Callable[[], Serving],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with vllm.targets(teacher_endpoint.spec) as (target,):
+        monkeypatch.setenv("A_KEY", target.key or "")
+        server = {"urls": [target.address], "api_key_env": "A_KEY"}
+        name = teacher_endpoint.spec.request_model
+        config = ModelConfig.model_validate({"model": name, "server": server, "api": "chat"})
+        endpoint = serving().serve(config).endpoint
+        made = pl.concat(chat_responses(rows(3), SAMPLING, endpoint))
+        labels = pl.concat(labelled(endpoint))
+    assert set(made["status"]) == {"ok"} and 0 < made["tokens"].sum() <= 30
+    assert set(labels["status"]) == {"ok"} and set(labels["label"]) <= {"good", "bad"}
+
+
+def labelled(endpoint: Endpoint) -> Iterator[pl.DataFrame]:
+    """One of two labels for each of three rows, as JSON of a schema."""
+    schema = {
+        "type": "object",
+        "properties": {"label": {"type": "string", "enum": ["good", "bad"]}},
+        "required": ["label"],
+        "additionalProperties": False,
+    }
+
+    def body(row: dict[str, Any]) -> dict[str, Any]:
+        return chat_body(
+            [{"role": "user", "content": row["instruction"]}],
+            {**SAMPLING, "max_tokens": 40},
+            schema,
+        )
+
+    def read(answer: Said) -> dict[str, Any]:
+        return {"label": json.loads(answer.text)["label"]}
+
+    return ask.chats(rows(3), body, read, endpoint, {"label": pl.String})

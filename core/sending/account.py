@@ -87,6 +87,8 @@ class Account:
         """A reply arrived: write it down, and count what it cost."""
         self._journal.write(request, body)
         prompt_tokens, tokens = usage(body)
+        if not isinstance(body.get("usage"), dict):  # then it counts as the most it may have cost
+            prompt_tokens, tokens = likely_tokens(request.body), most_tokens(request.body)
         money = self.purse.settle(request.key, prompt_tokens, tokens)
         bill = Bill(1, prompt_tokens, tokens, money)
         self.bought = self.bought.plus(bill)

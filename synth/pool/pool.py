@@ -162,11 +162,10 @@ class Pool:
         for lean in self._columns.sources(measure):  # imported ones first
             counted = self._columns.counted(lean, measure).select(cells.columns)
             if lean.column is own:
-                return counted.join(cells, on=["id", "of"], how="anti").join(
-                    rows, on=["id", "of"], how="semi"
-                )
+                mine = counted.join(cells, on=["id", "of"], how="anti")
+                return mine.join(rows, on=["id", "of"], how="semi").drop("of")
             cells = counted
-        return cells.clear()
+        return cells.clear().drop("of")
 
     @property
     def answers(self) -> imported_answers.Answers:
