@@ -3,8 +3,8 @@ prompts, embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,24 @@ class Served:
         return worded(own, template, self.config.chat_template_kwargs)
 
 
+Conversation = Sequence[Mapping[str, str]]
+"""Messages {role, content}."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model that the recipe fine-tunes, as its training sees rows; handed over by the recipe,
+    because only the training knows its template."""
+
+    base: str
+    """As the recipe names it."""
+    revision: str | None
+    determines: Any
+    """What stands for the rendering in a key."""
+    encode: Callable[[Sequence[Conversation]], list[tuple[list[int], list[int]]]]
+    """Token ids of conversations, and which of them are supervised (1)."""
+
+
 @dataclass(frozen=True)
 class Context:
     """Handed to every function that makes keys of cells. `root`: the store's folder;
@@ -68,12 +86,13 @@ class Context:
     resolve: Resolve
     eval_prompts: Path | None = None
     spent: Path | None = None
+    student: Student | None = None
+    """What is trained, where some arm ranks rows by it."""
 
     def serving(self, servers: Servers, say: Callable[[str], None] = lambda line: None) -> Serving:
         """The same with servers to ask."""
-        return Serving(
-            self.root, self.resolve, self.eval_prompts, self.spent, servers=servers, say=say
-        )
+        given = {each.name: getattr(self, each.name) for each in fields(Context)}
+        return Serving(**given, servers=servers, say=say)
 
     def ledger(self) -> Ledger:
         """What the experiment paid to hosted models."""

@@ -242,7 +242,9 @@ MEASURES: dict[str, Measure] = {
         beside={"finish_reason": TEXT, **TOKENS, "all_tokens": WHOLE},
     ),
     "response_pii": Measure(6, "response", {"response_pii": TEXT}),
+    "superfilter": Measure(6, "response", {"superfilter": NUMBER}, beside=TOKENS),
     "ifd": Measure(6, "response", {"ifd": NUMBER}, beside=TOKENS),
+    "fit": Measure(6, "response", {"fit": NUMBER}, beside=TOKENS),
     "pair_score": Measure(
         6,
         "response",

@@ -13,7 +13,7 @@ from core.models import Model, resolve
 from core.models import tokenizer as tokenizer_of
 from core.servers import Endpoint
 from synth.chat.encoding import encode_conversation, encode_text
-from synth.tags.ifd import ifd
+from synth.tags.scores.ifd import ifd
 from tests import tiny
 from tests.scripted_server import Fault, completion
 

@@ -26,7 +26,7 @@ from recipes.stages.session import Session, Step, StopHere
 from recipes.stages.sets import data_arms, others
 from recipes.stages.sets.data_sets import data_sets
 from recipes.stages.sets.mixtures import Mixing, from_mixtures
-from recipes.stages.tokens import counting, token_counter
+from recipes.stages.tokens import counting, student_of, token_counter
 from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
 from synth.pool.pool import Pool
@@ -136,4 +136,5 @@ def _from_others(
 def pool_of(recipe: Recipe, arms: Arms, resolve: Resolve, root: Path, *, planning: bool) -> Pool:
     """The pool of the recipe, in the store at `root`."""
     prompts = eval_prompts(recipe.eval, arms, root, planning=planning)
-    return Pool(recipe.synth, Context(root, resolve, prompts, recipe.folder / "spent"))
+    student = student_of(recipe.train, arms, resolve)
+    return Pool(recipe.synth, Context(root, resolve, prompts, recipe.folder / "spent", student))

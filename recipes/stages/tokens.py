@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.files import write_atomic
 from core.store import canonical, digest
 from recipes.stages.walk import Arms
-from synth.context import Resolve
+from synth.context import Conversation, Resolve, Student
 from synth.pool.pool import SLICE, Pool
 from synth.pool.short_columns import Lean, conversations_digest
 from synth.published.rows import parquet_file
@@ -188,6 +188,34 @@ def token_counter(
     fields = {"of": pl.String(), "tokens": pl.Int64()}
     column = Column.open(pool.root, "student_tokens", determines, fields)
     return TokenCounts(pool, column, None if planning else partial(count_tokens, train, base.path))
+
+
+def student_of(train: TrainConfig | None, arms: Arms, resolve: Resolve) -> Student | None:
+    """The model that is fine-tuned, as its training renders rows; None where nothing is trained or
+    no arm ranks rows by it."""
+    rules = [*arms.rules.values(), *arms.data.values()]
+    asked = any("fit" in rule.columns or rule.choose.choice.waits for rule in rules)
+    return student(train, resolve) if train is not None and asked else None
+
+
+def student(train: TrainConfig, resolve: Resolve) -> Student:
+    """What `train` fine-tunes, and how. Raises UserError where it has no training template."""
+    from core.models import tokenizer
+    from train import chat
+
+    own = tokenizer(resolve(train.base, train.revision).path)
+    template = chat.choose(train, own).training
+    everything = not train.trainer_arguments()["assistant_only_loss"]
+    determines: dict[str, Any] = {"template": digest(template)[:16]}
+    if everything:
+        determines["supervised"] = "all"
+
+    def encode(conversations: Sequence[Conversation]) -> list[tuple[list[int], list[int]]]:
+        plain = [[dict(message) for message in each] for each in conversations]
+        encoded = chat.encode(own, plain, template)
+        return [(ids, [1] * len(ids) if everything else mask) for ids, mask in encoded]
+
+    return Student(train.base, train.revision, determines, encode)
 
 
 def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:

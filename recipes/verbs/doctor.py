@@ -170,6 +170,7 @@ def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
         "synth.tags.safety": tags.safety,
         "synth.tags.base": tags.base,
         "synth.tags.ifd": tags.ifd,
+        "synth.tags.superfilter": tags.superfilter,
         **{f"synth.tags.own.{name}": own.classifier or own.model for name, own in tags.own.items()},
         "synth.tags.neighbors": embedding,
     }

@@ -257,6 +257,14 @@ class DecontaminateConfig(BaseModel):
     words only where it is the whole instruction."""
 
 
+class FitConfig(BaseModel):
+    """The server of the model that `train` fine-tunes, for `fit`."""
+
+    model_config = STRICT
+    server: Verbatim = Field(default_factory=dict)
+    """As of any model: `args` (vLLM's, verbatim), replicas, urls ..."""
+
+
 class TagsConfig(BaseModel):
     """Settings of the measures; a measure that no arm's filter names is never computed."""
 
@@ -284,6 +292,12 @@ class TagsConfig(BaseModel):
     """safety, safety_categories, llama_guard_2."""
     base: BaseConfig | None = None
     """base_output; with `reward` also base_reward and reward_difference."""
+    superfilter: ModelConfig | None = None
+    """A small model (GPT-2's size) for superfilter: the ifd of another model beside `ifd`
+    (Superfiltering, arXiv 2402.00530). Without a chat template it reads plain text."""
+    fit: FitConfig = FitConfig()
+    """fit: the mean log-probability of the answer under the model that `train` fine-tunes, as its
+    training renders the row (after GRAPE, arXiv 2502.04194)."""
     ifd: ModelConfig | None = None
     """The model whose log-probabilities give ifd; default: the teacher. A small one is cheap and
     ranks rows much alike (arXiv 2402.00530)."""

@@ -85,9 +85,8 @@ def _kind(raw: Any) -> tuple[str, str]:
     if function is None:
         return "", group
     member, sign = _opened(function)
-    # with a decimal (a > -12.5) a comparison is a function of polars' own
-    decimal = member == "Binary" and sign in COMPARISONS
-    return ("BinaryExpr", sign) if decimal else (group, member)
+    # with a decimal (a > -12.5), and for some arithmetic, an operator is a function of polars' own
+    return ("BinaryExpr", str(sign)) if member == "Binary" else (group, member)
 
 
 def _opened(raw: Any) -> tuple[str, Any]:

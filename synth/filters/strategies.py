@@ -138,6 +138,22 @@ STRATEGIES: dict[str, Strategy] = {
     "diverse": Strategy(
         None, "diverse", None, "greedy k-center, Sener and Savarese, arXiv 1708.00489"
     ),
+    "superfilter": Strategy(
+        "superfilter < {max_ifd}",
+        "top(superfilter)",
+        None,
+        "Superfiltering, arXiv 2402.00530: highest IFD below 1 of a small model",
+        {"max_ifd": 1.0},
+        "two passes of a model of GPT-2's size over every answered row",
+    ),
+    "fit": Strategy(
+        None,
+        "part(fit, {part})",
+        None,
+        "after GRAPE, arXiv 2502.04194, which keeps the best of k answers: ranks one answer a row",
+        {"part": "top"},
+        "a pass of the model to be trained over every answered row (8B: 6 H100-hours a million)",
+    ),
     "qdit": Strategy(
         None,
         "qdit({quality}, {alpha})",

@@ -48,19 +48,25 @@ REFUSED = {
     "Ternary": "CASE / IF",
     "Over": "a window function",
     "Rank": "RANK",
-    "Plus": "+",
-    "Minus": "-",
-    "Multiply": "*",
-    "Divide": "/",
-    "TrueDivide": "/",
-    "RustDivide": "/",
-    "FloorDivide": "//",
-    "Modulus": "%",
     "SubPlan": "a subquery",
     "Mean": "AVG",
     "Cast": "CAST",
 }
 """What SQL calls some of what is refused, by polars' name."""
+ARITHMETIC = {
+    "Plus": "+",
+    "Minus": "-",
+    "Multiply": "*",
+    "Mul": "*",
+    "Divide": "/",
+    "Div": "/",
+    "TrueDivide": "/",
+    "RustDivide": "/",
+    "FloorDivide": "//",
+    "Modulus": "%",
+    "Rem": "%",
+}
+"""The same of what computes."""
 SAFE = (
     "AND, OR, NOT, comparisons, IN, BETWEEN, LIKE, LENGTH, LOWER, UPPER and ARRAY_CONTAINS over "
     "measured columns "
@@ -174,6 +180,12 @@ class _Checker:
         return UserError(f"{self.at}: {what}.")
 
     def refuse(self, name: str) -> UserError:
+        if name in ARITHMETIC:
+            return self.fail(
+                f"`where` does not calculate ({ARITHMETIC[name]}): compare a column with a number "
+                "or with another column (the difference of the rewards is reward_difference); what "
+                "has to be worked out can be a column of its own"
+            )
         return self.fail(f"{REFUSED.get(name, name)} is not allowed in `where`; use {SAFE}")
 
     def boolean(self, tree: Tree) -> Node:

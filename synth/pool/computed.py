@@ -22,10 +22,11 @@ from synth.duplicates import decontaminate, embeddings, minhash, neighbors, serv
 from synth.generate import single_turn, turns
 from synth.generate.ask import Rows, only
 from synth.measures import MEASURES
-from synth.tags import base_answers, ifd, language, llm, pii, reward, safety, sanitize, several
+from synth.tags import base_answers, language, llm, pii, reward, safety, sanitize, several
 from synth.tags.asking import classifier, codes
 from synth.tags.asking import own as own_columns
 from synth.tags.asking.tag import Mode, prompt_text
+from synth.tags.scores import fit, ifd
 
 Frames = Iterator[pl.DataFrame]
 Determines = dict[str, Any] | None
@@ -283,7 +284,9 @@ COMPUTED: dict[str, Computed] = {
     "response": _asked(_response_determines, _response),
     "reward": _by_model(lambda config: config.tags.reward, _reward_determines, _reward),
     **_tags("response"),
+    "superfilter": _asked(ifd.small_cell, ifd.small),
     "ifd": _asked(_ifd_determines, _ifd),
+    "fit": _asked(fit.cell, fit.compute),
     "base_response": _by_model(lambda config: config.tags.base, _base_determines, _base),
     "reward_difference": Computed(_difference_determines, _difference),
     "safety": _by_model(lambda config: config.tags.safety, _safety_determines, _safety),

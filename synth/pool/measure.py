@@ -249,6 +249,8 @@ _HOW = {
     "safety": "add `synth.tags.safety: {model: ...}`",
     "overlap": _PROMPTS,
     "eval_distance": _PROMPTS,
+    "superfilter": "add `synth.tags.superfilter: {model: ...}`, a small model",
+    "fit": "add `train`: it is the fit to the model that is fine-tuned",
     "sanitized": "add `synth.sanitize: gemma` or `llama-3`",
 }
 

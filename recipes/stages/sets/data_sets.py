@@ -17,7 +17,7 @@ from core.store import digest
 from recipes.schema import Recipe
 from recipes.stages.eval_prompts import eval_prompts
 from recipes.stages.session import REUSE, RUN, Session
-from recipes.stages.tokens import knows_tools, token_counter
+from recipes.stages.tokens import knows_tools, student_of, token_counter
 from recipes.stages.walk import Arms
 from synth.config.rows import ImportConfig
 from synth.context import Context, Resolve
@@ -101,7 +101,9 @@ def data_sets(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) ->
         if key not in opened:
             config = recipe.synth.model_copy(update={**_OF_DRAWING, "rows": sources[name]})
             prompts = eval_prompts(recipe.eval, arms, root, planning=session.planning)
-            pool = Pool(config, Context(root, resolve, prompts, recipe.folder / "spent"))
+            student = student_of(recipe.train, arms, resolve)
+            context = Context(root, resolve, prompts, recipe.folder / "spent", student)
+            pool = Pool(config, context)
             rules = {other: rule for other, rule in arms.data.items() if keys[other] == key}
             choosing = arms.choosing(name)
             planning = session.planning

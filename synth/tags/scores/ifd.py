@@ -9,21 +9,27 @@ mean losses themselves in its code). Near 0: the instruction says it all; 1 and 
 at all, and such rows are usually dropped. NLL is in nats, the mean over the answer's tokens, the
 same tokens in both. The condition is the conversation up to the assistant's turn by the model's own
 chat template; the answer alone stands after BOS where the tokenizer puts one before a text, else
-its first token, which nothing precedes, is left out of both.
+its first token, which nothing precedes, is left out of both. A model without a chat template (GPT-2
+as the published scorer) reads the instruction and a line break, as Superfiltering's own prompt has
+it; that code cuts long texts, here they fail.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from core.columns import OK
 from core.servers import Endpoint
 from core.wire import Reply, Request, prompt_losses, scoring_request
+from synth.chat import templates
 from synth.chat.encoding import encode_question, encode_text, text_start
+from synth.chat.families import family_of
+from synth.config.synthesis import SynthConfig
+from synth.context import Context, Serving
 from synth.generate.ask import (
     TOKENS,
     Frames,
@@ -35,6 +41,7 @@ from synth.generate.ask import (
     failed,
     first_choice,
     fitting,
+    only,
     spent,
 )
 
@@ -70,13 +77,15 @@ class _Halves:
             self.problem = str(error)
 
 
-def ifd(rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> Frames:
+def ifd(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, column: str = "ifd"
+) -> Frames:
     """IFD of responses by prompt log-probabilities: two requests of one token a row, the second at
     once in the first's place.
 
-    `rows`: id, instruction, response. Yields [id, ifd, tokens, prompt_tokens, status, reason]; a
-    conversation longer than the server's `max_model_len` (where the recipe gives it), and an answer
-    with no token that can be scored are failed cells.
+    `rows`: id, instruction, response. Yields [id, `column`, tokens, prompt_tokens, status, reason];
+    a conversation longer than the server's `max_model_len` (where the recipe gives it), and an
+    answer with no token that can be scored are failed cells.
     """
     start = text_start(tokenizer)
     # Without a BOS nothing precedes the answer's first token where it stands alone.
@@ -85,7 +94,7 @@ def ifd(rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> F
     waiting: dict[str, _Halves] = {}
 
     def ask(row: Row) -> Request | Row:
-        before = encode_question(tokenizer, row["instruction"])
+        before = _question(tokenizer, row["instruction"])
         answer = encode_text(tokenizer, row["response"])
         request = fitting(scoring_request(row["id"], before + answer), limit)
         if isinstance(request, Request) and len(answer) <= skipped:
@@ -104,9 +113,16 @@ def ifd(rows: Rows, tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint) -> F
         return scoring_request(reply.key, halves.prompts[1][0])
 
     def read(reply: Reply) -> Row:
-        return _ratio(reply.key, waiting.pop(reply.key))
+        return _ratio(reply.key, waiting.pop(reply.key), column)
 
-    return asked(rows, ask, read, endpoint, {"ifd": pl.Float64, **TOKENS}, then)
+    return asked(rows, ask, read, endpoint, {column: pl.Float64, **TOKENS}, then)
+
+
+def _question(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
+    """What stands before the answer."""
+    if tokenizer.chat_template or family_of(str(tokenizer.name_or_path)):
+        return encode_question(tokenizer, instruction)
+    return text_start(tokenizer) + encode_text(tokenizer, f"{instruction}\n")
 
 
 def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
@@ -121,7 +137,7 @@ def mean_loss(reply: Reply, ids: list[int], place: int) -> float:
     return math.fsum(losses) / len(losses)
 
 
-def _ratio(key: str, halves: _Halves) -> Row:
+def _ratio(key: str, halves: _Halves, column: str) -> Row:
     """The cell of a row, as far as its losses are known."""
     if halves.problem:
         return failed(key, halves.problem, **halves.cost)
@@ -132,4 +148,22 @@ def _ratio(key: str, halves: _Halves) -> Row:
         return failed(key, str(error), **halves.cost)
     if not math.isfinite(value):
         return failed(key, "the IFD is not finite", **halves.cost)
-    return {"id": key, "ifd": value, **halves.cost, "status": OK}
+    return {"id": key, column: value, **halves.cost, "status": OK}
+
+
+def small_cell(config: SynthConfig, context: Context) -> dict[str, Any] | None:
+    """What determines a `superfilter`; None without its model."""
+    model = config.tags.superfilter
+    if model is None or model.hosted:  # a service's log-probabilities of a text are not to be had
+        return None
+    return {"model": context.revision(model), "VERSION": [VERSION, templates.VERSION]}
+
+
+def small(rows: Rows, config: SynthConfig, context: Serving) -> Frames:
+    """The measure `superfilter` of rows [id, instruction, response]: the IFD of another model."""
+    model = config.tags.superfilter
+    if model is None:
+        return iter(())
+    served = context.serve(model)
+    texts = only(rows, ("id", "instruction", "response"))
+    return ifd(texts, served.tokenizer, served.endpoint, "superfilter")
