@@ -266,6 +266,18 @@ def test_what_the_imported_rows_lack_is_measured_when_a_filter_asks_for_it(tmp_p
     assert made.frame(["neighbor_group_duplicate"])["status:neighbors"].null_count() == 2
 
 
+@pytest.mark.parametrize("known", [None, "zz"])
+def test_near_duplicates_are_looked_for_where_imported_rows_do_not_say_whom_they_repeat(
+    tmp_path: Path, known: str | None
+) -> None:
+    rows = [row25(n, min_similar_uuid=known, repeat_count=1) for n in range(2)]
+    made = imported(tmp_path, rows)
+    frame = made.frame({"near_duplicate"})
+    assert frame["status:neighbors"].to_list() == ["ok" if known else None] * 2
+    assert frame["near_duplicate"].to_list() == [True if known else None] * 2
+    assert made.frame()["min_neighbor_distance"].null_count() == 0, "nobody asked"
+
+
 def test_imported_pairs_have_one_turn(tmp_path: Path) -> None:
     talk = [
         {"from": w, "value": v}

@@ -58,7 +58,8 @@ def _cells(
         frames.append(columns.lean(own, measure).read())
     for lean in columns.sources(measure):
         cells = _completed(columns.counted(lean, measure), measure, declared)
-        read = [c for c in asked if c in declared.columns and c in cells.columns]
+        of_these = [i for c in asked if c in declared.columns for i in (c, *inputs(c))]
+        read = [c for c in of_these if c in cells.columns]
         lacking = any(cells[c].null_count() == len(cells) for c in read)
         # What was imported is taken as it is, unless a filter asks for what it lacks and this
         # recipe can measure it.
