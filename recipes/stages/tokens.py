@@ -211,8 +211,8 @@ def student(train: TrainConfig, resolve: Resolve) -> Student:
         determines["supervised"] = "all"
 
     def encode(conversations: Sequence[Conversation]) -> list[tuple[list[int], list[int]]]:
-        plain = [[dict(message) for message in each] for each in conversations]
-        encoded = chat.encode(own, plain, template)
+        plain = (map(dict, each) for each in conversations)
+        encoded = chat.encode(own, list(map(list, plain)), template)
         return [(ids, [1] * len(ids) if everything else mask) for ids, mask in encoded]
 
     return Student(train.base, train.revision, determines, encode)
