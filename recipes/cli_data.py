@@ -90,11 +90,12 @@ def filter_data(
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
     chosen."""
     from recipes.verbs import filter as filtering
+    from recipes.verbs import likeness
 
     asked = filtering.Asked(
         strategy, param or (), rows, tokens, where, choose, allow_short, allow_cut
     )
-    models = filtering.Models(embedding, student, chat_template_path, recipe)
+    models = likeness.Models(embedding, student, chat_template_path, recipe)
     filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
 
 

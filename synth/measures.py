@@ -279,6 +279,12 @@ MEASURES: dict[str, Measure] = {
         after=("response",),
         beside={"base_finish_reason": TEXT, **TOKENS},
     ),
+    "rip": Measure(
+        8,
+        "instruction",
+        {"worst_reward": NUMBER, "worst_length": WHOLE, "reward_gap": NUMBER},
+        beside=TOKENS,
+    ),
     "reward_difference": Measure(
         9,
         "response",

@@ -44,6 +44,9 @@ EVERY_TAG = (
     "(task_category = 'Math' OR task_category <> 'Math')",
     "response_length >= 0",
     "ifd > 0",
+    "superfilter > 0",
+    "fit < 1",
+    "worst_length >= 0",
     "pair_score_rank >= 1",
     "instruct_reward > -1000",
     "safety <= 'unsafe'",
@@ -143,6 +146,8 @@ def _everything(folder: Path, url: str) -> Path:
         "base": known["base"],
         "reward": known["rm"],
         "quality": {"mode": "explain"},
+        "superfilter": known["teacher"],
+        "fit": {"server": server},
     }
     arms = {
         "tagged": {

@@ -426,7 +426,9 @@ def test_a_file_of_scores_is_taken_by_falling_score(tmp_path: Path, ending: str)
         ending
     ](file)
     arm = rule(strategy="ids", params={"file": str(file)}, budget={"rows": 4})
-    assert chosen(arm).ids == [IDS[1], IDS[3], IDS[2], IDS[0]]
+    made = chosen(arm)
+    assert made.ids == [IDS[1], IDS[3], IDS[2], IDS[0]]
+    assert made.scores is not None and made.scores["score"].to_list() == [5.0, 5.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize("ending", [".txt", ".json", ".jsonl"])

@@ -18,6 +18,7 @@ from recipes.stages.walk import Arms
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import OwnConfig, TagConfig, TagsConfig
 from synth.context import Resolve
+from synth.tags.scores.queries import refuse_prompts
 from train.config import TrainConfig
 
 OURS = (
@@ -54,6 +55,22 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
             resolve(model, revision)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
+
+
+def queries(recipe: Recipe, arms: Arms, prompts: Path | None) -> None:
+    """Refuse queries of `rds` that are prompts of the recipe's evaluation: `prompts`, where they
+    are known, and those of `synth.tags.decontaminate`. Raises UserError, also where no model is
+    trained."""
+    own = recipe.synth.tags.decontaminate
+    files = [file for file in (prompts, own.file and Path(own.file).expanduser()) if file]
+    for rule in [*arms.rules.values(), *arms.data.values()]:
+        if rule.choose.kind != "rds":
+            continue
+        if recipe.train is None:
+            raise UserError(
+                f"{rule.at}: rds compares hidden states of the model that is trained; add `train`."
+            )
+        refuse_prompts(Path(rule.choose.arguments[0]).expanduser(), files, own.ngram)
 
 
 def trainer(config: TrainConfig, source: Source, root: Path) -> None:

@@ -32,7 +32,8 @@ def eval_prompts(
     column of it, when the recipe has no such benchmark, or, in a plan, when the file was not
     written yet. Raises UserError when a set cannot be read.
     """
-    asked = any(rule.columns & COLUMNS for rule in [*arms.rules.values(), *arms.data.values()])
+    rules = [*arms.rules.values(), *arms.data.values()]
+    asked = any(rule.columns & COLUMNS or rule.choose.kind == "rds" for rule in rules)
     if config is None or not asked:
         return None
     return prompts_file(config, root, planning=planning)

@@ -108,6 +108,8 @@ def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> No
     recipe = loaded.recipe
     checks.sampling(recipe.synth)
     checks.models(recipe, arms, resolve)
+    prompts = eval_prompts(recipe.eval, arms, session.store.root, planning=session.planning)
+    checks.queries(recipe, arms, prompts)
     if recipe.train is not None and not session.planning:
         checks.trainer(recipe.train, loaded.source, session.store.root)
 

@@ -252,6 +252,13 @@ def _content(session: Session, name: str, rows: Conversations) -> str | None:
     return content
 
 
+def _keep_scores(file: Path, scores: pl.DataFrame | None) -> None:
+    """What a file of ids says of the chosen rows, where one chose."""
+    if scores is None or (file.is_file() and pl.read_parquet(file).equals(scores)):
+        return
+    scores.write_parquet(file)
+
+
 def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -> None:
     """Beside the recipe: how this arm came to its rows, and why every other row is out (a selection
     itself may be shared by two rules)."""
@@ -260,6 +267,7 @@ def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -
     held = {FILE: made.digest, DROPPED: frame_digest(chosen.dropped)}
     funnel = json.dumps(chosen.funnel, indent=1)
     new = write_changed(folder / "funnel.json", funnel)
+    _keep_scores(folder / "scores.parquet", chosen.scores)
     linked = chosen_here.is_file() and chosen_here.samefile(selection)
     if not new and linked and says(folder, held):
         return

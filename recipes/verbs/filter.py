@@ -9,18 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from core.errors import UserError, nearest
 from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
-from recipes.schema import load
+from recipes.verbs.likeness import NO_MODELS, Comparer, Embedder, Models
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
 from synth.filters.choices import CHOICES
@@ -30,7 +27,6 @@ from synth.filters.schedule import Selection, TokenCounter, Unfilled, remarks, s
 from synth.filters.strategies import STRATEGIES, Param, Strategy
 from synth.measures import SHIPPED, Measures
 from synth.published import chosen_rows, tagged
-from synth.tags.asking import own
 from synth.tags.reward import REWARD_MODELS
 
 EMBEDDING = "embedded/all-MiniLM-L6-v2"
@@ -80,25 +76,6 @@ class Asked:
         }
         stated = {name: value for name, value in fields.items() if value}
         return stated if self.allow_cut is None else stated | {"allow_cut": self.allow_cut}
-
-
-@dataclass(frozen=True)
-class Models:
-    """What some filters need a model for."""
-
-    embedding: str | None = None
-    """Embeds instructions, for choices by likeness."""
-    student: str | None = None
-    """Its tokenizer and chat template count a budget in tokens."""
-    chat_template_path: str | None = None
-    """The student's chat template, where it has none."""
-    recipe: str | None = None
-    """A recipe whose own columns (`synth.tags.own`) the filters may name."""
-
-    @property
-    def measures(self) -> Measures:
-        """What the filters may name columns of."""
-        return own.measures(load(self.recipe).recipe.synth.tags) if self.recipe else SHIPPED
 
 
 @dataclass(frozen=True)
@@ -152,7 +129,7 @@ def apply_all(
     source: str | Path,
     names: Sequence[str],
     seed: int = 0,
-    models: Models = Models(),
+    models: Models = NO_MODELS,
     **arm: Any,
 ) -> Applied:
     """Apply several named strategies to one data set, which is read once; columns that it lacks and
@@ -163,8 +140,8 @@ def apply_all(
     """
     rules = rules_of(names, arm, models.measures)
     data = tagged.read(with_free(source, rules, models.embedding), rules)
-    embedder = _Embedder(source, data.frame["id"], models.embedding or EMBEDDING)
-    vectors = Vectors(embedder, embedder.texts)
+    embedder = Embedder(source, data.frame["id"], models.embedding or EMBEDDING)
+    vectors = Vectors(embedder, embedder.texts, Comparer(source, data.frame["id"], models))
     tokens = None
     if any(rule.budget and rule.budget.tokens for rule in rules):
         tokens = _counter(source, models)
@@ -226,40 +203,6 @@ def _number(given: str, key: str, text: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"--param {given}: {key} must be finite.")
     return value
-
-
-class _Embedder:
-    """Embeddings of a data set's instructions, kept in the cache folder."""
-
-    def __init__(self, source: str | Path, ids: pl.Series, model: str) -> None:
-        self.source, self.ids, self.model = source, ids, model
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """Where each id stands, the first time."""
-        return {name: place for place, name in reversed(list(enumerate(self.ids)))}
-
-    def __call__(self, ids: pl.Series) -> NDArray[np.float32]:
-        """float32 [len(ids), d], of unit length."""
-        from core.models import cache_folder, resolve
-        from synth.duplicates import embeddings
-
-        distinct, back = np.unique([self.places[name] for name in ids], return_inverse=True)
-        rows = pl.Series(distinct)
-        vectors = embeddings.vectors(
-            cache_folder(),
-            self.ids.gather(rows).to_list(),
-            chosen_rows.texts(self.source, rows),
-            resolve(self.model, None),
-        )
-        return vectors[back]
-
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors of texts (labels), float32 [n, d]."""
-        from core.models import cache_folder, resolve
-        from synth.duplicates import embeddings
-
-        return embeddings.vectors(cache_folder(), texts, texts, resolve(self.model, None))
 
 
 def _counter(source: str | Path, models: Models) -> TokenCounter:
@@ -354,7 +297,7 @@ def show_filters(*, as_json: bool) -> None:
         print(json.dumps({name: _fields(each) for name, each in STRATEGIES.items()}, indent=2))
         return
     table(
-        ["strategy", "where", "choose", "rows", "parameters", "source"],
+        ["strategy", "where", "choose", "rows", "parameters", "source", "cost"],
         [_cells(name, each) for name, each in STRATEGIES.items()],
     )
     print()
@@ -386,4 +329,5 @@ def _cells(name: str, strategy: Strategy) -> list[str | None]:
         f"{strategy.rows:,}" if strategy.rows else "",
         " ".join(params),
         strategy.source,
+        strategy.cost,
     ]

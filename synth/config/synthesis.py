@@ -167,6 +167,7 @@ class SynthConfig(BaseModel):
             ("tags.reward", self.tags.reward),
             ("tags.base", self.tags.base),
             ("tags.ifd", self.tags.ifd),
+            ("tags.superfilter", self.tags.superfilter),
             ("preferences.reward", preferred),
             ("responses.reward", best_of),
         ]

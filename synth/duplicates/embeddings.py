@@ -15,9 +15,9 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,6 @@ from core.files import read_json, read_parquet, replacing, write_atomic
 from core.models import Model
 from core.store import canonical, digest
 from synth.duplicates.blocks import Ints, Vectors, slices
-from synth.duplicates.services import Service
 
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""
@@ -42,15 +41,28 @@ IN_MEMORY = 2**30
 """Bytes of vectors up to which the result is an array in memory; a larger one is a memory map."""
 
 
+class Encoder(Protocol):
+    """Whatever gives vectors of texts in place of a model on this machine."""
+
+    def open(self) -> AbstractContextManager[object]:
+        """Held open while texts are embedded."""
+
+    def encode(self, texts: list[str]) -> NDArray[Any]:
+        """Vectors of texts, [n, d], of any length."""
+
+    def stored(self) -> None:
+        """Told once the vectors are on disk."""
+
+
 def vectors(
     root: Path,
     ids: Sequence[str],
     texts: Iterable[str | None],
     model: Model,
-    service: Service | None = None,
+    service: Encoder | None = None,
     known_as: Sequence[str] | None = None,
 ) -> Vectors:
-    """Unit vectors of `texts` by a sentence-transformers model, or by the `service` that has it,
+    """Unit vectors of `texts` by a sentence-transformers model, or by a `service` that encodes,
     float32 [len(ids), dimensions], row k of `ids[k]`. Read-only.
 
     `root` is the store's folder. Texts may stream: only a slice of them is held at a time. Only
@@ -154,7 +166,7 @@ chooses by likeness asks."""
 class _Kept:
     """The vectors of one model that the store holds: `index` says where."""
 
-    def __init__(self, folder: Path, model: Model, service: Service | None = None) -> None:
+    def __init__(self, folder: Path, model: Model, service: Encoder | None = None) -> None:
         """Raises UserError where the file of vectors is shorter than what is known to be in it."""
         folder = folder.resolve()
         self.model, self.service = model, service

@@ -214,6 +214,27 @@ CHOICES: dict[str, Choice] = {
         defaults=("exact", "0.9"),
         greedy=True,
     ),
+    "rds": Choice(
+        "rds(FILE)",
+        "the rows nearest to each query of FILE by a model's hidden states, the queries in turns",
+        _ALL_LIVE,
+        kinds.near_queries,
+        ranks=("response_length",),
+        checks=(check_file,),
+        required=1,
+        waits=True,
+    ),
+    "rip": Choice(
+        "rip(REWARD, LENGTH, GAP)",
+        "rows whose worst answer has a high reward and is long and whose rewards lie close "
+        "together: beyond three quantiles (0.5)",
+        "k answers of every row that no rule refuses",
+        kinds.survivors,
+        ranks=("worst_reward", "worst_length", "reward_gap"),
+        checks=(check_share, check_share, check_share),
+        defaults=("0.5", "0.5", "0.5"),
+        waits=True,
+    ),
     "ids": Choice(
         "ids(FILE)",
         "the ids in FILE, by falling score where it has scores, else in its order",

@@ -98,7 +98,8 @@ def _allows_cut(arm: ArmConfig, base: Strategy, choose: Choose) -> bool:
     for said in (arm.allow_cut, base.allow_cut):
         if said is not None:
             return said
-    return choose.choice.controls or not BY_LENGTH.intersection(choose.ranks)
+    kind = choose.choice
+    return kind.controls or kind.waits or not BY_LENGTH.intersection(choose.ranks)
 
 
 def linked(rules: Mapping[str, Rule]) -> dict[str, Rule]:

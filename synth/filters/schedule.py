@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from core.errors import UserError
 from synth.filters.choosing.candidates import NO_VECTORS, Vectors
+from synth.filters.choosing.listed import read_listed
 from synth.filters.ranking import LIVE, Standing
 from synth.filters.rule import Rule
 from synth.filters.verdicts import (
@@ -141,6 +143,8 @@ class Selection:
     dropped: pl.DataFrame
     rows: pl.Series
     """Their places in the frame."""
+    scores: pl.DataFrame | None = None
+    """[id, score] of what a file of ids says of them, where one chose."""
 
 
 class Unfilled(UserError):
@@ -176,7 +180,16 @@ def select(
         _check_filled(rule, funnel, len(ordered))
     left = ~standing.among(taken)
     dropped = pl.DataFrame({"id": frame["id"], "reason": reasons.cast(pl.String)}).filter(left)
-    return Selection(frame["id"].gather(taken).to_list(), funnel, dropped, taken)
+    ids = frame["id"].gather(taken)
+    return Selection(ids.to_list(), funnel, dropped, taken, _scores(rule, ids))
+
+
+def _scores(rule: Rule, ids: pl.Series) -> pl.DataFrame | None:
+    """The scores that a file of ids gives these rows; None where none chose."""
+    if rule.choose.kind != "ids":
+        return None
+    listed = read_listed(Path(rule.choose.arguments[0]).expanduser())
+    return ids.to_frame("id").join(listed, on="id", how="left", maintain_order="left")
 
 
 def _reasons(standing: Standing) -> pl.Series:

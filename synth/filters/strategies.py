@@ -154,6 +154,22 @@ STRATEGIES: dict[str, Strategy] = {
         {"part": "top"},
         "a pass of the model to be trained over every answered row (8B: 6 H100-hours a million)",
     ),
+    "rds": Strategy(
+        None,
+        "rds({queries})",
+        None,
+        "RDS+, arXiv 2503.01807: nearest to each query in turns, by hidden states",
+        {"queries": ""},
+        "a pass of the model to be trained over every answered row (8B: 6 H100-hours a million)",
+    ),
+    "rip": Strategy(
+        None,
+        "rip({reward}, {length}, {gap})",
+        None,
+        "RIP, arXiv 2501.18578: prompts whose worst answer is good and long, and gap small",
+        {"reward": 0.5, "length": 0.5, "gap": 0.5},
+        "k answers and rewards a row, those of `synth.preferences`",
+    ),
     "qdit": Strategy(
         None,
         "qdit({quality}, {alpha})",

@@ -26,7 +26,7 @@ from synth.tags import base_answers, language, llm, pii, reward, safety, sanitiz
 from synth.tags.asking import classifier, codes
 from synth.tags.asking import own as own_columns
 from synth.tags.asking.tag import Mode, prompt_text
-from synth.tags.scores import fit, ifd
+from synth.tags.scores import fit, ifd, rip
 
 Frames = Iterator[pl.DataFrame]
 Determines = dict[str, Any] | None
@@ -288,6 +288,7 @@ COMPUTED: dict[str, Computed] = {
     "ifd": _asked(_ifd_determines, _ifd),
     "fit": _asked(fit.cell, fit.compute),
     "base_response": _by_model(lambda config: config.tags.base, _base_determines, _base),
+    "rip": Computed(rip.cell, rip.compute),
     "reward_difference": Computed(_difference_determines, _difference),
     "safety": _by_model(lambda config: config.tags.safety, _safety_determines, _safety),
     "turns": Computed(turns.cell, turns.compute),

@@ -250,6 +250,7 @@ _HOW = {
     "overlap": _PROMPTS,
     "eval_distance": _PROMPTS,
     "superfilter": "add `synth.tags.superfilter: {model: ...}`, a small model",
+    "rip": "add `synth.preferences`, whose answers and rewards it is about",
     "fit": "add `train`: it is the fit to the model that is fine-tuned",
     "sanitized": "add `synth.sanitize: gemma` or `llama-3`",
 }

@@ -26,6 +26,7 @@ from core.cells.content import frame_digest
 from core.cells.merging import FILES
 from core.columns import FAILED, OK, Column
 from core.store import Counts, canonical, digest
+from synth.chat.encoding import pair
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
@@ -39,6 +40,8 @@ from synth.pool.joining import join
 from synth.pool.short_columns import digest_pairs
 from synth.published.rows import parquet_file
 from synth.tags import sanitize
+from synth.tags.scores.hidden_states import compared
+from synth.tags.scores.queries import read_queries
 
 SNAPSHOT = 1
 """Part of a snapshot's name: raised when the same cells would give another one."""
@@ -322,7 +325,7 @@ class Pool:
     @cached_property
     def vectors(self) -> Vectors:
         """Embeddings of the instructions, for arms that choose by likeness."""
-        return Vectors(self._embedded, self._embedded_texts)
+        return Vectors(self._embedded, self._embedded_texts, self._compared)
 
     def _embedded(self, ids: pl.Series) -> NDArray[np.float32]:
         """Unit vectors of the instructions of these ids, float32 [n, d], by the model that
@@ -333,6 +336,21 @@ class Pool:
         vectors = self._vectors_of(wanted["id"].to_list(), texts, wanted["of"].to_list())
         place = {name: at for at, name in enumerate(wanted["id"])}
         return vectors[[place[name] for name in ids]]
+
+    def _compared(
+        self, ids: pl.Series, queries: Path
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Vectors of the conversations of these ids and of the queries in a file, by what the
+        model that is trained holds of them, float32 [n, d] and [q, d]."""
+        student = self.context.student
+        if student is None:
+            raise ValueError("no model is trained")  # which the recipe's check refuses
+        frame = self.frame()
+        rows = ids.to_frame("id").join(frame, on="id", how="left", maintain_order="left")
+        parts = (self.texts(part, ["instruction", "response"]) for part in rows.iter_slices(SLICE))
+        pairs = (pair(*row) for part in parts for row in part.drop("id").iter_rows())
+        asked, resolve = read_queries(queries), self.context.resolve
+        return compared(self.root, ids.to_list(), pairs, asked, student, resolve)
 
     def _embedded_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts (labels) by the same model, float32 [n, d]."""
