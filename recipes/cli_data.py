@@ -89,8 +89,8 @@ def filter_data(
 ) -> None:
     """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
     chosen."""
+    from recipes.exchange import likeness
     from recipes.verbs import filter as filtering
-    from recipes.verbs import likeness
 
     asked = filtering.Asked(
         strategy, param or (), rows, tokens, where, choose, allow_short, allow_cut

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
+from recipes.exchange.likeness import Models
 from recipes.verbs.filter import Asked, Output, main
-from recipes.verbs.likeness import Models
 from synth.published import chosen_rows
 from tests import small_recipe, tiny
 from tests.test_cli import call

@@ -13,9 +13,9 @@ import pytest
 from core.errors import UserError
 from core.models import resolve
 from recipes import schema
+from recipes.exchange.likeness import Comparer, Models
 from recipes.stages import graph
 from recipes.stages.tokens import student
-from recipes.verbs.likeness import Comparer, Models
 from synth.chat.encoding import pair
 from synth.filters.choosing.near_queries import in_turns
 from synth.filters.orders import by_hash

@@ -17,7 +17,7 @@ import polars as pl
 from core.errors import UserError, nearest
 from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
-from recipes.verbs.likeness import NO_MODELS, Comparer, Embedder, Models
+from recipes.exchange.likeness import NO_MODELS, Comparer, Embedder, Models
 from recipes.verbs.terminal import table
 from synth.filters.arm import ArmConfig
 from synth.filters.choices import CHOICES
