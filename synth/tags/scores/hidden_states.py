@@ -104,6 +104,7 @@ class HiddenStates:
         return vectors
 
     def _model(self) -> Any:
+        """The model without its head, on a GPU where there is one."""
         if self._loaded is None:
             import torch
             from transformers import AutoModel
