@@ -44,9 +44,6 @@ EVERY_TAG = (
     "(task_category = 'Math' OR task_category <> 'Math')",
     "response_length >= 0",
     "ifd > 0",
-    "superfilter > 0",
-    "fit < 1",
-    "worst_length >= 0",
     "pair_score_rank >= 1",
     "instruct_reward > -1000",
     "safety <= 'unsafe'",
@@ -146,8 +143,6 @@ def _everything(folder: Path, url: str) -> Path:
         "base": known["base"],
         "reward": known["rm"],
         "quality": {"mode": "explain"},
-        "superfilter": known["teacher"],
-        "fit": {"server": server},
     }
     arms = {
         "tagged": {
@@ -240,6 +235,32 @@ def _imported(folder: Path, url: str) -> Path:
     )
 
 
+def _scored(folder: Path, url: str) -> Path:
+    """What ranks rows by a model's pass: by the model that is trained, a small one, and several
+    answers."""
+    known = _models(folder / "models", url)
+    teacher = known["teacher"]
+    return small_recipe.recipe(
+        folder,
+        Path(teacher["model"]),
+        url,
+        arms={
+            "scored": {
+                "where": "superfilter > 0 AND fit < 1 AND worst_length >= 0",
+                "choose": "hash_order",
+                "budget": {"rows": 4},
+            }
+        },
+        random_arm=False,
+        synth__rows=20,
+        synth__heldout=0,
+        synth__tags={"superfilter": teacher, "fit": {"server": teacher["server"]}},
+        synth__preferences={"k": 3, "reward": known["rm"]},
+        train=True,
+        eval=None,
+    )
+
+
 def _columns(store: Path) -> list[str]:
     """Every column of the store, and the key of each."""
     return sorted(
@@ -253,7 +274,7 @@ def _always_finished(self: Store, stage: str, key: str) -> Result:
 
 
 def keys(folder: Path) -> dict[str, Any]:
-    """{recipe: {"columns": [NAME/KEY], "stages": {name: key}}} of three recipes, made on a scripted
+    """{recipe: {"columns": [NAME/KEY], "stages": {name: key}}} of four recipes, made on a scripted
     server below `folder`."""
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch, ScriptedServer(answer) as server:
@@ -262,11 +283,14 @@ def keys(folder: Path) -> dict[str, Any]:
             ("everything", _everything),
             ("judged", _judged),
             ("imported", _imported),
+            ("scored", _scored),
         ):
             (folder / name).mkdir()
             patch.chdir(folder / name)
             loaded = schema.load(write(folder / name, server.url))
-            until = {"everything": "preferences", "judged": None, "imported": "select"}[name]
+            until = {"everything": "preferences", "judged": None, "imported": "select"}.get(
+                name, "select"
+            )
             made = graph.run(loaded, until)
             if name == "everything":
                 with (
