@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from core import columns, store
+from core.cells import merging
 from core.columns import Column
 from core.errors import UserError
 
@@ -187,3 +197,218 @@ def test_cells_that_come_one_by_one_are_read_at_once_and_become_a_part_also_by_a
             assert sorted(column.read()["value"]) == list(range(number + 1))
         raise RuntimeError
     assert len(column.files()) == 1 and len(column.part(*column.parts())) == 5
+
+
+# -- journals --------------------------------------------------------------------------------------
+
+WRITER = """
+    import sys, time
+    from pathlib import Path
+    import polars as pl
+    from core.columns import Column
+
+    column = Column(Path(sys.argv[1]), {"value": pl.Int64})
+    for number in range(int(sys.argv[2]), 10**9):
+        column.append([{"id": str(number), "value": number}])
+        print(number, flush=True)
+        time.sleep(0.005)
+"""
+
+
+def start_writer(folder: Path, first: int = 0) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), str(first)],
+        stdout=subprocess.PIPE,
+    )
+
+
+def told(writer: subprocess.Popen[bytes], cells: int) -> None:
+    """Wait until a writer has said that so many cells are kept."""
+    assert writer.stdout is not None
+    for _ in range(cells):
+        assert writer.stdout.readline()
+
+
+@pytest.mark.process
+def test_kill_9_in_the_middle_loses_no_cell_that_was_told_kept_and_the_next_writer_takes_them_up(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "column"
+    writer = start_writer(folder)
+    told(writer, 50)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert writer.stdout is not None
+    kept = 50 + len(writer.stdout.read().split())
+    column = Column(folder, {"value": pl.Int64})
+    assert column.parts() == []
+    assert {str(number) for number in range(kept)} <= {*column.read()["id"]}
+    before = column.read().sort("id")
+    column.append([{"id": "new", "value": -1}])
+    assert len(column.files()) == 1, "one journal: its own, with what the dead writer left"
+    assert column.read().filter(pl.col("id") != "new").sort("id").equals(before)
+
+
+@pytest.mark.process
+def test_the_journal_of_a_writer_that_lives_is_read_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "column"
+    writer = start_writer(folder)
+    told(writer, 5)
+    try:
+        column = Column(folder, {"value": pl.Int64})
+        column.append([{"id": "mine", "value": -1}])
+        column.compact(files=0)
+        assert {"0", "4", "mine"} <= {*column.read()["id"]}
+        assert len(column.files()) == 2 and len(column.parts()) == 1
+        told(writer, 5)
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@pytest.mark.process
+def test_a_reader_beside_writers_and_a_merging_run_never_fails_and_never_misses_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "column"
+    writers = [start_writer(folder, first) for first in (0, 500_000_000)]
+    column, reader = (Column(folder, {"value": pl.Int64}) for _ in range(2))
+    seen: set[str] = set()
+    try:
+        for turn in range(20):
+            for writer in writers:
+                told(writer, 1)
+            monkeypatch.setattr(columns, "PART_ROWS", 3)
+            column.append([{"id": f"{turn}-{n}", "value": n} for n in range(4)])
+            if turn % 4 == 0:
+                column.compact(files=2, rows=10)
+            now = {*reader.read()["id"]}
+            assert seen <= now and f"{turn}-3" in now
+            seen = now
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+
+
+@pytest.mark.parametrize("torn", [b"ce", b"cell\x10\0\0\0\0\0\0\0half", bytes(40)])
+def test_a_last_frame_that_is_torn_is_ignored(tmp_path: Path, torn: bytes) -> None:
+    made = column(tmp_path)
+    made.append([{"id": "x", "label": "good", "rank": 4.0}])
+    (journal,) = made.files()
+    with journal.open("ab") as file:
+        file.write(torn)
+    assert column(tmp_path).read()["id"].to_list() == ["x"]
+
+
+def test_a_journal_becomes_a_part_at_some_thousands_of_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "PART_ROWS", 10)
+    made = column(tmp_path)
+    for number in range(25):
+        made.append([{"id": f"{number}", "label": "good", "rank": math.nan}])
+    assert [len(made.part(path)) for path in made.files()] == [10, 10, 5]
+    assert len(made.read()) == 25
+
+
+def test_cells_whose_part_was_cut_before_the_kill_are_not_there_twice(tmp_path: Path) -> None:
+    made = column(tmp_path)
+    made.append([{"id": "x", "label": "good", "rank": 4.0}])
+    (journal,) = made.files()
+    left = journal.read_bytes()
+    made.cut()
+    journal.write_bytes(left)  # killed between both steps
+    again = column(tmp_path)
+    again.append([{"id": "y", "label": "good", "rank": 4.0}])
+    again.cut()
+    assert sorted(i for path in again.files() for i in again.part(path)["id"]) == ["x", "y"]
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def test_merged_parts_lie_in_the_order_that_is_given_and_other_ids_come_last(
+    tmp_path: Path,
+) -> None:
+    made, order = column(tmp_path), [f"{n:03d}" for n in range(100)]
+    shuffled = [*order, "other"]
+    random.Random(1).shuffle(shuffled)
+    for top in range(0, 101, 10):
+        cells = [{"id": i, "label": "good", "rank": 1.0} for i in shuffled[top : top + 10]]
+        made.append(cells)
+        made.cut()
+    made.compact(pl.Series(order), files=2, rows=40)
+    found = [made.part(path)["id"].to_list() for path in made.parts()]
+    assert [i for part in found for i in part] == [*order, "other"]
+    assert [len(part) for part in found] == [40, 40, 21]
+
+
+def test_a_merge_that_was_killed_is_gone_over_again_and_no_cell_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = many(tmp_path, 12)
+    before = made.read().sort("id")
+    publish, done = made.publish, []
+
+    def dies(cells: pl.DataFrame, stem: str | None = None) -> Path:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(stem)
+        return publish(cells, stem)
+
+    monkeypatch.setattr(made, "publish", dies)
+    monkeypatch.setattr(merging, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(merging, "GROUP", 5)
+    with pytest.raises(KeyboardInterrupt):
+        made.compact(files=2, rows=5)
+    assert made.read().sort("id").equals(before), "while it lies there half done"
+    monkeypatch.undo()
+    again = column(tmp_path)
+    again.compact(files=2, rows=100)
+    (part,) = again.parts()
+    assert again.part(part).sort("id").equals(before)
+
+
+def test_a_merge_says_what_disk_it_needs_and_does_not_begin_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = many(tmp_path, 12), list[str]()
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    made.compact(say=said.append, files=2)
+    assert len(made.parts()) == 12 and "12 parts are not merged" in said[0]
+    monkeypatch.undo()
+    made.compact(say=said.append, files=2)
+    assert len(made.parts()) == 1 and "MiB of disk until it is done" in said[1]
+
+
+# -- stores of other versions ----------------------------------------------------------------------
+
+
+def test_parts_of_the_layout_before_are_read_as_they_are_and_merged_into_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = column(tmp_path)
+    made.folder.mkdir(parents=True)
+    for name, ids in (("9-ffaa-000001", "ba"), ("9-aa00-00ff00m112233", "cd")):
+        cells = [{"id": i, "label": "good", "rank": 1.0} for i in ids]
+        frame = pl.DataFrame(cells).with_columns(
+            status=pl.lit("ok"), reason=pl.lit(None, pl.String)
+        )
+        frame.cast(made.schema).write_parquet(made.folder / f"part-{name}.parquet")
+    assert sorted(made.read()["id"]) == ["a", "b", "c", "d"]
+    monkeypatch.setattr(merging, "OLD_ROWS", 3)
+    made.compact(pl.Series(["a", "b", "c", "d"]))
+    (part,) = made.parts()
+    assert made.part(part)["id"].to_list() == ["a", "b", "c", "d"]
+
+
+def test_a_store_of_a_newer_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    column(tmp_path).append([{"id": "x", "label": "good", "rank": 4.0}])
+    assert json.loads((tmp_path / "store.json").read_text()) == {"version": store.LAYOUT}
+    (tmp_path / "store.json").write_text('{"version": 99}')
+    for use in (column, store.Store):
+        with pytest.raises(
+            UserError, match=r"has layout 99 and this version .* knows layouts up to"
+        ):
+            use(tmp_path)

@@ -11,12 +11,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from core import columns as core_columns
 from core.models import Model
 from core.servers import Servers
+from core.store import digest
 from core.tracking import Log
 from synth.config.synthesis import SynthConfig
 from synth.context import Context
 from synth.measures import COLUMNS
+from synth.pool import columns as pool_columns
 from synth.pool import draw as drawing
 from synth.pool import importing, short_columns
 from synth.pool import pool as pools
@@ -320,3 +323,70 @@ def test_a_pool_whose_texts_are_cleaned_keeps_the_cells_of_the_raw_texts_when_pa
     cleaned.columns["response"].compact(files=2)
     assert opened(tmp_path).frame()["status:response"].null_count() == 25
     assert cleaned.frame()["status:response"].null_count() == 0
+
+
+def test_merged_parts_lie_in_the_order_of_the_pool_and_keep_what_was_worked_out_of_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(short_columns, "REMEMBERED", 1)
+    made = opened(tmp_path)
+    for part in made.planned.sample(fraction=1, shuffle=True, seed=1).iter_slices(5):
+        texts = pl.format("{} words", "index").alias("instruction")
+        made.instruction.append(part.with_columns(texts, finish_reason=pl.lit("stop")))
+        made.instruction.cut()
+    before = made.frame()
+    computed: list[int] = []
+    plain = short_columns.text_figures.instruction_columns
+    monkeypatch.setattr(
+        short_columns.text_figures,
+        "instruction_columns",
+        lambda rows: computed.append(len(rows)) or plain(rows),
+    )
+    assert made.merge(print, files=2) == {"files": 10, "merged": 1}
+    (part,) = made.instruction.parts()
+    assert made.instruction.part(part)["id"].to_list() == before["id"].to_list()
+    assert opened(tmp_path).frame().equals(before)
+    assert sum(computed) == 0
+
+
+def test_the_digest_of_a_pool_is_that_of_its_ids_and_texts_as_two_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_columns, "_AT_ONCE", 7)
+    made = filled(tmp_path)
+    frame = made.frame()
+    whole = digest([frame["id"].to_list(), frame["of"].to_list()])
+    cells = {**made.cells["minhash"], "pool": whole}
+    column = made.column("minhash", frame)
+    assert column is not None and column.folder.name == digest(cells)[:16]
+
+
+def test_a_pass_in_slices_decodes_each_row_of_the_pool_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight tasks fill the pool in turns, and the slices of a pass lie across their parts."""
+    made = opened(tmp_path, 4000)
+    monkeypatch.setattr(core_columns, "GROUP", 20)
+    for share in range(8):
+        places = drawing.mine(made.planned, (share, 8))
+        writer = opened(tmp_path, 4000).instruction
+        for part in places.iter_slices(100):
+            writer.append(
+                part.with_columns(instruction=pl.lit("why"), finish_reason=pl.lit("stop"))
+            )
+            writer.cut()
+    frame = made.frame()
+    decoded: list[int] = []
+    read = core_columns.Column._read
+
+    def counting(column: Any, path: Path, names: Any, run: Any = None) -> pl.DataFrame:
+        if "instruction" in (names or ()):
+            decoded.append(run[1])
+        return read(column, path, names, run)
+
+    monkeypatch.setattr(core_columns.Column, "_read", counting)
+    assert sum(len(part.drop_nulls()) for part in made.instructions(frame)) == 4000
+    monkeypatch.setattr(pools, "SLICE", 200)
+    decoded.clear()
+    assert sum(len(part.drop_nulls()) for part in made.instructions(frame)) == 4000
+    assert sum(decoded) <= 1.1 * 4000

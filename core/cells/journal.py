@@ -14,6 +14,7 @@ writer's, and the next writer of the column takes it up.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import struct
 import time
@@ -87,8 +88,8 @@ def is_journal(path: Path) -> bool:
 
 
 def frames(path: Path) -> list[pl.DataFrame]:
-    """What a journal holds so far, up to a frame that is torn or still being written. Raises
-    FileNotFoundError when it has become a part meanwhile."""
+    """What a journal holds so far, up to a frame that is torn or still being written, in as few
+    frames as its types allow. Raises FileNotFoundError when it has become a part meanwhile."""
     import io
 
     data = path.read_bytes()
@@ -102,7 +103,8 @@ def frames(path: Path) -> list[pl.DataFrame]:
             break
         found.append(pl.read_ipc_stream(io.BytesIO(body)))
         at += length
-    return found
+    alike = itertools.groupby(found, lambda frame: frame.schema)
+    return [pl.concat(run, rechunk=True) for _, run in alike]
 
 
 @contextmanager

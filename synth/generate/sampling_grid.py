@@ -49,6 +49,10 @@ PRESETS: dict[str, list[tuple[int, float, float]]] = {
 """The paper's grids (arXiv 2406.08464, Table 7): thousands of rows, temperature, top_p of each
 entry."""
 
+_PLACES = {"id": pl.String, "cell": pl.Int64, "index": pl.Int64, "seed": pl.Int64}
+_AT_ONCE = 50_000
+"""Places that are in memory as Python's own objects."""
+
 DRAWS = 5
 """How often a place is drawn at most: a teacher of which one instruction in three fails still fills
 996 places of 1,000."""
@@ -117,21 +121,25 @@ class Plan:
     def _places(self) -> pl.DataFrame:
         """Every place, in order: [id (of its first draw), cell (which entry), index (within the
         entry), seed]."""
-        places = [
-            (*self._draw(number, str(index)), number, index)
-            for number, entry in enumerate(self.entries)
-            for index in range(entry.rows)
-        ]
-        schema = {"id": pl.String, "seed": pl.Int64, "cell": pl.Int64, "index": pl.Int64}
-        frame = pl.DataFrame(places, schema=schema, orient="row")
-        return frame.select("id", "cell", "index", "seed")
+        parts = [pl.DataFrame(schema=_PLACES)]
+        for number, entry in enumerate(self.entries):
+            for start in range(0, entry.rows, _AT_ONCE):
+                indices = range(start, min(start + _AT_ONCE, entry.rows))
+                drawn = [self._draw(number, str(index)) for index in indices]
+                part = pl.DataFrame(drawn, {"id": pl.String, "seed": pl.Int64}, orient="row")
+                index = pl.Series("index", indices, dtype=pl.Int64)
+                parts.append(
+                    part.select("id", pl.lit(number, pl.Int64).alias("cell"), index, "seed")
+                )
+        return pl.concat(parts, rechunk=True)
 
     def _draw(self, entry: int, name: str) -> tuple[str, int]:
         """(id, sampling seed) of a draw: "7" is the first one for index 7, "7.2" the one after its
         second failure."""
         row = self._prefixes[entry].copy()
         row.update(name.encode())
-        return row.hexdigest()[:20], int.from_bytes(row.digest()[-4:]) % 2**31
+        drawn = row.digest()
+        return drawn[:10].hex(), int.from_bytes(drawn[-4:]) % 2**31
 
     def draws(self, status: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(draws that were made, draws that are due), each [id, place (id of its first draw), cell,

@@ -6,6 +6,7 @@ code), never from row counts or arms, so a pool grows and two recipes share it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import polars as pl
 
 from core.columns import Column
 from core.files import remembered_digest
-from core.store import digest
+from core.store import canonical
 from synth.chat import templates
 from synth.chat.families import has_plain_headers, system_prompt_of
 from synth.chat.pre_query import STOP_STRINGS
@@ -32,6 +33,9 @@ from synth.tags.asking import own as own_columns
 
 if TYPE_CHECKING:
     from synth.measures import PolarsTypes
+
+_AT_ONCE = 100_000
+"""Rows in memory as Python's own objects."""
 
 INSTRUCTION_FIELDS: PolarsTypes = {
     "index": pl.Int64,
@@ -79,7 +83,7 @@ class PoolColumns:
         self.answers = imported_answers.wanted(config)
         self.tags = config.rows.tags if isinstance(config.rows, ImportConfig) else "keep"
         self._lean: dict[Path, Lean] = {}
-        self._whole: tuple[pl.Series, pl.Series, str] | None = None
+        self._pooled: tuple[pl.DataFrame, str] | None = None
 
     def of(self, measure: str, rows: pl.DataFrame) -> Column | None:
         """Where new cells of a measure go; None when the recipe gives no way to measure it.
@@ -91,16 +95,23 @@ class PoolColumns:
             return self.own.get(measure)
         if measure not in self.determines:
             return None
-        whole = self._whole_digest(rows["id"], rows["of"])
-        return self._open(measure, {**self.determines[measure], "pool": whole})
+        return self._open(measure, {**self.determines[measure], "pool": self._digest(rows)})
 
-    def _whole_digest(self, ids: pl.Series, of: pl.Series) -> str:
-        """Digest of all ids and texts, worked out once as long as they are the same: seconds for a
-        million, and every measure of the whole pool asks."""
-        known = self._whole
-        if known is None or not (known[0].equals(ids) and known[1].equals(of)):
-            known = self._whole = (ids, of, digest([ids.to_list(), of.to_list()]))
-        return known[2]
+    def _digest(self, rows: pl.DataFrame) -> str:
+        """`digest` of the ids and of the digests of texts of all rows, as two lists; worked out
+        once for the same ones, and with few of them in memory as Python's own objects."""
+        whole = rows.select("id", "of")
+        if self._pooled is None or not self._pooled[0].equals(whole):
+            made = hashlib.sha256(b"[")
+            for before, name in ((b"[", "id"), (b",[", "of")):
+                made.update(before)
+                for start in range(0, len(whole), _AT_ONCE):
+                    listed = canonical(whole[name][start : start + _AT_ONCE].to_list())[1:-1]
+                    made.update(f"{',' if start else ''}{listed}".encode())
+                made.update(b"]")
+            made.update(b"]")
+            self._pooled = (whole, made.hexdigest())
+        return self._pooled[1]
 
     def _open(self, measure: str, determines: Mapping[str, Any]) -> Column:
         return open_column(self.root, measure, determines, self.measures.table[measure])

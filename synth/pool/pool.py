@@ -37,7 +37,6 @@ from synth.generate.sampling_grid import Plan
 from synth.pool import imported_answers
 from synth.pool.columns import PoolColumns
 from synth.pool.joining import join
-from synth.pool.short_columns import digest_pairs
 from synth.published.rows import parquet_file
 from synth.tags import sanitize
 from synth.tags.scores.hidden_states import compared
@@ -191,8 +190,6 @@ class Pool:
         for measure in self.measures.table:
             if measure != "text":
                 rows = join(rows, self._columns, measure, columns)
-            if measure == "response":
-                rows = rows.with_columns(of_pair=digest_pairs(rows["of"], rows["of_response"]))
         rows = rows.with_columns(heldout=held_out(rows["id"], self.config.heldout))
         reserved = rows.filter("heldout")["of"]
         rows = rows.with_columns(reserved=pl.col("of").is_in(reserved.implode()))

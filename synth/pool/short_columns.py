@@ -20,6 +20,7 @@ import polars as pl
 
 from core.cells.content import frame_digest
 from core.cells.journal import is_journal
+from core.cells.merging import merged
 from core.columns import MESSAGES, Column
 from core.files import replacing
 from core.store import digest
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _State = list[tuple[Path, int]]
-"""The files of a column, each with its cells."""
+"""The files of a column, each with its bytes."""
 _CONVERSATION = ("id", "of_pair", "of_messages")
 """What tells a conversation in the pool's frame: its row, the digest of instruction and response,
 and that of further turns."""
@@ -80,39 +81,35 @@ class Lean:
         self.column = column
         self._shorten, self._version, self._reads = shorten, version, reads
         self._kept: dict[tuple[Path, int], pl.DataFrame] = {}
+        self._before: pl.DataFrame | None = None
         self._whole: tuple[_State, pl.DataFrame] | None = None
         self._found: dict[tuple[str, ...], _Index] = {}
 
     def read(self) -> pl.DataFrame:
-        """Every cell, shortened, one row for each id and text that it is of; what was read before
-        is not read again."""
-        files = self._files()
-        state = [(path, len(short)) for path, short in files.items()]
-        if self._whole is None or self._whole[0] != state:
-            frames = [self._shorten(self.column.schema.to_frame()), *files.values()]
-            whole = pl.concat(frames)
-            if whole.select(self.column.key).n_unique() < len(whole):
-                whole = whole.unique(self.column.key, keep="first", maintain_order=True)
-            self._whole = (state, whole)
-        return self._whole[1]
-
-    def _files(self) -> dict[Path, pl.DataFrame]:
-        """Each file's cells, shortened, in the order in which they count."""
-        # A journal grows, so it is known by its size; listed before the parts.
+        """Every cell, shortened, one row for each id and text that it is of. What was worked out of
+        words stays in memory until a file changes; of what was not, nothing does."""
+        state = self._state()
+        if self._whole is not None and self._whole[0] == state:
+            return self._whole[1]
         remembered = list(self.column.folder.glob("short/part-*.parquet"))
-        kept: dict[tuple[Path, int], pl.DataFrame] = {}
-
-        def read(path: Path) -> pl.DataFrame:
-            state = (path, path.stat().st_size)
-            if state not in kept:
-                held = self._kept.get(state)
-                kept[state] = self._short(path) if held is None else held
-            return kept[state]
-
-        files = self.column.each(read)
-        self._kept = {state: short for state, short in kept.items() if state[0] in files}
+        files = self.column.each(self._short)
+        self._before = None
+        self._kept = {at: short for at, short in self._kept.items() if at[0] in files}
         self._forget(remembered, files)
-        return files
+        whole = pl.concat([self._shorten(self.column.schema.to_frame()), *files.values()])
+        if whole.select(self.column.key).n_unique() < len(whole):
+            whole = whole.unique(self.column.key, keep="first", maintain_order=True)
+        # Listed before it was read: where a file came in between, it is read again.
+        self._whole = (state, whole) if self._version else None
+        return whole
+
+    def _state(self) -> _State:
+        """The files with their sizes: a journal grows."""
+        sized: _State = []
+        for path in self.column.files():
+            with suppress(FileNotFoundError):
+                sized.append((path, path.stat().st_size))
+        return sized
 
     @staticmethod
     def _forget(remembered: list[Path], parts: Iterable[Path]) -> None:
@@ -124,19 +121,50 @@ class Lean:
                     path.unlink(missing_ok=True)
 
     def _short(self, path: Path) -> pl.DataFrame:
-        """One file's cells, shortened; remembered beside it where there are many."""
-        if self._version is None or is_journal(path):
+        """One file's cells, shortened; remembered beside it where there are many, else in
+        memory."""
+        if self._version is None:
             return self._shorten(self.column.part(path, self._reads))
+        at = (path, path.stat().st_size)
+        if at in self._kept:
+            return self._kept[at]
         remembered = path.parent / "short" / f"{path.stem}-{self._version}.parquet"
         # Not there, or damaged: computed again.
         with suppress(FileNotFoundError, pl.exceptions.PolarsError):
             return pl.read_parquet(remembered)
-        short = self._shorten(self.column.part(path, self._reads))
-        if len(short) >= REMEMBERED:
-            # A store that cannot be written to is read all the same.
-            with suppress(OSError), replacing(remembered) as temporary:
-                short.write_parquet(temporary)
+        short = self._of_merged(path)
+        if short is None:
+            short = self._shorten(self.column.part(path, self._reads))
+        # A store that cannot be written to is read all the same.
+        with suppress(OSError):
+            if len(short) >= REMEMBERED and not is_journal(path):
+                with replacing(remembered) as temporary:
+                    short.write_parquet(temporary)
+                return short
+        self._kept[at] = short
         return short
+
+    def _of_merged(self, path: Path) -> pl.DataFrame | None:
+        """The short form of a merged part, put together of those of the parts before it; None where
+        one of its cells is in none of them."""
+        if not merged(path):
+            return None
+        if self._before is None:
+            held = list(path.parent.glob(f"short/part-*-{self._version}.parquet"))
+            held.sort(key=lambda each: (not merged(each), each.name))  # as their parts count
+            parts = []
+            for each in held:
+                with suppress(OSError, pl.exceptions.PolarsError):
+                    parts.append(pl.read_parquet(each))
+            empty = self._shorten(self.column.schema.to_frame())
+            self._before = pl.concat([empty, *parts]).unique(
+                self.column.key, keep="first", maintain_order=True
+            )
+        keys = self.column.part(path, self.column.key)
+        short = keys.join(
+            self._before, on=self.column.key, how="left", nulls_equal=True, maintain_order="left"
+        )
+        return None if short["status"].null_count() else short.select(self._before.columns)
 
     def texts(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """[id, *names] as stored, of the rows [id] or, where a row may have been made anew, [id,
@@ -154,11 +182,11 @@ class Lean:
 
     def _index(self, key: list[str]) -> _Index:
         """Where the cells of these keys lie; kept until a file changes."""
-        files = self._files()
-        state = [(path, len(short)) for path, short in files.items()]
+        state = self._state()
         known = self._found.get(tuple(key))
         if known is None or known.state != state:
-            known = _Index.of_files(files, key)
+            hashes = self.column.each(lambda path: _hashes(self.column.part(path, key)))
+            known = _Index.of_files(state, hashes, key)
             self._found[tuple(key)] = known
         return known
 
@@ -166,21 +194,26 @@ class Lean:
 @dataclass(frozen=True)
 class _Index:
     """Where each cell of a column lies, by the hash of its key: the hashes in rising order, and of
-    each the number of its place when all files are laid end to end in `state`'s order."""
+    each the number of its place when all files are laid end to end.
+
+    `state`: the files when they were listed; `lengths`: of each that was read, its cells.
+    """
 
     key: list[str]
     state: _State
+    lengths: Mapping[Path, int]
     hashes: NDArray[np.uint64]
     places: NDArray[np.int64]
 
     @classmethod
-    def of_files(cls, files: Mapping[Path, pl.DataFrame], key: list[str]) -> _Index:
-        """The index of these files' cells."""
-        state = [(path, len(short)) for path, short in files.items()]
-        parts = [_hashes(short.select(key)) for short in files.values()]
-        hashes = np.concatenate([np.empty(0, np.uint64), *parts])
+    def of_files(
+        cls, state: _State, files: Mapping[Path, NDArray[np.uint64]], key: list[str]
+    ) -> _Index:
+        """The index of these files' cells, given the hashes of their keys."""
+        lengths = {path: len(hashes) for path, hashes in files.items()}
+        hashes = np.concatenate([np.empty(0, np.uint64), *files.values()])
         places = np.argsort(hashes, kind="stable")  # of equal ones, the first that counts is first
-        return cls(key, state, hashes[places], places)
+        return cls(key, state, lengths, hashes[places], places)
 
     def of(self, rows: pl.DataFrame) -> Iterator[tuple[Path, NDArray[np.int64]]]:
         """(file, rising places in it) of each file that holds cells of these rows."""
@@ -191,10 +224,10 @@ class _Index:
         # Every place of an equal hash: of one row there is one, almost always.
         starts = np.repeat(first - (np.cumsum(counts) - counts), counts)
         places = np.unique(self.places[starts + np.arange(counts.sum())])
-        ends = np.cumsum([length for _, length in self.state])
+        ends = np.cumsum([*self.lengths.values()])
         cuts = np.searchsorted(places, ends)
         start = 0
-        for (path, length), end, cut in zip(self.state, ends, cuts, strict=True):
+        for (path, length), end, cut in zip(self.lengths.items(), ends, cuts, strict=True):
             if cut > start:
                 yield path, places[start:cut] - (end - length)
             start = cut
@@ -214,7 +247,9 @@ def lean_of(column: Column, measure: str, rules: sanitize.Rules | None, measures
         shorten = partial(_short_instructions, rules=rules)
         return Lean(column, shorten, digest([versions, *known])[:12])
     if measure == "response":
-        return Lean(column, _short_responses, digest([[text_figures.VERSION], *known])[:12])
+        return Lean(
+            column, _short_responses, digest([[text_figures.VERSION, "of_pair"], *known])[:12]
+        )
     if measure == "turns":
         return Lean(column, _short_turns, digest(["turns", *known])[:12])
     long = measures.long_columns(n for n in column.schema if n in measures.columns)
@@ -236,7 +271,7 @@ def _short_instructions(part: pl.DataFrame, rules: sanitize.Rules | None) -> pl.
 
 
 def _short_responses(part: pl.DataFrame) -> pl.DataFrame:
-    """Of a response: its digest, length and the like."""
+    """Of a response: its digest, that of the pair, its length and the like."""
     figures = text_figures.response_columns(part.select("id", "response", "finish_reason"))
     part = part.with_columns(
         response_finish_reason="finish_reason",
@@ -244,6 +279,7 @@ def _short_responses(part: pl.DataFrame) -> pl.DataFrame:
         response_prompt_tokens="prompt_tokens",
         of_response=digest_texts(part["response"]),
     )
+    part = part.with_columns(of_pair=digest_pairs(part["of"], part["of_response"]))
     return _short(_beside(part, figures)).drop("finish_reason")
 
 
