@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
+from core import columns
 from core.errors import UserError
 from core.models import Model, resolve
 from recipes import schema
@@ -326,6 +327,29 @@ def test_workers_read_the_same_recipe_with_hub_models_at_their_commit(
     )
     data["synth"]["responder"]["revision"] = None
     assert schema.Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data))) == loaded.recipe
+
+
+def test_a_launch_leaves_few_files_in_the_order_of_the_pool(
+    tmp_path: Path, llama: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "PART_ROWS", 4)
+    most = 0
+    with ScriptedServer(small_recipe.answer) as running:
+        path = recipe(tmp_path, llama, running)
+        loaded = schema.load(path)
+        for stage in cluster_task.STAGES:
+            world = 1 if stage in ("pool", "merge", "select") else 8
+            for rank in range(world):
+                counts = cluster_task.run(loaded, stage, rank, world)
+            files = [len(list(f.glob("*.parquet"))) for f in store(path).glob("columns/*/*")]
+            if stage == "answers":
+                most = max(files)
+            if stage == "merge":
+                assert counts["merged"] < counts["files"] and max(files) == 1 < 8 <= most
+    instruction = pool_of(path).instruction
+    ids = [i for part in instruction.parts() for i in instruction.part(part)["id"]]
+    assert ids == pool_of(path).drawn()["id"].to_list()
+    assert_same(path, alone)
 
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
