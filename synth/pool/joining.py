@@ -31,7 +31,11 @@ def join(
     found = _cells(rows, columns, measure, asked)
     cells = _checked(found if pooled else found.rename({"of": declared.of}), measure, on)
     new = [name for name in cells.columns if name in on or name not in rows.columns]
-    rows = rows.join(cells.select(new), on=on, how="left", maintain_order="left")
+    if len(cells):
+        rows = rows.join(cells.select(new), on=on, how="left", maintain_order="left")
+    else:  # nulls that take no memory
+        kinds = {name: cells.schema[name] for name in new if name not in on}
+        rows = rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())
     if measure == "turns" and columns.config.turns == 1:
         rows = _one_turn(rows)
     derived = {

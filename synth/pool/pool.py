@@ -193,6 +193,9 @@ class Pool:
         rows = rows.with_columns(heldout=held_out(rows["id"], self.config.heldout))
         reserved = rows.filter("heldout")["of"]
         rows = rows.with_columns(reserved=pl.col("of").is_in(reserved.implode()))
+        # A column that nothing measured is one null, not a null a row.
+        unmeasured = [name for name in rows.columns if rows[name].null_count() == len(rows)]
+        rows = rows.with_columns(pl.lit(None, rows.schema[n]).alias(n) for n in unmeasured)
         return self.with_texts(rows, self.measures.long_columns(columns))
 
     # -- files -------------------------------------------------------------------------------------
