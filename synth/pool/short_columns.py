@@ -35,6 +35,8 @@ _State = list[tuple[Path, int]]
 _CONVERSATION = ("id", "of_pair", "of_messages")
 """What tells a conversation in the pool's frame: its row, the digest of instruction and response,
 and that of further turns."""
+AT_ONCE = 4_096
+"""Rows of which figures are worked out at once."""
 REMEMBERED = 2_000
 """Rows from which a part's short form is remembered; smaller parts are soon merged."""
 
@@ -134,7 +136,9 @@ class Lean:
             return pl.read_parquet(remembered)
         short = self._of_merged(path)
         if short is None:
-            short = self._shorten(self.column.part(path, self._reads))
+            whole = self.column.part(path, self._reads)
+            # Figures of words take many times the memory of the words.
+            short = pl.concat([self._shorten(some) for some in whole.iter_slices(AT_ONCE)])
         # A store that cannot be written to is read all the same.
         with suppress(OSError):
             if len(short) >= REMEMBERED and not is_journal(path):
