@@ -138,7 +138,8 @@ class Lean:
         if short is None:
             whole = self.column.part(path, self._reads)
             # Figures of words take many times the memory of the words.
-            short = pl.concat([self._shorten(some) for some in whole.iter_slices(AT_ONCE)])
+            some = [whole.clear(), *whole.iter_slices(AT_ONCE)]
+            short = pl.concat([self._shorten(rows) for rows in some])
         # A store that cannot be written to is read all the same.
         with suppress(OSError):
             if len(short) >= REMEMBERED and not is_journal(path):
