@@ -75,7 +75,9 @@ def main() -> None:
 
 
 def arm(name: str, **settings: object) -> Rule:
-    return resolve_filter(name, ArmConfig.model_validate({"allow_short": True, **settings}))
+    """An arm as the paper fills it: answers that were cut off count like others."""
+    lenient = {"allow_short": True, "allow_cut": True}
+    return resolve_filter(name, ArmConfig.model_validate(lenient | settings))
 
 
 def pool_of(store: Path, rows: int) -> Pool:
