@@ -38,7 +38,7 @@ SLICE = 2048
 BATCH = 64
 """Texts that the model takes at a time."""
 IN_MEMORY = 2**30
-"""Bytes of vectors up to which the result is an array in memory; a larger one is a memory map."""
+"""Bytes up to which vectors that lie scattered in the file are copied to memory."""
 
 
 class Encoder(Protocol):
@@ -66,10 +66,11 @@ def vectors(
     float32 [len(ids), dimensions], row k of `ids[k]`. Read-only.
 
     `root` is the store's folder. Texts may stream: only a slice of them is held at a time. Only
-    texts that no earlier call has embedded are embedded; equal texts have bitwise equal vectors. A
-    result over IN_MEMORY bytes is a memory map of the store's file where the order allows it, else
-    of a copy in a temporary file that goes away with the array. `known_as`: digests by which the
-    caller knows the texts; where all were embedded under them, no text is taken from `texts`.
+    texts that no earlier call has embedded are embedded; equal texts have bitwise equal vectors.
+    The result is a memory map of the store's file where the order allows it; else an array, or over
+    IN_MEMORY bytes a map of a copy in a temporary file that goes away with the array. `known_as`:
+    digests by which the caller knows the texts; where all were embedded under them, no text is
+    taken from `texts`.
     Raises UserError when a text is missing (null), or when the model cannot be loaded.
     """
     folder = root / "vectors" / digest(_cell(model))[:16]
@@ -226,11 +227,11 @@ class _Kept:
         if not len(places):
             return np.empty((0, self.width), np.float32)
         stored = np.memmap(self.file, np.float32, "r", shape=(self.index.count, self.width))
+        if (np.diff(places) == 1).all():  # a new pool's vectors lie as its rows do: no copy
+            return stored[places[0] : places[-1] + 1]
         if self._bytes(len(places)) <= IN_MEMORY:
             taken: Vectors = stored[places]
             return taken
-        if (np.diff(places) == 1).all():
-            return stored[places[0] : places[-1] + 1]
         # a file without a name; the map keeps it alive
         with tempfile.TemporaryFile(dir=self.folder) as handle:
             copy: np.memmap[Any, np.dtype[np.float32]] = np.memmap(
