@@ -113,6 +113,16 @@ def test_an_arm_of_a_recipe_takes_what_is_nearest_to_its_queries(
             True,
         ),
         ("Write a short story about a knight", "Write a short story about a dragon", False),
+        (
+            "one two three four five six seven eight nine ten",
+            "one two three four five six seven eight and so on to sixteen",
+            True,
+        ),
+        (
+            "one two three four five six seven eight, but then on to others: a b c d e f g h i",
+            "one two three four five six seven eight and so on until we come to sixteen at last",
+            False,
+        ),
         ("Hi there, how are you", "hi", False),
     ],
 )
