@@ -48,7 +48,7 @@ class Teacher:
         self.kill: tuple[int, int] | None = None
 
     def __call__(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-        if "structured_outputs" in body:
+        if "logprob_token_ids" in body:
             return magpie(path, body)
         self.seen += 1
         if self.kill and self.seen >= self.kill[1]:
@@ -352,9 +352,9 @@ def test_the_category_balance_is_labelled_and_told_while_drawing(
     ]
     shares = {k: v for k, v in log.seen.items() if k.startswith("category/")}
     assert len(shares) == 12 and abs(sum(shares.values()) - 1) < 1e-9
-    first = next(i for i, r in enumerate(server.requests) if "structured_outputs" in r.body)
+    first = next(i for i, r in enumerate(server.requests) if "logprob_token_ids" in r.body)
     assert first < len(server.requests) - 40, "while drawing, not after"
-    labels = sum("structured_outputs" in r.body for r in server.requests)
+    labels = sum("logprob_token_ids" in r.body for r in server.requests)
     assert labels == 20
     frame = made.frame()
     assert (

@@ -35,7 +35,7 @@ def kind(body: dict[str, Any]) -> str:
     """Which stage a request belongs to."""
     if body.get("prompt_logprobs") is not None or body.get("echo"):
         return "heldout"
-    if "structured_outputs" in body:
+    if "structured_outputs" in body or "logprob_token_ids" in body:
         return "tags"
     if body.get("temperature") == 1.0:
         return "instructions"

@@ -112,7 +112,7 @@ def test_a_sample_is_asked_in_the_other_mode_once_and_a_larger_one_asks_only_wha
 def test_a_recipe_in_the_other_mode_finds_the_sample_bought(
     tmp_path: Path, llama: Path, server: ScriptedServer
 ) -> None:
-    path = small_recipe.recipe(tmp_path, llama, server.url)
+    path = small_recipe.recipe(tmp_path, llama, server.url, arms__good__allow_cut=True)
     run(path, "synth.tags.quality.check=12")
     run(path, "synth.tags.quality.mode=explain")
     tagged = len([r for r in server.requests if "logprob_token_ids" in r.body])
