@@ -147,7 +147,13 @@ class Endpoint:
         self._servers = servers
         self.spec, self.account = spec, account
 
-    def stream(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:
+    def stream(
+        self,
+        requests: Iterable[Request],
+        then: FollowUp | None = None,
+        *,
+        ahead: bool = True,
+    ) -> Iterator[Reply]:
         """Send the requests and yield each one's reply once, as they finish (any order).
 
         `then` makes chains without a barrier: a reply for which it returns a request is not
@@ -161,6 +167,10 @@ class Endpoint:
         `error`. An own server that dies is restarted and what was in flight is sent again. Stop
         early by closing the generator. Raises UserError when a server cannot be started, or dies
         again and again.
+
+        `ahead`: whether new requests go out while finished replies wait for the caller, as servers
+        of our own like it; without, at most `spec.in_flight` replies are not in the caller's hands,
+        and a kill loses no more.
 
         Of a hosted model with an account, no request goes out that could pass the budget: what is
         in flight then is waited for and yielded, and UserError is raised.
@@ -177,11 +187,12 @@ class Endpoint:
             Client(targets, spec.request_model, spec.timeout, servers.say, account) as client,
         ):
             if account is None:
-                yield from client.stream(pending, spec.in_flight, then)
+                yield from client.stream(pending, spec.in_flight, then, ahead=ahead)
                 return
             more = True
             while more:
-                yield from client.stream(account.affordable(pending), spec.in_flight, then)
+                affordable = account.affordable(pending)
+                yield from client.stream(affordable, spec.in_flight, then, ahead=ahead)
                 more = account.more()
 
     def answers(self, requests: Iterable[Request], then: FollowUp | None = None) -> Iterator[Reply]:

@@ -117,13 +117,15 @@ class Client:
         requests: Iterator[Request],
         limit: int,
         then: FollowUp | None = None,
+        *,
+        ahead: bool = True,
     ) -> Iterator[Reply]:
         """Replies as they finish, at most `limit` requests in flight; `then` as in
         `Endpoint.stream`.
 
         The servers stay full while the caller works on a reply: what finished meanwhile makes room
         for new requests before the next reply is yielded, until `limit` replies wait for the
-        caller.
+        caller; not so without `ahead`, where those that wait count as in flight.
         """
         ready: deque[Reply] = deque()
         in_flight = 0
@@ -139,6 +141,8 @@ class Client:
                 ready.append(reply)
                 in_flight -= 1
             room = limit - in_flight if len(ready) < limit else 0
+            if not ahead:
+                room = limit - in_flight - len(ready)
             for request in islice(requests, room):
                 self._send(request)
                 in_flight += 1

@@ -136,7 +136,7 @@ class Asker:
             while waiting and not self.means.purse.stopped:
                 requests = self._requests([by_id[name] for name in waiting], drafts)
                 waiting = []
-                for reply in endpoint.stream(requests):
+                for reply in endpoint.stream(requests, ahead=False):
                     outcome = self._read(reply, drafts[reply.key])
                     if isinstance(outcome, Draft):
                         drafts[reply.key] = outcome
