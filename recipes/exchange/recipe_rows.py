@@ -18,6 +18,7 @@ from recipes.exchange import origin, other_rows
 from recipes.exchange.other_rows import Export
 from recipes.schema import Loaded, Recipe, with_random
 from recipes.stages.session import environment
+from recipes.stages.synthesis import SCORES
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
 from synth.filters.arm import ArmConfig
@@ -50,9 +51,13 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
         raise UserError(
             f"recipe {recipe.name} has no finished pool at {snapshot}; {_makes(loaded)}"
         )
-    chosen, funnel = _selection(folder / "select" / arm, loaded, seed) if arm else (None, None)
-    source = recipe.synth.rows
     frames = _rows(recipe, snapshot)
+    chosen = funnel = None
+    if arm is not None:
+        place = _folder(folder / "select" / arm, loaded, seed)
+        chosen, funnel = _ids(place / "selection.parquet"), read_json(place / "funnel.json")
+        frames = _scored(frames, place / SCORES)
+    source = recipe.synth.rows
     reads: tuple[str, ...] = ()
     if isinstance(source, ImportConfig):
         told = origin.told(recipe.synth, source, snapshot)
@@ -104,12 +109,6 @@ def _folder(folder: Path, loaded: Loaded, seed: int | None) -> Path:
     return folder
 
 
-def _selection(folder: Path, loaded: Loaded, seed: int | None) -> tuple[pl.Series, dict[str, Any]]:
-    """The ids that an arm chose, and its funnel."""
-    place = _folder(folder, loaded, seed)
-    return _ids(place / "selection.parquet"), read_json(place / "funnel.json")
-
-
 def _ids(selection: Path) -> pl.Series:
     return pl.read_parquet(selection, columns=["id"])["id"]
 
@@ -119,6 +118,16 @@ def _kept(frames: Iterator[pl.DataFrame], ids: pl.Series | None) -> Iterator[pl.
         kept = frame if ids is None else frame.filter(pl.col("id").is_in(ids.implode()))
         if len(kept):
             yield kept
+
+
+def _scored(frames: Iterator[pl.DataFrame], file: Path) -> Iterator[pl.DataFrame]:
+    """Rows with what a file of ids said of them as `selection_score`, where an arm chose by one."""
+    if not file.is_file():
+        yield from frames
+        return
+    scores = pl.read_parquet(file).select("id", selection_score="score")
+    for frame in frames:
+        yield frame.join(scores, on="id", how="left", maintain_order="left")
 
 
 def _rows(recipe: Recipe, snapshot: Path) -> Iterator[pl.DataFrame]:

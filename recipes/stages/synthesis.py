@@ -34,6 +34,7 @@ from synth.pool import draw, mode_agreement, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 
+SCORES = "scores.parquet"
 FILE, DROPPED, POOL = "selection.parquet", "dropped.parquet", "pool.parquet"
 
 
@@ -267,7 +268,7 @@ def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -
     held = {FILE: made.digest, DROPPED: frame_digest(chosen.dropped)}
     funnel = json.dumps(chosen.funnel, indent=1)
     new = write_changed(folder / "funnel.json", funnel)
-    _keep_scores(folder / "scores.parquet", chosen.scores)
+    _keep_scores(folder / SCORES, chosen.scores)
     linked = chosen_here.is_file() and chosen_here.samefile(selection)
     if not new and linked and says(folder, held):
         return
