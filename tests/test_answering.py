@@ -210,7 +210,7 @@ def test_the_samples_of_the_magpie_repository_are_prompts(tmp_path: Path, file: 
     shared = Path(os.environ.get("MAGPIE_SHARED", "../shared")) / "data" / "magpie_samples" / file
     if not shared.is_file():
         pytest.skip("the samples are not here")
-    (tmp_path / "prompts.jsonl").symlink_to(shared)
+    (tmp_path / "prompts.jsonl").symlink_to(shared.resolve())
     if shared.suffix == ".json":
         rows = [json.dumps(row) for row in json.loads(shared.read_text())]
         (tmp_path / "prompts.jsonl").unlink()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from synth.chat.encoding import encode_conversation, encode_question, encode_tex
 from synth.chat.pre_query import follow_up, pre_query
 from synth.tags import llm
 from synth.tags.asking.tag import TAGS
+from tests.archives import unpack
 from tests.scripted_server import completion
 from tests.test_templates import built
 from train import chat
@@ -98,8 +98,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         if not archive.is_file():
             pytest.skip(f"the real tokenizer is not at {archive}")
         if not (folder / name).is_dir():
-            with tarfile.open(archive) as packed:
-                packed.extractall(folder, filter="data")
+            unpack(archive, folder)
         return Real(models.tokenizer(str(folder / name)), **FACTS[name])
 
     return load

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from synth.tags import llm
 from synth.tags.asking.codes import watched
 from synth.tags.asking.tag import TAGS, ask, prompt_text, template
 from synth.tags.llm import Asking
+from tests.archives import unpack
 from tests.scripted_server import Fault, completion
 
 ROWS = pl.DataFrame({"id": ["a"], "instruction": ["Write a poem about {curly} braces."]})
@@ -159,8 +159,7 @@ def test_a_server_that_knows_no_tokens_by_id_is_asked_for_the_likeliest_ones(
 def qwen(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Qwen3's real tokenizer."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    with tarfile.open(shared / "tokenizers" / "qwen3.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack(shared / "tokenizers" / "qwen3.tar.xz", folder)
     return tokenizer_of(folder / "qwen3")
 
 
