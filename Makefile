@@ -11,7 +11,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
-	@echo "make test      install, then the tests (about 11 minutes on 2 cores)"
+	@echo "make test      install, then the tests (about 12 minutes on 2 cores)"
 	@echo "make test-fast the tests that start no process (about 3 minutes)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make check     ruff (format and rules) and mypy"
