@@ -454,3 +454,9 @@ def test_a_whole_conversation_in_chosen_is_taken_once(shared: Path, tmp_path: Pa
     found = told(tmp_path, row, how=SFT)
     assert found["messages"][0].to_list() == whole
     assert files.holds_lines(tmp_path / "rows.jsonl")
+
+
+def test_an_instruction_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text('[{"instruction": 5, "output": null}]')
+    with pytest.raises(UserError, match="neither text nor a conversation in instruction;"):
+        list(read(tmp_path / "odd.json"))

@@ -219,7 +219,8 @@ class _Whole:
         import torch
 
         part = slice(start, min(start + self.side, self.count))
-        return torch.from_numpy(np.ascontiguousarray(self.rows(part))).to(self.device)
+        # a copy: torch warns of a memory map of the store, which cannot be written to
+        return torch.from_numpy(np.array(self.rows(part))).to(self.device)
 
     def run(self) -> None:
         """Do blocks until none is left, or until one fails in any thread."""

@@ -260,10 +260,17 @@ def _ambiguous(name: str, what: str, found: Sequence[str], could: Sequence[str])
 
 
 def _nowhere(columns: Schema, name: str) -> NoReturn:
-    wanted = ", ".join(sorted({*ASKED, *TALKS}))
+    wanted = sorted({*ASKED, *TALKS})
+    say = "say which column it is: --map instruction=COLUMN,response=COLUMN."
+    held = [column for column in wanted if column in columns]
+    if held:
+        raise UserError(
+            f"{name}: there is neither text nor a conversation in {' or '.join(held)}; "
+            f"repair the file, or {say}"
+        )
     raise UserError(
         f"{name}: no instruction is to be found in the columns {', '.join(columns)}; one of "
-        f"{wanted} is needed, or say which it is: --map instruction=COLUMN,response=COLUMN."
+        f"{', '.join(wanted)} is needed, or {say}"
     )
 
 
