@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--lora-rank", type=int)
     parser.add_argument("--attention", help="attn_implementation, e.g. flash_attention_2")
     arguments = parser.parse_args()
-    from train.arguments import gpus
+    from train.settings.machine import gpus
 
     model = resolve(arguments.base)
     config = TrainConfig(

@@ -10,9 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from core.errors import UserError
-from train import arguments, checkpoints, throughput
+from train import checkpoints, throughput
 from train.config import Job, TrainConfig
 from train.launch import command
+from train.settings import arguments, engine, machine
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -101,14 +102,14 @@ def test_trainer_settings_reach_sftconfig_verbatim(tmp_path: Path) -> None:
 def test_the_users_deepspeed_file_passes_through_byte_for_byte(tmp_path: Path) -> None:
     text = '{ "zero_optimization": {"stage": 1},\n\n  "train_batch_size": "auto" }\n'
     (tmp_path / "mine.json").write_text(text)
-    assert arguments.deepspeed_json(config(deepspeed=str(tmp_path / "mine.json"))) == text
+    assert engine.deepspeed_json(config(deepspeed=str(tmp_path / "mine.json"))) == text
 
 
 @pytest.mark.parametrize(
     ("stage", "offload"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)]
 )
 def test_every_stage_has_a_deepspeed_configuration(stage: Any, offload: bool) -> None:
-    zero = json.loads(arguments.deepspeed_json(config(zero_stage=stage, offload=offload)))[
+    zero = json.loads(engine.deepspeed_json(config(zero_stage=stage, offload=offload)))[
         "zero_optimization"
     ]
     assert zero["stage"] == stage
@@ -147,9 +148,9 @@ def test_two_machines_run_commands_that_differ_in_the_rank_alone(tmp_path: Path)
 
 def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
-    assert arguments.processes(config(num_machines=2, main_process_ip="a")) == 6
+    assert machine.processes(config(num_machines=2, main_process_ip="a")) == 6
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert arguments.processes(config()) == 1
+    assert machine.processes(config()) == 1
 
 
 # --- checkpoints ---

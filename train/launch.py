@@ -24,8 +24,8 @@ from core.serving.supervisor import Supervised
 from core.store import Counts
 from core.tracking import Log
 from train import data
-from train.arguments import gpus, processes
 from train.config import Job, TrainConfig
+from train.settings.machine import gpus, processes
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.5  # seconds between looks at log.jsonl

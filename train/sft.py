@@ -30,10 +30,11 @@ from core.files import write_atomic
 from core.models import load_tokenizer
 from train import chat as chats
 from train import checkpoints, data, throughput
-from train.arguments import deepspeed_json, sft_arguments
 from train.config import Job
 from train.export import export, padding
 from train.launch import read_log
+from train.settings.arguments import sft_arguments
+from train.settings.engine import deepspeed_json
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 GPU = torch.cuda.is_available()

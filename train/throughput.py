@@ -19,8 +19,8 @@ from typing import Any
 
 from core.errors import UserError
 from core.models import resolve
-from train.arguments import gpus
 from train.config import TrainConfig
+from train.settings.machine import gpus
 
 PEAK_FLOPS = {
     "B200": 2250e12,

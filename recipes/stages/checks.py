@@ -79,7 +79,7 @@ def trainer(config: TrainConfig, source: Source, root: Path) -> None:
     accepted = root / "checked" / digest([config, version("trl")])[:16]
     if accepted.exists():
         return
-    from train.arguments import check
+    from train.settings.arguments import check
 
     try:
         check(config)

@@ -47,13 +47,14 @@ def _train(
     session: Session, config: TrainConfig, base: Model, run: str, chosen: Result | None
 ) -> Result | None:
     """The checkpoint of a run ("ARM/SEED") from the selection that its arm chose."""
-    from train import arguments, chat, data, launch
+    from train import chat, data, launch
+    from train.settings import engine
 
     seed = int(run.rpartition("/")[2])
     training, inference = config.chat_template_path, config.inference_template
     spec = {
         "train": config.model_dump(mode="json", exclude=OF_THE_LAUNCH),
-        "deepspeed": json.loads(arguments.deepspeed_json(config)),
+        "deepspeed": json.loads(engine.deepspeed_json(config)),
         "base": base.determines,
         "seed": seed,
         "templates": {

@@ -269,7 +269,7 @@ def _hub(what: str, model: str) -> Check:
 def _memory(config: TrainConfig) -> Iterator[Check]:
     """Weights, gradients and optimizer state a device, by ZeRO stage."""
     from core.models import resolve
-    from train.arguments import processes
+    from train.settings.machine import processes
     from train.throughput import half_precision, memory, parameters
 
     # Adapters and a DeepSpeed file of the user's divide the memory in ways of their own.

@@ -6,10 +6,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-import json
-import os
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,49 +13,13 @@ from typing import Any
 from core.errors import UserError, first_line, nearest
 from train import chat
 from train.config import OWNED, Job, TrainConfig
+from train.settings import engine
+from train.settings.machine import gpus
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention implementations that read position ids and so keep packed documents from attending to
 each other (checked; flex_attention cannot train on CPU). Kernels from the hub that name flash
 attention count too."""
-
-DEEPSPEED = Path(__file__).parent / "deepspeed"
-
-
-def gpus() -> int:
-    """GPUs this machine offers, without loading torch or starting CUDA: CUDA_VISIBLE_DEVICES, else
-    the NVIDIA device nodes."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    return len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
-
-
-def processes(config: TrainConfig) -> int:
-    """Processes over all machines: the recipe's number, else one a GPU, else one a machine."""
-    return config.num_processes or max(1, gpus()) * config.num_machines
-
-
-def deepspeed_json(config: TrainConfig) -> str:
-    """Text of the DeepSpeed configuration: the user's file byte for byte, the user's mapping, or
-    ours for the stage. Raises UserError."""
-    given = config.deepspeed
-    if isinstance(given, dict):
-        return json.dumps(given, indent=2)
-    offload = "_offload" if config.offload else ""
-    ours = DEEPSPEED / f"zero{config.zero_stage}{offload}.json"
-    path = ours if given is None else Path(given).expanduser()
-    try:
-        text = path.read_text()
-        json.loads(text)
-    except OSError as error:
-        raise UserError(
-            f"train.deepspeed: {path} cannot be read ({error.strerror}); "
-            "give the path of a DeepSpeed JSON file."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"train.deepspeed: {path} is not valid JSON ({error}).") from error
-    return text
 
 
 def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[str, Any]:
@@ -104,7 +64,7 @@ def check(config: TrainConfig) -> None:
             "measured by the eval stage. Remove the key."
         )
     _check_attention(config, packing=settings["packing"])
-    _check_engine(config)
+    engine.check(config)
     _check_keys(settings, config.lora or {})
 
 
@@ -129,22 +89,6 @@ def _check_attention(config: TrainConfig, *, packing: bool) -> None:
         raise UserError(
             f"train.model_init.attn_implementation '{attention}' needs the package "
             "flash-attn or kernels; install one, or use sdpa."
-        )
-
-
-def _check_engine(config: TrainConfig) -> None:
-    """Raise UserError where DeepSpeed could not offload, or not export at the end."""
-    ninja = shutil.which("ninja") or (Path(sys.executable).parent / "ninja").exists()
-    if config.offload and not (ninja and shutil.which("g++")):
-        raise UserError(
-            "train.offload: DeepSpeed compiles its CPU optimizer on first use and needs g++ "
-            "and ninja for it; install both."
-        )
-    zero = json.loads(deepspeed_json(config)).get("zero_optimization", {})
-    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        raise UserError(
-            "train.deepspeed: at stage 3 the weights can be exported only with "
-            "zero_optimization.stage3_gather_16bit_weights_on_model_save: true; add it."
         )
 
 
