@@ -10,9 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from core.errors import UserError
-from train import checkpoints, throughput
+from train import throughput
 from train.config import Job, TrainConfig
 from train.launch import command
+from train.resuming import checkpoints
 from train.settings import arguments, engine, machine
 
 

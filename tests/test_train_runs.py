@@ -19,9 +19,9 @@ from core.store import Counts
 from core.tracking import Log
 from tests import tiny
 from tests.waiting import exit_code, until
-from train import checkpoints
 from train.config import TrainConfig
 from train.launch import command, environment, read_log, run
+from train.resuming import checkpoints
 from train.throughput import shapes
 
 pytestmark = pytest.mark.stack

@@ -29,10 +29,11 @@ from core.errors import UserError
 from core.files import write_atomic
 from core.models import load_tokenizer
 from train import chat as chats
-from train import checkpoints, data, throughput
+from train import data, throughput
 from train.config import Job
 from train.export import export, padding
 from train.launch import read_log
+from train.resuming import checkpoints
 from train.settings.arguments import sft_arguments
 from train.settings.engine import deepspeed_json
 
