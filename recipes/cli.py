@@ -225,7 +225,7 @@ def launch(
 ) -> None:
     """Print the resolved recipe and the exact training command of every machine, or train on this
     machine; or run the synthesis on a cluster."""
-    from recipes.verbs import launch as launching
+    from recipes.launching import launch as launching
 
     launching.main(recipe, overrides or [], launching.Asked(stage, arm, on, tasks), dry_run)
 

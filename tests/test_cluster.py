@@ -22,8 +22,9 @@ from core.models import Model, resolve
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.walk import Arms
-from recipes.verbs import cluster, cluster_task
-from recipes.verbs import launch as launching
+from recipes.launching import synthesis as cluster
+from recipes.launching import synthesis_task as cluster_task
+from recipes.launching import launch as launching
 from synth.pool.draw import mine
 from tests import slurm_cluster, small_recipe
 from tests.ray_cluster import RayCluster
@@ -364,7 +365,7 @@ def task() -> Iterator[Start]:
         path: Path, stage: str, rank: int, world: int, environment: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         made = f"Task({str(path)!r}, '.', {stage!r})"
-        code = f"from recipes.verbs.cluster_task import Task; {made}(None, {rank}, {world})"
+        code = f"from recipes.launching.synthesis_task import Task; {made}(None, {rank}, {world})"
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment
@@ -468,7 +469,7 @@ def test_a_killed_task_continues_when_it_is_started_again(
 def test_a_task_ends_with_the_process_that_started_it() -> None:
     code = "; ".join(
         [
-            "import os, time, recipes.verbs.cluster_task as t",
+            "import os, time, recipes.launching.synthesis_task as t",
             "os.fork() and time.sleep(60)",
             "t._end_with_parent()",
             "print(os.getpid(), flush=True)",

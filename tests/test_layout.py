@@ -38,7 +38,15 @@ ORDER = {
         {"prompt_sets"},
         {"config", "stats", "compare"},
     ],
-    "recipes": [{"cli"}, {"cli_data"}, {"verbs"}, {"exchange"}, {"stages"}, {"report"}, {"schema"}],
+    "recipes": [
+        {"cli"},
+        {"cli_data"},
+        {"verbs", "launching"},
+        {"exchange"},
+        {"stages"},
+        {"report"},
+        {"schema"},
+    ],
 }
 """The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A
 file at a floor's root is a room of its own."""

@@ -35,7 +35,7 @@ import yaml
 from core.errors import UserError, nearest
 from core.files import write_atomic
 from recipes.schema import Loaded, Recipe, load
-from recipes.verbs.cluster_task import STAGES, Task
+from recipes.launching.synthesis_task import STAGES, Task
 
 Block = dict[str, Any]
 

@@ -28,7 +28,7 @@ def main(recipe: str, overrides: list[str], asked: Asked, dry_run: bool) -> None
     """Launch the stage that the command line names. Raises UserError for options that do not go
     together."""
     if asked.stage == "synth":
-        from recipes.verbs import cluster
+        from recipes.launching import synthesis
 
         if asked.on is None:
             raise UserError(
@@ -37,7 +37,7 @@ def main(recipe: str, overrides: list[str], asked: Asked, dry_run: bool) -> None
             )
         if asked.arm is not None:
             raise UserError("--arm goes with --stage train: the synthesis is shared by all arms.")
-        cluster.main(recipe, overrides, on=asked.on, tasks=asked.tasks, dry_run=dry_run)
+        synthesis.main(recipe, overrides, on=asked.on, tasks=asked.tasks, dry_run=dry_run)
     elif asked.stage == "train":
         if asked.on is not None or asked.tasks != 1:
             raise UserError(
