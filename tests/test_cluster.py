@@ -20,11 +20,11 @@ from core import columns
 from core.errors import UserError
 from core.models import Model, resolve
 from recipes import schema
-from recipes.stages import graph
-from recipes.stages.walk import Arms
+from recipes.launching import launch as launching
 from recipes.launching import synthesis as cluster
 from recipes.launching import synthesis_task as cluster_task
-from recipes.launching import launch as launching
+from recipes.stages import graph
+from recipes.stages.walk import Arms
 from synth.pool.draw import mine
 from tests import slurm_cluster, small_recipe
 from tests.ray_cluster import RayCluster

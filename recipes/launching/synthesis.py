@@ -34,8 +34,8 @@ import yaml
 
 from core.errors import UserError, nearest
 from core.files import write_atomic
-from recipes.schema import Loaded, Recipe, load
 from recipes.launching.synthesis_task import STAGES, Task
+from recipes.schema import Loaded, Recipe, load
 
 Block = dict[str, Any]
 
