@@ -6,7 +6,7 @@ python benchmarks/bench_training.py [--base embedded/SmolLM2-135M-Instruct] [--z
 Runs a real training (`train.launch.run`: Accelerate, DeepSpeed, SFTTrainer, export) on made-up rows
 and prints tokens per second, loss-bearing tokens per second, MFU where the device's peak is known,
 seconds a step, and the seconds that are not steps (start, checkpoints, export). Rates are medians
-over all steps but the first, over all devices. FLOPs: see train/throughput.py.
+over all steps but the first, over all devices. FLOPs: see train/sizes/speed.py.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tests import tiny
 from train import chat
 from train.config import TrainConfig
 from train.export import export, verify
-from train.throughput import shapes
+from train.sizes.shapes import shapes
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.waiting import exit_code, until
 from train.config import TrainConfig
 from train.launch import command, environment, read_log, run
 from train.resuming import checkpoints
-from train.throughput import shapes
+from train.sizes.shapes import shapes
 
 pytestmark = pytest.mark.stack
 

@@ -18,7 +18,7 @@ from core.files import clear_leftovers, read_json, replacing
 from core.models import load_tokenizer
 from core.models import tokenizer as shared_tokenizer
 from train.chat import Chat
-from train.throughput import shapes
+from train.sizes.shapes import shapes
 
 if TYPE_CHECKING:
     import torch

@@ -29,13 +29,14 @@ from core.errors import UserError
 from core.files import write_atomic
 from core.models import load_tokenizer
 from train import chat as chats
-from train import data, throughput
+from train import data
 from train.config import Job
 from train.export import export, padding
 from train.launch import read_log
 from train.resuming import checkpoints
 from train.settings.arguments import sft_arguments
 from train.settings.engine import deepspeed_json
+from train.sizes import speed
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 GPU = torch.cuda.is_available()
@@ -157,9 +158,9 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             "tokens": self._tokens,
             "loss_tokens": self._loss_tokens,
         }
-        peak = throughput.peak_flops(torch.cuda.get_device_name()) if GPU else None
+        peak = speed.peak_flops(torch.cuda.get_device_name()) if GPU else None
         if peak and self._flops:
-            figures["mfu"] = throughput.mfu(tokens / seconds, self._flops, WORLD, peak)
+            figures["mfu"] = speed.mfu(tokens / seconds, self._flops, WORLD, peak)
         return figures
 
 
@@ -197,7 +198,7 @@ def _flops(trainer: SFTTrainer, ledger: data.Ledger) -> float | None:
     )
     frozen = not all(weight.requires_grad for weight in weights.values())
     try:
-        return throughput.flops_per_token(
+        return speed.flops_per_token(
             multiplying, config.to_dict(), ledger["mean_context"], frozen_base=frozen
         )
     except KeyError:

@@ -119,7 +119,7 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
 
 def _store(store: Path, config: TrainConfig | None) -> Iterator[Check]:
     """Whether there may be written, and as much as a training needs at its peak."""
-    from train.throughput import peak_disk
+    from train.sizes.disk import peak_disk
 
     parent = next(folder for folder in (store, *store.resolve().parents) if folder.exists())
     writable = os.access(parent, os.W_OK)
@@ -270,7 +270,8 @@ def _memory(config: TrainConfig) -> Iterator[Check]:
     """Weights, gradients and optimizer state a device, by ZeRO stage."""
     from core.models import resolve
     from train.settings.machine import processes
-    from train.throughput import half_precision, memory, parameters
+    from train.sizes.memory import half_precision, memory
+    from train.sizes.shapes import parameters
 
     # Adapters and a DeepSpeed file of the user's divide the memory in ways of their own.
     if config.lora is not None or config.deepspeed is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.report.judges import judge_lines
-from train.throughput import peak_disk
+from train.sizes.disk import peak_disk
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded

@@ -1,0 +1,48 @@
+"""What a training needs and how fast it is, by arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train.sizes import speed
+from train.sizes.disk import disk
+from train.sizes.memory import memory
+from train.sizes.shapes import parameters
+
+
+def test_flops_of_llama3_8b_agree_with_the_published_arithmetic() -> None:
+    # 8.03 B weights, 0.525 B of them the input embedding; 4,096 tokens of one document: a token
+    # attends to 2,048 on average.
+    llama = {"num_attention_heads": 32, "hidden_size": 4096, "num_hidden_layers": 32}
+    flops = speed.flops_per_token(8_030_000_000 - 525_000_000, llama, 2048)
+    assert flops == pytest.approx(45.0e9 + 3.2e9, rel=0.01)
+    assert speed.mfu(5_800, flops, 1, 989.5e12) == pytest.approx(0.28, abs=0.01)
+
+
+def test_memory_follows_the_zero_stages() -> None:
+    def total(stage: int) -> int:
+        return sum(memory(1_000, zero_stage=stage, devices=10, bf16=True).values())
+
+    # ZeRO paper, figure 1: 16 bytes a weight, then 4 + 12/N, 2 + 14/N, 16/N.
+    assert [total(stage) for stage in range(4)] == [16_000, 5_200, 3_400, 1_600]
+
+
+def test_a_resumable_8b_checkpoint_takes_about_110_gb() -> None:
+    assert disk(8_030_000_000, bf16=True)["checkpoint"] / 1e9 == pytest.approx(112, abs=1)
+
+
+def test_weights_are_counted_from_the_headers(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file(
+        {
+            "model.embed_tokens.weight": np.zeros((5, 4)),
+            "lm_head.weight": np.zeros((5, 4)),
+            "w": np.zeros(3),
+        },
+        tmp_path / "a.safetensors",
+    )
+    assert parameters(tmp_path) == (43, 23)

@@ -1,0 +1,51 @@
+"""How fast a training is: FLOPs a token and MFU. Arithmetic only; torch is never imported.
+
+FLOPs of one trained token = 6·N + 12·L·d·c (forward 2·N, backward 4·N; Kaplan et al. 2020, PaLM
+appendix B), where N counts every weight but the input embedding (a look-up; a tied output head
+counts), L layers, d = heads times head size, and c the mean number of tokens that a token attends
+to, itself included (causal: half its own document, not half the packed sequence). With a frozen
+base (LoRA) the 2·N for weight gradients fall away: 4·N. Recomputation by gradient checkpointing is
+not counted, so this is MFU, not hardware utilisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989.5e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.5e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Dense bf16 peak of a device in FLOP/s, by a part of its name (NVIDIA data sheets; the first that
+matches counts)."""
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 peak (FLOP/s) of a device by its name, None when it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
+
+
+def flops_per_token(
+    multiplying: int, config: dict[str, Any], context: float, *, frozen_base: bool = False
+) -> float:
+    """FLOPs of one trained token. `multiplying` from `parameters`, `config` the model's
+    config.json, `context` mean tokens attended to."""
+    heads = config["num_attention_heads"]
+    width = heads * (config.get("head_dim") or config["hidden_size"] // heads)
+    passes = 4 if frozen_base else 6
+    return float(passes * multiplying + 12 * config["num_hidden_layers"] * width * context)
+
+
+def mfu(tokens_per_second: float, flops_a_token: float, devices: int, peak: float) -> float:
+    """Model FLOPs utilisation (0 to 1): tokens/s over all devices times FLOPs a token, over the
+    devices' dense peak."""
+    return tokens_per_second * flops_a_token / (devices * peak)
