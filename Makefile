@@ -38,7 +38,7 @@ models: install
 	@$(BIN)/python -m core.models
 
 demo: models
-	$(BIN)/magpie run recipes/demo.yaml
+	$(BIN)/magpie run demo
 
 # Two workers: the real stack in one, everything else in the other (tests/conftest.py).
 WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder

@@ -207,7 +207,7 @@ class Loaded:
 
 def shipped() -> list[Path]:
     """The recipes that come with the package."""
-    return sorted(HERE.glob("*.yaml"))
+    return sorted((HERE / "shipped").glob("*.yaml"))
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
@@ -237,7 +237,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
 
 def _find(path: str | Path) -> Path:
     packaged = {recipe.stem: recipe for recipe in shipped()}
-    name = str(path).removesuffix(".yaml").removeprefix("recipes/")
+    name = str(path).removesuffix(".yaml").removeprefix("recipes/").removeprefix("shipped/")
     file = Path(path)
     if file.is_file():
         return file
