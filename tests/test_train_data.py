@@ -13,8 +13,9 @@ import pytest
 
 from core.errors import UserError
 from tests import tiny
-from train import chat, data
+from train import chat
 from train.config import SHIPPED_TEMPLATES, Job, TrainConfig
+from train.data import tokens as data
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -23,8 +23,8 @@ from core.files import write_atomic
 from core.serving.supervisor import Supervised
 from core.store import Counts
 from core.tracking import Log
-from train import data
 from train.config import Job, TrainConfig
+from train.data import tokens as data
 from train.settings.machine import gpus, processes
 
 ROOT = Path(__file__).parent.parent

@@ -29,8 +29,8 @@ from core.errors import UserError
 from core.files import write_atomic
 from core.models import load_tokenizer
 from train import chat as chats
-from train import data
 from train.config import Job
+from train.data import tokens as data
 from train.export import export, padding
 from train.launch import read_log
 from train.resuming import checkpoints

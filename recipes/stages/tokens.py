@@ -174,7 +174,8 @@ def token_counter(
 ) -> TokenCounts | None:
     """Counts the student's tokens of each row of a pool frame with the student's chat template, in
     a plan as far as they were counted before; None where no arm has a budget in tokens."""
-    from train import chat, data
+    from train import chat
+    from train.data import tokens as data
 
     budgets = [rule.budget for rule in arms.rules.values() if rule.budget]
     if train is None or not any(budget.tokens for budget in budgets):
@@ -222,7 +223,8 @@ def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str
     """Non-pad tokens of conversations [id, messages] under the student's chat template, by id;
     `base` is its resolved path."""
     from core.models import tokenizer
-    from train import chat, data
+    from train import chat
+    from train.data import tokens as data
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "selection.parquet"
@@ -254,7 +256,8 @@ def counting(
 def knows_tools(config: TrainConfig, resolve: Resolve) -> bool:
     """Whether the student's chat templates, for training and inference, write out tool turns."""
     from core.models import tokenizer
-    from train import chat, tools
+    from train import chat
+    from train.data import tools
 
     own = tokenizer(resolve(config.base, config.revision).path)
     chosen = chat.choose(config, own)

@@ -47,7 +47,8 @@ def _train(
     session: Session, config: TrainConfig, base: Model, run: str, chosen: Result | None
 ) -> Result | None:
     """The checkpoint of a run ("ARM/SEED") from the selection that its arm chose."""
-    from train import chat, data, launch
+    from train import chat, launch
+    from train.data import tokens as data
     from train.settings import engine
 
     seed = int(run.rpartition("/")[2])

@@ -28,7 +28,7 @@ from synth.pool import draw, spending
 from synth.pool import measure as measuring
 from synth.pool.pool import Pool
 from synth.published import files
-from train.tools import UNKNOWN
+from train.data.tools import UNKNOWN
 
 _OF_DRAWING: dict[str, Any] = {
     "grid": None,

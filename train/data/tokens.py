@@ -23,8 +23,8 @@ from core.files import file_digest, read_json, replacing, write_atomic
 from core.models import tokenizer as shared_tokenizer
 from core.store import digest
 from train import chat as chats
-from train import tools
 from train.config import Job
+from train.data import tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""A selection as a training reads it: token ids, labels and packs, and what was cut."""
