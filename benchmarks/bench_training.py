@@ -66,14 +66,14 @@ def main() -> None:
     parser.add_argument("--lora-rank", type=int)
     parser.add_argument("--attention", help="attn_implementation, e.g. flash_attention_2")
     arguments = parser.parse_args()
-    from train.settings.machine import gpus
+    from core.serving.devices import gpus
 
     model = resolve(arguments.base)
     config = TrainConfig(
         base=arguments.base,
         chat_template_path=arguments.template,
         zero_stage=arguments.zero_stage,
-        num_processes=arguments.processes or gpus() or 2,
+        num_processes=arguments.processes or len(gpus()) or 2,
         lora={"r": arguments.lora_rank, "target_modules": "all-linear"}
         if arguments.lora_rank
         else None,

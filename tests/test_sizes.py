@@ -21,6 +21,33 @@ def test_flops_of_llama3_8b_agree_with_the_published_arithmetic() -> None:
     assert speed.mfu(5_800, flops, 1, 989.5e12) == pytest.approx(0.28, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("device", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA H200 NVL", 835.5),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("AMD Instinct MI300X", 1307),
+    ],
+)
+def test_a_devices_peak_is_that_of_its_whole_name(device: str, teraflops: float) -> None:
+    assert speed.peak_flops(device) == teraflops * 1e12
+
+
+@pytest.mark.parametrize("device", ["Tesla T4", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA A1000"])
+def test_a_device_that_is_not_known_has_no_peak(device: str) -> None:
+    assert speed.peak_flops(device) is None
+
+
 def test_memory_follows_the_zero_stages() -> None:
     def total(stage: int) -> int:
         return sum(memory(1_000, zero_stage=stage, devices=10, bf16=True).values())

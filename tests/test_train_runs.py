@@ -20,8 +20,9 @@ from core.tracking import Log
 from tests import tiny
 from tests.waiting import exit_code, until
 from train.config import TrainConfig
-from train.launch import command, environment, read_log, run
+from train.launch import command, read_log, run
 from train.resuming import checkpoints
+from train.settings.machine import environment
 from train.sizes.shapes import shapes
 
 pytestmark = pytest.mark.stack
@@ -259,7 +260,7 @@ def test_two_machines_train_as_one_does(
         UserError, match="prepared for 2 machines; start one of these commands on each"
     ):
         run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
-    env = {**os.environ, **environment(2)}
+    env = {**os.environ, **environment(made)}
     machines = [
         subprocess.Popen(
             command(made, tmp_path, machine_rank=rank), env=env, cwd=Path(__file__).parents[1]

@@ -25,18 +25,10 @@ from core.store import Counts
 from core.tracking import Log
 from train.config import Job, TrainConfig
 from train.data import tokens as data
-from train.settings.machine import gpus, processes
+from train.settings.machine import environment, processes
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.5  # seconds between looks at log.jsonl
-
-# glibc returns large blocks to the system and faults them in again at every step; 37 s -> 24 s for
-# five steps with a vocabulary of 49k.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[str]:
@@ -135,7 +127,7 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     with text.open("ab") as handle:
         handle.write(f"$ {shlex.join(arguments)}\n".encode())
         beginning = handle.tell()
-    env = {**os.environ, **environment(processes(config)), **log.trainer_env()}
+    env = {**os.environ, **environment(config), **log.trainer_env()}
     # A folder named train/ in the user's working directory would shadow this package, so the
     # command runs in its own root.
     child = Supervised(["env", "-C", str(ROOT), *arguments], env, text)
@@ -149,17 +141,6 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     if child.exit_code != 0 or not (out / "checkpoint").is_dir():
         reason = _reason(out, beginning, child.exit_code)
         raise UserError(f"training failed: {reason} The whole log is {text}.")
-
-
-def environment(count: int) -> dict[str, str]:
-    """What the training processes need in their environment beside ours, for `count` processes on
-    this machine."""
-    # ninja lives beside the interpreter
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    shared = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
-    if gpus():
-        return shared
-    return {**shared, **MALLOC, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
 
 
 def _report(out: Path, reported: int, log: Log) -> int:

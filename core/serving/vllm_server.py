@@ -11,9 +11,7 @@ import math
 import os
 import re
 import secrets
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.serving.devices import gpus, pinned
 from core.serving.supervisor import Supervised
 from core.wire import ServerSpec
 
@@ -215,7 +214,7 @@ class VllmServer:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = self._cpus
         env = {**defaults, **os.environ, **self._spec.env, "VLLM_API_KEY": self.key}
         if self._devices is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
+            env |= pinned(self._devices, env)
         return env
 
 
@@ -328,20 +327,6 @@ def cpu_shares(replicas: int, ranks: int) -> list[str | None]:
     return [",".join(cpus[start:end]) for start, end in pairwise(bounds)]
 
 
-def cuda_devices(env: Mapping[str, str]) -> list[str]:
-    """The CUDA devices this run may use: CUDA_VISIBLE_DEVICES where set (in `env`, else in the
-    environment), else all that nvidia-smi lists."""
-    visible = env.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if visible is not None:
-        return [d.strip() for d in visible.split(",") if d.strip() and d.strip() != "-1"]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []
-
-
 def make_servers(
     spec: ServerSpec, log: Callable[[int], Path], seeds: Seeds | None = None
 ) -> list[VllmServer]:
@@ -353,7 +338,7 @@ def make_servers(
     """
     kinds = ("tensor", "pipeline", "data")
     ranks = math.prod(int(spec.args.get(f"{kind}_parallel_size") or 1) for kind in kinds)
-    devices = cuda_devices(spec.env)
+    devices = gpus(spec.env)
     replicas = range(spec.replicas)
     if not devices:
         shares = cpu_shares(spec.replicas, ranks)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import UserError
+from core.serving.devices import gpus
 from core.tracking import wandb_mode
 from eval.config import EvalConfig, JudgeConfig, pairwise_benchmarks, rated_benchmarks
 from recipes.schema import Recipe
@@ -77,15 +78,16 @@ def machine() -> Iterator[Check]:
     """GPU, compiler, memory."""
     import psutil
 
-    if shutil.which("nvidia-smi"):
-        yield Check("ok", "NVIDIA driver found")
+    found = gpus()
+    if found:
+        yield Check("ok", f"{len(found)} GPU(s)")
     else:
         instead = "vLLM's CPU build, gloo and fp32 training are used"
-        yield Check("ok", f"no NVIDIA GPU: {instead}")
+        yield Check("ok", f"no GPU: {instead}")
         for tool in ("g++", "ninja"):
-            found = bool(shutil.which(tool)) or Path(sys.executable).with_name(tool).exists()
+            there = bool(shutil.which(tool)) or Path(sys.executable).with_name(tool).exists()
             advice = f"install {tool}: DeepSpeed compiles its CPU communication once"
-            yield _check(found, f"{tool} {'found' if found else 'not found'}", advice)
+            yield _check(there, f"{tool} {'found' if there else 'not found'}", advice)
     memory = psutil.virtual_memory()
     what = f"memory: {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     if memory.available > 4e9:
@@ -192,8 +194,7 @@ def neighbor_search(recipe: Recipe) -> Iterator[Check]:
     count = rows.limit if isinstance(rows, ImportConfig) else rows
     rules = Arms.of(recipe).rules.values()
     read = any("neighbors" in rule.measures.filling(rule.columns) for rule in rules)
-    gpu = shutil.which("nvidia-smi") is not None
-    if not read or gpu or (count or 0) <= near.exact_up_to:
+    if not read or gpus() or (count or 0) <= near.exact_up_to:
         return
     what = f"neighbours of {count:,} rows, more than neighbors.exact_up_to {near.exact_up_to:,}"
     advice = "pip install faiss-cpu, or raise synth.tags.neighbors.exact_up_to"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, first_line, nearest
+from core.serving.devices import gpus
 from train import chat
 from train.config import OWNED, Job, TrainConfig
 from train.settings import engine
-from train.settings.machine import gpus
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention implementations that read position ids and so keep packed documents from attending to

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from core.serving.devices import gpus
 from train.config import TrainConfig
-from train.settings.machine import gpus
 
 
 def memory(
@@ -31,4 +31,4 @@ def memory(
 
 def half_precision(config: TrainConfig) -> bool:
     """Whether training keeps bf16 weights beside fp32 ones: TRL's default where there is a GPU."""
-    return bool(config.trainer.get("bf16", gpus() > 0))
+    return bool(config.trainer.get("bf16", gpus()))
