@@ -98,3 +98,22 @@ def selection(folder: Path, rows: int, seed: int = 0, turns: int = 1, words: int
         folder / "selection.parquet"
     )
     return folder
+
+
+def pairs(folder: Path, rows: int, seed: int = 0, words: int = 12) -> Path:
+    """A folder of `rows` preference pairs, as a recipe's preference set has them (train.parquet);
+    returns the folder."""
+    draw = random.Random(seed)
+
+    def turns(role: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": " ".join(draw.choices(WORDS, k=draw.randint(3, words)))}]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {
+        "id": [f"pair-{i:04d}" for i in range(rows)],
+        "prompt": [turns("user") for _ in range(rows)],
+        "chosen": [turns("assistant") for _ in range(rows)],
+        "rejected": [turns("assistant") for _ in range(rows)],
+    }
+    pl.DataFrame(made).write_parquet(folder / "train.parquet")
+    return folder

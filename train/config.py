@@ -40,6 +40,15 @@ loss would cover the user's words; saving every 500 steps loses short runs; two 
 a complete one is left while the next is written)."""
 
 
+DPO_DEFAULTS: dict[str, Any] = {
+    "logging_steps": 1,
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+"""The same under `dpo.trainer:`."""
+
+
 class TrainConfig(BaseModel):
     """How an arm's selection becomes a checkpoint: TRL's SFTTrainer under DeepSpeed, launched by
     Accelerate."""
@@ -154,19 +163,52 @@ class TrainConfig(BaseModel):
         return length
 
 
+class DpoConfig(TrainConfig):
+    """How the checkpoint of an arm goes on with preference pairs (direct preference optimisation,
+    arXiv 2305.18290): TRL's DPOTrainer, launched as the fine-tuning is. Settings that both have
+    mean the same; `trainer` goes verbatim to trl.DPOConfig (beta, loss_type, max_length, ...)."""
+
+    base: str = ""
+    """Not for a recipe to say: the checkpoint that the arm's `dpo:` names."""
+
+    method: Literal["dpo"] = "dpo"
+    """Tells the two kinds of training apart."""
+
+    pairs_per_step: int | None = Field(None, ge=1)
+    """Pairs in one optimizer step over all devices and accumulation (the paper: 128);
+    `gradient_accumulation_steps` follows from it."""
+
+    @model_validator(mode="after")
+    def _of_pairs(self) -> DpoConfig:
+        """Refuse what is of fine-tuning alone."""
+        if self.tokens_per_step is not None:
+            raise ValueError("a step of DPO is counted in pairs: give pairs_per_step instead")
+        if self.pairs_per_step is not None and "gradient_accumulation_steps" in self.trainer:
+            raise ValueError(
+                "pairs_per_step determines trainer.gradient_accumulation_steps; give one of the two"
+            )
+        return self
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """`trainer` over our defaults, as it goes to DPOConfig (without what the launch adds)."""
+        syncs = bool(self.trainer.get("sync_ref_model"))  # then the reference does not stay
+        return {**DPO_DEFAULTS, "precompute_ref_log_probs": not syncs, **self.trainer}
+
+
 class Job(BaseModel):
-    """One training as `train.json` holds it: what `python -m train.sft OUT` reads."""
+    """One training as `train.json` holds it: what `python -m train.sft OUT` (or train.dpo)
+    reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    config: TrainConfig
-    """The recipe's `train:` block."""
+    config: TrainConfig | DpoConfig
+    """The recipe's `train:` block, or its `dpo:` block."""
 
     base: str
     """`config.base` resolved: a local folder or a hub id."""
 
     selection: str
-    """The selection.parquet that is trained on."""
+    """The selection.parquet that is trained on; of a DPO, the Parquet file of its pairs."""
 
     seed: int
     """Seed of this training: data order and the adapter's initial weights."""

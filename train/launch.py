@@ -23,7 +23,8 @@ from core.files import write_atomic
 from core.serving.supervisor import Supervised
 from core.store import Counts
 from core.tracking import Log
-from train.config import Job, TrainConfig
+from train.config import DpoConfig, Job, TrainConfig
+from train.data import pairs
 from train.data import tokens as data
 from train.settings.machine import environment, processes
 
@@ -47,14 +48,16 @@ def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[st
         arguments += ["--machine_rank", str(machine_rank)]
         arguments += ["--main_process_ip", str(config.main_process_ip)]
         port = port or 29500
-    return [*arguments, "--main_process_port", str(port), "-m", "train.sft", str(out)]
+    module = "train.dpo" if isinstance(config, DpoConfig) else "train.sft"
+    return [*arguments, "--main_process_port", str(port), "-m", module, str(out)]
 
 
 def run(
     config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, seed: int, log: Log
 ) -> Counts:
-    """Fine-tune `base` (resolved path) on `inputs["selection"]`/selection.parquet with `seed`, on
-    this machine; the checkpoint is OUT/checkpoint.
+    """Fine-tune `base` (resolved path) on `inputs["selection"]`/selection.parquet (a `DpoConfig`:
+    on the pairs of `inputs["pairs"]`/train.parquet) with `seed`, on this machine; the checkpoint
+    is OUT/checkpoint.
 
     Continues what an earlier, killed call left in `out`: from its newest complete checkpoint, or
     not at all when the export is there. Returns the ledger's counts, steps, seconds, tokens and
@@ -64,8 +67,11 @@ def run(
     """
     out = out.resolve()
     started = time.time()
-    selection = inputs["selection"] / "selection.parquet"
-    job = Job(config=config, base=base, selection=str(selection.resolve()), seed=seed)
+    of_pairs = isinstance(config, DpoConfig)
+    given = (
+        inputs["pairs"] / "train.parquet" if of_pairs else inputs["selection"] / "selection.parquet"
+    )
+    job = Job(config=config, base=base, selection=str(given.resolve()), seed=seed)
     # The command reads it on every machine.
     write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
     if not (out / "checkpoint").is_dir():
@@ -92,13 +98,8 @@ def _prepare(job: Job, out: Path, log: Log) -> None:
     has to run."""
     config = job.config
     (out / "scratch").mkdir(parents=True, exist_ok=True)
-    ledger = data.prepare(job, out, processes=processes(config))
-    log.say(
-        f"training on {ledger['trained_rows']} rows, {ledger['trained_tokens']:,} tokens an epoch "
-        f"({ledger['trained_loss_tokens']:,} bear loss), {ledger['tokens_per_step']:,} a step; "
-        f"{ledger['truncated_rows']} rows truncated, {ledger['split_rows']} split, "
-        f"{ledger['dropped_rows']} dropped"
-    )
+    prepare = pairs.prepare if isinstance(config, DpoConfig) else data.prepare
+    log.say(_told(prepare(job, out, processes=processes(config))))
     if config.num_machines > 1:
         ranks = range(config.num_machines)
         commands = [shlex.join(command(config, out, machine_rank=rank)) for rank in ranks]
@@ -107,6 +108,19 @@ def _prepare(job: Job, out: Path, log: Log) -> None:
             "each, in order of rank, with the same file system, and run this again when they have "
             "ended:\n" + "\n".join(commands)
         )
+
+
+def _told(ledger: data.Ledger) -> str:
+    """What came of a training's rows, or of a DPO's pairs, in a sentence."""
+    by_pairs = "pairs_per_step" in ledger
+    rows = "pairs" if by_pairs else "rows"
+    step = f"{ledger['pairs_per_step']:,} pairs" if by_pairs else f"{ledger['tokens_per_step']:,}"
+    split = "" if by_pairs else f"{ledger['split_rows']} split, "
+    return (
+        f"training on {ledger['trained_rows']} {rows}, {ledger['trained_tokens']:,} tokens an "
+        f"epoch ({ledger['trained_loss_tokens']:,} bear loss), {step} a step; "
+        f"{ledger['truncated_rows']} {rows} truncated, {split}{ledger['dropped_rows']} dropped"
+    )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,22 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
@@ -42,7 +51,19 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 GPU = torch.cuda.is_available()
 
 
-def main(out: Path) -> None:
+@dataclass(frozen=True)
+class Method:
+    """What differs between ways to train (`SFT` below, `train.dpo.DPO`)."""
+
+    prepare: Callable[..., data.Ledger]
+    """(job, out, processes): make the tokens."""
+    prepared: Callable[..., data.Ledger | None]
+    """The same of tokens that are made already; None where they are not."""
+    trainer: Callable[[Job, Path, data.Ledger, PreTrainedTokenizerBase], Any]
+    """(job, out, ledger, tokenizer): the trainer, with its model."""
+
+
+def main(out: Path, method: Method) -> None:
     """Train OUT/train.json's job and export it. Raises UserError for what a user can change."""
     job = Job.model_validate_json((out / "train.json").read_text())
     scratch = out / "scratch"
@@ -59,14 +80,12 @@ def main(out: Path) -> None:
 
     # One process prepares and the others watch for the file: tokenising may take longer than a
     # collective may.
-    ledger = data.prepare(job, out, processes=WORLD) if RANK == 0 else _wait_for_ledger(job, out)
+    get = method.prepare if RANK == 0 else partial(_wait_for, method.prepared)
+    ledger = get(job, out, processes=WORLD)
     if RANK == 0:
         write_atomic(scratch / "deepspeed.json", deepspeed_json(job.config))
     torch.distributed.barrier()
 
-    # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under
-    # ZeRO-3 as they load.
-    args = SFTConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
     tokenizer = load_tokenizer(job.base, job.config.revision)
     chat = chats.choose(job.config, tokenizer)
     tokenizer.chat_template = chat.training
@@ -82,15 +101,7 @@ def main(out: Path) -> None:
     resume = str(newest[0]) if newest[0] else None
     torch.distributed.barrier()
 
-    trainer = CountingTrainer(
-        model=job.base,
-        args=args,
-        # Rows carry input_ids and labels already, so TRL only packs them.
-        train_dataset=Dataset.from_file(str(scratch / "tokens.arrow")),
-        processing_class=tokenizer,
-        peft_config=_lora(job),
-        callbacks=[MarkComplete()],
-    )
+    trainer = method.trainer(job, out, ledger, tokenizer)
     trainer.keep_count(out / "log.jsonl", _flops(trainer, ledger))
     trainer.train(resume_from_checkpoint=resume)
 
@@ -107,9 +118,30 @@ def main(out: Path) -> None:
         )
 
 
-class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """SFTTrainer that writes log.jsonl with the tokens it really trained on: non-pad and
-    loss-bearing, over all devices, resumes included."""
+def fine_tuning(
+    job: Job, out: Path, ledger: data.Ledger, tokenizer: PreTrainedTokenizerBase
+) -> CountingTrainer:
+    """TRL's SFTTrainer for this job."""
+    # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under
+    # ZeRO-3 as they load.
+    args = SFTConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
+    return CountingTrainer(
+        model=job.base,
+        args=args,
+        # Rows carry input_ids and labels already, so TRL only packs them.
+        train_dataset=Dataset.from_file(str(out / "scratch" / "tokens.arrow")),
+        processing_class=tokenizer,
+        peft_config=lora(job),
+        callbacks=[MarkComplete()],
+    )
+
+
+class Counting:
+    """What a trainer of TRL's gets to write log.jsonl with the tokens it really trained on: non-pad
+    and loss-bearing, over all devices, resumes included."""
+
+    args: Any
+    state: Any
 
     def keep_count(self, log: Path, flops: float | None) -> None:
         """Log to `log` (rank 0), going on from its last line; `flops` a token gives MFU where the
@@ -125,12 +157,12 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """One optimizer step's batches; counts them (the trainer's own count covers no loss-bearing
         tokens and restarts on a resume)."""
         self._since = self._since or time.perf_counter()
-        batches, bearing = super().get_batch_samples(*args, **kwargs)
+        batches, bearing = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         for batch in batches:
             padded = "attention_mask" in batch
             tokens = batch["attention_mask"].sum() if padded else batch["input_ids"].numel()
             self._new[0] += int(tokens)
-            self._new[1] += int((batch["labels"][..., 1:] != data.IGNORED).sum())
+            self._new[1] += int(_bearing(batch))
         return batches, bearing
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -138,7 +170,7 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         if "loss" in logs and self._since is not None:
             logs |= self._figures(time.perf_counter() - self._since)
             self._new, self._since = [0, 0], None
-        super().log(logs, start_time)
+        super().log(logs, start_time)  # type: ignore[misc]
         if RANK == 0 and "tokens" in logs:
             steps = {"step": self.state.global_step, "total_steps": self.state.max_steps}
             with self._log_file.open("a") as lines:
@@ -164,6 +196,17 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         return figures
 
 
+def _bearing(batch: Any) -> Any:
+    """How many tokens of a batch bear loss: by their labels, or of pairs by the answers' mask."""
+    if "labels" in batch:
+        return (batch["labels"][..., 1:] != data.IGNORED).sum()
+    return batch["completion_mask"][..., 1:].sum()
+
+
+class CountingTrainer(Counting, SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """SFTTrainer that counts."""
+
+
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint complete once every rank has written its part."""
 
@@ -178,7 +221,8 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
         torch.distributed.barrier()
 
 
-def _lora(job: Job) -> Any:
+def lora(job: Job) -> Any:
+    """The adapter's configuration; None for full fine-tuning."""
     if job.config.lora is None:
         return None
     from peft import LoraConfig
@@ -186,7 +230,7 @@ def _lora(job: Job) -> Any:
     return LoraConfig(**{"task_type": "CAUSAL_LM", **job.config.lora})
 
 
-def _flops(trainer: SFTTrainer, ledger: data.Ledger) -> float | None:
+def _flops(trainer: Any, ledger: data.Ledger) -> float | None:
     """FLOPs a token of this training, or None for an architecture whose configuration does not
     say."""
     config = trainer.model.config.get_text_config()
@@ -205,9 +249,11 @@ def _flops(trainer: SFTTrainer, ledger: data.Ledger) -> float | None:
         return None
 
 
-def _wait_for_ledger(job: Job, out: Path) -> data.Ledger:
+def _wait_for(
+    prepared: Callable[..., data.Ledger | None], job: Job, out: Path, processes: int
+) -> data.Ledger:
     while True:
-        if (done := data.prepared(job, out, processes=WORLD)) is not None:
+        if (done := prepared(job, out, processes=processes)) is not None:
             return done
         if (out / "scratch" / "error-0.txt").exists():
             sys.exit(1)  # rank 0 has said why
@@ -225,13 +271,21 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-if __name__ == "__main__":
+SFT = Method(data.prepare, data.prepared, fine_tuning)
+
+
+def run(method: Method) -> None:
+    """What a rank's process does: train the job of the folder that its command names."""
     folder = Path(sys.argv[1]).resolve()
     try:
-        main(folder)
+        main(folder, method)
     # The launcher shows this one line instead of the ranks' interleaved tracebacks.
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         traceback.print_exc()
         write_atomic(folder / "scratch" / f"error-{RANK}.txt", kind + str(error))
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(SFT)
