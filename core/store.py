@@ -21,15 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel
 
+from core.cells.leases import leased
 from core.errors import UserError
 from core.files import (
     file_digest,
     fsync_folder,
     fsync_tree,
-    only_holder,
     read_json,
     remove,
     write_atomic,
@@ -142,6 +141,11 @@ class Store:
         """Where the result of `stage` under `key` lives (it may not exist yet)."""
         return self.root / "results" / stage / key[:16]
 
+    def partial(self, stage: str, key: str) -> Path:
+        """Where the result of `stage` under `key` is made."""
+        folder = self.folder(stage, key)
+        return folder.with_name(f"{folder.name}.partial")
+
     def find(self, stage: str, key: str) -> Result | None:
         """The finished result under this key, or None."""
         folder = self.folder(stage, key)
@@ -158,22 +162,32 @@ class Store:
         return result
 
     @contextmanager
-    def build(self, stage: str, key: str, spec: Mapping[str, Any]) -> Iterator[Build]:
-        """Make the result of `stage` under `key`.
+    def build(
+        self,
+        stage: str,
+        key: str,
+        spec: Mapping[str, Any],
+        waiting: Callable[[str], None] | None = None,
+    ) -> Iterator[Build | None]:
+        """Make the result of `stage` under `key`, one process of all machines at a time.
 
-        Yields a `Build` whose folder keeps what an earlier, killed attempt had left. On a clean
-        exit the folder is published; on an exception it stays as `.partial`. `spec` is what
-        determined the key, kept in the manifest so that a later plan can say which field changed.
-        Raises UserError when another process is making the same result.
+        Yields a `Build` whose folder keeps what an earlier, killed attempt had left, or None where
+        another process has just made the result. On a clean exit the folder is published; on an
+        exception it stays as `.partial`. `spec` is what determined the key, kept in the manifest so
+        that a later plan can say which field changed. While another process is making the same
+        result this one waits, and says so by `waiting`; without it UserError is raised.
         """
         final = self.folder(stage, key)
-        partial = final.with_name(final.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = self.partial(stage, key)
         elsewhere = (
-            f"another run is making {stage} {key[:16]} in {self.root} right now; "
+            f"another run ({{holder}}) is making {stage} {key[:16]} in {self.root} right now; "
             "wait for it, or stop it first."
         )
-        with only_holder(FileLock(f"{final}.lock"), elsewhere):
+        with leased(Path(f"{final}.lease"), elsewhere, waiting):
+            if self.find(stage, key) is not None:
+                yield None
+                return
+            partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
             build = Build(partial)
             yield build

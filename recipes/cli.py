@@ -55,16 +55,27 @@ def run(
             help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...)."
         ),
     ] = None,
+    only: Annotated[
+        str | None,
+        Option(help="Make one training alone, ARM/SEED, of data that are made: a cluster's task."),
+    ] = None,
+    trained: Annotated[
+        bool,
+        Option("--trained", help="Train nothing: evaluate what is trained, and say what is not."),
+    ] = False,
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest
     from recipes.stages import graph
+    from recipes.stages.session import Trainings
     from recipes.verbs import terminal
 
     if until is not None and until not in graph.STAGES:
         raise UserError(f"--until {until}: no such stage{nearest(until, graph.STAGES)}.")
+    if only is not None and (trained or until is not None):
+        raise UserError("--only makes one training and nothing else: no --until, no --trained.")
     loaded = _load(recipe, overrides)
-    outcome = graph.run(loaded, until)
+    outcome = graph.run(loaded, until, Trainings(only, trained))
     if not outcome.stopped:
         terminal.show(loaded, outcome)
 

@@ -1,2 +1,2 @@
-"""What is under a column: the journals that finished cells go to at once, and the merging of parts
-into few large ones."""
+"""What lets many processes and machines write one store: cells in journals, their merging into
+parts, and leases of what only one may make."""

@@ -6,12 +6,13 @@ A run is a checkpoint by its name: "ARM/SEED", or "ARM" of a finished model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import file_digest, read_json, write_changed
+from core.files import file_digest, read_json, write_atomic, write_changed
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
 from eval.config import (
@@ -232,10 +233,27 @@ def _compare(session: Session, config: EvalConfig, baseline: str, scores: Result
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         scored = {run.partition("/")[0] for run in inputs}
         against = baseline if baseline in scored else None
-        return compare.run(inputs, out, baseline=against, primary=str(config.deciding))
+        counts = compare.run(inputs, out, baseline=against, primary=str(config.deciding))
+        if left_out:
+            comparison = read_json(out / "comparison.json")
+            comparison["notes"] = [*left_out, *comparison["notes"]]
+            text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
+            write_atomic(out / "comparison.json", text)
+        return counts
 
-    spec = {"baseline": baseline, "primary": config.deciding, "VERSION": compare.VERSION}
+    spec: dict[str, Any] = {"baseline": baseline, "primary": config.deciding}
+    spec["VERSION"] = compare.VERSION
+    left_out = _left_out(session)
+    if left_out:
+        spec["left_out"] = left_out
     return session.result(Stage("compare", spec, scores, make))
+
+
+def _left_out(session: Session) -> list[str]:
+    """Sentences on what this comparison goes without."""
+    said = [f"{run} is left out: {why}." for run, why in session.left_out.items()]
+    unjudged = session.unjudged.items()
+    return said + [f"{run} is not judged, because {other} is left out." for run, other in unjudged]
 
 
 REPORTED = {

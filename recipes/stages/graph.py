@@ -22,7 +22,7 @@ from core.tracking import Log
 from recipes.schema import Loaded, Recipe
 from recipes.stages import checks, evaluation, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
-from recipes.stages.session import Session, Step, StopHere
+from recipes.stages.session import Session, Step, StopHere, Trainings
 from recipes.stages.sets import data_arms, others
 from recipes.stages.sets.data_sets import data_sets
 from recipes.stages.sets.mixtures import Mixing, from_mixtures
@@ -46,6 +46,10 @@ STAGES = (
     "report",
 )
 
+ALL = Trainings()
+BEFORE_TRAINING = "preferences"
+"""The last stage before the trainings, which all of them share."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,21 +63,34 @@ class Outcome:
 def plan(loaded: Loaded) -> Outcome:
     """Which stages are done, which must run, and why. Starts nothing, writes nothing but remembered
     model digests."""
-    return _outcome(loaded, planning=True, until=None)
+    return _outcome(loaded, True, None, ALL)
 
 
-def run(loaded: Loaded, until: str | None = None) -> Outcome:
-    """Make whatever is missing, up to the stage `until` (default: all)."""
-    return _outcome(loaded, planning=False, until=until)
+def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) -> Outcome:
+    """Make whatever is missing, up to the stage `until` (default: all), of the recipe's `trainings`
+    (default: all). Raises UserError for a training that the recipe does not have, and for one that
+    is wanted alone and whose data are not made."""
+    if trainings.only is None:
+        return _outcome(loaded, False, until, trainings)
+    outcome = _outcome(loaded, True, "train", trainings)
+    name = f"train/{trainings.only}"
+    if name not in outcome.results:
+        waits = next(step.why for step in outcome.steps if step.name == name)
+        raise UserError(
+            f"{name} cannot start ({waits}): a training that is run alone makes nothing of what it "
+            f"reads; make that first with `magpie run RECIPE --until {BEFORE_TRAINING}`."
+        )
+    return outcome
 
 
-def _outcome(loaded: Loaded, *, planning: bool, until: str | None) -> Outcome:
+def _outcome(loaded: Loaded, planning: bool, until: str | None, trainings: Trainings) -> Outcome:
+    """A walk over all stages. A run of one training plans everything else."""
     recipe = loaded.recipe
     store = Store(Path(recipe.store))
     log = Log()
     with Servers(log, store.root / "logs") as servers:
         tracker = tracker_of(recipe, store)
-        session = Session(store, recipe.name, planning, tracker, servers, log, until)
+        session = Session(store, recipe.name, planning, tracker, servers, log, until, trainings)
         stopped = False
         try:
             _walk(loaded, session)
@@ -108,17 +125,17 @@ def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> No
     recipe = loaded.recipe
     checks.sampling(recipe.synth)
     checks.models(recipe, arms, resolve)
-    prompts = eval_prompts(recipe.eval, arms, session.store.root, planning=session.planning)
+    prompts = eval_prompts(recipe.eval, arms, session.store.root, planning=session.starts_nothing)
     checks.queries(recipe, arms, prompts)
-    if recipe.train is not None and not session.planning:
+    if recipe.train is not None and not session.starts_nothing:
         checks.trainer(recipe.train, loaded.source, session.store.root)
 
 
 def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> Selections:
-    pool = pool_of(recipe, arms, resolve, session.store.root, planning=session.planning)
+    pool = pool_of(recipe, arms, resolve, session.store.root, planning=session.starts_nothing)
     tokens = token_counter(recipe.train, arms, pool, resolve, planning=session.planning)
     # A plan writes no file of the evaluation's prompts, so there the pool knows of none.
-    unknown = session.planning and recipe.eval is not None
+    unknown = session.starts_nothing and recipe.eval is not None
     later = ("overlap", "eval_distance") if unknown else ()
     return synthesis.from_pool(session, arms, pool, tokens, later)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from core.errors import UserError
 from core.files import file_digest
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
@@ -83,7 +84,16 @@ def _baselines(
     source = protocol.baseline or arms.baseline
     if isinstance(source, str) and source in arms.configs:
         judged = [run for run in answers if run.partition("/")[0] != source]
-        return {run: answers[_same_seed(source, run, answers, arms)] for run in judged}
+        against = {run: _same_seed(source, run, answers, arms) for run in judged}
+        # A baseline whose training is not finished leaves out whom it would be compared with.
+        left = [run for run in judged if against[run] not in answers]
+        if judged and left == judged:
+            raise UserError(
+                f"eval.{benchmark}: no answer can be judged, because none of the baseline "
+                f"{source}'s trainings is finished that others have the seed of."
+            )
+        session.unjudged |= {run: against[run] for run in left}
+        return {run: answers[other] for run, other in against.items() if run not in left}
     if prompts is None:
         return dict.fromkeys(answers)
     files = source if isinstance(source, dict) else {"*": source}

@@ -98,6 +98,28 @@ class Stage:
         """The first part of the name: train, answers, judge ..."""
         return self.name.partition("/")[0]
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of the results that it is made from, by what it calls them."""
+        return {name: parent.digest for name, parent in self.parents.items() if parent}
+
+    @property
+    def determined(self) -> dict[str, Any]:
+        """What its key is the digest of. Names of parents that merely repeat an arm's name never
+        enter it; what a stage calls its input does."""
+        return {"stage": self.kind, "spec": self.spec, "inputs": self.inputs}
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Which trainings of a recipe a run is about; default: all, made where they are missing."""
+
+    only: str | None = None
+    """This one alone ("ARM/SEED"); what it is made of is planned, never made: a cluster's tasks
+    would all make it at once."""
+    finished: bool = False
+    """Those that are finished; the others are left out."""
+
 
 @dataclass
 class Session:
@@ -110,7 +132,12 @@ class Session:
     servers: Servers
     log: Log
     until: str | None = None
+    trainings: Trainings = Trainings()
     steps: list[Step] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Trainings ("ARM/SEED") that are left out because they are not finished, and why."""
+    unjudged: dict[str, str] = field(default_factory=dict)
+    """Trainings that no judge compares, because the baseline's of their seed is left out: which."""
     results: dict[str, Result] = field(default_factory=dict)
     _specs: dict[str, Any] = field(default_factory=dict)
 
@@ -124,6 +151,29 @@ class Session:
     def folder(self) -> Path:
         """Where this recipe's own files lie: the report, the pool's snapshot, each arm's funnel."""
         return self.store.root / "recipes" / self.name
+
+    @property
+    def starts_nothing(self) -> bool:
+        """Whether this is a plan and nothing else."""
+        return self.planning and not self.made_now
+
+    @property
+    def made_now(self) -> tuple[str, ...]:
+        """The stages that are made although everything before them is only planned."""
+        run = self.trainings.only
+        return (f"train/{run}",) if run else ()
+
+    @property
+    def waiting(self) -> Callable[[str], None] | None:
+        """What is told of another run that makes the same result, which is then waited for; None:
+        that is an error."""
+        return self.log.say if self.trainings.only else None
+
+    def find(self, stage: Stage) -> Result | None:
+        """The finished result of a stage, or None; makes nothing."""
+        if None in stage.parents.values():
+            return None
+        return self.store.find(stage.kind, digest(stage.determined))
 
     def note(self, name: str, state: State, why: str, path: Path | None = None) -> None:
         """Add a line to the plan; while running, also say it."""
@@ -143,17 +193,14 @@ class Session:
     def result(self, stage: Stage) -> Result | None:
         """The result of a stage: reused, made now, or (in a plan) None because it or a parent must
         run."""
-        inputs = {name: parent.digest for name, parent in stage.parents.items() if parent}
         spec = json.loads(canonical({**stage.spec, **stage.because}))
         waiting = [name for name, parent in stage.parents.items() if parent is None]
         if waiting:
             self._specs[stage.name] = spec
             self.note(stage.name, WAITS, f"depends on {', '.join(waiting)}")
             return None
-        self._specs[stage.name] = {**spec, "inputs": inputs}
-        # Names of parents that merely repeat an arm's name never enter a key; what a stage calls
-        # its input does.
-        determined = {"stage": stage.kind, "spec": stage.spec, "inputs": inputs}
+        self._specs[stage.name] = {**spec, "inputs": stage.inputs}
+        determined = stage.determined
         key = digest(determined)
         stored = self.store.find(stage.kind, key)
         if stored is not None:
@@ -163,7 +210,7 @@ class Session:
         known = not any(parent.manifest.get(UNMADE) for parent in stage.parents.values() if parent)
         folder = self.store.folder(stage.kind, key) if known else None
         self.note(stage.name, RUN, self._cause(stage.name), folder)
-        if self.planning:
+        if self.planning and not (known and stage.name in self.made_now):
             return None
         self.results[stage.name] = self._make(stage, key, determined)
         return self.results[stage.name]
@@ -175,7 +222,9 @@ class Session:
         config = {"recipe": self.name, "stage": stage.name, "spec": spec, "inputs": inputs}
         tracked = self.tracker.stage(stage.name, stage.kind, key, config, trainer=stage.trainer)
         with tracked as log:
-            with self.store.build(stage.kind, key, determined) as build:
+            with self.store.build(stage.kind, key, determined, self.waiting) as build:
+                if build is None:  # another run has just made it
+                    return self.store.finished(stage.kind, key)
                 facts = {"name": stage.name, "environment": environment(), "wandb": log.run_id}
                 build.facts.update(facts)
                 build.content = stage.content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from core.errors import UserError, nearest
 from core.models import Model
 from core.store import Counts, Result, digest, tree_digest
 from core.tracking import Log
@@ -25,7 +26,14 @@ def stages(
     selections: Selections,
     resolve: Resolve,
 ) -> Results:
-    """A checkpoint for every arm and seed ("ARM/SEED"), and for every finished model ("ARM")."""
+    """A checkpoint for every arm and seed ("ARM/SEED"), and for every finished model ("ARM").
+
+    Where only some trainings are wanted (`session.trainings`), only theirs; what is left out
+    because it is not finished is said in `session.left_out`. Raises UserError for a training that
+    the recipe does not have, and where none is finished.
+    """
+    trained = [name for name, arm in arms.configs.items() if arm.model is None]
+    _check_wanted(session, [f"{name}/{seed}" for name in trained for seed in arms.seeds])
     checkpoints: Results = {}
     for name, arm in arms.configs.items():
         if arm.model is not None:
@@ -34,19 +42,51 @@ def stages(
             base = resolve(config.base, config.revision)
             for seed in arms.seeds:
                 run = f"{name}/{seed}"
-                checkpoints[run] = _train(session, config, base, run, selections[(name, seed)])
+                if session.trainings.only not in (None, run):
+                    continue
+                stage = _training(session, config, base, run, selections[(name, seed)])
+                if session.trainings.finished and session.find(stage) is None:
+                    session.left_out[run] = _last_words(session, stage)
+                    session.log.say(f"{run} is left out: {session.left_out[run]}")
+                    continue
+                checkpoints[run] = session.result(stage)
+    if session.left_out and not any("/" in run for run in checkpoints):
+        raise UserError(
+            f"none of {len(session.left_out)} trainings is finished; "
+            f"the first, {next(iter(session.left_out.items()))}."
+        )
     session.done("train")
     return checkpoints
+
+
+def _check_wanted(session: Session, runs: list[str]) -> None:
+    only = session.trainings.only
+    if only is not None and only not in runs:
+        raise UserError(f"no training of this recipe is called '{only}'{nearest(only, runs)}.")
+
+
+def _last_words(session: Session, stage: Stage) -> str:
+    """Why a training is not finished, as far as its folder says."""
+    if None in stage.parents.values():
+        return "its selection is not made"
+    folder = session.store.partial(stage.kind, digest(stage.determined))
+    if not folder.is_dir():
+        return "its training has not begun"
+    errors = sorted(folder.glob("scratch/error-*.txt"))
+    if not errors:
+        return f"its training is not finished ({folder})"
+    return f"its training failed ({errors[0].read_text().strip().splitlines()[0]})"
 
 
 def _finished(model: Model) -> Result:
     return Result(Path(model.path), {"digest": digest(["model", model.determines])})
 
 
-def _train(
+def _training(
     session: Session, config: TrainConfig, base: Model, run: str, chosen: Result | None
-) -> Result | None:
-    """The checkpoint of a run ("ARM/SEED") from the selection that its arm chose."""
+) -> Stage:
+    """The stage that makes the checkpoint of a run ("ARM/SEED") of the selection that its arm
+    chose."""
     from train import chat, launch
     from train.data import tokens as data
     from train.settings import engine
@@ -72,7 +112,7 @@ def _train(
     # The trainer reports to W&B itself only where the recipe says so; else the stage forwards its
     # figures.
     reports = str(config.trainer.get("report_to", "none"))
-    stage = Stage(
+    return Stage(
         f"train/{run}",
         spec,
         {"selection": chosen},
@@ -80,7 +120,6 @@ def _train(
         content=lambda out: tree_digest(out / "checkpoint"),
         trainer="wandb" in reports or reports == "all",
     )
-    return session.result(stage)
 
 
 def served_path(checkpoint: Path) -> str:
