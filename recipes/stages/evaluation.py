@@ -228,6 +228,7 @@ def _score(session: Session, run: str, parts: Results) -> Result | None:
 
 
 def _compare(session: Session, config: EvalConfig, baseline: str, scores: Results) -> Result | None:
+    """The comparison of all scored runs, which says what it goes without."""
     from eval import compare
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
