@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 OK = "ok"
 FAILED = "failed"
+STATUS = pl.Enum([OK, FAILED])
+"""The type of a status in memory: a byte a row."""
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 """The type of a conversation: turns in order, each with who speaks and what is said."""
 

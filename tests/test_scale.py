@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from core.cells.content import frame_digest
+from core.cells.content import beside, first_of_each, frame_digest
 from core.models import resolve
 from core.servers import Servers
 from core.tracking import Log
@@ -176,6 +176,37 @@ def test_a_frame_has_another_digest_when_a_value_a_name_a_type_or_the_order_chan
     ]
     digests = [frame_digest(each) for each in (frame, *others)]
     assert len({*digests}) == len(digests) and frame_digest(frame.clone()) == digests[0]
+
+
+def test_a_snapshot_holds_statuses_as_text_and_is_found_by_what_it_holds(store: Path) -> None:
+    recipe = schema.load(store).recipe
+    pool = Pool(recipe.synth, Context(Path(recipe.store), resolve))
+    frame = pool.frame()
+    texts = frame.with_columns(pl.col("^status:.*$").cast(pl.String))
+    assert pool.content(frame) == pool.content(texts), "of a store of an earlier version"
+    pool.snapshot(frame, store.parent / "pool.parquet")
+    written = pl.read_parquet(store.parent / "pool.parquet")
+    assert {written.schema[n] for n in written.columns if n.startswith("status:")} == {pl.String}
+    assert written["status:response"].to_list() == texts["status:response"].to_list()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [0, 1], [0, 1, 2, 3, 4]], ids=str)
+def test_cells_beside_rows_are_those_of_a_left_join(order: list[int]) -> None:
+    rows = pl.DataFrame(
+        {"id": ["a", "b", "c", "d"], "of": ["1", "2", None, "4"], "x": [1, 2, 3, 4]}
+    )
+    cells = pl.DataFrame({"id": [*"abcde"], "of": ["1", "0", None, "4", "5"], "y": [*range(5)]})
+    made = beside(rows, cells[order], ["id", "of"])
+    joined = rows.join(cells[order], on=["id", "of"], how="left", maintain_order="left")
+    assert made.equals(joined) and made["y"].to_list()[1:3] == [None, None]
+    whole = beside(rows, cells.head(4).drop("of"), ["id"])
+    assert whole["y"].to_list() == [0, 1, 2, 3]
+
+
+def test_of_keys_that_are_there_twice_the_first_row_counts() -> None:
+    rows = pl.DataFrame({"id": ["a", "b", "a"], "of": ["1", "1", "1"], "y": [1, 2, 3]})
+    assert first_of_each(rows, ["id", "of"])["y"].to_list() == [1, 2]
+    assert first_of_each(rows, ["id", "y"])["y"].to_list() == [1, 2, 3]
 
 
 def test_a_conversation_that_goes_on_otherwise_is_another_one() -> None:

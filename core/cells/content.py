@@ -1,14 +1,16 @@
-"""What frames of figures, labels and digests hold, as one digest."""
+"""What frames of figures, labels and digests hold: as one digest, and without what is there
+twice."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
 
 
-def frame_digest(frame: pl.DataFrame) -> str:
+def frame_digest(frame: Iterable[pl.Series]) -> str:
     """Digest of a frame's columns, their names and types, and every value in order. The same with
     every version of polars and on every machine."""
     seen = hashlib.sha256()
@@ -17,6 +19,24 @@ def frame_digest(frame: pl.DataFrame) -> str:
         for values in _plain(column):
             seen.update(values)
     return seen.hexdigest()
+
+
+def first_of_each(frame: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """The first row of each key, in order; nothing is copied where every key is there once."""
+    # Keys of different hashes are different: a number a row, not the words again.
+    if frame.select(key).hash_rows().n_unique() == len(frame):
+        return frame
+    return frame.unique(key, keep="first", maintain_order=True)
+
+
+def beside(rows: pl.DataFrame, cells: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """`rows.join(cells, key, "left")` in the order of `rows`; `cells` has every key once. Nothing
+    is copied where both hold the same keys in the same order, as cells of merged parts do."""
+    if len(rows) == len(cells) and all(
+        rows[name].equals(cells[name], null_equal=False) for name in key
+    ):
+        return rows.hstack(cells.drop(key))
+    return rows.join(cells, on=list(key), how="left", maintain_order="left")
 
 
 def _plain(column: pl.Series) -> list[bytes]:

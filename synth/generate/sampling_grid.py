@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from core.cells.content import beside
 from core.columns import FAILED
 from core.errors import UserError
 from core.store import canonical
@@ -151,7 +152,7 @@ class Plan:
         now = self.places.with_row_index("order").with_columns(place="id")
         rounds: list[pl.DataFrame] = []
         for draw in range(1, DRAWS + 1):
-            rounds.append(now.join(status, on="id", how="left", maintain_order="left"))
+            rounds.append(beside(now, status, ["id"]))
             failed = rounds[-1].filter(status=FAILED).drop("status")
             if failed.is_empty():
                 break
@@ -161,6 +162,9 @@ class Plan:
             ]
             schema = {"id": pl.String, "seed": pl.Int64}
             now = failed.with_columns(pl.DataFrame(again, schema, orient="row"))
-        every = pl.concat(rounds).sort("order", maintain_order=True).drop("order")
+        every = pl.concat(rounds)
+        if len(rounds) > 1:
+            every = every.sort("order", maintain_order=True)
+        every = every.drop("order")
         drawn = pl.col("status").is_not_null()
         return every.filter(drawn).drop("status"), every.filter(~drawn).drop("status")

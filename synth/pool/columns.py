@@ -7,7 +7,7 @@ code), never from row counts or arms, so a pool grows and two recipes share it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +142,10 @@ class PoolColumns:
         held = [columns[measure] for columns in every if measure in columns]
         return [self.lean(column, measure) for column in held]
 
-    def counted(self, lean: Lean, measure: str) -> pl.DataFrame:
-        """The cells of one of a measure's columns that count: where the responder answers what has
-        no answer, of imported answers only those that are there."""
-        cells = lean.read()
+    def counted(self, lean: Lean, measure: str, without: Collection[str] = ()) -> pl.DataFrame:
+        """The cells of one of a measure's columns that count, `without` some of their fields: where
+        the responder answers what has no answer, of imported answers only those that are there."""
+        cells = lean.read(without)
         if measure == "response" and lean.column is self.imports.get(measure):
             return imported_answers.there(cells, self.answers)
         return cells

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from core.columns import FAILED, OK
+from core.cells.content import beside, first_of_each
+from core.columns import FAILED, OK, STATUS
 from synth.measures import TOKENS, Field_, Measure
 from synth.pool.columns import PoolColumns
 from synth.published.derived import DERIVED, inputs, ranks
@@ -15,7 +16,9 @@ from synth.published.derived import DERIVED, inputs, ranks
 if TYPE_CHECKING:
     from synth.measures import PolarsType, PolarsTypes
 
-_NO_VALUES = ("of", "status", "reason", "all_tokens", *TOKENS)
+_UNREAD = ("reason", "all_tokens", *TOKENS)
+"""Of a cell what no frame holds."""
+_NO_VALUES = ("of", "status", *_UNREAD)
 _VERDICT = pl.col("llama_guard_2").str.strip_chars().str.extract(r"^(safe|unsafe)\b")
 """What a guard's raw answer says."""
 
@@ -30,9 +33,10 @@ def join(
     on = ["id"] if pooled else ["id", declared.of]
     found = _cells(rows, columns, measure, asked)
     cells = _checked(found if pooled else found.rename({"of": declared.of}), measure, on)
+    del found  # or it lies in memory beside what was made of it
     new = [name for name in cells.columns if name in on or name not in rows.columns]
     if len(cells):
-        rows = rows.join(cells.select(new), on=on, how="left", maintain_order="left")
+        rows = beside(rows, cells.select(new), on)
     else:  # nulls that take no memory
         kinds = {name: cells.schema[name] for name in new if name not in on}
         rows = rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in kinds.items())
@@ -59,9 +63,9 @@ def _cells(
     declared = columns.measures.table[measure]
     frames = []
     if declared.reads == "pool" and (own := columns.of(measure, rows)) is not None:
-        frames.append(columns.lean(own, measure).read())
+        frames.append(columns.lean(own, measure).read(_UNREAD))
     for lean in columns.sources(measure):
-        cells = _completed(columns.counted(lean, measure), measure, declared)
+        cells = _completed(columns.counted(lean, measure, _UNREAD), measure, declared)
         of_these = [i for c in asked if c in declared.columns for i in (c, *inputs(c))]
         read = [c for c in of_these if c in cells.columns]
         lacking = any(cells[c].null_count() == len(cells) for c in read)
@@ -88,7 +92,7 @@ def _completed(cells: pl.DataFrame, measure: str, declared: Measure) -> pl.DataF
 def _checked(cells: pl.DataFrame, measure: str, on: list[str]) -> pl.DataFrame:
     """One cell for each row and text: [*on, status:MEASURE, values]. NaN is a failure, and a failed
     cell has no value."""
-    cells = cells.unique(on, keep="first", maintain_order=True)
+    cells = first_of_each(cells, on)
     values = [name for name in cells.columns if name not in on and name not in _NO_VALUES]
     numbers = [name for name in values if cells.schema[name] == pl.Float64]
     odd = pl.any_horizontal(pl.lit(False), *(pl.col(n).is_nan().fill_null(False) for n in numbers))
@@ -96,7 +100,7 @@ def _checked(cells: pl.DataFrame, measure: str, on: list[str]) -> pl.DataFrame:
     good = status == OK
     return cells.select(
         *on,
-        status.alias(f"status:{measure}"),
+        status.cast(STATUS).alias(f"status:{measure}"),
         *(pl.when(good).then(name).alias(name) for name in values),
     )
 
@@ -114,3 +118,10 @@ def _unmeasured(declared: Field_) -> PolarsType:
     """The type of a column that nothing measured: a filter compares it all the same."""
     plain: PolarsTypes = {"number": pl.Float64, "label": pl.String}
     return plain.get(declared.kind, declared.stored)
+
+
+def without_nulls(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows: a column that holds nothing is one null in memory, not a null a row."""
+    nulls = rows.null_count().row(0, named=True)
+    empty = [name for name, count in nulls.items() if count == len(rows)]
+    return rows.with_columns(pl.lit(None, rows.schema[name]).alias(name) for name in empty)

@@ -68,6 +68,7 @@ def measure(
             raise UserError(_unmeasurable(name, pool.measures))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
         _count(counts, name, filled(pool, name, rows, column, context), log)
+        del frame, wants, rows  # before the next ones are made
     if task.alone:
         pool.merge(log.say)
     else:

@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from core.cells.content import frame_digest
+from core.cells.content import beside, frame_digest
 from core.cells.merging import FILES
-from core.columns import FAILED, OK, Column
+from core.columns import FAILED, OK, STATUS, Column
 from core.store import Counts, canonical, digest
 from synth.chat.encoding import pair
 from synth.config.rows import ImportConfig
@@ -36,7 +36,7 @@ from synth.filters.verdicts import held_out
 from synth.generate.sampling_grid import Plan
 from synth.pool import imported_answers
 from synth.pool.columns import PoolColumns
-from synth.pool.joining import join
+from synth.pool.joining import join, without_nulls
 from synth.published.rows import parquet_file
 from synth.tags import sanitize
 from synth.tags.scores.hidden_states import compared
@@ -46,6 +46,11 @@ SNAPSHOT = 1
 """Part of a snapshot's name: raised when the same cells would give another one."""
 SLICE = 20_000
 """Rows whose texts are in memory at once."""
+
+
+def _as_written(column: pl.Series) -> pl.Series:
+    """A column of the frame as snapshots hold it: a status is text there."""
+    return column.cast(pl.String) if column.dtype == STATUS else column
 
 
 class Pool:
@@ -81,7 +86,7 @@ class Pool:
         stored = self._draws()
         if not isinstance(source, ImportConfig):
             drawn, _ = self.plan.draws(stored.select("id", "status"))
-            return drawn.select("id").join(stored, on="id", how="inner", maintain_order="left")
+            return beside(drawn.select("id"), stored, ["id"])
         if source.limit:
             stored = stored.filter(pl.col("index") < source.limit)
         return imported_answers.prompts(stored, self._columns.answers).sort("index")
@@ -183,7 +188,7 @@ class Pool:
         held-out row), and the digests `of` (of the instruction) and `of_pair` (and response).
         """
         drawn = self.drawn().filter(pl.col("status") == OK).drop("status", "reason")
-        rows = drawn.rename(
+        rows = without_nulls(drawn).rename(
             {"finish_reason": "instruction_finish_reason", "tokens": "instruction_tokens"}
         )
         rows = rows.with_columns(exact_duplicate=~pl.col("of").is_first_distinct())
@@ -193,10 +198,7 @@ class Pool:
         rows = rows.with_columns(heldout=held_out(rows["id"], self.config.heldout))
         reserved = rows.filter("heldout")["of"]
         rows = rows.with_columns(reserved=pl.col("of").is_in(reserved.implode()))
-        # A column that nothing measured is one null, not a null a row.
-        unmeasured = [name for name in rows.columns if rows[name].null_count() == len(rows)]
-        rows = rows.with_columns(pl.lit(None, rows.schema[n]).alias(n) for n in unmeasured)
-        return self.with_texts(rows, self.measures.long_columns(columns))
+        return self.with_texts(without_nulls(rows), self.measures.long_columns(columns))
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -295,7 +297,7 @@ class Pool:
         # A part is never changed, and a journal only grows.
         lie = itertools.chain.from_iterable(column.files() for column in texts)
         files = [[str(path.relative_to(self.root)), path.stat().st_size] for path in lie]
-        return digest([SNAPSHOT, frame_digest(frame), files])[:32]
+        return digest([SNAPSHOT, frame_digest(map(_as_written, frame)), files])[:32]
 
     def snapshot(self, frame: pl.DataFrame, path: Path) -> None:
         """Write the frame with all its texts to one Parquet file, slice by slice; it appears when
@@ -307,7 +309,7 @@ class Pool:
         slices: Iterable[pl.DataFrame] = frame.iter_slices(SLICE) if len(frame) else [frame]
         with parquet_file(path, "snappy") as add:
             for part in slices:
-                whole = self.with_texts(part, names)
+                whole = self.with_texts(part, names).with_columns(map(_as_written, part))
                 add(self._beside_new_answers(whole).to_arrow())
 
     def _beside_new_answers(self, rows: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ it, so that the next run need not read them again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from core.cells.content import frame_digest
+from core.cells.content import first_of_each, frame_digest
 from core.cells.journal import is_journal
 from core.cells.merging import merged
 from core.columns import MESSAGES, Column
@@ -84,26 +84,18 @@ class Lean:
         self._shorten, self._version, self._reads = shorten, version, reads
         self._kept: dict[tuple[Path, int], pl.DataFrame] = {}
         self._before: pl.DataFrame | None = None
-        self._whole: tuple[_State, pl.DataFrame] | None = None
         self._found: dict[tuple[str, ...], _Index] = {}
 
-    def read(self) -> pl.DataFrame:
-        """Every cell, shortened, one row for each id and text that it is of. What was worked out of
-        words stays in memory until a file changes; of what was not, nothing does."""
-        state = self._state()
-        if self._whole is not None and self._whole[0] == state:
-            return self._whole[1]
+    def read(self, without: Collection[str] = ()) -> pl.DataFrame:
+        """Every cell, shortened, one row for each id and text that it is of; `without` some of its
+        fields. In memory stays only what was worked out of words and is not remembered on disk."""
         remembered = list(self.column.folder.glob("short/part-*.parquet"))
-        files = self.column.each(self._short)
+        files = self.column.each(lambda path: self._short(path, without))
         self._before = None
         self._kept = {at: short for at, short in self._kept.items() if at[0] in files}
         self._forget(remembered, files)
-        whole = pl.concat([self._shorten(self.column.schema.to_frame()), *files.values()])
-        if whole.select(self.column.key).n_unique() < len(whole):
-            whole = whole.unique(self.column.key, keep="first", maintain_order=True)
-        # Listed before it was read: where a file came in between, it is read again.
-        self._whole = (state, whole) if self._version else None
-        return whole
+        empty = self._shorten(self.column.schema.to_frame()).drop(without, strict=False)
+        return first_of_each(pl.concat([empty, *files.values()]), self.column.key)
 
     def _state(self) -> _State:
         """The files with their sizes: a journal grows."""
@@ -122,18 +114,23 @@ class Lean:
                 with suppress(OSError):  # a store that cannot be written to
                     path.unlink(missing_ok=True)
 
-    def _short(self, path: Path) -> pl.DataFrame:
-        """One file's cells, shortened; remembered beside it where there are many, else in
-        memory."""
+    def _short(self, path: Path, without: Collection[str]) -> pl.DataFrame:
+        """One file's cells, shortened, `without` some fields; remembered beside it where there are
+        many, else in memory."""
         if self._version is None:
-            return self._shorten(self.column.part(path, self._reads))
+            return self._shorten(self.column.part(path, self._reads)).drop(without, strict=False)
         at = (path, path.stat().st_size)
         if at in self._kept:
-            return self._kept[at]
+            return self._kept[at].drop(without, strict=False)
         remembered = path.parent / "short" / f"{path.stem}-{self._version}.parquet"
         # Not there, or damaged: computed again.
         with suppress(FileNotFoundError, pl.exceptions.PolarsError):
-            return pl.read_parquet(remembered)
+            held = [name for name in pl.read_parquet_schema(remembered) if name not in without]
+            return pl.read_parquet(remembered, columns=held)
+        return self._made(path, at, remembered).drop(without, strict=False)
+
+    def _made(self, path: Path, at: tuple[Path, int], remembered: Path) -> pl.DataFrame:
+        """One file's cells, shortened, and kept: in the file `remembered` or in memory."""
         short = self._of_merged(path)
         if short is None:
             whole = self.column.part(path, self._reads)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-from core.columns import FAILED, OK
+from core.columns import FAILED, OK, STATUS
 from core.errors import UserError
 from synth.filters.rule import Rule
 from synth.filters.where import Node
@@ -30,7 +30,6 @@ from synth.published.layouts import recognised
 from synth.tags import text_figures
 from synth.tags.language_codes import code_of
 
-STATUS = pl.Enum([OK, FAILED])
 _HELD_OUT = ("heldout", "reserved")
 FINISHED = "response_finish_reason"
 """Read wherever it is there: choices may leave out answers that were cut off."""
