@@ -7,6 +7,7 @@ Settings of libraries are not mirrored here: `trainer` goes verbatim to `trl.SFT
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -156,6 +157,22 @@ class TrainConfig(BaseModel):
         """`trainer` over our defaults, as it goes to SFTConfig (without what the launch adds)."""
         return {**DEFAULTS, **self.trainer}
 
+    def located(self) -> TrainConfig:
+        """As it is, with the paths of files absolute: the processes that train have another working
+        directory."""
+
+        def absolute(path: str) -> str:
+            return str(Path(path).expanduser().absolute())
+
+        changes: dict[str, Any] = {}
+        if isinstance(self.deepspeed, str):
+            changes["deepspeed"] = absolute(self.deepspeed)
+        for name in ("chat_template_path", "inference_template"):
+            given = getattr(self, name)
+            if given is not None and given not in SHIPPED_TEMPLATES:
+                changes[name] = absolute(given)
+        return self.model_copy(update=changes)
+
     @property
     def max_length(self) -> int | None:
         """Tokens of a sequence (TRL's 1024 where `trainer` is silent); None: no limit."""
@@ -205,7 +222,7 @@ class Job(BaseModel):
     """The recipe's `train:` block, or its `dpo:` block."""
 
     base: str
-    """`config.base` resolved: a local folder or a hub id."""
+    """The folder of `config.base`: its own, or the snapshot of its commit."""
 
     selection: str
     """The selection.parquet that is trained on; of a DPO, the Parquet file of its pairs."""

@@ -55,7 +55,7 @@ def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[st
 def run(
     config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, seed: int, log: Log
 ) -> Counts:
-    """Fine-tune `base` (resolved path) on `inputs["selection"]`/selection.parquet (a `DpoConfig`:
+    """Fine-tune `base` (its folder) on `inputs["selection"]`/selection.parquet (a `DpoConfig`:
     on the pairs of `inputs["pairs"]`/train.parquet) with `seed`, on this machine; the checkpoint
     is OUT/checkpoint.
 
@@ -67,6 +67,7 @@ def run(
     """
     out = out.resolve()
     started = time.time()
+    config = config.located()
     of_pairs = isinstance(config, DpoConfig)
     given = (
         inputs["pairs"] / "train.parquet" if of_pairs else inputs["selection"] / "selection.parquet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError, nearest
 from core.models import Model
@@ -14,9 +15,39 @@ from recipes.stages.walk import Arms, Selections
 from synth.context import Resolve
 from train.config import TrainConfig
 
-OF_THE_LAUNCH = {"seeds", "main_process_ip", "main_process_port", "base", "revision", "deepspeed"}
+OF_THE_LAUNCH = {
+    "seeds",
+    "main_process_ip",
+    "main_process_port",
+    "max_truncated_share",
+    "base",
+    "revision",
+    "deepspeed",
+}
 """Fields of the `train:` block that are no part of a checkpoint's key, or stand in it by
 content."""
+
+WITHOUT_EFFECT = {
+    "logging_steps",
+    "logging_strategy",
+    "logging_first_step",
+    "logging_dir",
+    "log_level",
+    "log_level_replica",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "ddp_timeout",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+}
+"""Arguments of SFTConfig under `trainer` that change no weight: what is logged, when is saved, how
+batches are loaded."""
 
 
 def stages(
@@ -90,11 +121,12 @@ def _training(
     from train import chat, launch
     from train.data import tokens as data
     from train.settings import engine
+    from train.settings.base import snapshot
 
     seed = int(run.rpartition("/")[2])
     training, inference = config.chat_template_path, config.inference_template
     spec = {
-        "train": config.model_dump(mode="json", exclude=OF_THE_LAUNCH),
+        "train": determines(config),
         "deepspeed": json.loads(engine.deepspeed_json(config)),
         "base": base.determines,
         "seed": seed,
@@ -107,7 +139,8 @@ def _training(
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         session.servers.release()
-        return launch.run(config, inputs, out, base=base.path, seed=seed, log=log)
+        folder = str(snapshot(base))
+        return launch.run(config, inputs, out, base=folder, seed=seed, log=log)
 
     # The trainer reports to W&B itself only where the recipe says so; else the stage forwards its
     # figures.
@@ -120,6 +153,16 @@ def _training(
         content=lambda out: tree_digest(out / "checkpoint"),
         trainer="wandb" in reports or reports == "all",
     )
+
+
+def determines(config: TrainConfig) -> dict[str, Any]:
+    """What of a `train:` block determines the weights. How many processes there are does only where
+    no `tokens_per_step` or `pairs_per_step` says what a step holds."""
+    a_step = config.tokens_per_step or getattr(config, "pairs_per_step", None)
+    left_out = OF_THE_LAUNCH | ({"num_processes", "num_machines"} if a_step else set())
+    said = config.model_dump(mode="json", exclude=left_out)
+    trainer = {key: value for key, value in said["trainer"].items() if key not in WITHOUT_EFFECT}
+    return {**said, "trainer": trainer}
 
 
 def served_path(checkpoint: Path) -> str:
