@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
 from synth.config.synthesis import SynthConfig
-from synth.filters.arm import ArmConfig, Budget, check_mixtures
+from synth.filters.arm import ArmConfig, Budget, check_alignments, check_mixtures
 from synth.filters.strategies import STRATEGIES
-from train.config import TrainConfig
+from train.config import DpoConfig, TrainConfig
 
 HERE = Path(__file__).parent
 COMMAND_LINE = ("command line", 1)
@@ -60,6 +60,8 @@ class Recipe(BaseModel):
     """Add an arm `random` of the same size for each distinct budget that has none."""
     train: TrainConfig | None = None
     """How each arm is fine-tuned."""
+    dpo: DpoConfig | None = None
+    """How arms that name another (`dpo: ARM`) go on from its checkpoints."""
     eval: EvalConfig | None = None
     """How each checkpoint is measured."""
     baseline: str | None = None
@@ -85,12 +87,14 @@ class Recipe(BaseModel):
         """Refuse parts that contradict each other."""
         arms = with_random(self)
         check_mixtures(arms)
+        check_alignments(arms, {"preferences": self.synth.preferences, **dict(self)})
         if self.baseline is not None and self.baseline not in arms:
             hint = nearest(self.baseline, arms)
             raise ValueError(f"baseline: no arm is called '{self.baseline}'{hint}")
         if self.eval is None:
             return self
-        if self.train is None and any(arm.model is None for arm in self.arms.values()):
+        finished = ("model", "dpo")
+        if self.train is None and any(arm.kind not in finished for arm in self.arms.values()):
             raise ValueError("`eval` needs `train`, because some arms have no finished model")
         if self.eval.heldout is not None and not self.synth.heldout:
             raise ValueError(

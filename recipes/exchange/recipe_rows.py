@@ -84,8 +84,8 @@ def _arm(recipe: Recipe, arm: str | None) -> ArmConfig | None:
     arms = with_random(recipe)
     if arm not in arms:
         raise UserError(f"--arm {arm}: recipe {recipe.name} has no such arm{nearest(arm, arms)}.")
-    if arms[arm].kind == "model":
-        raise UserError(f"--arm {arm}: this arm is a finished model, so it has no rows to export.")
+    if arms[arm].kind in ("model", "dpo"):
+        raise UserError(f"--arm {arm}: this arm is a model, so it has no rows to export.")
     return arms[arm]
 
 

@@ -74,17 +74,17 @@ def queries(recipe: Recipe, arms: Arms, prompts: Path | None) -> None:
 
 
 def trainer(config: TrainConfig, source: Source, root: Path) -> None:
-    """Let TRL judge the `train:` block. Importing it takes seconds, so a block that this TRL
-    accepted once is not asked about again (remembered below the store's `root`)."""
+    """Let TRL judge the `train:` block, or the `dpo:` block. Importing it takes seconds, so a block
+    that this TRL accepted once is not asked about again (remembered below the store's `root`)."""
     accepted = root / "checked" / digest([config, version("trl")])[:16]
     if accepted.exists():
         return
-    from train.settings.arguments import check
+    from train.settings.arguments import block_of, check
 
     try:
         check(config)
     except UserError as error:
-        raise UserError(f"{source.at(('train', 'trainer'))}: {error}") from error
+        raise UserError(f"{source.at((block_of(config), 'trainer'))}: {error}") from error
     write_atomic(accepted, "")
 
 

@@ -305,7 +305,7 @@ def _measured(folder: Path) -> dict[str, Path]:
 def _funnels(folder: Path, arms: Arms) -> dict[str, Path]:
     """How each arm came to its rows; of an arm that seeds draw anew, the first seed's."""
     shown = {}
-    for arm in (name for name in arms.configs if name not in arms.finished):
+    for arm in arms.with_rows:
         beside = folder / "select" / arms.selections(arm)[0][1]
         if any((beside / kept).is_file() for kept in ("funnel.json", "mixture.json")):
             shown[f"select/{arm}"] = beside

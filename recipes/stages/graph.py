@@ -113,8 +113,8 @@ def _walk(loaded: Loaded, session: Session) -> None:
     selections |= _from_others(session, recipe, arms, resolve, selections)
     session.done("select")
     context = Context(session.store.root, resolve, spent=recipe.folder / "spent")
-    preferences.stages(session, recipe.synth, arms, context, selections)
-    checkpoints = training.stages(session, recipe.train, arms, selections, resolve)
+    pairs = preferences.stages(session, recipe.synth, arms, context, selections)
+    checkpoints = training.stages(session, recipe, arms, selections, pairs, resolve)
     if recipe.eval is not None and checkpoints:
         heldout = selections.get(HELDOUT)
         evaluation.stages(session, recipe, recipe.eval, arms, checkpoints, heldout)
@@ -127,8 +127,9 @@ def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> No
     checks.models(recipe, arms, resolve)
     prompts = eval_prompts(recipe.eval, arms, session.store.root, planning=session.starts_nothing)
     checks.queries(recipe, arms, prompts)
-    if recipe.train is not None and not session.starts_nothing:
-        checks.trainer(recipe.train, loaded.source, session.store.root)
+    for config in (recipe.train, recipe.dpo):
+        if config is not None and not session.starts_nothing:
+            checks.trainer(config, loaded.source, session.store.root)
 
 
 def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> Selections:

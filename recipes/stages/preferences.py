@@ -10,6 +10,7 @@ from core.errors import UserError, nearest
 from core.store import Counts, Result
 from core.tracking import Log
 from recipes.stages.session import Session, Stage
+from recipes.stages.sets.pairs import from_files
 from recipes.stages.walk import HELDOUT, Arms, Selections
 from synth import preferences
 from synth.config.synthesis import SynthConfig
@@ -25,7 +26,7 @@ def models(synth: SynthConfig, arms: Arms) -> list[Named]:
     config = synth.preferences
     if config is None:
         return []
-    with_rows = [name for name in arms.configs if name not in arms.finished]
+    with_rows = arms.with_rows
     for arm in config.arms:
         if arm not in with_rows:
             hint = nearest(arm, with_rows)
@@ -37,23 +38,28 @@ def models(synth: SynthConfig, arms: Arms) -> list[Named]:
 
 def stages(
     session: Session, synth: SynthConfig, arms: Arms, context: Context, selections: Selections
-) -> None:
+) -> Selections:
     """Make `preferences/ARM` (an arm that is sampled by seed: `preferences/ARM/SEED`) of every arm
-    that `synth.preferences` names, or of all."""
+    that `synth.preferences` names, or of all; and read the pairs that arms bring. Returns them by
+    arm and seed."""
     config = synth.preferences
+    made: Selections = {}
     if config is not None:
         with_rows = list(dict.fromkeys(arm for arm, _ in selections if arm != HELDOUT[0]))
         for arm in with_rows:
             if arm in (config.arms or with_rows):
                 for seed, name in arms.selections(arm):
                     chosen = selections[(arm, seed)]
-                    _pairs(session, synth, context, f"preferences/{name}", chosen)
+                    pairs = _pairs(session, synth, context, f"preferences/{name}", chosen)
+                    made[(arm, seed)] = pairs
+    made |= from_files(session, arms)
     session.done("preferences")
+    return made
 
 
 def _pairs(
     session: Session, synth: SynthConfig, context: Context, name: str, chosen: Result | None
-) -> None:
+) -> Result | None:
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         rows = pl.read_parquet(inputs["selection"] / "selection.parquet")
         return preferences.build(rows, synth, context.serving(session.servers), out, log)
@@ -65,3 +71,4 @@ def _pairs(
         pairs = f"{counts['train']:,} + {counts['test']:,} pairs of {counts['rows']:,} rows"
         dropped = counts["dropped"]
         session.log.say(f"{name}: {pairs} in {made.path}; without a pair: {dropped}")
+    return made

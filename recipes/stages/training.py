@@ -1,8 +1,11 @@
-"""Training: a checkpoint for every arm and seed, and every finished model as it is."""
+"""Training: a checkpoint for every arm and seed, those that go on from one with preference pairs,
+and every finished model as it is."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ from core.errors import UserError, nearest
 from core.models import Model
 from core.store import Counts, Result, digest, tree_digest
 from core.tracking import Log
+from recipes.schema import Recipe
 from recipes.stages.session import Results, Session, Stage
 from recipes.stages.walk import Arms, Selections
 from synth.context import Resolve
-from train.config import TrainConfig
+from train.config import DpoConfig, TrainConfig
 
 OF_THE_LAUNCH = {
     "seeds",
@@ -52,35 +56,33 @@ batches are loaded."""
 
 def stages(
     session: Session,
-    config: TrainConfig | None,
+    recipe: Recipe,
     arms: Arms,
     selections: Selections,
+    pairs: Selections,
     resolve: Resolve,
 ) -> Results:
     """A checkpoint for every arm and seed ("ARM/SEED"), and for every finished model ("ARM").
 
-    Where only some trainings are wanted (`session.trainings`), only theirs; what is left out
-    because it is not finished is said in `session.left_out`. Raises UserError for a training that
-    the recipe does not have, and where none is finished.
+    Where only some trainings are wanted (`session.trainings`), only theirs and what they go on
+    from; what is left out because it is not finished is said in `session.left_out`. Raises
+    UserError for a training that the recipe does not have, and where none is finished.
     """
     trained = [name for name, arm in arms.configs.items() if arm.model is None]
     _check_wanted(session, [f"{name}/{seed}" for name in trained for seed in arms.seeds])
+    config = recipe.train
     checkpoints: Results = {}
     for name, arm in arms.configs.items():
         if arm.model is not None:
             checkpoints[name] = _finished(resolve(arm.model, arm.revision))
-        elif config is not None:
+        elif config is not None and arm.dpo is None:
             base = resolve(config.base, config.revision)
             for seed in arms.seeds:
                 run = f"{name}/{seed}"
-                if session.trainings.only not in (None, run):
-                    continue
                 stage = _training(session, config, base, run, selections[(name, seed)])
-                if session.trainings.finished and session.find(stage) is None:
-                    session.left_out[run] = _last_words(session, stage)
-                    session.log.say(f"{run} is left out: {session.left_out[run]}")
-                    continue
-                checkpoints[run] = session.result(stage)
+                _make(session, arms, stage, checkpoints)
+    for stage in _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve)):
+        _make(session, arms, stage, checkpoints)
     if session.left_out and not any("/" in run for run in checkpoints):
         raise UserError(
             f"none of {len(session.left_out)} trainings is finished; "
@@ -88,6 +90,20 @@ def stages(
         )
     session.done("train")
     return checkpoints
+
+
+def _make(session: Session, arms: Arms, stage: Stage, checkpoints: Results) -> None:
+    """Put the checkpoint of a training into `checkpoints`, unless it is not wanted, or left out."""
+    run, only = stage.name.removeprefix("train/"), session.trainings.only
+    if only is not None and run != only:
+        arm, _, seed = only.partition("/")
+        if run != f"{arms.configs[arm].dpo}/{seed}":
+            return
+    if session.trainings.finished and session.find(stage) is None:
+        session.left_out[run] = _last_words(session, stage)
+        session.log.say(f"{run} is left out: {session.left_out[run]}")
+        return
+    checkpoints[run] = session.result(stage)
 
 
 def _check_wanted(session: Session, runs: list[str]) -> None:
@@ -109,6 +125,87 @@ def _last_words(session: Session, stage: Stage) -> str:
     return f"its training failed ({errors[0].read_text().strip().splitlines()[0]})"
 
 
+@dataclass(frozen=True)
+class Given:
+    """What arms go on from: checkpoints (of a finished model the one, else each seed's), and the
+    pairs of arms."""
+
+    checkpoints: Results
+    pairs: Selections
+    resolve: Resolve
+
+
+def _alignments(session: Session, recipe: Recipe, arms: Arms, given: Given) -> Iterator[Stage]:
+    """The training of every seed of every arm that goes on ("ARM/SEED"). One whose arm before it
+    was left out is left out with it."""
+    for name, arm in arms.configs.items():
+        before = arm.dpo
+        if before is None or recipe.dpo is None:
+            continue
+        model, revision = arms.configs[before].model, arms.configs[before].revision
+        finished = None if model is None else given.resolve(model, revision)
+        config = _with_templates(recipe.dpo, None if finished else recipe.train)
+        source = name if arm.data is not None else before
+        for seed in arms.seeds:
+            run, of = f"{name}/{seed}", before if finished else f"{before}/{seed}"
+            if of not in given.checkpoints:
+                if of in session.left_out:
+                    session.left_out[run] = f"{of}, from which it goes on, is left out"
+                continue
+            # pairs of rows that no seed draws anew are the first seed's
+            drawn = seed if (source, seed) in given.pairs else arms.seeds[0]
+            parents = {"pairs": given.pairs[(source, drawn)], "base": given.checkpoints[of]}
+            yield _alignment(session, config, run, parents, finished)
+
+
+def _with_templates(config: DpoConfig, trained: TrainConfig | None) -> DpoConfig:
+    """With the templates of the fine-tuning that it goes on from, where it names none itself."""
+    if trained is None or config.chat_template_path is not None:
+        return config
+    theirs = ("chat_template_path", "inference_template")
+    given = {name: getattr(trained, name) for name in theirs if getattr(config, name) is None}
+    return config.model_copy(update=given)
+
+
+def _alignment(
+    session: Session,
+    config: DpoConfig,
+    run: str,
+    parents: Mapping[str, Result | None],
+    finished: Model | None,
+) -> Stage:
+    """The stage that makes the checkpoint of a run ("ARM/SEED") that goes on from `base` (the model
+    `finished`, where it is one) with `pairs`."""
+    from train import launch
+    from train.data import pairs
+    from train.settings import engine
+    from train.settings.base import snapshot
+
+    seed = int(run.rpartition("/")[2])
+    spec = {
+        "dpo": determines(config),
+        "deepspeed": json.loads(engine.deepspeed_json(config)),
+        "seed": seed,
+        "templates": _templates(config),
+        "VERSION": pairs.VERSION,
+    }
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        session.servers.release()
+        base = str(snapshot(finished)) if finished else served_path(inputs["base"])
+        named = config.model_copy(update={"base": base})
+        return launch.run(named, inputs, out, base=base, seed=seed, log=log)
+
+    return Stage(
+        f"train/{run}",
+        spec,
+        parents,
+        make,
+        content=lambda out: tree_digest(out / "checkpoint"),
+        trainer=_reports(config),
+    )
+
+
 def _finished(model: Model) -> Result:
     return Result(Path(model.path), {"digest": digest(["model", model.determines])})
 
@@ -118,22 +215,18 @@ def _training(
 ) -> Stage:
     """The stage that makes the checkpoint of a run ("ARM/SEED") of the selection that its arm
     chose."""
-    from train import chat, launch
+    from train import launch
     from train.data import tokens as data
     from train.settings import engine
     from train.settings.base import snapshot
 
     seed = int(run.rpartition("/")[2])
-    training, inference = config.chat_template_path, config.inference_template
     spec = {
         "train": determines(config),
         "deepspeed": json.loads(engine.deepspeed_json(config)),
         "base": base.determines,
         "seed": seed,
-        "templates": {
-            "training": training and digest(chat.read(training, training=True)),
-            "inference": inference and digest(chat.read(inference, training=False)),
-        },
+        "templates": _templates(config),
         "VERSION": data.VERSION,
     }
 
@@ -142,16 +235,13 @@ def _training(
         folder = str(snapshot(base))
         return launch.run(config, inputs, out, base=folder, seed=seed, log=log)
 
-    # The trainer reports to W&B itself only where the recipe says so; else the stage forwards its
-    # figures.
-    reports = str(config.trainer.get("report_to", "none"))
     return Stage(
         f"train/{run}",
         spec,
         {"selection": chosen},
         make,
         content=lambda out: tree_digest(out / "checkpoint"),
-        trainer="wandb" in reports or reports == "all",
+        trainer=_reports(config),
     )
 
 
@@ -163,6 +253,24 @@ def determines(config: TrainConfig) -> dict[str, Any]:
     said = config.model_dump(mode="json", exclude=left_out)
     trainer = {key: value for key, value in said["trainer"].items() if key not in WITHOUT_EFFECT}
     return {**said, "trainer": trainer}
+
+
+def _templates(config: TrainConfig) -> dict[str, str | None]:
+    """Digests of the templates that a recipe names."""
+    from train import chat
+
+    training, inference = config.chat_template_path, config.inference_template
+    return {
+        "training": training and digest(chat.read(training, training=True)),
+        "inference": inference and digest(chat.read(inference, training=False)),
+    }
+
+
+def _reports(config: TrainConfig) -> bool:
+    """Whether the trainer reports to W&B itself: only where the recipe says so; else the stage
+    forwards its figures."""
+    reports = str(config.trainer.get("report_to", "none"))
+    return "wandb" in reports or reports == "all"
 
 
 def served_path(checkpoint: Path) -> str:

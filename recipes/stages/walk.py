@@ -51,7 +51,8 @@ class Arms:
             for part, config in (arm.mix or {}).items():
                 if isinstance(config, PartConfig) and config.data:
                     data[f"{name}/{part}"] = _of_part(name, part, config, known)
-        seeds = recipe.train.seeds if recipe.train else (0,)
+        trained = recipe.train or recipe.dpo
+        seeds = trained.seeds if trained else (0,)
         data = _linked_by_source(data, configs)
         return cls(configs, linked(rules), data, seeds, baseline_of(recipe, configs))
 
@@ -59,6 +60,11 @@ class Arms:
     def finished(self) -> dict[str, str]:
         """The arms that are finished models: which, by name."""
         return {name: arm.model for name, arm in self.configs.items() if arm.model is not None}
+
+    @property
+    def with_rows(self) -> list[str]:
+        """The arms that choose rows."""
+        return [name for name, arm in self.configs.items() if arm.kind not in ("model", "dpo")]
 
     def choosing(self, name: str) -> Choosing:
         """What an arm, or a part of a mixture ("MIXTURE/PART"), says of its rows."""

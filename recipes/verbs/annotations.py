@@ -104,7 +104,8 @@ def _baseline(
     if isinstance(source, str) and source in arms:
         other = source
         if f"answers/{source}" not in results:
-            seeds = recipe.train.seeds if recipe.train else (0,)
+            trained = recipe.train or recipe.dpo
+            seeds = trained.seeds if trained else (0,)
             other = f"{source}/{run.partition('/')[2] or seeds[0]}"
         return _answers(results, other, protocol.kind), other.replace("/", "-")
     folder = results[f"baseline/{protocol.kind}"].path

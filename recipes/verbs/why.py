@@ -72,7 +72,23 @@ def _run(recipe: Recipe, results: Results, run: str) -> Iterator[str]:
         return
     yield _line(f"    <- train/{run}", trained)
     yield f"       {_counts(trained.manifest['counts'])}"
+    before = with_random(recipe)[arm].dpo
+    if before is not None:
+        yield from _went_on(results, arm, before, seed)
+        arm = before
     yield from _selected(recipe, results, arm, seed)
+
+
+def _went_on(results: Results, arm: str, before: str, seed: str) -> Iterator[str]:
+    """The pairs that an arm went on with, and the checkpoint that it went on from."""
+    names = (f"{of}{at}" for of in (arm, before) for at in ("", f"/{seed}"))
+    pairs = next((name for name in names if f"preferences/{name}" in results), None)
+    if pairs is not None:
+        yield _line("      <- pairs", results[f"preferences/{pairs}"])
+    base = results.get(f"train/{before}/{seed}")
+    if base is not None:
+        yield _line(f"      <- train/{before}/{seed}", base)
+        yield f"         {_counts(base.manifest['counts'])}"
 
 
 def _selected(recipe: Recipe, results: Results, arm: str, seed: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """An arm of a recipe: a filter over the pool, someone else's data, another recipe's selection, a
-mixture of these, or a finished model. Imports pydantic only."""
+mixture of these, a finished model, or another arm's checkpoint that goes on. Imports pydantic
+only."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from core.errors import UserError, nearest
 from synth.config.models import STRICT
 from synth.config.rows import Reading
 
-Kind = Literal["pool", "data", "recipe", "mix", "model"]
+Kind = Literal["pool", "data", "recipe", "mix", "model", "dpo"]
 _FILTER = ("strategy", "params", "where", "choose")
 
 
@@ -105,7 +106,7 @@ class PartConfig(Choosing):
 
 class ArmConfig(Choosing):
     """One arm: a filter over the pool or over someone else's data, another recipe's selection, a
-    mixture, or a finished model."""
+    mixture, a finished model, or another arm's checkpoint that goes on with preference pairs."""
 
     budget: Budget | None = None
     """How much to choose; required of the pool's rows (unless `choose: all`) and of a mixture."""
@@ -116,11 +117,15 @@ class ArmConfig(Choosing):
     data: ...} with what a `data` arm takes. The shares sum to 1, and no row comes twice."""
     model: str | None = None
     """A finished model in place of training (`untuned` in the demo is the base model itself)."""
+    dpo: str | None = None
+    """Another arm, whose checkpoint of each seed goes on with preference pairs as the recipe's
+    `dpo:` block says. The pairs are `data` (a preference set of any layout), or those that
+    `synth.preferences` makes of that arm's rows."""
 
     @property
     def kind(self) -> Kind:
-        """Where its rows come from; `model`: it has none."""
-        named: tuple[Kind, ...] = ("model", "mix", "recipe", "data")
+        """Where its rows come from; `model` and `dpo`: it has none of its own."""
+        named: tuple[Kind, ...] = ("model", "dpo", "mix", "recipe", "data")
         return next((kind for kind in named if getattr(self, kind)), "pool")
 
     @property
@@ -147,9 +152,20 @@ class ArmConfig(Choosing):
                 "a mixture takes `budget` and `allow_short`; filters, data and licences stand with "
                 "its parts"
             )
-        if self.kind == "pool" and read:
+        if self.kind in ("pool", "dpo") and not self.data and read:
             first = next(iter(reading))
             raise ValueError(f"`{first}` says how `data` is read, and this arm has no `data`")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> ArmConfig:
+        """An arm that goes on from another takes pairs, and no rows."""
+        others = self.model or self.mix or self.recipe or self.budget or self.filtered
+        if self.dpo and (others or self.answers != "keep" or self.as_ is not None):
+            raise ValueError(
+                "an arm that goes on by `dpo` takes nothing but `data` (its pairs), how they are "
+                "read, and `licence`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -180,8 +196,8 @@ def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
                     f"{at}: no arm is called '{part}'{nearest(part, others)}; other data is "
                     f"mixed as {{share: {float(arm.parts[part]):g}, data: ...}}."
                 )
-            if arms[part].kind == "model":
-                raise UserError(f"{at}: this arm is a finished model, so it has no rows to mix.")
+            if arms[part].kind in ("model", "dpo"):
+                raise UserError(f"{at}: this arm is a model, so it has no rows to mix.")
         circle = _circle(arms, (name,))
         if circle:
             raise UserError(f"arms.{name}.mix: {' -> '.join(circle)} is a circle.")
@@ -191,6 +207,42 @@ def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
                     f"arms.{name}.mix.{part}: an arm is called so as well; give this part "
                     "another name."
                 )
+
+
+def check_alignments(arms: Mapping[str, ArmConfig], given: Mapping[str, object]) -> None:
+    """Raises UserError for an arm that goes on from what there is not. `given`: the recipe's blocks
+    `train`, `dpo` and `preferences`, each None where it is absent."""
+    going_on = [name for name, arm in arms.items() if arm.dpo is not None]
+    if going_on and given["dpo"] is None:
+        raise UserError(
+            f"arms.{going_on[0]}.dpo: the recipe has no block `dpo`, which says how arms go on."
+        )
+    if given["dpo"] is not None and not going_on:
+        raise UserError("dpo: no arm goes on; name what does by an arm {dpo: ARM}.")
+    for name, arm in arms.items():
+        if arm.dpo is None:
+            continue
+        at = f"arms.{name}.dpo"
+        others = [other for other in arms if other != name]
+        if arm.dpo not in others:
+            raise UserError(f"{at}: no other arm is called '{arm.dpo}'{nearest(arm.dpo, others)}.")
+        before = arms[arm.dpo]
+        if before.kind == "dpo":
+            raise UserError(
+                f"{at}: '{arm.dpo}' went on by `dpo` itself; name the arm that it began from, or "
+                "its exported checkpoint as the `model` of an arm."
+            )
+        if before.kind != "model" and given["train"] is None:
+            raise UserError(
+                f"{at}: '{arm.dpo}' is not trained here; add `train`, or name an arm that is a "
+                "finished `model`."
+            )
+        makes = given["preferences"] is not None and before.kind != "model"
+        if arm.data is None and not makes:
+            raise UserError(
+                f"{at}: there are no pairs for it; give `data`, a preference set, or let "
+                "`synth.preferences` make some of an arm's rows."
+            )
 
 
 def mixing_order(arms: Mapping[str, ArmConfig]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from core.errors import UserError, first_line, nearest
 from core.serving.devices import gpus
 from train import chat
-from train.config import OWNED, Job, TrainConfig
+from train.config import OWNED, DpoConfig, Job, TrainConfig
 from train.settings import engine
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -57,15 +57,21 @@ def check(config: TrainConfig) -> None:
     settings = config.trainer_arguments()
     for key, instead in OWNED.items():
         if key in settings:
-            raise UserError(f"train.trainer.{key} is set by the harness: {instead}.")
+            raise UserError(f"{block_of(config)}.trainer.{key} is set by the harness: {instead}.")
     if settings.get("eval_strategy", "no") != "no":
         raise UserError(
-            "train.trainer.eval_strategy: training has no evaluation set; held-out loss is "
-            "measured by the eval stage. Remove the key."
+            f"{block_of(config)}.trainer.eval_strategy: training has no evaluation set; held-out "
+            "loss is measured by the eval stage. Remove the key."
         )
-    _check_attention(config, packing=settings["packing"])
+    if not isinstance(config, DpoConfig):
+        _check_attention(config, packing=settings["packing"])
     engine.check(config)
-    _check_keys(settings, config.lora or {})
+    _check_keys(config)
+
+
+def block_of(config: TrainConfig) -> str:
+    """What a recipe calls the block of this training."""
+    return "dpo" if isinstance(config, DpoConfig) else "train"
 
 
 def _check_attention(config: TrainConfig, *, packing: bool) -> None:
@@ -92,32 +98,33 @@ def _check_attention(config: TrainConfig, *, packing: bool) -> None:
         )
 
 
-def _check_keys(settings: dict[str, Any], lora: dict[str, Any]) -> None:
-    """Raise UserError for a key or a value that SFTConfig or LoraConfig refuses."""
+def _check_keys(config: TrainConfig) -> None:
+    """Raise UserError for a key or a value that SFTConfig (DPOConfig) or LoraConfig refuses."""
+    import trl
     from peft import LoraConfig
-    from trl import SFTConfig
 
-    arguments = {field.name for field in dataclasses.fields(SFTConfig)}
+    settings, lora, block = config.trainer_arguments(), config.lora or {}, block_of(config)
+    name = "DPOConfig" if block == "dpo" else "SFTConfig"
+    theirs = getattr(trl, name)
+    arguments = {field.name for field in dataclasses.fields(theirs)}
     for key in settings:
         if key not in arguments:
             hint = nearest(key, arguments - OWNED.keys())
-            raise UserError(f"train.trainer: SFTConfig has no argument '{key}'{hint}")
+            raise UserError(f"{block}.trainer: {name} has no argument '{key}'{hint}")
     arguments = set(inspect.signature(LoraConfig).parameters)
     for key in lora:
         if key not in arguments:
             hint = nearest(key, arguments)
-            raise UserError(f"train.lora: peft's LoraConfig has no argument '{key}'{hint}")
+            raise UserError(f"{block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
     try:
         LoraConfig(**lora)
     except (TypeError, ValueError) as error:
-        raise UserError(f"train.lora is refused by peft: {first_line(error)}") from error
+        raise UserError(f"{block}.lora is refused by peft: {first_line(error)}") from error
     # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
     # are judged where they run.
     formats = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            SFTConfig(**{**settings, **formats, "output_dir": folder})
+            theirs(**{**settings, **formats, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(
-                f"train.trainer is refused by SFTConfig: {first_line(error)}"
-            ) from error
+            raise UserError(f"{block}.trainer is refused by {name}: {first_line(error)}") from error

@@ -32,8 +32,8 @@ def part_of(session: Session, recipe: Recipe, name: str, choosing: Choosing, see
         raise UserError(f"{name}.recipe: {file} is this recipe itself; name the arm alone.")
     if arm not in arms:
         raise UserError(f"{name}.arm: {file} has no arm '{arm}'{nearest(arm, arms)}.")
-    if arms[arm].kind == "model":
-        raise UserError(f"{name}.arm: '{arm}' of {file} is a finished model, so it has no rows.")
+    if arms[arm].kind in ("model", "dpo"):
+        raise UserError(f"{name}.arm: '{arm}' of {file} is a model, so it has no rows.")
     folder = beside.selected_folder(other.folder, arm, seed)
     path = folder / FILE
     if not path.is_file():
