@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.errors import UserError
 from train.config import Job, TrainConfig
-from train.launch import command
+from train.machines import await_opening, command, command_here
 from train.resuming import checkpoints
 from train.settings import arguments, engine, machine
 
@@ -28,9 +28,14 @@ def test_tokens_per_step_and_gradient_accumulation_together_are_an_error() -> No
         config(tokens_per_step=1024, trainer={"gradient_accumulation_steps": 2})
 
 
-def test_several_machines_need_the_address_of_the_first() -> None:
-    with pytest.raises(ValidationError, match=r"main_process_ip"):
-        config(num_machines=2)
+def test_a_machine_of_several_needs_the_address_of_the_first() -> None:
+    with pytest.raises(ValidationError, match=r"machine 1 of 2 needs main_process_ip"):
+        config(num_machines=2, machine_rank=1)
+
+
+def test_machines_are_counted_from_zero() -> None:
+    with pytest.raises(ValidationError, match=r"machine_rank is 2 of 2 machine\(s\)"):
+        config(num_machines=2, machine_rank=2, main_process_ip="a")
 
 
 def test_a_configuration_survives_its_own_json() -> None:
@@ -132,7 +137,12 @@ def test_one_machine_runs_one_command_on_a_free_port(tmp_path: Path) -> None:
 def test_two_machines_run_commands_that_differ_in_the_rank_alone(tmp_path: Path) -> None:
     several = config(num_processes=16, num_machines=2, main_process_ip="10.0.0.1")
     first, second = (command(several, tmp_path, machine_rank=rank) for rank in (0, 1))
-    assert [(a, b) for a, b in zip(first, second, strict=True) if a != b] == [("0", "1")]
+    meeting = "join_timeout=1800,read_timeout=1800"
+    assert [(a, b) for a, b in zip(first, second, strict=True) if a != b] == [
+        ("0", "1"),
+        (f"is_host=1,{meeting}", f"is_host=0,{meeting}"),
+    ]
+    assert first[first.index("--rdzv_backend") + 1] == "c10d"
     assert first[first.index("--machine_rank") + 1] == "0"
     for flag, value in {
         "--num_machines": "2",
@@ -144,6 +154,57 @@ def test_two_machines_run_commands_that_differ_in_the_rank_alone(tmp_path: Path)
     assert (
         first[first.index("--deepspeed_multinode_launcher") + 1] == "standard"
     )  # never DeepSpeed's own ssh launcher
+
+
+def in_slurm(monkeypatch: pytest.MonkeyPatch, nodes: int, **more: str) -> None:
+    """The environment of a batch script on the first of so many nodes."""
+    there = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": "n[1-2]"}
+    for name, value in {**there, **more}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("train.machines._first_node", lambda: "n1")
+
+
+def test_an_allocation_is_started_by_srun_and_numbers_are_read_on_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_slurm(monkeypatch, 2, SLURM_CPUS_PER_TASK="96")
+    made = command_here(config(num_processes=16, num_machines=2), tmp_path)
+    srun, script = made[: made.index("sh")], made[-1]
+    assert srun[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=96"} <= set(srun)
+    assert '--machine_rank "$SLURM_PROCID"' in script and "--main_process_ip n1" in script
+    assert "is_host=$((SLURM_PROCID == 0))," in script and script.endswith(f"train.sft {tmp_path}")
+
+
+def test_ports_of_an_allocation_are_free_ones_of_its_first_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_slurm(monkeypatch, 2)
+    made = [command_here(config(num_processes=2, num_machines=2), tmp_path)[-1] for _ in range(2)]
+    assert made[0] != made[1] and "--main_process_port 29500" not in made[0]
+
+
+def test_an_allocation_of_another_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_slurm(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"num_machines is 2 and this Slurm job has 1 node\(s\)"):
+        command_here(config(num_processes=2, num_machines=2), tmp_path)
+
+
+def test_machines_that_nobody_starts_are_told_their_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    two = config(num_processes=2, num_machines=2, main_process_ip="10.0.0.1")
+    with pytest.raises(UserError, match=r"prepared for 2 machines; start one of these") as error:
+        command_here(two, tmp_path)
+    assert str(error.value).count("--main_process_ip 10.0.0.1") == 2
+
+
+def test_a_machine_whose_first_never_begins_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="machine 0 has not begun to train"):
+        await_opening(tmp_path, lambda _: None, seconds=0.05)
 
 
 def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

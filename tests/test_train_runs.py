@@ -20,9 +20,8 @@ from core.tracking import Log
 from tests import tiny
 from tests.waiting import exit_code, until
 from train.config import TrainConfig
-from train.launch import command, read_log, run
+from train.launch import read_log, run
 from train.resuming import checkpoints
-from train.settings.machine import environment
 from train.sizes.shapes import shapes
 
 pytestmark = pytest.mark.stack
@@ -245,38 +244,45 @@ def test_an_adapter_trains_under_zero_3_and_is_merged(
 def test_two_machines_train_as_one_does(
     runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The commands of two machines, both started here: one process each, meeting at a port of the
-    first."""
+    """Two machines, both played by this one: the second waits until the first has prepared, and
+    they meet at its port."""
     base, selection = given
-    made = config(
-        base,
-        zero_stage=2,
-        num_processes=2,
-        num_machines=2,
-        main_process_ip="127.0.0.1",
-        main_process_port=29611,
-    )
-    with pytest.raises(
-        UserError, match="prepared for 2 machines; start one of these commands on each"
-    ):
-        run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
-    env = {**os.environ, **environment(made)}
-    machines = [
-        subprocess.Popen(
-            command(made, tmp_path, machine_rank=rank), env=env, cwd=Path(__file__).parents[1]
+    first, second = (
+        config(
+            base,
+            zero_stage=2,
+            num_processes=2,
+            num_machines=2,
+            machine_rank=rank,
+            main_process_ip="127.0.0.1",
+            main_process_port=29611,
         )
         for rank in (0, 1)
-    ]
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", _OTHER, second.model_dump_json(), str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+    )
     try:
-        assert [exit_code(machine) for machine in machines] == [0, 0]
+        until(lambda: other.poll() is None, "the second machine, which waits", other)
+        log = Watched()
+        counts = run(first, {"selection": selection}, tmp_path, base=str(base), seed=7, log=log)
+        assert exit_code(other) == 0
     finally:
-        for machine in machines:
-            machine.terminate()
-    counts = run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+        other.kill()
     assert counts["steps"] == STEPS and losses(tmp_path) == pytest.approx(
         losses(runs[2, 2][0]), abs=1e-5
     )
 
+
+_OTHER = """
+import sys
+from pathlib import Path
+from core.tracking import Log
+from train.config import TrainConfig
+from train.launch import join
+join(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Log())
+"""
 
 _HARNESS = """
 import sys

@@ -96,10 +96,15 @@ class TrainConfig(BaseModel):
     `num_machines`, or one process without a GPU."""
 
     num_machines: int = Field(1, ge=1)
-    """Machines that train together; `magpie launch --dry-run` prints the command of each."""
+    """Machines that train together; `magpie launch` writes the scripts that start them."""
+
+    machine_rank: int | None = Field(None, ge=0)
+    """Which of them this one is, for scripts that start each by itself; machine 0 prepares, the
+    others wait for it. None: a Slurm allocation is started by srun."""
 
     main_process_ip: str | None = None
-    """Address of machine 0, needed for several machines."""
+    """Address of machine 0, where the machines meet. None: the first node of the Slurm
+    allocation."""
 
     main_process_port: int | None = Field(None, ge=1, le=65535)
     """Port of machine 0 for the rendezvous. None: a free port on one machine, 29500 on several."""
@@ -141,10 +146,15 @@ class TrainConfig(BaseModel):
                 "deepspeed is a whole configuration of its own; "
                 "remove zero_stage and offload beside it"
             )
-        if self.num_machines > 1 and self.main_process_ip is None:
+        if self.machine_rank is not None and self.machine_rank >= self.num_machines:
             raise ValueError(
-                f"num_machines is {self.num_machines}, so main_process_ip "
-                "(the address of machine 0) is needed"
+                f"machine_rank is {self.machine_rank} of {self.num_machines} machine(s), "
+                "which are counted from 0"
+            )
+        if self.num_machines > 1 and self.machine_rank is not None and not self.main_process_ip:
+            raise ValueError(
+                f"machine {self.machine_rank} of {self.num_machines} needs main_process_ip, "
+                "the address of machine 0"
             )
         if self.num_processes is not None and self.num_processes % self.num_machines:
             raise ValueError(

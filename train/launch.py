@@ -1,9 +1,5 @@
-"""Start a training: the command for each machine, its processes and their end, and what it says
-while it works.
-
-Nothing is scheduled here. On one machine `run` starts the command itself; for several machines
-`command` gives what each has to run.
-"""
+"""Start a training: its processes and their end, and what it says while it works. What is started
+on which machine: train/machines.py."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ from core.files import write_atomic
 from core.serving.supervisor import Supervised
 from core.store import Counts
 from core.tracking import Log
+from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
@@ -30,26 +26,6 @@ from train.settings.machine import environment, processes
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.5  # seconds between looks at log.jsonl
-
-
-def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[str]:
-    """The command that machine `machine_rank` runs to train OUT/train.json; machine 0 is
-    `config.main_process_ip`.
-
-    Several machines need the same OUT on a shared file system, and one command each.
-    """
-    launcher = "-m accelerate.commands.launch --use_deepspeed --mixed_precision no"
-    arguments = [sys.executable, *launcher.split(), "--dynamo_backend", "no"]
-    arguments += ["--num_processes", str(processes(config))]
-    arguments += ["--num_machines", str(config.num_machines)]
-    port = config.main_process_port or 0  # a free one
-    if config.num_machines > 1:
-        arguments += ["--same_network", "--deepspeed_multinode_launcher", "standard"]
-        arguments += ["--machine_rank", str(machine_rank)]
-        arguments += ["--main_process_ip", str(config.main_process_ip)]
-        port = port or 29500
-    module = "train.dpo" if isinstance(config, DpoConfig) else "train.sft"
-    return [*arguments, "--main_process_port", str(port), "-m", module, str(out)]
 
 
 def run(
@@ -94,21 +70,32 @@ def run(
     }
 
 
+def join(config: TrainConfig, out: Path, log: Log) -> None:
+    """Be another machine than the first (`config.machine_rank`): wait until that one starts its
+    ranks in OUT, start this one's, and return when they have ended. Raises UserError where they
+    fail."""
+    out = out.resolve()
+    machines.await_opening(out, log.say)
+    text = out / f"trainer-{config.machine_rank}.log"
+    env = {**os.environ, **environment(config)}
+    child = Supervised(["env", "-C", str(ROOT), *machines.command_here(config, out)], env, text)
+    try:
+        child.wait()
+    finally:
+        child.stop()
+    if child.exit_code != 0:
+        raise UserError(
+            f"the ranks of machine {config.machine_rank} failed (exit code {child.exit_code}); "
+            f"machine 0 says why, and the log of these is {text}."
+        )
+
+
 def _prepare(job: Job, out: Path, log: Log) -> None:
-    """Tokenise, and say what came of it. Raises UserError for several machines: what each of them
-    has to run."""
+    """Tokenise, and say what came of it."""
     config = job.config
     (out / "scratch").mkdir(parents=True, exist_ok=True)
     prepare = pairs.prepare if isinstance(config, DpoConfig) else data.prepare
     log.say(_told(prepare(job, out, processes=processes(config))))
-    if config.num_machines > 1:
-        ranks = range(config.num_machines)
-        commands = [shlex.join(command(config, out, machine_rank=rank)) for rank in ranks]
-        raise UserError(
-            f"{out} is prepared for {config.num_machines} machines; start one of these commands on "
-            "each, in order of rank, with the same file system, and run this again when they have "
-            "ended:\n" + "\n".join(commands)
-        )
 
 
 def _told(ledger: data.Ledger) -> str:
@@ -138,7 +125,8 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     gone, SIGKILL included."""
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
-    text, arguments = out / "trainer.log", command(config, out)
+    text, arguments = out / "trainer.log", machines.command_here(config, out)
+    machines.opened(out)
     with text.open("ab") as handle:
         handle.write(f"$ {shlex.join(arguments)}\n".encode())
         beginning = handle.tell()

@@ -57,7 +57,7 @@ def train(recipe_file: str, overrides: list[str], *, dry_run: bool, arm: str | N
     the folder and stops with these commands; start one on each machine, and run again when they
     have ended.
     """
-    from train.launch import command
+    from train.machines import command
 
     loaded = load(recipe_file, overrides)
     recipe, config = loaded.recipe, loaded.recipe.train

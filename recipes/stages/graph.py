@@ -10,6 +10,7 @@ set and the held-out loss before it is swapped.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from core.tracking import Log
 from recipes.schema import Loaded, Recipe
 from recipes.stages import checks, evaluation, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
-from recipes.stages.session import Session, Step, StopHere, Trainings
+from recipes.stages.session import REUSE, Session, Step, StopHere, Trainings
 from recipes.stages.sets import data_arms, others
 from recipes.stages.sets.data_sets import data_sets
 from recipes.stages.sets.mixtures import Mixing, from_mixtures
@@ -30,6 +31,7 @@ from recipes.stages.tokens import counting, student_of, token_counter
 from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
 from synth.pool.pool import Pool
+from train.config import TrainConfig
 
 STAGES = (
     "instructions",
@@ -47,6 +49,8 @@ STAGES = (
 )
 
 ALL = Trainings()
+JOIN = 5.0
+"""Seconds between two looks of another machine whether a training's data are made."""
 BEFORE_TRAINING = "preferences"
 """The last stage before the trainings, which all of them share."""
 
@@ -72,6 +76,8 @@ def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) ->
     is wanted alone and whose data are not made."""
     if trainings.only is None:
         return _outcome(loaded, False, until, trainings)
+    if loaded.recipe.train is not None and loaded.recipe.train.machine_rank:
+        return _joined(loaded, loaded.recipe.train, trainings.only)
     outcome = _outcome(loaded, True, "train", trainings)
     name = f"train/{trainings.only}"
     if name not in outcome.results:
@@ -81,6 +87,27 @@ def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) ->
             f"reads; make that first with `magpie run RECIPE --until {BEFORE_TRAINING}`."
         )
     return outcome
+
+
+def _joined(loaded: Loaded, config: TrainConfig, run: str) -> Outcome:
+    """Take part in a training on another machine than its first, which makes everything; returns
+    when it is trained."""
+    from train import launch
+
+    log = Log()
+    told = False
+    while True:
+        outcome = _outcome(loaded, True, "train", Trainings(run, makes=False))
+        step = next(step for step in outcome.steps if step.name == f"train/{run}")
+        if step.state == REUSE:
+            return outcome
+        if step.path is not None:
+            launch.join(config, step.path.with_name(f"{step.path.name}.partial"), log)
+            return outcome
+        if not told:
+            log.say(f"waiting for machine 0: {step.name} {step.why}")
+            told = True
+        time.sleep(JOIN)
 
 
 def _outcome(loaded: Loaded, planning: bool, until: str | None, trainings: Trainings) -> Outcome:

@@ -119,6 +119,8 @@ class Trainings:
     would all make it at once."""
     finished: bool = False
     """Those that are finished; the others are left out."""
+    makes: bool = True
+    """False: `only` is made by another machine, and found out about here."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ class Session:
     def made_now(self) -> tuple[str, ...]:
         """The stages that are made although everything before them is only planned."""
         run = self.trainings.only
-        return (f"train/{run}",) if run else ()
+        return (f"train/{run}",) if run and self.trainings.makes else ()
 
     @property
     def waiting(self) -> Callable[[str], None] | None:

@@ -21,9 +21,11 @@ from train.config import DpoConfig, TrainConfig
 
 OF_THE_LAUNCH = {
     "seeds",
+    "max_truncated_share",
+    "num_machines",
+    "machine_rank",
     "main_process_ip",
     "main_process_port",
-    "max_truncated_share",
     "base",
     "revision",
     "deepspeed",
