@@ -22,7 +22,6 @@ from train.config import DpoConfig, TrainConfig
 OF_THE_LAUNCH = {
     "seeds",
     "max_truncated_share",
-    "num_machines",
     "machine_rank",
     "main_process_ip",
     "main_process_port",
@@ -86,10 +85,8 @@ def stages(
     for stage in _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve)):
         _make(session, arms, stage, checkpoints)
     if session.left_out and not any("/" in run for run in checkpoints):
-        raise UserError(
-            f"none of {len(session.left_out)} trainings is finished; "
-            f"the first, {next(iter(session.left_out.items()))}."
-        )
+        run, why = next(iter(session.left_out.items()))
+        raise UserError(f"none of {len(session.left_out)} trainings is finished; {run}: {why}.")
     session.done("train")
     return checkpoints
 
@@ -253,6 +250,8 @@ def determines(config: TrainConfig) -> dict[str, Any]:
     a_step = config.tokens_per_step or getattr(config, "pairs_per_step", None)
     left_out = OF_THE_LAUNCH | ({"num_processes", "num_machines"} if a_step else set())
     said = config.model_dump(mode="json", exclude=left_out)
+    if config.num_processes is not None and "num_machines" in said:
+        said["num_machines"] = 1  # so many processes on however many machines
     trainer = {key: value for key, value in said["trainer"].items() if key not in WITHOUT_EFFECT}
     return {**said, "trainer": trainer}
 
