@@ -22,7 +22,8 @@ import polars as pl
 from core.models import resolve
 from core.tracking import Log
 from train.config import TrainConfig
-from train.launch import read_log, run
+from train.launch import run
+from train.resuming.record import read_log
 
 WORDS = Path(__file__).parents[1].joinpath("LICENSE").read_text().split()
 

@@ -15,6 +15,15 @@ class UserError(Exception):
     """One clear sentence for the user: what, where (file, row, field), and what to do."""
 
 
+class Stopped(Exception):
+    """A run that was asked to stop (SIGTERM, SIGUSR1), saved what it had and ended: the same
+    command continues it. The command line exits with `code`, so that a job script knows to
+    requeue."""
+
+    code = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint to append to a sentence about an unknown name: "; did you mean 'x'?", or the valid
     names when none is close."""

@@ -1,7 +1,7 @@
 """`magpie`: one verb, one function. Everything heavy is imported inside the verb that needs it.
 
 Exit codes: 0 done, 1 a run failed, 2 the request was wrong (one sentence says what, where and what
-to do).
+to do), 75 a training was asked to stop, is saved, and goes on with the same command.
 """
 
 from __future__ import annotations
@@ -258,8 +258,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _end(130, "stopped; the same command continues where it was.")
     except Exception as error:
-        from core.errors import UserError
+        from core.errors import Stopped, UserError
 
+        if isinstance(error, Stopped):
+            _end(Stopped.code, str(error))
         if debug:
             raise
         if isinstance(error, UserError):

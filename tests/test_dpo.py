@@ -16,7 +16,8 @@ from tests import tiny
 from train import chat as chats
 from train.config import DpoConfig, Job
 from train.data import pairs
-from train.launch import read_log, run
+from train.launch import run
+from train.resuming.record import read_log
 
 BETA, RATE, STEPS, PAIRS = 0.5, 2e-3, 4, 16
 TRAINER = {

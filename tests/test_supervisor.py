@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from core.models import Model
-from core.serving.supervisor import Supervised
+from core.serving.supervisor import POLITE, Saves, Supervised
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
@@ -219,6 +219,68 @@ def test_a_server_whose_supervisor_and_harness_are_both_killed_is_told_by_the_ke
     harness.wait()
     until(lambda: gone([server]), "the server was not told")
     assert (tmp_path / "said").read_text() == "told"
+
+
+SAVING = """
+    # A command that keeps a file while it can save; told to end, it takes its time, and says how it
+    # ended.
+    import pathlib, signal, sys, time
+    listening, said, seconds = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+    signal.signal(signal.SIGTERM, lambda *_: (said.write_text("terminated"), sys.exit()))
+    listening.touch()
+    while listening.exists():
+        time.sleep(0.05)
+    time.sleep(float(seconds))
+    said.write_text("saved")
+    sys.exit(75)
+"""
+
+
+def saving(folder: Path, seconds: float, grace: float) -> tuple[Supervised, Path]:
+    """A supervised command that needs `seconds` to save, once it runs; what it says at its end."""
+    script, listening, said = folder / "saving.py", folder / "listening", folder / "said"
+    script.write_text(textwrap.dedent(SAVING))
+    argv = [sys.executable, str(script), str(listening), str(said), str(seconds)]
+    child = Supervised(argv, dict(os.environ), folder / "log", saves=Saves(listening, grace))
+    until(listening.exists, "the command did not come up")
+    return child, said
+
+
+@pytest.mark.process
+def test_a_command_that_saves_is_given_the_time_for_it(tmp_path: Path) -> None:
+    child, said = saving(tmp_path, POLITE + 1, grace=600)
+    child.stop()
+    assert said.read_text() == "saved" and child.exit_code == 75
+
+
+@pytest.mark.process
+def test_a_command_that_does_not_save_in_time_is_ended(tmp_path: Path) -> None:
+    child, said = saving(tmp_path, 3000, grace=0.5)
+    child.stop()
+    assert not child.running and said.read_text() == "terminated"
+
+
+@pytest.mark.process
+def test_a_command_with_nothing_to_save_is_not_waited_for(tmp_path: Path) -> None:
+    child, said = saving(tmp_path, 3000, grace=3000)
+    (tmp_path / "listening").unlink()
+    child.stop()
+    assert said.read_text() == "terminated"
+
+
+@pytest.mark.process
+def test_saving_is_cut_short_on_demand(tmp_path: Path) -> None:
+    child, said = saving(tmp_path, 3000, grace=3000)
+    child.kill()
+    assert not child.running and not said.exists()
+
+
+@pytest.mark.process
+def test_a_signal_for_those_that_save_ends_no_supervisor(tmp_path: Path) -> None:
+    child, said = saving(tmp_path, 0, grace=600)
+    os.kill(child.pid, signal.SIGUSR1)
+    child.stop()
+    assert said.read_text() == "saved"
 
 
 REAL_HARNESS = """

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from core.errors import UserError
 from train.config import Job, TrainConfig
 from train.machines import await_opening, command, command_here
-from train.resuming import checkpoints
 from train.settings import arguments, engine, machine
 
 
@@ -212,41 +211,3 @@ def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.Mo
     assert machine.processes(config(num_machines=2, main_process_ip="a")) == 6
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.processes(config()) == 1
-
-
-# --- checkpoints ---
-
-
-def checkpoint(folder: Path, step: int, processes: int = 2) -> Path:
-    path = folder / f"checkpoint-{step}"
-    (path / "global_step").mkdir(parents=True)
-    (path / "model.safetensors").write_bytes(b"12345")
-    (path / "global_step" / "rank0.pt").write_bytes(b"123")
-    checkpoints.mark(path, processes)
-    return path
-
-
-def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 5)
-    newest = checkpoint(tmp_path, 10)
-    assert checkpoints.resumable(tmp_path, 2, print) == newest
-
-
-@pytest.mark.parametrize("harm", ["unmarked", "missing", "short"])
-def test_an_incomplete_checkpoint_is_skipped_and_said_so(tmp_path: Path, harm: str) -> None:
-    older, newer = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
-    if harm == "unmarked":
-        (newer / checkpoints.MARK).unlink()
-    elif harm == "missing":
-        (newer / "global_step" / "rank0.pt").unlink()
-    else:
-        (newer / "model.safetensors").write_bytes(b"123")
-    said: list[str] = []
-    assert checkpoints.resumable(tmp_path, 2, said.append) == older
-    assert len(said) == 1 and "step 10 is incomplete" in said[0]
-
-
-def test_a_checkpoint_of_another_world_size_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 5, processes=4)
-    with pytest.raises(UserError, match=r"train.num_processes=4"):
-        checkpoints.resumable(tmp_path, 2, print)

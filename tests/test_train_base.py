@@ -130,6 +130,8 @@ def test_paths_of_a_training_are_absolute_where_it_starts(
         {"trainer": {"logging_steps": 5}},
         {"trainer": {"save_steps": 100, "save_total_limit": 9}},
         {"trainer": {"dataloader_num_workers": 4}},
+        {"grace": 60},
+        {"spikes": "stop", "spike_threshold": 5},
     ],
 )
 def test_what_changes_no_weight_is_not_in_the_key(changes: dict[str, Any]) -> None:
@@ -139,6 +141,11 @@ def test_what_changes_no_weight_is_not_in_the_key(changes: dict[str, Any]) -> No
 
 def test_processes_are_in_the_key_where_they_say_what_a_step_holds() -> None:
     assert determines(config(num_processes=4)) != determines(config(num_processes=8))
+
+
+def test_dropping_steps_is_in_the_key_and_from_where_on() -> None:
+    keys = [determines(config(spikes="skip", spike_threshold=far)) for far in (5, 10)]
+    assert keys[0] != keys[1] and determines(config()) not in keys
 
 
 def test_what_changes_the_weights_is_in_the_key() -> None:

@@ -20,8 +20,9 @@ from core.tracking import Log
 from tests import tiny
 from tests.waiting import exit_code, until
 from train.config import TrainConfig
-from train.launch import read_log, run
+from train.launch import run
 from train.resuming import checkpoints
+from train.resuming.record import read_log
 from train.sizes.shapes import shapes
 
 pytestmark = pytest.mark.stack

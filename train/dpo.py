@@ -23,12 +23,14 @@ from trl import DPOConfig, DPOTrainer
 
 from train.config import Job
 from train.data import pairs
+from train.resuming.guarded import Guarded
+from train.resuming.ranks import GPU
 from train.settings.arguments import sft_arguments
-from train.sft import GPU, Counting, MarkComplete, Method, lora, run
+from train.sft import Method, lora, run
 
 
-class PairsTrainer(Counting, DPOTrainer):  # type: ignore[misc]  # TRL has no types
-    """DPOTrainer on pairs that are tokens already, with the counts of the fine-tuning's log."""
+class PairsTrainer(Guarded, DPOTrainer):  # type: ignore[misc]  # TRL has no types
+    """DPOTrainer on pairs that are tokens already, guarded as the fine-tuning is."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """Nothing to tokenise: `train.data.pairs` did, with control tokens in answers as text."""
@@ -47,7 +49,6 @@ def alignment(
         train_dataset=Dataset.from_file(str(out / "scratch" / "pairs.arrow")),
         processing_class=tokenizer,
         peft_config=lora(job),
-        callbacks=[MarkComplete()],
     )
 
 

@@ -3,25 +3,26 @@ on which machine: train/machines.py."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from core.errors import UserError
+from core.errors import Stopped, UserError
 from core.files import write_atomic
-from core.serving.supervisor import Supervised
+from core.serving.supervisor import Saves, Supervised
 from core.store import Counts
 from core.tracking import Log
 from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
+from train.resuming import stopping
+from train.resuming.record import read_log
 from train.settings.machine import environment, processes
 
 ROOT = Path(__file__).parent.parent
@@ -111,20 +112,16 @@ def _told(ledger: data.Ledger) -> str:
     )
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of log.jsonl, one a logging step (a line that is still being written is
-    left out)."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
 def _train(config: TrainConfig, out: Path, log: Log) -> None:
     """Run the command to its end under a supervisor, which ends every rank when this process is
-    gone, SIGKILL included."""
+    gone, SIGKILL included.
+
+    Asked to stop (SIGTERM, SIGUSR1, Ctrl-C), it has the training save first and raises Stopped; a
+    second Ctrl-C ends it at once.
+    """
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
+    stopping.forget(out)
     text, arguments = out / "trainer.log", machines.command_here(config, out)
     machines.opened(out)
     with text.open("ab") as handle:
@@ -133,17 +130,50 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     env = {**os.environ, **environment(config), **log.trainer_env()}
     # A folder named train/ in the user's working directory would shadow this package, so the
     # command runs in its own root.
-    child = Supervised(["env", "-C", str(ROOT), *arguments], env, text)
+    child = Supervised(
+        ["env", "-C", str(ROOT), *arguments],
+        env,
+        text,
+        saves=Saves(stopping.listening(out), config.grace),
+    )
+    with stopping.noticing() as signalled:
+        asked = _watch(child, out, log, signalled)
+        if asked:
+            log.say(f"asked to stop: the training saves and ends, within {config.grace:g} s")
+        try:
+            child.stop()
+        except KeyboardInterrupt:
+            child.kill()
+            raise
+    if (out / "checkpoint").is_dir() and child.exit_code == 0:
+        return
+    if (saved := stopping.noted(out)) is not None:
+        raise Stopped(
+            f"the training was asked to stop and is saved after step {saved[0]} of {saved[1]}; "
+            "the same command continues it."
+        )
+    if asked:
+        raise Stopped("the training was asked to stop; the same command continues it.")
+    reason = _reason(out, beginning, child.exit_code)
+    raise UserError(f"training failed: {reason} The whole log is {text}.")
+
+
+def _watch(child: Supervised, out: Path, log: Log, signalled: Callable[[], bool]) -> bool:
+    """Pass on what the training logs until it has ended, or until this process is asked to stop;
+    whether it was."""
     reported = len(read_log(out / "log.jsonl"))
     try:
         while not child.wait(POLL):
             reported = _report(out, reported, log)
-        _report(out, reported, log)
-    finally:
-        child.stop()
-    if child.exit_code != 0 or not (out / "checkpoint").is_dir():
-        reason = _reason(out, beginning, child.exit_code)
-        raise UserError(f"training failed: {reason} The whole log is {text}.")
+            if signalled():
+                return True
+    except KeyboardInterrupt:
+        return True
+    except BaseException:
+        child.kill()  # a defect of ours: nothing is worth waiting for
+        raise
+    _report(out, reported, log)
+    return False
 
 
 def _report(out: Path, reported: int, log: Log) -> int:
@@ -163,12 +193,20 @@ _ERROR = re.compile(
 )
 
 
+_FALLOUT = re.compile(
+    r"closed by peer|Connection reset|Broken pipe|remote process exited|ncclRemoteError|"
+    r"ncclSystemError|Watchdog caught collective|DistStoreError"
+)
+"""What ranks say when another has gone."""
+
+
 def _reason(out: Path, beginning: int, code: int | None) -> str:
-    """One sentence on why the trainer ended: what a rank wrote down, else the first error line of
-    the log, else the signal."""
-    noted = sorted((out / "scratch").glob("error-*.txt"), key=lambda p: p.stat().st_mtime)
-    if noted:
-        return noted[0].read_text().strip().splitlines()[0].rstrip(".") + "."
+    """One sentence on why the trainer ended: what a rank wrote down, else the signal, else the
+    first error line of the log. What ranks say of a peer that is gone comes last."""
+    files = sorted((out / "scratch").glob("error-*.txt"), key=lambda p: p.stat().st_mtime)
+    noted = [path.read_text().strip().splitlines()[0].rstrip(".") + "." for path in files]
+    if causes := [line for line in noted if not _FALLOUT.search(line)]:
+        return causes[0]
     text = (out / "trainer.log").read_bytes()[beginning:].decode(errors="replace")
     if re.search(r"exitcode\s*:\s*-9", text) or code == 128 + signal.SIGKILL:
         return (
@@ -176,5 +214,6 @@ def _reason(out: Path, beginning: int, code: int | None) -> str:
             "use a higher zero_stage, offload, or a smaller batch."
         )
     errors = filter(None, map(_ERROR.match, text.splitlines()))
-    causes = [error[1] for error in errors if "ChildFailedError" not in error[0]]
-    return f"{causes[0]}." if causes else f"exit code {code} without an error line."
+    lines = [error[1] for error in errors if "ChildFailedError" not in error[0]]
+    causes = [*(f"{line}." for line in lines if not _FALLOUT.search(line)), *noted]
+    return causes[0] if causes else f"exit code {code} without an error line."

@@ -12,6 +12,9 @@ end of a pipe from the harness:
     supervisor gone
         ->  the harness ends the session; if the harness is gone too, the kernel tells the server
 
+A command that can save its work says so by keeping a file (`listening`). It is ended by removing
+that file first, and gets `grace` seconds to end by itself.
+
 It is Linux's own means that make this hold: a child subreaper inherits orphans, also those that
 left the group or the session, and PR_SET_PDEATHSIG reaches the server when its supervisor dies.
 """
@@ -31,6 +34,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -46,7 +50,21 @@ anyone)."""
 _OWNER = "MAGPIE_SUPERVISOR_OWNER"
 _TOKEN = "MAGPIE_SUPERVISOR_TOKEN"
 _SCRATCH = "MAGPIE_SUPERVISOR_SCRATCH"
+_LISTENING = "MAGPIE_SUPERVISOR_LISTENING"
+_GRACE = "MAGPIE_SUPERVISOR_GRACE"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Saves:
+    """How a command is asked to save its work and end: by removing a file that it keeps while it
+    can."""
+
+    listening: Path
+    """The file; where it is not there, the command has nothing to save."""
+
+    grace: float
+    """Seconds it gets to end by itself."""
 
 
 class Supervised:
@@ -62,14 +80,20 @@ class Supervised:
         env: Mapping[str, str],
         log: Path,
         scratch_variable: str = _SCRATCH,
+        *,
+        saves: Saves | None = None,
     ) -> None:
         """Start the supervisor, and with it the command in the environment `env`; returns at
-        once."""
+        once. `saves`: how the command is asked to save its work before it is ended."""
         folder = tempfile.mkdtemp(prefix="magpie-")
         self.scratch = Path(folder)
         self._token = secrets.token_hex(16)
         ours = {_OWNER: str(os.getpid()), _TOKEN: self._token}
         ours |= {_SCRATCH: folder, scratch_variable: folder}
+        self._patience = POLITE + PATIENCE
+        if saves is not None:
+            ours |= {_LISTENING: str(saves.listening), _GRACE: str(saves.grace)}
+            self._patience += saves.grace
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             # -P and the file's path: nothing in the working directory can shadow a module, and no
@@ -107,12 +131,17 @@ class Supervised:
         return self._gone.wait(timeout)
 
     def stop(self) -> None:
-        """End the server and everything it started; returns when they are gone."""
+        """End the server and everything it started, once it has saved its work where it does;
+        returns when they are gone."""
         with contextlib.suppress(OSError):
             cast(IO[bytes], self._process.stdin).close()
-        if not self._gone.wait(POLITE + PATIENCE):
-            self._process.kill()  # the watching thread then ends what is left
-            self._gone.wait(PATIENCE)
+        if not self._gone.wait(self._patience):
+            self.kill()
+
+    def kill(self) -> None:
+        """End everything now; nothing is saved."""
+        self._process.kill()  # the watching thread then ends what is left
+        self._gone.wait(PATIENCE)
 
     def _watch(self) -> None:
         """Wait for the supervisor; one that was killed could not end its server, so do it here."""
@@ -170,6 +199,9 @@ class _Supervisor:
         self._signals: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _frame: self._signals.append(number))
+        # Slurm sends it to every process of a job; it is for those that save. The server inherits
+        # this.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         me = os.getpid()
@@ -194,14 +226,20 @@ class _Supervisor:
             if select.select([0], [], [], 0.2)[0] and not os.read(0, 1):
                 return
 
-    def end(self) -> None:
+    def end(self, saves: Saves | None) -> None:
         """End the server, politely first, and all its descendants."""
+        if saves is not None and saves.listening.exists():
+            saves.listening.unlink(missing_ok=True)
+            self._await_end(saves.grace)
         if not self._ended():
             os.kill(self._server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + POLITE
+        self._await_end(POLITE)
+        _kill_until_gone(self._descendants)
+
+    def _await_end(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while not self._ended() and time.monotonic() < deadline:
             time.sleep(0.05)
-        _kill_until_gone(self._descendants)
 
     def _descendants(self) -> list[psutil.Process]:
         self._ended()
@@ -221,9 +259,11 @@ def main(argv: list[str]) -> int:
     """Be the supervisor of the command `argv`; standard input is the pipe from the harness. Returns
     the server's exit status."""
     owner, scratch = int(os.environ.pop(_OWNER)), os.environ.pop(_SCRATCH)
+    file, grace = os.environ.pop(_LISTENING, None), float(os.environ.pop(_GRACE, 0))
+    saves = Saves(Path(file), grace) if file is not None else None
     supervisor = _Supervisor(argv)
     supervisor.watch(owner)
-    supervisor.end()
+    supervisor.end(saves)
     shutil.rmtree(scratch, ignore_errors=True)
     return supervisor.status or 0
 

@@ -28,6 +28,9 @@ OF_THE_LAUNCH = {
     "base",
     "revision",
     "deepspeed",
+    "grace",
+    "spikes",
+    "spike_threshold",
 }
 """Fields of the `train:` block that are no part of a checkpoint's key, or stand in it by
 content."""
@@ -246,14 +249,16 @@ def _training(
 
 def determines(config: TrainConfig) -> dict[str, Any]:
     """What of a `train:` block determines the weights. How many processes there are does only where
-    no `tokens_per_step` or `pairs_per_step` says what a step holds."""
+    no `tokens_per_step` or `pairs_per_step` says what a step holds; what is done with spikes does
+    where their steps are dropped."""
     a_step = config.tokens_per_step or getattr(config, "pairs_per_step", None)
     left_out = OF_THE_LAUNCH | ({"num_processes", "num_machines"} if a_step else set())
     said = config.model_dump(mode="json", exclude=left_out)
     if config.num_processes is not None and "num_machines" in said:
         said["num_machines"] = 1  # so many processes on however many machines
     trainer = {key: value for key, value in said["trainer"].items() if key not in WITHOUT_EFFECT}
-    return {**said, "trainer": trainer}
+    drops = {"spikes": ["skip", config.spike_threshold]} if config.spikes == "skip" else {}
+    return {**said, **drops, "trainer": trainer}
 
 
 def _templates(config: TrainConfig) -> dict[str, str | None]:

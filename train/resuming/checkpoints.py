@@ -4,47 +4,91 @@ The trainer writes a checkpoint file by file on every rank and resumes from the 
 whatever it holds; a kill in between leaves a folder that fails to load. So a list of all files with
 their sizes is written last, after every rank has saved, and only a checkpoint that still matches
 its list is resumed from.
+
+On a file system that machines share, one machine may see for a while what another has not got, or
+an older size. So each rank lists the files that it wrote and checks those that it reads; and what
+looks bad is set aside under another name, never deleted.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
-from core.files import read_json, write_atomic
+from core.files import fsync_tree, read_json, remove, write_atomic
 
 MARK = "complete.json"
 PREFIX = "checkpoint-"
 """What the trainer names a checkpoint's folder by, before its step."""
 
+ASIDE = "aside-"
+"""Before the name of a checkpoint that was found incomplete."""
 
-def mark(folder: Path, processes: int) -> None:
-    """Write the completeness mark of a checkpoint folder; call it on one rank, after every rank has
-    saved its part."""
-    files = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    write_atomic(folder / MARK, json.dumps({"processes": processes, "files": files}, indent=2))
+_OF_RANK = re.compile(r"(?:_pp_rank_|rng_state_|pytorch_model_rank_)(\d+)")
+"""The rank in the name of a file that one rank alone writes and reads: its part of the optimizer's
+state (DeepSpeed), its random numbers (transformers)."""
+
+Gather = Callable[[Any], list[Any]]
+"""A value of this rank -> the values of all ranks, by rank."""
 
 
-def fault(folder: Path) -> str | None:
-    """Why a checkpoint folder is not complete ("it has no completeness mark", "x is missing"), or
-    None when it is."""
+def own(names: Iterable[str], rank: int, world: int) -> list[str]:
+    """Those files of a checkpoint that a rank answers for: its own, and rank 0 for everything that
+    is no other rank's."""
+    owners = {name: _OF_RANK.search(Path(name).name) for name in names}
+    return [
+        name
+        for name, match in owners.items()
+        if (int(match[1]) if match is not None and int(match[1]) < world else 0) == rank
+    ]
+
+
+def written(folder: Path, rank: int, world: int) -> dict[str, int]:
+    """Name -> bytes of the files that a rank wrote into a checkpoint, durable from here on."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    sizes = {}
+    for name in sorted(own(names, rank, world)):
+        if Path(name).name == MARK:
+            continue
+        fsync_tree(folder / name)
+        sizes[name] = (folder / name).stat().st_size
+    return sizes
+
+
+def mark(folder: Path, processes: int, files: Iterable[dict[str, int]]) -> None:
+    """Write the completeness mark of a checkpoint folder from what each rank has `written`; call it
+    on one rank, after all have."""
+    every: dict[str, int] = {}
+    for of_rank in files:
+        every |= of_rank
+    write_atomic(folder / MARK, json.dumps({"processes": processes, "files": every}, indent=2))
+
+
+def fault(folder: Path, rank: int = 0, world: int = 1) -> str | None:
+    """Why a checkpoint folder is not complete as this rank sees it ("it has no completeness mark",
+    "x is missing"), or None when it is. The rank looks at the files that it answers for (by
+    default: at all)."""
     try:
         files: dict[str, int] = read_json(folder / MARK)["files"]
     except (OSError, UserError, KeyError):
         return "it has no completeness mark"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
+    for name in own(files, rank, world):
+        try:
+            # Opening asks the server of a shared file system; a bare stat may be answered from
+            # this machine's memory.
+            with (folder / name).open("rb") as handle:
+                size = os.fstat(handle.fileno()).st_size
+        except OSError:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if size != files[name]:
+            return f"{name} has {size} bytes instead of {files[name]}"
     return None
 
 
@@ -54,29 +98,93 @@ def steps(scratch: Path) -> list[tuple[int, Path]]:
     return sorted(((int(step), path) for step, path in folders.items() if step.isdigit()))[::-1]
 
 
-def resumable(scratch: Path, processes: int, say: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint, or None to start from the base model. Incomplete ones are
-    removed, said so.
+def resumable(
+    scratch: Path, rank: int, world: int, gather: Gather, say: Callable[[str], None]
+) -> Path | None:
+    """The newest checkpoint that is complete for every rank, or None to start from the base model.
+    Every rank calls it. Others are set aside, and `say` (rank 0's) hears of it.
 
     Raises UserError when it was made by another number of processes: DeepSpeed's partitions do not
     load into another world size.
     """
-    for step, folder in steps(scratch):
-        why = fault(folder)
-        if why is not None:
-            say(f"checkpoint of step {step} is incomplete ({why}); it is skipped.")
+    for step, folder in gather(steps(scratch))[0]:
+        faults = gather(fault(folder, rank, world))
+        seen = [(of, why) for of, why in enumerate(faults) if why is not None]
+        if not seen:
+            _check_made_by(folder, world)
+            return Path(folder)
+        if rank == 0:
             # The trainer would count it among those it keeps, and write into it again.
-            shutil.rmtree(folder)
-            continue
-        made_by = read_json(folder / MARK)["processes"]
-        if made_by != processes:
-            raise UserError(
-                f"checkpoint {folder} was made by {made_by} processes and this run has "
-                f"{processes}; DeepSpeed cannot resume it so. Run with "
-                f"train.num_processes={made_by}, or remove {scratch} to start again."
+            aside = set_aside(folder)
+            of, why = seen[0]
+            say(
+                f"checkpoint of step {step} is incomplete (rank {of}: {why}); it is skipped, and "
+                f"kept as {aside} until the training is done."
             )
-        return folder
+        gather(None)  # nobody looks for the next before this one has its new name
     return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Give a checkpoint a name under which nothing resumes from it; returns the new path."""
+    aside, tries = folder.with_name(f"{ASIDE}{folder.name}"), 1
+    while aside.exists():
+        aside, tries = folder.with_name(f"{ASIDE}{folder.name}-{tries}"), tries + 1
+    return folder.rename(aside)
+
+
+def rotate(scratch: Path, limit: int | None) -> None:
+    """Remove complete checkpoints beyond the newest `limit` (None or 0: keep all)."""
+    whole = [folder for _, folder in steps(scratch) if (folder / MARK).exists()]
+    for folder in whole[limit:] if limit else []:
+        (folder / MARK).unlink()  # first: half of a folder is never taken for whole
+        remove(folder)
+
+
+def check_room(scratch: Path, step: int) -> None:
+    """Raise UserError where the checkpoint of `step` would not fit on the disk; it will be about as
+    large as the newest complete one (with none yet, nothing is known)."""
+    whole = [folder for _, folder in steps(scratch) if (folder / MARK).exists()]
+    if not whole:
+        return
+    needed = sum(read_json(whole[0] / MARK)["files"].values())
+    free = shutil.disk_usage(scratch).free
+    if free < needed:
+        raise no_room(
+            scratch,
+            f"the checkpoint of step {step}",
+            f"it needs {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} are free",
+        )
+
+
+def is_full(scratch: Path, error: BaseException) -> bool:
+    """Whether writing failed with `error` for want of room (torch and safetensors wrap what the
+    system says)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = any(words in str(error) for words in ("No space left", "Disk quota", "os error 28"))
+    return said or shutil.disk_usage(scratch).free < 1 << 20
+
+
+def no_room(scratch: Path, what: str, why: str) -> UserError:
+    """The error of a disk that has no room for `what`."""
+    whole = [of for of, folder in steps(scratch) if (folder / MARK).exists()]
+    back = f"continues from step {whole[0]}" if whole else "starts again"
+    aside = sorted(path.name for path in scratch.glob(f"{ASIDE}*"))
+    more = f" ({', '.join(aside)} in it can go)" if aside else ""
+    return UserError(
+        f"no room for {what} in {scratch}: {why}. Make room there{more}; the same command {back}."
+    )
+
+
+def _check_made_by(folder: Path, processes: int) -> None:
+    made_by = read_json(folder / MARK)["processes"]
+    if made_by != processes:
+        raise UserError(
+            f"checkpoint {folder} was made by {made_by} processes and this run has "
+            f"{processes}; DeepSpeed cannot resume it so. Run with "
+            f"train.num_processes={made_by}, or remove {folder.parent} to start again."
+        )
 
 
 def step_of(folder: Path | None) -> int:
