@@ -3,6 +3,7 @@ continues, what is logged and exported is right."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,14 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from core.errors import UserError
+from core.errors import Stopped, UserError
 from core.store import Counts
 from core.tracking import Log
 from tests import tiny
-from tests.waiting import exit_code, until
+from tests.waiting import exit_code, last_words, until
 from train.config import TrainConfig
 from train.launch import run
-from train.resuming import checkpoints
+from train.resuming import checkpoints, divergence, stopping
 from train.resuming.record import read_log
 from train.sizes.shapes import shapes
 
@@ -157,56 +158,89 @@ def test_a_finished_training_is_not_repeated(
     assert (out / "trainer.log").read_bytes() == before
 
 
-def test_a_killed_training_continues_from_its_newest_complete_checkpoint(
+def started(made: TrainConfig, base: Path, selection: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A harness that trains, once its training can be asked to stop."""
+    arguments = [made.model_dump_json(), str(base), str(selection), str(out)]
+    harness = subprocess.Popen(
+        [sys.executable, "-c", _HARNESS, *arguments],
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+    )
+    until(stopping.listening(out).exists, "a training", harness)
+    return harness
+
+
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint, which has to be complete."""
+    step, folder = checkpoints.steps(out / "scratch")[0]
+    assert checkpoints.fault(folder) is None
+    return step
+
+
+def test_a_training_that_is_stopped_or_killed_loses_no_step(
     runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """SIGTERM to the harness, then SIGKILL, then a checkpoint that is not whole: each time it goes
+    on from the step at which it was stopped, and ends as one that was never stopped."""
+    base, selection = given
+    never_saves = {**TRAINER, "save_steps": 1000}
+    made = config(base, zero_stage=2, num_processes=2, trainer=never_saves)
+
+    harness = started(made, base, selection, tmp_path)
+    harness.terminate()
+    assert exit_code(harness) == Stopped.code
+    first = newest(tmp_path)
+    assert 0 < first < STEPS and first == max(losses(tmp_path)), "saved where it stopped"
+    assert f"is saved after step {first} of {STEPS}" in last_words(harness)
+
+    harness = started(made, base, selection, tmp_path)
+    harness.kill()
+    harness.wait()
+    until(lambda: not _trainers(tmp_path), "the end of every trainer")
+    second = newest(tmp_path)
+    assert first < second < STEPS and second == max(losses(tmp_path))
+    assert not (tmp_path / "checkpoint").exists()
+
+    broken = tmp_path / "scratch" / f"checkpoint-{second + 1}"
+    shutil.copytree(broken.with_name(f"checkpoint-{second}"), broken)
+    next(broken.glob("global_step*/*pp_rank_1*optim*")).unlink()
+    run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+    text = (tmp_path / "trainer.log").read_text(errors="replace")
+    assert f"checkpoint of step {second + 1} is incomplete (rank 1: " in text
+    assert f"resuming from step {first}" in text and f"resuming from step {second}" in text
+    whole = losses(runs[2, 2][0])
+    assert losses(tmp_path) == pytest.approx(whole, abs=1e-5)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(1, STEPS + 1))
+    ends = [read_log(out / "log.jsonl")[-1]["tokens"] for out in (tmp_path, runs[2, 2][0])]
+    assert ends[0] == ends[1]
+
+
+def test_a_training_that_diverges_is_no_success_and_keeps_what_was_good(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, selection = given
+    wild = {**TRAINER, "learning_rate": 1e12, "save_steps": 1}
+    made = config(base, zero_stage=2, num_processes=2, trainer=wild)
+    with pytest.raises(UserError, match=r"training diverged at step 2.*its loss is nan"):
+        run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+    assert newest(tmp_path) == 1, "the step before"
+    assert not (tmp_path / "checkpoint").exists()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1]
+    assert json.loads((tmp_path / divergence.FILE).read_text())["step"] == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_training_with_a_sentence(
+    given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, selection = given
     made = config(base, zero_stage=2, num_processes=2)
-    harness = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            _HARNESS,
-            made.model_dump_json(),
-            str(base),
-            str(selection),
-            str(tmp_path),
-        ],
-        cwd=Path(__file__).parents[1],
-    )
-    scratch = tmp_path / "scratch"
-    until(
-        lambda: any(checkpoints.fault(folder) is None for _, folder in checkpoints.steps(scratch)),
-        "a complete checkpoint",
-        harness,
-    )
-    os.kill(harness.pid, signal.SIGKILL)
-    harness.wait()
-    until(lambda: not _trainers(tmp_path), "the end of every trainer")
-    assert not (tmp_path / "checkpoint").exists(), "the kill came before the end"
-    killed_at = max(losses(tmp_path))
-
-    complete = next(
-        folder for _, folder in checkpoints.steps(scratch) if checkpoints.fault(folder) is None
-    )
-    resumed = int(complete.name.removeprefix("checkpoint-"))
-    broken = scratch / f"checkpoint-{resumed + 1}"
-    shutil.copytree(complete, broken)
-    next(broken.glob("global_step*/*optim*")).unlink()
-
-    run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
-    text = (tmp_path / "trainer.log").read_text(errors="replace")
-    assert (
-        f"checkpoint of step {resumed + 1} is incomplete" in text
-        and f"resuming from step {resumed}" in text
-    )
-    whole = losses(runs[2, 2][0])
-    assert killed_at < STEPS and losses(tmp_path) == pytest.approx(whole, abs=1e-5)
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(1, STEPS + 1))
-    assert (
-        read_log(tmp_path / "log.jsonl")[-1]["tokens"]
-        == read_log(runs[2, 2][0] / "log.jsonl")[-1]["tokens"]
-    )
+    harness = started(made, base, selection, tmp_path)
+    os.kill(_ranks(tmp_path)[1], signal.SIGKILL)
+    assert exit_code(harness) == 1
+    assert "a training process was killed (signal 9)" in last_words(harness)
+    assert not _trainers(tmp_path)
 
 
 def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(
@@ -288,13 +322,28 @@ join(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Log())
 _HARNESS = """
 import sys
 from pathlib import Path
+from core.errors import Stopped
 from core.tracking import Log
 from train.config import TrainConfig
 from train.launch import run
 given, base, selection, out = sys.argv[1:]
 config = TrainConfig.model_validate_json(given)
-run(config, {"selection": Path(selection)}, Path(out), base=base, seed=7, log=Log())
+try:
+    run(config, {"selection": Path(selection)}, Path(out), base=base, seed=7, log=Log())
+except Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.code)
 """
+
+
+def _ranks(out: Path) -> list[int]:
+    """Processes of the ranks of the training in `out`, by rank."""
+    found = {}
+    for pid in _trainers(out):
+        process = psutil.Process(pid)
+        if "accelerate" not in " ".join(process.cmdline()):
+            found[int(process.environ()["RANK"])] = pid
+    return [found[rank] for rank in sorted(found)]
 
 
 def _trainers(out: Path) -> list[int]:

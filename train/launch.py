@@ -21,7 +21,7 @@ from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
-from train.resuming import stopping
+from train.resuming import divergence, stopping
 from train.resuming.record import read_log
 from train.settings.machine import environment, processes
 
@@ -122,6 +122,7 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
     stopping.forget(out)
+    (out / divergence.FILE).unlink(missing_ok=True)
     text, arguments = out / "trainer.log", machines.command_here(config, out)
     machines.opened(out)
     with text.open("ab") as handle:

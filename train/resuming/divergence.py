@@ -148,8 +148,8 @@ def diverged(out: Path, step: int, why: str, rows: Sequence[str]) -> UserError:
     which = f" (rows {named}, all in {out / FILE})" if rows else ""
     return UserError(
         f"training diverged at step {step}{which}: {why}. Nothing was exported, and the last "
-        "complete checkpoint is kept. Lower trainer.learning_rate, look at these rows, or drop "
-        "such steps with train.spikes: skip."
+        "complete checkpoint is kept. Lower trainer.learning_rate, or look at the rows of this "
+        "step; train.spikes: skip drops steps whose loss is finite and far too high."
     )
 
 
