@@ -231,32 +231,40 @@ def export(
     source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
     form: Annotated[
         str,
-        Option(help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie."),
+        Option(
+            help="23 or 25 (the columns of the published sets), sharegpt, messages or magpie; or "
+            "model: the checkpoint of a recipe's arm, with a model card."
+        ),
     ],
     out: Annotated[
-        Path | None, Option(help="A file, or a folder that gets shards and a dataset card.")
+        Path | None, Option(help="A file, or a folder that gets shards (or weights) and a card.")
     ] = None,
     arm: Annotated[
         str | None, Option(help="The recipe's arm; default: every answered row of the pool.")
     ] = None,
     seed: Annotated[
         int | None,
-        Option(help="Which sample of an arm that is drawn by seed; default: the first."),
+        Option(
+            help="Which sample of an arm that is drawn by seed, or which training of it; "
+            "default: the first."
+        ),
     ] = None,
     licence: Annotated[
         str | None, Option("--license", help="The hub's name of the licence, for the card.")
     ] = None,
     push: Annotated[
         str | None,
-        Option(help="Upload to this data set repository (write token in HF_TOKEN)."),
+        Option(help="Upload to this repository of the hub (write token in HF_TOKEN)."),
     ] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Write data, or an arm of a recipe, in a published form with a dataset card."""
-    from recipes.exchange import export_data
+    """Write data, or an arm of a recipe, in a published form with a dataset card; or what it
+    trained, with a model card."""
+    from recipes.exchange import export_data, export_model
 
     target = export_data.Target(out, form, licence, push, private)
-    export_data.main(source, target, arm=arm, seed=seed)
+    verb = export_model.main if form == "model" else export_data.main
+    verb(source, target, arm=arm, seed=seed)
 
 
 @app.command()

@@ -107,11 +107,11 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(exported: Path, tmp_path: P
         verify(tmp_path / "harmed", "bfloat16")
 
 
-def test_an_adapter_is_merged_into_its_base(
+def test_an_adapter_is_merged_into_its_base_and_kept_beside_it(
     base: Path, template: chat.Chat, tmp_path: Path
 ) -> None:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
@@ -129,7 +129,10 @@ def test_an_adapter_is_merged_into_its_base(
         dtype="float32",
     )
     ids = torch.arange(5, 30)[None]
+    kept = tmp_path / "out" / "adapter"
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(kept))
     with torch.no_grad():
+        assert torch.equal(beside.eval()(ids).logits, adapted.eval()(ids).logits)
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
         assert torch.allclose(merged, adapted.eval()(ids).logits, atol=1e-4)
         assert not torch.allclose(

@@ -27,22 +27,33 @@ if TYPE_CHECKING:
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """torch's name of a number format -> its name in a safetensors header."""
 
+ADAPTER = "adapter"
+"""Folder of a checkpoint that holds the adapter which is merged into it."""
+
 
 def export(
-    saved: Path, out: Path, *, base: str, revision: str | None, chat: Chat, dtype: str
+    saved: Path,
+    out: Path,
+    *,
+    base: str,
+    revision: str | None,
+    chat: Chat,
+    dtype: str,
 ) -> None:
     """Turn what the trainer saved (full weights, or a LoRA adapter of `base`) into a served
     checkpoint at `out`; whole or absent.
 
     Weights are cast shard by shard, so memory stays at one shard; an adapter is merged into the
-    base in fp32 on the CPU first (4 bytes a weight of CPU memory). The result is verified from its
-    headers before it gets its name. Raises UserError when weights are not finite or not what the
+    base in fp32 on the CPU first (4 bytes a weight of CPU memory), and kept beside the weights in
+    `adapter`, for servers that load adapters over one base. The result is verified from its headers
+    before it gets its name. Raises UserError when weights are not finite or not what the
     configuration says.
     """
     clear_leftovers(out)
     with replacing(out) as folder:
         folder.mkdir()
         if (saved / "adapter_config.json").exists():
+            _keep_adapter(saved, folder / ADAPTER)
             saved = _merge(saved, base, revision)
         _weights(saved, folder, dtype)
         _stop_tokens(saved, folder, shared_tokenizer(base, revision), chat, dtype)
@@ -88,6 +99,12 @@ def padding(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> int:
         if token is not None:
             return int(token)
     return chat.end_of_turn
+
+
+def _keep_adapter(adapter: Path, target: Path) -> None:
+    target.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(adapter / name, target / name)
 
 
 def _merge(adapter: Path, base: str, revision: str | None) -> Path:

@@ -132,9 +132,9 @@ def _folder(
     return rows
 
 
-def pushed(folder: Path, repo: str, token: str, *, private: bool) -> str:
-    """Create the data set repository where there is none and upload the folder in one commit;
-    returns its address.
+def pushed(folder: Path, repo: str, token: str, *, private: bool, kind: str = "dataset") -> str:
+    """Create the repository (`kind`: dataset or model) where there is none and upload the folder in
+    one commit; returns its address.
 
     `token`: the hub's write token. HF_ENDPOINT names another hub. Raises UserError with the hub's
     own words when it refuses.
@@ -144,9 +144,10 @@ def pushed(folder: Path, repo: str, token: str, *, private: bool) -> str:
 
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     try:
-        hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        hub.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        what = "data set" if kind == "dataset" else kind
         done = hub.upload_folder(
-            repo_id=repo, repo_type="dataset", folder_path=folder, commit_message="Upload data set"
+            repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Upload {what}"
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         text = str(error).replace(token, "HF_TOKEN").strip()
