@@ -215,6 +215,7 @@ def render(trained: Trained, licence: str | None, terms: str) -> str:
 
 
 def _front(trained: Trained, licence: str | None) -> str:
+    """The front matter, by which a hub finds the model; it names no folder of this machine."""
     base, _ = trained.base
     rows = trained.recipe.synth.rows
     sources = [getattr(rows, "import_", None), with_random(trained.recipe)[trained.arm].data]
