@@ -17,7 +17,7 @@ from core.files import read_json
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.walk import Arms
-from tests import small_recipe, tiny
+from tests import small_recipe
 from tests.archives import unpack
 from tests.scripted_server import ScriptedServer
 from tests.tiny import WORDS
