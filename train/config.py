@@ -125,6 +125,11 @@ class TrainConfig(BaseModel):
     """Arguments of AutoModelForCausalLM.from_pretrained, verbatim (attn_implementation, dtype,
     …)."""
 
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the selection's rows (0 to 1) that is held out of training, the same rows for every
+    seed; the loss on them is measured after the first step and after each epoch (the paper held out
+    0.001). 0: every row is trained on."""
+
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the exported checkpoint."""
 
