@@ -259,5 +259,9 @@ class Job(BaseModel):
     selection: str
     """The selection.parquet that is trained on; of a DPO, the Parquet file of its pairs."""
 
+    tokens: str | None = None
+    """The folder of that selection's tokens, as `train.data.tokens.make` writes them; None: they
+    are made below the training's own folder."""
+
     seed: int
     """Seed of this training: data order and the adapter's initial weights."""

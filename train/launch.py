@@ -26,15 +26,17 @@ from train.resuming.record import read_log
 from train.settings.machine import environment, processes
 
 ROOT = Path(__file__).parent.parent
+GIVEN = {"tokens": "tokens.arrow", "selection": "selection.parquet", "pairs": "train.parquet"}
+"""What a training is given: the file of each input."""
 POLL = 0.5  # seconds between looks at log.jsonl
 
 
 def run(
     config: TrainConfig, inputs: dict[str, Path], out: Path, *, base: str, seed: int, log: Log
 ) -> Counts:
-    """Fine-tune `base` (its folder) on `inputs["selection"]`/selection.parquet (a `DpoConfig`:
-    on the pairs of `inputs["pairs"]`/train.parquet) with `seed`, on this machine; the checkpoint
-    is OUT/checkpoint.
+    """Fine-tune `base` (its folder) on `inputs["tokens"]`, which `train.data.tokens` made, or on
+    `inputs["selection"]`/selection.parquet (a `DpoConfig`: on the pairs of
+    `inputs["pairs"]`/train.parquet) with `seed`, on this machine; the checkpoint is OUT/checkpoint.
 
     Continues what an earlier, killed call left in `out`: from its newest complete checkpoint, or
     not at all when the export is there. Returns the ledger's counts, steps, seconds, tokens and
@@ -45,11 +47,9 @@ def run(
     out = out.resolve()
     started = time.time()
     config = config.located()
-    of_pairs = isinstance(config, DpoConfig)
-    given = (
-        inputs["pairs"] / "train.parquet" if of_pairs else inputs["selection"] / "selection.parquet"
-    )
-    job = Job(config=config, base=base, selection=str(given.resolve()), seed=seed)
+    tokens = str(inputs["tokens"].resolve()) if "tokens" in inputs else None
+    given = next(inputs[name] / file for name, file in GIVEN.items() if name in inputs)
+    job = Job(config=config, base=base, selection=str(given.resolve()), tokens=tokens, seed=seed)
     # The command reads it on every machine.
     write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
     if not (out / "checkpoint").is_dir():
@@ -105,10 +105,13 @@ def _told(ledger: data.Ledger) -> str:
     rows = "pairs" if by_pairs else "rows"
     step = f"{ledger['pairs_per_step']:,} pairs" if by_pairs else f"{ledger['tokens_per_step']:,}"
     split = "" if by_pairs else f"{ledger['split_rows']} split, "
+    idle = ledger.get("idle_share", 0)
+    wasted = f"; {idle:.0%} of each step is idle on so many devices" if idle else ""
     return (
         f"training on {ledger['trained_rows']} {rows}, {ledger['trained_tokens']:,} tokens an "
         f"epoch ({ledger['trained_loss_tokens']:,} bear loss), {step} a step; "
-        f"{ledger['truncated_rows']} {rows} truncated, {split}{ledger['dropped_rows']} dropped"
+        f"{ledger['truncated_rows']} {rows} truncated, {split}{ledger['dropped_rows']} "
+        f"dropped{wasted}"
     )
 
 

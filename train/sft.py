@@ -29,11 +29,13 @@ from core.models import load_tokenizer
 from train import chat as chats
 from train.config import Job
 from train.data import tokens as data
+from train.data.feeding import VALIDATION, Epochs, InOrder
+from train.data.order import Order
 from train.export import export, padding
 from train.resuming import checkpoints, ranks, record
 from train.resuming.guarded import Guarded, Guards
 from train.resuming.ranks import GPU, RANK, WORLD, say
-from train.settings.arguments import sft_arguments
+from train.settings.arguments import packed_arguments, sft_arguments
 from train.settings.engine import deepspeed_json
 from train.sizes import speed
 
@@ -76,12 +78,14 @@ def main(out: Path, method: Method) -> None:
     resumed = checkpoints.resumable(scratch, RANK, WORLD, ranks.gather, say)
     if RANK == 0:
         step = checkpoints.step_of(resumed)
-        record.keep_until(out / "log.jsonl", step)
+        for log in ("log.jsonl", VALIDATION):
+            record.keep_until(out / log, step)
         say(f"resuming from step {step}" if step else "starting from the base model")
     torch.distributed.barrier()
 
     trainer = method.trainer(job, out, ledger, tokenizer)
-    trainer.guard(Guards(out, job.config, resumed, _flops(trainer, ledger)))
+    rows = getattr(trainer, "rows_of", None)  # of pairs nobody knows them
+    trainer.guard(Guards(out, job.config, resumed, _flops(trainer, ledger), rows))
     trainer.train_until_asked(resumed)
 
     trainer.save_model(str(scratch / "final"))  # every rank takes part: ZeRO-3 gathers here
@@ -99,8 +103,14 @@ def main(out: Path, method: Method) -> None:
         held.release()
 
 
-class Trainer(Guarded, SFTTrainer):  # type: ignore[misc]  # TRL has no types
-    """TRL's, guarded."""
+class Trainer(InOrder, Guarded, SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """TRL's, guarded, taking our steps."""
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """As of `Guarded`, without the tokens of fillers."""
+        batches, bearing = super().get_batch_samples(*args, **kwargs)
+        self._new[0] -= self.filler_tokens()
+        return batches, bearing
 
 
 def fine_tuning(
@@ -109,15 +119,23 @@ def fine_tuning(
     """TRL's SFTTrainer for this job."""
     # SFTConfig comes before the model: while it lives, from_pretrained partitions weights under
     # ZeRO-3 as they load.
-    args = SFTConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
-    return Trainer(
+    accumulation = ledger["gradient_accumulation_steps"]
+    arguments = sft_arguments(job, out, accumulation, gpu=GPU) | packed_arguments(job.config)
+    args = SFTConfig(**arguments)
+    folder, held_out = data.folder_of(job, out), ledger.get("validation")
+    seed = job.seed if args.data_seed is None else args.data_seed
+    order = Order(data.steps_of(job.config, ledger, WORLD), seed)
+    trainer = Trainer(
         model=job.base,
         args=args,
-        # Rows carry input_ids and labels already, so TRL only packs them.
-        train_dataset=Dataset.from_file(str(out / "scratch" / "tokens.arrow")),
+        train_dataset=Dataset.from_file(str(folder / "tokens.arrow")),
         processing_class=tokenizer,
         peft_config=lora(job),
+        callbacks=[Epochs(order, measures=held_out is not None)],
     )
+    validation = folder / "validation.arrow" if held_out else None
+    trainer.feed(order, validation, out / VALIDATION)
+    return trainer
 
 
 def lora(job: Job) -> Any:

@@ -62,7 +62,7 @@ class Steps:
         """The packs of optimizer step `step` of the whole training, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         first = place * self.packs_per_step
-        return self.order(seed, epoch)[first : first + self.packs_per_step].tolist()
+        return list(map(int, self.order(seed, epoch)[first : first + self.packs_per_step]))
 
     def fillers(self, step: int, rank: int) -> int:
         """How many packs of device `rank` bear no loss in optimizer step `step`, counted from 0."""

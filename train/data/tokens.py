@@ -23,13 +23,14 @@ import polars as pl
 import pyarrow as pa
 
 from core.errors import UserError
-from core.files import read_json, replacing, write_atomic
+from core.files import file_digest, read_json, replacing, write_atomic
 from core.models import tokenizer as shared_tokenizer
+from core.store import digest
 from core.tracking import Log
 from train import chat as chats
-from train.config import TrainConfig
+from train.config import Job, TrainConfig
 from train.data import tools
-from train.data.order import FILLER_TOKENS
+from train.data.order import FILLER_TOKENS, Steps, steps
 from train.data.packs import Packs, pack
 from train.data.parts import Documents, lists, processes_for, tokenise
 from train.data.rows import (
@@ -66,10 +67,15 @@ _SUMS = (
 
 
 def determines(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what `make` writes, beside the selection, the tokenizer and the
-    templates."""
+    """The settings that decide what `make` writes, beside the selection and the tokenizer, whose
+    own template is the training's where no other is named."""
     settings = config.trainer_arguments()
+    named = {"training": config.chat_template_path, "inference": config.inference_template}
     return {
+        "templates": {
+            which: name and digest(chats.read(name, training=which == "training"))
+            for which, name in named.items()
+        },
         "max_length": config.max_length,
         "packing": _strategy(config),
         "assistant_only_loss": settings["assistant_only_loss"],
@@ -126,6 +132,62 @@ def read_ledger(out: Path) -> Ledger:
     """The ledger that was written into `out`."""
     ledger: Ledger = read_json(out / "ledger.json")
     return ledger
+
+
+def prepare(job: Job, out: Path, *, processes: int) -> Ledger:
+    """Make the job's tokens unless it has them, work out its steps on `processes` devices, and
+    write OUT/ledger.json, which is returned: the ledger of `make`, and the steps. Does nothing when
+    it is there for the same job. Raises UserError as `make` and `order.steps` do."""
+    if (done := prepared(job, out, processes=processes)) is not None:
+        return done
+    folder = folder_of(job, out)
+    if job.tokens is None:
+        made = make(job.config, job.base, Path(job.selection), folder, Log())
+    else:
+        made = read_ledger(folder)
+        check_cut(job.config, folder, made)
+    taken = steps_of(job.config, made, processes)
+    a_pack = made["trained_tokens"] / made["packs"]
+    ledger = {
+        "key": _key(job, processes),
+        **made,
+        "packs_per_step": taken.packs_per_step,
+        "tokens_per_step": round(a_pack * taken.packs_per_step),
+        "gradient_accumulation_steps": taken.accumulation,
+        "steps_per_epoch": taken.steps_per_epoch,
+        "idle_share": taken.waste,
+    }
+    write_atomic(out / "ledger.json", json.dumps(ledger, indent=2))
+    return ledger
+
+
+def prepared(job: Job, out: Path, *, processes: int) -> Ledger | None:
+    """The ledger of an earlier `prepare` of the same job in `out`, or None."""
+    if not (out / "ledger.json").exists() or not (folder_of(job, out) / "tokens.arrow").exists():
+        return None
+    ledger = read_ledger(out)
+    return ledger if ledger["key"] == _key(job, processes) else None
+
+
+def folder_of(job: Job, out: Path) -> Path:
+    """Where the job's tokens are: made before it, or below its own folder."""
+    if job.tokens is not None:
+        return Path(job.tokens)
+    content = digest([file_digest(Path(job.selection)), job.base, determines(job.config)])
+    return out / "scratch" / f"tokens-{content[:16]}"
+
+
+def steps_of(config: TrainConfig, ledger: Ledger, devices: int) -> Steps:
+    """How the packs of a ledger of `make` are trained on."""
+    settings = config.trainer_arguments()
+    micro_batch = settings.get("per_device_train_batch_size", 8)
+    accumulation = settings.get("gradient_accumulation_steps", 1)
+    passes = (devices, micro_batch, accumulation)
+    return steps(ledger["packs"], ledger["trained_tokens"], config.tokens_per_step, passes)
+
+
+def _key(job: Job, processes: int) -> str:
+    return digest([VERSION, job, processes])
 
 
 def held_out(ids: pl.Series, share: float) -> pl.Series:

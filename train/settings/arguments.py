@@ -42,6 +42,20 @@ def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[
     }
 
 
+def packed_arguments(config: TrainConfig) -> dict[str, Any]:
+    """What SFTConfig is told of rows that are token ids, labels and packs already: to leave them as
+    they are, and to keep the documents of a pack apart by their positions."""
+    settings = config.trainer_arguments()
+    apart = settings["packing"] and settings["packing_strategy"] in ("bfd", "bfd_split")
+    return {
+        "packing": False,
+        "padding_free": apart or settings.get("padding_free", False),
+        "max_length": None,
+        "assistant_only_loss": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+
+
 def check(config: TrainConfig) -> None:
     """Refuse what would fail only when training starts. Imports TRL (about ten seconds on two
     cores), so call it when a training must run.
