@@ -70,7 +70,7 @@ def test_a_training_alone_makes_nothing_of_what_it_reads(
 ) -> None:
     loaded = recipe(tmp_path, llama, server)
     before = len(server.requests)
-    with pytest.raises(UserError, match=r"train/good/0 cannot start .*--until preferences"):
+    with pytest.raises(UserError, match=r"train/good/0 cannot start .*--until tokens"):
         graph.run(loaded, trainings=Trainings(only="good/0"))
     assert len(server.requests) == before and trained == []
 
@@ -86,7 +86,7 @@ def test_trainings_one_by_one_are_what_a_run_finds(
     tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
 ) -> None:
     loaded = recipe(tmp_path, llama, server, train__seeds=[0, 1])
-    graph.run(loaded, "preferences")
+    graph.run(loaded, "tokens")
     for run in ("good/0", "random/1"):
         graph.run(loaded, trainings=Trainings(only=run))
     assert trained == [0, 1]
@@ -107,7 +107,7 @@ def test_a_training_of_an_arm_that_reads_the_evaluations_prompts_finds_its_selec
     """A plan does not know those prompts, a training that is run alone does."""
     apart = {"where": "eval_overlap < 0.5", "choose": "longest", "budget": {"rows": 10}}
     loaded = recipe(tmp_path, llama, server, arms__apart=apart, synth__tags__decontaminate={})
-    graph.run(loaded, "preferences")
+    graph.run(loaded, "tokens")
     graph.run(loaded, trainings=Trainings(only="apart/0"))
     assert trained == [0]
 
@@ -116,7 +116,7 @@ def test_a_failed_seed_is_left_out_of_the_comparison_which_says_so(
     tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
 ) -> None:
     loaded = recipe(tmp_path, llama, server, baseline="random")
-    graph.run(loaded, "preferences")
+    graph.run(loaded, "tokens")
     for run in ("good/0", "good/13", "random/0"):
         try:
             graph.run(loaded, trainings=Trainings(only=run))
@@ -142,7 +142,7 @@ def test_a_run_whose_baseline_is_left_out_is_scored_and_not_judged(
     tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
 ) -> None:
     loaded = recipe(tmp_path, llama, server, baseline="random", train__seeds=[0, 1])
-    graph.run(loaded, "preferences")
+    graph.run(loaded, "tokens")
     for run in ("good/0", "good/1", "random/0"):
         graph.run(loaded, trainings=Trainings(only=run))
     outcome = graph.run(loaded, trainings=Trainings(finished=True))

@@ -1,7 +1,7 @@
 """The stages of a recipe, in order: one description for planning and for running.
 
-    instructions -> measure -> select (arm) -> preferences (arm) -> train (arm, seed) -> tasks,
-    answers, heldout, judge, score (arm, seed) -> compare -> report
+    instructions -> measure -> select (arm) -> preferences (arm) -> tokens (arm) -> train (arm,
+    seed) -> tasks, answers, heldout, judge, score (arm, seed) -> compare -> report
 
 Order matters for the machine: everything that needs the teacher's server comes first, no server is
 alive while a model trains or lm-eval holds one, and each checkpoint's server answers every prompt
@@ -38,6 +38,7 @@ STAGES = (
     "measure",
     "select",
     "preferences",
+    "tokens",
     "train",
     "tasks",
     "answers",
@@ -51,7 +52,7 @@ STAGES = (
 ALL = Trainings()
 JOIN = 5.0
 """Seconds between two looks of another machine whether a training's data are made."""
-BEFORE_TRAINING = "preferences"
+BEFORE_TRAINING = "tokens"
 """The last stage before the trainings, which all of them share."""
 
 

@@ -1,5 +1,5 @@
-"""Training: a checkpoint for every arm and seed, those that go on from one with preference pairs,
-and every finished model as it is."""
+"""Training: the tokens of every selection, a checkpoint for every arm and seed, those that go on
+from one with preference pairs, and every finished model as it is."""
 
 from __future__ import annotations
 
@@ -75,6 +75,8 @@ def stages(
     trained = [name for name, arm in arms.configs.items() if arm.model is None]
     _check_wanted(session, [f"{name}/{seed}" for name in trained for seed in arms.seeds])
     config = recipe.train
+    tokens = _all_tokens(session, config, arms, selections, resolve) if config else {}
+    session.done("tokens")
     checkpoints: Results = {}
     for name, arm in arms.configs.items():
         if arm.model is not None:
@@ -83,7 +85,7 @@ def stages(
             base = resolve(config.base, config.revision)
             for seed in arms.seeds:
                 run = f"{name}/{seed}"
-                stage = _training(session, config, base, run, selections[(name, seed)])
+                stage = _training(session, config, base, run, tokens[(name, seed)])
                 _make(session, arms, stage, checkpoints)
     for stage in _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve)):
         _make(session, arms, stage, checkpoints)
@@ -108,6 +110,23 @@ def _make(session: Session, arms: Arms, stage: Stage, checkpoints: Results) -> N
     checkpoints[run] = session.result(stage)
 
 
+def _all_tokens(
+    session: Session, config: TrainConfig, arms: Arms, selections: Selections, resolve: Resolve
+) -> Selections:
+    """The tokens of every selection that is trained on, by (arm, seed): one result for all seeds
+    whose selection is the same."""
+    base = resolve(config.base, config.revision)
+    tokens: Selections = {}
+    tuned = [name for name, arm in arms.configs.items() if arm.model is None and arm.dpo is None]
+    for name in tuned:
+        for seed, run in arms.selections(name):
+            stage = _tokens(config, base, run, selections[(name, seed)])
+            tokens[(name, seed)] = session.result(stage)
+        of_first = tokens[(name, arms.selections(name)[0][0])]
+        tokens |= {(name, seed): of_first for seed in arms.seeds if (name, seed) not in tokens}
+    return tokens
+
+
 def _check_wanted(session: Session, runs: list[str]) -> None:
     only = session.trainings.only
     if only is not None and only not in runs:
@@ -117,7 +136,7 @@ def _check_wanted(session: Session, runs: list[str]) -> None:
 def _last_words(session: Session, stage: Stage) -> str:
     """Why a training is not finished, as far as its folder says."""
     if None in stage.parents.values():
-        return "its selection is not made"
+        return "its tokens are not made"
     folder = session.store.partial(stage.kind, digest(stage.determined))
     if not folder.is_dir():
         return "its training has not begun"
@@ -212,11 +231,25 @@ def _finished(model: Model) -> Result:
     return Result(Path(model.path), {"digest": digest(["model", model.determines])})
 
 
+def _tokens(config: TrainConfig, base: Model, name: str, chosen: Result | None) -> Stage:
+    """The stage that tokenises and packs a selection, for all seeds that train on it."""
+    from train.data import tokens
+    from train.settings.base import snapshot
+
+    spec = {"tokens": tokens.determines(config), "base": base.determines}
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        rows = inputs["selection"] / "selection.parquet"
+        return tokens.make(config, str(snapshot(base)), rows, out, log)
+
+    return Stage(f"tokens/{name}", spec, {"selection": chosen}, make)
+
+
 def _training(
-    session: Session, config: TrainConfig, base: Model, run: str, chosen: Result | None
+    session: Session, config: TrainConfig, base: Model, run: str, tokens: Result | None
 ) -> Stage:
-    """The stage that makes the checkpoint of a run ("ARM/SEED") of the selection that its arm
-    chose."""
+    """The stage that makes the checkpoint of a run ("ARM/SEED") of the tokens of the selection that
+    its arm chose."""
     from train import launch
     from train.data import tokens as data
     from train.settings import engine
@@ -240,7 +273,7 @@ def _training(
     return Stage(
         f"train/{run}",
         spec,
-        {"selection": chosen},
+        {"tokens": tokens},
         make,
         content=lambda out: tree_digest(out / "checkpoint"),
         trainer=_reports(config),
