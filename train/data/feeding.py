@@ -56,7 +56,9 @@ class InOrder:
     def rows_of(self, step: int) -> list[str]:
         """Ids of the rows that all devices see in optimizer step `step`, counted from 1."""
         packs = self.order.steps.step(self.order.seed, step - 1)
-        return list(dict.fromkeys(each for pack in packs for each in self.train_dataset[pack]["ids"]))
+        return list(
+            dict.fromkeys(each for pack in packs for each in self.train_dataset[pack]["ids"])
+        )
 
     def filler_tokens(self) -> int:
         """Tokens of fillers in this device's part of the optimizer step that is to be taken."""
