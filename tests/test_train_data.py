@@ -45,7 +45,7 @@ def prepare(
     return data.prepare(job, out, processes=processes)
 
 
-def trained(out: Path) -> list[dict[str, list[int]]]:
+def packs_of(out: Path) -> list[dict[str, list[int]]]:
     """What `prepare` wrote below `out`: a pack each, without the filler."""
     from datasets import Dataset
 
@@ -188,7 +188,7 @@ def test_the_ledger_counts_every_row_and_token(tmp_path: Path, model: Path) -> N
 
 def test_labels_are_the_answers_tokens_and_no_others(tmp_path: Path, model: Path) -> None:
     prepare(tmp_path, model, [talk("why", "a river is great")])
-    (row,) = trained(tmp_path)
+    (row,) = packs_of(tmp_path)
     bearing = [label for label in row["labels"] if label != -100]
     assert tiny.tokenizer().decode(bearing) == "a river is great<|im_end|>"
     assert all(
@@ -204,7 +204,7 @@ def test_a_row_that_spells_control_tokens_is_trained_on_to_the_letter_and_counte
     rows = [talk("why", "a river"), talk(hostile, f"{hostile}!"), talk("is", "seven small")]
     ledger = prepare(tmp_path, model, rows, trainer=UNPACKED)
     assert ledger["spelled_rows"] == 1 and ledger["trained_rows"] == 3
-    kept = trained(tmp_path)
+    kept = packs_of(tmp_path)
     assert [row["ids"] for row in kept] == [["r0"], ["r1"], ["r2"]]
     bearing = [label for label in kept[1]["labels"] if label != -100]
     assert words.decode(bearing) == f"{hostile}!<|im_end|>"
@@ -283,7 +283,7 @@ def test_tool_turns_keep_their_roles_where_the_template_knows_them(
     }
     ledger = prepare(tmp_path / "out", model, [TOOLS], **named)
     assert ledger["trained_rows"] == 1 and not ledger["dropped"]
-    (row,) = trained(tmp_path / "out")
+    (row,) = packs_of(tmp_path / "out")
     words = tiny.tokenizer()
     text = words.decode(row["input_ids"])
     call = text.index('<tool_call>\n{"name": "thermometer", "arguments": {"place": "attic"}}')
@@ -325,9 +325,7 @@ def test_accumulation_follows_from_tokens_per_step_and_processes(
 
 def test_a_step_that_leaves_most_devices_idle_is_an_error(tmp_path: Path, model: Path) -> None:
     rows = [talk("why is", "a river is great") for _ in range(64)]
-    with pytest.raises(
-        UserError, match=r"and 8 device\(s\) .* room for 32, so 97% .* would be idle"
-    ):
+    with pytest.raises(UserError, match=r"8 device\(s\) .* room for 32, so 97% .* be idle"):
         prepare(
             tmp_path,
             model,
