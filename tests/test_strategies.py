@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from synth.filters.arm import ArmConfig
-from synth.filters.choosing import label_gain
+from synth.filters.choosing import facility, label_gain
 from synth.filters.choosing.candidates import Vectors
 from synth.filters.choosing.facility import qdit
 from synth.filters.choosing.label_gain import labels_of
@@ -227,7 +227,20 @@ def plain_qdit(vectors: Floats, quality: Floats, alpha: float, count: int) -> li
     return taken
 
 
+@pytest.fixture(params=["in lists", "in tiles, then in lists", "in tiles"])
+def comparing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How candidates and rows are compared: few rows in lists of pairs, many in tiles first."""
+    if request.param != "in lists":
+        smaller = {"TILE": 512, "HELD": 100, "BLOCK": 32, "ENTRIES": -1}
+        for name, value in smaller.items():
+            monkeypatch.setattr(facility, name, value)
+    if request.param == "in tiles, then in lists":
+        monkeypatch.setattr(facility, "ENTRIES", N * N // 20)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+@pytest.mark.usefixtures("comparing")
 def test_qdit_is_the_plain_greedy_choice(alpha: float) -> None:
     made = rows_of(
         chosen(rule(strategy="qdit", params={"alpha": alpha}, budget={"rows": 40})),
@@ -239,11 +252,23 @@ def test_qdit_is_the_plain_greedy_choice(alpha: float) -> None:
     assert made == [order[at] for at in picked]
 
 
-def test_qdit_goes_on_to_the_last_row_and_takes_each_once() -> None:
+def test_qdit_goes_on_to_the_last_row_and_takes_each_once(
+    comparing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors = unit(150, 4)
     vectors[100:] = vectors[:50]
+    if comparing == "in tiles, then in lists":
+        monkeypatch.setattr(facility, "ENTRIES", 200)
     order = np.concatenate(list(qdit(vectors, np.linspace(0, 1, 150), 0.5))).tolist()
     assert order == plain_qdit(vectors, np.linspace(0, 1, 150), 0.5, 150)
+
+
+@pytest.mark.usefixtures("comparing")
+def test_of_many_rows_that_are_alike_qdit_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facility, "ENTRIES", -1)
+    vectors = np.repeat(unit(3, 4), 100, axis=0)
+    order = np.concatenate(list(qdit(vectors, np.zeros(300), 0.5))).tolist()
+    assert order == plain_qdit(vectors, np.zeros(300), 0.5, 300)
 
 
 def test_a_row_without_a_quality_is_never_taken() -> None:

@@ -39,8 +39,8 @@ def lazily(bounds: Gains, objective: Objective, block: int) -> Iterator[Position
     bounds = bounds.astype(np.float64, copy=True)
     left = len(bounds)
     while left:
-        some = _highest(bounds, min(block, left))
-        outside, first = _best_outside(bounds, some)
+        some = highest(bounds, min(block, left))
+        outside, first = best_outside(bounds, some)
         measured = objective.gains(some)
         taken: list[int] = []
         while len(taken) < len(some):
@@ -61,7 +61,7 @@ def lazily(bounds: Gains, objective: Objective, block: int) -> Iterator[Position
             yield np.array(taken, np.int64)
 
 
-def _highest(bounds: Gains, count: int) -> Positions:
+def highest(bounds: Gains, count: int) -> Positions:
     """Positions of the `count` highest bounds in rising order; of equal ones the first."""
     edge = np.partition(bounds, len(bounds) - count)[len(bounds) - count]
     above = np.flatnonzero(bounds > edge)
@@ -69,7 +69,7 @@ def _highest(bounds: Gains, count: int) -> Positions:
     return np.sort(np.concatenate([above, at_edge]))
 
 
-def _best_outside(bounds: Gains, some: Positions) -> tuple[float, int]:
+def best_outside(bounds: Gains, some: Positions) -> tuple[float, int]:
     """The highest bound beyond these positions, and the first position that has it."""
     kept = bounds[some]
     bounds[some] = -np.inf
