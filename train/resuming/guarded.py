@@ -76,7 +76,7 @@ class Guarded(Trainer):  # type: ignore[misc]
         self.stop_agreed = False
         self._asked: Callable[[], bool] = lambda: False
         self.add_callback(KeepCheckpoints(self))
-        self.add_callback(StopWhenAsked(self))
+        self.add_callback(EndSteps(self))
 
     def train_until_asked(self, checkpoint: Path | None) -> None:
         """Train from `checkpoint`, and save and stop where that is asked for. Raises Stopped then,
@@ -122,7 +122,7 @@ class Guarded(Trainer):  # type: ignore[misc]
         self._step_loss = self._step_loss + self._share
         if self.accelerator.sync_gradients:
             self._judge_loss()
-            if self._verdict.do == "skip":
+            if self.dropped_step:
                 loss = loss * math.nan
         return (loss, *outputs) if return_outputs else loss
 
@@ -136,8 +136,13 @@ class Guarded(Trainer):  # type: ignore[misc]
         self.stop_agreed = self.stop_agreed or asking > 0
         self._verdict = self.watch.loss(loss / WORLD)
         self._act(self._verdict, self.state.global_step + 1)
-        if self._verdict.do == "skip":
+        if self.dropped_step:
             _drop_gradients(self.model_wrapped)
+
+    @property
+    def dropped_step(self) -> bool:
+        """Whether the step that is being taken is dropped."""
+        return self._verdict.do == "skip"
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch forward and backward; the last one of a step has stepped the optimizer
@@ -145,10 +150,7 @@ class Guarded(Trainer):  # type: ignore[misc]
         loss = super().training_step(*args, **kwargs)
         if not self.accelerator.sync_gradients:
             return loss
-        if self._verdict.do == "skip":
-            if self.accelerator.optimizer_step_was_skipped:
-                # The trainer leaves the schedule where it is then; here a step is a step.
-                self.lr_scheduler.scheduler.step()
+        if self.dropped_step:
             return self._share
         if (norm := _norm(self.model_wrapped)) is not None:
             self._act(self.watch.norm(norm), self.state.global_step + 1)
@@ -249,8 +251,9 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]
         torch.distributed.barrier()
 
 
-class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
-    """Saves and ends the training at the step at whose loss the ranks agreed on it."""
+class EndSteps(TrainerCallback):  # type: ignore[misc]
+    """Keeps the schedule going over dropped steps, and saves and ends the training after the step
+    in which the ranks agreed on that."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -259,7 +262,10 @@ class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Called on every rank between two steps, before the trainer logs and saves."""
-        if self._trainer.stop_agreed:
+        trainer = self._trainer
+        if trainer.dropped_step and trainer.accelerator.optimizer_step_was_skipped:
+            trainer.lr_scheduler.step()  # the trainer itself leaves it where it is then
+        if trainer.stop_agreed:
             control.should_save = control.should_training_stop = True
         return control
 
