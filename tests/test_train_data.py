@@ -132,7 +132,7 @@ def test_training_and_inference_templates_that_differ_are_an_error() -> None:
 
 def test_a_base_model_without_template_needs_one_named() -> None:
     with pytest.raises(
-        UserError, match=r"train.chat_template_path is needed; shipped are chatml, llama3, smollm2"
+        UserError, match=r"train.chat_template_path is needed; shipped are chatml, gemma, llama3, smollm2"
     ):
         chat.choose(config(chat_template_path=None), tiny.tokenizer())
 

@@ -14,6 +14,7 @@ WORDS = [
 ]
 SPECIAL = {
     "chatml": ["<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"],
+    "gemma": ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
     "llama3": [
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -24,6 +25,7 @@ SPECIAL = {
 }
 ENDS = {
     "chatml": ("<|endoftext|>", "<|endoftext|>"),
+    "gemma": ("<bos>", "<eos>"),
     "llama3": ("<|begin_of_text|>", "<|end_of_text|>"),
 }
 """bos and eos of the base model: as in real base models, eos is not what ends a turn."""

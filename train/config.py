@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SHIPPED_TEMPLATES = ("chatml", "llama3", "smollm2")
+SHIPPED_TEMPLATES = ("chatml", "gemma", "llama3", "smollm2")
 """Chat templates in `train/templates`: NAME_training.jinja (with generation markers) and NAME.jinja
 (for inference)."""
 
@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
     """Hub revision of `base` (a commit, to be reproducible); None is the newest."""
 
     chat_template_path: str | None = None
-    """Training chat template with {% generation %} markers: a shipped name (chatml, llama3,
+    """Training chat template with {% generation %} markers: a shipped name (chatml, gemma, llama3,
     smollm2) or a Jinja file. None: the marked counterpart of the base tokenizer's own template,
     where one is known."""
 
