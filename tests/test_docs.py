@@ -35,9 +35,10 @@ PAGES = (
     "arms",
     "files",
     "clusters",
+    "training",
     "scale",
 )
-"""The pages on data, in the order in which a person reads them."""
+"""The pages on data and training, in the order in which a person reads them."""
 TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in PAGES)
 COMMANDS = [
     line

@@ -232,6 +232,8 @@ class DpoConfig(TrainConfig):
         """Refuse what is of fine-tuning alone."""
         if self.tokens_per_step is not None:
             raise ValueError("a step of DPO is counted in pairs: give pairs_per_step instead")
+        if self.validation:
+            raise ValueError("DPO keeps no pairs out of its training; leave `validation` out")
         if self.pairs_per_step is not None and "gradient_accumulation_steps" in self.trainer:
             raise ValueError(
                 "pairs_per_step determines trainer.gradient_accumulation_steps; give one of the two"
