@@ -16,13 +16,15 @@ from recipes.verbs.filter import apply_all
 from synth.filters.arm import ArmConfig
 from synth.filters.orders import hash_rank
 from synth.filters.rule import Rule, resolve
-from synth.filters.strategies import PAPER
+from synth.filters.strategies import STRATEGIES
 from synth.measures import CATEGORY, DIFFICULTY, QUALITY
 from synth.published.rows import read as read_rows
 from synth.published.rows import write as write_rows
 from synth.published.tagged import read
 from tests.test_published import loaded, row23, row25, saved
 
+PAPER = [name for name in STRATEGIES if name.startswith("magpie-")]
+"""The filters of the paper, its cards and its notebook."""
 Row = dict[str, Any]
 
 

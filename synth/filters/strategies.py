@@ -212,6 +212,3 @@ STRATEGIES: dict[str, Strategy] = {
 }
 """`> 0` on the neighbour distance drops every copy of an exact duplicate (they are at exactly 0);
 the notebook's rule keeps the first. The paper took answers as they were, cut off or not."""
-
-PAPER = tuple(_PUBLISHED)
-"""Those of the paper, its cards and its notebook."""
