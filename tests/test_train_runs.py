@@ -246,6 +246,27 @@ def test_a_rank_that_dies_ends_the_training_with_a_sentence(
     assert not _trainers(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk in a namespace of its own")
+def test_a_full_disk_is_said(given: tuple[Path, Path], tmp_path: Path) -> None:
+    """A disk of 4 MB, which half of a checkpoint fills: also no rank can write down why."""
+    base, selection = given
+    made = config(base, zero_stage=2, num_processes=2)
+    out = tmp_path / "small" / "out"
+    out.parent.mkdir()
+    mount = f'mount -t tmpfs -o size=4m tmpfs {out.parent} && exec "$@"'
+    argv = [sys.executable, "-c", _HARNESS, made.model_dump_json(), str(base), str(selection)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *argv, str(out)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"no room for what the training writes in {out / 'scratch'}: " in done.stderr
+    assert "the same command starts again" in done.stderr
+
+
 def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(
     given: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
-from train.resuming import divergence, stopping
+from train.resuming import checkpoints, divergence, stopping
 from train.resuming.record import read_log
 from train.settings.machine import environment, processes
 
@@ -159,6 +159,9 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     if asked:
         raise Stopped("the training was asked to stop; the same command continues it.")
     reason = _reason(out, beginning, child.exit_code)
+    scratch = out / "scratch"
+    if checkpoints.is_full(scratch, OSError(reason)):  # then no rank could write down why
+        raise checkpoints.no_room(scratch, "what the training writes", reason.rstrip("."))
     raise UserError(f"training failed: {reason} The whole log is {text}.")
 
 
