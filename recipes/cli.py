@@ -210,22 +210,22 @@ def doctor(
 def launch(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    dry_run: Annotated[
-        bool,
-        Option(
-            "--dry-run", help="Print the resolved config and the exact commands; start nothing."
-        ),
-    ] = False,
-    arm: Annotated[
-        str | None, Option(help="The arm whose training is launched; default: the first.")
-    ] = None,
     stage: Annotated[
         str,
         Option(
             help="train, or synth: instructions, tags, answers and selections on many machines."
         ),
     ] = "train",
-    on: Annotated[str | None, Option(help="With --stage synth: slurm or ray.")] = None,
+    on: Annotated[
+        str | None,
+        Option(help="train: local, slurm, sky (SkyPilot) or print (by hand); synth: slurm or ray."),
+    ] = None,
+    nodes: Annotated[int | None, Option(help="Machines of one training (default: 1).")] = None,
+    gpus: Annotated[
+        int | None, Option(help="GPUs of each of them; never guessed from this machine.")
+    ] = None,
+    arm: Annotated[str | None, Option(help="Only this arm's trainings.")] = None,
+    seed: Annotated[int | None, Option(help="Only this seed's trainings.")] = None,
     tasks: Annotated[
         int,
         Option(
@@ -233,12 +233,16 @@ def launch(
             "each with a model server of its own."
         ),
     ] = 1,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Write the script, print its path; start nothing.")
+    ] = False,
 ) -> None:
-    """Print the resolved recipe and the exact training command of every machine, or train on this
-    machine; or run the synthesis on a cluster."""
+    """Train every arm and seed, here or on a cluster, with the evaluation after it; or run the
+    synthesis on many machines."""
     from recipes.launching import launch as launching
 
-    launching.main(recipe, overrides or [], launching.Asked(stage, arm, on, tasks), dry_run)
+    asked = launching.Asked(stage, on, arm, seed, nodes, gpus, tasks)
+    launching.main(recipe, overrides or [], asked, dry_run)
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ COMMAND_LINE = ("command line", 1)
 
 
 class LaunchConfig(BaseModel):
-    """How `magpie launch --stage synth` asks a cluster for machines: arguments of datatrove's
-    executors, verbatim."""
+    """How `magpie launch` asks for machines: for a synthesis arguments of datatrove's executors,
+    for trainings options of sbatch and a task of SkyPilot, all verbatim."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -41,6 +41,19 @@ class LaunchConfig(BaseModel):
     ray: dict[str, Any] = {}
     """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs
     ..."""
+    sbatch: dict[str, Any] = {}
+    """Options of sbatch for trainings: partition, account, time, cpus-per-task, mem, gres,
+    exclusive (true) ..."""
+    sky: dict[str, Any] = {}
+    """Fields of a SkyPilot task for trainings: resources (with the kind of GPU), file_mounts or
+    volumes (with the store), setup, workdir ..."""
+    setup: str = ""
+    """Lines of shell that every job runs first (module load ...)."""
+    notice: int = Field(600, ge=1)
+    """Seconds before the end of a Slurm job's time at which its training saves and is queued
+    again."""
+    template: str | None = None
+    """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
 
 
 class Recipe(BaseModel):

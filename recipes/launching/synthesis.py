@@ -108,8 +108,8 @@ def _alone(recipe: Recipe, stage: str) -> bool:
 
 
 def pinned(loaded: Loaded) -> Block:
-    """The recipe as workers read it: overrides applied, and every hub model of the synthesis at the
-    commit that it has now.
+    """The recipe as workers read it: overrides applied, and every hub model of the synthesis and of
+    the trainings at the commit that it has now.
 
     Workers may see another hub cache, and a branch may move on while the chain waits in a queue;
     then each task would fill columns of its own.
@@ -128,6 +128,12 @@ def pinned(loaded: Loaded) -> Block:
 
     data: Block = loaded.recipe.model_dump(mode="json", by_alias=True)
     pin(data["synth"])
+    models = [(data["train"] or {}, "base"), *((arm, "model") for arm in data["arms"].values())]
+    for named, model in models:
+        if named.get(model):
+            found = resolve(named[model], named.get("revision"))
+            if found.revision != UNRESOLVED and not Path(found.path).is_dir():
+                named["revision"] = found.revision
     return data
 
 
