@@ -141,3 +141,10 @@ def test_the_error_names_the_step_and_its_rows_and_the_file_has_all(tmp_path: Pa
     assert "at step 37 (rows row-0, row-1, row-2, row-3, row-4 and 3 more, all in" in said
     written = json.loads((tmp_path / divergence.FILE).read_text())
     assert written == {"step": 37, "why": "its loss is nan", "rows": rows}
+
+
+def test_a_first_step_without_a_token_that_bears_loss_is_not_what_a_training_began_with() -> None:
+    """Its loss is 0, and every later one would be more than twice that."""
+    made = watch(losses=[])
+    assert made.loss(0.0).do == "go"
+    assert [made.loss(5.0 - step / 100).do for step in range(3 * IN_A_ROW)] == ["go"] * 30

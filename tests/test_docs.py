@@ -26,6 +26,7 @@ from tests.test_published import row25
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
+    "launch",
     "data",
     "generation",
     "answers",

@@ -79,11 +79,18 @@ def join(config: TrainConfig, out: Path, log: Log) -> None:
     machines.await_opening(out, log.say)
     text = out / f"trainer-{config.machine_rank}.log"
     env = {**os.environ, **environment(config)}
-    child = Supervised(["env", "-C", str(ROOT), *machines.command_here(config, out)], env, text)
-    try:
-        child.wait()
-    finally:
+    child = Supervised(
+        ["env", "-C", str(ROOT), *machines.command_here(config, out)],
+        env,
+        text,
+        saves=Saves(stopping.listening(out), config.grace),
+    )
+    with stopping.noticing() as signalled:
+        while not child.wait(POLL) and not signalled():
+            pass
         child.stop()
+    if stopping.noted(out) is not None or signalled():
+        raise Stopped("the training was asked to stop; machine 0 says after which step it saved.")
     if child.exit_code != 0:
         raise UserError(
             f"the ranks of machine {config.machine_rank} failed (exit code {child.exit_code}); "
@@ -120,11 +127,13 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     gone, SIGKILL included.
 
     Asked to stop (SIGTERM, SIGUSR1, Ctrl-C), it has the training save first and raises Stopped; a
-    second Ctrl-C ends it at once.
+    second Ctrl-C ends it at once. Stopped is also raised where a rank was killed after a step was
+    saved that was not saved before: there is something to go on from.
     """
     for old in (out / "scratch").glob("error-*.txt"):
         old.unlink()
     stopping.forget(out)
+    begun = _saved(out)
     (out / divergence.FILE).unlink(missing_ok=True)
     text, arguments = out / "trainer.log", machines.command_here(config, out)
     machines.opened(out)
@@ -162,6 +171,10 @@ def _train(config: TrainConfig, out: Path, log: Log) -> None:
     scratch = out / "scratch"
     if checkpoints.is_full(scratch, OSError(reason)):  # then no rank could write down why
         raise checkpoints.no_room(scratch, "what the training writes", reason.rstrip("."))
+    if reason == KILLED and (now := _saved(out)) > begun:
+        raise Stopped(
+            f"{KILLED.rstrip('.')}. It is saved after step {now}; the same command continues it."
+        )
     raise UserError(f"training failed: {reason} The whole log is {text}.")
 
 
@@ -207,6 +220,20 @@ _FALLOUT = re.compile(
 """What ranks say when another has gone."""
 
 
+KILLED = (
+    "a training process was killed (signal 9), most likely for memory: "
+    "use a higher zero_stage, offload, or a smaller batch."
+)
+
+
+def _saved(out: Path) -> int:
+    """The newest step that is saved as a whole; 0 for none."""
+    folders = checkpoints.steps(out / "scratch")
+    return max(
+        (step for step, folder in folders if (folder / checkpoints.MARK).exists()), default=0
+    )
+
+
 def _reason(out: Path, beginning: int, code: int | None) -> str:
     """One sentence on why the trainer ended: what a rank wrote down, else the signal, else the
     first error line of the log. What ranks say of a peer that is gone comes last."""
@@ -216,10 +243,7 @@ def _reason(out: Path, beginning: int, code: int | None) -> str:
         return causes[0]
     text = (out / "trainer.log").read_bytes()[beginning:].decode(errors="replace")
     if re.search(r"exitcode\s*:\s*-9", text) or code == 128 + signal.SIGKILL:
-        return (
-            "a training process was killed (signal 9), most likely for memory: "
-            "use a higher zero_stage, offload, or a smaller batch."
-        )
+        return KILLED
     errors = filter(None, map(_ERROR.match, text.splitlines()))
     lines = [error[1] for error in errors if "ChildFailedError" not in error[0]]
     causes = [*(f"{line}." for line in lines if not _FALLOUT.search(line)), *noted]

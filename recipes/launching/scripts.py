@@ -20,11 +20,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from core.errors import UserError, nearest
+from core.errors import Stopped, UserError, nearest
 from recipes.schema import LaunchConfig, Recipe, with_random
-
-AGAIN = 75
-"""Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL)."""
 
 ATTEMPTS = 50
 """Attempts of a job after which it is not queued again: a time limit shorter than the way to the
@@ -154,7 +151,7 @@ def values(asked: Asked, place: Place, launch: LaunchConfig, group: str) -> dict
         "environment": exported,
         "setup": launch.setup.strip(),
         "magpie": "magpie",
-        "again": AGAIN,
+        "again": Stopped.code,
         "attempts": ATTEMPTS,
         "notice": launch.notice,
     }

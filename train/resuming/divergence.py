@@ -83,6 +83,8 @@ class Watch:
         """Judge one step's loss, before it changes the weights."""
         if not math.isfinite(value):
             return Verdict("stop", f"its loss is {value}")
+        if not value:
+            return GO  # no token of it bears loss
         if self._first is None:
             self._first = value
         self._high = self._high + 1 if value > 2 * self._first else 0

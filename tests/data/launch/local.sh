@@ -1,7 +1,7 @@
 #!/bin/bash
 # small: 4 training(s) one after the other on 1 machine(s) with 0 GPU(s) each, then the evaluation. Written by
-# `magpie launch`. Start it on every machine; all see the store HERE/store:
-#   MACHINE_RANK=0 MAIN_ADDRESS=<address of machine 0> bash LAUNCH/train.sh
+# `magpie launch`. Start it by
+#   bash LAUNCH/train.sh
 # The same command continues where it was ended (exit code 75: it was asked to stop and has saved).
 set -euo pipefail
 
@@ -12,15 +12,15 @@ export PATH=BIN:$PATH
 export WANDB_RUN_GROUP=small-GROUP
 
 if [ "$rank" -eq 0 ]; then
-  python -m recipes.cli run LAUNCH/recipe.yaml --until preferences
+  magpie run LAUNCH/recipe.yaml --until preferences
 fi
 for run in "${runs[@]}"; do
   # A training that fails is left out of the comparison, which says so.
   code=0
-  python -m recipes.cli run LAUNCH/recipe.yaml --only "$run" || code=$?
+  magpie run LAUNCH/recipe.yaml --only "$run" || code=$?
   if [ "$code" -eq 75 ]; then exit "$code"; fi
   if [ "$code" -ne 0 ]; then echo "$run failed with exit code $code" >&2; fi
 done
 if [ "$rank" -eq 0 ]; then
-  python -m recipes.cli run LAUNCH/recipe.yaml --trained
+  magpie run LAUNCH/recipe.yaml --trained
 fi

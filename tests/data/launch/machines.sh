@@ -13,12 +13,12 @@ export PATH=BIN:$PATH
 export WANDB_RUN_GROUP=small-GROUP
 
 if [ "$rank" -eq 0 ]; then
-  python -m recipes.cli run LAUNCH/recipe.yaml --until preferences
+  magpie run LAUNCH/recipe.yaml --until preferences
 fi
 for run in "${runs[@]}"; do
   # The machines go from one training to the next together, so one that fails ends them all.
-  python -m recipes.cli run LAUNCH/recipe.yaml train.machine_rank="$rank" train.main_process_ip="$main" --only "$run"
+  magpie run LAUNCH/recipe.yaml train.machine_rank="$rank" train.main_process_ip="$main" --only "$run"
 done
 if [ "$rank" -eq 0 ]; then
-  python -m recipes.cli run LAUNCH/recipe.yaml --trained
+  magpie run LAUNCH/recipe.yaml --trained
 fi

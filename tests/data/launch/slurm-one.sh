@@ -47,16 +47,16 @@ exec >"LAUNCH/logs/${what//\//-}.$attempt.log" 2>&1
 echo "$what, attempt $attempt, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"
 
 # Slurm tells this shell that the time is nearly over; the run is to save, and then ends by itself.
-python -m recipes.cli run LAUNCH/recipe.yaml "${arguments[@]}" &
+magpie run LAUNCH/recipe.yaml "${arguments[@]}" &
 work=$!
-signalled=
-trap 'signalled=USR1; kill -USR1 "$work" || true' USR1
-trap 'signalled=TERM; kill -TERM "$work" || true' TERM
+signals=0
+trap 'signals=$((signals + 1)); kill -USR1 "$work" || true' USR1
+trap 'signals=$((signals + 1)); kill -TERM "$work" || true' TERM
 while :; do
-  before=$signalled
+  before=$signals
   if wait "$work"; then code=0; else code=$?; fi
   # A signal ends `wait` and not the run.
-  if [ "$signalled" = "$before" ]; then break; fi
+  if [ "$signals" -eq "$before" ]; then break; fi
 done
 
 # 75: saved, run again. 138: ended by USR1 before there was anything to save.
