@@ -12,7 +12,7 @@ export PATH=BIN:$PATH
 export WANDB_RUN_GROUP=small-GROUP
 
 if [ "$rank" -eq 0 ]; then
-  magpie run LAUNCH/recipe.yaml --until preferences
+  magpie run LAUNCH/recipe.yaml --until tokens
 fi
 for run in "${runs[@]}"; do
   # A training that fails is left out of the comparison, which says so.

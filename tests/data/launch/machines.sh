@@ -13,7 +13,7 @@ export PATH=BIN:$PATH
 export WANDB_RUN_GROUP=small-GROUP
 
 if [ "$rank" -eq 0 ]; then
-  magpie run LAUNCH/recipe.yaml --until preferences
+  magpie run LAUNCH/recipe.yaml --until tokens
 fi
 for run in "${runs[@]}"; do
   # The machines go from one training to the next together, so one that fails ends them all.

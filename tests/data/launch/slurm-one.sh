@@ -25,7 +25,7 @@ export WANDB_RUN_GROUP=small-GROUP
 case "${1:-train}" in
   prepare)
     what=prepare
-    arguments=(--until preferences)
+    arguments=(--until tokens)
     ;;
   train)
     what=${runs[$SLURM_ARRAY_TASK_ID]}
