@@ -42,16 +42,13 @@ class LaunchConfig(BaseModel):
     """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs
     ..."""
     sbatch: dict[str, Any] = {}
-    """Options of sbatch for trainings: partition, account, time, cpus-per-task, mem, gres,
-    exclusive (true) ..."""
+    """Options of sbatch for trainings: partition, account, time, cpus-per-task, gres ..."""
     sky: dict[str, Any] = {}
-    """Fields of a SkyPilot task for trainings: resources (with the kind of GPU), file_mounts or
-    volumes (with the store), setup, workdir ..."""
+    """Fields of a SkyPilot task for trainings: resources, file_mounts, volumes, setup ..."""
     setup: str = ""
     """Lines of shell that every job runs first (module load ...)."""
     notice: int = Field(600, ge=1)
-    """Seconds before the end of a Slurm job's time at which its training saves and is queued
-    again."""
+    """Seconds before the end of a Slurm job's time at which it saves and is queued again."""
     template: str | None = None
     """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
 
