@@ -60,6 +60,7 @@ def config(base: Path, **changes: Any) -> TrainConfig:
             "base": str(base),
             "chat_template_path": "chatml",
             "tokens_per_step": 900,
+            "validation": 0.05,
             "trainer": TRAINER,
             **changes,
         }
@@ -108,11 +109,33 @@ def test_two_processes_give_the_losses_of_one_at_the_same_global_batch(
     )
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_loss_on_held_out_rows_is_that_of_one_process_and_falls(
+    runs: dict[tuple[int, int], Any], stage: int
+) -> None:
+    one, two = (read_log(runs[key][0] / "validation.jsonl") for key in ((0, 1), (stage, 2)))
+    epochs = runs[0, 1][1]["steps_per_epoch"]
+    assert [line["step"] for line in one] == [1, *range(epochs, STEPS, epochs), STEPS]
+    assert [line["eval_loss"] for line in two] == pytest.approx(
+        [line["eval_loss"] for line in one], abs=1e-4
+    )
+    assert one[-1]["eval_loss"] < one[0]["eval_loss"] - 0.3
+
+
+def test_packs_that_bear_no_loss_fill_what_two_processes_have_room_for(
+    runs: dict[tuple[int, int], Any],
+) -> None:
+    one, two = (runs[key][1] for key in ((0, 1), (2, 2)))
+    assert one["packs_per_step"] == two["packs_per_step"]
+    assert two["packs"] % two["packs_per_step"] or two["idle_share"] > 0, "some places are filled"
+
+
 def test_the_log_counts_the_tokens_of_all_devices(runs: dict[tuple[int, int], Any]) -> None:
     one, two = (read_log(runs[key][0] / "log.jsonl")[-1] for key in ((0, 1), (2, 2)))
     assert (one["tokens"], one["loss_tokens"]) == (two["tokens"], two["loss_tokens"])
-    assert one["tokens"] == one["num_tokens"], "TRL's own count, while there is no resume"
     ledger = runs[0, 1][1]
+    epochs, rest = divmod(STEPS, ledger["steps_per_epoch"])
+    assert not rest and one["tokens"] == epochs * ledger["trained_tokens"], "and none of fillers"
     assert one["loss_tokens"] / one["tokens"] == pytest.approx(
         ledger["trained_loss_tokens"] / ledger["trained_tokens"], rel=0.05
     )
@@ -129,6 +152,7 @@ def test_progress_reaches_the_watcher_and_scratch_is_gone(runs: dict[tuple[int, 
         "log.jsonl",
         "train.json",
         "trainer.log",
+        "validation.jsonl",
     ]
 
 

@@ -101,6 +101,21 @@ def test_trainings_one_by_one_are_what_a_run_finds(
     assert sorted(trained) == [0, 0, 1, 1]
 
 
+def test_seeds_whose_selection_is_the_same_share_its_tokens(
+    tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
+) -> None:
+    loaded = recipe(tmp_path, llama, server, train__seeds=[0, 1])
+    made = graph.run(loaded, "tokens").results
+    assert trained == []
+    assert {name for name in made if name.startswith("tokens/")} == {
+        "tokens/good",
+        "tokens/random/0",
+        "tokens/random/1",
+    }
+    other = recipe(tmp_path, llama, server, train__seeds=[0, 1], train__trainer__learning_rate=0.5)
+    assert states(other)["tokens/good"] == "reuse"
+
+
 def test_a_training_of_an_arm_that_reads_the_evaluations_prompts_finds_its_selection(
     tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
 ) -> None:

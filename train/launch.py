@@ -22,7 +22,7 @@ from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
 from train.resuming import checkpoints, divergence, stopping
-from train.resuming.record import read_log
+from train.resuming.record import VALIDATION, read_log
 from train.settings.machine import environment, processes
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +66,7 @@ def run(
         "steps": last.get("step"),
         "trained_tokens_total": last.get("tokens"),
         "last_loss": last.get("loss"),
+        "validation_losses": [line["eval_loss"] for line in read_log(out / VALIDATION)],
         "training_seconds": sum(line["seconds"] for line in lines),
         "seconds": time.time() - started,
     }

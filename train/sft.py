@@ -29,7 +29,7 @@ from core.models import load_tokenizer
 from train import chat as chats
 from train.config import Job
 from train.data import tokens as data
-from train.data.feeding import VALIDATION, Epochs, InOrder
+from train.data.feeding import Epochs, InOrder
 from train.data.order import Order
 from train.export import export, padding
 from train.resuming import checkpoints, ranks, record
@@ -78,7 +78,7 @@ def main(out: Path, method: Method) -> None:
     resumed = checkpoints.resumable(scratch, RANK, WORLD, ranks.gather, say)
     if RANK == 0:
         step = checkpoints.step_of(resumed)
-        for log in ("log.jsonl", VALIDATION):
+        for log in ("log.jsonl", record.VALIDATION):
             record.keep_until(out / log, step)
         say(f"resuming from step {step}" if step else "starting from the base model")
     torch.distributed.barrier()
@@ -134,7 +134,7 @@ def fine_tuning(
         callbacks=[Epochs(order, measures=held_out is not None)],
     )
     validation = folder / "validation.arrow" if held_out else None
-    trainer.feed(order, validation, out / VALIDATION)
+    trainer.feed(order, validation, out / record.VALIDATION)
     return trainer
 
 

@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from train.data.order import FILLER_TOKENS, Order
 from train.data.rows import IGNORED
 
-VALIDATION = "validation.jsonl"
 COLUMNS = ["input_ids", "labels", "seq_lengths"]
 
 

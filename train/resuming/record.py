@@ -8,6 +8,9 @@ from typing import Any
 
 from core.files import write_atomic
 
+VALIDATION = "validation.jsonl"
+"""Beside it: the losses on rows that are held out, one line a measurement."""
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The finished lines of log.jsonl, one a logging step (a line that is still being written is

@@ -42,6 +42,19 @@ def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[
     }
 
 
+REPLACED: dict[str, tuple[Any, str]] = {
+    "dataset_kwargs": (None, "rows are tokenised and packed before the training"),
+    "shuffle_dataset": (False, "each epoch has an order of its own, by the seed"),
+    "train_sampling_strategy": ("random", "each epoch has an order of its own, by the seed"),
+    "dataloader_drop_last": (False, "packs that bear no loss fill the last step"),
+    "auto_find_batch_size": (False, "the packs of a step are fixed"),
+    "truncation_mode": ("keep_start", "the beginning of a row is kept"),
+    "eval_packing": (None, "rows that are held out are packed as those that are trained on"),
+}
+"""Arguments of SFTConfig that our tokens and steps stand in for: the one value that says what is
+done, and what that is."""
+
+
 def packed_arguments(config: TrainConfig) -> dict[str, Any]:
     """What SFTConfig is told of rows that are token ids, labels and packs already: to leave them as
     they are, and to keep the documents of a pack apart by their positions."""
@@ -74,13 +87,29 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"{block_of(config)}.trainer.{key} is set by the harness: {instead}.")
     if settings.get("eval_strategy", "no") != "no":
         raise UserError(
-            f"{block_of(config)}.trainer.eval_strategy: training has no evaluation set; held-out "
-            "loss is measured by the eval stage. Remove the key."
+            f"{block_of(config)}.trainer.eval_strategy: training has no evaluation set; the "
+            "loss on held-out rows is train.validation's, that on other texts the eval stage's. "
+            "Remove the key."
         )
     if not isinstance(config, DpoConfig):
+        _check_replaced(settings)
         _check_attention(config, packing=settings["packing"])
     engine.check(config)
     _check_keys(config)
+
+
+def _check_replaced(settings: dict[str, Any]) -> None:
+    """Raise UserError for settings that would be without effect."""
+    for key, (done, what) in REPLACED.items():
+        if settings.get(key, done) != done:
+            raise UserError(
+                f"train.trainer.{key}: {settings[key]} has no effect: {what}. Remove the key."
+            )
+    strategy, known = settings["packing_strategy"], ("bfd_split", "bfd", "wrapped")
+    if settings["packing"] and strategy not in known:
+        raise UserError(
+            f"train.trainer.packing_strategy: there is no '{strategy}'{nearest(strategy, known)}"
+        )
 
 
 def block_of(config: TrainConfig) -> str:
