@@ -185,6 +185,11 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    @property
+    def block(self) -> str:
+        """What a recipe calls the block of this training."""
+        return "train"
+
     def trainer_arguments(self) -> dict[str, Any]:
         """`trainer` over our defaults, as it goes to SFTConfig (without what the launch adds)."""
         return {**DEFAULTS, **self.trainer}
@@ -239,6 +244,11 @@ class DpoConfig(TrainConfig):
                 "pairs_per_step determines trainer.gradient_accumulation_steps; give one of the two"
             )
         return self
+
+    @property
+    def block(self) -> str:
+        """What a recipe calls the block of this training."""
+        return "dpo"
 
     def trainer_arguments(self) -> dict[str, Any]:
         """`trainer` over our defaults, as it goes to DPOConfig (without what the launch adds)."""

@@ -25,7 +25,7 @@ from train.config import Job
 from train.data import pairs
 from train.resuming.guarded import Guarded
 from train.resuming.ranks import GPU
-from train.settings.arguments import sft_arguments
+from train.settings.arguments import agreed, sft_arguments
 from train.sft import Method, lora, run
 
 
@@ -42,7 +42,8 @@ def alignment(
 ) -> PairsTrainer:
     """TRL's DPOTrainer for this job."""
     # DPOConfig comes before the model, as SFTConfig does.
-    args = DPOConfig(**sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU))
+    given = sft_arguments(job, out, ledger["gradient_accumulation_steps"], gpu=GPU)
+    args = agreed(DPOConfig(**given))
     return PairsTrainer(
         model=job.base,
         args=args,

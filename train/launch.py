@@ -23,7 +23,7 @@ from train.data import pairs
 from train.data import tokens as data
 from train.resuming import checkpoints, divergence, stopping
 from train.resuming.record import VALIDATION, read_log
-from train.settings.machine import environment, processes
+from train.settings.machine import environment, processes, ready
 
 ROOT = Path(__file__).parent.parent
 GIVEN = {"tokens": "tokens.arrow", "selection": "selection.parquet", "pairs": "train.parquet"}
@@ -103,6 +103,7 @@ def _prepare(job: Job, out: Path, log: Log) -> None:
     """Tokenise, and say what came of it."""
     config = job.config
     (out / "scratch").mkdir(parents=True, exist_ok=True)
+    ready(config, log.say)
     prepare = pairs.prepare if isinstance(config, DpoConfig) else data.prepare
     log.say(_told(prepare(job, out, processes=processes(config))))
 

@@ -10,6 +10,7 @@ writes train.json, starts this under Accelerate and cleans up.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ from train.export import export, padding
 from train.resuming import checkpoints, ranks, record
 from train.resuming.guarded import Guarded, Guards
 from train.resuming.ranks import GPU, RANK, WORLD, say
-from train.settings.arguments import packed_arguments, sft_arguments
+from train.settings import machine
+from train.settings.arguments import agreed, packed_arguments, sft_arguments
 from train.settings.engine import deepspeed_json
 from train.sizes import speed
 
@@ -58,6 +60,8 @@ def main(out: Path, method: Method) -> None:
     scratch = out / "scratch"
     # Kept to the end: one training at a time writes into this folder.
     held = ranks.only_training(scratch, job.config.grace) if RANK == 0 else None
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        machine.check(job.config, Path(job.base))
     # Before SFTConfig: it reads the world size, and fills "auto" values of the DeepSpeed JSON with
     # it.
     ranks.join(job.config)
@@ -121,7 +125,7 @@ def fine_tuning(
     # ZeRO-3 as they load.
     accumulation = ledger["gradient_accumulation_steps"]
     arguments = sft_arguments(job, out, accumulation, gpu=GPU) | packed_arguments(job.config)
-    args = SFTConfig(**arguments)
+    args = agreed(SFTConfig(**arguments))
     folder, held_out = data.folder_of(job, out), ledger.get("validation")
     seed = job.seed if args.data_seed is None else args.data_seed
     order = Order(data.steps_of(job.config, ledger, WORLD), seed)

@@ -10,7 +10,8 @@ from typing import Any
 
 from core.errors import UserError, nearest
 from core.files import write_atomic
-from core.store import digest
+from core.serving.devices import gpus
+from core.store import content_of_files, digest
 from recipes.schema import Recipe, Source
 from recipes.stages import preferences
 from recipes.stages.preferences import Named
@@ -34,6 +35,10 @@ OURS = (
     "return_token_ids",
 )
 """What the harness says in a request itself, or what would make answers that nobody reads."""
+
+
+JUDGES = ("trl", "transformers", "accelerate", "deepspeed", "peft")
+"""Packages that judge a `train:` block."""
 
 
 def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
@@ -74,18 +79,23 @@ def queries(recipe: Recipe, arms: Arms, prompts: Path | None) -> None:
 
 
 def trainer(config: TrainConfig, source: Source, root: Path) -> None:
-    """Let TRL judge the `train:` block, or the `dpo:` block. Importing it takes seconds, so a block
-    that this TRL accepted once is not asked about again (remembered below the store's `root`)."""
-    accepted = root / "checked" / digest([config, version("trl")])[:16]
-    if accepted.exists():
-        return
-    from train.settings.arguments import block_of, check
+    """Let TRL and DeepSpeed judge the `train:` or `dpo:` block. Importing them takes seconds, so a
+    block that these versions accepted once, with the files that it names, is not asked about again
+    (remembered below the store's `root`). What this machine lacks is looked for each time."""
+    from train.settings import arguments, machine
 
+    files = [config.deepspeed, config.chat_template_path, config.inference_template]
+    contents = [content_of_files(each) if isinstance(each, str) else None for each in files]
+    judged = [config, contents, bool(gpus()), [version(package) for package in JUDGES]]
+    accepted = root / "checked" / digest(judged)[:16]
     try:
-        check(config)
+        if not accepted.exists():
+            arguments.check(config)
+            write_atomic(accepted, "")
+        if config.num_machines == 1:  # several are not this one
+            machine.check(config)
     except UserError as error:
-        raise UserError(f"{source.at((block_of(config), 'trainer'))}: {error}") from error
-    write_atomic(accepted, "")
+        raise UserError(f"{source.at((config.block, 'trainer'))}: {error}") from error
 
 
 def sampling(synth: SynthConfig) -> None:

@@ -4,7 +4,6 @@ check of both before anything runs."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from core.errors import UserError, first_line, nearest
 from core.serving.devices import gpus
 from train import chat
 from train.config import OWNED, DpoConfig, Job, TrainConfig
-from train.settings import engine
+from train.settings import contradictions, engine, machine
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention implementations that read position ids and so keep packed documents from attending to
@@ -26,18 +25,14 @@ def sft_arguments(job: Job, out: Path, accumulation: int, *, gpu: bool) -> dict[
     """Keyword arguments of trl.SFTConfig for this job: `trainer:` over our defaults, and what only
     the launch knows."""
     config = job.config
-    settings = config.trainer_arguments()
-    if not gpu and "fp16" not in settings:
-        # On the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M).
-        settings.setdefault("bf16", False)
     revision = {"revision": config.revision} if config.revision else {}
     return {
-        **settings,
+        **sft_settings(config, gpu=gpu),
         "output_dir": str(out / "scratch"),
         "seed": job.seed,
         "deepspeed": str(out / "scratch" / "deepspeed.json"),
         "gradient_accumulation_steps": accumulation,
-        "model_init_kwargs": {**revision, **config.model_init},
+        "model_init_kwargs": {**revision, **machine.model_init(config, gpu=gpu)},
         "use_cpu": not gpu,
     }
 
@@ -69,13 +64,37 @@ def packed_arguments(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def check(config: TrainConfig) -> None:
-    """Refuse what would fail only when training starts. Imports TRL (about ten seconds on two
-    cores), so call it when a training must run.
+def agreed(arguments: Any) -> Any:
+    """The trainer's arguments, made with DeepSpeed's configuration on the machine that trains.
+    Raises UserError where the two differ, before any weight is loaded."""
+    differ = arguments.hf_deepspeed_config.mismatches
+    if differ:
+        raise UserError(f"deepspeed: {engine.mismatch(ValueError(chr(10).join(differ)))}")
+    return arguments
 
-    Raises UserError for an unknown or owned `trainer:` key, a value that SFTConfig refuses, an
-    unknown `lora:` key, a DeepSpeed file that is not JSON or cannot export, a missing template, and
-    attention that would mix packed documents.
+
+def sft_settings(config: TrainConfig, *, gpu: bool) -> dict[str, Any]:
+    """`trainer:` over our defaults, those of the kind of machine among them."""
+    settings = config.trainer_arguments()
+    if gpu:
+        # The next batches are made while a step runs.
+        workers = settings.setdefault("dataloader_num_workers", 2)
+        settings.setdefault("dataloader_persistent_workers", workers > 0)
+    elif "fp16" not in settings:
+        # On the CPU fp32 is the faster one (262 against 157 tokens/s for SmolLM2-135M).
+        settings.setdefault("bf16", config.model_init.get("dtype") == "bfloat16")
+    return settings
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse what would fail, or have no effect, only when training starts, on whatever machine.
+    Imports TRL and DeepSpeed (about fifteen seconds on two cores), so call it when a training must
+    run.
+
+    Raises UserError for an unknown or owned `trainer:` key, a value that the trainer's arguments
+    refuse, an unknown `lora:` key, settings that contradict each other, a DeepSpeed configuration
+    that is not JSON, cannot export or says something else, a missing template, and attention that
+    would mix packed documents. What depends on the machine is `machine.check`'s.
     """
     if config.chat_template_path is not None:
         chat.read(config.chat_template_path, training=True)
@@ -84,18 +103,21 @@ def check(config: TrainConfig) -> None:
     settings = config.trainer_arguments()
     for key, instead in OWNED.items():
         if key in settings:
-            raise UserError(f"{block_of(config)}.trainer.{key} is set by the harness: {instead}.")
+            raise UserError(f"{config.block}.trainer.{key} is set by the harness: {instead}.")
     if settings.get("eval_strategy", "no") != "no":
         raise UserError(
-            f"{block_of(config)}.trainer.eval_strategy: training has no evaluation set; the "
+            f"{config.block}.trainer.eval_strategy: training has no evaluation set; the "
             "loss on held-out rows is train.validation's, that on other texts the eval stage's. "
             "Remove the key."
         )
     if not isinstance(config, DpoConfig):
         _check_replaced(settings)
+    contradictions.check(config)
+    if not isinstance(config, DpoConfig):
         _check_attention(config, packing=settings["packing"])
     engine.check(config)
-    _check_keys(config)
+    _check_lora(config, config.lora or {})
+    _check_trainer(config, settings)
 
 
 def _check_replaced(settings: dict[str, Any]) -> None:
@@ -112,62 +134,75 @@ def _check_replaced(settings: dict[str, Any]) -> None:
         )
 
 
-def block_of(config: TrainConfig) -> str:
-    """What a recipe calls the block of this training."""
-    return "dpo" if isinstance(config, DpoConfig) else "train"
-
-
 def _check_attention(config: TrainConfig, *, packing: bool) -> None:
-    """Raise UserError where packed documents would not stay apart, or attention lacks a package."""
+    """Raise UserError where packed documents would not stay apart."""
     if packing and config.max_length is None:
         raise UserError(
-            "train.trainer.max_length is null, but packing needs a length to pack to; "
+            f"{config.block}.trainer.max_length is null, but packing needs a length to pack to; "
             "give one, or set packing: false."
         )
     attention = str(config.model_init.get("attn_implementation", "sdpa"))
     apart = attention in KEEPS_DOCUMENTS_APART or "flash-attn" in attention
     if packing and not apart:
         raise UserError(
-            f"train.model_init.attn_implementation '{attention}' is not known to keep packed "
-            f"documents apart; use one of {', '.join(KEEPS_DOCUMENTS_APART)}, "
+            f"{config.block}.model_init.attn_implementation '{attention}' is not known to keep "
+            f"packed documents apart; use one of {', '.join(KEEPS_DOCUMENTS_APART)}, "
             "or set trainer.packing: false."
         )
-    kernels = ("flash_attn", "flash_attn_interface", "kernels")
-    here = any(map(importlib.util.find_spec, kernels))
-    if attention.startswith("flash_attention") and gpus() and not here:
-        raise UserError(
-            f"train.model_init.attn_implementation '{attention}' needs the package "
-            "flash-attn or kernels; install one, or use sdpa."
-        )
 
 
-def _check_keys(config: TrainConfig) -> None:
-    """Raise UserError for a key or a value that SFTConfig (DPOConfig) or LoraConfig refuses."""
-    import trl
+def _check_lora(config: TrainConfig, lora: dict[str, Any]) -> None:
+    """Raise UserError for a key or a value that LoraConfig refuses."""
     from peft import LoraConfig
 
-    settings, lora, block = config.trainer_arguments(), config.lora or {}, block_of(config)
-    name = "DPOConfig" if block == "dpo" else "SFTConfig"
-    theirs = getattr(trl, name)
-    arguments = {field.name for field in dataclasses.fields(theirs)}
-    for key in settings:
-        if key not in arguments:
-            hint = nearest(key, arguments - OWNED.keys())
-            raise UserError(f"{block}.trainer: {name} has no argument '{key}'{hint}")
-    arguments = set(inspect.signature(LoraConfig).parameters)
+    known = set(inspect.signature(LoraConfig).parameters)
     for key in lora:
-        if key not in arguments:
-            hint = nearest(key, arguments)
-            raise UserError(f"{block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
+        if key not in known:
+            hint = nearest(key, known)
+            raise UserError(f"{config.block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
     try:
         LoraConfig(**lora)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{block}.lora is refused by peft: {first_line(error)}") from error
+        raise UserError(f"{config.block}.lora is refused by peft: {first_line(error)}") from error
+
+
+def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
+    """Raise UserError for a key or a value that the trainer's arguments refuse, and where they and
+    DeepSpeed's configuration differ."""
+    from trl import DPOConfig, SFTConfig
+
+    kind = DPOConfig if isinstance(config, DpoConfig) else SFTConfig
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in settings:
+        if key not in known:
+            hint = nearest(key, known - OWNED.keys())
+            raise UserError(
+                f"{config.block}.trainer: {kind.__name__} has no argument '{key}'{hint}"
+            )
     # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
     # are judged where they run.
-    formats = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
+    neutral = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            theirs(**{**settings, **formats, "output_dir": folder})
+            arguments = kind(**{**settings, **neutral, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"{block}.trainer is refused by {name}: {first_line(error)}") from error
+            raise UserError(
+                f"{config.block}.trainer is refused by {kind.__name__}: {first_line(error)}"
+            ) from error
+    _check_engine(config, arguments)
+
+
+def _check_engine(config: TrainConfig, arguments: Any) -> None:
+    """Raise UserError where DeepSpeed's configuration and the trainer's `arguments` differ in every
+    number format that this recipe may train in."""
+    refused: UserError | None = None
+    for gpu in (True,) if gpus() else (True, False):
+        settings = sft_settings(config, gpu=gpu)
+        arguments.fp16 = bool(settings.get("fp16"))
+        arguments.bf16 = bool(settings.get("bf16", not arguments.fp16))
+        try:
+            return engine.agree(config, arguments, processes=machine.processes(config))
+        except UserError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
