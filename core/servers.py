@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.sending.client import Client
-from core.serving.vllm_server import Seeds, VllmServer, make_servers
+from core.serving.vllm_server import Seeds, VllmServer, make_servers, on_all_gpus
 from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Servers:
     def serve(self, spec: ServerSpec, account: Account | None = None) -> Endpoint:
         """The endpoint of a model. Nothing starts yet: the first request starts its servers and
         ends those of another model. `account`: with what a hosted model's answers are bought."""
-        return Endpoint(self, spec, account)
+        return Endpoint(self, on_all_gpus(spec), account)
 
     def release(self) -> None:
         """End our own servers (training needs their memory); a later request starts them again."""

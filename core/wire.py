@@ -27,9 +27,9 @@ class ServerSpec(BaseModel):
     """OpenAI-compatible servers to use, each up to but without /v1; no server is started then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key for `urls`."""
-    replicas: int = Field(1, ge=1)
+    replicas: int | None = Field(None, ge=1)
     """vLLM servers to start, each on its own GPUs (tensor x pipeline x data parallel size of
-    them)."""
+    them). None: as many as the GPUs of the machine hold, one without GPUs."""
     max_in_flight: int = Field(128, ge=1)
     """Requests in flight at each server that is started, so `replicas` times as many in all; over
     all `urls` together."""
@@ -54,7 +54,7 @@ class ServerSpec(BaseModel):
     @property
     def in_flight(self) -> int:
         """Requests in flight over all servers."""
-        return self.max_in_flight if self.urls else self.max_in_flight * self.replicas
+        return self.max_in_flight if self.urls else self.max_in_flight * (self.replicas or 1)
 
     @property
     def request_model(self) -> str:

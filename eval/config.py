@@ -276,8 +276,9 @@ class TasksConfig(Block):
     (the small set shipped here), `open-llm-leaderboard-v1` or `mmlu-redux`; or a mapping with
     `task` or `group` (a name) and what it overrides, verbatim: {task: hellaswag, num_fewshot: 10},
     {group: mmlu, num_fewshot: 5}."""
-    backend: str = "hf"
-    """lm-eval's model type: hf, local-completions, vllm …"""
+    backend: str | None = None
+    """lm-eval's model type: hf, local-completions, vllm … None: vllm with a replica a GPU where
+    there are GPUs and `model_args` says nothing that would be hf's, else hf."""
     model_args: Settings = {}
     """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
     evaluate: Settings = {}

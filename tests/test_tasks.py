@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -206,3 +207,20 @@ def test_what_lm_eval_says_when_it_fails_is_one_sentence(tmp_path: Path) -> None
         lm_eval_tasks.run(
             TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log()
         )
+
+
+@pytest.mark.parametrize(
+    ("visible", "settings", "backend"),
+    [
+        ("0,1,2,3", {}, ("vllm", {"dtype": "auto", "data_parallel_size": 4})),
+        ("0,1,2,3", {"backend": "hf"}, ("hf", {})),
+        ("0,1,2,3", {"model_args": {"dtype": "float32"}}, ("hf", {"dtype": "float32"})),
+        ("", {}, ("hf", {})),
+    ],
+)
+def test_lm_eval_uses_every_gpu_unless_the_recipe_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, visible: str, settings: dict[str, Any], backend: Any
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(lm_eval_tasks, "_installed", lambda package: True)
+    assert lm_eval_tasks.backend_of(TasksConfig(**settings)) == backend

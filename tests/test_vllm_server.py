@@ -107,6 +107,20 @@ def test_replicas_get_gpus_of_their_own(tmp_path: Path) -> None:
         vllm_server.make_servers(too_many, lambda r: tmp_path / str(r))
 
 
+@pytest.mark.parametrize(("size", "replicas"), [(1, 8), (4, 2), (3, 2), (16, 1)])
+def test_as_many_replicas_start_as_the_gpus_hold(size: int, replicas: int) -> None:
+    visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    silent = ServerSpec(model="m", args={"tensor_parallel_size": size}, env=visible)
+    assert vllm_server.on_all_gpus(silent).replicas == replicas
+    said = silent.model_copy(update={"replicas": 1})
+    assert vllm_server.on_all_gpus(said).replicas == 1
+
+
+def test_one_replica_starts_without_gpus() -> None:
+    on_cpu = ServerSpec(model="m", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert vllm_server.on_all_gpus(on_cpu).replicas == 1
+
+
 def test_replicas_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert vllm_server.cpu_shares(1, 1) == ["0,1,2,3"]

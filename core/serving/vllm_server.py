@@ -327,6 +327,21 @@ def cpu_shares(replicas: int, ranks: int) -> list[str | None]:
     return [",".join(cpus[start:end]) for start, end in pairwise(bounds)]
 
 
+def on_all_gpus(spec: ServerSpec) -> ServerSpec:
+    """The same with a number of replicas: the spec's own, else as many as this machine's GPUs hold,
+    one without GPUs or where one needs more of them than there are."""
+    if spec.replicas is not None or spec.urls:
+        return spec
+    fit = len(gpus(spec.env)) // _ranks(spec)
+    return spec.model_copy(update={"replicas": max(1, fit)})
+
+
+def _ranks(spec: ServerSpec) -> int:
+    """GPUs of one replica: tensor x pipeline x data parallel size."""
+    kinds = ("tensor", "pipeline", "data")
+    return math.prod(int(spec.args.get(f"{kind}_parallel_size") or 1) for kind in kinds)
+
+
 def make_servers(
     spec: ServerSpec, log: Callable[[int], Path], seeds: Seeds | None = None
 ) -> list[VllmServer]:
@@ -336,17 +351,17 @@ def make_servers(
     Raises UserError when there are fewer devices than `replicas` times tensor, pipeline and data
     parallel sizes.
     """
-    kinds = ("tensor", "pipeline", "data")
-    ranks = math.prod(int(spec.args.get(f"{kind}_parallel_size") or 1) for kind in kinds)
+    spec = on_all_gpus(spec)
+    count, ranks = spec.replicas or 1, _ranks(spec)
     devices = gpus(spec.env)
-    replicas = range(spec.replicas)
+    replicas = range(count)
     if not devices:
-        shares = cpu_shares(spec.replicas, ranks)
+        shares = cpu_shares(count, ranks)
         return [VllmServer(spec, log(r), cpus=shares[r], seeds=seeds) for r in replicas]
-    needed = spec.replicas * ranks
+    needed = count * ranks
     if len(devices) < needed:
         raise UserError(
-            f"{spec.replicas} replica(s) of {spec.model} need {needed} GPUs, "
+            f"{count} replica(s) of {spec.model} need {needed} GPUs, "
             f"but this machine shows {len(devices)}; lower `replicas` or the parallel sizes."
         )
     own = [devices[r * ranks : (r + 1) * ranks] for r in replicas]

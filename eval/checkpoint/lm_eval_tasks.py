@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ import polars as pl
 from core import models
 from core.errors import UserError
 from core.files import write_atomic
+from core.serving.devices import gpus
 from core.store import Counts
 from core.tracking import Log
 from eval.config import TasksConfig
@@ -72,13 +74,13 @@ def run(
     if (out / "results.json").exists() and (out / "outcomes.parquet").exists():
         return _counts(out)  # a run killed after the evaluation
     out.mkdir(parents=True, exist_ok=True)
-    model_args = config.model_args
+    backend, model_args = backend_of(config)
     if "pretrained" not in model_args:
         model_args = {"pretrained": models.resolve(model).path, **model_args}
     spec = {
         "out": str(out.resolve()),
         "tasks": expand(config.tasks),
-        "model": config.backend,
+        "model": backend,
         "model_args": model_args,
         "evaluate": config.evaluate,
     }
@@ -248,6 +250,28 @@ def _task(name: str) -> str | dict[str, Any]:
     if "data_files" in kwargs:
         kwargs["data_files"] = _absolute(kwargs["data_files"], path.parent)
     return task
+
+
+def backend_of(config: TasksConfig) -> tuple[str, dict[str, Any]]:
+    """(lm-eval's model type, its arguments): the recipe's own, else what uses every GPU."""
+    own = dict(config.model_args)
+    if config.backend is not None or own or not _installed("vllm"):
+        return config.backend or "hf", own
+    here = len(gpus())
+    if not here:
+        return "hf", own
+    # lm-eval gives each replica to a worker of Ray's.
+    replicas = here if _installed("ray") else 1
+    return "vllm", {"dtype": "auto", "data_parallel_size": replicas}
+
+
+def _installed(distribution: str) -> bool:
+    """Whether a distribution is installed: lm-eval asks for vLLM by it, and the CPU build has
+    another name."""
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def _device(backend: str) -> dict[str, str]:

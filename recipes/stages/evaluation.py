@@ -92,7 +92,9 @@ def _tasks(
         for task in config.tasks
     }
     files = {name: lm_eval_tasks.LISTS.get(name) or content_of_files(name) for name in named}
-    spec = {"tasks": config, "files": files, "VERSION": lm_eval_tasks.VERSION}
+    # Who computes a score is no part of it, unless the recipe says so.
+    named_backend = config.model_copy(update={"backend": config.backend or "hf"})
+    spec = {"tasks": named_backend, "files": files, "VERSION": lm_eval_tasks.VERSION}
     return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
 
 
