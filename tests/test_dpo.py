@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.tracking import Log
 from tests import tiny
 from train import chat as chats
-from train.config import DpoConfig, Job
+from train.config import DEFAULTS, DpoConfig, Job
 from train.data import pairs
 from train.launch import run
 from train.resuming.record import read_log
@@ -159,6 +159,16 @@ def test_a_step_that_the_devices_cannot_fill_is_refused_with_counts_that_can(
 def test_settings_of_fine_tuning_are_refused(given: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="a step of DPO is counted in pairs"):
         config(given[0], tokens_per_step=100)
+
+
+def test_our_defaults_are_those_of_fine_tuning_as_far_as_trl_knows_them_here() -> None:
+    from dataclasses import fields
+
+    from trl import DPOConfig
+
+    known = {field.name for field in fields(DPOConfig)}
+    wanted = {name: value for name, value in DEFAULTS.items() if name in known}
+    assert wanted.items() <= DpoConfig().trainer_arguments().items() and "ddp_timeout" in wanted
 
 
 def by_hand(base: Path, folder: Path, *, steps: int = STEPS) -> tuple[list[float], list[float]]:

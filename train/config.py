@@ -45,13 +45,9 @@ saving every 500 steps loses short runs; two checkpoints so that a complete one 
 next is written)."""
 
 
-DPO_DEFAULTS: dict[str, Any] = {
-    "logging_steps": 1,
-    "save_steps": 0.25,
-    "save_total_limit": 2,
-    "report_to": "none",
-}
-"""The same under `dpo.trainer:`."""
+_OF_SFT = ("packing", "packing_strategy", "assistant_only_loss")
+DPO_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name not in _OF_SFT}
+"""The same under `dpo.trainer:`, without what DPOConfig does not know."""
 
 
 class TrainConfig(BaseModel):
