@@ -33,6 +33,7 @@ from train.data.rows import Ids, Rendering, cut_rows
 
 ROOT = Path(__file__).parents[2]
 PART = 2000  # rows
+WORTH_A_PROCESS = 10_000  # rows; its start takes the time of 3,000 to 4,000
 MOST_PROCESSES = 32  # each has a tokenizer of about 200 MB, and the disk is shared
 POLL = 0.2  # seconds between looks at the processes
 _LIST = pa.list_(pa.int32())
@@ -52,8 +53,8 @@ class Documents:
 
 def processes_for(rows: int) -> int:
     """How many processes tokenise so many rows: all cores that this process may use, as far as each
-    has a part."""
-    return max(1, min(len(os.sched_getaffinity(0)), MOST_PROCESSES, rows // PART))
+    has enough to do."""
+    return max(1, min(len(os.sched_getaffinity(0)), MOST_PROCESSES, rows // WORTH_A_PROCESS))
 
 
 def tokenise(
@@ -164,6 +165,7 @@ def _in_processes(
     for old in folder.glob("error-*.json"):
         old.unlink()
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    env["TRANSFORMERS_VERBOSITY"] = "error"  # they say that they find no torch
     # Numbers are worked out by one thread in each.
     env |= {"POLARS_MAX_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "train.data.parts", str(folder.resolve())]
