@@ -113,6 +113,10 @@ class TrainConfig(BaseModel):
     """Arguments of trl.SFTConfig, verbatim (num_train_epochs, learning_rate, max_length,
     per_device_train_batch_size, …)."""
 
+    checkpointing: str | None = Field(None, pattern=r"^(full|none|every_[1-9]\d*_layers)$")
+    """What the backward pass computes again to save memory: `full` every layer, `every_2_layers`
+    every second one (or third, ...), `none` nothing. None: what `trainer` says, else full."""
+
     lora: dict[str, Any] | None = None
     """Arguments of peft.LoraConfig, verbatim; the adapter is merged on export. None: full
     fine-tuning."""
@@ -154,6 +158,10 @@ class TrainConfig(BaseModel):
                 "tokens_per_step determines trainer.gradient_accumulation_steps; "
                 "give one of the two"
             )
+        if self.checkpointing is not None and "gradient_checkpointing" in self.trainer:
+            raise ValueError(
+                "checkpointing determines trainer.gradient_checkpointing; give one of the two"
+            )
         if self.offload and self.zero_stage < 2:
             raise ValueError(
                 f"offload moves partitioned state, which zero_stage {self.zero_stage} "
@@ -188,7 +196,20 @@ class TrainConfig(BaseModel):
 
     def trainer_arguments(self) -> dict[str, Any]:
         """`trainer` over our defaults, as it goes to SFTConfig (without what the launch adds)."""
-        return {**DEFAULTS, **self.trainer}
+        return {**DEFAULTS, **self.trainer, **self.recomputation()}
+
+    def recomputation(self) -> dict[str, Any]:
+        """What `checkpointing` is among the trainer's arguments; empty where it is not given."""
+        if self.checkpointing is None:
+            return {}
+        if not self.checkpointing.startswith("every_"):
+            return {"gradient_checkpointing": self.checkpointing == "full"}
+        every = {"every_n_layers": int(self.checkpointing.split("_")[1])}
+        own = self.trainer.get("gradient_checkpointing_kwargs") or {}
+        return {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {**own, **every},
+        }
 
     def located(self) -> TrainConfig:
         """As it is, with the paths of files absolute: the processes that train have another working
@@ -249,7 +270,12 @@ class DpoConfig(TrainConfig):
     def trainer_arguments(self) -> dict[str, Any]:
         """`trainer` over our defaults, as it goes to DPOConfig (without what the launch adds)."""
         syncs = bool(self.trainer.get("sync_ref_model"))  # then the reference does not stay
-        return {**DPO_DEFAULTS, "precompute_ref_log_probs": not syncs, **self.trainer}
+        return {
+            **DPO_DEFAULTS,
+            "precompute_ref_log_probs": not syncs,
+            **self.trainer,
+            **self.recomputation(),
+        }
 
 
 class Job(BaseModel):

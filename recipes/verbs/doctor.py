@@ -268,28 +268,31 @@ def _hub(what: str, model: str) -> Check:
 
 
 def _memory(config: TrainConfig) -> Iterator[Check]:
-    """Weights, gradients and optimizer state a device, by ZeRO stage."""
-    from core.models import resolve
+    """What a device holds of the training, on this machine's GPUs, by ZeRO stage; where there is
+    none `magpie memory` says it for others."""
+    from core.serving.devices import gpus
     from train.settings.machine import processes
-    from train.sizes.memory import half_precision, memory
-    from train.sizes.shapes import parameters
+    from train.sizes.fitting import Machine, verdict
+    from train.sizes.memory import GIB, estimate, gpu_memory
+    from train.sizes.shapes import shape_of
 
-    # Adapters and a DeepSpeed file of the user's divide the memory in ways of their own.
-    if config.lora is not None or config.deepspeed is not None:
+    try:
+        shape = shape_of(config.base, config.revision)
+    except UserError as error:
+        yield Check("warn", f"training memory: {error}")
+        return
+    billions = f"{shape.weights / 1e9:.2f} billion weights (shape from {shape.source})"
+    memory = gpu_memory()
+    if not gpus() or memory is None:
+        advice = "`magpie memory` says what GPUs of another machine need"
+        yield Check("ok", f"training memory: {billions}", advice)
         return
     try:
-        folder = Path(resolve(config.base, config.revision).path)
-    except UserError:
+        machine = Machine(processes(config), memory)
+        needs = estimate(config, shape, machine.devices)
+        line = verdict(config, shape, machine)
+    except UserError as error:
+        yield Check("warn", f"training memory: {error}")
         return
-    weights, _ = parameters(folder) if folder.is_dir() else (0, 0)
-    if weights:
-        parts = memory(
-            weights,
-            zero_stage=config.zero_stage,
-            devices=processes(config),
-            bf16=half_precision(config),
-            offload=config.offload,
-        )
-        size = f"about {sum(parts.values()) / 1e9:.1f} GB (weights, gradients, optimizer)"
-        what = f"training memory a device: {size} plus activations, ZeRO-{config.zero_stage}"
-        yield Check("ok", what)
+    what = f"training memory a device: {needs.peak / GIB:.1f} GiB, {billions}"
+    yield _check(line.startswith("fits"), what, line)

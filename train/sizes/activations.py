@@ -184,7 +184,7 @@ def materialise(model: PreTrainedModel) -> None:
                 empty = torch.empty(weight.shape, dtype=weight.dtype)
                 made[id(weight)] = fresh = torch.nn.Parameter(empty, weight.requires_grad)
                 if weight.requires_grad:
-                    fresh.register_post_accumulate_grad_hook(_drop)
+                    fresh.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
             module._parameters[name] = made.get(id(weight))
         for name, buffer in module._buffers.items():
             if buffer is not None:

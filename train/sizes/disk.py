@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
-from core.models import resolve
 from train.config import TrainConfig
-from train.sizes.memory import half_precision
-from train.sizes.shapes import parameters
+from train.settings.engine import deepspeed_json
+from train.sizes.memory import engine_of, half_precision
+from train.sizes.shapes import Shape, linear_maps, shape_of
+
+OVERHEAD = 1.02
+"""Measured checkpoints against the bytes of their tensors: 16.3 and 14.3 bytes a weight where those
+are 16 and 14."""
 
 
-def disk(weights: int, *, bf16: bool, kept: int = 2) -> dict[str, int]:
-    """Bytes on disk: one resumable checkpoint (weights, fp32 copy and moments), and the peak while
-    training, with the bf16 export that stays.
+def adapter_weights(lora: dict[str, Any], shape: Shape) -> int:
+    """Weights of an adapter, by arithmetic: never fewer than there are. `target_modules` that are
+    no list of known names count as every linear map."""
+    maps = linear_maps(shape.config)
+    wanted = lora.get("target_modules", ["q_proj", "v_proj"])
+    named = isinstance(wanted, (list, tuple)) and set(wanted) <= maps.keys()
+    chosen = [maps[name] for name in wanted] if named else list(maps.values())
+    rank = int(lora.get("r", 8))
+    whole = len(lora.get("modules_to_save") or ()) * shape.hidden * int(shape.config["vocab_size"])
+    return shape.layers * rank * sum(inputs + outputs for inputs, outputs in chosen) + whole
 
-    `kept` is save_total_limit; one more exists while a checkpoint is written. Everything but the
-    export is deleted after the export.
-    """
-    checkpoint = weights * (2 + 12 if bf16 else 4 + 8)
-    return {"checkpoint": checkpoint, "peak": checkpoint * (kept + 1) + weights * 2}
+
+def checkpoint(trained: int, *, stage: int, half: bool) -> int:
+    """Bytes of one resumable checkpoint of so many trained weights: fp32 copies and two moments,
+    DeepSpeed's weights, and below stage 3 the same weights for transformers once more."""
+    small = 2 if half else 4
+    copies = 1 if stage == 3 else 2
+    return round(trained * (12 + small * copies) * OVERHEAD)
+
+
+def disk(config: TrainConfig, shape: Shape, *, half: bool) -> dict[str, int]:
+    """Bytes on disk: one resumable checkpoint, and the peak while training: what save_total_limit
+    keeps, one more while it is written, and the weights as they are gathered and as they are
+    exported. Everything but the export is deleted after the export."""
+    adapter = config.lora
+    trained = shape.weights if adapter is None else adapter_weights(adapter, shape)
+    stage = engine_of(config, shape.hidden).stage
+    one = checkpoint(trained, stage=stage, half=half)
+    kept = int(config.trainer_arguments()["save_total_limit"] or 4)
+    gathered = trained * (2 if half else 4)
+    exported = shape.weights * (4 if config.export_dtype == "float32" else 2)
+    return {"checkpoint": one, "peak": one * (kept + 1) + gathered + exported}
 
 
 def peak_disk(config: TrainConfig | None) -> int | None:
-    """Bytes that training one arm needs at its peak (checkpoints with optimizer state, then the
-    export), or None where the base is not on disk."""
+    """Bytes that training one arm needs at its peak, or None where nothing knows the base."""
     if config is None:
         return None
     try:
-        folder = Path(resolve(config.base, config.revision).path)
+        shape = shape_of(config.base, config.revision)
+        deepspeed_json(config)
     except UserError:
         return None
-    weights, _ = parameters(folder)
-    kept = int(config.trainer_arguments()["save_total_limit"])
-    return disk(weights, bf16=half_precision(config), kept=kept)["peak"] if weights else None
+    return disk(config, shape, half=half_precision(config))["peak"]
