@@ -36,6 +36,12 @@ RecipeFile = Annotated[
 Overrides = Annotated[
     list[str] | None, Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")
 ]
+Gpus = Annotated[
+    int | None, Option(min=1, help="GPUs over all machines; default: as the recipe states.")
+]
+GpuMemory = Annotated[
+    float | None, Option(min=1, help="GiB of each GPU; default: as the recipe states.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
 
 
@@ -89,6 +95,22 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fals
 
     loaded = _load(recipe, overrides)
     terminal.show_plan(loaded, graph.plan(loaded), as_json=as_json)
+
+
+@app.command()
+def memory(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each GPU holds while the recipe trains (every ZeRO stage, recomputation, adapters),
+    whether it fits, and the smallest change that would. Exits with 1 where it does not."""
+    from recipes.verbs import memory as of_training
+
+    asked = _load(recipe, overrides).recipe
+    raise Exit(of_training.main(asked, gpus, gpu_memory, as_json=as_json))
 
 
 @app.command()

@@ -53,6 +53,21 @@ class LaunchConfig(BaseModel):
     """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
 
 
+class Expected(BaseModel):
+    """What a recipe states of a training before its rows are there; part of no key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rows: int | None = Field(None, ge=1)
+    """Rows that an arm trains on."""
+    tokens: int | None = Field(None, ge=1)
+    """Their tokens under the training template, once over all rows."""
+    gpus: int | None = Field(None, ge=1)
+    """GPUs that the recipe is written for, over all machines."""
+    gpu_memory: float | None = Field(None, gt=0)
+    """Memory of each, in GiB."""
+
+
 class Recipe(BaseModel):
     """What a user asks for: a teacher, arms, a training, an evaluation."""
 
@@ -84,6 +99,9 @@ class Recipe(BaseModel):
     """Experiment tracking; W&B writes offline where there is no API key."""
     project: str = "magpie"
     """W&B project."""
+    expected: Expected | None = None
+    """Rows, tokens and GPUs as the recipe states them, for `magpie plan` and `magpie memory` before
+    they are there."""
     launch: LaunchConfig = LaunchConfig()
     """What a task of the synthesis gets on a cluster; part of no key."""
 

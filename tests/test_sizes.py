@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from train.sizes import speed
-from train.sizes.disk import disk
-from train.sizes.memory import memory
 from train.sizes.shapes import parameters
 
 
@@ -46,18 +44,6 @@ def test_a_devices_peak_is_that_of_its_whole_name(device: str, teraflops: float)
 @pytest.mark.parametrize("device", ["Tesla T4", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA A1000"])
 def test_a_device_that_is_not_known_has_no_peak(device: str) -> None:
     assert speed.peak_flops(device) is None
-
-
-def test_memory_follows_the_zero_stages() -> None:
-    def total(stage: int) -> int:
-        return sum(memory(1_000, zero_stage=stage, devices=10, bf16=True).values())
-
-    # ZeRO paper, figure 1: 16 bytes a weight, then 4 + 12/N, 2 + 14/N, 16/N.
-    assert [total(stage) for stage in range(4)] == [16_000, 5_200, 3_400, 1_600]
-
-
-def test_a_resumable_8b_checkpoint_takes_about_110_gb() -> None:
-    assert disk(8_030_000_000, bf16=True)["checkpoint"] / 1e9 == pytest.approx(112, abs=1)
 
 
 def test_weights_are_counted_from_the_headers(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ as its kernels on a GPU do. A trace takes about a second and is remembered by sh
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -119,9 +120,11 @@ def trace(config: Any, one: Pass) -> Traced:
     _stand_in()
     attention = STANDING_IN if "flash" in one.attention else one.attention
     model = built(config, one, attention)
-    with FakeTensorMode(), in_place_head():
+    head = in_place_head() if one.half else nullcontext()  # fp32: the CPU, which has no kernels
+    with FakeTensorMode(), head, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own tracker
         materialise(model)
-        inputs = _inputs(one, masked=one.packed and attention != STANDING_IN)
+        inputs = inputs_of(one, masked=one.packed and attention != STANDING_IN)
         count = torch.tensor(one.tokens)
         tracker = MemTracker()
         # It would hook the gradient of frozen weights too, which torch refuses.
@@ -195,7 +198,7 @@ def _drop(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def _inputs(one: Pass, *, masked: bool) -> dict[str, Any]:
+def inputs_of(one: Pass, *, masked: bool) -> dict[str, Any]:
     """Token ids, labels and positions as the collator gives them: one long row where rows are
     packed, with a mask that keeps its documents apart unless the attention reads positions."""
     import torch

@@ -63,24 +63,10 @@ def changed(config: TrainConfig, change: Change) -> TrainConfig:
 def remedies(config: TrainConfig) -> Iterator[Change]:
     """Changes from the one that costs least to the one that costs most: none alters what is
     learned until adapters do, and shorter rows."""
-    settings = config.trainer_arguments()
-    steps: list[Change] = []
-    if not settings.get("gradient_checkpointing", True):
-        own = "gradient_checkpointing" in config.trainer
-        steps.append({"trainer.gradient_checkpointing": True} if own else {"checkpointing": "full"})
-    elif (config.checkpointing or "full") != "full":
-        steps.append({"checkpointing": "full"})
-    if int(settings.get("per_device_train_batch_size", 8)) > 1:
-        steps.append({"trainer.per_device_train_batch_size": 1})
-    if config.deepspeed is None:
-        steps += [{"zero_stage": stage} for stage in (1, 2, 3) if stage > config.zero_stage]
-        if not config.offload:
-            steps.append({"zero_stage": max(2, config.zero_stage), "offload": True})
-            if config.zero_stage < 3:
-                steps.append({"zero_stage": 3, "offload": True})
+    steps = [*_recomputing(config), *_partitioning(config)]
     yield from steps
     gathered: Change = {}
-    for step in steps:  # those that only move or recompute, together
+    for step in steps:  # together
         gathered |= step
         yield dict(gathered)
     rest = {key: value for key, value in gathered.items() if key not in ("zero_stage", "offload")}
@@ -94,6 +80,29 @@ def remedies(config: TrainConfig) -> Iterator[Change]:
         length //= 2
         yield {**rest, "trainer.max_length": length}
         yield {**gathered, "trainer.max_length": length}
+
+
+def _recomputing(config: TrainConfig) -> Iterator[Change]:
+    """Recompute every layer, then one sequence at a time."""
+    settings = config.trainer_arguments()
+    if not settings.get("gradient_checkpointing", True):
+        own = "gradient_checkpointing" in config.trainer
+        yield {"trainer.gradient_checkpointing": True} if own else {"checkpointing": "full"}
+    elif (config.checkpointing or "full") != "full":
+        yield {"checkpointing": "full"}
+    if int(settings.get("per_device_train_batch_size", 8)) > 1:
+        yield {"trainer.per_device_train_batch_size": 1}
+
+
+def _partitioning(config: TrainConfig) -> Iterator[Change]:
+    """Higher stages, then state in CPU memory; none where the DeepSpeed file is the user's."""
+    if config.deepspeed is not None:
+        return
+    for stage in range(config.zero_stage + 1, 4):
+        yield {"zero_stage": stage}
+    for stage in range(max(2, config.zero_stage), 4):
+        if not (config.offload and stage == config.zero_stage):
+            yield {"zero_stage": stage, "offload": True}
 
 
 def remedy(config: TrainConfig, shape: Shape, machine: Machine) -> tuple[Change, Estimate] | None:
