@@ -87,14 +87,24 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    gpu: Annotated[str, Option(help="Device that hours are worked out for.")] = "H100",
+    mfu: Annotated[float, Option(min=0.01, max=1, help="Share of its peak that is reached.")] = 0.4,
+    as_json: AsJson = False,
+) -> None:
     """Show for every stage whether it is reused or must run, the cells still missing, and the field
-    that caused it."""
+    that caused it; then steps, memory, disk and hours of every training."""
     from recipes.stages import graph
     from recipes.verbs import terminal
+    from recipes.verbs.trainings import Hardware
 
     loaded = _load(recipe, overrides)
-    terminal.show_plan(loaded, graph.plan(loaded), as_json=as_json)
+    hardware = Hardware(gpus, gpu_memory, gpu, mfu)
+    terminal.show_plan(loaded, graph.plan(loaded), hardware, as_json=as_json)
 
 
 @app.command()

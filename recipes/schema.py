@@ -53,8 +53,8 @@ class LaunchConfig(BaseModel):
     """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
 
 
-class Expected(BaseModel):
-    """What a recipe states of a training before its rows are there; part of no key."""
+class ExpectedRows(BaseModel):
+    """Rows of an arm and their tokens, as a recipe states them before they are there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -62,6 +62,13 @@ class Expected(BaseModel):
     """Rows that an arm trains on."""
     tokens: int | None = Field(None, ge=1)
     """Their tokens under the training template, once over all rows."""
+
+
+class Expected(ExpectedRows):
+    """What a recipe states of its trainings before their rows are there; part of no key."""
+
+    arms: dict[str, ExpectedRows] = {}
+    """The same of single arms, where they differ."""
     gpus: int | None = Field(None, ge=1)
     """GPUs that the recipe is written for, over all machines."""
     gpu_memory: float | None = Field(None, gt=0)

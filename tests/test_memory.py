@@ -354,7 +354,7 @@ def test_every_second_layer_is_recomputed_by_the_real_trainer(tmp_path: Path) ->
         model=LlamaForCausalLM(small),
         args=SFTConfig(**arguments),
         train_dataset=Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [[1, 2, 3]] * 8}),
-        processing_class=tiny.tokenizer(tmp_path / "tokenizer"),
+        processing_class=tiny.tokenizer(),
     )
     trainer.train()
     layers = trainer.model.model.layers

@@ -13,6 +13,7 @@ from train.sizes.disk import peak_disk
 if TYPE_CHECKING:
     from recipes.schema import Loaded
     from recipes.stages.graph import Outcome
+    from recipes.verbs.trainings import Hardware
 
 
 def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
@@ -34,19 +35,30 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     console.print(drawn)
 
 
-def show_plan(loaded: Loaded, outcome: Outcome, *, as_json: bool) -> None:
-    """One line a stage: reuse, run or waits, and the field that caused it."""
+def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: bool) -> None:
+    """One line a stage: reuse, run or waits, and the field that caused it; then what each training
+    needs."""
+    from recipes.verbs.trainings import lines, trainings
+
     peak = peak_disk(loaded.recipe.train)
+    trained = trainings(loaded.recipe, outcome, hardware)
     steps = outcome.steps
     if as_json:
         stages = []
         for step in steps:
             path = str(step.path) if step.path else None
             stages.append({"stage": step.name, "state": step.state, "why": step.why, "path": path})
-        shown = {"recipe": loaded.recipe.name, "steps": stages, "peak_disk_bytes": peak}
+        shown = {
+            "recipe": loaded.recipe.name,
+            "steps": stages,
+            "trainings": trained,
+            "peak_disk_bytes": peak,
+        }
         print(json.dumps(shown, indent=2))
         return
     table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
+    for line in lines(trained, hardware):
+        print(line)
     todo = sum(step.state != "reuse" for step in steps)
     disk = f"; peak disk while one arm trains: about {peak / 1e9:.1f} GB" if peak else ""
     print(f"{todo} of {len(steps)} stages to run{disk}")

@@ -1,0 +1,164 @@
+"""What `magpie plan` says of each training: rows, tokens, packs, steps, memory, disk and hours,
+from what is made or from what the recipe states."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError
+from core.files import read_json
+
+if TYPE_CHECKING:
+    from recipes.schema import Recipe
+    from recipes.stages.graph import Outcome
+    from train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What hours and memory are worked out for: GPUs, GiB of each, the device's name, and the share
+    of its peak that is reached. None: as the recipe states, or this machine's."""
+
+    gpus: int | None = None
+    gpu_memory: float | None = None
+    gpu: str = "H100"
+    mfu: float = 0.4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of an arm and their tokens, once over all of them, and where the figures are from."""
+
+    rows: int | None
+    tokens: int | None
+    said: str
+
+
+def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict[str, Any]]:
+    """One mapping an arm that is trained: its seeds, its work and everything that follows."""
+    if recipe.train is None:
+        return []
+    seeds: dict[str, list[Path | None]] = defaultdict(list)
+    for step in outcome.steps:
+        stage, _, run = step.name.partition("/")
+        if stage == "train" and "/" in run:
+            seeds[run.rpartition("/")[0]].append(step.path)
+    fits = _machine_and_verdict(recipe, recipe.train, hardware)
+    listed = []
+    for arm, paths in seeds.items():
+        work = _work(recipe, arm, paths)
+        said = {"arm": arm, "seeds": len(paths), **asdict(work)}
+        listed.append(said | fits | _steps(recipe, recipe.train, work, len(paths), hardware))
+    return listed
+
+
+def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
+    """Of the ledger of a training that is made or has begun, else as the recipe states it, else the
+    rows that the arm may have at most."""
+    for path in filter(None, paths):
+        for folder in (path, path.with_name(f"{path.name}.partial")):
+            if (folder / "ledger.json").is_file():
+                ledger = read_json(folder / "ledger.json")
+                if {"trained_rows", "trained_tokens"} <= ledger.keys():
+                    return Work(ledger["trained_rows"], ledger["trained_tokens"], "counted")
+    if recipe.expected is not None:
+        stated = recipe.expected.arms.get(arm, recipe.expected)
+        if stated.rows or stated.tokens:
+            return Work(stated.rows, stated.tokens, "stated")
+    budget = recipe.arms[arm].budget if arm in recipe.arms else None
+    return Work(budget.rows if budget else None, budget.tokens if budget else None, "budget")
+
+
+def _machine_and_verdict(recipe: Recipe, config: TrainConfig, hardware: Hardware) -> dict[str, Any]:
+    """Disk of one training and, where GPUs are known, what each of them holds."""
+    from recipes.verbs.memory import machine
+    from train.sizes.disk import disk
+    from train.sizes.fitting import verdict
+    from train.sizes.shapes import shape_of
+
+    try:
+        shape = shape_of(config.base, config.revision)
+    except UserError as error:
+        return {"memory": str(error)}
+    half = bool(config.trainer.get("bf16", True))
+    found: dict[str, Any] = {"disk_bytes": disk(config, shape, half=half)["peak"]}
+    found["weights"] = shape.weights
+    try:
+        where = machine(recipe, hardware.gpus, hardware.gpu_memory)
+    except UserError:  # no GPU is known: nothing is asked of one
+        return found
+    found["gpus"] = where.devices
+    try:
+        return found | {"memory": verdict(config, shape, where)}
+    except UserError as error:
+        return found | {"memory": str(error)}
+
+
+def _steps(
+    recipe: Recipe, config: TrainConfig, work: Work, seeds: int, hardware: Hardware
+) -> dict[str, Any]:
+    """Packs, steps, warm-up and accumulation of one seed, and hours where GPUs are known."""
+    from recipes.verbs.memory import machine
+    from train.settings.machine import processes
+    from train.sizes.schedule import hours, peak_of, schedule
+    from train.sizes.shapes import shape_of
+
+    if not work.rows or not work.tokens:
+        return {}
+    try:
+        devices = machine(recipe, hardware.gpus, hardware.gpu_memory).devices
+    except UserError:
+        return asdict(schedule(config, work.rows, work.tokens, processes(config)))
+    planned = schedule(config, work.rows, work.tokens, devices)
+    found = asdict(planned)
+    try:
+        shape = shape_of(config.base, config.revision)
+    except UserError:
+        return found
+    # lengths that spread as an exponential distribution: half of (2 x mean)
+    context = work.tokens / work.rows
+    spent = hours(config, shape, planned, context, peak_of(hardware.gpu) * hardware.mfu)
+    each = {"hours": spent / devices, "gpu_hours": spent * seeds}
+    return found | each | {"hours_of_all_seeds": spent / devices * seeds, "gpu": hardware.gpu}
+
+
+def lines(listed: list[dict[str, Any]], hardware: Hardware) -> Iterator[str]:
+    """The same for a reader."""
+    for one in listed:
+        seeds = "1 seed" if one["seeds"] == 1 else f"{one['seeds']} seeds"
+        yield f"training {one['arm']} ({seeds})"
+        rows, tokens, said = one["rows"], one["tokens"], one["said"]
+        if rows is None and tokens is None:
+            yield "  rows and tokens are known when its selection is made"
+        else:
+            counted = f"{tokens:,} tokens an epoch" if tokens else "tokens not known yet"
+            yield f"  {rows or 0:,} rows, {counted} ({said})" if rows else f"  {counted} ({said})"
+        if "steps" in one:
+            yield from _of_steps(one)
+        if "memory" in one:
+            yield f"  memory: {one['memory']}"
+        if "disk_bytes" in one:
+            yield f"  disk at the peak of one training: {one['disk_bytes'] / 1e9:,.0f} GB"
+        if "hours" in one:
+            yield (
+                f"  time: {one['hours']:.1f} hours a seed, {one['hours_of_all_seeds']:.1f} for "
+                f"{seeds} ({one['gpu_hours']:.0f} GPU hours) on {one['gpus']} x {one['gpu']} at "
+                f"{hardware.mfu:.0%} of its peak (stated)"
+            )
+
+
+def _of_steps(one: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"  {one['sequences']:,} sequences an epoch, {one['steps_per_epoch']:,} steps an epoch, "
+        f"{one['steps']:,} in all, {one['warmup']:,} of them warm-up"
+    )
+    wasted = one["empty"] / (one["empty"] + one["sequences_per_step"])
+    waste = f", {wasted:.0%} of the work without rows" if one["empty"] else ""
+    yield (
+        f"  {one['tokens_per_step']:,} tokens a step: {one['sequences_per_step']} sequences, "
+        f"{one['accumulation']} passes a device{waste}"
+    )

@@ -1,0 +1,83 @@
+"""Steps and hours of a training before it starts, by the arithmetic that the training itself goes
+by: packs, packs a step, warm-up, FLOPs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.errors import UserError
+from train.config import TrainConfig
+from train.sizes.shapes import Shape
+from train.sizes.speed import PEAK_FLOPS, flops_per_token
+
+FILLED = 0.995
+"""Share of a pack that holds tokens, at least, where whole sets are packed by best fit."""
+MFU = 0.4
+"""Share of a device's dense bf16 peak that hours are worked out from, where nothing else is said:
+what eight GPUs reach at this size (torchtitan: 33 to 39 % of an H100 at 8 x 8192)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sequences (packs, or rows) an epoch, those of one step over all devices and how many of them
+    bear no row, optimizer steps an epoch and in all, those of the warm-up, non-pad tokens a step,
+    and the passes of each device that a step accumulates."""
+
+    sequences: int
+    sequences_per_step: int
+    empty: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    tokens_per_step: int
+    accumulation: int
+
+
+def schedule(config: TrainConfig, rows: int, tokens: int, devices: int) -> Schedule:
+    """What `rows` rows of `tokens` tokens in all make on so many devices."""
+    settings = config.trainer_arguments()
+    sequences = rows
+    if settings.get("packing") and config.max_length:
+        sequences = math.ceil(tokens / (config.max_length * FILLED))
+    batch = int(settings.get("per_device_train_batch_size", 8)) * devices
+    accumulation = int(settings.get("gradient_accumulation_steps", 1))
+    wanted = batch * accumulation
+    if config.tokens_per_step is not None:
+        wanted = max(1, round(config.tokens_per_step / (tokens / sequences)))
+        accumulation = math.ceil(wanted / batch)
+    steps_per_epoch = math.ceil(sequences / wanted)
+    steps = math.ceil(steps_per_epoch * float(settings.get("num_train_epochs", 3)))
+    if int(settings.get("max_steps", -1)) > 0:
+        steps = int(settings["max_steps"])
+    warmup = float(settings.get("warmup_steps", 0) or settings.get("warmup_ratio", 0) or 0)
+    return Schedule(
+        sequences=sequences,
+        sequences_per_step=wanted,
+        empty=batch * accumulation - wanted,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        warmup=math.ceil(warmup * steps) if warmup < 1 else int(warmup),
+        tokens_per_step=round(wanted * tokens / sequences),
+        accumulation=accumulation,
+    )
+
+
+def hours(
+    config: TrainConfig, shape: Shape, planned: Schedule, context: float, peak: float
+) -> float:
+    """Device-hours of a training: `context` is the mean number of tokens that a token attends to,
+    `peak` FLOP/s of a device that are really done."""
+    frozen = config.lora is not None
+    flops = flops_per_token(shape.multiplying, shape.config, context, frozen_base=frozen)
+    tokens = planned.steps * planned.tokens_per_step
+    empty = planned.empty / planned.sequences_per_step  # devices wait for those that have a pack
+    return tokens * (1 + empty) * flops / peak / 3600
+
+
+def peak_of(device: str) -> float:
+    """Dense bf16 peak in FLOP/s of a device by the name that the table has. Raises UserError for
+    another."""
+    if device not in PEAK_FLOPS:
+        raise UserError(f"--gpu {device}: no such device; one of {', '.join(PEAK_FLOPS)}.")
+    return PEAK_FLOPS[device]
