@@ -28,6 +28,7 @@ OF_THE_LAUNCH = {
     "base",
     "revision",
     "deepspeed",
+    "checkpointing",
     "grace",
     "spikes",
     "spike_threshold",

@@ -3,7 +3,7 @@ from what is made or from what the recipe states."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,17 +42,20 @@ def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict
     """One mapping an arm that is trained: its seeds, its work and everything that follows."""
     if recipe.train is None:
         return []
-    seeds: dict[str, list[Path | None]] = defaultdict(list)
+    seeds: dict[str, int] = Counter()
+    found: dict[str, list[Path | None]] = defaultdict(list)
     for step in outcome.steps:
         stage, _, run = step.name.partition("/")
-        if stage == "train" and "/" in run:
-            seeds[run.rpartition("/")[0]].append(step.path)
+        if stage in ("tokens", "train"):
+            arm = run.split("/")[0]
+            seeds[arm] += stage == "train"
+            found[arm].append(step.path)
     fits = _machine_and_verdict(recipe, recipe.train, hardware)
     listed = []
-    for arm, paths in seeds.items():
-        work = _work(recipe, arm, paths)
-        said = {"arm": arm, "seeds": len(paths), **asdict(work)}
-        listed.append(said | fits | _steps(recipe, recipe.train, work, len(paths), hardware))
+    for arm, count in seeds.items():
+        work = _work(recipe, arm, found[arm])
+        said = {"arm": arm, "seeds": count, **asdict(work)}
+        listed.append(said | fits | _steps(recipe, recipe.train, work, count, hardware))
     return listed
 
 
