@@ -99,12 +99,11 @@ def plan(
     """Show for every stage whether it is reused or must run, the cells still missing, and the field
     that caused it; then steps, memory, disk and hours of every training."""
     from recipes.stages import graph
-    from recipes.verbs import terminal
-    from recipes.verbs.trainings import Hardware
+    from recipes.verbs import trainings
 
     loaded = _load(recipe, overrides)
-    hardware = Hardware(gpus, gpu_memory, gpu, mfu)
-    terminal.show_plan(loaded, graph.plan(loaded), hardware, as_json=as_json)
+    hardware = trainings.Hardware(gpus, gpu_memory, gpu, mfu)
+    trainings.show_plan(loaded, graph.plan(loaded), hardware, as_json=as_json)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
+from recipes.expected import Expected
 from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig, Budget, check_alignments, check_mixtures
 from synth.filters.strategies import STRATEGIES
@@ -51,28 +52,6 @@ class LaunchConfig(BaseModel):
     """Seconds before the end of a Slurm job's time at which it saves and is queued again."""
     template: str | None = None
     """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
-
-
-class ExpectedRows(BaseModel):
-    """Rows of an arm and their tokens, as a recipe states them before they are there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    rows: int | None = Field(None, ge=1)
-    """Rows that an arm trains on."""
-    tokens: int | None = Field(None, ge=1)
-    """Their tokens under the training template, once over all rows."""
-
-
-class Expected(ExpectedRows):
-    """What a recipe states of its trainings before their rows are there; part of no key."""
-
-    arms: dict[str, ExpectedRows] = {}
-    """The same of single arms, where they differ."""
-    gpus: int | None = Field(None, ge=1)
-    """GPUs that the recipe is written for, over all machines."""
-    gpu_memory: float | None = Field(None, gt=0)
-    """Memory of each, in GiB."""
 
 
 class Recipe(BaseModel):

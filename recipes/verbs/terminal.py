@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the plan, the comparison's table, what it cost, where the
+"""What a person sees in the terminal: tables, the comparison's table, what it cost, where the
 report is."""
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.report.judges import judge_lines
-from train.sizes.disk import peak_disk
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded
     from recipes.stages.graph import Outcome
-    from recipes.verbs.trainings import Hardware
 
 
 def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
@@ -33,35 +31,6 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     if not console.is_terminal:
         console = Console(width=240)
     console.print(drawn)
-
-
-def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: bool) -> None:
-    """One line a stage: reuse, run or waits, and the field that caused it; then what each training
-    needs."""
-    from recipes.verbs.trainings import lines, trainings
-
-    peak = peak_disk(loaded.recipe.train)
-    trained = trainings(loaded.recipe, outcome, hardware)
-    steps = outcome.steps
-    if as_json:
-        stages = []
-        for step in steps:
-            path = str(step.path) if step.path else None
-            stages.append({"stage": step.name, "state": step.state, "why": step.why, "path": path})
-        shown = {
-            "recipe": loaded.recipe.name,
-            "steps": stages,
-            "trainings": trained,
-            "peak_disk_bytes": peak,
-        }
-        print(json.dumps(shown, indent=2))
-        return
-    table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
-    for line in lines(trained, hardware):
-        print(line)
-    todo = sum(step.state != "reuse" for step in steps)
-    disk = f"; peak disk while one arm trains: about {peak / 1e9:.1f} GB" if peak else ""
-    print(f"{todo} of {len(steps)} stages to run{disk}")
 
 
 def show(loaded: Loaded, outcome: Outcome) -> None:

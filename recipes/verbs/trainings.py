@@ -1,8 +1,9 @@
-"""What `magpie plan` says of each training: rows, tokens, packs, steps, memory, disk and hours,
-from what is made or from what the recipe states."""
+"""The plan of a recipe, and what it says of each training: rows, tokens, packs, steps, memory, disk
+and hours, from what is made or from what the recipe states."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.files import read_json
+from recipes.verbs.terminal import table
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
+    from recipes.schema import Loaded, Recipe
     from recipes.stages.graph import Outcome
     from train.config import TrainConfig
 
@@ -36,6 +38,35 @@ class Work:
     rows: int | None
     tokens: int | None
     said: str
+
+
+def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: bool) -> None:
+    """One line a stage: reuse, run or waits, and the field that caused it; then what each training
+    needs."""
+    from train.sizes.disk import peak_disk
+
+    peak = peak_disk(loaded.recipe.train)
+    trained = trainings(loaded.recipe, outcome, hardware)
+    steps = outcome.steps
+    if as_json:
+        stages = []
+        for step in steps:
+            path = str(step.path) if step.path else None
+            stages.append({"stage": step.name, "state": step.state, "why": step.why, "path": path})
+        shown = {
+            "recipe": loaded.recipe.name,
+            "steps": stages,
+            "trainings": trained,
+            "peak_disk_bytes": peak,
+        }
+        print(json.dumps(shown, indent=2))
+        return
+    table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
+    for line in lines(trained, hardware):
+        print(line)
+    todo = sum(step.state != "reuse" for step in steps)
+    disk = f"; peak disk while one arm trains: about {peak / 1e9:.1f} GB" if peak else ""
+    print(f"{todo} of {len(steps)} stages to run{disk}")
 
 
 def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict[str, Any]]:
