@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
-from recipes.expected import Expected
+from recipes.blocks import Expected, LaunchConfig
 from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig, Budget, check_alignments, check_mixtures
 from synth.filters.strategies import STRATEGIES
@@ -28,30 +28,6 @@ from train.config import DpoConfig, TrainConfig
 
 HERE = Path(__file__).parent
 COMMAND_LINE = ("command line", 1)
-
-
-class LaunchConfig(BaseModel):
-    """How `magpie launch` asks for machines: for a synthesis arguments of datatrove's executors,
-    for trainings options of sbatch and a task of SkyPilot, all verbatim."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    slurm: dict[str, Any] = {}
-    """SlurmPipelineExecutor: time and partition at least; cpus_per_task, mem_per_cpu_gb,
-    gpus_per_task, qos, workers, env_command, sbatch_args ..."""
-    ray: dict[str, Any] = {}
-    """RayPipelineExecutor: cpus_per_task, mem_per_cpu_gb, gpus_per_task, workers, ray_remote_kwargs
-    ..."""
-    sbatch: dict[str, Any] = {}
-    """Options of sbatch for trainings: partition, account, time, cpus-per-task, gres ..."""
-    sky: dict[str, Any] = {}
-    """Fields of a SkyPilot task for trainings: resources, file_mounts, volumes, setup ..."""
-    setup: str = ""
-    """Lines of shell that every job runs first (module load ...)."""
-    notice: int = Field(600, ge=1)
-    """Seconds before the end of a Slurm job's time at which it saves and is queued again."""
-    template: str | None = None
-    """A Jinja file in place of the shipped script of `--on slurm` or `--on print`."""
 
 
 class Recipe(BaseModel):

@@ -46,7 +46,7 @@ ORDER = {
         {"stages"},
         {"report"},
         {"schema"},
-        {"expected"},
+        {"blocks"},
     ],
 }
 """The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A

@@ -21,7 +21,8 @@ import jinja2
 import yaml
 
 from core.errors import Stopped, UserError, nearest
-from recipes.schema import LaunchConfig, Recipe, with_random
+from recipes.blocks import LaunchConfig
+from recipes.schema import Recipe, with_random
 
 ATTEMPTS = 50
 """Attempts of a job after which it is not queued again: a time limit shorter than the way to the

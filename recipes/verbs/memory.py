@@ -111,6 +111,7 @@ def _needs(config: TrainConfig, shape: Shape, where: Machine) -> Estimate:
 
 
 def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) -> None:
+    """Print what is trained on what, and one line a way to train."""
     from train.sizes.memory import GIB, pass_of
 
     one = pass_of(config, shape, half=True)

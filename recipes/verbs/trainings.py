@@ -104,7 +104,9 @@ def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
         if stated.rows or stated.tokens:
             return Work(stated.rows, stated.tokens, "stated")
     budget = recipe.arms[arm].budget if arm in recipe.arms else None
-    return Work(budget.rows if budget else None, budget.tokens if budget else None, "budget")
+    if budget is None:
+        return Work(None, None, "not known")
+    return Work(budget.rows, budget.tokens, "budget")
 
 
 def _machine_and_verdict(recipe: Recipe, config: TrainConfig, hardware: Hardware) -> dict[str, Any]:

@@ -155,13 +155,14 @@ def engine_of(config: TrainConfig, hidden: int) -> Engine:
     def outside(what: str) -> bool:
         return str((zero.get(what) or {}).get("device", "none")) != "none"
 
+    overlaps = stage in (1, 2) and bool(zero.get("overlap_comm"))
     return Engine(
         stage=stage,
         offload_optimizer=outside("offload_optimizer"),
         offload_weights=outside("offload_param"),
         accumulates=formats.get(str(accumulates)),
         bucket=hidden * hidden if silent == "auto" else int(silent),
-        buckets=2 if zero.get("overlap_comm", stage == 3) and stage in (1, 2) else 1,
+        buckets=1 + overlaps,
         live=int(zero.get("stage3_max_live_parameters", LIVE)),
         at_once=bool((given.get("bf16") or {}).get("immediate_grad_update")),
     )
@@ -192,14 +193,15 @@ def pass_of(config: TrainConfig, shape: Shape, *, half: bool) -> Pass:
     length = config.max_length or min(8192, int(shape.config.get("max_position_embeddings", 8192)))
     rows = int(settings.get("per_device_train_batch_size", 8))
     pairs = isinstance(config, DpoConfig)
-    every = (settings.get("gradient_checkpointing_kwargs") or {}).get("every_n_layers", 1)
+    every = int((settings.get("gradient_checkpointing_kwargs") or {}).get("every_n_layers", 1))
+    recomputes = bool(settings.get("gradient_checkpointing", True))
     return Pass(
         rows=rows * (2 if pairs else 1),
         length=length,
         attention=str(config.model_init.get("attn_implementation", "sdpa")),
         packed=bool(settings.get("packing") or settings.get("padding_free")),
         half=half,
-        recomputed=int(every) if settings.get("gradient_checkpointing", True) else 0,
+        recomputed=every * recomputes,
         lora=config.lora,
     )
 
@@ -228,7 +230,7 @@ def estimate(config: TrainConfig, shape: Shape, devices: int, *, half: bool = Tr
         gradients=owned.gradients,
         optimizer=owned.optimizer,
         activations=activations,
-        momentary=owned.at_step + (roots if foreach else 0),
+        momentary=owned.at_step + roots * foreach,
         buffers=buffers(held, engine, shape.weights),
         context=CONTEXT if half else 0,
         host=owned.host,

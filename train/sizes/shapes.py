@@ -116,6 +116,7 @@ def linear_maps(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _by_arithmetic(config: dict[str, Any], source: str) -> Shape:
+    """Count the weights of a family that is known here."""
     kind, hidden = config["model_type"], config["hidden_size"]
     maps = linear_maps(config)
     matrices = sum(inputs * outputs for inputs, outputs in maps.values())
