@@ -139,7 +139,7 @@ def test_an_unknown_architecture_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_base_that_nothing_knows_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the shape of nobody/nothing-7B is not known"):
         shape_of("nobody/nothing-7B")
 
