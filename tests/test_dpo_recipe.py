@@ -18,7 +18,11 @@ from tests.scripted_server import ScriptedServer
 from train.config import DpoConfig
 from train.settings.arguments import check
 
-DPO = {"num_processes": 1, "trainer": {"max_length": 256, "beta": 0.1, "max_steps": 2}}
+DPO = {
+    "num_processes": 1,
+    "max_truncated_share": 1.0,
+    "trainer": {"max_length": 256, "beta": 0.1, "max_steps": 2},
+}
 
 
 @pytest.fixture(scope="module")
