@@ -61,6 +61,15 @@ def test_an_epoch_trains_every_pack_once_and_the_next_in_another_order() -> None
     assert first != second
 
 
+@pytest.mark.parametrize(("devices", "passes"), [(1, 3), (2, 2), (4, 1), (8, 1)])
+def test_a_step_that_wants_more_than_there_is_takes_an_epoch_and_no_idle_pass(
+    devices: int, passes: int
+) -> None:
+    few = steps(3, 300, 262_144, (devices, 1, 1))
+    assert (few.accumulation, few.steps_per_epoch) == (passes, 1)
+    assert sorted(few.step(seed=0, step=0)) == [0, 1, 2]
+
+
 def test_another_seed_is_another_order() -> None:
     assert list(Order(made(8, 1), seed=1)) != list(Order(made(8, 1), seed=2))
 

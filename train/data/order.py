@@ -83,7 +83,10 @@ def steps(packs: int, tokens: int, wanted: int | None, passes: tuple[int, int, i
     if wanted is None:
         return Steps(packs, devices * micro_batch * accumulation, devices, micro_batch)
     a_pack = tokens / max(1, packs)
-    made = Steps(packs, max(1, round(wanted / a_pack)), devices, micro_batch)
+    # A step that wants more than an epoch has is that epoch: no further passes of fillers alone.
+    pass_of_all = devices * micro_batch
+    most = max(1, math.ceil(packs / pass_of_all)) * pass_of_all
+    made = Steps(packs, min(max(1, round(wanted / a_pack)), most), devices, micro_batch)
     if made.waste > MOST_WASTE:
         raise UserError(
             f"train.tokens_per_step {wanted:,} is {made.packs_per_step} packs of about "
