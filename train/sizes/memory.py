@@ -239,6 +239,8 @@ def estimate(config: TrainConfig, shape: Shape, devices: int, *, half: bool = Tr
 
 def gpu_memory() -> int | None:
     """Bytes of memory of this machine's smallest NVIDIA GPU, as its driver says; None without."""
+    if not gpus():
+        return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
