@@ -213,7 +213,7 @@ def test_arguments_are_checked_against_the_executor(
             "--tasks 0: at least one task has to do the work.",
         ),
         ({"stage": "synth", "on": "ray", "arm": "good"}, "--arm goes with --stage train"),
-        ({"stage": "train", "on": "ray"}, "--on and --tasks go with --stage synth"),
+        ({"stage": "train", "on": "ray"}, "--on ray: trainings go nowhere of that name"),
         ({"stage": "sinth"}, "--stage sinth: no such stage to launch; did you mean 'synth'?"),
     ],
 )

@@ -197,7 +197,8 @@ def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
                     f"mixed as {{share: {float(arm.parts[part]):g}, data: ...}}."
                 )
             if arms[part].kind in ("model", "dpo"):
-                raise UserError(f"{at}: this arm is a model, so it has no rows to mix.")
+                what = "finished model" if arms[part].kind == "model" else "DPO of another arm"
+                raise UserError(f"{at}: this arm is a {what}, so it has no rows to mix.")
         circle = _circle(arms, (name,))
         if circle:
             raise UserError(f"arms.{name}.mix: {' -> '.join(circle)} is a circle.")

@@ -173,7 +173,10 @@ def folder_of(job: Job, out: Path) -> Path:
     """Where the job's tokens are: made before it, or below its own folder."""
     if job.tokens is not None:
         return Path(job.tokens)
-    content = digest([file_digest(Path(job.selection)), job.base, determines(job.config)])
+    selection = Path(job.selection)
+    if not selection.is_file():
+        raise UserError(f"{selection} is not there to be trained on; build the selection again.")
+    content = digest([file_digest(selection), job.base, determines(job.config)])
     return out / "scratch" / f"tokens-{content[:16]}"
 
 
