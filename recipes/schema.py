@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     """Rows, tokens and GPUs as the recipe states them, for `magpie plan` and `magpie memory` before
     they are there."""
     launch: LaunchConfig = LaunchConfig()
-    """What a task of the synthesis gets on a cluster; part of no key."""
+    """How `magpie launch` asks for machines, for a synthesis and for trainings; part of no key."""
 
     @property
     def folder(self) -> Path:

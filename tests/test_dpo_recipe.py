@@ -61,7 +61,7 @@ def pairs(path: Path, rows: int = 6) -> Path:
         ({"dpo": "good", "budget": {"rows": 3}}, {}, "takes nothing but `data`"),
         ({"choose": "all"}, {}, "dpo: no arm goes on"),
         ({"dpo": "good", "data": "p.jsonl"}, {"train": None, "eval": None}, "is not trained here"),
-        ({"mix": {"good": 0.5, "also": 0.5}, "budget": {"rows": 3}}, {}, "this arm is a model"),
+        ({"mix": {"good": 0.5, "also": 0.5}, "budget": {"rows": 3}}, {}, "is a DPO of another arm"),
     ],
 )
 def test_an_arm_that_cannot_go_on_is_refused(

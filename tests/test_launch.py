@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from core.errors import UserError
 from recipes import schema
+from recipes.blocks import LaunchConfig
 from recipes.cli import app
 from recipes.launching import launch as launching
 from recipes.launching import scripts
@@ -57,8 +58,9 @@ def written(path: Path, *arguments: str) -> Path:
 def plain(script: Path, tmp_path: Path) -> str:
     """A script without what differs from one machine and one moment to the next."""
     text = script.read_text()
-    named = {str(script.parent): "LAUNCH", str(tmp_path): "HERE", str(Path.cwd()): "CWD"}
-    for found, name in {**named, str(Path(sys.executable).parent): "BIN"}.items():
+    # BIN first: an environment may lie below the working directory
+    named = {str(Path(sys.executable).parent): "BIN", str(script.parent): "LAUNCH"}
+    for found, name in {**named, str(tmp_path): "HERE", str(Path.cwd()): "CWD"}.items():
         text = text.replace(found, name)
     return re.sub(r"small-[0-9a-f]{8}", "small-GROUP", text)
 
@@ -238,3 +240,19 @@ def test_a_submission_stops_at_what_sbatch_refuses(
         "--kill-on-invalid-dep=yes",
         "--array=2-3",
     ]
+
+
+def test_every_way_to_train_is_told_which_machine_it_runs_on(tmp_path: Path) -> None:
+    of = scripts.Asked("r", ("a/0",), ("b/0",), 2, 8, False, "tokens", ("train", "dpo"))
+    place = scripts.Place(tmp_path, tmp_path)
+    text = scripts.by_hand(of, place, LaunchConfig(), "group", tmp_path)
+    for block in ("train", "dpo"):
+        assert f'{block}.machine_rank="$rank"' in text
+        assert f'{block}.main_process_ip="$main"' in text
+
+
+def test_a_script_for_this_machine_takes_what_gpus_it_has(tmp_path: Path, llama: Path) -> None:
+    path = recipe(tmp_path, llama, train__num_processes=2)
+    script = written(path)
+    assert "num_processes: 2" in (script.parent / "recipe.yaml").read_text()
+    assert "CUDA_VISIBLE_DEVICES" not in script.read_text()

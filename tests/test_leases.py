@@ -149,3 +149,20 @@ def test_who_was_taken_over_ends(tmp_path: Path) -> None:
     assert exit_code(other) == 1
     assert other.stderr is not None and b"was taken over by another run" in other.stderr.read()
     heir.release()
+
+
+@pytest.mark.process
+def test_a_holder_that_was_taken_over_ends_though_its_file_is_stale(tmp_path: Path) -> None:
+    """A network file system knows the held file no more (ESTALE) once another has its name."""
+    script = (
+        "import os, pathlib, time\n"
+        "from core.cells import leases\n"
+        "def stale(_): raise OSError(116, 'Stale file handle')\n"
+        "leases.BEAT, leases.os.utime = 0.02, stale\n"
+        f"path = pathlib.Path({str(tmp_path / 'x')!r})\n"
+        "assert leases.Lease(path).acquire() is None\n"
+        'path.write_text(\'{"token": "theirs"}\')\n'
+        "time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1 and "was taken over by another run" in ended.stderr

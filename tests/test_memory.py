@@ -388,7 +388,7 @@ def test_the_8b_recipe_needs_more_than_350_gb_without_a_hub(
     from train.sizes.disk import peak_disk
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    need = peak_disk(config(zero_stage=3, trainer={"bf16": True}))
+    need = peak_disk(config(zero_stage=3, trainer={"bf16": True}), on_gpu=False)
     assert need is not None and need / 1e9 == pytest.approx(376, abs=2)
 
 
@@ -398,4 +398,4 @@ def test_an_adapters_checkpoints_are_the_adapters() -> None:
     assert adapter_weights(lora, llama) == 6_815_744
     needs = disk(config(lora=lora), llama, half=True)
     assert needs["checkpoint"] < 0.2e9
-    assert needs["peak"] / 1e9 == pytest.approx(16.4, abs=0.2)  # the merged weights
+    assert needs["peak"] / 1e9 == pytest.approx(48.5, abs=0.3)  # merged in fp32, then exported

@@ -68,6 +68,7 @@ def test_a_step_that_wants_more_than_there_is_takes_an_epoch_and_no_idle_pass(
     few = steps(3, 300, 262_144, (devices, 1, 1))
     assert (few.accumulation, few.steps_per_epoch) == (passes, 1)
     assert sorted(few.step(seed=0, step=0)) == [0, 1, 2]
+    assert few.packs_per_step == 3 and few.waste == pytest.approx(1 - 3 / (devices * passes))
 
 
 def test_another_seed_is_another_order() -> None:

@@ -169,3 +169,24 @@ def test_a_shape_that_cannot_be_traced_is_a_sentence() -> None:
     assert math.isclose(shape.layers, 4)
     with pytest.raises(UserError, match="cannot be traced"):
         traced(shape, Pass(1, 64, lora={"target_modules": ["nonesuch"]}))
+
+
+def test_an_arm_that_goes_on_by_dpo_is_not_forecast_as_a_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = load("llama3-8b-magpie-pro-dpo", [f"store={tmp_path}/store"])
+    planned = trainings(loaded.recipe, graph.plan(loaded), Hardware())
+    (dpo,) = [one for one in planned if loaded.recipe.arms[one["arm"]].dpo]
+    assert "steps" not in dpo and dpo["rows"] is None
+    assert "not forecast: it goes on by DPO" in "\n".join(lines(planned, Hardware()))
+
+
+def test_a_plan_takes_no_more_than_an_epoch_a_step() -> None:
+    planned = schedule(config(tokens_per_step=1_048_576), 100, 100_000, 8)
+    assert planned.steps_per_epoch == 1 and planned.trained_tokens == 200_000
+
+
+def test_a_plan_refuses_what_the_training_would() -> None:
+    with pytest.raises(UserError, match="of the work would be idle"):
+        schedule(config(tokens_per_step=20_000), 300_000, 216_000_000, 32)

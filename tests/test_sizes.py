@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from train.sizes import speed
-from train.sizes.shapes import parameters
 
 
 def test_flops_of_llama3_8b_agree_with_the_published_arithmetic() -> None:
@@ -44,18 +41,3 @@ def test_a_devices_peak_is_that_of_its_whole_name(device: str, teraflops: float)
 @pytest.mark.parametrize("device", ["Tesla T4", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA A1000"])
 def test_a_device_that_is_not_known_has_no_peak(device: str) -> None:
     assert speed.peak_flops(device) is None
-
-
-def test_weights_are_counted_from_the_headers(tmp_path: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    save_file(
-        {
-            "model.embed_tokens.weight": np.zeros((5, 4)),
-            "lm_head.weight": np.zeros((5, 4)),
-            "w": np.zeros(3),
-        },
-        tmp_path / "a.safetensors",
-    )
-    assert parameters(tmp_path) == (43, 23)

@@ -16,7 +16,7 @@ from train import chat
 from train.config import TrainConfig
 from train.data import parts, tokens
 from train.data.order import FILLER_TOKENS
-from train.data.rows import IGNORED, Rendering, read_selection
+from train.data.rows import IGNORED, Rendering, check_cut, read_selection
 
 ROWS = 60
 
@@ -125,4 +125,19 @@ def test_tokens_made_once_are_judged_by_each_trainings_own_bound(
     make(base, selection, tmp_path, max_truncated_share=1, trainer=loose)
     strict = TrainConfig(base=str(base), trainer=loose, max_truncated_share=0.01)
     with pytest.raises(UserError, match=r"max_truncated_share 1.0%"):
-        tokens.check_cut(strict, selection, tokens.read_ledger(tmp_path))
+        check_cut(strict, selection, tokens.read_ledger(tmp_path), "")
+
+
+def test_rows_that_are_held_out_and_teach_nothing_are_a_sentence(
+    base: Path, tmp_path: Path
+) -> None:
+    talk = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "a river"}]
+    rows = pl.DataFrame({"id": [str(n) for n in range(20)], "messages": [talk] * 20})
+    held = tokens.held_out(rows["id"], 0.01)
+    lone = pl.when(pl.Series(held)).then(pl.col("messages").list.head(1))
+    rows.with_columns(lone.otherwise("messages").alias("messages")).write_parquet(
+        tmp_path / "chosen.parquet"
+    )
+    loose = {"validation": 0.01, "max_truncated_share": 1.0}
+    with pytest.raises(UserError, match=r"none of the 1 rows .* bears loss; raise the share"):
+        make(base, tmp_path / "chosen.parquet", tmp_path / "out", **loose)

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from core.errors import UserError
+from train import launch
 from train.config import Job, TrainConfig
-from train.machines import await_opening, command, command_here
+from train.machines import await_opening, closed, command, command_here, opened
 from train.settings import arguments, engine, machine
 
 
@@ -211,3 +212,29 @@ def test_the_number_of_processes_follows_the_visible_gpus(monkeypatch: pytest.Mo
     assert machine.processes(config(num_machines=2, main_process_ip="a")) == 6
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.processes(config()) == 1
+
+
+@pytest.mark.parametrize("label", ["", "[rank0]: ", "1: ", " 0: [rank0]: "])
+def test_an_error_is_read_whoever_labels_its_line(tmp_path: Path, label: str) -> None:
+    (tmp_path / "trainer.log").write_text(f"{label}ModuleNotFoundError: No module named 'x'\n")
+    assert launch._reason(tmp_path, 0, 1) == "ModuleNotFoundError: No module named 'x'."
+
+
+def test_machines_without_an_address_are_told_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match="ADDRESS_OF_MACHINE_0"):
+        command_here(config(num_processes=2, num_machines=2), tmp_path)
+
+
+def test_another_machine_does_not_wait_for_what_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    assert not await_opening(tmp_path, lambda _: None, seconds=5)
+
+
+def test_a_killed_training_leaves_no_word_that_it_runs(tmp_path: Path) -> None:
+    opened(tmp_path)
+    closed(tmp_path)
+    with pytest.raises(UserError, match="machine 0 has not begun to train"):
+        await_opening(tmp_path, lambda _: None, seconds=0.05)

@@ -293,7 +293,7 @@ def test_tool_turns_keep_their_roles_where_the_template_knows_them(
 
 def test_too_large_a_cut_stops_the_training(tmp_path: Path, model: Path) -> None:
     with pytest.raises(
-        UserError, match=r"would be cut .*max_truncated_share 1.0%; raise trainer.max_length"
+        UserError, match=r"would be cut .*max_truncated_share 1.0%; raise train.trainer.max_length"
     ):
         prepare(
             tmp_path,

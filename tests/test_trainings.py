@@ -171,6 +171,15 @@ def test_nothing_finished_is_a_sentence(
     tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
 ) -> None:
     loaded = recipe(tmp_path, llama, server)
+    graph.run(loaded, until="tokens")
     with pytest.raises(UserError, match="none of 4 trainings is finished"):
         graph.run(loaded, trainings=Trainings(finished=True))
     assert trained == []
+
+
+def test_an_evaluation_of_what_is_trained_makes_no_data(
+    tmp_path: Path, llama: Path, server: ScriptedServer
+) -> None:
+    with pytest.raises(UserError, match=r"instructions is not made .* --until tokens` first"):
+        graph.run(recipe(tmp_path, llama, server), trainings=Trainings(finished=True))
+    assert server.requests == []

@@ -258,3 +258,16 @@ def _family(own: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     same = (name for name in SHIPPED_TEMPLATES if texts(read(name, training=False)) == wanted)
     return next(same, None)
+
+
+def padding(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> int:
+    """Token id to pad with: the base's pad token, else the base's eos (Magpie padded Llama-3 with
+    <|end_of_text|>), else the end of turn.
+
+    Padding may equal the end of turn (SmolLM2), because labels are masked by position, never by
+    token id.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return chat.end_of_turn

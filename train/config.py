@@ -291,7 +291,8 @@ class Job(BaseModel):
     """The folder of `config.base`: its own, or the snapshot of its commit."""
 
     selection: str
-    """The selection.parquet that is trained on; of a DPO, the Parquet file of its pairs."""
+    """The file that is trained on: selection.parquet, or the tokens that were made of it; of a DPO,
+    the Parquet file of its pairs."""
 
     tokens: str | None = None
     """The folder of that selection's tokens, as `train.data.tokens.make` writes them; None: they

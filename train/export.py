@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.files import clear_leftovers, read_json, replacing
 from core.models import load_tokenizer
 from core.models import tokenizer as shared_tokenizer
-from train.chat import Chat
+from train.chat import Chat, padding
 from train.sizes.shapes import shapes
 
 if TYPE_CHECKING:
@@ -86,19 +86,6 @@ def verify(folder: Path, dtype: str) -> None:
                 f"the checkpoint {folder} holds {name} as {kind} {shape} "
                 f"instead of {DTYPES[dtype]} {wanted[name]}; train again."
             )
-
-
-def padding(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> int:
-    """Token id to pad with: the base's pad token, else the base's eos (Magpie padded Llama-3 with
-    <|end_of_text|>), else the end of turn.
-
-    Padding may equal the end of turn (SmolLM2), because labels are masked by position, never by
-    token id.
-    """
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return chat.end_of_turn
 
 
 def _keep_adapter(adapter: Path, target: Path) -> None:

@@ -52,9 +52,13 @@ def run(
     job = Job(config=config, base=base, selection=str(given.resolve()), tokens=tokens, seed=seed)
     # The command reads it on every machine.
     write_atomic(out / "train.json", job.model_dump_json(indent=2) + "\n")
+    machines.closed(out)  # what a killed call left
     if not (out / "checkpoint").is_dir():
         _prepare(job, out, log)
-        _train(config, out, log)
+        try:
+            _train(config, out, log)
+        finally:
+            machines.closed(out)
     # Optimizer state; the verified export is what stays.
     shutil.rmtree(out / "scratch", ignore_errors=True)
     lines = read_log(out / "log.jsonl")
@@ -77,7 +81,8 @@ def join(config: TrainConfig, out: Path, log: Log) -> None:
     ranks in OUT, start this one's, and return when they have ended. Raises UserError where they
     fail."""
     out = out.resolve()
-    machines.await_opening(out, log.say)
+    if not machines.await_opening(out, log.say):
+        return
     text = out / f"trainer-{config.machine_rank}.log"
     env = {**os.environ, **environment(config)}
     child = Supervised(
@@ -211,7 +216,7 @@ def _report(out: Path, reported: int, log: Log) -> int:
 
 
 _ERROR = re.compile(
-    r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)$"
+    r"^(?:\s*\d+:\s)?(?:\[rank\d+\]:\s*)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)$"
 )
 
 

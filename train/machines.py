@@ -43,7 +43,7 @@ def command(config: TrainConfig, out: Path, *, machine_rank: int = 0) -> list[st
     port = config.main_process_port or (PORT if config.num_machines > 1 else 0)  # 0: a free one
     head, tail = _parts(config, out, port)
     if config.num_machines > 1:
-        head += ["--main_process_ip", str(config.main_process_ip)]
+        head += ["--main_process_ip", config.main_process_ip or "ADDRESS_OF_MACHINE_0"]
         head += ["--machine_rank", str(machine_rank)]
         head += ["--rdzv_conf", _meeting("1" if machine_rank == 0 else "0")]
     return [*head, *tail]
@@ -140,12 +140,21 @@ def opened(out: Path) -> None:
     write_atomic(out / "scratch" / OPEN, json.dumps({"host": socket.gethostname()}))
 
 
-def await_opening(out: Path, say: Callable[[str], None], *, seconds: float = 86_400) -> None:
-    """Wait on another machine than the first until that one starts its ranks. Raises UserError
-    where it has not within `seconds`."""
+def closed(out: Path) -> None:
+    """Tell the other machines that the ranks of the first do not run (any more)."""
+    (out / "scratch" / OPEN).unlink(missing_ok=True)
+
+
+def await_opening(out: Path, say: Callable[[str], None], *, seconds: float = 86_400) -> bool:
+    """Wait on another machine than the first until that one starts its ranks; False where it does
+    not need to, because the training is exported. Raises UserError where it has not within
+    `seconds`."""
     stop = time.monotonic() + seconds
-    told = False
+    told = seen = False
     while not (out / "scratch" / OPEN).exists():
+        if (out / "checkpoint").is_dir() or (seen and not out.exists()):
+            return False
+        seen = out.exists()
         if time.monotonic() > stop:
             raise UserError(
                 f"machine 0 has not begun to train {out} within {seconds:.0f} s; see its log, and "
@@ -155,3 +164,4 @@ def await_opening(out: Path, say: Callable[[str], None], *, seconds: float = 86_
             say(f"waiting for machine 0 to prepare {out}")
             told = True
         time.sleep(min(2.0, seconds))
+    return True

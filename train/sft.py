@@ -32,7 +32,7 @@ from train.config import Job
 from train.data import tokens as data
 from train.data.feeding import Epochs, InOrder
 from train.data.order import Order
-from train.export import export, padding
+from train.export import export
 from train.resuming import checkpoints, ranks, record
 from train.resuming.guarded import Guarded, Guards
 from train.resuming.ranks import GPU, RANK, WORLD, say
@@ -77,7 +77,7 @@ def main(out: Path, method: Method) -> None:
     tokenizer = load_tokenizer(job.base, job.config.revision)
     chat = chats.choose(job.config, tokenizer)
     tokenizer.chat_template = chat.training
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding(tokenizer, chat))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chats.padding(tokenizer, chat))
 
     resumed = checkpoints.resumable(scratch, RANK, WORLD, ranks.gather, say)
     if RANK == 0:

@@ -24,8 +24,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from core.errors import UserError
 
 BEAT = 30.0
@@ -76,7 +74,7 @@ class Lease:
         self._token = uuid.uuid4().hex
         job = os.environ.get("SLURM_JOB_ID", "")
         holder = {"token": self._token, "pid": os.getpid(), "machine": _machine(), "job": job}
-        holder |= {"host": socket.gethostname(), "since": psutil.Process().create_time()}
+        holder |= {"host": socket.gethostname(), "since": _began(os.getpid())}
         os.write(self._file, json.dumps(holder).encode())
         os.fsync(self._file)
         return True
@@ -104,8 +102,10 @@ class Lease:
     def _beat(self) -> None:
         """Give signs of life; end this process where another has taken over."""
         while not self._released.wait(BEAT):
+            # apart: a network file system knows the file no more once another has taken over
             with suppress(OSError):
                 os.utime(self._file)
+            with suppress(OSError):
                 if not self._is_mine() and not self._released.is_set():
                     print(
                         f"magpie: {self.path} was taken over by another run, because this one gave "
@@ -157,11 +157,21 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the holder of a lease is gone, as far as it can be known from here."""
     if holder["machine"] != _machine():
         return bool(holder["age"] > PATIENCE)
+    # A process of another user may be hidden from us: what is not to be seen gives signs of life.
+    began = _began(holder["pid"])
+    hidden = began is None and not os.access("/proc/1/stat", os.R_OK)
+    return bool(holder["age"] > PATIENCE) if hidden else began != holder["since"]
+
+
+def _began(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since the machine did, which no change
+    of the clock moves; None where there is none."""
     try:
-        began: float = psutil.Process(holder["pid"]).create_time()
-    except psutil.Error:
-        return True
-    return abs(began - float(holder["since"])) > 1
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # the name may hold spaces and brackets
+    return int(text.rpartition(")")[2].split()[19])
 
 
 def _who(holder: dict[str, Any]) -> str:

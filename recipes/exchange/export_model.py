@@ -144,7 +144,10 @@ def write(trained: Trained, folder: Path, licence: str | None) -> str | None:
     short, terms = terms_of(name)
     with replacing(folder) as work:
         shutil.copytree(trained.result.path / "checkpoint", work)
-        _name_base(work / "adapter" / "adapter_config.json", *trained.base)
+        if trained.before is None:
+            _name_base(work / "adapter" / "adapter_config.json", *trained.base)
+        else:  # a difference from another arm's checkpoint, which nobody who has this folder has
+            shutil.rmtree(work / "adapter", ignore_errors=True)
         for text in _legal_texts(base):
             shutil.copyfile(text, work / text.name)
         (work / "README.md").write_text(render(trained, stated or short, terms))

@@ -3,6 +3,7 @@ machines."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import uuid
@@ -82,11 +83,13 @@ def train(recipe_file: str, overrides: list[str], asked: Asked, *, dry_run: bool
     # In a plan a wrong name shows here, not on a node.
     until, prepares = _before(loaded)
     name, evaluates = loaded.recipe.name, loaded.recipe.eval is not None
-    of = scripts.Asked(name, (*first,), (*then,), nodes, gpus or 0, evaluates, until)
+    blocks = tuple(each for each in ("train", "dpo") if getattr(loaded.recipe, each) is not None)
+    of = scripts.Asked(name, (*first,), (*then,), nodes, gpus, evaluates, until, blocks)
+    sized = loaded if gpus is None else _with_machines(loaded, recipe_file, overrides, of, gpus)
     if on == "local" and not dry_run:
-        _here(_with_machines(loaded, recipe_file, overrides, of if gpus is not None else None), of)
+        _here(sized, of)
         return
-    script = write(loaded, recipe_file, overrides, of, on)
+    script = write(loaded, sized, of, on)
     if dry_run or on in ("print", "sky"):
         print(script)
         return
@@ -121,22 +124,18 @@ def _before(loaded: Loaded) -> tuple[str, bool]:
 
 
 def _with_machines(
-    loaded: Loaded, recipe_file: str, overrides: list[str], of: scripts.Asked | None
+    loaded: Loaded, recipe_file: str, overrides: list[str], of: scripts.Asked, gpus: int
 ) -> Loaded:
     """The recipe on so many machines and GPUs. Raises UserError where it says another number of
     processes, and where the batch would depend on how many GPUs there are."""
-    if of is None:
-        return loaded
-    count = of.nodes * max(1, of.gpus)
-    blocks = {"train": loaded.recipe.train, "dpo": loaded.recipe.dpo}
+    count = of.nodes * max(1, gpus)
     more = []
-    for name, block in blocks.items():
-        if block is None:
-            continue
+    for name in of.blocks:
+        block = getattr(loaded.recipe, name)
         stated = block.num_processes
         if stated not in (None, count):
             raise UserError(
-                f"{name}.num_processes is {stated}, and --nodes {of.nodes} --gpus {of.gpus} are "
+                f"{name}.num_processes is {stated}, and --nodes {of.nodes} --gpus {gpus} are "
                 f"{count}: say one of the two."
             )
         a_step = block.tokens_per_step or getattr(block, "pairs_per_step", None)
@@ -152,18 +151,18 @@ def _with_machines(
 
 def _here(loaded: Loaded, of: scripts.Asked) -> None:
     """Train on this machine, one after the other, and evaluate nothing."""
+    if of.gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     graph.run(loaded, of.until)
     for run in of.runs:
         graph.run(loaded, trainings=Trainings(only=run))
 
 
-def write(
-    loaded: Loaded, recipe_file: str, overrides: list[str], of: scripts.Asked, on: str
-) -> Path:
-    """Write the resolved recipe and the script into a new folder; returns the script's path."""
+def write(loaded: Loaded, resolved: Loaded, of: scripts.Asked, on: str) -> Path:
+    """Write the recipe as it was resolved for the machines, and the script, into a new folder;
+    returns the script's path."""
     from recipes.launching.synthesis import pinned
 
-    resolved = _with_machines(loaded, recipe_file, overrides, of)
     recipe = resolved.recipe
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     place = scripts.Place(recipe.folder.resolve() / "launch" / stamp, Path.cwd())

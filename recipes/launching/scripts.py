@@ -58,10 +58,13 @@ class Asked:
     then: tuple[str, ...]
     """Trainings that go on from those."""
     nodes: int
-    gpus: int
+    gpus: int | None
+    """Of each machine; None: all that the machine has."""
     evaluates: bool
     until: str
     """The last stage before the trainings."""
+    blocks: tuple[str, ...] = ("train",)
+    """The recipe's blocks that say how is trained: train, dpo."""
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -138,12 +141,17 @@ def sbatch_options(given: Mapping[str, Any], gpus: int, where: str) -> list[str]
 def values(asked: Asked, place: Place, launch: LaunchConfig, group: str) -> dict[str, Any]:
     """What the templates are filled with."""
     exported = environment() | {"WANDB_RUN_GROUP": shlex.quote(group)}
+    if asked.gpus == 0:
+        exported["CUDA_VISIBLE_DEVICES"] = ""
+    machine = [f'{each}.machine_rank="$rank"' for each in asked.blocks]
+    machine += [f'{each}.main_process_ip="$main"' for each in asked.blocks]
     logs = place.folder / "logs"
     return {
         "name": asked.name,
         "runs": [shlex.quote(run) for run in asked.runs],
         "nodes": asked.nodes,
-        "gpus": asked.gpus,
+        "gpus": "all its" if asked.gpus is None else asked.gpus,
+        "machine": " ".join(machine),
         "until": asked.until,
         "folder": shlex.quote(str(place.cwd)),
         "recipe": shlex.quote(str(place.recipe)),
@@ -160,7 +168,7 @@ def values(asked: Asked, place: Place, launch: LaunchConfig, group: str) -> dict
 
 def slurm(asked: Asked, place: Place, launch: LaunchConfig, group: str, where: str) -> str:
     """The script of the job array, by the recipe's own template where it has one."""
-    options = sbatch_options(launch.sbatch, asked.gpus, where)
+    options = sbatch_options(launch.sbatch, asked.gpus or 0, where)
     filled = values(asked, place, launch, group) | {"options": options}
     filled["submitted"] = [shlex.join(line) for line in submissions(asked, place, prepares=True)]
     return _rendered(launch.template or "slurm.sh.jinja", filled)

@@ -75,10 +75,14 @@ def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) ->
     """Make whatever is missing, up to the stage `until` (default: all), of the recipe's `trainings`
     (default: all). Raises UserError for a training that the recipe does not have, and for one that
     is wanted alone and whose data are not made."""
+    if trainings.finished:
+        _check_made(loaded)
     if trainings.only is None:
         return _outcome(loaded, False, until, trainings)
-    if loaded.recipe.train is not None and loaded.recipe.train.machine_rank:
-        return _joined(loaded, loaded.recipe.train, trainings.only)
+    arm = loaded.recipe.arms.get(trainings.only.partition("/")[0])
+    config = loaded.recipe.dpo if arm and arm.dpo is not None else loaded.recipe.train
+    if config is not None and config.machine_rank:
+        return _joined(loaded, config, trainings.only)
     outcome = _outcome(loaded, True, "train", trainings)
     name = f"train/{trainings.only}"
     if name not in outcome.results:
@@ -88,6 +92,17 @@ def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) ->
             f"reads; make that first with `magpie run RECIPE --until {BEFORE_TRAINING}`."
         )
     return outcome
+
+
+def _check_made(loaded: Loaded) -> None:
+    """Raise UserError where a stage before the trainings is not made."""
+    steps = _outcome(loaded, True, BEFORE_TRAINING, ALL).steps
+    missing = next((step for step in steps if step.state != REUSE), None)
+    if missing is not None:
+        raise UserError(
+            f"{missing.name} is not made ({missing.why}), and what is trained is evaluated without "
+            f"making it; run `magpie run RECIPE --until {BEFORE_TRAINING}` first."
+        )
 
 
 def _joined(loaded: Loaded, config: TrainConfig, run: str) -> Outcome:

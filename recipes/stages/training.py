@@ -136,8 +136,6 @@ def _check_wanted(session: Session, runs: list[str]) -> None:
 
 def _last_words(session: Session, stage: Stage) -> str:
     """Why a training is not finished, as far as its folder says."""
-    if None in stage.parents.values():
-        return "its tokens are not made"
     folder = session.store.partial(stage.kind, digest(stage.determined))
     if not folder.is_dir():
         return "its training has not begun"

@@ -128,7 +128,8 @@ def _store(store: Path, config: TrainConfig | None) -> Iterator[Check]:
     what = f"store {store}: {'writable' if writable else 'not writable'}"
     yield _check(writable, what, "change `store:` or its permissions")
     free = shutil.disk_usage(parent).free
-    need = max(peak_disk(config) or 0, MINIMUM_DISK) if config else 0
+    peak = peak_disk(config, on_gpu=bool(gpus()))
+    need = max(peak or 0, MINIMUM_DISK) if config else 0
     what = f"disk: {free / 1e9:.0f} GB free, peak need about {need / 1e9:.0f} GB"
     yield _check(free > need, what, "free space, or lower trainer.save_total_limit")
 

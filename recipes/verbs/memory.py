@@ -112,9 +112,9 @@ def _needs(config: TrainConfig, shape: Shape, where: Machine) -> Estimate:
 
 def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) -> None:
     """Print what is trained on what, and one line a way to train."""
-    from train.sizes.memory import GIB, pass_of
+    from train.sizes.memory import GIB, half_precision, pass_of
 
-    one = pass_of(config, shape, half=True)
+    one = pass_of(config, shape, half=half_precision(config, on_gpu=True))
     print(
         f"{config.base}: {shape.weights / 1e9:.2f} billion weights (shape from {shape.source}); "
         f"{where.devices} GPUs of {where.memory / GIB:.0f} GiB, {one.rows} x {one.length:,} tokens "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,8 @@ class Work:
 def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: bool) -> None:
     """One line a stage: reuse, run or waits, and the field that caused it; then what each training
     needs."""
-    from train.sizes.disk import peak_disk
-
-    peak = peak_disk(loaded.recipe.train)
     trained = trainings(loaded.recipe, outcome, hardware)
+    peak = next((one["disk_bytes"] for one in trained if "disk_bytes" in one), None)
     steps = outcome.steps
     if as_json:
         stages = []
@@ -71,8 +70,6 @@ def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: 
 
 def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict[str, Any]]:
     """One mapping an arm that is trained: its seeds, its work and everything that follows."""
-    if recipe.train is None:
-        return []
     seeds: dict[str, int] = Counter()
     found: dict[str, list[Path | None]] = defaultdict(list)
     for step in outcome.steps:
@@ -81,12 +78,17 @@ def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict
             arm = run.split("/")[0]
             seeds[arm] += stage == "train"
             found[arm].append(step.path)
-    fits = _machine_and_verdict(recipe, recipe.train, hardware)
+    config = recipe.train
+    fits = {} if config is None else _machine_and_verdict(recipe, config, hardware)
     listed = []
     for arm, count in seeds.items():
+        if config is None or (arm in recipe.arms and recipe.arms[arm].dpo is not None):
+            work = Work(None, None, "not forecast: it goes on by DPO")
+            listed.append({"arm": arm, "seeds": count, **asdict(work)})
+            continue
         work = _work(recipe, arm, found[arm])
         said = {"arm": arm, "seeds": count, **asdict(work)}
-        listed.append(said | fits | _steps(recipe, recipe.train, work, count, hardware))
+        listed.append(said | fits | _steps(recipe, config, work, count, hardware))
     return listed
 
 
@@ -105,27 +107,29 @@ def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
             return Work(stated.rows, stated.tokens, "stated")
     budget = recipe.arms[arm].budget if arm in recipe.arms else None
     if budget is None:
-        return Work(None, None, "not known")
+        return Work(None, None, "known when its selection is made")
     return Work(budget.rows, budget.tokens, "budget")
 
 
 def _machine_and_verdict(recipe: Recipe, config: TrainConfig, hardware: Hardware) -> dict[str, Any]:
     """Disk of one training and, where GPUs are known, what each of them holds."""
     from recipes.verbs.memory import machine
-    from train.sizes.disk import disk
-    from train.sizes.fitting import verdict
+    from train.sizes.disk import peak_disk
+    from train.sizes.fitting import Machine, verdict
     from train.sizes.shapes import shape_of
 
     try:
         shape = shape_of(config.base, config.revision)
     except UserError as error:
         return {"memory": str(error)}
-    half = bool(config.trainer.get("bf16", True))
-    found: dict[str, Any] = {"disk_bytes": disk(config, shape, half=half)["peak"]}
-    found["weights"] = shape.weights
-    try:
+    where: Machine | None = None
+    with suppress(UserError):  # no GPU is known: nothing is asked of one
         where = machine(recipe, hardware.gpus, hardware.gpu_memory)
-    except UserError:  # no GPU is known: nothing is asked of one
+    found: dict[str, Any] = {"weights": shape.weights}
+    peak = peak_disk(config, on_gpu=where is not None)
+    if peak is not None:
+        found["disk_bytes"] = peak
+    if where is None:
         return found
     found["gpus"] = where.devices
     try:
@@ -145,12 +149,16 @@ def _steps(
 
     if not work.rows or not work.tokens:
         return {}
-    try:
+    devices = None
+    with suppress(UserError):  # no GPU is known
         devices = machine(recipe, hardware.gpus, hardware.gpu_memory).devices
-    except UserError:
-        return asdict(schedule(config, work.rows, work.tokens, processes(config)))
-    planned = schedule(config, work.rows, work.tokens, devices)
+    try:
+        planned = schedule(config, work.rows, work.tokens, devices or processes(config))
+    except UserError as error:
+        return {"refused": str(error)}
     found = asdict(planned)
+    if devices is None:
+        return found
     try:
         shape = shape_of(config.base, config.revision)
     except UserError:
@@ -169,10 +177,12 @@ def lines(listed: list[dict[str, Any]], hardware: Hardware) -> Iterator[str]:
         yield f"training {one['arm']} ({seeds})"
         rows, tokens, said = one["rows"], one["tokens"], one["said"]
         if rows is None and tokens is None:
-            yield "  rows and tokens are known when its selection is made"
+            yield f"  rows and tokens: {said}"
         else:
             counted = f"{tokens:,} tokens an epoch" if tokens else "tokens not known yet"
             yield f"  {rows or 0:,} rows, {counted} ({said})" if rows else f"  {counted} ({said})"
+        if "refused" in one:
+            yield f"  {one['refused']}"
         if "steps" in one:
             yield from _of_steps(one)
         if "memory" in one:

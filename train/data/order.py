@@ -54,6 +54,11 @@ class Steps:
         """The share of a step's places that hold no pack."""
         return 1 - self.packs_per_step / self.places
 
+    @property
+    def whole_epoch(self) -> bool:
+        """Whether a step is all packs that there are, so that nothing could fill its places."""
+        return self.packs_per_step == self.packs
+
     def order(self, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The packs of an epoch (counted from 0) in the order they are trained in."""
         return np.random.default_rng([seed, epoch]).permutation(self.packs)
@@ -77,17 +82,16 @@ def steps(packs: int, tokens: int, wanted: int | None, passes: tuple[int, int, i
 
     `wanted`: tokens of an optimizer step (train.tokens_per_step), which fixes the packs of a step
     on any number of devices; without it a step is `passes` = (devices, micro-batch, accumulation).
-    Raises UserError where more than a quarter of a step's places would hold no pack.
+    Raises UserError where more than a quarter of a step's places would hold no pack, though there
+    are packs.
     """
     devices, micro_batch, accumulation = passes
     if wanted is None:
         return Steps(packs, devices * micro_batch * accumulation, devices, micro_batch)
     a_pack = tokens / max(1, packs)
-    # A step that wants more than an epoch has is that epoch: no further passes of fillers alone.
-    pass_of_all = devices * micro_batch
-    most = max(1, math.ceil(packs / pass_of_all)) * pass_of_all
-    made = Steps(packs, min(max(1, round(wanted / a_pack)), most), devices, micro_batch)
-    if made.waste > MOST_WASTE:
+    # A step that wants more than an epoch has is that epoch.
+    made = Steps(packs, max(1, min(round(wanted / a_pack), packs)), devices, micro_batch)
+    if made.waste > MOST_WASTE and not made.whole_epoch:
         raise UserError(
             f"train.tokens_per_step {wanted:,} is {made.packs_per_step} packs of about "
             f"{a_pack:,.0f} tokens, and {devices} device(s) with "

@@ -26,6 +26,7 @@ from core.store import digest
 from train import chat as chats
 from train.config import DpoConfig, Job
 from train.data import tools
+from train.data.rows import check_cut, encode, summed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ def prepare(job: Job, out: Path, *, processes: int) -> Ledger:
     if (done := prepared(job, out, processes=processes)) is not None:
         return done
     counts = _tokenise(job, out / "scratch" / "pairs.arrow")
-    _check_cut(job, counts)
+    check_cut(job.config, Path(job.selection), counts, "")
     ledger = {"key": _key(job, processes), **counts, **_steps(job, processes, counts)}
     write_atomic(out / "ledger.json", json.dumps(ledger, indent=2))
     return ledger
@@ -127,13 +128,7 @@ def _tokenise(job: Job, path: Path) -> Ledger:
             for _, counts in batch:
                 longest = max(longest, counts.pop("longest", 0))
                 totals.update(counts)
-    return {
-        **{name: totals[name] for name in _SUMS},
-        "longest_row": longest,
-        "dropped": {name: n for name, n in totals.items() if name in _DROPPED},
-        # tokens that a token attends to, itself included
-        "mean_context": totals["attended"] / max(1, totals["trained_tokens"]),
-    }
+    return summed(totals, longest, _SUMS, _DROPPED)
 
 
 def _batches(job: Job) -> Iterator[list[tuple[dict[str, Any] | None, Counter[str]]]]:
@@ -143,7 +138,11 @@ def _batches(job: Job) -> Iterator[list[tuple[dict[str, Any] | None, Counter[str
     tokenizer = shared_tokenizer(job.base, config.revision)
     chat = chats.choose(config, tokenizer)
     knows = tools.knows_tools(tokenizer, chat.training)
-    for part in read_pairs(source).iter_slices(BATCH):
+    frame = read_pairs(source)
+    first = [[*row["prompt"], *row["chosen"]] for row in frame.head(64).to_dicts()]
+    shown = [tools.as_templates_take(talk) for talk in first if tools.unfit(talk, knows) is None]
+    chats.agree(tokenizer, chat, shown)
+    for part in frame.iter_slices(BATCH):
         rows = part.to_dicts()
         fit = [tools.unfit(_whole(row), knows) is None for row in rows]
         good = [row for row, fits in zip(rows, fit, strict=True) if fits]
@@ -178,18 +177,8 @@ def _encoded(
     """Token ids and mask of what the assistant wrote of each prompt with one of its answers. Raises
     UserError naming the pair that the template refuses."""
     talks = [tools.as_templates_take([*row["prompt"], *row[side]]) for row in rows]
-    try:
-        return chats.encode(tokenizer, talks, template)
-    except Exception as error:  # a template raises errors of its own; find the pair
-        for row, talk in zip(rows, talks, strict=True):
-            try:
-                chats.encode(tokenizer, [talk], template)
-            except Exception as refused:
-                raise UserError(
-                    f"{source}, pair {row['id']}, field {side}: the chat template refuses the "
-                    f"conversation ({first_line(refused)})."
-                ) from refused
-        raise UserError(f"{source}: the chat template fails ({first_line(error)}).") from error
+    names = [f"pair {row['id']}, field {side}" for row in rows]
+    return encode(tokenizer, talks, template, source, names)
 
 
 Encoded = tuple[list[int], list[int]]
@@ -247,24 +236,6 @@ def _cut(
     if kept < total:
         counts.update(truncated_rows=1, truncated_tokens=total - kept)
     return {"prompt_ids": prompt, "chosen_ids": answers[0], "rejected_ids": answers[1]}, counts
-
-
-def _check_cut(job: Job, counts: Ledger) -> None:
-    """Raise UserError where nothing is left to train on, or too little."""
-    config, dropped = job.config, counts["dropped"]
-    if not counts["trained_rows"]:
-        raise UserError(
-            f"none of the {counts['rows']} pairs of {job.selection} can be trained on ({dropped}); "
-            "check the template and dpo.trainer.max_length."
-        )
-    cut = (counts["truncated_tokens"] + counts["dropped_tokens"]) / counts["tokens"]
-    if cut > config.max_truncated_share:
-        raise UserError(
-            f"{cut:.1%} of the tokens of {job.selection} would be cut ({counts['truncated_rows']} "
-            f"pairs truncated, {counts['dropped_rows']} dropped: {dropped}), more than "
-            f"dpo.max_truncated_share {config.max_truncated_share:.1%}; raise "
-            f"dpo.trainer.max_length ({config.max_length} tokens), or the share."
-        )
 
 
 def _steps(job: Job, processes: int, counts: Ledger) -> Ledger:

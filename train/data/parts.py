@@ -175,8 +175,8 @@ def _in_processes(
         for rank in range(processes)
     ]
     try:
-        while any(process.poll() is None for process in running):
-            if any(process.returncode for process in running):
+        while None in (codes := [process.poll() for process in running]):
+            if any(codes):
                 break
             report(sum(path.exists() for path in paths) * PART)
             time.sleep(POLL)
@@ -187,9 +187,9 @@ def _in_processes(
             process.wait()
     for path in sorted(folder.glob("error-*.json")):
         raise UserError(read_json(path)["error"])
-    if codes := [process.returncode for process in running if process.returncode]:
+    if failed := [code for code in codes if code]:
         raise UserError(
-            f"a process that tokenises ended with exit code {codes[0]} (-9: killed, most likely "
+            f"a process that tokenises ended with exit code {failed[0]} (-9: killed, most likely "
             "for memory); free memory and run again, what is done is kept."
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ import numpy.typing as npt
 import polars as pl
 
 from core.control_tokens import spells_control
-from core.errors import UserError
+from core.errors import UserError, first_line
 from core.models import tokenizer as shared_tokenizer
 from train import chat as chats
+from train.config import DpoConfig, TrainConfig
 from train.data import tools
 
 if TYPE_CHECKING:
@@ -173,24 +174,71 @@ def encoded_rows(
         reasons = [tools.unfit(plain(row["messages"]), knows) for row in every]
         rows = [row for row, reason in zip(every, reasons, strict=True) if reason is None]
         conversations = [rendered(row["messages"]) for row in rows]
-        try:
-            encoded = chats.encode(tokenizer, conversations, template)
-        # a template raises errors of its own; find the row that it refuses
-        except Exception as error:
-            for row, conversation in zip(rows, conversations, strict=True):
-                try:
-                    chats.encode(tokenizer, [conversation], template)
-                except Exception as refused:
-                    raise UserError(
-                        f"{source}, row {row['id']}: the chat template refuses the "
-                        f"conversation ({refused})."
-                    ) from refused
-            raise UserError(f"{source}: the chat template fails ({error}).") from error
+        names = [f"row {row['id']}" for row in rows]
+        encoded = encode(tokenizer, conversations, template, source, names)
         left = iter(encoded)
         yield [
             (row, *next(left)) if reason is None else ({**row, UNFIT: reason}, [], [])
             for row, reason in zip(every, reasons, strict=True)
         ]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[list[dict[str, Any]]],
+    template: str,
+    source: Path,
+    names: list[str],
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and supervision mask of each conversation. Raises UserError with the name ("row 7")
+    of the first that the template refuses."""
+    try:
+        return chats.encode(tokenizer, conversations, template)
+    # a template raises errors of its own; find what it refuses
+    except Exception as error:
+        for name, conversation in zip(names, conversations, strict=True):
+            try:
+                chats.encode(tokenizer, [conversation], template)
+            except Exception as refused:
+                raise UserError(
+                    f"{source}, {name}: the chat template refuses the conversation "
+                    f"({first_line(refused)})."
+                ) from refused
+        raise UserError(f"{source}: the chat template fails ({first_line(error)}).") from error
+
+
+def summed(
+    totals: Counter[str], longest: int, names: Sequence[str], reasons: Sequence[str]
+) -> dict[str, Any]:
+    """A ledger of what was counted over all rows: its sums by `names`, the longest row, and how
+    many rows were dropped for which of the `reasons`."""
+    return {
+        **{name: totals[name] for name in names},
+        "longest_row": longest,
+        "dropped": {name: n for name, n in totals.items() if name in reasons},
+        # tokens that a token attends to, itself included
+        "mean_context": totals["attended"] / max(1, totals["trained_tokens"]),
+    }
+
+
+def check_cut(config: TrainConfig, source: Path, counts: dict[str, Any], larger: str) -> None:
+    """Raise UserError where nothing of a ledger is left to train on, or too little; `larger`: what
+    to do so that less is cut."""
+    dropped, block = counts["dropped"], "dpo" if isinstance(config, DpoConfig) else "train"
+    what = "pairs" if block == "dpo" else "rows"
+    if not counts["trained_rows"]:
+        raise UserError(
+            f"none of the {counts['rows']} {what} of {source} bears loss ({dropped}); "
+            "check the template and max_length."
+        )
+    cut = (counts["truncated_tokens"] + counts["dropped_tokens"]) / counts["tokens"]
+    if cut > config.max_truncated_share:
+        raise UserError(
+            f"{cut:.1%} of the tokens of {source} would be cut ({counts['truncated_rows']} {what} "
+            f"truncated, {counts['dropped_rows']} dropped: {dropped}), more than "
+            f"{block}.max_truncated_share {config.max_truncated_share:.1%}; raise "
+            f"{block}.trainer.max_length ({config.max_length} tokens), {larger}or the share."
+        )
 
 
 def plain(messages: Any) -> list[dict[str, str]]:

@@ -37,15 +37,20 @@ from train.data.rows import (
     DROPPED,
     IGNORED,
     Rendering,
+    check_cut,
     encoded_rows,
     plain,
     read_selection,
     rendered,
+    summed,
 )
 
 VERSION = 2
 PACKS_AT_ONCE = 128  # packs in a batch of the Arrow stream
 Ledger = dict[str, Any]
+
+LARGER = "use packing_strategy bfd_split, "
+"""What else lets fewer tokens be cut."""
 
 _SUMS = (
     "rows",
@@ -118,10 +123,15 @@ def make(config: TrainConfig, base: str, selection: Path, out: Path, log: Log) -
         frame.filter(~held), how, parts / "train", processes, lambda n: log.progress(n, len(frame))
     )
     counts = _counts(trained)
-    check_cut(config, selection, counts)
+    check_cut(config, selection, counts, LARGER)
     ledger = {**counts, **_packed(config, trained, out / "tokens.arrow", filler)}
     if held.any():
         kept = tokenise(frame.filter(held), how, parts / "validation", 1)
+        if not kept.counts["trained_rows"]:
+            raise UserError(
+                f"none of the {held.sum()} rows of {selection} that train.validation "
+                f"{config.validation} holds out bears loss; raise the share, or set it to 0."
+            )
         ledger["validation"] = _validation(config, kept, out / "validation.arrow", filler)
     write_atomic(out / "ledger.json", json.dumps(ledger, indent=2))
     shutil.rmtree(parts)
@@ -145,7 +155,7 @@ def prepare(job: Job, out: Path, *, processes: int) -> Ledger:
         made = make(job.config, job.base, Path(job.selection), folder, Log())
     else:
         made = read_ledger(folder)
-        check_cut(job.config, folder, made)
+        check_cut(job.config, folder, made, LARGER)
     taken = steps_of(job.config, made, processes)
     a_pack = made["trained_tokens"] / made["packs"]
     ledger = {
@@ -209,7 +219,6 @@ def _rendering(
 ) -> tuple[Rendering, int]:
     """How rows are tokenised, its templates checked on the first of them, and the token that fills
     packs without loss."""
-    from train.export import padding
 
     tokenizer = shared_tokenizer(base, config.revision)
     chat = chats.choose(config, tokenizer)
@@ -226,7 +235,7 @@ def _rendering(
         splits=_strategy(config) in ("bfd_split", "wrapped"),
         source=str(selection),
     )
-    return how, padding(tokenizer, chat)
+    return how, chats.padding(tokenizer, chat)
 
 
 def _strategy(config: TrainConfig) -> str:
@@ -238,33 +247,7 @@ def _strategy(config: TrainConfig) -> str:
 
 def _counts(documents: Documents) -> Ledger:
     """What all rows count for, by the ledger's names."""
-    totals = documents.counts
-    return {
-        **{name: totals[name] for name in _SUMS},
-        "longest_row": documents.longest,
-        "dropped": {name: n for name, n in totals.items() if name in DROPPED},
-        # tokens that a token attends to, itself included
-        "mean_context": totals["attended"] / max(1, totals["trained_tokens"]),
-    }
-
-
-def check_cut(config: TrainConfig, selection: Path, counts: Ledger) -> None:
-    """Raise UserError where nothing is left to train on, or too little."""
-    dropped = counts["dropped"]
-    if not counts["trained_rows"]:
-        raise UserError(
-            f"none of the {counts['rows']} rows of {selection} bears loss ({dropped}); "
-            "check the template and max_length."
-        )
-    cut = (counts["truncated_tokens"] + counts["dropped_tokens"]) / counts["tokens"]
-    if cut > config.max_truncated_share:
-        raise UserError(
-            f"{cut:.1%} of the tokens of {selection} would be cut "
-            f"({counts['truncated_rows']} rows truncated, {counts['dropped_rows']} dropped: "
-            f"{dropped}), more than train.max_truncated_share {config.max_truncated_share:.1%}; "
-            f"raise trainer.max_length ({config.max_length} tokens), "
-            "use packing_strategy bfd_split, or raise the share."
-        )
+    return summed(documents.counts, documents.longest, _SUMS, DROPPED)
 
 
 def _packed(config: TrainConfig, documents: Documents, path: Path, filler: int) -> Ledger:

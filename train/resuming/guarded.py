@@ -2,9 +2,9 @@
 tells spikes, saves when it is asked to stop, and writes down what it did. A mixin; only training
 processes import this.
 
-It hangs on four methods of transformers' Trainer (compute_loss, training_step, get_batch_samples,
-log) and on callbacks; tests/test_train_guards.py fails when one of them is no longer called as it
-is today.
+It hangs on five methods of transformers' Trainer (compute_loss, training_step, get_batch_samples,
+log, _save_checkpoint) and on callbacks; tests/test_train_guards.py fails when one of them is no
+longer called as it is today.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from core.errors import Stopped, UserError
 from core.files import read_json, write_atomic
 from train.config import TrainConfig
+from train.data.rows import IGNORED
 from train.resuming import checkpoints, divergence, stopping
 from train.resuming.ranks import GPU, RANK, WORLD, gather, say
 from train.resuming.record import read_log
 from train.sizes import speed
 
-IGNORED = -100
 WATCHED = "watched.json"
 """In a checkpoint: what the watch over loss and gradient norm remembers."""
 
@@ -54,7 +54,7 @@ class Guards:
 
 class Guarded(Trainer):  # type: ignore[misc]
     """Before one of TRL's trainers: `class Trainer(Guarded, SFTTrainer)`. Call `guard` before
-    `train`, and `finish` after."""
+    `train`."""
 
     def guard(self, guards: Guards) -> None:
         """Begin to watch. Every rank calls it."""

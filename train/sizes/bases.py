@@ -72,8 +72,3 @@ def known(base: str) -> dict[str, Any] | None:
     forms = [base, *(base.removesuffix(end) for end in _TUNED), f"{base.removesuffix('-it')}-pt"]
     row = next((_BASES[form] for form in forms if form in _BASES), None)
     return None if row is None else dict(zip(COLUMNS, row, strict=True))
-
-
-def names() -> list[str]:
-    """Hub ids of the usual bases."""
-    return list(_BASES)

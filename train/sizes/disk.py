@@ -37,8 +37,9 @@ def checkpoint(trained: int, *, stage: int, half: bool) -> int:
 
 def disk(config: TrainConfig, shape: Shape, *, half: bool) -> dict[str, int]:
     """Bytes on disk: one resumable checkpoint, and the peak while training: what save_total_limit
-    keeps, one more while it is written, and the weights as they are gathered and as they are
-    exported. Everything but the export is deleted after the export."""
+    keeps, one more while it is written, the weights as they are gathered (with an adapter also the
+    base with it merged, in fp32) and as they are exported. Everything but the export is deleted
+    after the export."""
     adapter = config.lora
     trained = shape.weights if adapter is None else adapter_weights(adapter, shape)
     stage = engine_of(config, shape.hidden).stage
@@ -46,11 +47,13 @@ def disk(config: TrainConfig, shape: Shape, *, half: bool) -> dict[str, int]:
     kept = int(config.trainer_arguments()["save_total_limit"] or 4)
     gathered = trained * (2 if half else 4)
     exported = shape.weights * (4 if config.export_dtype == "float32" else 2)
-    return {"checkpoint": one, "peak": one * (kept + 1) + gathered + exported}
+    merged = 0 if adapter is None else shape.weights * 4
+    return {"checkpoint": one, "peak": one * (kept + 1) + gathered + merged + exported}
 
 
-def peak_disk(config: TrainConfig | None) -> int | None:
-    """Bytes that training one arm needs at its peak, or None where nothing knows the base."""
+def peak_disk(config: TrainConfig | None, *, on_gpu: bool) -> int | None:
+    """Bytes that training one arm needs at its peak, on a GPU or the CPU; None where nothing knows
+    the base."""
     if config is None:
         return None
     try:
@@ -58,4 +61,4 @@ def peak_disk(config: TrainConfig | None) -> int | None:
         deepspeed_json(config)
     except UserError:
         return None
-    return disk(config, shape, half=half_precision(config))["peak"]
+    return disk(config, shape, half=half_precision(config, on_gpu=on_gpu))["peak"]

@@ -206,9 +206,10 @@ def pass_of(config: TrainConfig, shape: Shape, *, half: bool) -> Pass:
     )
 
 
-def estimate(config: TrainConfig, shape: Shape, devices: int, *, half: bool = True) -> Estimate:
-    """What a device holds of the training `config` on so many devices; `half`: bf16 or fp16 weights
-    beside fp32 ones. Raises UserError where the activations cannot be traced."""
+def estimate(config: TrainConfig, shape: Shape, devices: int) -> Estimate:
+    """What a GPU holds of the training `config` on so many. Raises UserError where the activations
+    cannot be traced."""
+    half = half_precision(config, on_gpu=True)
     found = traced(shape, pass_of(config, shape, half=half))
     small = 2 if half else 4
     trained = shape.weights if config.lora is None else found.trained
@@ -250,6 +251,7 @@ def gpu_memory() -> int | None:
     return min(sizes) * 2**20 if sizes else None
 
 
-def half_precision(config: TrainConfig) -> bool:
-    """Whether training keeps bf16 weights beside fp32 ones: TRL's default where there is a GPU."""
-    return bool(config.trainer.get("bf16", gpus()))
+def half_precision(config: TrainConfig, *, on_gpu: bool) -> bool:
+    """Whether training keeps bf16 or fp16 weights beside fp32 ones: TRL's default on a GPU."""
+    settings = config.trainer
+    return bool(settings.get("fp16") or settings.get("bf16", on_gpu))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from core.errors import UserError
 from train.config import TrainConfig
+from train.data.order import steps as steps_of
 from train.sizes.shapes import Shape
 from train.sizes.speed import PEAK_FLOPS, flops_per_token
 
@@ -21,8 +22,8 @@ what eight GPUs reach at this size (torchtitan: 33 to 39 % of an H100 at 8 x 819
 @dataclass(frozen=True)
 class Schedule:
     """Sequences (packs, or rows) an epoch, those of one step over all devices and how many of them
-    bear no row, optimizer steps an epoch and in all, those of the warm-up, non-pad tokens a step,
-    and the passes of each device that a step accumulates."""
+    bear no row, optimizer steps an epoch and in all, those of the warm-up, non-pad tokens a step
+    and over all epochs, and the passes of each device that a step accumulates."""
 
     sequences: int
     sequences_per_step: int
@@ -31,35 +32,34 @@ class Schedule:
     steps: int
     warmup: int
     tokens_per_step: int
+    trained_tokens: int
     accumulation: int
 
 
 def schedule(config: TrainConfig, rows: int, tokens: int, devices: int) -> Schedule:
-    """What `rows` rows of `tokens` tokens in all make on so many devices."""
+    """What `rows` rows of `tokens` tokens in all make on so many devices. Raises UserError where
+    too many of them would be idle."""
     settings = config.trainer_arguments()
     sequences = rows
     if settings.get("packing") and config.max_length:
         sequences = math.ceil(tokens / (config.max_length * FILLED))
-    batch = int(settings.get("per_device_train_batch_size", 8)) * devices
-    accumulation = int(settings.get("gradient_accumulation_steps", 1))
-    wanted = batch * accumulation
-    if config.tokens_per_step is not None:
-        wanted = max(1, round(config.tokens_per_step / (tokens / sequences)))
-        accumulation = math.ceil(wanted / batch)
-    steps_per_epoch = math.ceil(sequences / wanted)
-    steps = math.ceil(steps_per_epoch * float(settings.get("num_train_epochs", 3)))
+    micro_batch = int(settings.get("per_device_train_batch_size", 8))
+    passes = (devices, micro_batch, int(settings.get("gradient_accumulation_steps", 1)))
+    taken = steps_of(sequences, tokens, config.tokens_per_step, passes)
+    steps = math.ceil(taken.steps_per_epoch * float(settings.get("num_train_epochs", 3)))
     if int(settings.get("max_steps", -1)) > 0:
         steps = int(settings["max_steps"])
     warmup = float(settings.get("warmup_steps", 0) or settings.get("warmup_ratio", 0) or 0)
     return Schedule(
         sequences=sequences,
-        sequences_per_step=wanted,
-        empty=batch * accumulation - wanted,
-        steps_per_epoch=steps_per_epoch,
+        sequences_per_step=taken.packs_per_step,
+        empty=taken.places - taken.packs_per_step,
+        steps_per_epoch=taken.steps_per_epoch,
         steps=steps,
         warmup=math.ceil(warmup * steps) if warmup < 1 else int(warmup),
-        tokens_per_step=round(wanted * tokens / sequences),
-        accumulation=accumulation,
+        tokens_per_step=round(taken.packs_per_step * tokens / sequences),
+        trained_tokens=round(tokens * steps / taken.steps_per_epoch),
+        accumulation=taken.accumulation,
     )
 
 
@@ -70,9 +70,8 @@ def hours(
     `peak` FLOP/s of a device that are really done."""
     frozen = config.lora is not None
     flops = flops_per_token(shape.multiplying, shape.config, context, frozen_base=frozen)
-    tokens = planned.steps * planned.tokens_per_step
     empty = planned.empty / planned.sequences_per_step  # devices wait for those that have a pack
-    return tokens * (1 + empty) * flops / peak / 3600
+    return planned.trained_tokens * (1 + empty) * flops / peak / 3600
 
 
 def peak_of(device: str) -> float:

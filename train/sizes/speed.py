@@ -67,8 +67,8 @@ def peak_flops(device: str) -> float | None:
 def flops_per_token(
     multiplying: int, config: dict[str, Any], context: float, *, frozen_base: bool = False
 ) -> float:
-    """FLOPs of one trained token. `multiplying` from `parameters`, `config` the model's
-    config.json, `context` mean tokens attended to."""
+    """FLOPs of one trained token. `multiplying`: weights without the input embedding's, unless the
+    head is tied to it; `config` the model's config.json, `context` mean tokens attended to."""
     heads = config["num_attention_heads"]
     width = heads * (config.get("head_dim") or config["hidden_size"] // heads)
     passes = 4 if frozen_base else 6

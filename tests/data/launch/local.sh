@@ -1,5 +1,5 @@
 #!/bin/bash
-# small: 4 training(s) one after the other on 1 machine(s) with 0 GPU(s) each, then the evaluation. Written by
+# small: 4 training(s) one after the other on 1 machine(s) with all its GPU(s) each, then the evaluation. Written by
 # `magpie launch`. Start it by
 #   bash LAUNCH/train.sh
 # The same command continues where it was ended (exit code 75: it was asked to stop and has saved).

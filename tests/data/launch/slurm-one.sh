@@ -21,6 +21,7 @@ runs=(good/1)
 cd CWD
 export PATH=BIN:$PATH
 export WANDB_RUN_GROUP=small-GROUP
+export CUDA_VISIBLE_DEVICES=
 
 case "${1:-train}" in
   prepare)
