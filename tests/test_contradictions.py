@@ -105,7 +105,7 @@ TABLE: list[tuple[Changes, str]] = [
             bf16__enabled=True,
             data_types={"grad_accum_dtype": "fp32"},
         ),
-        "stage 0 in bf16 cannot accumulate gradients in fp32",
+        "at stage 0 DeepSpeed does not add up bf16 gradients in fp32",
     ),
     (
         json_of(activation_checkpointing={"partition_activations": True}),

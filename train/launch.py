@@ -23,6 +23,7 @@ from train.data import pairs
 from train.data import tokens as data
 from train.resuming import checkpoints, divergence, stopping
 from train.resuming.record import VALIDATION, read_log
+from train.settings import engine
 from train.settings.machine import environment, processes, ready
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +111,10 @@ def _prepare(job: Job, out: Path, log: Log) -> None:
     (out / "scratch").mkdir(parents=True, exist_ok=True)
     ready(config, log.say)
     prepare = pairs.prepare if isinstance(config, DpoConfig) else data.prepare
-    log.say(_told(prepare(job, out, processes=processes(config))))
+    ledger = prepare(job, out, processes=processes(config))
+    log.say(_told(ledger))
+    if lost := engine.adds_up_in_bf16(config, ledger["gradient_accumulation_steps"]):
+        log.say(lost)
 
 
 def _told(ledger: data.Ledger) -> str:

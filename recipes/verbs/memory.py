@@ -112,7 +112,8 @@ def _needs(config: TrainConfig, shape: Shape, where: Machine) -> Estimate:
 
 def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) -> None:
     """Print what is trained on what, and one line a way to train."""
-    from train.sizes.memory import GIB, half_precision, pass_of
+    from train.settings.engine import half_precision
+    from train.sizes.memory import GIB, pass_of
 
     one = pass_of(config, shape, half=half_precision(config, on_gpu=True))
     print(

@@ -19,9 +19,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import UserError, first_line, nearest
+from core.serving.devices import gpus
 from train.config import DpoConfig, TrainConfig
 
 DEEPSPEED = Path(__file__).parents[1] / "deepspeed"
+ACCUMULATION = "grad_accum_dtype"
 
 
 def deepspeed_json(config: TrainConfig) -> str:
@@ -46,11 +48,37 @@ def deepspeed_json(config: TrainConfig) -> str:
     return text
 
 
+def half_precision(config: TrainConfig, *, on_gpu: bool) -> bool:
+    """Whether training keeps bf16 or fp16 weights beside fp32 ones: TRL's default on a GPU."""
+    settings = config.trainer
+    return bool(settings.get("fp16") or settings.get("bf16", on_gpu))
+
+
+def adds_up_in_bf16(config: TrainConfig, accumulation: int) -> str | None:
+    """What is lost where bf16 gradients of `accumulation` micro-batches are added up in bf16, and
+    what to do, in a sentence; None where they are added up in fp32, or there is nothing to add.
+
+    Relative error of the sum of 8: 0.33 % (tests/test_accumulation.py).
+    """
+    given = json.loads(deepspeed_json(config))
+    stage = given.get("zero_optimization", {}).get("stage", 0)
+    told = given.get("data_types", {}).get(ACCUMULATION) == "fp32"
+    if accumulation < 2 or not half_precision(config, on_gpu=bool(gpus())) or (stage and told):
+        return None
+    remedy = "DeepSpeed has nothing else at zero_stage 0; use 1, 2 or 3"
+    if stage:
+        remedy = f'set data_types.{ACCUMULATION}: "fp32" in train.deepspeed'
+    return (
+        f"the bf16 gradients of {accumulation} micro-batches are added up in bf16 (an error of "
+        f"some tenths of a percent of the gradient): {remedy}."
+    )
+
+
 def check(config: TrainConfig) -> None:
     """Raise UserError for the first thing that a DeepSpeed configuration leaves out, says twice, or
     asks of a stage that has it not."""
     given: dict[str, Any] = json.loads(deepspeed_json(config))
-    for sentence in (*_sections(given), *_stages(given), *_said_twice(given, config)):
+    for sentence in (*_sections(given), *_stages(given, config), *_said_twice(given, config)):
         raise UserError(f"{config.block}.deepspeed: {sentence}")
 
 
@@ -171,7 +199,7 @@ def _asks(section: Any) -> bool:
     return section not in (False, None, 1)
 
 
-def _stages(given: Mapping[str, Any]) -> Iterator[str]:
+def _stages(given: Mapping[str, Any], config: TrainConfig) -> Iterator[str]:
     """What a stage of ZeRO has not."""
     zero = given.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
@@ -190,12 +218,13 @@ def _stages(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"offload_param is passed over at stage {stage}; use stage 3, or remove it."
     if optimizer and stage == 0:
         yield "offload_optimizer is passed over at stage 0; use stage 1, 2 or 3, or remove it."
-    accumulated = given.get("data_types", {}).get("grad_accum_dtype")
+    accumulated = given.get("data_types", {}).get(ACCUMULATION)
     half = any(given.get(kind, {}).get("enabled") is True for kind in ("bf16", "bfloat16"))
+    half = half or bool(config.trainer.get("bf16"))
     if stage == 0 and half and accumulated == "fp32":
         yield (
-            "stage 0 in bf16 cannot accumulate gradients in fp32 (data_types.grad_accum_dtype); "
-            "use stage 1, or remove it."
+            "at stage 0 DeepSpeed does not add up bf16 gradients in fp32; remove "
+            f"data_types.{ACCUMULATION} (they are added up in bf16 then), or use stage 1, 2 or 3."
         )
     if all(given.get(kind, {}).get("enabled") is True for kind in ("bf16", "fp16")):
         yield "bf16 and fp16 are both enabled; a training has one number format."

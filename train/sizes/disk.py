@@ -6,8 +6,8 @@ from typing import Any
 
 from core.errors import UserError
 from train.config import TrainConfig
-from train.settings.engine import deepspeed_json
-from train.sizes.memory import engine_of, half_precision
+from train.settings.engine import deepspeed_json, half_precision
+from train.sizes.memory import engine_of
 from train.sizes.shapes import Shape, linear_maps, shape_of
 
 OVERHEAD = 1.02

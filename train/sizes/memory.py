@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from core.serving.devices import gpus
 from train.config import DpoConfig, TrainConfig
-from train.settings.engine import deepspeed_json
+from train.settings.engine import deepspeed_json, half_precision
 from train.sizes.activations import Pass, traced
 from train.sizes.shapes import Shape
 
@@ -249,9 +249,3 @@ def gpu_memory() -> int | None:
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     return min(sizes) * 2**20 if sizes else None
-
-
-def half_precision(config: TrainConfig, *, on_gpu: bool) -> bool:
-    """Whether training keeps bf16 or fp16 weights beside fp32 ones: TRL's default on a GPU."""
-    settings = config.trainer
-    return bool(settings.get("fp16") or settings.get("bf16", on_gpu))
