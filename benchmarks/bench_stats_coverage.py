@@ -11,12 +11,25 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
 
 from eval import stats
+from eval.comparing.arms import Arm, Family
+from eval.comparing.differences import differences
+from eval.comparing.errors import Errors, Part, detectable, power
+
+HIGHEST = 0.055
+"""False verdicts that a design may give (5 % are promised)."""
+SEED_EFFECT = 1.5
+"""The standard deviation of a seed's score, in errors of the paired difference over the prompts."""
+RESAMPLES = 2000
+"""Draws behind a simultaneous quantile, fewer than a comparison's to save time."""
+BASELINES = ("fixed", "trained", "judged")
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -105,30 +118,127 @@ def together(trials: int, rng: np.random.Generator, groups: int, arms: int) -> f
         x = rng.normal(size=(groups, arms)) + rng.normal(size=(groups, 1))
         parts = [stats.residuals(x[:, i] - x[:, j]) for i, j in combinations(range(arms), 2)]
         c = stats.max_t_critical(
-            np.stack([p.sums for p in parts], axis=1), df=groups - 1, resamples=2000, seed=trial
+            np.stack([p.sums for p in parts], axis=1), groups - 1, resamples=2000, seed=trial
         )
         held += all(abs(p.mean) <= c * math.sqrt(p.variance) for p in parts)
     return held / trials
 
 
-def seeds_cover(
-    trials: int, rng: np.random.Generator, seeds: int, spread: float, *, counted: bool
-) -> float:
-    """Coverage of the difference of two of three arms with `seeds` seeds each whose scores vary by
-    `spread` paired standard errors of the items."""
-    items, held = 300, 0
-    error = math.sqrt(2 * (0.5 + 0.5 / seeds) / items)
-    for _ in range(trials):
-        arms = (
-            rng.normal(0, spread * error, (3, seeds, 1))
-            + rng.normal(0, math.sqrt(0.5), (3, 1, items))
-            + rng.normal(0, math.sqrt(0.5), (3, seeds, items))
+@dataclass(frozen=True)
+class Cell:
+    """A design under the null: arms that differ in nothing but chance."""
+
+    arms: int
+    seeds: int
+    prompts: int
+    kind: str
+    """normal (seed effects of 1.5 standard errors) or rare (0/1 outcomes at 2 %)."""
+    baseline: str
+    """fixed (a finished model), trained (one more arm), or judged (all arms were judged against a
+    trained one, which scores by definition)."""
+
+    def family(self, rng: np.random.Generator) -> Family:
+        """One experiment: its arms and the baseline."""
+        names = [f"arm{k}" for k in range(self.arms)]
+        drawn = [self.values(rng, self.seeds) for _ in names]
+        seeds = tuple(map(str, range(self.seeds)))
+        if self.baseline == "judged":
+            against = self.values(rng, self.seeds)
+            drawn = [values - against for values in drawn]
+            flat = np.zeros((1, self.prompts))
+            base = Arm("base", self.items, self.items, flat, by_definition=True)
+        elif self.baseline == "trained":
+            base = Arm("base", self.items, self.items, self.values(rng, self.seeds), seeds)
+        else:
+            base = Arm("base", self.items, self.items, self.values(rng, 1))
+        arms = [
+            Arm(name, self.items, self.items, values, seeds)
+            for name, values in zip(names, drawn, strict=True)
+        ]
+        trained = seeds if self.baseline == "judged" else ()
+        return Family("bench", "win_rate", [*arms, base], True, trained)
+
+    @property
+    def items(self) -> list[str]:
+        """Names of the prompts."""
+        return [f"q{k}" for k in range(self.prompts)]
+
+    def values(self, rng: np.random.Generator, seeds: int) -> np.ndarray:
+        """An arm's values, (seeds, prompts): half of a prompt's variance is the arm's own, half
+        changes with the seed. A finished model is one row."""
+        shape = (seeds, self.prompts)
+        if self.kind == "rare":
+            return 100.0 * (rng.uniform(size=shape) < 0.02)
+        # the error of the paired difference of two arms over the prompts
+        error = math.sqrt(2 * (0.5 + 0.5 / self.seeds) / self.prompts)
+        own = rng.normal(0, math.sqrt(0.5), (1, self.prompts)) + rng.normal(
+            0, math.sqrt(0.5), shape
         )
-        part = stats.residuals(arms[0].mean(axis=0) - arms[1].mean(axis=0))
-        variance, df = stats.seed_variance(list(arms)) if counted else (0.0, 0.0)
-        interval = part.with_seeds(2 * variance / seeds, df)
-        held += interval.lower <= 0 <= interval.upper
-    return held / trials
+        effect = rng.normal(0, SEED_EFFECT * error, (seeds, 1)) if seeds > 1 else 0.0
+        return np.asarray(own + effect)
+
+
+def wrong(cell: Cell, nulls: int, rng: np.random.Generator) -> float:
+    """The share of experiments without any difference in which one is claimed."""
+    found = 0
+    for trial in range(nulls):
+        rows = differences(cell.family(rng), "base", resamples=RESAMPLES, seed=trial % 7)
+        found += any(row["verdict"] != "cannot tell" for row in rows)
+    return found / nulls
+
+
+def grid(nulls: int, rng: np.random.Generator) -> bool:
+    """False verdicts of whole experiments; a cell over 5.5 % again with ten times as many. Returns
+    whether none stays above."""
+    designs = product(BASELINES, ("normal", "rare"), (24, 805), (2, 3, 5), (1, 2, 4))
+    fine = True
+    for baseline, kind, prompts, seeds, arms in designs:
+        cell = Cell(arms, seeds, prompts, kind, baseline)
+        share = wrong(cell, nulls, rng)
+        if share > HIGHEST:
+            share = wrong(cell, 10 * nulls, rng)
+        fine &= share <= HIGHEST
+        few = f"{arms} arm{'s' if arms > 1 else ''}, {seeds} seeds, {prompts} prompts"
+        line(f"false verdicts: {few}, {kind}, baseline {baseline}", share)
+    return fine
+
+
+def costs() -> None:
+    """What that costs: the smallest difference of one arm from a trained baseline that is found 8
+    times in 10, in its true standard errors."""
+    for seeds in (2, 3, 5, 10):
+        df = 2.0 * (seeds - 1)
+        # prompts and seeds weigh alike
+        errors = Errors(Part(0.5, 804.0), Part(0.5, df))
+        least = detectable(errors, (stats.t_critical(804), stats.t_critical(df)))
+        print(f"detectable difference, {seeds} seeds, in standard errors: {least:.2f}", flush=True)
+
+
+def experiments(trials: int, rng: np.random.Generator) -> None:
+    """Power that is said beforehand against what experiments with that difference find."""
+    for seeds, prompts in ((2, 200), (3, 200), (3, 805), (5, 805)):
+        cell = Cell(1, seeds, prompts, "normal", "trained")
+        error = math.sqrt(2 * (0.5 + 0.5 / seeds) / prompts)
+        within = 0.5 / prompts  # what a seed's draw of the prompts adds to its score
+        of_seeds = 2 * ((SEED_EFFECT * error) ** 2 + within) / seeds
+        errors = Errors(Part(error**2, prompts - 1.0), Part(of_seeds, 2.0 * (seeds - 1)))
+        true = math.sqrt(error**2 + 2 * (SEED_EFFECT * error) ** 2 / seeds)
+        criticals = stats.t_critical(prompts - 1), stats.t_critical(2.0 * (seeds - 1))
+        shift = detectable(errors, criticals)
+        said, found = power(shift, errors, criticals, true), 0
+        for trial in range(trials):
+            family = cell.family(rng)
+            first, base = family.members
+            better = replace(first, values=first.values + shift)
+            (row,) = differences(
+                replace(family, members=[better, base]), "base", resamples=RESAMPLES, seed=trial % 7
+            )
+            found += row["verdict"] == "arm0 is better"
+        print(
+            f"power, {seeds} seeds, {prompts} prompts: said {100 * said:.1f} %, "
+            f"found {100 * found / trials:.1f} % of {trials}",
+            flush=True,
+        )
 
 
 def line(text: str, value: float) -> None:
@@ -177,20 +287,6 @@ def families(few: int, rng: np.random.Generator) -> None:
             f"all differences of {arms} arms at once, {groups} prompts",
             together(few, rng, groups, arms),
         )
-    for seeds in (2, 3, 5):
-        for spread in (0.0, 0.5, 1.0, 3.0):
-            line(
-                f"{seeds} seeds an arm, seed deviation {spread:g} paired errors",
-                seeds_cover(few, rng, seeds, spread, counted=True),
-            )
-    line(
-        "3 seeds an arm, seed deviation 1 paired error, seeds not counted",
-        seeds_cover(few, rng, 3, 1.0, counted=False),
-    )
-    line(
-        "1 seed an arm, seed deviation 0.7 paired errors",
-        seeds_cover(few, rng, 1, 0.7, counted=False),
-    )
 
 
 def main() -> None:
@@ -198,13 +294,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--nulls", type=int, default=2000, help="experiments a design of the grid")
+    parser.add_argument("--experiments", type=int, default=5000, help="experiments with an effect")
+    parser.add_argument("--only", choices=("grid", "power"), help="one part alone")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     trials, rng = arguments.trials, np.random.default_rng(arguments.seed)
     few = max(1, trials // 5)
-    intervals(trials, few, rng)
-    tests(trials, rng)
-    families(few, rng)
+    if arguments.only is None:
+        intervals(trials, few, rng)
+        tests(trials, rng)
+        families(few, rng)
+    if arguments.only != "grid":
+        costs()
+        experiments(arguments.experiments, rng)
+    if arguments.only != "power" and not grid(arguments.nulls, rng):
+        sys.exit(f"a design gives more than {100 * HIGHEST:.1f} % false verdicts")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 
 Items are paired by prompt and clustered by question. One joint bootstrap over all arms gives the
 matrix of differences simultaneous (max |t|) intervals; verdicts come from them, with Holm p-values
-beside. Seeds of one arm enter through their pooled variance.
+beside. Seeds of one arm enter through their pooled variance (eval/comparing/errors.py).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,11 @@ from core.errors import UserError, nearest
 from core.files import write_atomic
 from core.store import Counts
 from eval import stats
+from eval.comparing.arms import Arm, Family
+from eval.comparing.differences import Row, score
+from eval.comparing.differences import differences as differences_of
 
-VERSION = 1
+VERSION = 2
 """Part of the key of a comparison; raised when the same scores would give another one."""
 
 LOWER_IS_BETTER = {
@@ -46,49 +47,6 @@ DECIDES = ("length_controlled_winrate",)
 first metric does."""
 
 COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
-
-Row = dict[str, Any]
-"""A score or a difference, as comparison.json has it."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One arm's items of one metric: those with a value under every seed, in the order of
-    `items`."""
-
-    name: str
-    items: list[str]
-    clusters: list[str]
-    values: stats.Floats  # (seeds, items)
-    runs: int  # training seeds; 0 for a finished model and the baseline itself, which none varies
-    unjudged: int  # cells (item under a seed) without a value
-
-    def seed_share(self, variance: float) -> float:
-        """What training seeds that vary by `variance` add to the variance of this arm's mean."""
-        return variance / self.runs if self.runs else 0.0
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms on the items that both have: the same item in the same place."""
-
-    a: Arm
-    b: Arm
-    x: stats.Floats  # a's values, (seeds, items)
-    y: stats.Floats
-    clusters: list[str]
-    part: stats.Residuals  # of the mean difference
-
-
-@dataclass(frozen=True)
-class Family:
-    """All arms that one metric of one benchmark has scored: its differences hold at once."""
-
-    name: Row  # benchmark and metric
-    primary: bool
-    members: list[Arm]
-    seed_variance: float  # what a training seed adds to the variance of a score
-    seed_df: float
 
 
 def run(
@@ -124,14 +82,19 @@ def run(
     for benchmark, metric in names:
         rows = table.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
         members = [_arm(arm, metric, rows, arm == baseline) for arm in arms]
-        scored = [arm for arm in members if arm is not None]
-        variance, df = _seeds(scored)
-        is_primary = (benchmark, metric) == deciding
-        name = {"benchmark": benchmark, "metric": metric}
-        family = Family(name, is_primary, scored, variance, df)
-        scores += [_score(arm, family) for arm in scored]
-        own = _differences(family, baseline, seed, resamples)
-        differences = own + differences if is_primary else differences + own
+        family = Family(
+            benchmark=benchmark,
+            metric=metric,
+            members=[arm for arm in members if arm is not None],
+            primary=(benchmark, metric) == deciding,
+            trained_baseline=_trained_baseline(metric, arms.get(baseline or "", [])),
+        )
+        scores += [score(arm, family) for arm in family.members]
+        lower = lower_is_better(metric)
+        own = differences_of(
+            family, baseline, lower_is_better=lower, resamples=resamples, seed=seed
+        )
+        differences = own + differences if family.primary else differences + own
     comparison = {
         "baseline": baseline,
         "primary": primary,
@@ -161,6 +124,12 @@ def _deciding(primary: str, families: list[tuple[str, str]]) -> tuple[str, str]:
         names = {b for b, _ in families} | {f"{b}/{m}" for b, m in families}
         raise UserError(f"primary benchmark '{primary}' has no scores{nearest(primary, names)}.")
     return next((family for family in own if family[1] in DECIDES), own[0])
+
+
+def _trained_baseline(metric: str, seeds: list[str]) -> tuple[str, ...]:
+    """The baseline's training seeds where a metric compares with it: a run was judged against the
+    baseline's of the same seed."""
+    return tuple(seeds) if metric in AGAINST_BASELINE else ()
 
 
 def lower_is_better(metric: str) -> bool:
@@ -204,7 +173,8 @@ def _arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm |
     """One arm's items, those judged under every one of its seeds; None where it was not scored (and
     is no baseline by definition)."""
     own = rows.filter(pl.col("arm") == name)
-    if own.is_empty() and is_baseline and metric in AGAINST_BASELINE:
+    by_definition = own.is_empty() and is_baseline and metric in AGAINST_BASELINE
+    if by_definition:
         everyone = rows.unique("item", keep="first", maintain_order=True)
         own = everyone.with_columns(value=AGAINST_BASELINE[metric], seed=pl.lit(""))
     if own.is_empty():
@@ -218,93 +188,10 @@ def _arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm |
         items=judged["item"].to_list(),
         clusters=judged["cluster"].to_list(),
         values=np.ascontiguousarray(judged.select(seeds).to_numpy().T),
-        runs=0 if seeds == [""] else len(seeds),
+        seeds=() if seeds == [""] else tuple(seeds),
         unjudged=items.height * len(seeds) - own["value"].count(),
+        by_definition=by_definition,
     )
-
-
-def _seeds(members: Sequence[Arm]) -> tuple[float, float]:
-    """What a training seed adds to the variance of a score, pooled over the arms that have several,
-    and its degrees of freedom."""
-    several = [arm for arm in members if len(arm.values) > 1 and len(arm.items) > 1]
-    return stats.seed_variance([arm.values for arm in several], [arm.clusters for arm in several])
-
-
-def _score(arm: Arm, family: Family) -> Row:
-    """An arm's mean over its items and seeds, with the interval of both."""
-    interval = stats.NOTHING
-    if arm.items:
-        part = stats.residuals(arm.values.mean(axis=0), arm.clusters)
-        interval = part.with_seeds(arm.seed_share(family.seed_variance), family.seed_df)
-    return {
-        **family.name,
-        "arm": arm.name,
-        "value": interval.value,
-        **interval.bounds(),
-        "n": len(arm.items),
-        "unjudged": arm.unjudged,
-        "primary": family.primary,
-    }
-
-
-def _differences(family: Family, baseline: str | None, seed: int, resamples: int) -> list[Row]:
-    """All pairs of arms of one metric: one family for the simultaneous intervals and for Holm.
-    Pairs with the baseline come first, the baseline second in each."""
-    members = sorted(family.members, key=lambda arm: arm.name == baseline)
-    candidates = [_pair(a, b) for a, b in combinations(members, 2)]
-    pairs = [pair for pair in candidates if pair is not None]
-    if not pairs:
-        return []
-    unit = {arm.name: row for arm, row in zip(members, np.eye(len(members)), strict=True)}
-    contrast = np.array([unit[pair.a.name] - unit[pair.b.name] for pair in pairs])
-    shares = np.diag([arm.seed_share(family.seed_variance) for arm in members])
-    seed_covariance = contrast @ shares @ contrast.T
-    fewest = min(len(pair.part.sums) for pair in pairs)
-    critical = stats.max_t_critical(
-        stats.joint_errors([(pair.part, pair.clusters) for pair in pairs]),
-        seed_covariance,
-        fewest - 1.0,
-        family.seed_df,
-        resamples=resamples,
-        seed=seed,
-    )
-    rows = []
-    for pair, variance in zip(pairs, np.diag(seed_covariance), strict=True):
-        interval = pair.part.with_seeds(float(variance), family.seed_df)
-        p, test = stats.paired_p_value(pair.x, pair.y, pair.clusters, interval, resamples, seed)
-        figures = stats.simultaneous(interval, critical) | {"p": p, "test": test}
-        rows.append(family.name | {"a": pair.a.name, "b": pair.b.name} | figures)
-    adjusted = stats.holm([row["p"] for row in rows])
-    for row, pair, p_holm in zip(rows, pairs, adjusted, strict=True):
-        row["p_holm"] = p_holm
-        row["verdict"] = _verdict(row)
-        one_run = 1 in (pair.a.runs, pair.b.runs)
-        about = "these two checkpoints" if one_run else "these filters"
-        row["scope"] = about if family.primary else f"{about}; exploratory"
-    return sorted(rows, key=lambda row: row["b"] != baseline)
-
-
-def _pair(a: Arm, b: Arm) -> Pair | None:
-    """The items that both arms have, in the order of `a`; None where they share none."""
-    place = {item: k for k, item in enumerate(b.items)}
-    left = [k for k, item in enumerate(a.items) if item in place]
-    if not left:
-        return None
-    right = [place[a.items[k]] for k in left]
-    x, y = a.values[:, left], b.values[:, right]
-    clusters = [a.clusters[k] for k in left]
-    return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
-
-
-def _verdict(row: Row) -> str:
-    """Which arm is better, by the simultaneous interval; by the exact test where all differences
-    are equal and no interval exists."""
-    apart = row["simultaneous_lower"] > 0 or row["simultaneous_upper"] < 0
-    sure = row["standard_error"] > 0 or row["p_holm"] <= 0.05
-    if not (apart and sure):  # also for nan: one cluster says nothing
-        return "cannot tell"
-    first_is_better = (row["difference"] > 0) != lower_is_better(row["metric"])
-    return f"{row['a'] if first_is_better else row['b']} is better"
 
 
 def _notes(

@@ -68,13 +68,6 @@ class Residuals:
         item: sd(ddof=1)^2 / n)."""
         return float(self.sums @ self.sums)
 
-    def with_seeds(self, variance: float, df: float) -> Interval:
-        """The mean's t interval where training seeds add `variance`, known with `df` degrees of
-        freedom, to what the items say."""
-        parts = [(self.variance, len(self.sums) - 1.0), (variance, df)]
-        error = math.sqrt(sum(part for part, _ in parts))
-        return t_interval(self.mean, error, satterthwaite(parts), self.n)
-
 
 def codes(clusters: npt.ArrayLike | None, n: int) -> tuple[npt.NDArray[np.intp], int]:
     """Cluster labels (n,) of any type as integers 0..G-1, and G. None: every item is a cluster of
@@ -244,65 +237,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def paired_p_value(
-    x: Floats,
-    y: Floats,
-    clusters: Sequence[str],
-    interval: Interval,
-    resamples: int,
-    seed: int,
-) -> tuple[float, str]:
-    """(p-value, name of the test) of the difference of two arms: `x` and `y` (seeds, items) hold
-    the same items, `interval` is that of their difference.
-
-    An exact test where prompts are all that varies (one seed an arm), else the t test that holds
-    the seeds' variance too.
-    """
-    if len(x) > 1 or len(y) > 1:
-        error = interval.standard_error
-        return (t_p_value(interval.value / error, interval.df) if error else 1.0), "t"
-    outcomes = set(np.unique([x, y]).tolist())
-    if len(set(clusters)) == len(clusters) and outcomes in ({0.0, 1.0}, {0.0, 100.0}):
-        return mcnemar(int((x > y).sum()), int((x < y).sum())), "McNemar"
-    return sign_flip(x[0] - y[0], clusters, resamples, seed), "sign flip"
-
-
-def seed_variance(
-    arms: Sequence[Floats], clusters: Sequence[npt.ArrayLike | None] | None = None
-) -> tuple[float, float]:
-    """Variance that training seeds add to a score, pooled over arms: `arms` holds one array (seeds,
-    items) for each arm.
-
-    The variance between the seeds' scores also holds what a finite set of prompts adds (prompts on
-    which the seeds happen to differ), which the error over prompts counts already; that part is
-    estimated from the seed-by-prompt residuals and taken off (two-way analysis of variance).
-    Returns (variance of one seed, its degrees of freedom, fewer the more was taken off); (0, 0)
-    when no arm has two seeds or nothing is left.
-    """
-    between, noise, df = 0.0, 0.0, 0
-    for position, scores in enumerate(arms):
-        seeds, items = scores.shape
-        if seeds < 2:
-            continue
-        means = scores.mean(axis=1)
-        between += float(((means - means.mean()) ** 2).sum())
-        left = scores - means[:, None] - scores.mean(axis=0) + means.mean()
-        labels = None if clusters is None else clusters[position]
-        noise += sum(residuals(row, labels).variance for row in left) if items > 1 else 0.0
-        df += seeds - 1
-    if df == 0 or between <= noise:
-        return 0.0, 0.0
-    return (between - noise) / df, df * ((between - noise) / between) ** 2
-
-
-def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of estimated variances, from (variance, df) pairs; parts of
-    variance 0 do not count."""
-    total = sum(variance for variance, _ in parts)
-    weight = sum(variance**2 / df for variance, df in parts if variance > 0)
-    return total**2 / weight if weight > 0 else max((df for _, df in parts), default=math.nan)
-
-
 def joint_errors(parts: Sequence[tuple[Residuals, Sequence[str]]]) -> Floats:
     """Residual sums (G, K) of K estimates, each given with the cluster of each of its items: a
     cluster has the same row in all of them, so that one resample moves them together."""
@@ -315,13 +249,7 @@ def joint_errors(parts: Sequence[tuple[Residuals, Sequence[str]]]) -> Floats:
 
 
 def max_t_critical(
-    errors: Floats,
-    seeds: Floats | None = None,
-    df: float = math.inf,
-    seeds_df: float = math.inf,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
+    errors: Floats, df: float = math.inf, *, resamples: int = 10_000, seed: int = 0
 ) -> float:
     """Critical value for simultaneous 95 % intervals of K estimates: that quantile of max |t| under
     one joint bootstrap.
@@ -329,26 +257,50 @@ def max_t_critical(
     `errors` (G, K): from `joint_errors`. The bootstrap is the multiplier one: every resample weighs
     each cluster by one standard normal for all K estimates. Given the data, those sums are exactly
     normal with covariance errors' errors, so they are drawn from it at a cost that does not depend
-    on G.
-    `seeds` (K, K): covariance that the training seeds add. Both variances are studentised with
-    chi-square draws of their `df` and `seeds_df`, so that with K = 1 and no seeds the result is
-    Student's t(df). Estimates without any variance are left out; nan when none has any.
+    on G. The variance is studentised with chi-square draws of its `df`, so that with K = 1 the
+    result is Student's t(df). Estimates without any variance are left out; nan when none has any.
     """
-    covariance = errors.T @ errors
-    extra = np.zeros_like(covariance) if seeds is None else seeds
-    used = np.diag(covariance) + np.diag(extra) > 0
-    if not used.any() or df < 1:
+    if df < 1:
         return math.nan
+    covariance = errors.T @ errors
+    criticals = simultaneous(
+        covariance, np.full(len(covariance), df), resamples=resamples, seed=seed
+    )
+    return float(np.nanmax(criticals)) if np.isfinite(criticals).any() else math.nan
+
+
+def simultaneous(
+    covariance: Floats, df: Floats, *, resamples: int = 10_000, seed: int = 0
+) -> Floats:
+    """Critical values (K,) such that |z_k| / (sd_k * chi_k) stays below its own for all K estimates
+    at once in 95 %; nan for an estimate without variance.
+
+    `covariance` (K, K) up to a factor. `df` (K,): estimates of equal df share the variance that
+    they are studentised with. Each estimate gets the same level of its own t distribution (min p):
+    with one df that is max |t|, and for all pairs of equal arms Tukey's range.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    spread = np.sqrt(np.diag(covariance))
+    known = (spread > 0) & (df >= 1)
+    criticals = np.full(len(df), math.nan)
+    if not known.any():
+        return criticals
     rng = np.random.default_rng(seed)
-    item_part, seed_part = covariance[np.ix_(used, used)], extra[np.ix_(used, used)]
-    shape = (resamples, len(item_part))
-    by_items = rng.standard_normal(shape) @ _root(item_part).T
-    by_seeds = rng.standard_normal(shape) @ _root(seed_part).T
-    # Each variance is an estimate: drawing it too is what makes the quantile Student's, not normal.
-    of_items = np.outer(_chi(rng, df, resamples), np.diag(item_part))
-    of_seeds = np.outer(_chi(rng, seeds_df, resamples), np.diag(seed_part))
-    t = (by_items + by_seeds) / np.sqrt(of_items + of_seeds)
-    return float(np.quantile(abs(t).max(axis=1), 0.95))
+    root = _root(covariance[np.ix_(known, known)] / np.outer(spread[known], spread[known]))
+    z = rng.standard_normal((resamples, len(root))) @ root.T
+    for each in np.unique(df[known]):
+        if np.isfinite(each):
+            chi = np.sqrt(rng.chisquare(each, resamples) / each)
+            z[:, df[known] == each] /= chi[:, None]
+    # stdtr takes a large number for infinitely many degrees of freedom
+    degrees = np.minimum(df[known], 1e10)
+    if len(set(degrees.tolist())) == 1:
+        criticals[known] = np.quantile(abs(z).max(axis=1), 0.95)
+        return criticals
+    tails = stdtr(degrees, -abs(z)).min(axis=1)
+    criticals[known] = -stdtrit(degrees, np.quantile(tails, 0.05))
+    return criticals
 
 
 def _root(covariance: Floats) -> Floats:
@@ -356,35 +308,6 @@ def _root(covariance: Floats) -> Floats:
     two)."""
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors * np.sqrt(np.clip(values, 0, None)))
-
-
-def _chi(rng: np.random.Generator, df: float, size: int) -> Floats:
-    """Chi-square draws divided by their degrees of freedom (infinite: ones)."""
-    return np.ones(size) if math.isinf(df) or df <= 0 else rng.chisquare(df, size) / df
-
-
-def detectable_difference(standard_error: float, critical: float, df: float = math.inf) -> float:
-    """Smallest true difference found 8 times in 10 by an interval of half-width critical *
-    standard_error."""
-    return (critical + _t_quantile(0.8, df)) * standard_error
-
-
-def simultaneous(interval: Interval, critical: float) -> dict[str, Any]:
-    """A difference's figures: its own interval, the one of half-width `critical` standard errors
-    that holds for the whole family, and what that would detect."""
-    error, wide, detectable = interval.standard_error, 0.0, math.nan
-    if error > 0:
-        # Never narrower than the interval of one pair.
-        wide = max(critical, t_critical(interval.df))
-        detectable = detectable_difference(error, wide, interval.df)
-    return {
-        "difference": interval.value,
-        **interval.bounds(),
-        "simultaneous_lower": interval.value - wide * error,
-        "simultaneous_upper": interval.value + wide * error,
-        "detectable": detectable,
-        "n": interval.n,
-    }
 
 
 def finite(value: Any) -> Any:

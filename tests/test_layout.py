@@ -36,7 +36,9 @@ ORDER = {
         {"scoring"},
         {"judging", "checkpoint"},
         {"prompt_sets"},
-        {"config", "stats", "compare"},
+        {"compare"},
+        {"comparing"},
+        {"config", "stats"},
     ],
     "recipes": [
         {"cli"},

@@ -170,43 +170,12 @@ def test_all_pairs_of_arms_have_the_critical_value_of_tukeys_range() -> None:
     ) == pytest.approx(expected, rel=0.01)
 
 
-def test_few_degrees_of_seed_variance_widen_the_simultaneous_interval() -> None:
-    errors = np.random.default_rng(0).normal(size=(400, 1)) / 20
-    calm = stats.max_t_critical(errors, np.array([[0.0]]), df=399)
-    wild = stats.max_t_critical(errors, np.array([[25.0]]), df=399, seeds_df=4, resamples=200_000)
-    assert wild == pytest.approx(stats.t_critical(4), rel=0.06) and wild > calm * 1.2
-
-
 def test_estimates_without_variance_do_not_break_the_family() -> None:
     errors = np.column_stack([np.random.default_rng(0).normal(size=50), np.zeros(50)])
     assert stats.max_t_critical(errors, df=49) == pytest.approx(
         stats.max_t_critical(errors[:, :1], df=49), rel=0.03
     )
     assert math.isnan(stats.max_t_critical(np.zeros((50, 1)), df=49))
-
-
-def test_seed_variance_is_pooled_over_arms_with_the_prompts_share_taken_off() -> None:
-    rng = np.random.default_rng(0)
-    arms = [
-        rng.normal(0, 1, (5, 1)) * 0.3 + rng.normal(0, 1, (1, 300)) + rng.normal(0, 0.5, (5, 300))
-        for _ in range(40)
-    ]
-    variance, df = stats.seed_variance(arms)
-    assert variance == pytest.approx(0.09, rel=0.2) and 120 < df < 160
-    assert stats.seed_variance([a - a.mean(axis=1, keepdims=True) for a in arms]) == (0.0, 0.0)
-    assert stats.seed_variance([a[:1] for a in arms]) == (0.0, 0.0)
-
-
-def test_satterthwaite_lies_between_its_parts() -> None:
-    assert stats.satterthwaite([(1.0, 10.0), (0.0, 2.0)]) == 10.0
-    assert stats.satterthwaite([(1.0, 10.0), (1.0, 10.0)]) == pytest.approx(20.0)
-    assert 2 < stats.satterthwaite([(0.1, 500.0), (1.0, 2.0)]) < 3
-
-
-def test_detectable_difference_is_the_known_2_8_standard_errors() -> None:
-    assert stats.detectable_difference(1.4, stats.t_critical(math.inf)) == pytest.approx(
-        3.92, abs=0.01
-    )
 
 
 def test_t_intervals_cover_at_five_clusters_of_unequal_size() -> None:
@@ -231,3 +200,18 @@ def test_simultaneous_intervals_hold_together_as_often_as_they_promise() -> None
         )
         held += all(abs(p.mean) <= c * math.sqrt(p.variance) for p in parts)
     assert 0.925 < held / 400 < 0.975
+
+
+def test_estimates_of_different_degrees_each_get_their_own_t() -> None:
+    few, many = stats.simultaneous(
+        np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([2.0, 50.0]), resamples=200_000
+    )
+    # two independent estimates at one level: 1 - (1 - a)^2 = 0.05
+    level = math.sqrt(0.95)
+    assert few == pytest.approx(stats.t_critical(2, level), rel=0.03)
+    assert many == pytest.approx(stats.t_critical(50, level), rel=0.01)
+
+
+def test_an_estimate_without_variance_has_no_critical_value() -> None:
+    found = stats.simultaneous(np.diag([1.0, 0.0]), np.array([5.0, 5.0]), resamples=1000)
+    assert found[0] > 0 and math.isnan(found[1])

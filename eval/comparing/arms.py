@@ -1,0 +1,183 @@
+"""Arms of one metric: their items by seed, paired by name, and what training seeds add to a
+difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from eval import stats
+from eval.comparing.errors import Part
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm's items of one metric: those with a value under every seed, in the order of
+    `items`."""
+
+    name: str
+    items: list[str]
+    clusters: list[str]
+    values: stats.Floats
+    """(seeds, items)."""
+    seeds: tuple[str, ...] = ()
+    """The training seed of each row of `values`; none for a finished model and for a baseline that
+    scores by definition, which are one row that no seed varies."""
+    unjudged: int = 0
+    """Cells (item under a seed) without a value."""
+    by_definition: bool = False
+    """The baseline of a metric that compares with it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All arms that one metric of one benchmark has scored: its differences hold at once."""
+
+    benchmark: str
+    metric: str
+    members: list[Arm]
+    primary: bool = False
+    trained_baseline: tuple[str, ...] = ()
+    """Where the metric is a comparison with a baseline that was trained itself: its seeds. Under
+    one seed all arms were judged against the same checkpoint, so they share its luck."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms on the items that both have: the same item in the same place."""
+
+    a: Arm
+    b: Arm
+    x: stats.Floats
+    """a's values, (seeds, items)."""
+    y: stats.Floats
+    clusters: list[str]
+    part: stats.Residuals
+    """Of the mean difference."""
+
+    @property
+    def of_items(self) -> Part:
+        """What the choice of prompts adds to the difference's error."""
+        return Part(self.part.variance, len(self.part.sums) - 1.0)
+
+
+def pairs(family: Family, baseline: str | None) -> list[Pair]:
+    """All pairs that share items, those with the baseline first and the baseline second in each."""
+    members = sorted(family.members, key=lambda arm: arm.name == baseline)
+    found = [_pair(family, a, b) for a, b in combinations(members, 2)]
+    kept = [pair for pair in found if pair is not None]
+    return sorted(kept, key=lambda pair: pair.b.name != baseline)
+
+
+def _pair(family: Family, a: Arm, b: Arm) -> Pair | None:
+    """The items that both arms have, in the order of `a`; None where they share none. Under a
+    trained baseline only the seeds that both have count, so that its luck falls out."""
+    place = {item: k for k, item in enumerate(b.items)}
+    left = [k for k, item in enumerate(a.items) if item in place]
+    if not left:
+        return None
+    right = [place[a.items[k]] for k in left]
+    rows, others = _shared_seeds(a, b) if family.trained_baseline else (None, None)
+    x = (a.values if rows is None else a.values[rows])[:, left]
+    y = (b.values if others is None else b.values[others])[:, right]
+    clusters = [a.clusters[k] for k in left]
+    return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
+
+
+def _shared_seeds(a: Arm, b: Arm) -> tuple[list[int] | None, list[int] | None]:
+    """The rows of the seeds that both arms have; None, all rows, where they share none."""
+    shared = [seed for seed in a.seeds if seed in b.seeds]
+    if not shared:
+        return None, None
+    return [a.seeds.index(s) for s in shared], [b.seeds.index(s) for s in shared]
+
+
+@dataclass(frozen=True)
+class SeedParts:
+    """What training seeds add to each of K differences."""
+
+    parts: list[Part]
+    covariance: stats.Floats
+    """(K, K), of the seeds' part alone, for their simultaneous critical values."""
+
+
+def seed_parts(family: Family, pairs: Sequence[Pair]) -> SeedParts:
+    """What training seeds add to the differences of a family.
+
+    The variance between the seeds of an arm is pooled over the arms. Two arms that were judged
+    against the same trained baseline share its part under each seed: their difference is left with
+    what remains when the seeds' common part is taken out (the residual of arms by seeds), and the
+    difference from the baseline itself keeps the whole, known by no more than its seeds.
+    """
+    whole = between_seeds(family.members)
+    after = whole
+    if family.trained_baseline:
+        after = beside_shared_seeds(family.members) or whole
+        whole = Part(whole.variance, min(whole.df, max(1.0, len(family.trained_baseline) - 1.0)))
+    names = [arm.name for arm in family.members]
+    unit = dict(zip(names, np.eye(len(names)), strict=True))
+    contrast = np.array([unit[pair.a.name] - unit[pair.b.name] for pair in pairs])
+    shares = {arm.name: _share(arm, family) for arm in family.members}
+    parts = []
+    for pair in pairs:
+        paired = family.trained_baseline and {*pair.a.seeds} & {*pair.b.seeds}
+        each = after if paired else whole
+        share = _paired_share(pair) if paired else shares[pair.a.name] + shares[pair.b.name]
+        parts.append(Part(each.variance * share, each.df))
+    # Under a trained baseline each arm's score holds the baseline's luck: the baseline is one more
+    # arm of as many seeds.
+    diagonal = [shares[name] for name in names]
+    if family.trained_baseline:
+        own = 1 / len(family.trained_baseline)
+        diagonal = [share if share else own for share in diagonal]
+    return SeedParts(parts, contrast @ np.diag(diagonal) @ contrast.T)
+
+
+def _share(arm: Arm, family: Family) -> float:
+    """The share of one seed's variance that stands in an arm's mean: one over its seeds; 0 for what
+    no seed varies. A finished model that was judged against one checkpoint of a trained baseline
+    holds all of that one's."""
+    if arm.seeds:
+        return 1 / len(arm.seeds)
+    return 1.0 if family.trained_baseline and not arm.by_definition else 0.0
+
+
+def _paired_share(pair: Pair) -> float:
+    """Both arms' shares on the seeds that they have in common."""
+    return 2 / len({*pair.a.seeds} & {*pair.b.seeds})
+
+
+def between_seeds(arms: Sequence[Arm]) -> Part:
+    """The variance of one seed's score around its arm's mean, pooled over the arms that have
+    several; (0, infinite) where none has."""
+    squares, df = 0.0, 0
+    for arm in arms:
+        if len(arm.seeds) > 1 and arm.items:
+            means = arm.values.mean(axis=1)
+            squares += float(((means - means.mean()) ** 2).sum())
+            df += len(means) - 1
+    return Part(squares / df, float(df)) if df else Part(0.0)
+
+
+def beside_shared_seeds(arms: Sequence[Arm]) -> Part | None:
+    """The variance of one seed's score that arms do not share under that seed: the residual mean
+    square of arms by seeds, over the seeds that all of them have; None below two of either."""
+    several = [arm for arm in arms if len(arm.seeds) > 1 and arm.items]
+    if len(several) < 2:
+        return None
+    common = set.intersection(*({*arm.seeds} for arm in several))
+    shared = [seed for seed in several[0].seeds if seed in common]
+    if len(shared) < 2:
+        return None
+    means = np.array([_means(arm, shared) for arm in several])
+    left = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
+    df = (len(several) - 1.0) * (len(shared) - 1.0)
+    return Part(float((left**2).sum()) / df, df)
+
+
+def _means(arm: Arm, seeds: Sequence[str]) -> list[float]:
+    """An arm's score under each of some of its seeds."""
+    return [float(arm.values[arm.seeds.index(seed)].mean()) for seed in seeds]

@@ -1,0 +1,125 @@
+"""The error of a difference that two things vary: the prompts that were drawn, and the training
+seeds.
+
+Each part is a variance that was estimated, with its own degrees of freedom, and each gets its own
+Student quantile: half width = sqrt(t_items^2 * v_items + t_seeds^2 * v_seeds). One t for the sum
+(Satterthwaite) promises too much where two or three seeds are all that is known: with a seed
+variance that came out small by chance it rejects true nulls in up to 13 %. Nothing is taken off the
+variance between seeds either, though a part of it is the prompts' (they count twice, so the
+interval errs towards "cannot tell"). What this holds to, and what it costs, was simulated:
+benchmarks/bench_stats_coverage.py and docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.stats import Floats, Interval, t_critical
+
+POWER = 0.8
+"""A difference counts as detectable when it is found so often."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one source of chance adds to the variance of an estimate, known with `df` degrees of
+    freedom; variance 0 where it adds nothing."""
+
+    variance: float
+    df: float = math.inf
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The two parts of an estimate's error."""
+
+    items: Part
+    seeds: Part = Part(0.0)
+
+    @property
+    def standard_error(self) -> float:
+        """Root of the summed variances, in the unit of the values."""
+        return math.sqrt(self.items.variance + self.seeds.variance)
+
+    def half_width(self, of_items: float, of_seeds: float) -> float:
+        """Half of the interval for the critical values of the two parts; a part without variance
+        adds nothing, whatever its critical value."""
+        squares = 0.0
+        for part, critical in ((self.items, of_items), (self.seeds, of_seeds)):
+            # not "> 0": nan (one cluster says nothing about the error) has to stay nan
+            squares += critical**2 * part.variance if part.variance != 0 else 0.0
+        return math.sqrt(squares)
+
+    def interval(self, value: float, n: int, level: float = 0.95) -> Interval:
+        """The interval of this estimate alone. `df` is that of the part with the larger share."""
+        items, seeds = self.items, self.seeds
+        half = self.half_width(t_critical(items.df, level), t_critical(seeds.df, level))
+        larger = seeds if seeds.variance > items.variance else items
+        return Interval(value, self.standard_error, value - half, value + half, larger.df, n)
+
+    def p_value(self, value: float) -> float:
+        """The level at which the interval of this estimate alone just touches 0, not below 1e-12 (1
+        where nothing varies; nan where the error is unknown)."""
+        from scipy.optimize import brentq
+
+        if not self.standard_error > 0:
+            return 1.0 if self.standard_error == 0 else math.nan
+
+        def beyond(logarithm: float) -> float:
+            level = -math.expm1(logarithm)  # 1 - p
+            criticals = t_critical(self.items.df, level), t_critical(self.seeds.df, level)
+            return self.half_width(*criticals) - abs(value)
+
+        smallest = math.log(1e-12)
+        if math.isnan(beyond(-1.0)):
+            return math.nan
+        if beyond(smallest) <= 0:
+            return math.exp(smallest)
+        return math.exp(float(brentq(beyond, smallest, 0.0, xtol=1e-9)))
+
+
+def power(
+    difference: float, errors: Errors, criticals: tuple[float, float], true: float | None = None
+) -> float:
+    """How often an interval with these critical values (of items, of seeds) would leave out 0 when
+    the true difference is `difference`: the two variances are drawn anew around what they are
+    here.
+
+    `true`: the estimate's real standard error, where it is less than `errors` say (the variance
+    between seeds counts a part of the prompts' again)."""
+    from scipy.special import ndtr
+
+    squared = np.zeros((1, 1))
+    for part, critical, axis in zip(
+        (errors.items, errors.seeds), criticals, ((-1, 1), (1, -1)), strict=True
+    ):
+        if part.variance != 0:
+            squared = squared + critical**2 * part.variance * _spread(part.df).reshape(axis)
+    half, error = np.sqrt(squared), true or errors.standard_error
+    found = ndtr((difference - half) / error) + ndtr((-difference - half) / error)
+    return float(found.mean())
+
+
+def _spread(df: float) -> Floats:
+    """200 equally likely values of an estimated variance, as multiples of the true one."""
+    from scipy.special import chdtri
+
+    if math.isinf(df):
+        return np.ones(1)
+    places = (np.arange(200) + 0.5) / 200
+    return np.asarray(chdtri(df, places) / df)
+
+
+def detectable(errors: Errors, criticals: tuple[float, float]) -> float:
+    """The smallest true difference that is found 8 times in 10; nan where the error is 0 or
+    unknown."""
+    from scipy.optimize import brentq
+
+    error = errors.standard_error
+    if not (error > 0 and math.isfinite(errors.half_width(*criticals))):
+        return math.nan
+    most = errors.half_width(*criticals) * 10 + 10 * error
+    return float(brentq(lambda d: power(d, errors, criticals) - POWER, 0.0, most, xtol=error / 1e4))

@@ -1,0 +1,148 @@
+"""The error of a difference that prompts and training seeds vary: its interval, p-value and power,
+and how often it finds what is not there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from eval import stats
+from eval.comparing.arms import Arm, Family, between_seeds, pairs, seed_parts
+from eval.comparing.differences import differences
+from eval.comparing.errors import Errors, Part, detectable, power
+
+SEEDS = ("0", "1", "2")
+
+
+def arm(name: str, values: np.ndarray, seeds: tuple[str, ...] = SEEDS) -> Arm:
+    items = [f"q{k}" for k in range(values.shape[1])]
+    return Arm(name, items, items, values, seeds)
+
+
+def drawn(
+    rng: np.random.Generator, arms: int, seeds: int, items: int, spread: float
+) -> list[np.ndarray]:
+    """Values of equal arms whose seeds' scores deviate by `spread` errors of a paired mean."""
+    error = math.sqrt(2 / items)
+    return [
+        rng.normal(0, spread * error, (seeds, 1))
+        + rng.normal(0, math.sqrt(0.5), (1, items))
+        + rng.normal(0, math.sqrt(0.5), (seeds, items))
+        for _ in range(arms)
+    ]
+
+
+def test_each_part_of_an_error_gets_its_own_t() -> None:
+    found = Errors(Part(4.0, 10.0), Part(9.0, 2.0)).interval(1.0, 11)
+    half = math.hypot(stats.t_critical(10) * 2, stats.t_critical(2) * 3)
+    assert (found.lower, found.upper) == (pytest.approx(1 - half), pytest.approx(1 + half))
+    assert found.standard_error == pytest.approx(math.sqrt(13))
+
+
+def test_without_seeds_the_interval_is_students_t() -> None:
+    found = Errors(Part(4.0, 10.0)).interval(0.0, 11)
+    assert found.upper == pytest.approx(2 * stats.t_critical(10))
+
+
+def test_an_error_that_one_cluster_leaves_unknown_stays_unknown() -> None:
+    errors = Errors(Part(math.nan, 0.0), Part(1.0, 2.0))
+    assert math.isnan(errors.interval(1.0, 2).lower) and math.isnan(errors.p_value(1.0))
+
+
+def test_the_p_value_is_the_level_at_which_the_interval_touches_zero() -> None:
+    errors = Errors(Part(1.0, 30.0), Part(0.5, 3.0))
+    p = errors.p_value(2.5)
+    assert errors.interval(2.5, 31, level=1 - p).lower == pytest.approx(0, abs=1e-6)
+    assert 0.05 < p < 0.2 and errors.p_value(0.0) == pytest.approx(1.0)
+    assert errors.p_value(1e9) <= 1.01e-12 and Errors(Part(0.0)).p_value(0.0) == 1.0
+
+
+def test_the_p_value_without_seeds_is_the_t_tests() -> None:
+    assert Errors(Part(4.0, 10.0)).p_value(5.0) == pytest.approx(stats.t_p_value(2.5, 10))
+
+
+def test_detectable_difference_of_a_known_error_is_2_8_standard_errors() -> None:
+    criticals = stats.t_critical(math.inf), math.nan
+    assert detectable(Errors(Part(4.0)), criticals) == pytest.approx(2.8 * 2, abs=0.01)
+
+
+def test_power_agrees_with_a_simulation() -> None:
+    rng = np.random.default_rng(0)
+    errors, criticals = Errors(Part(1.0, 20.0), Part(2.0, 2.0)), (2.1, 4.3)
+    true, trials = 9.0, 200_000
+    estimates = rng.normal(true, math.sqrt(3.0), trials)
+    items = rng.chisquare(20, trials) / 20
+    seeds = 2 * rng.chisquare(2, trials) / 2
+    found = abs(estimates) > np.sqrt(criticals[0] ** 2 * items + criticals[1] ** 2 * seeds)
+    assert power(true, errors, criticals) == pytest.approx(found.mean(), abs=0.01)
+    assert power(detectable(errors, criticals), errors, criticals) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_the_variance_between_seeds_is_pooled_and_nothing_is_taken_off() -> None:
+    one = arm("a", np.array([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0]]))
+    two = arm("b", np.array([[0.0, 0.0], [4.0, 4.0]]), ("0", "1"))
+    assert between_seeds([one, two]) == Part(pytest.approx((2 + 8) / 3), 3.0)
+    assert between_seeds([arm("c", np.ones((1, 4)), ("0",))]) == Part(0.0)
+
+
+def test_a_trained_baselines_luck_falls_out_between_two_arms() -> None:
+    luck = np.array([[-30.0], [0.0], [30.0]])
+    rng = np.random.default_rng(0)
+    members = [arm(name, 50 + luck + rng.normal(0, 1, (3, 100))) for name in "ab"]
+    base = Arm(
+        "base", members[0].items, members[0].items, np.full((1, 100), 50.0), by_definition=True
+    )
+    members.append(base)
+    shared = Family("bench", "win_rate", members, trained_baseline=SEEDS)
+    apart = Family("bench", "win_rate", members)
+    parts = seed_parts(shared, pairs(shared, "base")).parts
+    names = [(pair.a.name, pair.b.name) for pair in pairs(shared, "base")]
+    by_pair = dict(zip(names, parts, strict=True))
+    assert by_pair["a", "b"].variance < 0.1 and by_pair["a", "b"].df == 2
+    assert by_pair["a", "base"].variance == pytest.approx(900 / 3, rel=0.05)
+    assert by_pair["a", "base"].df == 2
+    before = seed_parts(apart, pairs(apart, "base")).parts
+    assert max(part.variance for part in before) == pytest.approx(2 * 900 / 3, rel=0.05)
+
+
+def test_under_a_trained_baseline_arms_are_compared_on_the_seeds_that_both_have() -> None:
+    luck = np.array([[-30.0], [0.0], [30.0]])
+    whole = arm("a", np.zeros((3, 50)) + luck)
+    part = arm("b", np.zeros((2, 50)) + luck[:2], ("0", "1"))
+    family = Family("bench", "win_rate", [whole, part], trained_baseline=SEEDS)
+    (pair,) = pairs(family, None)
+    assert pair.part.mean == 0.0
+
+
+@pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 2), (3, 2)])
+def test_few_seeds_give_no_more_false_verdicts_than_promised(seeds: int, arms: int) -> None:
+    """8 to 13 % before, with a seed variance that had its prompts' part taken off."""
+    rng = np.random.default_rng(seeds * 10 + arms)
+    names = tuple(str(k) for k in range(seeds))
+    trials, wrong = 400, 0
+    for _ in range(trials):
+        values = drawn(rng, arms, seeds, 100, 1.5)
+        members = [arm(f"arm{k}", each, names) for k, each in enumerate(values)]
+        fixed = arm("base", rng.normal(0, 0.7, (1, 100)), ())
+        rows = differences(Family("b", "m", [*members, fixed]), "base", resamples=1000)
+        wrong += any(row["verdict"] != "cannot tell" for row in rows)
+    assert wrong / trials <= 0.075  # 5 % and two and a half standard errors
+
+
+def test_a_true_difference_is_found_as_often_as_said() -> None:
+    rng = np.random.default_rng(1)
+    found, trials = 0, 500
+    for _ in range(trials):
+        values = drawn(rng, 2, 3, 200, 1.0)
+        values[0] += 0.38
+        members = [arm(f"arm{k}", each) for k, each in enumerate(values)]
+        (row,) = differences(Family("b", "m", members), None, resamples=1000)
+        found += row["verdict"] == "arm0 is better"
+    # items: 0.5 of an arm's prompts, 0.5 of each seed's; seeds: one paired error of 0.1 each
+    items, seeds = 2 * (0.5 + 0.5 / 3) / 200, 2 * (0.01 + 0.5 / 200) / 3
+    errors = Errors(Part(items, 199.0), Part(seeds, 4.0))
+    said = power(0.38, errors, (stats.t_critical(199), stats.t_critical(4)))
+    assert 0.5 < said < 0.95
+    assert found / trials == pytest.approx(said, abs=0.06)
