@@ -116,6 +116,7 @@ def test_under_a_trained_baseline_arms_are_compared_on_the_seeds_that_both_have(
     assert pair.part.mean == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 2), (3, 2)])
 def test_few_seeds_give_no_more_false_verdicts_than_promised(seeds: int, arms: int) -> None:
     """8 to 13 % before, with a seed variance that had its prompts' part taken off."""
