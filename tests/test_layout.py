@@ -33,6 +33,7 @@ ORDER = {
         {"chat", "config", "measures"},
     ],
     "eval": [
+        {"files"},
         {"scoring"},
         {"judging", "checkpoint"},
         {"prompt_sets"},
@@ -43,7 +44,7 @@ ORDER = {
     "recipes": [
         {"cli"},
         {"cli_data"},
-        {"verbs", "launching"},
+        {"verbs", "launching", "comparisons"},
         {"exchange"},
         {"stages"},
         {"report"},

@@ -1,0 +1,1 @@
+"""Result files that nobody here wrote -> one value an item, as a comparison reads them."""
