@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from eval.config import AlpacaProtocol, AnswersConfig, ArenaProtocol, JudgeConfig
 from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
+from eval.protocols import AlpacaProtocol, AnswersConfig, ArenaProtocol, JudgeConfig
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -17,7 +17,7 @@ from core.models import Model
 from core.servers import Servers
 from core.tracking import Log
 from eval.checkpoint import answers
-from eval.config import AnswersConfig
+from eval.protocols import AnswersConfig
 from tests import tiny
 from tests.eval_files import LLAMA3, prompt_file
 from tests.scripted_server import Fault, ScriptedServer, completion, flaky

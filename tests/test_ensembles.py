@@ -13,8 +13,9 @@ import pytest
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
+from eval.config import EvalConfig
 from eval.judging import pairwise, settle, several_judges
+from eval.protocols import AlpacaConfig, JudgeConfig
 from eval.scoring import of_checkpoint
 from recipes import schema
 from recipes.report.judges import judge_lines

@@ -23,8 +23,9 @@ from core import control_tokens
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import AlpacaProtocol, ArenaProtocol, EvalConfig, PairwiseProtocol
+from eval.config import EvalConfig
 from eval.judging import pairwise, settle, templates, verdicts
+from eval.protocols import AlpacaProtocol, ArenaProtocol, PairwiseProtocol
 from tests import tiny
 from tests.eval_files import (
     CHATML,

@@ -40,6 +40,7 @@ ORDER = {
         {"compare"},
         {"comparing"},
         {"config", "stats"},
+        {"protocols"},
     ],
     "recipes": [
         {"cli"},

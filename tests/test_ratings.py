@@ -16,10 +16,11 @@ from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
 from eval.checkpoint import second_turns
-from eval.config import AnswersConfig, EvalConfig, MTBenchConfig, WildBenchConfig
+from eval.config import EvalConfig
 from eval.judging import ratings, verdicts
 from eval.prompt_sets import rated_tasks
 from eval.prompt_sets.prompts import Prompt, write_prompts
+from eval.protocols import AnswersConfig, MTBenchConfig, WildBenchConfig
 from eval.scoring import of_checkpoint, wildbench
 from tests import tiny
 from tests.eval_files import CHATML, answers_folder, judge, shown

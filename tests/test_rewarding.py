@@ -14,8 +14,9 @@ import pytest
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import EvalConfig, RatedProtocol
+from eval.config import EvalConfig
 from eval.judging import ratings, settle, templates, verdicts, wb_reward
+from eval.protocols import RatedProtocol
 from recipes import schema
 from recipes.stages import graph
 from tests import test_rated_recipe, tiny

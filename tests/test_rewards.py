@@ -16,8 +16,9 @@ from core import models
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import AlpacaConfig, EvalConfig, JudgeConfig
+from eval.config import EvalConfig
 from eval.judging import pairwise, reward_model, settle
+from eval.protocols import AlpacaConfig, JudgeConfig
 from eval.scoring import of_checkpoint
 from tests import small_recipe
 from tests.eval_files import answers_folder, duel, prompt_file

@@ -21,8 +21,8 @@ from core.store import Counts
 from core.tracking import Log
 from core.wire import Request, ServerSpec
 from eval.checkpoint.asked import Questions, settle, tally
-from eval.config import AnswersConfig
 from eval.prompt_sets.prompts import ANSWERS, prompts
+from eval.protocols import AnswersConfig
 
 VERSION = 1
 

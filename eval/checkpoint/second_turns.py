@@ -17,9 +17,9 @@ from core.store import Counts
 from core.tracking import Log
 from eval.checkpoint import answers
 from eval.checkpoint.asked import tally
-from eval.config import AnswersConfig
 from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
 from eval.prompt_sets.rated_tasks import SECOND, tasks
+from eval.protocols import AnswersConfig
 
 VERSION = 1
 NO_FIRST_TURN = {"status": FAILED, "reason": "the first turn has no answer"}

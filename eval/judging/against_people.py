@@ -21,9 +21,9 @@ from core.files import read_json, write_atomic
 from core.servers import Servers
 from core.store import digest
 from core.tracking import Log
-from eval.config import AlpacaProtocol, PairwiseProtocol
 from eval.judging import agreement, pairwise, settle
 from eval.prompt_sets import prompts
+from eval.protocols import AlpacaProtocol, PairwiseProtocol
 
 
 @dataclass(frozen=True)

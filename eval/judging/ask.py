@@ -21,11 +21,11 @@ from core.sending.purse import Purse
 from core.servers import Servers
 from core.tracking import Log
 from core.wire import Reply, Request, ServerSpec
-from eval.config import AlpacaConfig
 from eval.judging import templates, verdicts
 from eval.judging.journal import Cell, Draft, Journal, Row
 from eval.judging.templates import Message, Template
 from eval.judging.verdicts import Judged
+from eval.protocols import AlpacaConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

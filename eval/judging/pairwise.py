@@ -18,11 +18,11 @@ from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
-from eval.config import PairwiseProtocol
 from eval.judging import reward_model, settle, templates
 from eval.judging.ask import SPENT, Means, Question
 from eval.judging.journal import Cell, Row
 from eval.prompt_sets.prompts import Prompt, prompts
+from eval.protocols import PairwiseProtocol
 
 JUDGMENTS = {
     "item": pl.String,

@@ -18,10 +18,10 @@ from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
-from eval.config import JudgeConfig, RatedProtocol, WildBenchProtocol
 from eval.judging import settle, templates, wb_reward
 from eval.judging.ask import SPENT, Fields, Means, Question
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
+from eval.protocols import JudgeConfig, RatedProtocol, WildBenchProtocol
 
 FIELDS: Fields = {
     "rating": pl.Float64,

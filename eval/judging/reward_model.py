@@ -21,11 +21,11 @@ from core.errors import UserError
 from core.sending.chat import usage
 from core.store import digest
 from core.wire import Reply, Request, ServerSpec, reward_request, rewards
-from eval.config import PairwiseProtocol
 from eval.judging import settle, templates
 from eval.judging.ask import FIELDS as JUDGMENT
 from eval.judging.ask import Asker, Fields, Means, Question, malformed, short_name
 from eval.judging.journal import Cell, Draft, Row
+from eval.protocols import PairwiseProtocol
 
 FIELDS: Fields = {
     "reward": pl.Float64,

@@ -25,11 +25,11 @@ from core.sending.chat import most_tokens
 from core.sending.purse import Purse
 from core.store import Counts, digest
 from core.tracking import Log
-from eval.config import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 from eval.judging import templates
 from eval.judging.ask import FIELDS, Asker, Fields, Means, Question
 from eval.judging.journal import Cell, Journal, Row
 from eval.judging.verdicts import Judged
+from eval.protocols import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 
 VERSION = 1
 NOT_ASKED = {

@@ -17,8 +17,8 @@ from core.columns import OK
 from core.errors import UserError
 from core.files import read_json, write_atomic
 from core.store import Counts
-from eval.config import JudgeConfig
 from eval.judging.pairwise import judging
+from eval.protocols import JudgeConfig
 
 VERSION = 1
 

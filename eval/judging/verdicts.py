@@ -17,14 +17,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from core.columns import FAILED, OK
-from eval.config import (
+from eval.judging.journal import Cell, Draft, Row
+from eval.protocols import (
     AlpacaConfig,
     ArenaConfig,
     PairwiseProtocol,
     RatedProtocol,
     RewardProtocol,
 )
-from eval.judging.journal import Cell, Draft, Row
 
 T = TypeVar("T")
 Judged = PairwiseProtocol | RatedProtocol | RewardProtocol

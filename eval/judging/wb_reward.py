@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 
 from core.store import Counts, digest
-from eval.config import JudgeConfig, WildBenchProtocol
 from eval.judging import settle, templates, verdicts
 from eval.judging.ask import SPENT, Means, Question
 from eval.judging.journal import Cell, Row
 from eval.prompt_sets.rated_tasks import Task
+from eval.protocols import JudgeConfig, WildBenchProtocol
 
 SLOTS = ("history", "user_query", "candidate_A", "candidate_B", "checklist")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.config import PAIRWISE, RATED, PairwiseProtocol
+from eval.protocols import PAIRWISE, RATED, PairwiseProtocol
 
 if TYPE_CHECKING:
     from core.store import Result

@@ -15,13 +15,8 @@ from core.errors import UserError
 from core.files import file_digest, read_json, write_atomic, write_changed
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
-from eval.config import (
-    AnswersConfig,
-    EvalConfig,
-    TasksConfig,
-    pairwise_benchmarks,
-    rated_benchmarks,
-)
+from eval.config import EvalConfig, TasksConfig, pairwise_benchmarks, rated_benchmarks
+from eval.protocols import AnswersConfig
 from recipes.schema import Recipe
 from recipes.stages import judging
 from recipes.stages.judging import Judged, PromptSet

@@ -14,16 +14,16 @@ from core.errors import UserError
 from core.files import file_digest
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
-from eval.config import (
+from eval.config import EvalConfig
+from eval.prompt_sets.rated_tasks import Task
+from eval.protocols import (
     AnswersConfig,
-    EvalConfig,
     PairwiseBenchmark,
     PairwiseProtocol,
     RatedBenchmark,
     RatedProtocol,
     WildBenchProtocol,
 )
-from eval.prompt_sets.rated_tasks import Task
 from recipes.stages.session import Make, Results, Session, Stage
 from recipes.stages.walk import Arms
 

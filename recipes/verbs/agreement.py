@@ -12,15 +12,10 @@ from pydantic import ValidationError
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
-from eval.config import (
-    AlpacaProtocol,
-    AnswersConfig,
-    JudgeConfig,
-    PairwiseProtocol,
-    pairwise_benchmarks,
-)
+from eval.config import pairwise_benchmarks
 from eval.judging import against_people
 from eval.judging.against_people import Labelled
+from eval.protocols import AlpacaProtocol, AnswersConfig, JudgeConfig, PairwiseProtocol
 from recipes import schema
 from recipes.verbs.terminal import table
 

@@ -13,9 +13,9 @@ import polars as pl
 from core.errors import UserError
 from core.files import write_atomic
 from core.store import Result
-from eval.config import PAIRWISE, AlpacaProtocol, PairwiseProtocol
 from eval.judging import several_judges
 from eval.prompt_sets import prompts as benchmarks
+from eval.protocols import PAIRWISE, AlpacaProtocol, PairwiseProtocol
 from eval.scoring import alpaca
 from eval.scoring import official_files as forms
 from recipes.schema import Loaded, Recipe, with_random

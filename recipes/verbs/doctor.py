@@ -14,7 +14,8 @@ from typing import NamedTuple
 from core.errors import UserError
 from core.serving.devices import gpus
 from core.tracking import wandb_mode
-from eval.config import EvalConfig, JudgeConfig, pairwise_benchmarks, rated_benchmarks
+from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
+from eval.protocols import JudgeConfig
 from recipes.schema import Recipe
 from recipes.verbs.terminal import table
 from synth.config.models import ModelConfig
