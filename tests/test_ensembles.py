@@ -18,7 +18,7 @@ from eval.judging import pairwise, settle, several_judges
 from eval.protocols import AlpacaConfig, JudgeConfig
 from eval.scoring import of_checkpoint
 from recipes import schema
-from recipes.report.judges import judge_lines
+from recipes.report.sections.judges import judge_lines
 from recipes.stages import graph
 from recipes.verbs import annotations as written
 from recipes.verbs import doctor

@@ -16,7 +16,9 @@ import pytest
 from core.errors import UserError
 from core.store import Store
 from eval import compare
-from recipes.report import browser, figures, marks, outcome, page, tags
+from recipes.report import page
+from recipes.report.drawing import figures, marks
+from recipes.report.sections import browser, outcome, tags
 from synth.measures import CATEGORY, QUALITY
 
 HOSTILE = (

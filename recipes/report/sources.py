@@ -108,6 +108,11 @@ def read_object(path: Path) -> Record:
     return value
 
 
+def of_stage(inputs: Inputs, stage: str, name: str) -> Record:
+    """The object in a file of a stage that there is one of; {} where the stage is absent."""
+    return read_object(inputs[stage] / name) if stage in inputs else {}
+
+
 def read_log(path: Path) -> list[Record]:
     """The objects of a JSON-lines file, in order; [] when there is no such file. Raises UserError
     naming the line."""

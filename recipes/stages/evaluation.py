@@ -267,7 +267,7 @@ REPORTED = {
 def _report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | None) -> None:
     """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
     from recipes.report import page
-    from recipes.report.judges import judge_lines
+    from recipes.report.sections.judges import judge_lines
 
     measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
     shown = {**measured, **_shown_results(session.results), **funnels}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recipes.report.judges import judge_lines
+from recipes.report.sections.judges import judge_lines
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded

@@ -17,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from recipes.report.marks import finite
+from recipes.report.drawing.marks import finite
 from recipes.report.sources import (
     Colours,
     Inputs,

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from recipes.report.marks import (
+from recipes.report.drawing.marks import (
     Scale,
     circle,
     figure,

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.compare import lower_is_better
-from recipes.report.figures import Interval, intervals
-from recipes.report.marks import number
+from recipes.report.drawing.figures import Interval, intervals
+from recipes.report.drawing.marks import number
 from recipes.report.sources import Colours, Record
 
 CANNOT_TELL = "cannot tell"

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from core.columns import FAILED
-from recipes.report.figures import Shares, bars, histogram
-from recipes.report.marks import number, percent
+from recipes.report.drawing.figures import Shares, bars, histogram
+from recipes.report.drawing.marks import number, percent
 from recipes.report.sources import Record
 from synth.measures import SHIPPED, Filled
 

@@ -1,0 +1,1 @@
+"""What figures are drawn with: marks, scales, and the kinds of figures."""
