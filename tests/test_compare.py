@@ -12,6 +12,8 @@ import pytest
 
 from core.errors import UserError
 from eval import compare
+from eval.comparing.metrics import Declared
+from eval.comparing.shown.table import table
 
 
 def scores(
@@ -42,7 +44,8 @@ def scores(
 
 
 def run(inputs: dict[str, Path], out: Path, **options: Any) -> dict[str, Any]:
-    compare.run(inputs, out, **({"baseline": None, "primary": "bench"} | options))
+    declared = Declared(**({"primary": "bench"} | options))
+    compare.run(inputs, out, declared)
     return json.loads((out / "comparison.json").read_text())
 
 
@@ -249,7 +252,7 @@ def test_the_terminal_table_shows_score_difference_and_verdict(tmp_path: Path) -
         tmp_path / "x",
         baseline="b",
     )
-    first, second = compare.table(result)
+    first, second = table(result)
     assert (
         first["against b"].startswith("+")
         and first["verdict"] == "a is better (these two checkpoints)"

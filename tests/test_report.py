@@ -16,6 +16,8 @@ import pytest
 from core.errors import UserError
 from core.store import Store
 from eval import compare
+from eval.comparing.metrics import Declared
+from eval.comparing.scores import COLUMNS
 from recipes.report import page
 from recipes.report.drawing import figures, marks
 from recipes.report.sections import browser, outcome, tags
@@ -261,13 +263,13 @@ def fabricate(
             result(
                 f"scores/{arm}/{seed}",
                 {
-                    "scores.parquet": pl.DataFrame(rows_, schema=compare.COLUMNS, orient="row"),
+                    "scores.parquet": pl.DataFrame(rows_, schema=COLUMNS, orient="row"),
                     "summary.json": {},
                 },
             )
             compared[f"{arm}/{seed}" if arm != "untuned" else arm] = inputs[f"scores/{arm}/{seed}"]
     with store.build("compare", "f" * 64, {}) as build:
-        compare.run(compared, build.path, baseline="untuned", primary="alpaca", resamples=500)
+        compare.run(compared, build.path, Declared("alpaca", "untuned"), resamples=500)
     inputs["comparison"] = store.folder("compare", "f" * 64)
     return inputs
 

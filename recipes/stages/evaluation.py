@@ -227,11 +227,12 @@ def _score(session: Session, run: str, parts: Results) -> Result | None:
 def _compare(session: Session, config: EvalConfig, baseline: str, scores: Results) -> Result | None:
     """The comparison of all scored runs, which says what it goes without."""
     from eval import compare
+    from eval.comparing.metrics import Declared
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         scored = {run.partition("/")[0] for run in inputs}
         against = baseline if baseline in scored else None
-        counts = compare.run(inputs, out, baseline=against, primary=str(config.deciding))
+        counts = compare.run(inputs, out, Declared(str(config.deciding), against))
         if left_out:
             comparison = read_json(out / "comparison.json")
             comparison["notes"] = [*left_out, *comparison["notes"]]

@@ -37,7 +37,7 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
     """The comparison's table, its notes, what the data cost, the judge's caveat and the path of the
     report."""
     from core.sending.purse import Ledger
-    from eval.compare import table as comparison_rows
+    from eval.comparing.shown.table import table as comparison_rows
     from synth.pool import spending
 
     recipe = loaded.recipe

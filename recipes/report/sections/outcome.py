@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.compare import lower_is_better
+from eval.comparing.metrics import lower_is_better
 from recipes.report.drawing.figures import Interval, intervals
 from recipes.report.drawing.marks import number
 from recipes.report.sources import Colours, Record

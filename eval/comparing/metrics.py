@@ -1,0 +1,60 @@
+"""What is known of metrics by name: which way is better, what a baseline scores by definition,
+which one decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import UserError, nearest
+
+LOWER_IS_BETTER = {
+    "loss", "heldout_loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity",
+}  # fmt: skip
+"""Metrics whose smaller value is the better one; every other metric is better when larger."""
+
+AGAINST_BASELINE = {
+    "win_rate": 50.0,
+    "length_controlled_winrate": 50.0,
+    "length_controlled_minimal": 50.0,
+    "arena_score": 50.0,
+}
+"""What the baseline that others are judged against scores by definition (percent), so that it needs
+no judgments of itself."""
+
+DECIDES = ("length_controlled_winrate",)
+"""Metrics that decide for their benchmark when it is the primary one and has them; otherwise its
+first metric does."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What was declared before the first score."""
+
+    primary: str
+    """The benchmark (or "benchmark/metric") of which one metric decides; all others are
+    exploratory."""
+    baseline: str | None = None
+    """The arm that others are compared with first, and that scores by definition where a benchmark
+    judges against it."""
+
+
+def deciding(primary: str, families: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The one (benchmark, metric) that was declared beforehand."""
+    own = [(b, m) for b, m in families if primary in (b, f"{b}/{m}")]
+    if not own:
+        names = {b for b, _ in families} | {f"{b}/{m}" for b, m in families}
+        raise UserError(f"primary benchmark '{primary}' has no scores{nearest(primary, names)}.")
+    return next((family for family in own if family[1] in DECIDES), own[0])
+
+
+def trained_baseline(metric: str, seeds: Sequence[str]) -> tuple[str, ...]:
+    """The baseline's training seeds where a metric compares with it: a run was judged against the
+    baseline's of the same seed."""
+    return tuple(seeds) if metric in AGAINST_BASELINE else ()
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's smaller value is the better one; lm-eval's names ("TASK METRIC,FILTER")
+    count by their metric."""
+    return metric.split(" ")[-1].split(",")[0] in LOWER_IS_BETTER

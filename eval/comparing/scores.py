@@ -1,0 +1,71 @@
+"""Scores folders as one table of items, and the items of one arm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from core.errors import UserError
+from eval.comparing.arms import Arm
+from eval.comparing.metrics import AGAINST_BASELINE
+
+COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
+"""Of a scores file."""
+
+
+def read(key: str, folder: Path) -> pl.DataFrame:
+    """One scores folder with its arm and seed beside each item; one row an item of a metric is a
+    condition of everything below."""
+    path = folder / "scores.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"the scores of {key} are missing: there is no {path}; run its evaluation first."
+        )
+    frame = pl.read_parquet(path)
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{path} lacks the column {missing[0]}; a scores file has {', '.join(COLUMNS)}."
+        )
+    names = frame.select("benchmark", "metric", "item")
+    twice = names.filter(names.is_duplicated())
+    if twice.height:
+        benchmark, metric, item = twice.row(0)
+        raise UserError(
+            f"{path} holds the item {item} of {benchmark}/{metric} more than once; "
+            "give each its own name and share the cluster."
+        )
+    arm, _, training_seed = key.partition("/")
+    return frame.select(
+        *COLUMNS[:4],
+        pl.col("value").cast(pl.Float64).fill_nan(None),
+        arm=pl.lit(arm),
+        seed=pl.lit(training_seed),
+    )
+
+
+def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | None:
+    """One arm's items, those judged under every one of its seeds; None where it was not scored (and
+    is no baseline by definition)."""
+    own = rows.filter(pl.col("arm") == name)
+    by_definition = own.is_empty() and is_baseline and metric in AGAINST_BASELINE
+    if by_definition:
+        everyone = rows.unique("item", keep="first", maintain_order=True)
+        own = everyone.with_columns(value=AGAINST_BASELINE[metric], seed=pl.lit(""))
+    if own.is_empty():
+        return None
+    seeds = own["seed"].unique(maintain_order=True).to_list()
+    items = own.unique("item", keep="first", maintain_order=True).select("item", "cluster")
+    by_seed = own.pivot("seed", index="item", values="value")
+    judged = items.join(by_seed, on="item", maintain_order="left").drop_nulls(seeds)
+    return Arm(
+        name=name,
+        items=judged["item"].to_list(),
+        clusters=judged["cluster"].to_list(),
+        values=np.ascontiguousarray(judged.select(seeds).to_numpy().T),
+        seeds=() if seeds == [""] else tuple(seeds),
+        unjudged=items.height * len(seeds) - own["value"].count(),
+        by_definition=by_definition,
+    )

@@ -1,0 +1,1 @@
+"""A comparison in words and rows, for a terminal and a page."""
