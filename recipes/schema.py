@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
+from recipes.added_arms import control_arms, random_arms
 from recipes.blocks import Expected, LaunchConfig
 from synth.config.synthesis import SynthConfig
-from synth.filters.arm import ArmConfig, Budget, check_alignments, check_mixtures
-from synth.filters.strategies import STRATEGIES
+from synth.filters.arm import ArmConfig, check_alignments, check_mixtures, check_shuffled
 from train.config import DpoConfig, TrainConfig
 
 HERE = Path(__file__).parent
@@ -45,6 +45,9 @@ class Recipe(BaseModel):
     """Filter strategies (or data, or models) to compare."""
     random_arm: bool = True
     """Add an arm `random` of the same size for each distinct budget that has none."""
+    controls: bool = False
+    """Add controls to the random arm: a second random sample, which must tie with it, and its rows
+    with 10, 30 and 100 % of the answers moved between instructions, which must lose to it."""
     train: TrainConfig | None = None
     """How each arm is fine-tuned."""
     dpo: DpoConfig | None = None
@@ -77,6 +80,7 @@ class Recipe(BaseModel):
         """Refuse parts that contradict each other."""
         arms = with_random(self)
         check_mixtures(arms)
+        check_shuffled(arms)
         check_alignments(arms, {"preferences": self.synth.preferences, **dict(self)})
         if self.baseline is not None and self.baseline not in arms:
             hint = nearest(self.baseline, arms)
@@ -95,71 +99,14 @@ class Recipe(BaseModel):
 
 
 def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
-    """The arms, and random ones of the same size beside them ("Chasing Random", arXiv 2410.15225).
-
-    Of the pool: one for each distinct budget that has none. Of someone else's data: one of the same
-    data beside each arm that filters it, for each distinct budget. A mixture has none of its own:
-    its control is a mixture of its parts' random arms, which a recipe states where it is wanted.
-    """
+    """The arms of a recipe, with those that it has without writing them: random ones of the same
+    size, and its controls."""
     arms = dict(recipe.arms)
-    if not recipe.random_arm:
-        return arms
-    sizes = dict.fromkeys(_size(arm) for arm in arms.values() if _is_sized(arm))
-    taken = {_size(arm) for arm in arms.values() if is_random(arm) and arm.kind == "pool"}
-    missing = [size for size in sizes if size is not None and size not in taken]
-    allow_short = any(arm.allow_short for arm in arms.values())
-    alone = len(missing) == 1 and "random" not in arms
-    for unit, amount in missing:
-        name = "random" if alone else f"random-{amount}-{unit}"
-        given = {"choose": "hash_order", "budget": {unit: amount}, "allow_short": allow_short}
-        arms[name] = ArmConfig.model_validate(given)
-    return arms | _random_of_data(recipe.arms)
-
-
-def _random_of_data(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
-    """A random arm of the same data and size beside each arm that filters someone else's data, but
-    one only for each data and size."""
-    of_data = {name: arm for name, arm in arms.items() if arm.kind == "data"}
-    taken = [_drawn_from(arm) for arm in of_data.values() if is_random(arm)]
-    added: dict[str, ArmConfig] = {}
-    for name, arm in of_data.items():
-        size = _size(arm)
-        if is_random(arm) or size is None or _drawn_from(arm) in taken:
-            continue
-        taken.append(_drawn_from(arm))
-        unit, amount = size
-        bare: Block = {"strategy": None, "where": None, "params": {}}
-        sized = {"choose": "hash_order", "budget": Budget.model_validate({unit: amount})}
-        added[f"random-of-{name}"] = arm.model_copy(update={**bare, **sized})
-    return added
-
-
-def _drawn_from(arm: ArmConfig) -> tuple[object, ...]:
-    """The data of an arm, how it is read, and how much is taken."""
-    return arm.data, arm.answers, arm.spec(), _size(arm)
-
-
-def _is_sized(arm: ArmConfig) -> bool:
-    """Whether an arm asks for a random arm of the pool of its size: one of the pool, and one that
-    takes someone else's data as it comes."""
-    return arm.kind == "pool" or (arm.kind == "data" and not arm.filtered)
-
-
-def _size(arm: ArmConfig) -> tuple[str, int] | None:
-    """(unit, amount) of an arm's budget: its own, or its strategy's."""
-    if arm.budget is not None:
-        ((unit, amount),) = arm.budget.model_dump(exclude_none=True).items()
-        return unit, amount
-    strategy = STRATEGIES.get(arm.strategy or "")
-    return ("rows", strategy.rows) if strategy is not None and strategy.rows else None
-
-
-def is_random(arm: ArmConfig) -> bool:
-    """Whether an arm is a random sample of the pool or of someone else's data."""
-    if arm.where is not None or arm.kind not in ("pool", "data"):
-        return False
-    by_chance = arm.choose == "hash_order" or arm.strategy == "random"
-    return by_chance or (arm.kind == "data" and not arm.filtered)
+    if recipe.random_arm:
+        arms |= random_arms(recipe.arms)
+    if recipe.controls:
+        arms |= control_arms(arms, recipe.baseline)
+    return arms
 
 
 # -- loading ---------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ ORDER = {
         {"stages"},
         {"report"},
         {"schema"},
-        {"blocks"},
+        {"blocks", "added_arms"},
     ],
 }
 """The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A

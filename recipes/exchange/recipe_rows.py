@@ -86,6 +86,11 @@ def _arm(recipe: Recipe, arm: str | None) -> ArmConfig | None:
         raise UserError(f"--arm {arm}: recipe {recipe.name} has no such arm{nearest(arm, arms)}.")
     if arms[arm].kind in ("model", "dpo"):
         raise UserError(f"--arm {arm}: this arm is a model, so it has no rows to export.")
+    if arms[arm].of is not None:
+        raise UserError(
+            f"--arm {arm}: this arm is a control with wrong answers; export '{arms[arm].of}', "
+            "whose rows it has."
+        )
     return arms[arm]
 
 

@@ -27,6 +27,7 @@ from recipes.stages.session import REUSE, Session, Step, StopHere, Trainings
 from recipes.stages.sets import data_arms, others
 from recipes.stages.sets.data_sets import data_sets
 from recipes.stages.sets.mixtures import Mixing, from_mixtures
+from recipes.stages.sets.shuffled import from_shuffled
 from recipes.stages.tokens import counting, student_of, token_counter
 from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
@@ -187,13 +188,14 @@ def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -
 def _from_others(
     session: Session, recipe: Recipe, arms: Arms, resolve: Resolve, selections: Selections
 ) -> Selections:
-    """The arms that are someone else's data, other recipes' selections, and mixtures."""
+    """The arms that are someone else's data, other recipes' selections, mixtures, and shuffled."""
     sets = data_sets(session, recipe, arms, resolve)
     found = data_arms.from_data(session, sets, selections)
     count, counts = counting(recipe.train, resolve)
     found |= others.from_recipes(session, recipe, arms, count)
     mixing = Mixing(recipe, arms, sets, count, counts, selections | found)
-    return found | from_mixtures(session, mixing)
+    found |= from_mixtures(session, mixing)
+    return found | from_shuffled(session, arms, selections | found)
 
 
 def pool_of(recipe: Recipe, arms: Arms, resolve: Resolve, root: Path, *, planning: bool) -> Pool:

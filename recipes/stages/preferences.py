@@ -46,8 +46,10 @@ def stages(
     made: Selections = {}
     if config is not None:
         with_rows = list(dict.fromkeys(arm for arm, _ in selections if arm != HELDOUT[0]))
+        # No pairs are wanted of a control with wrong answers, unless it is named.
+        wanted = config.arms or [arm for arm in with_rows if arms.configs[arm].of is None]
         for arm in with_rows:
-            if arm in (config.arms or with_rows):
+            if arm in wanted:
                 for seed, name in arms.selections(arm):
                     chosen = selections[(arm, seed)]
                     pairs = _pairs(session, synth, context, f"preferences/{name}", chosen)

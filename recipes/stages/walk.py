@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from core.store import Result, Store, digest
 from core.tracking import Tracker
-from recipes.schema import Recipe, is_random, with_random
+from recipes.added_arms import is_random, negative_controls
+from recipes.schema import Recipe, with_random
 from synth.config.synthesis import SynthConfig
 from synth.filters import choices
 from synth.filters.arm import ArmConfig, Budget, Choosing, PartConfig
@@ -20,6 +21,15 @@ Selections = dict[tuple[str, int], Result | None]
 """A selection for every (arm, seed); of rows kept out of every arm, ("heldout", 0)."""
 
 HELDOUT = ("heldout", 0)
+
+
+@dataclass(frozen=True)
+class Control:
+    """An arm that is a control of the arm `of`: with a share of its answers `shuffled`, or (None)
+    another random sample of the same size."""
+
+    of: str
+    shuffled: float | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,17 @@ class Arms:
         """The arms that choose rows."""
         return [name for name, arm in self.configs.items() if arm.kind not in ("model", "dpo")]
 
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The arms that are controls of another one, by name."""
+        again = {name: Control(of, None) for name, of in negative_controls(self.configs).items()}
+        moved = {
+            name: Control(arm.of, arm.shuffled)
+            for name, arm in self.configs.items()
+            if arm.of is not None
+        }
+        return again | moved
+
     def choosing(self, name: str) -> Choosing:
         """What an arm, or a part of a mixture ("MIXTURE/PART"), says of its rows."""
         if name in self.configs:
@@ -79,6 +100,9 @@ class Arms:
     def drawn_anew(self, arm: str) -> bool:
         """Whether another seed gives the arm other rows: a mixture is seeded as its parts are, and
         another recipe's arm has what that recipe drew for the seed."""
+        of = self.configs[arm].of
+        if of is not None:
+            return self.drawn_anew(of)
         if self.configs[arm].kind != "mix":
             rule = self.rules.get(arm) or self.data.get(arm)
             return rule is None or rule.seeded

@@ -1,6 +1,6 @@
 """An arm of a recipe: a filter over the pool, someone else's data, another recipe's selection, a
-mixture of these, a finished model, or another arm's checkpoint that goes on. Imports pydantic
-only."""
+mixture of these, another arm's rows with answers moved, a finished model, or another arm's
+checkpoint that goes on. Imports pydantic only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.errors import UserError, nearest
 from synth.config.models import STRICT
 from synth.config.rows import Reading
 
-Kind = Literal["pool", "data", "recipe", "mix", "model", "dpo"]
+Kind = Literal["pool", "data", "recipe", "mix", "shuffled", "model", "dpo"]
 _FILTER = ("strategy", "params", "where", "choose")
 
 
@@ -106,7 +106,8 @@ class PartConfig(Choosing):
 
 class ArmConfig(Choosing):
     """One arm: a filter over the pool or over someone else's data, another recipe's selection, a
-    mixture, a finished model, or another arm's checkpoint that goes on with preference pairs."""
+    mixture, another arm's rows with answers moved, a finished model, or another arm's checkpoint
+    that goes on with preference pairs."""
 
     budget: Budget | None = None
     """How much to choose; required of the pool's rows (unless `choose: all`) and of a mixture."""
@@ -115,6 +116,11 @@ class ArmConfig(Choosing):
     mix: dict[str, float | PartConfig] | None = None
     """A mixture: NAME -> its share of the budget, of an arm of this recipe; or NAME -> {share: ...,
     data: ...} with what a `data` arm takes. The shares sum to 1, and no row comes twice."""
+    of: str | None = None
+    """The arm whose rows a `shuffled` arm has."""
+    shuffled: float | None = Field(default=None, gt=0, le=1)
+    """A positive control: the rows of the arm `of`, with this share of their answers moved to other
+    instructions. It must lose to that arm, or the experiment can see nothing so small."""
     model: str | None = None
     """A finished model in place of training (`untuned` in the demo is the base model itself)."""
     dpo: str | None = None
@@ -125,7 +131,7 @@ class ArmConfig(Choosing):
     @property
     def kind(self) -> Kind:
         """Where its rows come from; `model` and `dpo`: it has none of its own."""
-        named: tuple[Kind, ...] = ("model", "dpo", "mix", "recipe", "data")
+        named: tuple[Kind, ...] = ("model", "dpo", "mix", "shuffled", "recipe", "data")
         return next((kind for kind in named if getattr(self, kind)), "pool")
 
     @property
@@ -169,6 +175,19 @@ class ArmConfig(Choosing):
         return self
 
     @model_validator(mode="after")
+    def _shuffled(self) -> ArmConfig:
+        """A shuffled arm names the arm whose rows it has, and nothing else."""
+        if (self.of is None) != (self.shuffled is None):
+            raise ValueError("a shuffled arm is named by two keys: {of: ARM, shuffled: SHARE}")
+        others = self.model or self.mix or self.dpo or self.data or self.recipe or self.spec()
+        if self.of and (others or self.budget or self.filtered or self.licence):
+            raise ValueError(
+                "a shuffled arm takes `of` and `shuffled` alone; which rows it has, the arm `of` "
+                "says"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixture(self) -> ArmConfig:
         """A mixture has parts, shares that sum to 1, and a budget."""
         if self.mix is None:
@@ -185,6 +204,14 @@ class ArmConfig(Choosing):
         return self
 
 
+NOT_MIXED: dict[Kind, str] = {
+    "model": "a finished model, so it has no rows to mix",
+    "dpo": "a DPO of another arm, so it has no rows to mix",
+    "shuffled": "a control with wrong answers; mix the arm that it is made of",
+}
+"""Arms that no mixture takes from, and why."""
+
+
 def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
     """Raises UserError for a mixture that names no arm, a finished model or itself."""
     for name, arm in arms.items():
@@ -196,9 +223,8 @@ def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
                     f"{at}: no arm is called '{part}'{nearest(part, others)}; other data is "
                     f"mixed as {{share: {float(arm.parts[part]):g}, data: ...}}."
                 )
-            if arms[part].kind in ("model", "dpo"):
-                what = "finished model" if arms[part].kind == "model" else "DPO of another arm"
-                raise UserError(f"{at}: this arm is a {what}, so it has no rows to mix.")
+            if arms[part].kind in NOT_MIXED:
+                raise UserError(f"{at}: this arm is {NOT_MIXED[arms[part].kind]}.")
         circle = _circle(arms, (name,))
         if circle:
             raise UserError(f"arms.{name}.mix: {' -> '.join(circle)} is a circle.")
@@ -208,6 +234,24 @@ def check_mixtures(arms: Mapping[str, ArmConfig]) -> None:
                     f"arms.{name}.mix.{part}: an arm is called so as well; give this part "
                     "another name."
                 )
+
+
+def check_shuffled(arms: Mapping[str, ArmConfig]) -> None:
+    """Raises UserError for a shuffled arm of one that there is not, or that has no rows of its
+    own."""
+    for name, arm in arms.items():
+        if arm.of is None:
+            continue
+        others = [other for other in arms if other != name]
+        if arm.of not in others:
+            raise UserError(
+                f"arms.{name}.of: no other arm is called '{arm.of}'{nearest(arm.of, others)}."
+            )
+        kind = arms[arm.of].kind
+        if kind in ("model", "dpo", "shuffled"):
+            raise UserError(
+                f"arms.{name}.of: '{arm.of}' chooses no rows itself; name an arm that does."
+            )
 
 
 def check_alignments(arms: Mapping[str, ArmConfig], given: Mapping[str, object]) -> None:

@@ -121,10 +121,12 @@ CHOICES: dict[str, Choice] = {
         required=1,
     ),
     "hash_order": Choice(
-        "hash_order",
-        "a fixed pseudo-random order",
+        "hash_order(SAMPLE)",
+        "a fixed pseudo-random order; with a SAMPLE (any word) another one, for a second sample",
         f"{_KEPT}, and those that a rule on responses refuses on the way",
         kinds.hash_order,
+        columns=0,
+        checks=(check_text,),
         seeded=True,
     ),
     "difficulty_mix": Choice(

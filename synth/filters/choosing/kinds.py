@@ -33,7 +33,8 @@ def every_row(candidates: Candidates) -> Iterable[Positions]:
 
 
 def hash_order(candidates: Candidates) -> Iterable[Positions]:
-    return [by_hash(candidates.ids, candidates.seed)]
+    seed = " ".join(map(str, (candidates.seed, *candidates.arguments)))
+    return [by_hash(candidates.ids, seed)]
 
 
 def highest(candidates: Candidates) -> Iterable[Positions]:
