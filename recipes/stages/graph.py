@@ -21,8 +21,9 @@ from core.servers import Servers
 from core.store import Result, Store
 from core.tracking import Log
 from recipes.schema import Loaded, Recipe
-from recipes.stages import checks, evaluation, preferences, synthesis, training
+from recipes.stages import checks, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
+from recipes.stages.evaluating import evaluation
 from recipes.stages.session import REUSE, Session, Step, StopHere, Trainings
 from recipes.stages.sets import data_arms, others
 from recipes.stages.sets.data_sets import data_sets

@@ -1,0 +1,155 @@
+"""What checkpoints are asked: lm-eval's tasks, the prompts of benchmarks, and their losses on
+held-out conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.files import file_digest
+from core.store import Counts, Result, content_of_files, digest
+from core.tracking import Log
+from eval.config import EvalConfig, TasksConfig
+from eval.protocols import AnswersConfig
+from recipes.stages.evaluating import judging
+from recipes.stages.evaluating.judging import Judged, PromptSet
+from recipes.stages.session import WAITS, Results, Session, Stage
+from recipes.stages.training import served_path
+
+
+def tasks(
+    session: Session, config: TasksConfig, run: str, checkpoint: Result | None
+) -> Result | None:
+    """lm-eval's scores of a checkpoint; task files count by content."""
+    from eval.checkpoint import lm_eval_tasks
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        session.servers.release()
+        model = served_path(inputs["checkpoint"])
+        return lm_eval_tasks.run(config, {}, out, model=model, log=log)
+
+    named = {
+        task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+        for task in config.tasks
+    }
+    files = {name: lm_eval_tasks.LISTS.get(name) or content_of_files(name) for name in named}
+    # Who computes a score is no part of it, unless the recipe says so.
+    named_backend = config.model_copy(update={"backend": config.backend or "hf"})
+    spec = {"tasks": named_backend, "files": files, "VERSION": lm_eval_tasks.VERSION}
+    return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
+
+
+def prompt_set(session: Session, config: EvalConfig, benchmark: Judged) -> PromptSet:
+    """The prompt set of a benchmark as a file of ours, known by its content.
+
+    In a plan, one that is on the hub and not downloaded yet is waited for.
+    """
+    from eval.prompt_sets import prompts, rated_tasks
+
+    name = f"prompts/{benchmark}"
+    fetch = not session.planning
+    wanted: Sequence[prompts.Prompt]
+    if benchmark == "wildbench" or benchmark == "mtbench":
+        rated = config.rating(benchmark)
+        source, limit = rated.prompts, rated.limit
+    else:
+        source, limit = str(config.protocol(benchmark).prompts), config.limit
+    try:
+        if benchmark == "wildbench" or benchmark == "mtbench":
+            wanted = tasks = rated_tasks.tasks(benchmark, source, limit, fetch=fetch)
+            characters = judging.shown_characters(tasks)
+        else:
+            wanted = prompts.prompts(source, limit, fetch=fetch)
+            characters = [len(prompt.prompt) for prompt in wanted]
+    except UserError:
+        if session.planning and source in {**prompts.HUB, **rated_tasks.HUB}:
+            why = f"depends on the hub's {source}, which is not downloaded yet"
+            session.note(name, WAITS, why)
+            return PromptSet(None, [])
+        raise
+    content = digest([prompt.record() for prompt in wanted])
+
+    def make(out: Path, log: Log, _: dict[str, Path]) -> Counts:
+        prompts.write_prompts(wanted, out / "prompts.jsonl")
+        return {"rows": len(wanted)}
+
+    stage = Stage(name, {"prompts": content}, {}, make, content=lambda _: content)
+    made = session.result(stage) or Result(Path(), {"digest": content})
+    return PromptSet(made, characters)
+
+
+def answers_of_run(
+    session: Session,
+    config: EvalConfig,
+    run: str,
+    checkpoint: Result | None,
+    prompt_sets: Mapping[Judged, PromptSet],
+) -> dict[Judged, Result | None]:
+    """The answers of one checkpoint by benchmark; benchmarks that ask the same prompts in the same
+    way share them."""
+    answers: dict[Judged, Result | None] = {}
+    shared: Results = {}
+    for benchmark, prompt_set in prompt_sets.items():
+        settings = judging.answers_config(config, benchmark)
+        prompts = prompt_set.result
+        asked = digest([settings, prompts.digest if prompts else None])
+        if asked not in shared:
+            name = f"answers/{run}/{benchmark}" if shared else f"answers/{run}"
+            parents = {"checkpoint": checkpoint, "prompts": prompts}
+            shared[asked] = _answers(session, settings, name, benchmark, parents)
+        answers[benchmark] = shared[asked]
+    return answers
+
+
+def _answers(
+    session: Session, settings: AnswersConfig, name: str, benchmark: Judged, parents: Results
+) -> Result | None:
+    """A checkpoint's answers to a prompt set; MT-Bench's questions go on for a second turn."""
+    from eval.checkpoint import answers, second_turns
+
+    two_turns = benchmark == "mtbench"
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        model = served_path(inputs["checkpoint"])
+        prompts = {"prompts": inputs["prompts"] / "prompts.jsonl"}
+        ask = second_turns.run if two_turns else answers.run
+        return ask(settings, prompts, out, model=model, servers=session.servers, log=log)
+
+    spec: dict[str, Any] = {
+        "answers": settings.model_dump(mode="json", exclude={"server"}),
+        "args": settings.server.get("args"),
+        "VERSION": answers.VERSION,
+    }
+    if two_turns:
+        spec["turns"] = second_turns.VERSION
+    stage = Stage(
+        name, spec, parents, make, content=lambda out: file_digest(out / "answers.parquet")
+    )
+    return session.result(stage)
+
+
+def heldout(
+    session: Session,
+    server: Mapping[str, Any],
+    run: str,
+    checkpoint: Result | None,
+    rows: Result | None,
+) -> Result | None:
+    """A checkpoint's loss on the conversations kept out of training."""
+    from eval.checkpoint import heldout_loss
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        return heldout_loss.run(
+            server,
+            {"heldout": inputs["heldout"] / "heldout.parquet"},
+            out,
+            model=served_path(inputs["checkpoint"]),
+            servers=session.servers,
+            log=log,
+        )
+
+    parents = {"checkpoint": checkpoint, "heldout": rows}
+    spec = {"VERSION": heldout_loss.VERSION}
+    return session.result(Stage(f"heldout/{run}", spec, parents, make))

@@ -1,0 +1,63 @@
+"""What is measured of every checkpoint: lm-eval, answers, held-out loss, judgments, scores; then
+the comparison and the report.
+
+A run is a checkpoint by its name: "ARM/SEED", or "ARM" of a finished model.
+"""
+
+from __future__ import annotations
+
+from core.store import Result
+from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
+from recipes.schema import Recipe
+from recipes.stages.evaluating import answering, comparing, judging, reporting
+from recipes.stages.evaluating.judging import Judged
+from recipes.stages.session import Results, Session
+from recipes.stages.walk import Arms
+
+
+def stages(
+    session: Session,
+    recipe: Recipe,
+    config: EvalConfig,
+    arms: Arms,
+    checkpoints: Results,
+    heldout: Result | None,
+) -> None:
+    """Everything after training, over `checkpoints` (run -> its result); `heldout` are the
+    conversations kept out of training."""
+    # Finished models last: the judge or the next recipe may be the same model, and then its server
+    # stays up.
+    runs = sorted(checkpoints, key=lambda name: "/" not in name)
+    parts: dict[str, Results] = {run: {} for run in runs}
+    if config.tasks is not None:
+        for run in runs:
+            parts[run]["tasks"] = answering.tasks(session, config.tasks, run, checkpoints[run])
+    session.done("tasks")
+    pairwise, rated = pairwise_benchmarks(config), rated_benchmarks(config)
+    prompt_sets = {
+        name: answering.prompt_set(session, config, name) for name in [*pairwise, *rated]
+    }
+    answers: dict[str, dict[Judged, Result | None]] = {}
+    for run in runs:
+        answers[run] = answering.answers_of_run(session, config, run, checkpoints[run], prompt_sets)
+        if config.heldout is not None:
+            server = config.heldout.server
+            if server is None:
+                server = config.answers.server
+            loss = answering.heldout(session, server, run, checkpoints[run], heldout)
+            parts[run]["heldout"] = loss
+    session.done("answers")
+    session.done("heldout")
+    for benchmark in prompt_sets:
+        given = {run: answers[run][benchmark] for run in runs}
+        judged = judging.judge(session, config, arms, benchmark, given, prompt_sets[benchmark])
+        kind = "judgments" if benchmark in pairwise else "ratings"
+        for run, result in judged.items():
+            parts[run][f"{kind}-{benchmark}"] = result
+    session.done("judge")
+    scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
+    session.done("score")
+    comparison = comparing.compared(session, config, arms.baseline, scores)
+    session.done("compare")
+    reporting.report(session, recipe, arms, comparison)
+    session.done("report")
