@@ -14,13 +14,14 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations, product
 
 import numpy as np
 
 from eval import stats
 from eval.comparing.arms import Arm, Family
-from eval.comparing.differences import differences
+from eval.comparing.differences import CANNOT_TELL, estimates, verdicts
 from eval.comparing.errors import Errors, Part, detectable, power
 
 HIGHEST = 0.055
@@ -158,7 +159,7 @@ class Cell:
         trained = seeds if self.baseline == "judged" else ()
         return Family("bench", "win_rate", [*arms, base], True, trained)
 
-    @property
+    @cached_property
     def items(self) -> list[str]:
         """Names of the prompts."""
         return [f"q{k}" for k in range(self.prompts)]
@@ -182,8 +183,8 @@ def wrong(cell: Cell, nulls: int, rng: np.random.Generator) -> float:
     """The share of experiments without any difference in which one is claimed."""
     found = 0
     for trial in range(nulls):
-        rows = differences(cell.family(rng), "base", resamples=RESAMPLES, seed=trial % 7)
-        found += any(row["verdict"] != "cannot tell" for row in rows)
+        made = estimates(cell.family(rng), "base", resamples=RESAMPLES, seed=trial % 7)
+        found += any(said != CANNOT_TELL for said in verdicts(made))
     return found / nulls
 
 
@@ -230,10 +231,10 @@ def experiments(trials: int, rng: np.random.Generator) -> None:
             family = cell.family(rng)
             first, base = family.members
             better = replace(first, values=first.values + shift)
-            (row,) = differences(
+            made = estimates(
                 replace(family, members=[better, base]), "base", resamples=RESAMPLES, seed=trial % 7
             )
-            found += row["verdict"] == "arm0 is better"
+            found += verdicts(made) == ["arm0 is better"]
         print(
             f"power, {seeds} seeds, {prompts} prompts: said {100 * said:.1f} %, "
             f"found {100 * found / trials:.1f} % of {trials}",

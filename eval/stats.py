@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -237,14 +236,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def joint_errors(parts: Sequence[tuple[Residuals, Sequence[str]]]) -> Floats:
+def joint_errors(parts: Sequence[tuple[Residuals, npt.ArrayLike]]) -> Floats:
     """Residual sums (G, K) of K estimates, each given with the cluster of each of its items: a
     cluster has the same row in all of them, so that one resample moves them together."""
-    names = [sorted(set(clusters)) for _, clusters in parts]
-    row = {name: k for k, name in enumerate(dict.fromkeys(chain.from_iterable(names)))}
-    errors = np.zeros((len(row), len(parts)))
+    names = [np.unique(np.asarray(clusters)) for _, clusters in parts]
+    everyone = np.unique(np.concatenate(names))
+    errors = np.zeros((len(everyone), len(parts)))
     for k, (part, _) in enumerate(parts):
-        errors[[row[name] for name in names[k]], k] = part.sums
+        errors[np.searchsorted(everyone, names[k]), k] = part.sums
     return np.nan_to_num(errors)  # an estimate from one cluster has no known error
 
 

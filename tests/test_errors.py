@@ -10,7 +10,7 @@ import pytest
 
 from eval import stats
 from eval.comparing.arms import Arm, Family, between_seeds, pairs, seed_parts
-from eval.comparing.differences import differences
+from eval.comparing.differences import CANNOT_TELL, estimates, verdicts
 from eval.comparing.errors import Errors, Part, detectable, power
 
 SEEDS = ("0", "1", "2")
@@ -116,7 +116,6 @@ def test_under_a_trained_baseline_arms_are_compared_on_the_seeds_that_both_have(
     assert pair.part.mean == 0.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 2), (3, 2)])
 def test_few_seeds_give_no_more_false_verdicts_than_promised(seeds: int, arms: int) -> None:
     """8 to 13 % before, with a seed variance that had its prompts' part taken off."""
@@ -127,8 +126,8 @@ def test_few_seeds_give_no_more_false_verdicts_than_promised(seeds: int, arms: i
         values = drawn(rng, arms, seeds, 100, 1.5)
         members = [arm(f"arm{k}", each, names) for k, each in enumerate(values)]
         fixed = arm("base", rng.normal(0, 0.7, (1, 100)), ())
-        rows = differences(Family("b", "m", [*members, fixed]), "base", resamples=1000)
-        wrong += any(row["verdict"] != "cannot tell" for row in rows)
+        made = estimates(Family("b", "m", [*members, fixed]), "base", resamples=1000)
+        wrong += any(said != CANNOT_TELL for said in verdicts(made))
     assert wrong / trials <= 0.075  # 5 % and two and a half standard errors
 
 
@@ -139,8 +138,8 @@ def test_a_true_difference_is_found_as_often_as_said() -> None:
         values = drawn(rng, 2, 3, 200, 1.0)
         values[0] += 0.38
         members = [arm(f"arm{k}", each) for k, each in enumerate(values)]
-        (row,) = differences(Family("b", "m", members), None, resamples=1000)
-        found += row["verdict"] == "arm0 is better"
+        made = estimates(Family("b", "m", members), None, resamples=1000)
+        found += verdicts(made) == ["arm0 is better"]
     # items: 0.5 of an arm's prompts, 0.5 of each seed's; seeds: one paired error of 0.1 each
     items, seeds = 2 * (0.5 + 0.5 / 3) / 200, 2 * (0.01 + 0.5 / 200) / 3
     errors = Errors(Part(items, 199.0), Part(seeds, 4.0))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
 from eval import stats
 from eval.comparing.errors import Part
@@ -54,7 +55,8 @@ class Pair:
     x: stats.Floats
     """a's values, (seeds, items)."""
     y: stats.Floats
-    clusters: list[str]
+    clusters: npt.NDArray[np.intp]
+    """The cluster of each item, by its number in the family."""
     part: stats.Residuals
     """Of the mean difference."""
 
@@ -67,23 +69,43 @@ class Pair:
 def pairs(family: Family, baseline: str | None) -> list[Pair]:
     """All pairs that share items, those with the baseline first and the baseline second in each."""
     members = sorted(family.members, key=lambda arm: arm.name == baseline)
-    found = [_pair(family, a, b) for a, b in combinations(members, 2)]
-    kept = [pair for pair in found if pair is not None]
-    return sorted(kept, key=lambda pair: pair.b.name != baseline)
+    clusters = _numbered([arm.clusters for arm in members])
+    found = []
+    for (k, a), (_, b) in combinations(enumerate(members), 2):
+        pair = _pair(family, a, b, clusters[k])
+        if pair is not None:
+            found.append(pair)
+    return sorted(found, key=lambda pair: pair.b.name != baseline)
 
 
-def _pair(family: Family, a: Arm, b: Arm) -> Pair | None:
-    """The items that both arms have, in the order of `a`; None where they share none. Under a
-    trained baseline only the seeds that both have count, so that its luck falls out."""
-    place = {item: k for k, item in enumerate(b.items)}
-    left = [k for k, item in enumerate(a.items) if item in place]
-    if not left:
+def _numbered(labels: Sequence[list[str]]) -> list[npt.NDArray[np.intp]]:
+    """Labels of several arms as numbers, the same label the same number in all of them."""
+    number: dict[str, int] = {}
+    made: list[npt.NDArray[np.intp]] = []
+    for k, own in enumerate(labels):
+        if k and own == labels[k - 1]:
+            made.append(made[-1])
+        else:
+            made.append(np.array([number.setdefault(x, len(number)) for x in own], dtype=np.intp))
+    return made
+
+
+def _pair(family: Family, a: Arm, b: Arm, clusters: npt.NDArray[np.intp]) -> Pair | None:
+    """The items that both arms have, in the order of `a` (whose clusters are given); None where
+    they share none. Under a trained baseline only the seeds that both have count, so that its luck
+    falls out."""
+    x, y = a.values, b.values
+    if family.trained_baseline:
+        rows, others = _shared_seeds(a, b)
+        x = x if rows is None else x[rows]
+        y = y if others is None else y[others]
+    if a.items != b.items:
+        place = {item: k for k, item in enumerate(b.items)}
+        left = [k for k, item in enumerate(a.items) if item in place]
+        right = [place[a.items[k]] for k in left]
+        x, y, clusters = x[:, left], y[:, right], clusters[left]
+    if not len(clusters):
         return None
-    right = [place[a.items[k]] for k in left]
-    rows, others = _shared_seeds(a, b) if family.trained_baseline else (None, None)
-    x = (a.values if rows is None else a.values[rows])[:, left]
-    y = (b.values if others is None else b.values[others])[:, right]
-    clusters = [a.clusters[k] for k in left]
     return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from eval.comparing.errors import Errors, Part, detectable
 
 Row = dict[str, Any]
 """A score or a difference, as comparison.json has it."""
+
+CANNOT_TELL = "cannot tell"
 
 
 def score(arm: Arm, family: Family) -> Row:
@@ -36,6 +40,74 @@ def score(arm: Arm, family: Family) -> Row:
     }
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with both parts of its error, and the interval that holds for all differences
+    of its family at once."""
+
+    pair: Pair
+    errors: Errors
+    criticals: tuple[float, float]
+    """Of the items' part and of the seeds'."""
+
+    @property
+    def value(self) -> float:
+        """The mean difference."""
+        return self.pair.part.mean
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The simultaneous interval."""
+        half = self.errors.half_width(*self.criticals)
+        return self.value - half, self.value + half
+
+    @property
+    def apart(self) -> bool:
+        """Whether the simultaneous interval leaves out 0; not where the error is unknown."""
+        lower, upper = self.bounds
+        return lower > 0 or upper < 0
+
+
+def estimates(
+    family: Family, baseline: str | None, *, resamples: int = 10_000, seed: int = 0
+) -> list[Estimate]:
+    """The differences of all pairs of arms of one metric. Pairs with the baseline come first, the
+    baseline second in each."""
+    found = pairs(family, baseline)
+    if not found:
+        return []
+    seeds = seed_parts(family, found)
+    of_items = _items_critical(found, resamples, seed)
+    df = np.array([part.df for part in seeds.parts])
+    of_seeds = stats.simultaneous(seeds.covariance, df, resamples=resamples, seed=seed)
+    made = []
+    for pair, part, critical in zip(found, seeds.parts, of_seeds, strict=True):
+        errors = Errors(pair.of_items, part)
+        # Never narrower than the interval of one pair.
+        single = stats.t_critical(errors.items.df), stats.t_critical(errors.seeds.df)
+        wide = float(np.fmax(of_items, single[0])), float(np.fmax(critical, single[1]))
+        made.append(Estimate(pair, errors, wide))
+    return made
+
+
+def verdicts(found: Sequence[Estimate], lower_is_better: bool = False, seed: int = 0) -> list[str]:
+    """Which arm is better, for each difference of a family: by its simultaneous interval, and by
+    the exact test (after Holm) where all items differ alike and an interval of no width says
+    nothing."""
+    if any(one.apart and not one.errors.standard_error > 0 for one in found):
+        exact = stats.holm([_test(one, 10_000, seed)["p"] for one in found])
+    else:
+        exact = [math.nan] * len(found)
+    said = []
+    for one, p in zip(found, exact, strict=True):
+        if not (one.apart and (one.errors.standard_error > 0 or p <= 0.05)):
+            said.append(CANNOT_TELL)
+            continue
+        first_is_better = (one.value > 0) != lower_is_better
+        said.append(f"{(one.pair.a if first_is_better else one.pair.b).name} is better")
+    return said
+
+
 def differences(
     family: Family,
     baseline: str | None,
@@ -44,27 +116,14 @@ def differences(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Row]:
-    """All pairs of arms of one metric: one family for the simultaneous intervals and for Holm.
-    Pairs with the baseline come first, the baseline second in each."""
-    found = pairs(family, baseline)
-    if not found:
-        return []
-    seeds = seed_parts(family, found)
-    of_items = _items_critical(found, resamples, seed)
-    df = np.array([part.df for part in seeds.parts])
-    of_seeds = stats.simultaneous(seeds.covariance, df, resamples=resamples, seed=seed)
-    rows = []
-    for k, pair in enumerate(found):
-        errors = Errors(pair.of_items, seeds.parts[k])
-        # Never narrower than the interval of one pair.
-        single = stats.t_critical(errors.items.df), stats.t_critical(errors.seeds.df)
-        wide = float(np.fmax(of_items, single[0])), float(np.fmax(of_seeds[k], single[1]))
-        rows.append(_row(family, pair, errors, wide) | _test(pair, errors, resamples, seed))
+    """All pairs of arms of one metric, one family for the simultaneous intervals and for Holm, as
+    rows of comparison.json."""
+    found = estimates(family, baseline, resamples=resamples, seed=seed)
+    rows = [_row(family, one) | _test(one, resamples, seed) for one in found]
     adjusted = stats.holm([row["p"] for row in rows])
-    for row, pair, p_holm in zip(rows, found, adjusted, strict=True):
-        row["p_holm"] = p_holm
-        row["verdict"] = _verdict(row, lower_is_better)
-        row["scope"] = _scope(pair, family)
+    said = verdicts(found, lower_is_better, seed)
+    for row, one, p_holm, verdict in zip(rows, found, adjusted, said, strict=True):
+        row |= {"p_holm": p_holm, "verdict": verdict, "scope": _scope(one.pair, family)}
     return rows
 
 
@@ -78,49 +137,38 @@ def _items_critical(found: list[Pair], resamples: int, seed: int) -> float:
     return stats.max_t_critical(errors, fewest - 1.0, resamples=resamples, seed=seed)
 
 
-def _row(family: Family, pair: Pair, errors: Errors, criticals: tuple[float, float]) -> Row:
+def _row(family: Family, one: Estimate) -> Row:
     """A difference's figures: its own interval, the one that holds for the whole family, and what
     that would detect."""
-    value = pair.part.mean
-    interval = errors.interval(value, pair.part.n)
-    half = errors.half_width(*criticals)
+    interval = one.errors.interval(one.value, one.pair.part.n)
+    lower, upper = one.bounds
     return {
         "benchmark": family.benchmark,
         "metric": family.metric,
-        "a": pair.a.name,
-        "b": pair.b.name,
-        "difference": value,
+        "a": one.pair.a.name,
+        "b": one.pair.b.name,
+        "difference": one.value,
         **interval.bounds(),
-        "simultaneous_lower": value - half,
-        "simultaneous_upper": value + half,
-        "detectable": detectable(errors, criticals),
-        "n": pair.part.n,
+        "simultaneous_lower": lower,
+        "simultaneous_upper": upper,
+        "detectable": detectable(one.errors, one.criticals),
+        "n": one.pair.part.n,
     }
 
 
-def _test(pair: Pair, errors: Errors, resamples: int, seed: int) -> Row:
+def _test(one: Estimate, resamples: int, seed: int) -> Row:
     """The p-value of a difference and the name of its test: an exact one where prompts are all that
     is known to vary (one seed an arm), else that of the interval."""
-    if errors.seeds.variance or max(len(pair.x), len(pair.y)) > 1:
-        return {"p": errors.p_value(pair.part.mean), "test": "t"}
+    pair = one.pair
+    if one.errors.seeds.variance or max(len(pair.x), len(pair.y)) > 1:
+        return {"p": one.errors.p_value(one.value), "test": "t"}
     outcomes = set(np.unique([pair.x, pair.y]).tolist())
-    alone = len(set(pair.clusters)) == len(pair.clusters)
+    alone = len(pair.part.sums) == len(pair.clusters)
     if alone and outcomes in ({0.0, 1.0}, {0.0, 100.0}):
         only = int((pair.x > pair.y).sum()), int((pair.x < pair.y).sum())
         return {"p": stats.mcnemar(*only), "test": "McNemar"}
     p = stats.sign_flip(pair.x[0] - pair.y[0], pair.clusters, resamples, seed)
     return {"p": p, "test": "sign flip"}
-
-
-def _verdict(row: Row, lower_is_better: bool) -> str:
-    """Which arm is better, by the simultaneous interval; by the exact test where all differences
-    are equal and no interval exists."""
-    apart = row["simultaneous_lower"] > 0 or row["simultaneous_upper"] < 0
-    sure = row["standard_error"] > 0 or row["p_holm"] <= 0.05
-    if not (apart and sure):  # also for nan: one cluster says nothing
-        return "cannot tell"
-    first_is_better = (row["difference"] > 0) != lower_is_better
-    return f"{row['a'] if first_is_better else row['b']} is better"
 
 
 def _scope(pair: Pair, family: Family) -> str:

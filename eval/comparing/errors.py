@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -92,25 +93,29 @@ def power(
     between seeds counts a part of the prompts' again)."""
     from scipy.special import ndtr
 
-    squared = np.zeros((1, 1))
+    squared, weights = np.zeros((1, 1)), np.ones((1, 1))
     for part, critical, axis in zip(
         (errors.items, errors.seeds), criticals, ((-1, 1), (1, -1)), strict=True
     ):
         if part.variance != 0:
-            squared = squared + critical**2 * part.variance * _spread(part.df).reshape(axis)
+            places, of_each = _spread(part.df)
+            squared = squared + critical**2 * part.variance * places.reshape(axis)
+            weights = weights * of_each.reshape(axis)
     half, error = np.sqrt(squared), true or errors.standard_error
     found = ndtr((difference - half) / error) + ndtr((-difference - half) / error)
-    return float(found.mean())
+    return float((weights * found).sum())
 
 
-def _spread(df: float) -> Floats:
-    """200 equally likely values of an estimated variance, as multiples of the true one."""
+@cache
+def _spread(df: float) -> tuple[Floats, Floats]:
+    """Values of an estimated variance, as multiples of the true one, and the weight of each:
+    Gauss-Legendre places on the scale of its probability."""
     from scipy.special import chdtri
 
     if math.isinf(df):
-        return np.ones(1)
-    places = (np.arange(200) + 0.5) / 200
-    return np.asarray(chdtri(df, places) / df)
+        return np.ones(1), np.ones(1)
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    return np.asarray(chdtri(df, (nodes + 1) / 2) / df), weights / 2
 
 
 def detectable(errors: Errors, criticals: tuple[float, float]) -> float:
