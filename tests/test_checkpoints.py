@@ -4,6 +4,7 @@ disks that do not always show all of them the same."""
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -26,9 +27,11 @@ FILES = {
 OF_RANK_1 = "global_step5/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
-def checkpoint(folder: Path, step: int, processes: int = 2) -> Path:
+def checkpoint(
+    folder: Path, step: int, processes: int = 2, more: dict[str, bytes] | None = None
+) -> Path:
     path = folder / f"checkpoint-{step}"
-    for name, content in FILES.items():
+    for name, content in (FILES | (more or {})).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
     written = [checkpoints.written(path, rank, processes) for rank in range(processes)]
@@ -132,10 +135,15 @@ def test_nothing_complete_means_the_base_model(tmp_path: Path) -> None:
     assert resumable(tmp_path, []) == [None, None]
 
 
-def test_a_checkpoint_of_another_world_size_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 5)
+def test_a_checkpoint_of_another_world_size_is_refused_unless_it_is_converted(
+    tmp_path: Path,
+) -> None:
+    folder = checkpoint(tmp_path, 5)
     (refusal,) = resumable(tmp_path, [], world=1)
-    assert "train.num_processes=2" in str(refusal)
+    assert "made by 2 process(es) and is not converted for the 1 " in str(refusal)
+    made = json.loads((folder / checkpoints.MARK).read_text())
+    (folder / checkpoints.MARK).write_text(json.dumps(made | {"elastic": True}))
+    assert resumable(tmp_path, [], world=1) == [folder]
 
 
 def test_the_newest_checkpoints_stay_and_those_without_a_mark_do_not_count(tmp_path: Path) -> None:
@@ -156,13 +164,9 @@ def test_without_a_limit_all_stay(tmp_path: Path) -> None:
 def test_a_checkpoint_that_would_not_fit_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 5, more={"global_step5_universal/zero/norm/fp32.pt": b"123456"})
     checkpoints.set_aside(checkpoint(tmp_path, 3))
-    size = sum(
-        path.stat().st_size
-        for path in whole.rglob("*")
-        if path.is_file() and path.name != checkpoints.MARK
-    )
+    size = sum(map(len, FILES.values()))  # the next one has no copy for other numbers of processes
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
     checkpoints.check_room(tmp_path, 10)

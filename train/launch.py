@@ -21,7 +21,7 @@ from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
 from train.data import tokens as data
-from train.resuming import checkpoints, divergence, stopping
+from train.resuming import checkpoints, divergence, elastic, stopping
 from train.resuming.record import VALIDATION, read_log
 from train.settings import engine
 from train.settings.machine import environment, processes, ready
@@ -111,10 +111,12 @@ def _prepare(job: Job, out: Path, log: Log) -> None:
     (out / "scratch").mkdir(parents=True, exist_ok=True)
     ready(config, log.say)
     prepare = pairs.prepare if isinstance(config, DpoConfig) else data.prepare
-    ledger = prepare(job, out, processes=processes(config))
+    ranks = processes(config)
+    ledger = prepare(job, out, processes=ranks)
     log.say(_told(ledger))
     if lost := engine.adds_up_in_bf16(config, ledger["gradient_accumulation_steps"]):
         log.say(lost)
+    elastic.convert(config, out, elastic.per_step(ledger), ranks, log.say)
 
 
 def _told(ledger: data.Ledger) -> str:

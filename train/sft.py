@@ -33,12 +33,11 @@ from train.data import tokens as data
 from train.data.feeding import Epochs, InOrder
 from train.data.order import Order
 from train.export import export
-from train.resuming import checkpoints, ranks, record
+from train.resuming import checkpoints, elastic, ranks, record
 from train.resuming.guarded import Guarded, Guards
 from train.resuming.ranks import GPU, RANK, WORLD, say
 from train.settings import machine
 from train.settings.arguments import agreed, packed_arguments, sft_arguments
-from train.settings.engine import deepspeed_json
 from train.sizes import speed
 
 
@@ -70,8 +69,11 @@ def main(out: Path, method: Method) -> None:
     # collective may.
     get = method.prepare if RANK == 0 else partial(_wait_for, method.prepared)
     ledger = get(job, out, processes=WORLD)
+    # Before DeepSpeed is configured: what another number of processes made is loaded otherwise.
+    resumed = checkpoints.resumable(scratch, RANK, WORLD, ranks.gather, say)
     if RANK == 0:
-        write_atomic(scratch / "deepspeed.json", deepspeed_json(job.config))
+        text = elastic.engine_json(job.config, resumed, WORLD)
+        write_atomic(scratch / "deepspeed.json", text)
     torch.distributed.barrier()
 
     tokenizer = load_tokenizer(job.base, job.config.revision)
@@ -79,7 +81,6 @@ def main(out: Path, method: Method) -> None:
     tokenizer.chat_template = chat.training
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chats.padding(tokenizer, chat))
 
-    resumed = checkpoints.resumable(scratch, RANK, WORLD, ranks.gather, say)
     if RANK == 0:
         step = checkpoints.step_of(resumed)
         for log in ("log.jsonl", record.VALIDATION):
@@ -89,7 +90,8 @@ def main(out: Path, method: Method) -> None:
 
     trainer = method.trainer(job, out, ledger, tokenizer)
     rows = getattr(trainer, "rows_of", None)  # of pairs nobody knows them
-    trainer.guard(Guards(out, job.config, resumed, _flops(trainer, ledger), rows))
+    per_step = elastic.per_step(ledger)
+    trainer.guard(Guards(out, job.config, resumed, per_step, _flops(trainer, ledger), rows))
     trainer.train_until_asked(resumed)
 
     trainer.save_model(str(scratch / "final"))  # every rank takes part: ZeRO-3 gathers here

@@ -28,6 +28,10 @@ MARK = "complete.json"
 PREFIX = "checkpoint-"
 """What the trainer names a checkpoint's folder by, before its step."""
 
+UNIVERSAL = "_universal"
+"""At the end of the name of the folder that any number of processes loads (train/resuming/elastic).
+"""
+
 ASIDE = "aside-"
 """Before the name of a checkpoint that was found incomplete."""
 
@@ -62,13 +66,16 @@ def written(folder: Path, rank: int, world: int) -> dict[str, int]:
     return sizes
 
 
-def mark(folder: Path, processes: int, files: Iterable[dict[str, int]]) -> None:
+def mark(
+    folder: Path, processes: int, files: Iterable[dict[str, int]], per_step: int | None = None
+) -> None:
     """Write the completeness mark of a checkpoint folder from what each rank has `written`; call it
-    on one rank, after all have."""
+    on one rank, after all have. `per_step`: the packs (of DPO: the pairs) of an optimizer step."""
     every: dict[str, int] = {}
     for of_rank in files:
         every |= of_rank
-    write_atomic(folder / MARK, json.dumps({"processes": processes, "files": every}, indent=2))
+    made = {"processes": processes, "per_step": per_step, "files": every}
+    write_atomic(folder / MARK, json.dumps(made, indent=2))
 
 
 def fault(folder: Path, rank: int = 0, world: int = 1) -> str | None:
@@ -104,8 +111,8 @@ def resumable(
     """The newest checkpoint that is complete for every rank, or None to start from the base model.
     Every rank calls it. Others are set aside, and `say` (rank 0's) hears of it.
 
-    Raises UserError when it was made by another number of processes: DeepSpeed's partitions do not
-    load into another world size.
+    Raises UserError when it was made by another number of processes and is not converted for this
+    one: DeepSpeed's partitions do not load into another world size.
     """
     for step, folder in gather(steps(scratch))[0]:
         faults = gather(fault(folder, rank, world))
@@ -147,7 +154,8 @@ def check_room(scratch: Path, step: int) -> None:
     whole = [folder for _, folder in steps(scratch) if (folder / MARK).exists()]
     if not whole:
         return
-    needed = sum(read_json(whole[0] / MARK)["files"].values())
+    files = read_json(whole[0] / MARK)["files"]
+    needed = sum(size for name, size in files.items() if UNIVERSAL not in Path(name).parts[0])
     free = shutil.disk_usage(scratch).free
     if free < needed:
         raise no_room(
@@ -178,12 +186,12 @@ def no_room(scratch: Path, what: str, why: str) -> UserError:
 
 
 def _check_made_by(folder: Path, processes: int) -> None:
-    made_by = read_json(folder / MARK)["processes"]
-    if made_by != processes:
+    made = read_json(folder / MARK)
+    if made["processes"] != processes and not made.get("elastic"):
         raise UserError(
-            f"checkpoint {folder} was made by {made_by} processes and this run has "
-            f"{processes}; DeepSpeed cannot resume it so. Run with "
-            f"train.num_processes={made_by}, or remove {folder.parent} to start again."
+            f"checkpoint {folder} was made by {made['processes']} process(es) and is not converted "
+            f"for the {processes} of this run, which began from a newer one. The same command "
+            "converts it."
         )
 
 

@@ -24,7 +24,7 @@ from core.errors import Stopped, UserError
 from core.files import read_json, write_atomic
 from train.config import TrainConfig
 from train.data.rows import IGNORED
-from train.resuming import checkpoints, divergence, stopping
+from train.resuming import checkpoints, divergence, elastic, stopping
 from train.resuming.ranks import GPU, RANK, WORLD, gather, say
 from train.resuming.record import read_log
 from train.sizes import speed
@@ -44,6 +44,10 @@ class Guards:
 
     resumed: Path | None
     """The checkpoint that it continues from."""
+
+    per_step: int | None = None
+    """Packs of an optimizer step, or pairs; another number of processes goes on from a checkpoint
+    only where they are the same."""
 
     flops: float | None = None
     """FLOPs a token; gives MFU where the device's peak is known."""
@@ -75,6 +79,7 @@ class Guarded(Trainer):  # type: ignore[misc]
         self._verdict = divergence.GO
         self.stop_agreed = False
         self._asked: Callable[[], bool] = lambda: False
+        self.add_callback(Repaired(self))
         self.add_callback(KeepCheckpoints(self))
         self.add_callback(EndSteps(self))
 
@@ -226,6 +231,20 @@ class Guarded(Trainer):  # type: ignore[misc]
         return figures
 
 
+class Repaired(TrainerCallback):  # type: ignore[misc]
+    """Puts right what is loaded of a checkpoint of another number of processes."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called on every rank, once the checkpoint is loaded."""
+        trainer = self._trainer
+        elastic.repair(trainer.model_wrapped.optimizer, trainer.guards.resumed, WORLD)
+
+
 class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint complete once every rank has written its part, then removes those that are
     too many: never one that is needed while the next is not whole."""
@@ -246,7 +265,7 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]
         torch.distributed.barrier()
         written = gather(checkpoints.written(folder, RANK, WORLD))
         if RANK == 0:
-            checkpoints.mark(folder, WORLD, written)
+            checkpoints.mark(folder, WORLD, written, self._trainer.guards.per_step)
             checkpoints.rotate(scratch, self._limit)
         torch.distributed.barrier()
 

@@ -1,0 +1,200 @@
+"""A training that goes on with another number of processes: by DeepSpeed's universal checkpoint,
+through TRL, as if it had had that number from the start; or a refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.store import Counts
+from core.tracking import Log
+from tests import tiny
+from train import machines
+from train.config import Job, TrainConfig
+from train.data import tokens as data
+from train.launch import ROOT, run
+from train.resuming import checkpoints, elastic
+from train.resuming.record import read_log
+from train.settings import engine
+
+STEPS, SAVED, SEED = 8, 4, 7
+TRAINER = {
+    "max_length": 128,
+    "per_device_train_batch_size": 1,
+    "max_steps": STEPS,
+    "learning_rate": 1e-3,
+    "weight_decay": 10.0,
+    "save_steps": SAVED,
+    "gradient_checkpointing": False,
+}
+
+
+def config(base: Path, **changes: Any) -> TrainConfig:
+    fixed = {"base": str(base), "chat_template_path": "chatml", "tokens_per_step": 500}
+    trainer = {**TRAINER, **changes.pop("trainer", {})}
+    return TrainConfig(**{**fixed, "trainer": trainer, **changes})
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(base model, selection folder): the second epoch begins before SAVED or after it."""
+    folder = tmp_path_factory.mktemp("given")
+    return tiny.llama(folder / "model"), tiny.selection(folder / "selection", 52)
+
+
+def figures(out: Path) -> list[tuple[float, float]]:
+    lines = read_log(out / "log.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [(line["loss"], line.get("grad_norm", 0.0)) for line in lines]
+
+
+def whole(given: tuple[Path, Path], out: Path, made: TrainConfig) -> list[tuple[float, float]]:
+    """Train to the end, keeping everything, and forget what came after SAVED, as a machine that was
+    lost then would leave it; the figures of all steps."""
+    base, selection = given
+    (out / "scratch").mkdir(parents=True)
+    file = selection / "selection.parquet"
+    job = Job(config=made, base=str(base), selection=str(file), seed=SEED)
+    (out / "train.json").write_text(job.model_dump_json())
+    data.prepare(job, out, processes=made.num_processes or 1)
+    with (out / "trainer.log").open("w") as log:
+        command = machines.command(made, out)
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+    found = figures(out)
+    shutil.rmtree(out / "checkpoint")
+    shutil.rmtree(out / "scratch" / f"checkpoint-{STEPS}")
+    return found
+
+
+def resumed(given: tuple[Path, Path], out: Path, made: TrainConfig) -> Counts:
+    base, selection = given
+    counts = run(made, {"selection": selection}, out, base=str(base), seed=SEED, log=Log())
+    assert f"resuming from step {SAVED}" in (out / "trainer.log").read_text()
+    return counts
+
+
+# --- what is converted, and what is refused; no process is started ---
+
+
+def checkpoint(out: Path, made_by: int, per_step: int | None = 6) -> Path:
+    """A complete checkpoint as `made_by` processes would leave it, without DeepSpeed's content."""
+    folder = out / "scratch" / f"checkpoint-{SAVED}"
+    (folder / "global_step4").mkdir(parents=True)
+    for rank in range(made_by):
+        rng = f"rng_state_{rank}.pth" if made_by > 1 else "rng_state.pth"
+        (folder / rng).write_text(f"of rank {rank}")
+        (folder / "global_step4" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(
+            b"." * 1000
+        )
+    written = [checkpoints.written(folder, rank, made_by) for rank in range(made_by)]
+    checkpoints.mark(folder, made_by, written, per_step)
+    return folder
+
+
+def convert(out: Path, processes: int, per_step: int = 6, **changes: Any) -> list[str]:
+    """What is said of the newest checkpoint, made ready for `processes`."""
+    said: list[str] = []
+    elastic.convert(config(out, **changes), out, per_step, processes, said.append)
+    return said
+
+
+def test_without_zero_any_number_of_processes_goes_on_and_nothing_is_copied(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    assert "was made by 2 process(es); 3 go on" in convert(tmp_path, 3, zero_stage=0)[0]
+    assert [path.name for path in folder.glob("global_step*")] == ["global_step4"]
+    random = [(folder / f"rng_state_{rank}.pth").read_text() for rank in range(3)]
+    assert random == ["of rank 0", "of rank 1", "of rank 0"]
+    assert checkpoints.fault(folder) is None
+    (folder / "rng_state_2.pth").unlink()
+    assert checkpoints.fault(folder) == "rng_state_2.pth is missing", "it is part of it"
+
+
+def test_one_process_takes_the_random_numbers_of_the_first(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    convert(tmp_path, 1, zero_stage=0)
+    assert (folder / "rng_state.pth").read_text() == "of rank 0"
+
+
+def test_a_checkpoint_of_as_many_processes_stays_as_it_is(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    before = (folder / checkpoints.MARK).read_bytes()
+    assert convert(tmp_path, 2, per_step=7) == []
+    assert (folder / checkpoints.MARK).read_bytes() == before
+
+
+@pytest.mark.parametrize(("before", "said"), [(6, "held 6 packs"), (None, "an unknown number")])
+def test_other_packs_in_a_step_are_refused_with_the_remedy(
+    tmp_path: Path, before: int | None, said: str
+) -> None:
+    checkpoint(tmp_path, made_by=2, per_step=before)
+    with pytest.raises(UserError, match=f"{said} .* would hold 3, .*train.num_processes=2, or"):
+        convert(tmp_path, 1, per_step=3)
+
+
+@pytest.mark.parametrize(("free", "fits"), [(4000, True), (3999, False)])
+def test_a_copy_that_would_not_fit_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    """Twice the optimizer's state of two ranks."""
+    folder = checkpoint(tmp_path, made_by=2)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    begun: list[Path] = []
+    monkeypatch.setattr(elastic, "_to_universal", lambda *given: begun.append(given[0].folder))
+    if fits:
+        convert(tmp_path, 1)
+        assert begun == [folder]
+        return
+    with pytest.raises(UserError, match=r"no room for what another number .*continues from step 4"):
+        convert(tmp_path, 1)
+    assert not begun
+
+
+def test_state_on_nvme_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path, made_by=2)
+    offload = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}
+    given = {"zero_optimization": offload}
+    with pytest.raises(UserError, match=r"offload_optimizer keeps on NVMe .*num_processes=2"):
+        convert(tmp_path, 1, deepspeed=given)
+
+
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    (folder / checkpoints.MARK).unlink()
+    assert convert(tmp_path, 1) == []
+
+
+def test_only_what_other_processes_made_is_loaded_by_parameter(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    (folder / "global_step4_universal").mkdir()
+    own = {"zero_optimization": {"stage": 2}, "checkpoint": {"tag_validation": "Fail"}}
+    given = config(tmp_path, deepspeed=own)
+    assert json.loads(elastic.engine_json(given, folder, 1))["checkpoint"] == {
+        "tag_validation": "Fail",
+        "load_universal": True,
+    }
+    unchanged = engine.deepspeed_json(given)
+    assert elastic.engine_json(given, folder, 2) == unchanged
+    assert elastic.engine_json(given, None, 1) == unchanged
+
+
+# --- real trainings ---
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_as_one_that_never_stopped(
+    given: tuple[Path, Path], tmp_path: Path, before: int, after: int, stage: Any
+) -> None:
+    first = config(given[0], zero_stage=stage, num_processes=before)
+    unbroken = whole(given, tmp_path, first)
+    resumed(given, tmp_path, first.model_copy(update={"num_processes": after}))
+    assert figures(tmp_path) == [pytest.approx(both, abs=1e-5) for both in unbroken]
