@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +19,7 @@ from core.errors import UserError, nearest
 from core.files import write_atomic
 from core.store import Counts
 from eval import stats
-from eval.comparing import metrics
+from eval.comparing import controls, metrics
 from eval.comparing.arms import Family
 from eval.comparing.differences import Row, score
 from eval.comparing.differences import differences as differences_of
@@ -77,6 +78,7 @@ def of_items(
     deciding = metrics.deciding(declared.primary, names)
     scores: list[Row] = []
     differences: list[Row] = []
+    controlled: list[Row] = []
     for benchmark, metric in names:
         rows = items.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
         members = [arm_of(arm, metric, rows, arm == baseline) for arm in arms]
@@ -88,10 +90,16 @@ def of_items(
             trained_baseline=metrics.trained_baseline(metric, arms.get(baseline or "", [])),
         )
         scores += [score(arm, family) for arm in family.members]
-        lower = metrics.lower_is_better(metric)
-        own = differences_of(
-            family, baseline, lower_is_better=lower, resamples=resamples, seed=seed
+        asked, beside = controls.families(family, declared.controls)
+        find = partial(
+            differences_of,
+            lower_is_better=metrics.lower_is_better(metric),
+            resamples=resamples,
+            seed=seed,
         )
+        own = find(asked, baseline)
+        if beside is not None:
+            controlled.append(controls.shown(family, find(beside, baseline), declared.controls))
         differences = own + differences if family.primary else differences + own
     comparison = {
         "baseline": baseline,
@@ -99,6 +107,7 @@ def of_items(
         "arms": [{"name": name, "seeds": list(seeds)} for name, seeds in arms.items()],
         "scores": scores,
         "differences": differences,
+        "controls": sorted(controlled, key=lambda one: not one["primary"]),
         "notes": notes(arms, scores, differences, deciding),
     }
     out.mkdir(parents=True, exist_ok=True)

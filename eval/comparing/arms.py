@@ -44,6 +44,8 @@ class Family:
     trained_baseline: tuple[str, ...] = ()
     """Where the metric is a comparison with a baseline that was trained itself: its seeds. Under
     one seed all arms were judged against the same checkpoint, so they share its luck."""
+    compared: frozenset[frozenset[str]] | None = None
+    """The pairs that are compared, by name; None: all."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ class Pair:
 
 
 def pairs(family: Family, baseline: str | None) -> list[Pair]:
-    """All pairs that share items, those with the baseline first and the baseline second in each."""
+    """All pairs that are compared and share items, those with the baseline first and the baseline
+    second in each."""
     members = sorted(family.members, key=lambda arm: arm.name == baseline)
     clusters = _numbered([arm.clusters for arm in members])
-    found = []
+    found, wanted = [], family.compared
     for (k, a), (_, b) in combinations(enumerate(members), 2):
+        if wanted is not None and {a.name, b.name} not in wanted:
+            continue
         pair = _pair(family, a, b, clusters[k])
         if pair is not None:
             found.append(pair)

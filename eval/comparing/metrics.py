@@ -3,8 +3,8 @@ which one decides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from core.errors import UserError, nearest
 
@@ -28,6 +28,15 @@ first metric does."""
 
 
 @dataclass(frozen=True)
+class Control:
+    """An arm that is a control of the arm `of`: with a share of its answers `shuffled`, or (None)
+    another random sample of the same size."""
+
+    of: str
+    shuffled: float | None
+
+
+@dataclass(frozen=True)
 class Declared:
     """What was declared before the first score."""
 
@@ -37,6 +46,8 @@ class Declared:
     baseline: str | None = None
     """The arm that others are compared with first, and that scores by definition where a benchmark
     judges against it."""
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """The arms that are controls, by name."""
 
 
 def deciding(primary: str, families: Sequence[tuple[str, str]]) -> tuple[str, str]:

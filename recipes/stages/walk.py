@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from core.store import Result, Store, digest
 from core.tracking import Tracker
+from eval.comparing.metrics import Control
 from recipes.added_arms import is_random, negative_controls
 from recipes.schema import Recipe, with_random
 from synth.config.synthesis import SynthConfig
@@ -21,15 +22,6 @@ Selections = dict[tuple[str, int], Result | None]
 """A selection for every (arm, seed); of rows kept out of every arm, ("heldout", 0)."""
 
 HELDOUT = ("heldout", 0)
-
-
-@dataclass(frozen=True)
-class Control:
-    """An arm that is a control of the arm `of`: with a share of its answers `shuffled`, or (None)
-    another random sample of the same size."""
-
-    of: str
-    shuffled: float | None
 
 
 @dataclass(frozen=True)

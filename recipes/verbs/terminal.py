@@ -48,6 +48,8 @@ def show(loaded: Loaded, outcome: Outcome) -> None:
         rows = comparison_rows(comparison)
         if rows:
             table(rows[0], [list(row.values()) for row in rows])
+        primary = [one for one in comparison.get("controls", []) if one["primary"]]
+        notes += [sentence for one in primary for sentence in one["sentences"]]
         notes += comparison.get("notes", [])
     cost = recipe.folder / "measure" / "cost.json"
     if cost.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from core.store import Counts, Result
 from core.tracking import Log
 from eval.config import EvalConfig
 from recipes.stages.session import Results, Session, Stage
+from recipes.stages.walk import Arms
 
 
 def score(session: Session, run: str, parts: Results) -> Result | None:
@@ -30,15 +32,16 @@ def score(session: Session, run: str, parts: Results) -> Result | None:
     return session.result(Stage(f"score/{run}", {"VERSION": of_checkpoint.VERSION}, parts, make))
 
 
-def compared(session: Session, config: EvalConfig, baseline: str, scores: Results) -> Result | None:
+def compared(session: Session, config: EvalConfig, arms: Arms, scores: Results) -> Result | None:
     """The comparison of all scored runs, which says what it goes without."""
     from eval import compare
     from eval.comparing.metrics import Declared
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         scored = {run.partition("/")[0] for run in inputs}
-        against = baseline if baseline in scored else None
-        counts = compare.run(inputs, out, Declared(str(config.deciding), against))
+        against = arms.baseline if arms.baseline in scored else None
+        declared = Declared(str(config.deciding), against, arms.controls)
+        counts = compare.run(inputs, out, declared)
         if left_out:
             comparison = read_json(out / "comparison.json")
             comparison["notes"] = [*left_out, *comparison["notes"]]
@@ -46,7 +49,9 @@ def compared(session: Session, config: EvalConfig, baseline: str, scores: Result
             write_atomic(out / "comparison.json", text)
         return counts
 
-    spec: dict[str, Any] = {"baseline": baseline, "primary": config.deciding}
+    spec: dict[str, Any] = {"baseline": arms.baseline, "primary": config.deciding}
+    if arms.controls:
+        spec["controls"] = {name: asdict(control) for name, control in arms.controls.items()}
     spec["VERSION"] = compare.VERSION
     left_out = _left_out(session)
     if left_out:

@@ -57,7 +57,7 @@ def stages(
     session.done("judge")
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
-    comparison = comparing.compared(session, config, arms.baseline, scores)
+    comparison = comparing.compared(session, config, arms, scores)
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")
