@@ -117,6 +117,7 @@ def sentences(found: Row) -> list[str]:
 
 
 def _of_shuffled(where: str, found: Row) -> list[str]:
+    """Which shares of wrong answers were detected, and what it means where none was."""
     shuffled = found["shuffled"]
     if not shuffled:
         return []
