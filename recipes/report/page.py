@@ -29,76 +29,125 @@ from recipes.report import sources
 from recipes.report.drawing import figures, marks
 from recipes.report.sections import (
     browser,
+    costs,
     judge_card,
-    outcome,
+    pool_map,
     pool_tags,
     selections,
     training,
 )
-from recipes.report.sources import Inputs, Record
+from recipes.report.sources import Colours, Inputs, Record
+from recipes.report.verdicts import disagreement, leaderboard, lengths, outcome, seeds
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 3
+VERSION = 4
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
 def build(
-    inputs: Inputs, out: Path, recipe: Mapping[str, Any], notes: Sequence[str] = ()
+    inputs: Inputs,
+    out: Path,
+    recipe: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    *,
+    people: Mapping[str, Sequence[str]] | None = None,
+    stored: pool_map.Stored | None = None,
 ) -> Counts:
     """Write `out/report.html` from the folders of finished stages; returns how much is on the page.
 
     inputs: "comparison", "measure", "select/ARM", "train/RUN", "answers/RUN" (or
-    "answers/RUN/BENCHMARK"), "judge/BENCHMARK/RUN", "scores/RUN" -> a result folder, and
-    "prompts/BENCHMARK" -> a prompt set's jsonl file (for categories), where RUN is ARM/SEED, or ARM
-    alone for a finished model. Any may be absent: the page says what is missing. recipe: the
-    resolved recipe as plain data; its `name` is the title. notes: sentences to stand beside the
-    comparison's own. Raises UserError when a file that is there cannot be read.
+    "answers/RUN/BENCHMARK"), "judge/BENCHMARK/RUN", "scores/RUN" -> a result folder, "spent" -> the
+    ledger of hosted models, and "prompts/BENCHMARK" -> a prompt set's jsonl file (for categories),
+    where RUN is ARM/SEED, or ARM alone for a finished model. Any may be absent: the page says what
+    is missing. recipe: the resolved recipe as plain data; its `name` is the title. notes: sentences
+    to stand beside the comparison's own. people: benchmark -> sentences on how far its judge agrees
+    with people. stored: the embeddings of texts that the store holds, for the map of the pool.
+    Raises UserError when a file that is there cannot be read.
     """
     comparison = sources.of_stage(inputs, "comparison", "comparison.json")
     arms = sources.arms(inputs, comparison)
     colours = {arm: figures.css_class(place) for place, arm in enumerate(arms)}
     data, left_out = browser.gather(inputs, colours)
-    prompts = data["prompts"]
-    tagged = pool_tags.of_pool(inputs, colours, pool_tags.declared(recipe))
-    judges = judge_card.judgings(inputs)
     provenance = sources.provenance(inputs)
-    html = _render(
-        name=str(recipe.get("name") or "unnamed recipe"),
-        date=_date(provenance),
-        recipe=_yaml(json.loads(canonical(dict(recipe))), 120),
-        comparison=comparison,
-        headline=outcome.headline(comparison),
-        arms=[{"name": arm, "css": css} for arm, css in colours.items()],
-        notes=[*comparison.get("notes", []), *notes],
-        judges=judges,
-        warnings=outcome.judge_warnings(judges),
-        scores=outcome.scores(comparison, colours),
-        matrices=outcome.matrices(comparison, arms),
-        measure="measure" in inputs,
-        cost=sources.of_stage(inputs, "measure", "cost.json"),
-        funnels=selections.funnels(inputs, colours),
-        mixtures=selections.mixtures(inputs, colours),
-        **tagged,
+    shown = {
+        "name": str(recipe.get("name") or "unnamed recipe"),
+        "date": _date(provenance),
+        "recipe": _yaml(json.loads(canonical(dict(recipe))), 120),
+        "arms": [{"name": arm, "css": css} for arm, css in colours.items()],
+        "notes": [*comparison.get("notes", []), *notes],
+        **_compared(inputs, comparison, colours),
+        **_judged(inputs, people or {}),
+        **_chosen(inputs, recipe, colours),
+        "map": pool_map.pool_map(inputs, colours, stored),
         **training.training(inputs, colours),
-        browser=browser.embed(data),
-        prompts=len(prompts),
-        runs=data["runs"],
-        left_out=left_out,
-        categories=sorted({prompt["category"] for prompt in prompts} - {""}),
-        provenance=provenance,
-    )
+        "costs": costs.costs(inputs),
+        **_browsed(data, left_out),
+        "provenance": provenance,
+    }
+    browser.name_prompts(shown["apart"]["rows"], data["prompts"])
+    html = _render(shown)
     write_atomic(out / "report.html", html)
     return {
         "bytes": len(html.encode()),
         "arms": len(arms),
-        "prompts": len(prompts),
+        "prompts": len(data["prompts"]),
         "prompts_left_out": left_out,
-        "tags": len(tagged["cards"]),
+        "tags": len(shown["cards"]),
     }
 
 
-def _render(**shown: Any) -> str:
-    """The page from its template, with script and style inside."""
+def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
+    """What the comparison says."""
+    table = seeds.items(inputs)
+    by_seed = seeds.scores(table)
+    return {
+        "comparison": comparison,
+        "headline": outcome.headline(comparison),
+        "board": leaderboard.leaderboard(comparison, colours, by_seed),
+        "scores": outcome.scores(comparison, colours, by_seed),
+        "matrices": outcome.matrices(comparison, list(colours)),
+        "apart": disagreement.prompts(comparison, table, colours),
+        "lengths": lengths.lengths(inputs, comparison, colours, by_seed),
+        "controls": [],
+        "control_arms": [],
+    }
+
+
+def _judged(inputs: Inputs, people: Mapping[str, Sequence[str]]) -> Record:
+    """How the judges behaved."""
+    judges = judge_card.judgings(inputs)
+    return {
+        "judges": judges,
+        "cards_of_judges": judge_card.cards(judges, people),
+        "warnings": outcome.judge_warnings(judges),
+    }
+
+
+def _chosen(inputs: Inputs, recipe: Mapping[str, Any], colours: Colours) -> Record:
+    """How each arm came to its rows, and their tags."""
+    return {
+        "measure": "measure" in inputs,
+        "cost": sources.of_stage(inputs, "measure", "cost.json"),
+        "funnels": selections.funnels(inputs, colours),
+        "mixtures": selections.mixtures(inputs, colours),
+        **pool_tags.of_pool(inputs, colours, pool_tags.declared(recipe)),
+    }
+
+
+def _browsed(data: Record, left_out: int) -> Record:
+    """The prompts with every run's answers."""
+    prompts = data["prompts"]
+    return {
+        "browser": browser.embed(data),
+        "prompts": len(prompts),
+        "runs": data["runs"],
+        "left_out": left_out,
+        "categories": sorted({prompt["category"] for prompt in prompts} - {""}),
+    }
+
+
+def _render(shown: Record) -> str:
+    """The page from its templates, with script and style inside."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -110,7 +159,7 @@ def _render(**shown: Any) -> str:
     for name in ("script.js", "style.css"):
         text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
         kind = name.partition(".")[0]
-        shown |= {kind: Markup(text), f"{kind}_digest": _csp(text)}
+        shown = {**shown, kind: Markup(text), f"{kind}_digest": _csp(text)}
     return environment.get_template("page.html.jinja").render(shown)
 
 

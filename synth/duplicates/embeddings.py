@@ -103,6 +103,18 @@ def vectors(
         return kept.rows(places)
 
 
+def stored(root: Path, texts: Sequence[str], model: Model) -> Vectors | None:
+    """Unit vectors of texts that were embedded before, as in `vectors`; None where one of them was
+    not. Embeds nothing and waits for nobody."""
+    folder = root / "vectors" / digest(_cell(model))[:16]
+    if not folder.is_dir():
+        return None
+    kept = _Kept(folder, model)
+    places = [kept.index.places.get(_digest(text)) for text in texts]
+    found = [place for place in places if place is not None]
+    return kept.rows(np.array(found, np.int64)) if len(found) == len(places) else None
+
+
 class _Index:
     """Where a folder holds the vector of each text, by the text's digest."""
 

@@ -42,6 +42,7 @@ DASHES = 4
 
 WIDTH = 360
 CURVE_WIDTH = 760
+STRIP = 160
 ROW = 26
 NAME_CHARACTERS = 14
 LABEL_CHARACTERS = 20
@@ -61,6 +62,8 @@ class Interval:
     value: float | None
     lower: float | None = None
     upper: float | None = None
+    seeds: Sequence[tuple[str, float]] = ()
+    """What each training seed gave (its name, its score), drawn as small dots."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def intervals(rows: Sequence[Interval], label: str, reference: float | None = No
     """Points with their intervals, one row an arm, on one scale; `reference` draws a dashed line
     (50 % of a win rate, say)."""
     ends = [end for row in rows for end in (row.value, row.lower, row.upper)]
+    ends += [value for row in rows for _, value in row.seeds]
     known = [end for end in ends if finite(end)]
     if not known:
         return nothing("no value was measured")
@@ -131,8 +135,23 @@ def _interval(row: Interval, x: Scale, top: float) -> Iterator[Markup]:
             whisker += line("whisker", end, end, y - 4, y + 4)
         yield group(row.css, whisker)
         values += f"\ninterval {number(row.lower)} to {number(row.upper)}"
+    for seed, value in row.seeds:
+        yield group(row.css, circle("seed", x(value), y + 7, 2.2))
+        values += f"\nseed {seed}: {number(value)}"
     yield group(row.css, circle("point", x(row.value), y, 4.5))
     yield hit(0, top, WIDTH, ROW, values)
+
+
+def strip(rows: Sequence[Interval], ends: tuple[float, float], label: str) -> Markup:
+    """Every estimate as a dot on one line from `ends[0]` to `ends[1]`."""
+    x = Scale(*padded(ends), 4, STRIP - 4)
+    drawn = [line("grid", 4, STRIP - 4, 9, 9)]
+    for row in rows:
+        if finite(row.value):
+            drawn.append(group(row.css, circle("point", x(row.value), 9, 4)))
+    said = "\n".join(f"{row.name}: {number(row.value)}" for row in rows)
+    drawn.append(hit(0, 0, STRIP, 18, said))
+    return figure(STRIP, 18, label, drawn)
 
 
 def bars(labels: Sequence[str], series: Sequence[Shares], label: str) -> Markup:

@@ -93,6 +93,16 @@ def gather(inputs: Inputs, colours: Colours, limit: int = BROWSER_CHARACTERS) ->
     return {"runs": heads, "prompts": kept}, len(prompts) - len(kept)
 
 
+def name_prompts(rows: Sequence[Record], prompts: Sequence[Mapping[str, Any]]) -> None:
+    """Give rows of items (`item`) the text and the benchmark of the prompt of that id, where the
+    page holds it."""
+    known = {prompt["id"]: prompt for prompt in reversed(prompts)}
+    for row in rows:
+        prompt = known.get(row["item"])
+        if prompt is not None:
+            row |= {"prompt": prompt["prompt"], "benchmark": prompt["benchmark"]}
+
+
 class _Entries:
     """The prompts, as they fill with what was answered, judged and scored.
 

@@ -29,6 +29,25 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     return [*lines, recipe.caveat] if recipe.caveat else lines
 
 
+def people(recipe: Recipe, results: Mapping[str, Result]) -> dict[str, list[str]]:
+    """How far the judges of each pairwise benchmark agree with people, where that was measured:
+    sentences by benchmark."""
+    from eval.judging import against_people
+
+    known: dict[str, list[str]] = {}
+    for benchmark in PAIRWISE:
+        judged = any(name.startswith(f"judge/{benchmark}/") for name in results)
+        if recipe.eval is not None and judged:
+            protocols = recipe.eval.protocols(benchmark)
+            found = [
+                (p, each) for p in protocols for each in against_people.find(p, Path(recipe.store))
+            ]
+            for protocol, agreement in found:
+                who = f"{protocol.judge.model} " if len(protocols) > 1 else ""
+                known.setdefault(benchmark, []).append(who + against_people.sentence(agreement))
+    return known
+
+
 def _against_people(protocols: Sequence[PairwiseProtocol], store: Path) -> Iterator[str]:
     """How far each judge of a benchmark agrees with people, on every data set where that was
     measured."""

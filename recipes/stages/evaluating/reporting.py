@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from core import models
+from core.errors import UserError
 from core.files import write_changed
-from core.store import Result
+from core.store import Counts, Result
+from core.tracking import Log
 from recipes.schema import Recipe
 from recipes.stages.session import Session, Stage, told
 from recipes.stages.walk import Arms
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from recipes.report.sections.pool_map import Stored
+
 REPORTED = {
     "train": "train",
+    "tasks": "tasks",
+    "heldout": "heldout",
     "answers": "answers",
     "judge": "judge",
+    "verdicts": "verdicts",
     "score": "scores",
     "compare": "comparison",
 }
@@ -24,13 +37,19 @@ REPORTED = {
 def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | None) -> None:
     """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
     from recipes.report import page
-    from recipes.report.sections.judges import judge_lines
+    from recipes.report.sections import judges
 
     measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
     shown = {**measured, **_shown_results(session.results), **funnels}
     snapshot = {name: told(path) for name, path in {**measured, **funnels}.items()}
     settings = recipe.model_dump(mode="json")
-    notes = judge_lines(recipe, session.results)
+    notes = judges.judge_lines(recipe, session.results)
+    people = judges.people(recipe, session.results)
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        beside = {**shown, "spent": session.folder / "spent"}
+        stored = _embedded(recipe, session.store.root)
+        return page.build(beside, out, settings, notes, people=people, stored=stored)
 
     spec = {
         "page": page.VERSION,
@@ -38,16 +57,28 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
         "name": recipe.name,
         "notes": notes,
     }
-    stage = Stage(
-        "report",
-        spec,
-        {"compare": comparison},
-        lambda out, log, inputs: page.build(shown, out, settings, notes),
-    )
-    made = session.result(stage)
+    made = session.result(Stage("report", spec, {"compare": comparison}, make))
     if made is not None and not session.planning:
         shown_page = (made.path / "report.html").read_text(encoding="utf-8")
         write_changed(session.folder / "report.html", shown_page)
+
+
+def _embedded(recipe: Recipe, root: Path) -> Stored:
+    """The embeddings of instructions that the store holds, by the model that neighbours are found
+    with; of none where that model is not known on this machine."""
+    from synth.context import Context
+    from synth.duplicates import embeddings, services
+
+    def stored(texts: Sequence[str]) -> NDArray[np.float32] | None:
+        if not (root / "vectors").is_dir():
+            return None
+        try:
+            model = services.model_of(recipe.synth.tags.neighbors, Context(root, models.resolve))
+        except UserError:
+            return None
+        return embeddings.stored(root, texts, model)
+
+    return stored
 
 
 def _measured(folder: Path) -> dict[str, Path]:

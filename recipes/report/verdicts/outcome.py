@@ -11,13 +11,35 @@ from eval.comparing.metrics import lower_is_better
 from recipes.report.drawing.figures import Interval, intervals
 from recipes.report.drawing.marks import number
 from recipes.report.sources import Colours, Record
+from recipes.report.verdicts.seeds import Seeds
 
 CANNOT_TELL = "cannot tell"
+SAYS = ("better", "worse", "other", CANNOT_TELL)
+"""In this order the headline says what is known."""
+MOST_PAIRS = 3
+"""More pairs that cannot be told apart are counted, not named."""
 
 Entry = Mapping[str, Any]
 """A score or a difference, as comparison.json holds it."""
 Metric = tuple[str, str]
 """(benchmark, metric)"""
+
+
+def deciding(comparison: Entry) -> Metric | None:
+    """The figure that decides: the one whose scores say so, else the first of the primary
+    benchmark; None where none was scored."""
+    scores = comparison.get("scores", [])
+    marked = [_metric(score) for score in scores if score.get("primary")]
+    named = [_metric(each) for each in [*scores, *comparison.get("differences", [])]]
+    primary = comparison.get("primary")
+    own = [metric for metric in named if primary in (metric[0], "/".join(metric))]
+    return next(iter([*marked, *own]), None)
+
+
+def primary_pairs(comparison: Entry) -> list[Entry]:
+    """The differences of the figure that decides, as they stand."""
+    family = deciding(comparison)
+    return [pair for pair in comparison.get("differences", []) if _metric(pair) == family]
 
 
 def headline(comparison: Entry) -> Record:
@@ -28,14 +50,12 @@ def headline(comparison: Entry) -> Record:
     verdicts say.
     """
     baseline = comparison.get("baseline")
-    differences = comparison.get("differences", [])
-    primary = [pair for pair in differences if _is_primary(comparison, _metric(pair))]
+    primary = primary_pairs(comparison)
     pairs = [pair for pair in primary if baseline in (pair["a"], pair["b"])] or primary
     if not pairs:
         sentence = "No difference between arms was measured on a primary benchmark."
         return {"sentence": sentence, "lines": []}
     first = _metric(pairs[0])
-    pairs = [pair for pair in pairs if _metric(pair) == first]
     verdicts = "; ".join(_verdicts(pairs, baseline))
     sentence = f"On {first[0]} ({first[1]}), the primary benchmark: {verdicts}."
     scopes = [str(pair.get("scope", "")) for pair in pairs]
@@ -45,21 +65,43 @@ def headline(comparison: Entry) -> Record:
 
 
 def _verdicts(pairs: Sequence[Entry], baseline: str | None) -> list[str]:
-    """Who is better than whom, then who cannot be told from whom."""
-    better = [f"{p['verdict']} than {_loser(p)}" for p in pairs if p["verdict"] != CANNOT_TELL]
-    parts = [_join(better)] if better else []
-    untold = [(p["a"], p["b"]) for p in pairs if p["verdict"] == CANNOT_TELL]
-    if untold and baseline is None:
-        together = [f"{a} and {b}" for a, b in untold]
-        parts.append(f"{_join(together)} cannot be told apart")
+    """Who is better than whom, who is worse than the baseline, then who cannot be told apart."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        one, says, other = _told(pair, baseline)
+        told.setdefault((says, other), []).append(one)
+    parts = []
+    untold = []
+    for (says, other), ones in sorted(told.items(), key=lambda entry: SAYS.index(entry[0][0])):
+        are = "are" if len(ones) > 1 else "is"
+        if says in ("better", "worse"):
+            parts.append(f"{_join(ones)} {are} {says} than {other}")
+        elif says == CANNOT_TELL and other == baseline:
+            parts.append(f"{_join(ones)} cannot be told from {other}")
+        elif says == CANNOT_TELL:
+            untold += [f"{one} and {other}" for one in ones]
+        else:
+            parts += ones
+    if len(untold) > MOST_PAIRS:
+        parts.append(f"{len(untold)} of {len(pairs)} pairs cannot be told apart")
     elif untold:
-        others = [a if b == baseline else b for a, b in untold]
-        parts.append(f"{_join(others)} cannot be told from {baseline}")
+        parts.append(f"{_join(untold)} cannot be told apart")
     return parts
 
 
-def _loser(pair: Entry) -> str:
-    return str(pair["b"] if pair["verdict"] == f"{pair['a']} is better" else pair["a"])
+def _told(pair: Entry, baseline: str | None) -> tuple[str, str, str]:
+    """(arm, what is said of it, of whom): of the arm beside the baseline, else of the better one. A
+    verdict of another kind stands as it is."""
+    a, b = str(pair["a"]), str(pair["b"])
+    verdict = str(pair["verdict"])
+    says = CANNOT_TELL if verdict == CANNOT_TELL else "better"
+    winner = a if verdict == f"{a} is better" else b
+    if says == "better" and verdict != f"{winner} is better":
+        return verdict, "other", ""
+    loser = b if winner == a else a
+    if says == "better":
+        return (loser, "worse", winner) if winner == baseline else (winner, says, loser)
+    return (b, says, a) if a == baseline else (a, says, b)
 
 
 def _line(pair: Entry) -> str:
@@ -77,22 +119,28 @@ def _line(pair: Entry) -> str:
     return f"{text}: {pair['verdict']}."
 
 
-def scores(comparison: Entry, colours: Colours) -> list[Record]:
+def scores(comparison: Entry, colours: Colours, seeds: Seeds) -> list[Record]:
     """One entry a (benchmark, metric), the primary first: `cells` by arm, and the interval plot
-    with the baseline's score as its line."""
+    with each seed as a dot and the baseline's score as its line."""
     baseline = str(comparison.get("baseline"))
     entries = []
     for metric, family in _families(comparison.get("scores", [])).items():
         cells = {score["arm"]: score for score in family}
         rows = []
         for arm in filter(cells.get, colours):
-            ends = map(cells[arm].get, ("value", "lower", "upper"))
-            rows.append(Interval(arm, colours[arm], *ends))
+            rows.append(interval(cells[arm], colours[arm], seeds))
         label = f"{' '.join(metric)}: each arm's score with its 95 % interval"
         figure = intervals(rows, label, cells.get(baseline, {}).get("value"))
         primary = any(score.get("primary") for score in family)
-        entries.append(_head(metric, primary) | {"cells": cells, "figure": figure})
+        entries.append(_head(metric, primary, family) | {"cells": cells, "figure": figure})
     return sorted(entries, key=_primary_first)
+
+
+def interval(score: Entry, css: str, seeds: Seeds) -> Interval:
+    """A score as a figure shows it, with what each seed gave."""
+    value, lower, upper = (score[name] for name in ("value", "lower", "upper"))
+    arm = str(score["arm"])
+    return Interval(arm, css, value, lower, upper, seeds.get((*_metric(score), arm), []))
 
 
 def matrices(comparison: Entry, arms: Sequence[str]) -> list[Record]:
@@ -103,26 +151,29 @@ def matrices(comparison: Entry, arms: Sequence[str]) -> list[Record]:
         cells: dict[tuple[str, str], Record] = {}
         for pair in family:
             a, b = pair["a"], pair["b"]
-            cells[a, b] = _cell(a, pair, 1)
-            cells[b, a] = _cell(b, pair, -1)
+            cells[a, b] = seen_from(a, pair)
+            cells[b, a] = seen_from(b, pair)
         compared = {arm for pair in cells for arm in pair}
         names = [arm for arm in arms if arm in compared]
         rows = []
         for row in names:
             rows.append((row, [cells.get((row, column)) for column in names]))
-        head = _head(metric, _is_primary(comparison, metric))
+        head = _head(metric, _is_primary(comparison, metric), family)
         entries.append(head | {"names": names, "rows": rows})
     return sorted(entries, key=_primary_first)
 
 
-def _cell(row: str, pair: Entry, sign: int) -> Record:
-    """A difference as it stands (`sign` 1), or turned round with its interval (-1)."""
+def seen_from(arm: str, pair: Entry) -> Record:
+    """A difference as `arm`, one of the two, sees it: itself minus the other, with the simultaneous
+    interval, the verdict and its tone (better, worse, untold), and the pair."""
+    sign = 1 if pair["a"] == arm else -1
     ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
     low, high = (None if end is None else sign * end for end in ends[::sign])
-    verdict = "better" if pair["verdict"] == f"{row} is better" else "worse"
-    tone = verdict
-    if pair["verdict"] == CANNOT_TELL:
-        tone, verdict = "untold", CANNOT_TELL
+    verdict = tone = str(pair["verdict"])
+    if verdict == CANNOT_TELL or not verdict.endswith(" is better"):
+        tone = "untold"
+    else:
+        verdict = tone = "better" if verdict == f"{arm} is better" else "worse"
     return {
         "difference": signed(sign * pair["difference"]),
         "lower": signed(low),
@@ -173,14 +224,20 @@ def _families(entries: Iterable[Entry]) -> dict[Metric, list[Entry]]:
     return families
 
 
-def _head(metric: Metric, primary: bool) -> Record:
+def _head(metric: Metric, primary: bool, family: Sequence[Entry]) -> Record:
     benchmark, name = metric
     return {
         "benchmark": benchmark,
         "metric": name,
         "primary": primary,
-        "lower_is_better": lower_is_better(name),
+        "lower_is_better": lower(metric, family),
     }
+
+
+def lower(metric: Metric, family: Sequence[Entry]) -> bool:
+    """Whether a smaller value is the better one: as the comparison says, else by the name."""
+    said = next((each["lower_is_better"] for each in family if "lower_is_better" in each), None)
+    return lower_is_better(metric[1]) if said is None else bool(said)
 
 
 def _primary_first(entry: Entry) -> bool:
@@ -188,13 +245,8 @@ def _primary_first(entry: Entry) -> bool:
 
 
 def _is_primary(comparison: Entry, metric: Metric) -> bool:
-    """Whether this figure decides: the one whose scores say so, else any of the primary
-    benchmark."""
-    scores = comparison.get("scores", [])
-    deciding = [_metric(score) for score in scores if score.get("primary")]
-    if deciding:
-        return metric in deciding
-    return comparison.get("primary") in (metric[0], "/".join(metric))
+    """Whether this figure decides."""
+    return metric == deciding(comparison)
 
 
 def _join(parts: Sequence[str]) -> str:

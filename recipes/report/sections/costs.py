@@ -1,0 +1,70 @@
+"""What the run cost, stage by stage: time, tokens, calls and money, from the manifests, the pool's
+own account and the ledger of hosted models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from core.sending.purse import Ledger
+from core.store import MANIFEST
+from recipes.report import sources
+from recipes.report.sources import Inputs, Record
+
+STAGES = {
+    "train": "training",
+    "tasks": "lm-eval",
+    "answers": "answers",
+    "heldout": "held-out loss",
+    "judge": "judging",
+    "verdicts": "judging",
+}
+"""Stages whose manifests are counted, and what a page calls them."""
+
+
+def costs(inputs: Inputs) -> Record:
+    """`rows`: one entry a stage that anything is known of: name, results, seconds, prompt_tokens,
+    tokens, calls and money (None where nothing counts them); `bills`: what hosted models were paid
+    (model, calls, prompt_tokens, tokens, money); `seconds`: of all of it."""
+    rows: dict[str, Record] = {}
+    for name, seconds, counts in [*_pool(inputs), *_results(inputs)]:
+        row = rows.setdefault(name, {"name": name, "results": 0, "seconds": 0.0})
+        row["results"] += 1
+        row["seconds"] += seconds or 0.0
+        for unit, amount in counts.items():
+            if amount:
+                row[unit] = row.get(unit, 0) + amount
+    spent = inputs.get("spent")
+    bills = Ledger(spent).bills() if spent is not None and spent.is_dir() else {}
+    return {
+        "rows": list(rows.values()),
+        "bills": [{"model": model, **bill._asdict()} for model, bill in sorted(bills.items())],
+        "seconds": sum(row["seconds"] for row in rows.values()),
+    }
+
+
+def _pool(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
+    """The columns of the pool, each a part of the synthesis."""
+    cost = sources.of_stage(inputs, "measure", "cost.json")
+    for column in cost.get("columns", []):
+        made = {unit: column.get(unit) for unit in ("prompt_tokens", "tokens")}
+        calls = column.get("cells") if any(made.values()) else None
+        yield f"pool: {column['name']}", float(column.get("seconds") or 0), {**made, "calls": calls}
+
+
+def _results(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
+    """The results of every stage that is counted here."""
+    for name, folder in inputs.items():
+        stage, _, rest = name.partition("/")
+        if stage not in STAGES or not folder.is_dir():
+            continue
+        manifest = sources.read_object(folder / MANIFEST)
+        counts = manifest.get("counts") or {}
+        units = {"prompt_tokens": counts.get("prompt_tokens"), "money": counts.get("money")}
+        units["calls"] = counts.get("asked")
+        units["tokens"] = counts.get("tokens")
+        if stage == "train":
+            units["tokens"] = counts.get("trained_tokens_total")
+        # a judging of one benchmark is asked of one judge or several; other stages are one line
+        what = f"{STAGES[stage]}: {rest.partition('/')[0]}" if stage == "judge" else STAGES[stage]
+        yield what, float(manifest.get("seconds") or 0), units

@@ -1,0 +1,379 @@
+"""What the page says of a comparison and of a run, as pure functions of their figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from core.errors import UserError
+from core.sending.purse import Bill, Ledger
+from recipes.report.drawing.scatter import Cloud, Point, frame, panel, scatter
+from recipes.report.sections import costs, judge_card, pool_map
+from recipes.report.verdicts import disagreement, leaderboard, lengths, outcome, seeds
+
+COLOURS = {"random": "s0", "x": "s1", "y": "s2"}
+
+
+def score(arm: str, value: float | None, **more: Any) -> dict[str, Any]:
+    return {
+        "benchmark": "alpaca",
+        "metric": "win_rate",
+        "arm": arm,
+        "value": value,
+        "lower": None if value is None else value - 3,
+        "upper": None if value is None else value + 3,
+        "n": 100,
+        "unjudged": 0,
+        "primary": True,
+        **more,
+    }
+
+
+def pair(a: str, b: str, verdict: str, difference: float = 8.0) -> dict[str, Any]:
+    return {
+        "benchmark": "alpaca",
+        "metric": "win_rate",
+        "a": a,
+        "b": b,
+        "difference": difference,
+        "simultaneous_lower": difference - 5,
+        "simultaneous_upper": difference + 4,
+        "p_holm": 0.01,
+        "detectable": 7.2,
+        "n": 100,
+        "verdict": verdict,
+        "scope": "these filters",
+    }
+
+
+def comparison(**more: Any) -> dict[str, Any]:
+    return {
+        "baseline": "random",
+        "primary": "alpaca",
+        "arms": [{"name": arm, "seeds": ["0", "1"]} for arm in COLOURS],
+        "scores": [score("random", 50.0), score("x", 58.0), score("y", 44.0)],
+        "differences": [
+            pair("x", "random", "x is better"),
+            pair("y", "random", "random is better", -6.0),
+            pair("x", "y", "x is better", 14.0),
+        ],
+        **more,
+    }
+
+
+def items(values: dict[tuple[str, str], dict[str, float | None]]) -> pl.DataFrame:
+    """Items of the primary figure: (arm, seed) -> item -> value."""
+    rows = [
+        ("alpaca", "win_rate", arm, seed, item, value)
+        for (arm, seed), own in values.items()
+        for item, value in own.items()
+        if value is not None
+    ]
+    return pl.DataFrame(rows, schema=list(seeds.ITEMS), orient="row")
+
+
+# -- the answer in one sentence --------------------------------------------------------------------
+
+
+def sentence(**more: Any) -> str:
+    told: str = outcome.headline(comparison(**more))["sentence"]
+    return told
+
+
+def test_an_arm_that_loses_to_the_baseline_is_worse_than_it() -> None:
+    assert sentence().endswith(": x is better than random; y is worse than random.")
+
+
+def test_arms_that_beat_the_baseline_are_named_together() -> None:
+    both = [pair("x", "random", "x is better"), pair("random", "y", "y is better", -3.0)]
+    assert sentence(differences=both).endswith(": x and y are better than random.")
+
+
+def test_many_pairs_that_cannot_be_told_apart_are_counted() -> None:
+    names = ["a", "b", "c", "d"]
+    pairs = [pair(p, q, "cannot tell") for k, p in enumerate(names) for q in names[k + 1 :]]
+    assert sentence(baseline=None, differences=[*pairs, pair("a", "e", "a is better")]).endswith(
+        ": a is better than e; 6 of 7 pairs cannot be told apart."
+    )
+
+
+def test_a_verdict_of_another_kind_stands_as_it_is() -> None:
+    told = sentence(differences=[pair("x", "random", "x is no worse than random")])
+    assert told.endswith(": x is no worse than random.")
+
+
+# -- the leaderboard -------------------------------------------------------------------------------
+
+
+def test_the_best_arm_stands_first_with_its_difference_from_the_baseline() -> None:
+    board = leaderboard.leaderboard(comparison(), COLOURS, {})
+    assert [row["arm"] for row in board["rows"]] == ["x", "random", "y"]
+    first, second, third = board["rows"]
+    assert (first["against"]["difference"], first["against"]["verdict"]) == ("+8.00", "better")
+    assert second["against"] is None and second["baseline"]
+    assert (third["against"]["verdict"], third["against"]["tone"]) == ("worse", "worse")
+
+
+def test_where_lower_is_better_the_lowest_stands_first() -> None:
+    lower = [score("random", 2.0, lower_is_better=True), score("x", 1.5), score("y", 1.8)]
+    board = leaderboard.leaderboard(comparison(scores=lower), COLOURS, {})
+    assert [row["arm"] for row in board["rows"]] == ["x", "y", "random"]
+
+
+def test_an_arm_without_a_score_stands_last() -> None:
+    board = leaderboard.leaderboard(
+        comparison(scores=[score("x", None), score("y", 3.0)]), COLOURS, {}
+    )
+    assert [row["arm"] for row in board["rows"]] == ["y", "x"]
+
+
+def test_a_difference_from_the_baseline_is_turned_round_with_its_interval() -> None:
+    turned = [pair("random", "x", "random is better", 6.0)]
+    board = leaderboard.leaderboard(comparison(differences=turned), COLOURS, {})
+    told = board["rows"][0]["against"]
+    assert (told["difference"], told["lower"], told["upper"]) == ("−6.00", "−10.0", "−1.00")
+
+
+def test_each_seed_is_a_dot_of_the_figure() -> None:
+    known = {("alpaca", "win_rate", "x"): [("0", 55.0), ("1", 61.0)]}
+    board = leaderboard.leaderboard(comparison(), COLOURS, known)
+    assert board["figure"].count('class="seed"') == 2
+    assert "seed 1: 61.0" in board["figure"]
+    assert [row["seeds"] for row in board["rows"]] == [2, None, None]
+
+
+def test_without_a_figure_that_decides_there_is_no_leaderboard() -> None:
+    assert leaderboard.leaderboard({}, {}, {}) == {}
+
+
+# -- seeds -----------------------------------------------------------------------------------------
+
+
+def test_a_seeds_score_is_over_the_items_that_every_seed_has() -> None:
+    table = items(
+        {("x", "0"): {"a": 1.0, "b": 3.0, "c": 8.0}, ("x", "1"): {"a": 2.0, "b": 6.0, "c": None}}
+    )
+    assert seeds.scores(table) == {("alpaca", "win_rate", "x"): [("0", 2.0), ("1", 4.0)]}
+
+
+def test_a_finished_model_has_no_dots() -> None:
+    assert seeds.scores(items({("x", ""): {"a": 1.0}})) == {}
+
+
+def test_items_that_lack_a_column_are_one_sentence(tmp_path: Path) -> None:
+    pl.DataFrame({"item": ["a"]}).write_parquet(tmp_path / "comparison.parquet")
+    with pytest.raises(UserError, match="lacks the column benchmark; remove"):
+        seeds.items({"comparison": tmp_path})
+
+
+# -- prompts that arms disagree on -----------------------------------------------------------------
+
+
+def test_prompts_are_ranked_by_the_distance_of_the_means_over_seeds() -> None:
+    table = items(
+        {
+            ("x", "0"): {"near": 10.0, "far": 90.0, "only x": 99.0},
+            ("x", "1"): {"near": 20.0, "far": 70.0},
+            ("y", "0"): {"near": 14.0, "far": 20.0},
+        }
+    )
+    apart = disagreement.prompts(comparison(), table, COLOURS)
+    assert [(row["item"], row["distance"]) for row in apart["rows"]] == [("far", 60.0), ("near", 1)]
+    assert [arm for arm, _, _ in apart["rows"][0]["values"]] == ["x", "y"]
+    assert (apart["of"], apart["means"], apart["ties"]) == (2, True, 0)
+
+
+def test_prompts_that_lie_as_far_apart_as_the_last_are_counted() -> None:
+    right = {f"i{k:02d}": 1.0 for k in range(14)}
+    table = items({("x", ""): right, ("y", ""): dict.fromkeys(right, 0.0)})
+    apart = disagreement.prompts(comparison(), table, COLOURS)
+    assert (len(apart["rows"]), apart["ties"], apart["means"]) == (10, 4, False)
+
+
+def test_one_arm_disagrees_with_nobody() -> None:
+    assert disagreement.prompts(comparison(), items({("x", ""): {"a": 1.0}}), COLOURS)["rows"] == []
+
+
+# -- lengths ---------------------------------------------------------------------------------------
+
+
+def answers(folder: Path, tokens: list[int | None]) -> Path:
+    folder.mkdir(parents=True)
+    finish = ["length" if count == 512 else "stop" for count in tokens]
+    frame = pl.DataFrame({"tokens": pl.Series(tokens, dtype=pl.Int64), "finish_reason": finish})
+    frame.write_parquet(folder / "answers.parquet")
+    return folder
+
+
+def test_lengths_are_means_of_what_was_answered_and_seeds_are_dots(tmp_path: Path) -> None:
+    inputs = {
+        "answers/x/0": answers(tmp_path / "0", [100, 512, None]),
+        "answers/x/1": answers(tmp_path / "1", [200, 200]),
+    }
+    known = {("alpaca", "win_rate", "x"): [("0", 55.0), ("1", 61.0)]}
+    shown = lengths.lengths(inputs, comparison(), COLOURS, known)
+    [row] = shown["rows"]
+    assert (row["arm"], row["tokens"], row["cut"], row["score"]) == ("x", 253.0, 0.25, 58.0)
+    assert "x, seed 1\n200 tokens an answer\n61.0" in shown["figure"]
+
+
+def test_a_benchmark_that_asked_for_itself_has_its_own_lengths(tmp_path: Path) -> None:
+    inputs = {
+        "answers/x/0": answers(tmp_path / "shared", [10]),
+        "answers/x/0/alpaca": answers(tmp_path / "own", [70]),
+        "answers/x/0/arena": answers(tmp_path / "other", [500]),
+        "judge/arena/x/0": tmp_path,
+        "judge/alpaca/x/0": tmp_path,
+    }
+    [row] = lengths.lengths(inputs, comparison(), COLOURS, {})["rows"]
+    assert row["tokens"] == 70.0
+
+
+# -- judges ----------------------------------------------------------------------------------------
+
+
+def judged(path: Path, games: list[tuple[float | None, int, int]]) -> Path:
+    preference, mine, theirs = zip(*games, strict=True)
+    named = ["j" if value is not None else None for value in preference]
+    pl.DataFrame(
+        {
+            "preference": preference,
+            "model_characters": mine,
+            "baseline_characters": theirs,
+            "judgment": named,
+        }
+    ).write_parquet(path)
+    return path
+
+
+def test_a_preference_for_longer_answers_counts_games_of_unequal_length(tmp_path: Path) -> None:
+    games = [(0.9, 200, 100), (0.2, 100, 200), (0.9, 100, 200), (0.5, 300, 100), (0.9, 100, 101)]
+    path = judged(tmp_path / "judgments.parquet", [*games, (None, 1, 900)])
+    assert judge_card.longer_preferred(path) == {"longer": 2.5 / 4, "unequal": 4}
+
+
+def test_a_card_weighs_each_judging_by_what_it_was_measured_on() -> None:
+    shared = {"benchmark": "alpaca", "rows": 10, "judged": 10, "models": ["m"]}
+    judges = [
+        {**shared, "position_consistency": 1.0, "position_pairs": 30, "longer": None, "unequal": 0},
+        {**shared, "position_consistency": 0.6, "position_pairs": 10, "longer": 0.7, "unequal": 9},
+    ]
+    [card] = judge_card.cards(judges, {"alpaca": ["agrees in 0.6"]})
+    assert card["consistency"] == pytest.approx(0.9)
+    assert (card["longer"], card["first"], card["judged"]) == (0.7, None, 20)
+    assert card["people"] == ["agrees in 0.6"] and card["models"] == ["m"]
+
+
+# -- costs -----------------------------------------------------------------------------------------
+
+
+def made(folder: Path, **manifest: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_costs_are_summed_by_stage_and_bills_by_model(tmp_path: Path) -> None:
+    judging = {"asked": 7, "tokens": 70, "prompt_tokens": 900, "money": 0.5}
+    ledger = Ledger(tmp_path / "spent")
+    ledger.add("gpt", Bill(3, 100, 20, 0.25))
+    ledger.add("gpt", Bill(1, 10, 2, 0.05))
+    shown = costs.costs(
+        {
+            "train/x/0": made(tmp_path / "a", seconds=60, counts={"trained_tokens_total": 500}),
+            "train/x/1": made(tmp_path / "b", seconds=30, counts={"trained_tokens_total": 400}),
+            "judge/alpaca/x/0": made(tmp_path / "c", seconds=5, counts=judging),
+            "scores/x/0": made(tmp_path / "d", seconds=9),
+            "spent": tmp_path / "spent",
+        }
+    )
+    train, judge = shown["rows"]
+    assert train == {"name": "training", "results": 2, "seconds": 90.0, "tokens": 900}
+    assert (judge["name"], judge["calls"], judge["money"]) == ("judging: alpaca", 7, 0.5)
+    assert shown["seconds"] == 95.0
+    assert shown["bills"] == [
+        {
+            "model": "gpt",
+            "calls": 4,
+            "prompt_tokens": 110,
+            "tokens": 22,
+            "money": pytest.approx(0.3),
+        }
+    ]
+
+
+# -- the map ---------------------------------------------------------------------------------------
+
+
+def pool(tmp_path: Path, rows: int = 60) -> dict[str, Path]:
+    about = ["bake bread with flour and yeast", "sort a list of numbers in python"]
+    tmp_path.mkdir(exist_ok=True)
+    pl.DataFrame(
+        {
+            "id": [f"r{k:03d}" for k in range(rows)],
+            "instruction": [f"{about[k % 2]} number {k // 4}" for k in range(rows)],
+        }
+    ).write_parquet(tmp_path / "pool.parquet")
+    (tmp_path / "x").mkdir()
+    chosen = pl.DataFrame({"id": [f"r{k:03d}" for k in range(0, rows, 2)]})
+    chosen.write_parquet(tmp_path / "x/selection.parquet")
+    return {"measure": tmp_path, "select/x": tmp_path / "x"}
+
+
+def test_a_map_of_words_parts_what_is_about_other_things(tmp_path: Path) -> None:
+    texts = pl.read_parquet(pool(tmp_path)["measure"] / "pool.parquet")["instruction"].to_list()
+    found = pool_map.project([str(k) for k in range(len(texts))], texts, None)
+    first = found.places[:, 0]
+    assert (first[::2] > first[1::2].max()).all() or (first[::2] < first[1::2].min()).all()
+    assert 0 < found.explained <= 1 and "words" in found.of
+
+
+def test_a_map_takes_the_embeddings_that_are_stored(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def stored(texts: Any) -> Any:
+        asked.append(len(texts))
+        return np.random.default_rng(0).normal(size=(len(texts), 8)).astype(np.float32)
+
+    shown = pool_map.pool_map(pool(tmp_path), COLOURS, stored)
+    assert asked == [60] and "the instructions' embeddings" in shown["sentence"]
+    assert [(one["arm"], one["rows"]) for one in shown["panels"]] == [("x", 30)]
+
+
+def test_a_map_is_of_a_fixed_sample_and_shows_a_small_arm_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_map, "ROWS", 20)
+    inputs = pool(tmp_path, 400)
+    few = pl.read_parquet(tmp_path / "x/selection.parquet").head(5)
+    rows, found = pool_map.sample(tmp_path / "pool.parquet", {"x": few, "other": few.clear()})
+    assert found == {"x": set(few["id"])} and set(few["id"]) <= set(rows["id"])
+    assert rows["of_pool"].sum() == 20
+    again, _ = pool_map.sample(inputs["measure"] / "pool.parquet", {"x": few})
+    assert again.equals(rows)
+
+
+def test_a_cloud_draws_what_lies_outside_at_the_edge_and_each_place_once() -> None:
+    inside = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    scales = frame([Cloud("", inside)])
+    drawn = str(panel([Cloud("s0", np.vstack([inside, [[99.0, 0.0]]]))], scales, "map"))
+    assert drawn.count("h0") == 3 and 'd="M' in drawn
+    assert "M214," in drawn
+
+
+def test_a_scatter_names_large_points_and_gives_every_point_its_values() -> None:
+    drawn = str(
+        scatter(
+            [Point("s0", 1.0, 2.0, "x\n2", "x <b>"), Point("s0", 3.0, 4.0, "seed 1")],
+            "label",
+            ("tokens", "score"),
+            3.0,
+        )
+    )
+    assert "x &lt;b&gt;</text>" in drawn and drawn.count("<title>") == 2
+    assert 'class="reference"' in drawn and drawn.count('class="seed"') == 1
