@@ -37,17 +37,19 @@ def run(
     out: Path,
     declared: Declared,
     *,
+    unscored: Sequence[str] = (),
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Counts:
     """Compare scores folders and write `comparison.json` and `comparison.parquet` into `out`.
 
     `inputs`: folder of scores by "ARM/SEED", or by "ARM" alone for a finished model that no seed
-    varies. The rest as in `of_items`. Raises UserError for a missing or malformed scores folder, an
-    unknown baseline or primary.
+    varies. `unscored`: such names without a folder, of an arm that others were judged against and
+    that nothing else was measured of. The rest as in `of_items`. Raises UserError for a missing or
+    malformed scores folder, an unknown baseline or primary.
     """
     arms: dict[str, list[str]] = {}
-    for key in inputs:
+    for key in [*inputs, *unscored]:
         name, _, training_seed = key.partition("/")
         arms.setdefault(name, []).extend([training_seed] if training_seed else ())
     items = pl.concat([read(key, folder) for key, folder in inputs.items()])
@@ -81,13 +83,14 @@ def of_items(
     controlled: list[Row] = []
     for benchmark, metric in names:
         rows = items.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
-        members = [arm_of(arm, metric, rows, arm == baseline) for arm in arms]
+        rival = declared.rival(benchmark)
+        members = [arm_of(arm, metric, rows, arm == rival) for arm in arms]
         family = Family(
             benchmark=benchmark,
             metric=metric,
             members=[arm for arm in members if arm is not None],
             primary=(benchmark, metric) == deciding,
-            trained_baseline=metrics.trained_baseline(metric, arms.get(baseline or "", [])),
+            trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
         )
         scores += [score(arm, family) for arm in family.members]
         asked, beside = controls.families(family, declared.controls)

@@ -117,6 +117,10 @@ class AlpacaConfig(Compared):
     judge is a sequence-classification reward model behind a vLLM pooling server (ours, or
     `server.urls`; its tokenizer must be at hand); P = sigmoid(difference of the rewards), and
     order, prompt, codes and sampling do not matter."""
+    data: str | None = None
+    """Folder with what AlpacaEval publishes for its length-controlled win rate
+    (instruction_difficulty.csv, df_gamed.csv, the baseline's outputs). None: from the hub, when the
+    prompts are `alpaca_eval`."""
     order: Literal["random", "both"] = "random"
     """`random` fixes one order an instruction, by the official rule, alike for every model; `both`
     asks twice and averages."""

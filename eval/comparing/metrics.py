@@ -48,6 +48,16 @@ class Declared:
     judges against it."""
     controls: Mapping[str, Control] = field(default_factory=dict)
     """The arms that are controls, by name."""
+    judged_against: Mapping[str, str | None] | None = None
+    """The arm that each judged benchmark compares all others with, None where that is a file of
+    answers; left out: `baseline`, in all of them."""
+
+    def rival(self, benchmark: str) -> str | None:
+        """The arm that a benchmark judges all others against; what a benchmark scores apart
+        ("arena-creative_writing") counts as it."""
+        if self.judged_against is None:
+            return self.baseline
+        return self.judged_against.get(benchmark.partition("-")[0])
 
 
 def deciding(primary: str, families: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -42,6 +42,7 @@ NOT_ASKED = {
     "order",
     "order_seed",
     "limit",
+    "data",
     "references",
     "reward_prompt",
     "margin",

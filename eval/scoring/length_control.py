@@ -19,6 +19,7 @@ gamed rows: "length_controlled_minimal".
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import polars as pl
 
 from core.errors import UserError
 from eval import stats
-from eval.prompt_sets.prompts import HUB, download, records
+from eval.prompt_sets.prompts import HUB, download, records, text_id
 from eval.scoring.alpaca import BASELINE, Judged
 from eval.scoring.logistic import Features, fit
 from eval.stats import Floats
@@ -92,28 +93,55 @@ def load_reference(data: Path | None) -> Reference:
     The order of the baseline's outputs is the position that both tables refer to. Raises UserError
     naming what is missing.
     """
-    if data is None:
-        repo, outputs = HUB["alpaca_eval"]
-        names = ("instruction_difficulty.csv", "df_gamed.csv", outputs)
-        tables = [download(repo, name) for name in names]
-    else:
-        tables = [_one(data, pattern) for pattern in _PATTERNS]
-    places, values = pl.read_csv(tables[0]).get_columns()[:2]
+    difficulties, gamed_rows, outputs = tables(data)
+    places, values = pl.read_csv(difficulties).get_columns()[:2]
     positions = np.full(int(places.to_numpy().max()) + 1, np.nan)
     positions[places.to_numpy()] = values.to_numpy()
-    instructions = [str(row["instruction"]) for _, row in records(tables[2])]
+    instructions = [str(row["instruction"]) for _, row in records(outputs)]
     if len(instructions) != len(positions):
         raise UserError(
-            f"{tables[2]} has {len(instructions)} outputs but {tables[0]} has {len(positions)} "
+            f"{outputs} has {len(instructions)} outputs but {difficulties} has {len(positions)} "
             "difficulties; they must be one set."
         )
-    gamed = pl.read_csv(tables[1])
+    gamed = pl.read_csv(gamed_rows)
     length, difficulty, preference = (
         gamed[column].to_numpy()
         for column in ("std_delta_len", "instruction_difficulty", "preference")
     )
     by_instruction = dict(zip(instructions, positions.tolist(), strict=True))
     return Reference(positions, by_instruction, (np.tanh(length), difficulty, preference))
+
+
+def tables(data: Path | None, *, fetch: bool = True) -> tuple[Path, Path, Path]:
+    """The files of difficulties, gamed rows and the baseline's outputs: of a folder, or (None) of
+    the hub; with `fetch` false only from its cache. Raises UserError naming what is missing."""
+    if data is None:
+        repo, outputs = HUB["alpaca_eval"]
+        names = ("instruction_difficulty.csv", "df_gamed.csv", outputs)
+        first, second, third = (download(repo, name, fetch=fetch) for name in names)
+    else:
+        first, second, third = (_one(data, pattern) for pattern in _PATTERNS)
+    return first, second, third
+
+
+def misfit(data: Path, ids: Sequence[str], baseline: Mapping[str, str | None]) -> str:
+    """Why the tables in a folder do not hold for prompts (by id) and a baseline's answers (by
+    prompt's id); "" where they do."""
+    reference = load_reference(data)
+    known = {text_id(text) for text in reference.difficulty}
+    strange = [name for name in ids if name not in known]
+    if strange:
+        return (
+            f"{len(strange)} of its {len(ids)} prompts are none of AlpacaEval's (the first: "
+            f"{strange[0]})"
+        )
+    outputs = tables(data)[2]
+    published = {text_id(row["instruction"]): row["output"] for _, row in records(outputs)}
+    given = {name: text for name in ids if (text := baseline.get(name)) is not None}
+    other = sum(text != published[name] for name, text in given.items())
+    if other:
+        return f"{other} of {len(given)} answers of its baseline are not {BASELINE}'s"
+    return ""
 
 
 def _one(folder: Path, pattern: str) -> Path:

@@ -140,6 +140,8 @@ class Session:
     """Trainings ("ARM/SEED") that are left out because they are not finished, and why."""
     unjudged: dict[str, str] = field(default_factory=dict)
     """Trainings that no judge compares, because the baseline's of their seed is left out: which."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences that stand below the comparison: what it goes without."""
     results: dict[str, Result] = field(default_factory=dict)
     _specs: dict[str, Any] = field(default_factory=dict)
 

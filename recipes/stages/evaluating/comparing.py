@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from core.files import read_json, write_atomic
 from core.store import Counts, Result
 from core.tracking import Log
-from eval.config import EvalConfig
+from eval.config import EvalConfig, pairwise_benchmarks
+from recipes.stages.evaluating.judging import rival
 from recipes.stages.session import Results, Session, Stage
 from recipes.stages.walk import Arms
 
@@ -32,35 +34,51 @@ def score(session: Session, run: str, parts: Results) -> Result | None:
     return session.result(Stage(f"score/{run}", {"VERSION": of_checkpoint.VERSION}, parts, make))
 
 
-def compared(session: Session, config: EvalConfig, arms: Arms, scores: Results) -> Result | None:
-    """The comparison of all scored runs, which says what it goes without."""
+def compared(
+    session: Session, config: EvalConfig, arms: Arms, runs: Sequence[str], scores: Results
+) -> Result | None:
+    """The comparison of all scored `runs`, which says what it goes without. An arm that others are
+    judged against needs no scores of its own."""
     from eval import compare
     from eval.comparing.metrics import Declared
 
+    judged: dict[str, str | None] = {}
+    for name in pairwise_benchmarks(config):
+        judged[name] = rival(config, arms, name)
+    unscored = [run for run in runs if run not in scores and _arm(run) in judged.values()]
+    known = {_arm(run) for run in [*scores, *unscored]}
+    against = arms.baseline if arms.baseline in known else None
+    said = _left_out(session)
+
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        scored = {run.partition("/")[0] for run in inputs}
-        against = arms.baseline if arms.baseline in scored else None
-        declared = Declared(str(config.deciding), against, arms.controls)
-        counts = compare.run(inputs, out, declared)
-        if left_out:
+        declared = Declared(str(config.deciding), against, arms.controls, judged)
+        counts = compare.run(inputs, out, declared, unscored=unscored)
+        if said:
             comparison = read_json(out / "comparison.json")
-            comparison["notes"] = [*left_out, *comparison["notes"]]
+            comparison["notes"] = [*said, *comparison["notes"]]
             text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
             write_atomic(out / "comparison.json", text)
         return counts
 
+    controls = {name: asdict(control) for name, control in arms.controls.items()}
+    optional = {
+        "controls": controls,
+        "judged_against": judged,
+        "unscored": unscored,
+        "left_out": said,
+    }
     spec: dict[str, Any] = {"baseline": arms.baseline, "primary": config.deciding}
-    if arms.controls:
-        spec["controls"] = {name: asdict(control) for name, control in arms.controls.items()}
-    spec["VERSION"] = compare.VERSION
-    left_out = _left_out(session)
-    if left_out:
-        spec["left_out"] = left_out
+    spec |= {"VERSION": compare.VERSION, **{name: of for name, of in optional.items() if of}}
     return session.result(Stage("compare", spec, scores, make))
+
+
+def _arm(run: str) -> str:
+    return run.partition("/")[0]
 
 
 def _left_out(session: Session) -> list[str]:
     """Sentences on what this comparison goes without."""
     said = [f"{run} is left out: {why}." for run, why in session.left_out.items()]
     unjudged = session.unjudged.items()
-    return said + [f"{run} is not judged, because {other} is left out." for run, other in unjudged]
+    said += [f"{run} is not judged, because {other} is left out." for run, other in unjudged]
+    return said + session.remarks

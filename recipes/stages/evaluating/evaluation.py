@@ -9,7 +9,13 @@ from __future__ import annotations
 from core.store import Result
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
 from recipes.schema import Recipe
-from recipes.stages.evaluating import answering, comparing, judging, reporting
+from recipes.stages.evaluating import (
+    answering,
+    comparing,
+    judging,
+    length_control,
+    reporting,
+)
 from recipes.stages.evaluating.judging import Judged
 from recipes.stages.session import Results, Session
 from recipes.stages.walk import Arms
@@ -54,10 +60,14 @@ def stages(
         kind = "judgments" if benchmark in pairwise else "ratings"
         for run, result in judged.items():
             parts[run][f"{kind}-{benchmark}"] = result
+        if benchmark == "alpaca":
+            tables = length_control.reference(session, config, arms, prompt_sets[benchmark].result)
+            for run in judged:
+                parts[run] |= tables
     session.done("judge")
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
-    comparison = comparing.compared(session, config, arms, scores)
+    comparison = comparing.compared(session, config, arms, runs, scores)
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")

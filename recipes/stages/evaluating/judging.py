@@ -81,8 +81,8 @@ def _baselines(
     from eval.prompt_sets import prompts as prompt_sets
 
     protocol = config.protocol(benchmark)
-    source = protocol.baseline or arms.baseline
-    if isinstance(source, str) and source in arms.configs:
+    source = rival(config, arms, benchmark)
+    if source is not None:
         judged = [run for run in answers if run.partition("/")[0] != source]
         against = {run: _same_seed(source, run, answers, arms) for run in judged}
         # A baseline whose training is not finished leaves out whom it would be compared with.
@@ -96,15 +96,22 @@ def _baselines(
         return {run: answers[other] for run, other in against.items() if run not in left}
     if prompts is None:
         return dict.fromkeys(answers)
-    files = source if isinstance(source, dict) else {"*": source}
+    given = protocol.baseline or arms.baseline
+    files = given if isinstance(given, dict) else {"*": given}
     digests = {category: content_of_files(file) for category, file in files.items()}
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         wanted = prompt_sets.prompts(str(inputs["prompts"] / "prompts.jsonl"))
-        return prompt_sets.baseline(source, wanted, out, prompt_set=str(protocol.prompts))
+        return prompt_sets.baseline(given, wanted, out, prompt_set=str(protocol.prompts))
 
     stage = Stage(f"baseline/{benchmark}", {"baseline": digests}, {"prompts": prompts}, make)
     return dict.fromkeys(answers, session.result(stage))
+
+
+def rival(config: EvalConfig, arms: Arms, benchmark: PairwiseBenchmark) -> str | None:
+    """The arm that a benchmark judges all others against; None where that is a file of answers."""
+    source = config.protocol(benchmark).baseline or arms.baseline
+    return source if isinstance(source, str) and source in arms.configs else None
 
 
 def _same_seed(arm: str, run: str, answers: Results, arms: Arms) -> str:

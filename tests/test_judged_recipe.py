@@ -1,0 +1,193 @@
+"""Pairwise benchmarks in a recipe of finished models: who is compared with whom, length control,
+and what is asked again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from recipes import schema
+from recipes.stages import graph
+from recipes.stages.graph import Outcome
+from tests import small_recipe
+from tests.scripted_server import Fault, ScriptedServer, chat, completion
+
+Answer = Callable[[str, dict[str, Any]], dict[str, Any] | Fault]
+ONE_OF = {"one": "The first model says so.", "two": "The second one says something else."}
+
+
+def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    """Two checkpoints that always say the same, and a judge whose verdict follows from the prompt's
+    length."""
+    if "messages" not in body:
+        return completion(f"{ONE_OF[Path(str(body['model'])).name]} {len(body['prompt'])}")
+    first = 0.1 + 0.8 * (len(json.dumps(body["messages"])) % 7) / 7
+    return verdict(first)
+
+
+def verdict(first: float) -> dict[str, Any]:
+    """A judge's reply: P(the first shown is better), as log-probabilities."""
+    top = [{"token": code, "logprob": math.log(p)} for code, p in (("m", first), ("M", 1 - first))]
+    reply = chat("m", "length")
+    reply["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+    return reply
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two checkpoints, `one` and `two`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ONE_OF:
+        small_recipe.model(folder / name)
+    return folder
+
+
+def recipe(folder: Path, models: Path, url: str, **changes: Any) -> Path:
+    """Two finished models and a hosted judge, on six prompts; `changes` are those of
+    small_recipe."""
+    where = {"urls": [url], "max_in_flight": 8, "timeout": 5}
+    evaluation = {
+        "limit": 6,
+        "judge": {"model": "big-judge", "server": where},
+        "answers": {"sampling": {"temperature": 0, "max_tokens": 12}, "server": where},
+        "alpaca": {},
+    }
+    arms = {name: {"model": str(models / name)} for name in ONE_OF}
+    given = {"arms": arms, "random_arm": False, "eval": evaluation, "synth__heldout": 0, **changes}
+    return small_recipe.recipe(folder, models / "one", url, **given)
+
+
+def run(path: Path) -> Outcome:
+    return graph.run(schema.load(path))
+
+
+def comparison(outcome: Outcome) -> dict[str, Any]:
+    """comparison.json of a run."""
+    found: dict[str, Any] = json.loads(
+        (outcome.results["compare"].path / "comparison.json").read_text()
+    )
+    return found
+
+
+# the baseline
+
+
+def test_a_recipe_that_only_judges_compares_its_arm_with_the_finished_model_it_is_judged_against(
+    tmp_path: Path, models: Path
+) -> None:
+    with ScriptedServer(answer) as server:
+        found = comparison(run(recipe(tmp_path, models, server.url)))
+    (difference,) = [d for d in found["differences"] if d["metric"] == "win_rate"]
+    assert (difference["a"], difference["b"], found["baseline"]) == ("two", "one", "one")
+    scores = {(s["arm"], s["metric"]): s["value"] for s in found["scores"]}
+    assert scores["one", "win_rate"] == 50
+    assert difference["difference"] == pytest.approx(scores["two", "win_rate"] - 50)
+
+
+def test_an_arm_that_is_judged_against_a_file_scores_nothing_by_definition(
+    tmp_path: Path, models: Path
+) -> None:
+    tmp_path.mkdir(exist_ok=True)
+    prompts = [{"id": f"p{n}", "prompt": f"Say {n}."} for n in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    rival = [{"id": f"p{n}", "answer": f"A file says {n}."} for n in range(6)]
+    (tmp_path / "rival.jsonl").write_text("\n".join(map(json.dumps, rival)))
+    with ScriptedServer(answer) as server:
+        path = recipe(
+            tmp_path,
+            models,
+            server.url,
+            eval__prompts=str(tmp_path / "prompts.jsonl"),
+            eval__alpaca={"baseline": str(tmp_path / "rival.jsonl")},
+            eval__arena={"sampling": {"max_tokens": 9}},
+        )
+        outcome = run(path)
+    assert {name for name in outcome.results if name.startswith("judge/alpaca")} == {
+        "judge/alpaca/one",
+        "judge/alpaca/two",
+    }
+    values = {
+        (s["arm"], s["metric"]): s["value"]
+        for s in comparison(outcome)["scores"]
+        if s["benchmark"] == "alpaca"
+    }
+    assert values["one", "win_rate"] != 50
+
+
+# length control
+
+
+def alpaca_tables(folder: Path, count: int = 48) -> Path:
+    """A folder like AlpacaEval's: outputs of gpt4_1106_preview, difficulties, gamed rows."""
+    folder.mkdir(parents=True)
+    outputs = [
+        {"instruction": f"Task {n}.", "output": "Sure. " * (1 + n % 5), "generator": GPT4}
+        for n in range(count)
+    ]
+    (folder / "outputs.json").write_text(json.dumps(outputs))
+    difficulty = [f"{n},{(n % 9 - 4) / 4}" for n in range(count)]
+    (folder / "instruction_difficulty.csv").write_text("\n".join([",difficulty", *difficulty]))
+    gamed = [f"{(n % 7 - 3) / 3},{(n % 9 - 4) / 4},{(n % 2)}" for n in range(20)]
+    head = "std_delta_len,instruction_difficulty,preference"
+    (folder / "df_gamed.csv").write_text("\n".join([head, *gamed]))
+    return folder
+
+
+GPT4 = "gpt4_1106_preview"
+
+
+def of_alpaca(folder: Path, models: Path, url: str, tables: Path, **alpaca: Any) -> Path:
+    """The recipe on AlpacaEval's prompts (here from a file) against AlpacaEval's baseline."""
+    given = {"baseline": str(tables / "outputs.json"), **alpaca}
+    prompts = str(tables / "outputs.json")
+    return recipe(folder, models, url, eval__alpaca=given, eval__prompts=prompts, eval__limit=None)
+
+
+def test_the_length_controlled_win_rate_decides_where_alpacaevals_tables_are_given(
+    tmp_path: Path, models: Path
+) -> None:
+    tables = alpaca_tables(tmp_path / "tables")
+    with ScriptedServer(answer) as server:
+        path = of_alpaca(tmp_path, models, server.url, tables, data=str(tables))
+        found = comparison(run(path))
+    deciding = {s["metric"] for s in found["scores"] if s["primary"]}
+    assert deciding == {"length_controlled_winrate"}
+    assert {s["metric"] for s in found["scores"]} == {"win_rate", "length_controlled_winrate"}
+
+
+def test_without_the_tables_both_other_win_rates_stand_there_and_a_line_says_why(
+    tmp_path: Path, models: Path
+) -> None:
+    tables = alpaca_tables(tmp_path / "tables")
+    other = json.loads((tables / "outputs.json").read_text())
+    other[3]["output"] = "Another answer."
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    without = {"baseline": str(tables / "outputs.json")}
+    foreign = {"baseline": str(tmp_path / "other.json"), "data": str(tables)}
+    with ScriptedServer(answer) as server:
+        none = comparison(run(of_alpaca(tmp_path / "a", models, server.url, tables, **without)))
+        path = of_alpaca(tmp_path / "b", models, server.url, tables, **foreign)
+        misfit = comparison(run(path))
+    for found in (none, misfit):
+        deciding = {s["metric"] for s in found["scores"] if s["primary"]}
+        assert deciding == {"win_rate"}
+        assert {s["metric"] for s in found["scores"]} == {"win_rate", "length_controlled_minimal"}
+    assert "say by `eval.alpaca.data` where its tables are" in none["notes"][0]
+    assert f"1 of 48 answers of its baseline are not {GPT4}'s" in misfit["notes"][0]
+
+
+def test_a_folder_that_lacks_a_table_is_a_sentence_with_the_place_in_the_recipe(
+    tmp_path: Path, models: Path
+) -> None:
+    tables = alpaca_tables(tmp_path / "tables")
+    (tables / "df_gamed.csv").unlink()
+    with ScriptedServer(answer) as server:
+        path = of_alpaca(tmp_path, models, server.url, tables, data=str(tables))
+        with pytest.raises(UserError, match=r"recipe.yaml:\d+: eval.alpaca.data: .*df_gamed"):
+            run(path)
