@@ -77,6 +77,7 @@ def _tables(session: Session, data: str | None) -> tuple[Path, ...] | None:
 
 
 def _stage(session: Session, tables: tuple[Path, ...], prompts: Result | None) -> Stage:
+    """The tables, copied, and `why` they do not hold ("" where they do) among the counts."""
     from eval.prompt_sets import prompts as prompt_sets
     from eval.scoring import length_control
 
