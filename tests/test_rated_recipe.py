@@ -95,7 +95,11 @@ def test_a_recipe_answers_rates_scores_and_compares_both_benchmarks_once(tmp_pat
     compared = {(s["benchmark"], s["metric"], s["arm"]): s for s in comparison["scores"]}
     assert compared.keys() == {
         (b, m, arm)
-        for b, m in (("wildbench", "wb_score"), ("mtbench", "mt_score"))
+        for b, m in (
+            ("wildbench", "wb_score"),
+            ("wildbench", "task_macro_score"),
+            ("mtbench", "mt_score"),
+        )
         for arm in ("one", "two")
     }
     assert (

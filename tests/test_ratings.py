@@ -358,16 +358,31 @@ def test_the_wb_score_is_the_mean_rating_with_its_error_and_groups(tmp_path: Pat
     assert facts["standard_error"] == pytest.approx(
         math.sqrt(sum((v - mean) ** 2 for v in (4, 6, 9)) / 2 / 3)
     )
-    assert (facts["n"], facts["unjudged"]) == (3, 1) and facts["task_macro_score"] == pytest.approx(
-        (mean - 5) * 2
-    )
+    assert (facts["n"], facts["unjudged"]) == (3, 1)
+    macro = summary["wildbench"]["task_macro_score"]
+    assert macro["value"] == pytest.approx((mean - 5) * 2) and macro["n"] == 3
+    assert set(macro["groups"]) == {"Math & Data Analysis", "Planning & Reasoning"}
     assert frame.select("metric", "item", "cluster", "value").rows()[2] == (
         "wb_score",
         "s2",
         "s2",
         9.0,
     )
-    assert frame["status"].to_list() == ["ok", "ok", "ok", "unjudged"]
+    assert frame["status"].to_list() == ["ok", "ok", "ok", "unjudged"] * 2
+
+
+def test_the_macro_score_leaves_out_empty_and_cut_answers_and_says_so(tmp_path: Path) -> None:
+    with ScriptedServer(lambda path, body: says(9 if "Say 0." in shown(body) else 3)) as server:
+        short = judge(server.url, max_answer_characters=100)
+        inputs = wild(tmp_path, {"s1": " \n", "s2": "x" * 101})
+        rate(WildBenchConfig(judge=short), inputs, tmp_path)
+    frame, summary = score(tmp_path / "scores", ratings_wildbench=tmp_path / "out")
+    assert summary["wildbench"]["wb_score"]["value"] == 4.5
+    assert summary["wildbench"]["task_macro_score"]["value"] == pytest.approx((6 - 5) * 2)
+    left = frame.filter(pl.col("metric") == "task_macro_score", pl.col("value").is_null())
+    assert left["item"].to_list() == ["s1", "s2"] and set(left["reason"]) == {
+        "the answer is empty or cut, which the macro score leaves out"
+    }
 
 
 # MT-Bench

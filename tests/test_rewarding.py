@@ -196,7 +196,7 @@ def test_without_references_nothing_is_compared_and_the_ratings_keep_their_key(
             "the ratings that were bought without references count"
         )
     _, summary = score(tmp_path / "scores", ratings_wildbench=tmp_path / "out")
-    assert set(summary["wildbench"]) == {"wb_score"}
+    assert set(summary["wildbench"]) == {"wb_score", "task_macro_score"}
 
 
 def test_what_has_no_choice_stays_visible_with_its_reason(tmp_path: Path) -> None:
@@ -243,6 +243,19 @@ def test_what_has_no_choice_stays_visible_with_its_reason(tmp_path: Path) -> Non
         n: (f["total"], f["unjudged"])
         for n, f in summary["wildbench"]["wb_reward"]["references"].items()
     } == {"strong": (2, 2), "weak": (1, 3)}
+
+
+def test_an_answer_that_is_empty_or_cut_counts_zero_and_nobody_is_asked(tmp_path: Path) -> None:
+    inputs = duel(tmp_path, s0=" ", s1="x" * 101)
+    with ScriptedServer(favours(-2, -2, 2, 2)) as server:
+        short = judge(server.url, max_answer_characters=100)
+        counts, frame = compare(protocol(server.url, judge=short), inputs, tmp_path)
+        asked = sum("reply A" in shown(r.body) for r in server.requests)
+    assert frame["reward"].to_list() == [0.0, 0.0, 1.0, 1.0] and asked == 2
+    own = counts["rewards"]
+    assert (own["judged"], own["empty_or_cut"], own["identical"]) == (4, 2, 0)
+    _, summary = score(tmp_path / "scores", ratings_wildbench=tmp_path / "out")
+    assert summary["wildbench"]["wb_reward"]["value"] == 0.5
 
 
 def test_the_reward_is_the_mean_over_references_and_then_over_tasks(tmp_path: Path) -> None:
@@ -375,5 +388,5 @@ def test_a_recipe_compares_with_references_once(tmp_path: Path) -> None:
     comparison = json.loads((results["compare"].path / "comparison.json").read_text())
     assert {
         (s["metric"], s["primary"]) for s in comparison["scores"] if s["benchmark"] == "wildbench"
-    } == {("wb_score", True), ("wb_reward", False)}
+    } == {("wb_score", True), ("task_macro_score", False), ("wb_reward", False)}
     assert "wb_reward" in (tmp_path / "store" / "recipes" / "small" / "report.html").read_text()

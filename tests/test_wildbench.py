@@ -36,7 +36,21 @@ def test_wb_score_equals_the_published_one(name: str) -> None:
 
 
 @needs_data
-def test_macro_score_is_the_mean_over_groups_when_the_tags_are_given(tmp_path: Path) -> None:
+def test_every_published_macro_score_follows_from_the_published_scores_by_group() -> None:
+    published = json.loads((SHARED / "score.json").read_text())
+    tag_of = {group: tag for tag, group in wildbench.GROUPS.items()}
+    assert len(published) == 59
+    for name, row in published.items():
+        groups = row["task_categorized_scores"]
+        ratings = {group: value / 2 + 5 for group, value in groups.items()}
+        macro = wildbench.macro_score(ratings, {group: [tag_of[group]] for group in groups})
+        assert macro == pytest.approx(row["task_macro_score"], abs=1e-9), name
+
+
+@needs_data
+def test_a_task_counts_once_in_a_group_and_not_at_all_where_its_answer_is_cut(
+    tmp_path: Path,
+) -> None:
     with gzip.open(SHARED / "score_gemma-7b-it.json.gz") as handle:
         rows = json.load(handle)
     tags = [
@@ -48,15 +62,36 @@ def test_macro_score_is_the_mean_over_groups_when_the_tags_are_given(tmp_path: P
         for i, r in enumerate(rows)
     ]
     (tmp_path / "wildbench-v2.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tags))
-    (row,) = of_files.score_wildbench([SHARED / "score_gemma-7b-it.json.gz"], tmp_path)
+    cut = [r | ({"model_output": "So ... (truncated)"} if i == 4 else {}) for i, r in
+           enumerate(rows)]  # fmt: skip
+    (tmp_path / "cut.json").write_text(json.dumps(cut))
+    (row,) = of_files.score_wildbench([tmp_path / "cut.json"], tmp_path)
     values = [(float(r["score"]) - 5) * 2 for r in rows]
-    math_group = [
-        v for i, v in enumerate(values) for _ in range(2 if i % 4 else 1)
-    ]  # tagged Math and Data Analysis: twice in one group
-    creative = values[::4]
-    assert row["task_macro_score"] == pytest.approx(
-        (sum(math_group) / len(math_group) + sum(creative) / len(creative)) / 2
-    )
+    empty = {i for i, r in enumerate(rows) if not r["model_output"].strip()} | {4}
+    mathematics = [v for i, v in enumerate(values) if i not in empty]
+    creative = [v for i, v in enumerate(values) if i % 4 == 0 and i not in empty]
+    means = [sum(group) / len(group) for group in (mathematics, creative)]
+    assert row["task_macro_score"] == pytest.approx((1.0 * means[0] + 0.5 * means[1]) / 1.5)
+    # the plain score has them all
+    assert row["adjusted_score"] == pytest.approx(sum(values) / len(values))
+
+
+def test_the_macro_scores_items_have_its_mean_and_the_error_of_a_mean_of_means() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    names = list(wildbench.GROUPS)
+    tags = {str(i): [names[i % 12], names[(i * 5) % 12]] for i in range(400)}
+
+    def drawn() -> dict[str, float | None]:
+        return {task: float(rng.integers(1, 11)) + len(own[0]) / 9 for task, own in tags.items()}
+
+    ratings = drawn()
+    values = np.array(list(wildbench.macro_items(ratings, tags).values()))
+    assert len(values) == 400
+    assert values.mean() == pytest.approx(wildbench.macro_score(ratings, tags))
+    many = [wildbench.macro_score(drawn(), tags) or 0.0 for _ in range(400)]
+    assert values.std(ddof=1) / 20 == pytest.approx(np.std(many), rel=0.12)
 
 
 def test_scores_that_are_no_rating_are_counted_and_left_out() -> None:
@@ -88,6 +123,21 @@ def test_wb_reward_weighs_verdicts() -> None:
     ]
     (row,) = wildbench.reward(rows, reference="ref")
     assert (row["model"], row["reward"], row["total"]) == ("m", pytest.approx(0.2), 5)
+
+
+def test_empty_and_cut_outputs_count_zero_and_stay_in_the_denominator() -> None:
+    outputs = [
+        {"m": "fine", "ref": "fine"},
+        {"m": "fine", "ref": "long ... (truncated)"},
+        {"m": "[This model response is empty.]", "ref": "fine"},
+        {"m": "", "ref": "fine"},
+    ]
+    rows = [
+        reward_row(str(i), ("m", "m", "ref", "ref")[i], 2, model_outputs=own)
+        for i, own in enumerate(outputs)
+    ]
+    (row,) = wildbench.reward(rows, reference="ref")
+    assert (row["reward"], row["total"], row["empty_or_cut"]) == (0.25, 4, 3)
 
 
 def test_a_margin_ties_slight_wins_of_answers_that_are_longer_by_more() -> None:

@@ -23,6 +23,9 @@ from eval.judging.ask import SPENT, Fields, Means, Question
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 from eval.protocols import JudgeConfig, RatedProtocol, WildBenchProtocol
 
+VERSION = 2
+"""Of the tables; how a judge is asked has its own, so that nothing is asked again for a column."""
+
 FIELDS: Fields = {
     "rating": pl.Float64,
     "verdict": pl.String,
@@ -36,11 +39,13 @@ RATINGS = {
     "turn": pl.Int64,
     "category": pl.String,
     "tags": pl.List(pl.String),
+    "whole": pl.Boolean,
     **FIELDS,
     **settle.STATUS,
 }
-"""Columns of ratings.parquet, one row a turn: `item` is the task or question, `status` "ok" or
-"unjudged", `judgment` the rating's id in the store (null when nobody was asked)."""
+"""Columns of ratings.parquet, one row a turn: `item` is the task or question; `whole` is false for
+an answer that is empty or that the judge saw cut; `status` "ok" or "unjudged", `judgment` the
+rating's id in the store (null when nobody was asked)."""
 FORM = settle.Form("ratings", "protocol.json", RATINGS)
 
 
@@ -91,11 +96,13 @@ def _turns(
     for task in wanted:
         shown = SHOWN[protocol.kind](task, answers, protocol.judge)
         for number, values in enumerate(shown, 1):
+            said = answers.get(task.id + (SECOND if number > 1 else ""), settle.NO_ANSWER)
             row = {
                 "item": task.id,
                 "turn": number,
                 "category": task.category,
                 "tags": list(task.tags),
+                "whole": wb_reward.is_whole(said, protocol.judge),
             }
             if isinstance(values, str):
                 turns.append(settle.Item(row, reason=f"no answer: {values}"))

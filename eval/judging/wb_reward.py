@@ -39,6 +39,8 @@ or "reference"); `choice` is the judge's own word; `reward` is the model's, from
 margin; `judgment` the id in the store (null when nobody was asked)."""
 
 TIE = {"choice": "A=B", "reward": 0.0}
+EMPTY_OR_CUT = {"reward": 0.0, "verdict": "an answer is empty or cut"}
+"""Such a pair counts 0 whatever a judge says, as published, so nobody is asked."""
 
 
 def run(
@@ -51,9 +53,11 @@ def run(
     """Judge `inputs["answers"]` against `inputs["reference/NAME"]` (answers folders) for every
     reference of `protocol`; write `out`/rewards.parquet and `out`/rewards.json (how it was asked).
 
-    Identical answers are a tie without a call. A pair that nobody could judge stays, with its
-    reason. `means` are those of the ratings: one budget for both. Counts: rows, judged, unjudged
-    and unjudged_reasons, identical, cut (references' answers shortened), asked, from_store,
+    Identical answers are a tie without a call; where either answer is empty or longer than the
+    judge is shown, the reward is 0 without a call (the official code skips those and keeps them in
+    the denominator). A pair that nobody could judge stays, with its reason. `means` are those of
+    the ratings: one budget for both. Counts: rows, judged, unjudged and unjudged_reasons,
+    identical, empty_or_cut, cut (references' answers shortened), asked, from_store,
     prompt_tokens, tokens, models, fingerprints. Raises UserError when the budget ends the run, or
     when not one of the judgments asked for came back.
     """
@@ -67,7 +71,7 @@ def run(
         "rewards.json",
         REWARDS,
         partial(_reward, protocol.margin),
-        lambda table: {"identical": settle.identical(table)},
+        _more,
     )
     pairs = _pairs(protocol, wanted, inputs)
     counts = settle.run(form, pairs, partial(settle.buy, asked, means=means), how, means.purse, out)
@@ -100,9 +104,25 @@ def _pairs(
                 "reference_characters": settle.length(theirs),
             }
             rival = f"the reference {name}"
-            pairs.append(settle.compared(row, mine, theirs, rival, TIE, ask))
+            item = settle.compared(row, mine, theirs, rival, TIE, ask)
+            whole = is_whole(mine, judge) and is_whole(theirs, judge)
+            if item.question is not None and not whole:
+                item = settle.Item(row, settled=EMPTY_OR_CUT)
+            pairs.append(item)
     cut = sum(settle.shortened(theirs.values(), judge) for theirs in others.values())
     return settle.Wanted(pairs, cut)
+
+
+def is_whole(answer: settle.Answer, judge: JudgeConfig) -> bool:
+    """Whether a judge can see all of an answer: there is one, not empty, not too long."""
+    text = answer[0]
+    return text is not None and bool(text.strip()) and len(text) <= judge.max_answer_characters
+
+
+def _more(table: pl.DataFrame) -> Counts:
+    nobody = table.filter(pl.col("judgment").is_null())
+    broken = nobody.filter(pl.col("verdict") == EMPTY_OR_CUT["verdict"]).height
+    return {"identical": settle.identical(table) - broken, "empty_or_cut": broken}
 
 
 def _question(

@@ -27,7 +27,7 @@ from eval.prompt_sets.rated_tasks import SECOND
 from eval.scoring import alpaca, arena, length_control, mtbench, wildbench
 from eval.stats import Floats
 
-VERSION = 1
+VERSION = 2
 
 SCORES = {
     "benchmark": pl.String,
@@ -40,6 +40,9 @@ SCORES = {
 }
 """Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the
 loss, as lm-eval gives it for tasks, from 1 to 10 for ratings, from -1 to 1 for WB-Reward."""
+
+TASK_MACRO = "task_macro_score"
+NOT_WHOLE = "the answer is empty or cut, which the macro score leaves out"
 
 CREATIVE = "creative_writing"
 """The category that Arena-Hard v2.0 scores apart, against a baseline of its own."""
@@ -192,20 +195,20 @@ def _arena_category(games: pl.DataFrame, v2: bool) -> tuple[pl.DataFrame, dict[s
 
 
 def _wildbench(inputs: Inputs) -> Iterator[Scored]:
-    """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; over task groups where
-    every task has WildBench's own tags. WB-Reward where it was judged: the mean over tasks of the
-    mean over references, and each reference by itself."""
+    """WB-Score: the mean rating, and the published (mean - 5) * 2 beside it; the published macro
+    score over task groups where every task has WildBench's own tags. WB-Reward where it was judged:
+    the mean over tasks of the mean over references, and each reference by itself."""
     folder = inputs["ratings-wildbench"]
     frame = _read(folder, "ratings.parquet")
     rated = _items("wb_score", frame.rename({"rating": "value"}))
-    ratings = dict(frame.select("item", "rating").iter_rows())
-    tags = dict(frame.select("item", "tags").iter_rows())
-    known = all(own and set(own) <= wildbench.GROUPS.keys() for own in tags.values())
     score = _figure(rated)
     score["adjusted_score"] = wildbench.adjusted(score["value"])
-    score["task_macro_score"] = wildbench.macro_score(ratings, tags) if known else None
     frames = [rated]
     figures = {"wb_score": score}
+    tags = dict(frame.select("item", "tags").iter_rows())
+    if all(own and set(own) <= wildbench.GROUPS.keys() for own in tags.values()):
+        frames.append(_task_macro(frame, tags))
+        figures[TASK_MACRO] = _figure(frames[-1]) | {"groups": _groups(frame, tags)}
     if (folder / "rewards.parquet").is_file():
         pairs = _read(folder, "rewards.parquet")
         compared = _items("wb_reward", _rewards(pairs))
@@ -213,6 +216,22 @@ def _wildbench(inputs: Inputs) -> Iterator[Scored]:
         figures["wb_reward"] = _figure(compared) | references
         frames.append(compared)
     yield "wildbench", pl.concat(frames), figures
+
+
+def _task_macro(frame: pl.DataFrame, tags: Mapping[str, list[str]]) -> pl.DataFrame:
+    """The macro score's value of each task."""
+    whole = frame.filter("whole").select("item", "rating")
+    values = wildbench.macro_items(dict(whole.iter_rows()), tags)
+    left = pl.when(pl.col("rating").is_null()).then("reason").otherwise(pl.lit(NOT_WHOLE))
+    value = pl.Series("value", map(values.get, frame["item"]), dtype=pl.Float64)
+    return _items(TASK_MACRO, frame.with_columns(value, reason=left))
+
+
+def _groups(frame: pl.DataFrame, tags: Mapping[str, list[str]]) -> dict[str, float]:
+    """The adjusted mean rating of each task group."""
+    whole = frame.filter("whole").select("item", "rating")
+    groups = wildbench.by_group(dict(whole.iter_rows()), tags)
+    return {name: sum(own.values()) / len(own) for name, own in groups.items()}
 
 
 def _rewards(pairs: pl.DataFrame) -> pl.DataFrame:

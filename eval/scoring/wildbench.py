@@ -2,12 +2,15 @@
 (against a reference model).
 
 Rules: WildBench d6b8dcaf, src/view_wb_eval.py and leaderboard/data_dir/_merge_results.py. Both
-scores are plain means, so their errors are those of a mean over tasks. Task groups are averaged
-only where the file or a tags file names them; the published groups are on the hub alone.
+scores are plain means, so their errors are those of a mean over tasks. The published macro score is
+a weighted mean over task groups (`WEIGHTS`), which leaves out answers that are empty or that the
+judge saw cut; WB-Reward counts those as 0. Task groups are known only where the file or a tags file
+names the tags; the published ones are on the hub alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,23 @@ GROUPS = {
     "Math": "Math & Data Analysis",
     "Data Analysis": "Math & Data Analysis",
 }
-"""Task group of each of WildBench's tags; a task counts once in the group of each of its tags."""
+"""Task group of each of WildBench's tags; a task counts once in each group that it has tags of."""
+
+WEIGHTS = {
+    "Information/Advice seeking": 0.75,
+    "Creative Tasks": 0.5,
+    "Coding & Debugging": 1.25,
+    "Planning & Reasoning": 1.25,
+    "Math & Data Analysis": 1.0,
+}
+"""What each task group weighs in the published macro score (all published macros follow from the
+published scores by group so, to 1e-15)."""
+
+CUT = "... (truncated)"
+"""Ends an answer that the official code cut for the judge."""
+
+EMPTY = ("", "[This model response is empty.]")
+"""An empty answer, as it is and as the official judge saw it."""
 
 
 def rating(text: Any) -> float | None:
@@ -50,6 +69,12 @@ def rating(text: Any) -> float | None:
 def adjusted(score: float) -> float:
     """A mean rating on the published scale, where 5 is 0."""
     return (score - 5) * 2
+
+
+def is_whole(output: Any) -> bool:
+    """Whether a stored answer is neither empty nor cut."""
+    text = str(output or "")
+    return text.strip() not in EMPTY and not text.endswith(CUT)
 
 
 def score(
@@ -82,6 +107,7 @@ def _score(tasks: Mapping[str, Row], tags: Mapping[str, list[str]] | None) -> di
     ratings = {task: rating(row["score"]) for task, row in tasks.items()}
     values = [value for value in ratings.values() if value is not None]
     mean = stats.mean_interval(values) if values else stats.NOTHING
+    whole = [task for task, row in tasks.items() if is_whole(row.get("model_output", "unknown"))]
     lengths = [len(str(row.get("model_output") or "")) for row in tasks.values()]
     answered = [length for length in lengths if length]  # as in the published average
     return {
@@ -90,29 +116,69 @@ def _score(tasks: Mapping[str, Row], tags: Mapping[str, list[str]] | None) -> di
         "standard_error": mean.standard_error * 2,
         "lower": adjusted(mean.lower),
         "upper": adjusted(mean.upper),
-        "task_macro_score": macro_score(ratings, tags or {}),
+        "task_macro_score": macro_score({task: ratings[task] for task in whole}, tags or {}),
         "total": len(values),
         "unjudged": len(tasks) - len(values),
         "avg_len": sum(answered) / len(answered) if answered else None,
     }
 
 
+def groups_of(task: str, tags: Iterable[str]) -> set[str]:
+    """The task groups of a task's tags. Raises UserError for a tag that WildBench does not have."""
+    groups = set()
+    for tag in tags:
+        if tag not in GROUPS:
+            raise UserError(
+                f"task {task} has the tag '{tag}', which is none of {', '.join(GROUPS)}."
+            )
+        groups.add(GROUPS[tag])
+    return groups
+
+
+def by_group(
+    ratings: Mapping[str, float | None], tags: Mapping[str, list[str]]
+) -> dict[str, dict[str, float]]:
+    """Adjusted ratings of each task group, by task."""
+    groups: dict[str, dict[str, float]] = {}
+    for task, value in ratings.items():
+        known = groups_of(task, tags[task])
+        if value is None:
+            continue
+        for group in known:
+            groups.setdefault(group, {})[task] = adjusted(value)
+    return groups
+
+
 def macro_score(ratings: Mapping[str, float | None], tags: Mapping[str, list[str]]) -> float | None:
-    """Mean over task groups of the adjusted mean rating; None without tags for every task. Raises
-    UserError for a tag that WildBench does not have."""
+    """The mean of the task groups' adjusted mean ratings, weighted by `WEIGHTS`; None without tags
+    for every task. `ratings` are of answers that are whole (`is_whole`). Raises UserError for a tag
+    that WildBench does not have."""
     if not ratings.keys() <= tags.keys():
         return None
-    groups: dict[str, list[float]] = {}
-    for task, value in ratings.items():
-        for tag in tags[task]:
-            if tag not in GROUPS:
-                raise UserError(
-                    f"task {task} has the tag '{tag}', which is none of {', '.join(GROUPS)}."
-                )
-            if value is not None:
-                groups.setdefault(GROUPS[tag], []).append(adjusted(value))
-    means = [sum(values) / len(values) for values in groups.values()]
-    return sum(means) / len(means)
+    groups = by_group(ratings, tags)
+    if not groups:
+        return None
+    means = {name: sum(own.values()) / len(own) for name, own in groups.items()}
+    total = sum(WEIGHTS[name] for name in means)
+    return sum(WEIGHTS[name] * mean for name, mean in means.items()) / total
+
+
+def macro_items(
+    ratings: Mapping[str, float | None], tags: Mapping[str, list[str]]
+) -> dict[str, float]:
+    """One value a rated task, whose mean is the macro score and whose spread gives its error: the
+    score plus what the task moves it by, times the number of tasks (the influence of a mean of
+    means). Needs tags for every task."""
+    groups = by_group(ratings, tags)
+    whole = sum(WEIGHTS[name] for name in groups)
+    tasks = list(dict.fromkeys(task for own in groups.values() for task in own))
+    macro = macro_score(ratings, tags)
+    values = dict.fromkeys(tasks, 0.0 if macro is None else macro)
+    for name, own in groups.items():
+        mean = sum(own.values()) / len(own)
+        for task, value in own.items():
+            values[task] += len(tasks) * WEIGHTS[name] / whole * (value - mean) / len(own)
+    return values
 
 
 def reward(
@@ -121,7 +187,9 @@ def reward(
     """WB-Reward of each (model, reference): rows with session_id, model_A, model_B, winner and
     extent (0 to 2).
 
-    The reward is +-1 for a clear win or loss, +-0.5 for a slight one, 0 for a tie. `reference` is
+    The reward is +-1 for a clear win or loss, +-0.5 for a slight one, 0 for a tie, and 0 where
+    either answer (`model_outputs`, where the file has them) is empty or cut: those stay in the
+    mean, as published, and are counted as `empty_or_cut`. `reference` is
     the model that takes part in every comparison; it must be named where two do. Raises UserError
     like `score`.
     """
@@ -132,13 +200,18 @@ def reward(
         return []
     rival = _reference(battles, where, reference)
     rewards: dict[str, list[tuple[str, float]]] = {}
+    broken: Counter[str] = Counter()
     for row in battles:
         model = row["model_A"] if row["model_B"] == rival else row["model_B"]
         sign = {"tie": 0, model: 1}.get(row["winner"], -1)
         value = sign * REWARDS[row["extent"]]
+        if not all(map(is_whole, (row.get("model_outputs") or {}).values())):
+            value = 0.0
+            broken[model] += 1
         rewards.setdefault(model, []).append((row["session_id"], value))
     return [
-        {"model": model, "reference": rival} | _mean_reward(own) for model, own in rewards.items()
+        {"model": model, "reference": rival} | _mean_reward(own) | {"empty_or_cut": broken[model]}
+        for model, own in rewards.items()
     ]
 
 

@@ -223,9 +223,10 @@ def _rate(
     prompt_set: PromptSet,
 ) -> Result | None:
     """The ratings of one run's answers, and WB-Reward's choices where there are references."""
-    from eval.judging import settle
+    from eval.judging import ratings, settle
 
-    spec: dict[str, Any] = {"cell": settle.determines(protocol.judge, protocol)}
+    cell = settle.determines(protocol.judge, protocol)
+    spec: dict[str, Any] = {"cell": cell, "VERSION": ratings.VERSION}
     # What a recipe without references has as its key stays.
     if isinstance(protocol, WildBenchProtocol) and references:
         spec["rewards"] = {
