@@ -48,12 +48,16 @@ class TasksConfig(Block):
     {group: mmlu, num_fewshot: 5}."""
     backend: str | None = None
     """lm-eval's model type: hf, local-completions, vllm … None: vllm with a replica a GPU where
-    there are GPUs and `model_args` says nothing that would be hf's, else hf."""
+    there are GPUs and `model_args` says nothing that would be hf's, else hf. `local-completions`
+    without a `base_url` in `model_args` asks a vLLM server of ours for the checkpoint."""
+    server: ServerBlock | None = None
+    """That server; none means the one of `eval.answers`."""
     model_args: Settings = Field(default={})
     """Arguments of that model, verbatim ({"dtype": "bfloat16"}); `pretrained` is the checkpoint."""
     evaluate: Settings = Field(default={})
-    """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size,
-    apply_chat_template, gen_kwargs …"""
+    """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size, gen_kwargs …
+    `apply_chat_template` is true where the checkpoint has a chat template, unless it is given
+    here."""
 
     @field_validator("tasks")
     @classmethod

@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from core.errors import UserError
+from core.servers import Servers
 from core.tracking import Log
-from eval.checkpoint import lm_eval_tasks
+from eval.checkpoint import lm_eval_models, lm_eval_tasks
 from eval.config import TasksConfig
 from eval.scoring import of_checkpoint
 from tests import tiny
+from tests.eval_files import CHATML, LLAMA3
+from tests.scripted_server import ScriptedServer, completion
 
 
 def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(
@@ -138,9 +141,35 @@ def test_the_subjects_of_a_group_that_lm_eval_scores_are_one_task_with_all_its_i
         },
     }
     named = [
-        (row["task"], row["item"]) for row in lm_eval_tasks.pooled(rows, found, ["mmlu", "plain"])
+        (row["task"], row["item"], row["cluster"])
+        for row in lm_eval_tasks.pooled(rows, found, ["mmlu", "plain"])
     ]
-    assert named == [("mmlu", "anatomy/0"), ("mmlu", "law/0"), ("gsm8k", "0")]
+    assert named == [
+        ("mmlu", "anatomy/0", "anatomy/0"),
+        ("mmlu", "law/0", "law/0"),
+        ("gsm8k", "0", "0"),
+    ], "two subjects are too few to be clusters"
+
+
+def test_a_group_of_many_subjects_is_clustered_by_subject(tmp_path: Path) -> None:
+    """MMLU's questions share a subject: its error is that of 12 subjects, not of 48 questions."""
+    subjects = [f"subject_{i:02d}" for i in range(12)]
+    rows = [
+        {"task": name, "metric": "acc", "item": str(i), "value": float(n % 2)}
+        for n, name in enumerate(subjects)
+        for i in range(4)
+    ]
+    found = {"groups": {"mmlu": {}}, "group_subtasks": {"mmlu": subjects}}
+    merged = lm_eval_tasks.pooled(rows, found, ["mmlu"])
+    assert {row["cluster"] for row in merged} == set(subjects)
+    (tmp_path / "tasks").mkdir()
+    outcomes = pl.DataFrame(merged, schema=lm_eval_tasks.OUTCOMES)
+    outcomes.write_parquet(tmp_path / "tasks" / "outcomes.parquet")
+    of_checkpoint.run({"tasks": tmp_path / "tasks"}, tmp_path / "scores")
+    figure = json.loads((tmp_path / "scores" / "summary.json").read_text())["tasks"]["mmlu acc"]
+    assert figure["n"] == 48 and figure["standard_error"] == pytest.approx(0.5 / 11**0.5)
+    scores = pl.read_parquet(tmp_path / "scores" / "scores.parquet")
+    assert scores["cluster"].n_unique() == 12
 
 
 def test_a_mapping_without_a_name_is_refused() -> None:
@@ -170,6 +199,7 @@ def test_a_missing_task_file_and_a_setting_of_ours_are_refused(tmp_path: Path) -
             {},
             tmp_path / "out",
             model="x",
+            servers=Servers(Log(), tmp_path),
             log=Log(),
         )
     with pytest.raises(ValueError, match="log_samples is set by the harness"):
@@ -184,11 +214,13 @@ def test_lm_eval_scores_a_checkpoint_and_keeps_each_items_outcome(tmp_path: Path
         {},
         tmp_path / "out",
         model=str(model),
+        servers=Servers(Log(), tmp_path),
         log=Log(),
     )
     frame = pl.read_parquet(tmp_path / "out" / "outcomes.parquet")
     assert sorted((tmp_path / "out").iterdir()) == [
         tmp_path / "out" / "outcomes.parquet",
+        tmp_path / "out" / "protocol.json",
         tmp_path / "out" / "results.json",
     ]
     assert frame["metric"].value_counts().sort("metric").rows() == [("acc", 6), ("acc_norm", 6)]
@@ -205,7 +237,12 @@ def test_what_lm_eval_says_when_it_fails_is_one_sentence(tmp_path: Path) -> None
     model = tiny.llama(tmp_path / "model")
     with pytest.raises(UserError, match=r"lm-eval failed on no_such_task"):
         lm_eval_tasks.run(
-            TasksConfig(tasks=("no_such_task",)), {}, tmp_path / "bad", model=str(model), log=Log()
+            TasksConfig(tasks=("no_such_task",)),
+            {},
+            tmp_path / "bad",
+            model=str(model),
+            servers=Servers(Log(), tmp_path),
+            log=Log(),
         )
 
 
@@ -222,5 +259,76 @@ def test_lm_eval_uses_every_gpu_unless_the_recipe_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, visible: str, settings: dict[str, Any], backend: Any
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(lm_eval_tasks, "_installed", lambda package: True)
-    assert lm_eval_tasks.backend_of(TasksConfig(**settings)) == backend
+    monkeypatch.setattr(lm_eval_models, "_installed", lambda package: True)
+    assert lm_eval_models.backend_of(TasksConfig(**settings)) == backend
+
+
+def chat_model(folder: Path, family: str = "chatml") -> Path:
+    """A tokenizer with a chat template, and an end of turn that only generation_config.json
+    names."""
+    words = tiny.tokenizer(family)
+    words.chat_template = CHATML if family == "chatml" else LLAMA3
+    words.save_pretrained(folder)
+    ends = words.convert_tokens_to_ids(tiny.SPECIAL[family][2])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ends]}))
+    return folder
+
+
+def how(config: TasksConfig, model: Path, logs: Path) -> lm_eval_models.Reached:
+    with Servers(Log(), logs) as servers, lm_eval_models.reached(config, str(model), servers) as it:
+        return it
+
+
+def test_a_checkpoint_with_a_chat_template_is_asked_by_it_unless_the_recipe_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    bare, chat = tmp_path / "bare", chat_model(tmp_path / "chat")
+    tiny.tokenizer().save_pretrained(bare)
+    assert how(TasksConfig(), bare, tmp_path).evaluate["apply_chat_template"] is False
+    assert how(TasksConfig(), chat, tmp_path).evaluate["apply_chat_template"] is True
+    plain = TasksConfig(evaluate={"apply_chat_template": False, "limit": 3})
+    assert how(plain, chat, tmp_path).evaluate == {"apply_chat_template": False, "limit": 3}
+    named = TasksConfig(backend="hf", model_args={"pretrained": str(chat)})
+    assert how(named, bare, tmp_path).evaluate["apply_chat_template"] is True
+
+
+def test_local_completions_ask_our_server_with_its_key_length_and_ends_of_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = chat_model(tmp_path / "chat", "llama3")
+    monkeypatch.setenv("TASKS_KEY", "secret-1")
+    with ScriptedServer(lambda path, body: completion("x"), key="secret-1") as server:
+        own = {"urls": [server.url], "api_key_env": "TASKS_KEY", "max_in_flight": 7}
+        config = TasksConfig(backend="local-completions", server=own)
+        found = how(config, model, tmp_path)
+        plain = config.model_copy(update={"evaluate": {"apply_chat_template": False}})
+        without = how(plain, model, tmp_path)
+    assert found.model_args["base_url"] == f"{server.url}/v1/completions"
+    assert found.model_args["tokenizer"] == str(model) and found.model_args["num_concurrent"] == 7
+    assert found.env == {"OPENAI_API_KEY": "secret-1"}
+    assert "secret-1" not in json.dumps([found.model_args, found.evaluate])
+    ends = {tiny.tokenizer("llama3").convert_tokens_to_ids(t) for t in tiny.SPECIAL["llama3"][1:3]}
+    assert set(found.evaluate["gen_kwargs"]["stop_token_ids"]) == ends
+    # Llama 3's template writes the BOS; without it the tokenizer has to.
+    assert (found.model_args["add_bos_token"], without.model_args["add_bos_token"]) == (False, True)
+
+
+@pytest.mark.stack
+def test_a_server_of_ours_gives_lm_eval_the_outcomes_of_the_model_in_process(
+    tmp_path: Path,
+) -> None:
+    model = chat_model(tiny.llama(tmp_path / "chat", "llama3"), "llama3")
+    outcomes = {}
+    with Servers(Log(), tmp_path / "logs") as servers:
+        for backend in ("hf", "local-completions"):
+            settings: dict[str, Any] = {"backend": backend, "evaluate": {"limit": 12}}
+            if backend != "hf":
+                settings["server"] = {"args": {"max_model_len": 512, "dtype": "float32"}}
+            out = tmp_path / backend
+            counts = lm_eval_tasks.run(
+                TasksConfig(**settings), {}, out, model=str(model), servers=servers, log=Log()
+            )
+            assert counts["chat_template"] is True
+            outcomes[backend] = pl.read_parquet(out / "outcomes.parquet")
+    assert outcomes["hf"].height == 24
+    assert outcomes["local-completions"].equals(outcomes["hf"])

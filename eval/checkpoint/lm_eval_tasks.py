@@ -14,23 +14,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 
-from core import models
 from core.errors import UserError
 from core.files import write_atomic
-from core.serving.devices import gpus
+from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
+from eval.checkpoint.lm_eval_models import Reached, reached
 from eval.config import TasksConfig
 
-VERSION = 1
+VERSION = 2
 SHIPPED = {"everyday-science": Path(__file__).parent / "data" / "everyday-science.yaml"}
 
 LISTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -52,20 +52,39 @@ YAML = (".yaml", ".yml")
 _ALL = "magpie-tasks"
 """The group that holds the entries with settings of their own; it has no score."""
 
-OUTCOMES = {"task": pl.String, "metric": pl.String, "item": pl.String, "value": pl.Float64}
+OUTCOMES = {
+    "task": pl.String,
+    "metric": pl.String,
+    "item": pl.String,
+    "cluster": pl.String,
+    "value": pl.Float64,
+}
 """Columns of outcomes.parquet: one row for each item of each metric; `item` is lm-eval's doc_id,
-`value` what the metric gave that item."""
+`cluster` the subject that it belongs to in a group (else the item itself), `value` what the metric
+gave that item."""
+
+SUBJECTS = 10
+"""A group of so many subjects (MMLU has 57) is clustered by subject: its questions are no
+independent draws. Fewer clusters would leave nothing to know the error by."""
 
 
 def run(
-    config: TasksConfig, inputs: Mapping[str, Path], out: Path, *, model: str, log: Log
+    config: TasksConfig,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    model: str,
+    servers: Servers,
+    log: Log,
 ) -> Counts:
     """Evaluate a checkpoint; write `out`/outcomes.parquet and `out`/results.json (lm-eval's own
     table, with its standard errors).
 
-    `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty. Per-item outcomes are kept,
-    so that arms can be compared item by item. Counts: tasks, items (of all tasks and metrics), and
-    each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
+    `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty; how lm-eval reaches it, and
+    whether by its chat template, is in eval/checkpoint/lm_eval_models.py. Per-item outcomes are
+    kept, so that arms can be compared item by item. Counts: tasks, items (of all tasks and
+    metrics), chat_template (whether prompts went through it), and each task's metrics. Raises
+    UserError, with lm-eval's last line, when it fails.
     """
     names = _names(config.tasks)
     for task in names:
@@ -74,18 +93,22 @@ def run(
     if (out / "results.json").exists() and (out / "outcomes.parquet").exists():
         return _counts(out)  # a run killed after the evaluation
     out.mkdir(parents=True, exist_ok=True)
-    backend, model_args = backend_of(config)
-    if "pretrained" not in model_args:
-        model_args = {"pretrained": models.resolve(model).path, **model_args}
+    with reached(config, model, servers) as how:
+        by = "by its chat template" if how.evaluate["apply_chat_template"] else "without a template"
+        log.say(f"lm-eval: {', '.join(names)} on {model} ({how.backend}), {by}")
+        _evaluate(config, how, out)
+    return _counts(out)
+
+
+def _evaluate(config: TasksConfig, how: Reached, out: Path) -> None:
+    """Run lm-eval in a process of its own. Raises UserError when it fails."""
     spec = {
         "out": str(out.resolve()),
         "tasks": expand(config.tasks),
-        "model": backend,
-        "model_args": model_args,
-        "evaluate": config.evaluate,
+        "model": how.backend,
+        "model_args": how.model_args,
+        "evaluate": how.evaluate,
     }
-    named = ", ".join(names)
-    log.say(f"lm-eval: {named} on {model}")
     path = out / "spec.json"
     output = out / "lm-eval.log"
     write_atomic(path, json.dumps(spec))
@@ -95,22 +118,24 @@ def run(
                 [sys.executable, "-m", "eval.checkpoint.lm_eval_tasks", str(path)],
                 stdout=lines,
                 stderr=subprocess.STDOUT,
-                env={"TOKENIZERS_PARALLELISM": "false", **os.environ},
+                env={"TOKENIZERS_PARALLELISM": "false", **os.environ, **how.env},
                 check=False,
             )
     finally:
         path.unlink()
     if done.returncode != 0:
+        named = ", ".join(_names(config.tasks))
         *_, last = ["no output", *output.read_text(errors="replace").strip().splitlines()]
         raise UserError(f"lm-eval failed on {named}: {last} (all of it: {output})")
     output.unlink()  # times and addresses: not part of a result
-    return _counts(out)
 
 
 def _counts(out: Path) -> Counts:
     results: dict[str, dict[str, Any]] = json.loads((out / "results.json").read_text())
     outcomes = pl.read_parquet(out / "outcomes.parquet")
-    return {"tasks": outcomes["task"].n_unique(), "items": outcomes.height, "results": results}
+    protocol = json.loads((out / "protocol.json").read_text())
+    counted = {"tasks": outcomes["task"].n_unique(), "items": outcomes.height}
+    return {**counted, **protocol, "results": results}
 
 
 def main(spec: Path) -> None:
@@ -140,6 +165,8 @@ def main(spec: Path) -> None:
     outcomes = pl.DataFrame(pooled(rows, evaluation, names), schema=OUTCOMES)
     outcomes.write_parquet(out / "outcomes.parquet")
     results = {task: figures for task, figures in evaluation["results"].items() if task != _ALL}
+    chat = {"chat_template": bool(settings["evaluate"]["apply_chat_template"])}
+    write_atomic(out / "protocol.json", json.dumps(chat))
     write_atomic(out / "results.json", json.dumps(results, indent=2, default=str))
 
 
@@ -206,8 +233,9 @@ def pooled(
     """Outcomes with the subjects of each group asked for by name, where lm-eval gives the group a
     score of its own (MMLU), as one task.
 
-    Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size).
-    `evaluation` is what simple_evaluate returns.
+    Its items are "SUBJECT/doc_id" and weigh alike, as in lm-eval's MMLU score (weight_by_size);
+    with at least `SUBJECTS` subjects those are the clusters. `evaluation` is what
+    simple_evaluate returns.
     """
     children: Mapping[str, Sequence[str]] = evaluation.get("group_subtasks") or {}
     scored = evaluation.get("groups") or {}
@@ -217,12 +245,16 @@ def pooled(
             yield from leaves(child) if child in children else (child,)
 
     group_of = {leaf: group for group in asked if group in scored for leaf in leaves(group)}
+    subjects = Counter(group_of.values())
     merged = []
     for row in rows:
-        task = row["task"]
-        if task in group_of:
-            row = row | {"task": group_of[task], "item": f"{task}/{row['item']}"}
-        merged.append(row)
+        task, item = row["task"], row["item"]
+        group = group_of.get(task)
+        if group is not None:
+            item = f"{task}/{item}"
+        by_subject = subjects.get(str(group), 0) >= SUBJECTS
+        named = {"task": group or task, "item": item, "cluster": task if by_subject else item}
+        merged.append(row | named)
     return merged
 
 
@@ -250,28 +282,6 @@ def _task(name: str) -> str | dict[str, Any]:
     if "data_files" in kwargs:
         kwargs["data_files"] = _absolute(kwargs["data_files"], path.parent)
     return task
-
-
-def backend_of(config: TasksConfig) -> tuple[str, dict[str, Any]]:
-    """(lm-eval's model type, its arguments): the recipe's own, else what uses every GPU."""
-    own = dict(config.model_args)
-    if config.backend is not None or own or not _installed("vllm"):
-        return config.backend or "hf", own
-    here = len(gpus())
-    if not here:
-        return "hf", own
-    # lm-eval gives each replica to a worker of Ray's.
-    replicas = here if _installed("ray") else 1
-    return "vllm", {"dtype": "auto", "data_parallel_size": replicas}
-
-
-def _installed(distribution: str) -> bool:
-    """Whether a distribution is installed: lm-eval asks for vLLM by it, and the CPU build has
-    another name."""
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
 
 
 def _device(backend: str) -> dict[str, str]:

@@ -262,7 +262,8 @@ def _heldout(inputs: Inputs) -> Iterator[Scored]:
 
 
 def _tasks(inputs: Inputs) -> Iterator[Scored]:
-    """One metric for each task and metric of lm-eval, named "TASK METRIC"."""
+    """One metric for each task and metric of lm-eval, named "TASK METRIC"; a group of many subjects
+    is clustered by subject."""
     outcomes = _read(inputs["tasks"], "outcomes.parquet")
     frames: list[pl.DataFrame] = []
     figures: Figures = {}
@@ -305,14 +306,15 @@ def _items(metric: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _figure(rows: pl.DataFrame) -> dict[str, Any]:
-    """Mean, standard error and t interval over the items that have a value; the others are
-    counted."""
-    values = rows["value"].drop_nulls()
-    mean = stats.mean_interval(values) if len(values) else stats.NOTHING
-    unjudged = rows.height - len(values)
+    """Mean, standard error (by cluster) and t interval over the items that have a value; the others
+    are counted."""
+    known = rows.drop_nulls("value")
+    mean = stats.NOTHING
+    if known.height:
+        mean = stats.mean_interval(known["value"], known["cluster"])
     return {
         "value": mean.value,
         **mean.bounds(),
-        "n": len(values),
-        "unjudged": unjudged,
+        "n": known.height,
+        "unjudged": rows.height - known.height,
     }

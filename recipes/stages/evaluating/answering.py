@@ -24,11 +24,11 @@ def tasks(
 ) -> Result | None:
     """lm-eval's scores of a checkpoint; task files count by content."""
     from eval.checkpoint import lm_eval_tasks
+    from eval.checkpoint.lm_eval_models import SERVED
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        session.servers.release()
         model = served_path(inputs["checkpoint"])
-        return lm_eval_tasks.run(config, {}, out, model=model, log=log)
+        return lm_eval_tasks.run(config, {}, out, model=model, servers=session.servers, log=log)
 
     named = {
         task if isinstance(task, str) else str(task.get("task") or task.get("group"))
@@ -36,8 +36,11 @@ def tasks(
     }
     files = {name: lm_eval_tasks.LISTS.get(name) or content_of_files(name) for name in named}
     # Who computes a score is no part of it, unless the recipe says so.
-    named_backend = config.model_copy(update={"backend": config.backend or "hf"})
-    spec = {"tasks": named_backend, "files": files, "VERSION": lm_eval_tasks.VERSION}
+    named_backend = config.model_copy(update={"backend": config.backend or "hf", "server": None})
+    spec: dict[str, Any] = {"tasks": named_backend, "files": files}
+    spec["VERSION"] = lm_eval_tasks.VERSION
+    if config.backend in SERVED:  # our server's settings then decide too
+        spec["args"] = (config.server or {}).get("args")
     return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
 
 

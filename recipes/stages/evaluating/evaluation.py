@@ -36,8 +36,10 @@ def stages(
     runs = sorted(checkpoints, key=lambda name: "/" not in name)
     parts: dict[str, Results] = {run: {} for run in runs}
     if config.tasks is not None:
+        asked = config.tasks.server or config.answers.server
+        tasks = config.tasks.model_copy(update={"server": asked})
         for run in runs:
-            parts[run]["tasks"] = answering.tasks(session, config.tasks, run, checkpoints[run])
+            parts[run]["tasks"] = answering.tasks(session, tasks, run, checkpoints[run])
     session.done("tasks")
     pairwise, rated = pairwise_benchmarks(config), rated_benchmarks(config)
     prompt_sets = {
