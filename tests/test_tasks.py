@@ -263,9 +263,18 @@ def test_lm_eval_uses_every_gpu_unless_the_recipe_says_otherwise(
     assert lm_eval_models.backend_of(TasksConfig(**settings)) == backend
 
 
+def bare_model(folder: Path, family: str = "chatml") -> Path:
+    """A model's folder with tokenizer and configuration only."""
+    tiny.tokenizer(family).save_pretrained(folder)
+    if not (folder / "config.json").exists():
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
 def chat_model(folder: Path, family: str = "chatml") -> Path:
-    """A tokenizer with a chat template, and an end of turn that only generation_config.json
-    names."""
+    """A model's folder (of tokenizer and configuration only, where it is new) with a chat template,
+    and an end of turn that only generation_config.json names."""
+    bare_model(folder, family)
     words = tiny.tokenizer(family)
     words.chat_template = CHATML if family == "chatml" else LLAMA3
     words.save_pretrained(folder)
@@ -282,8 +291,7 @@ def how(config: TasksConfig, model: Path, logs: Path) -> lm_eval_models.Reached:
 def test_a_checkpoint_with_a_chat_template_is_asked_by_it_unless_the_recipe_says_otherwise(
     tmp_path: Path,
 ) -> None:
-    bare, chat = tmp_path / "bare", chat_model(tmp_path / "chat")
-    tiny.tokenizer().save_pretrained(bare)
+    bare, chat = bare_model(tmp_path / "bare"), chat_model(tmp_path / "chat")
     assert how(TasksConfig(), bare, tmp_path).evaluate["apply_chat_template"] is False
     assert how(TasksConfig(), chat, tmp_path).evaluate["apply_chat_template"] is True
     plain = TasksConfig(evaluate={"apply_chat_template": False, "limit": 3})
