@@ -264,10 +264,11 @@ def test_lm_eval_uses_every_gpu_unless_the_recipe_says_otherwise(
 
 
 def bare_model(folder: Path, family: str = "chatml") -> Path:
-    """A model's folder with tokenizer and configuration only."""
+    """A model's folder with tokenizer and configuration only, where it holds no more yet."""
     tiny.tokenizer(family).save_pretrained(folder)
     if not (folder / "config.json").exists():
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (folder / "model.safetensors").touch()
     return folder
 
 
