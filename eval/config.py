@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from eval.presets import judges
 from eval.protocols import (
     PAIRWISE,
     RATED,
@@ -127,14 +128,24 @@ class EvalConfig(Block):
         """A pairwise benchmark that this recipe runs, once for each of its judges."""
         kind: type[PairwiseProtocol] = AlpacaProtocol if benchmark == "alpaca" else ArenaProtocol
         settings = self._filled(benchmark, "prompts", "answers", "judge")
-        judges = settings.pop("judges") or (settings["judge"],)
-        return tuple(kind(**settings | {"judge": judge}) for judge in judges)
+        each = settings.pop("judges") or (settings["judge"],)
+        return tuple(
+            kind(**settings | self._of_preset(benchmark, judge) | {"judge": judge})
+            for judge in each
+        )
 
     def rating(self, benchmark: RatedBenchmark) -> RatedProtocol:
         """A rated benchmark that this recipe runs."""
         kind: type[RatedProtocol]
         kind = WildBenchProtocol if benchmark == "wildbench" else MTBenchProtocol
-        return kind(**self._filled(benchmark, "limit", "answers", "judge"))
+        settings = self._filled(benchmark, "limit", "answers", "judge")
+        return kind(**settings | self._of_preset(benchmark, settings["judge"]))
+
+    def _of_preset(self, benchmark: Benchmark, judge: JudgeConfig) -> Settings:
+        """How a preset's judge is asked, where the benchmark's block does not say it."""
+        said = getattr(self, benchmark).model_fields_set
+        known = judges.settings(judge.preset, benchmark)
+        return {name: value for name, value in known.items() if name not in said}
 
     def _filled(self, benchmark: Benchmark, *shared: str) -> Settings:
         """The block of a benchmark; what it leaves out of `shared` is as `eval` has it."""

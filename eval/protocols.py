@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from core.sending.purse import Prices
+from eval.presets import judges
 
 Settings = dict[str, Any]
 
@@ -44,8 +45,12 @@ class AnswersConfig(Block):
 
 
 class JudgeConfig(Block):
-    """Who judges: a model of ours behind vLLM, or any OpenAI-compatible endpoint."""
+    """Who judges: a model of ours behind vLLM, or any OpenAI-compatible endpoint. `preset:NAME` in
+    its place, or `preset: NAME` in it, takes a known judge (eval/presets/judges.json)."""
 
+    preset: str | None = None
+    """A known judge by name; the block's other settings replace the preset's, and so do those of
+    the benchmark's block (sampling, codes, mode)."""
     model: str
     """Folder, `embedded/NAME`, hub id, or with `server.urls` the name that the endpoint knows."""
     revision: str | None = None
@@ -58,6 +63,9 @@ class JudgeConfig(Block):
     """How to ask. `completions` sends token ids, so that no control token of an answer survives;
     `chat` sends messages, as hosted judges want it. Default: chat when `server.urls` is given, else
     completions."""
+    chat_template_kwargs: Settings = {}
+    """Arguments of the judge's chat template, verbatim ({enable_thinking: false}); `chat` sends
+    them along, which vLLM understands."""
     max_answer_characters: int = Field(default=100_000, ge=100)
     """An answer longer than this is cut before it is judged, with a note in its place, and counted.
     Characters, not tokens."""
@@ -67,6 +75,11 @@ class JudgeConfig(Block):
     """The most that the judgments of one result may cost in all (those already in the store count
     as what they cost), in the currency of `prices`. When it is reached the run stops with a
     sentence; everything bought is kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, said: Any) -> Any:
+        return judges.judge(said)
 
     @property
     def asks_by(self) -> Literal["completions", "chat"]:
@@ -127,8 +140,9 @@ class AlpacaConfig(Compared):
     order_seed: str = "0"
     """Seed in the official rule for the order (the published judgments have 0)."""
     prompt: str = "alpaca"
-    """`alpaca` (ours), or the path of a template: .jinja with {{ instruction }}, {{ output_1 }}, {{
-    output_2 }}, or the official text with {instruction}, {output_1}, {output_2}."""
+    """`alpaca` (ours), `alpaca_eval` (the official text, from your copy: MAGPIE_OFFICIAL or an
+    installed alpaca_eval), or the path of a template: .jinja with {{ instruction }}, {{ output_1
+    }}, {{ output_2 }}, or the official text with {instruction}, {output_1}, {output_2}."""
     codes: tuple[str, str] = ("m", "M")
     """What the template calls the first and the second output; each must be one token of the
     judge."""
@@ -155,8 +169,10 @@ class ArenaConfig(Compared):
     when there is none; v2.0 takes the last."""
     prompt: str | dict[str, str] = "arena"
     """`arena` (ours: the judge answers the prompt itself first), `arena-direct` (ours, without that
-    step), or the path of a template as in `alpaca`. A mapping from category to one of these asks
-    each category in its own way (v2.0 judges creative writing directly)."""
+    step), `arena-hard-v0.1`, `arena-hard-v2.0`, `arena-hard-v2.0-creative` (the official texts,
+    from your copy: MAGPIE_OFFICIAL), or the path of a template as in `alpaca`. A mapping from
+    category to one of these asks each category in its own way (v2.0 judges creative writing
+    directly)."""
     sampling: Settings = {"temperature": 0, "max_tokens": 4096}
     """Sampling of the judge, verbatim in the request."""
     constrain: bool = False

@@ -210,7 +210,7 @@ def agreement(
 ) -> None:
     """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed
     beside its scores."""
-    from eval.judging.against_people import Labelled
+    from eval.judging.people.against_people import Labelled
     from recipes.verbs import agreement as agreeing
 
     labelled = Labelled(on, data, limit)

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval.judging import agreement
+from eval.judging.people import agreement
 
 SHARED = (
     Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/human"

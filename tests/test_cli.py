@@ -173,7 +173,7 @@ def test_why_of_a_row_leads_to_its_seed_its_tags_and_its_arms(
 def test_agreement_is_measured_stored_and_found_again(
     tmp_path: Path, llama: Path, server: ScriptedServer
 ) -> None:
-    from eval.judging import against_people
+    from eval.judging.people import against_people
 
     path = small_recipe.recipe(tmp_path, llama, server.url, train=True)
     labelled = tmp_path / "people.jsonl"

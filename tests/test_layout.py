@@ -41,6 +41,7 @@ ORDER = {
         {"comparing"},
         {"config", "stats"},
         {"protocols"},
+        {"presets"},
     ],
     "recipes": [
         {"cli"},

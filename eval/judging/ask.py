@@ -205,10 +205,18 @@ class Asker:
         if self.tokenizer is None:
             shown = templates.messages(question.shape, question.values, follow)
             body = {"messages": shown, **sampling}
+            if self.judge.chat_template_kwargs:
+                body["chat_template_kwargs"] = self.judge.chat_template_kwargs
             if self.codes:
                 body |= {"logprobs": True, "top_logprobs": sampling.get("top_logprobs", 20)}
             return Request(question.id, body, "/v1/chat/completions")
-        ids = templates.token_ids(self.tokenizer, question.shape, question.values, follow)
+        ids = templates.token_ids(
+            self.tokenizer,
+            question.shape,
+            question.values,
+            follow,
+            template_kwargs=self.judge.chat_template_kwargs,
+        )
         body = {"prompt": ids, **sampling}
         if draft.turn == "constrain":
             before = draft.text + verdicts.OPENING

@@ -244,6 +244,8 @@ def determines(judge: JudgeConfig, protocol: Judged) -> Cell:
     shared = {"version": VERSION, "judge": who, "max_answer_characters": limit}
     if is_scored(protocol):  # single answers: no prompt, no codes, no sampling
         return {**shared, "mode": "reward"}
+    if judge.chat_template_kwargs:
+        shared["chat_template_kwargs"] = judge.chat_template_kwargs
     own = protocol.model_dump(mode="json", exclude=NOT_ASKED)
     named = template_names(protocol).items()
     own["prompt"] = {category: digest(_text(protocol.kind, name)) for category, name in named}

@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.control_tokens import hostile_ids, trusted_ids
 from core.errors import UserError, nearest
+from eval.judging.official import prompts as official
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,13 +51,16 @@ CONVERSATION = Template(
 
 
 def read(name: str) -> tuple[Path, str]:
-    """The file and the text of a template: one of `SHIPPED`, or a path. Raises UserError for an
-    unknown name or a file that cannot be read."""
+    """The file and the text of a template: one of `SHIPPED`, an official prompt by name (from the
+    user's copy: eval/judging/official/prompts.py), or a path. Raises UserError for an unknown name
+    or a file that cannot be read."""
+    if name in official.OFFICIAL:
+        return official.read(name)
     path = FOLDER / f"{name}.jinja" if name in SHIPPED else Path(name)
     try:
         return path, path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        other = nearest(name, SHIPPED)
+        other = nearest(name, (*SHIPPED, *official.OFFICIAL))
         raise UserError(
             f"judge prompt '{name}' is neither shipped nor a file that can be read ({error}){other}"
         ) from error
@@ -121,13 +125,14 @@ def token_ids(
     follow: Iterable[Message] = (),
     *,
     reply: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The conversation as token ids, ready for the judge's reply, or, without `reply`, as it ends
     (for reward models).
 
-    `values` and the assistant turns of `follow` are plain text to the tokenizer. The judge's own
-    chat template writes the BOS, so there is exactly one. Raises UserError when the tokenizer has
-    no chat template.
+    `values` and the assistant turns of `follow` are plain text to the tokenizer; `template_kwargs`
+    are arguments of the chat template. The judge's own chat template writes the BOS, so there is
+    exactly one. Raises UserError when the tokenizer has no chat template.
     """
     slots = dict(values)
     turns = list(shape.messages)
@@ -140,7 +145,8 @@ def token_ids(
         turns.append((role, content))
     ids: list[int] = []
     # Splitting at a pattern with a group gives text and slot in turns.
-    for number, piece in enumerate(_CUT.split(_rendered(tokenizer, tuple(turns), reply))):
+    more = tuple(sorted((template_kwargs or {}).items()))
+    for number, piece in enumerate(_CUT.split(_rendered(tokenizer, tuple(turns), reply, more))):
         if number % 2:
             ids += hostile_ids(tokenizer, slots[piece])
         elif piece:
@@ -150,7 +156,10 @@ def token_ids(
 
 @functools.lru_cache(maxsize=64)
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, turns: tuple[tuple[str, str], ...], reply: bool
+    tokenizer: PreTrainedTokenizerBase,
+    turns: tuple[tuple[str, str], ...],
+    reply: bool,
+    more: tuple[tuple[str, Any], ...],
 ) -> str:
     """The conversation by the judge's own chat template."""
     from jinja2 import TemplateError
@@ -159,7 +168,9 @@ def _rendered(
     conversation = [{"role": role, "content": content} for role, content in turns]
     try:
         return str(
-            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply)
+            tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=reply, **dict(more)
+            )
         )
     except ValueError as error:
         raise UserError(
@@ -172,4 +183,4 @@ def _rendered(
             ) from error
         # Families without a system role (Gemma, Mistral v0.1): its text goes before the user's.
         first = (("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:])
-        return _rendered(tokenizer, first, reply)
+        return _rendered(tokenizer, first, reply, more)

@@ -13,8 +13,9 @@ from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
 from eval.config import pairwise_benchmarks
-from eval.judging import against_people
-from eval.judging.against_people import Labelled
+from eval.judging.people import against_people
+from eval.judging.people.against_people import Labelled
+from eval.presets import judges as presets
 from eval.protocols import AlpacaProtocol, AnswersConfig, JudgeConfig, PairwiseProtocol
 from recipes import schema
 from recipes.verbs.terminal import table
@@ -65,7 +66,10 @@ def _of_recipe(recipe: schema.Recipe, benchmark: str) -> tuple[Sequence[Pairwise
 
 def _of_model(model: str, overrides: list[str]) -> AlpacaProtocol:
     """A judge that no recipe names is asked as by `eval.alpaca` without any setting."""
+    named = model.startswith(presets.PREFIX)
     settings: dict[str, Any] = {"model": model}
+    if named:
+        settings = {"preset": model.removeprefix(presets.PREFIX)}
     for text in overrides:
         schema.override(settings, text, "server.args.max_model_len=4096")
     try:
@@ -74,4 +78,5 @@ def _of_model(model: str, overrides: list[str]) -> AlpacaProtocol:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"judge {model}: `{key}`: {first['msg']}.") from error
-    return AlpacaProtocol(judge=judge, answers=AnswersConfig(), order="both")
+    asked = presets.settings(judge.preset, "alpaca")
+    return AlpacaProtocol(judge=judge, answers=AnswersConfig(), order="both", **asked)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.protocols import PAIRWISE, RATED, PairwiseProtocol
+from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
+from eval.protocols import PAIRWISE, RATED, PairwiseProtocol, WildBenchProtocol
 
 if TYPE_CHECKING:
     from core.store import Result
@@ -26,13 +27,15 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
         if recipe.eval is not None and judged:
             protocols = recipe.eval.protocols(benchmark)
             lines += _against_people(protocols, Path(recipe.store))
+    if recipe.eval is not None:
+        lines += asked_by(recipe.eval)
     return [*lines, recipe.caveat] if recipe.caveat else lines
 
 
 def people(recipe: Recipe, results: Mapping[str, Result]) -> dict[str, list[str]]:
     """How far the judges of each pairwise benchmark agree with people, where that was measured:
     sentences by benchmark."""
-    from eval.judging import against_people
+    from eval.judging.people import against_people
 
     known: dict[str, list[str]] = {}
     for benchmark in PAIRWISE:
@@ -48,10 +51,27 @@ def people(recipe: Recipe, results: Mapping[str, Result]) -> dict[str, list[str]
     return known
 
 
+def asked_by(config: EvalConfig) -> list[str]:
+    """Which published protocol each judged benchmark is, and what is known of presets."""
+    from eval.judging.official import protocols as published
+    from eval.presets import judges
+
+    protocols = [one for name in pairwise_benchmarks(config) for one in config.protocols(name)]
+    lines = [published.sentence(protocol, config.limit) for protocol in protocols]
+    who = [protocol.judge for protocol in protocols]
+    for name in rated_benchmarks(config):
+        rated = config.rating(name)
+        who.append(rated.judge)
+        if isinstance(rated, WildBenchProtocol):
+            lines.append(published.sentence(rated))
+    lines += [judges.sentence(judge.preset) for judge in who if judge.preset]
+    return list(dict.fromkeys(lines))
+
+
 def _against_people(protocols: Sequence[PairwiseProtocol], store: Path) -> Iterator[str]:
     """How far each judge of a benchmark agrees with people, on every data set where that was
     measured."""
-    from eval.judging import against_people
+    from eval.judging.people import against_people
 
     for protocol in protocols:
         name = f" {protocol.judge.model}" if len(protocols) > 1 else ""

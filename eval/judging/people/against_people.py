@@ -21,7 +21,8 @@ from core.files import read_json, write_atomic
 from core.servers import Servers
 from core.store import digest
 from core.tracking import Log
-from eval.judging import agreement, pairwise, settle
+from eval.judging import pairwise, settle
+from eval.judging.people import agreement
 from eval.prompt_sets import prompts
 from eval.protocols import AlpacaProtocol, PairwiseProtocol
 
@@ -36,7 +37,7 @@ class Labelled:
     limit: int | None = None
 
     def read(self) -> pl.DataFrame:
-        """The pairs, with the columns of `eval.judging.agreement.PAIRS`."""
+        """The pairs, with the columns of `eval.judging.people.agreement.PAIRS`."""
         pairs = agreement.pairs(self.name, self.folder)
         if self.limit is None or self.limit >= len(pairs):
             return pairs
@@ -48,9 +49,9 @@ def run(
 ) -> dict[str, Any]:
     """Judge labelled pairs, each in both orders, and store the agreement under `root`.
 
-    Returns `eval.judging.agreement.agreement` plus `dataset`, `judge` and `mass` (mean probability
-    on the verdict codes). Raises UserError for bad files, and when the judge gave no verdict at
-    all.
+    Returns `eval.judging.people.agreement.agreement` plus `dataset`, `judge` and `mass` (mean
+    probability on the verdict codes). Raises UserError for bad files, and when the judge gave no
+    verdict at all.
     """
     pairs = labelled.read()
     if isinstance(protocol, AlpacaProtocol):
@@ -83,7 +84,7 @@ def run(
 
 def verdicts(games: pl.DataFrame) -> pl.DataFrame:
     """Judgments of "the model" (answer_1) against "the baseline" (answer_2) as [id, order,
-    verdict]; see `eval.judging.agreement.agreement`."""
+    verdict]; see `eval.judging.people.agreement.agreement`."""
     better = (pl.col("preference") - 0.5).sign()
     return games.select(
         pl.col("item").alias("id"),
