@@ -25,6 +25,7 @@ from synth.chat.encoding import encode_conversation, encode_question, encode_tex
 from synth.chat.pre_query import follow_up, pre_query
 from synth.tags import llm
 from synth.tags.asking.tag import TAGS
+from tests import test_encoding
 from tests.archives import unpack
 from tests.scripted_server import completion
 from tests.test_templates import built
@@ -242,6 +243,19 @@ def test_clean_and_spelling_rows_keep_their_order_and_clean_rows_their_ids(made:
     clean = [together[0], together[2], together[4]]
     assert [ids for ids, _ in clean] == before["input_ids"]
     assert [mask for _, mask in clean] == before["assistant_masks"]
+
+
+def test_masks_are_those_of_transformers_whatever_the_text(made: Real) -> None:
+    template = chat.choose(config(made), made.words).training
+    theirs = made.words.apply_chat_template(
+        test_encoding.ROWS,
+        chat_template=template,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ours = chat.encode(made.words, test_encoding.ROWS, template)
+    assert [ids for ids, _ in ours] == theirs["input_ids"]
+    assert [mask for _, mask in ours] == theirs["assistant_masks"]
 
 
 def test_the_mask_of_a_spelling_row_covers_what_the_assistant_says_to_the_letter(

@@ -15,10 +15,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from core.control_tokens import encode_marked, shield, spells_control
 from core.errors import UserError, nearest
 from core.models import render
 from train.config import SHIPPED_TEMPLATES, TrainConfig
+from train.encoding import Ids, Mask, as_lists, marked_ids, rendered_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,41 +127,27 @@ def last_written(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids and supervision mask (1 inside generation markers) of each conversation, in order;
-    rendered and tokenised once. A control token that a message spells is plain text."""
+    """As `encode_arrays`, as lists."""
+    return as_lists(encode_arrays(tokenizer, conversations, template))
+
+
+def encode_arrays(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], template: str
+) -> list[tuple[Ids, Mask]]:
+    """Token ids and supervision mask (true for each token that lies, with any character, inside
+    generation markers) of each conversation, in order; rendered and tokenised once. A control token
+    that a message spells is plain text."""
     spelled = [spells_control(tokenizer, messages) for messages in conversations]
     clean = [c for c, hostile in zip(conversations, spelled, strict=True) if not hostile]
-    rows: list[tuple[list[int], list[int]]] = []
-    if clean:
-        encoded = tokenizer.apply_chat_template(
-            clean,
-            chat_template=template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        rows = list(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True))
+    texts, spans = rendered_spans(tokenizer, clean, template)
+    rows = marked_ids(tokenizer, texts, spans)
     for number, messages in enumerate(conversations):
         if spelled[number]:
-            rows.insert(number, _hostile(tokenizer, messages, template))
+            safe, hidden = shield(tokenizer, messages)
+            (text,), (marked,) = rendered_spans(tokenizer, [safe], template)
+            ids, mask = encode_marked(tokenizer, text, hidden, marked)
+            rows.insert(number, (np.array(ids, np.int32), np.array(mask, bool)))
     return rows
-
-
-def _hostile(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], template: str
-) -> tuple[list[int], list[int]]:
-    """As `encode`, for a conversation that spells control tokens: rendered with placeholders for
-    them, whose ids are those of the characters."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    safe, hidden = shield(tokenizer, messages)
-    (text,), (spans,) = render_jinja_template(
-        [safe],
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    return encode_marked(tokenizer, text, hidden, spans)
 
 
 def agree(

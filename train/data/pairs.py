@@ -27,6 +27,7 @@ from train import chat as chats
 from train.config import DpoConfig, Job
 from train.data import tools
 from train.data.rows import check_cut, encode, summed
+from train.encoding import as_lists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,7 +179,7 @@ def _encoded(
     UserError naming the pair that the template refuses."""
     talks = [tools.as_templates_take([*row["prompt"], *row[side]]) for row in rows]
     names = [f"pair {row['id']}, field {side}" for row in rows]
-    return encode(tokenizer, talks, template, source, names)
+    return as_lists(encode(tokenizer, talks, template, source, names))
 
 
 Encoded = tuple[list[int], list[int]]

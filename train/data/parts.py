@@ -29,11 +29,13 @@ import pyarrow as pa
 from core.errors import UserError
 from core.files import read_json, replacing, write_atomic
 from core.models import without_torch
-from train.data.rows import Ids, Rendering, cut_rows
+from train.data.rows import Rendering, cut_rows
+from train.encoding import Ids
 
 ROOT = Path(__file__).parents[2]
 PART = 2000  # rows
 WORTH_A_PROCESS = 10_000  # rows; its start takes the time of 3,000 to 4,000
+FEWEST_PROCESSES = 6  # one process makes use of about five cores
 MOST_PROCESSES = 32  # each has a tokenizer of about 200 MB, and the disk is shared
 POLL = 0.2  # seconds between looks at the processes
 _LIST = pa.list_(pa.int32())
@@ -53,8 +55,10 @@ class Documents:
 
 def processes_for(rows: int) -> int:
     """How many processes tokenise so many rows: all cores that this process may use, as far as each
-    has enough to do."""
-    return max(1, min(len(os.sched_getaffinity(0)), MOST_PROCESSES, rows // WORTH_A_PROCESS))
+    has enough to do. One where those are few: its tokenizer works on all cores by itself, and only
+    what Python does is left to a single one."""
+    cores = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, rows // WORTH_A_PROCESS)
+    return cores if cores >= FEWEST_PROCESSES else 1
 
 
 def tokenise(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from core.control_tokens import spells_control
@@ -23,6 +23,7 @@ from core.models import tokenizer as shared_tokenizer
 from train import chat as chats
 from train.config import DpoConfig, TrainConfig
 from train.data import tools
+from train.encoding import Ids, Mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 BATCH = 256  # conversations tokenised at once
 IGNORED = -100
 Row = dict[str, Any]
-Ids = npt.NDArray[np.int32]
 
 NO_TURN, TURN_BEYOND = "no assistant turn", "assistant turn beyond max_length"
 DROPPED = (NO_TURN, TURN_BEYOND, tools.UNKNOWN)
 UNFIT = "unfit"
+Batch = list[tuple[Row, Ids, Mask]]
+NOTHING = (np.empty(0, np.int32), np.empty(0, np.bool_))
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,29 @@ def cut_rows(
 ) -> Iterator[list[tuple[Trained | None, Counter[str]]]]:
     """Every row of [id, messages], in order and in batches: what is trained on of it (None:
     nothing), and what it counts for in the ledger."""
-    for batch in encoded_rows(frame, how.words, how.template, Path(how.source)):
+    for batch in _one_ahead(encoded_rows(frame, how.words, how.template, Path(how.source))):
         yield [_counted(row, ids, mask, how) for row, ids, mask in batch]
 
 
+def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the next one is made while one is used (tokenizers work outside of Python's
+    lock, on all cores)."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
 def _counted(
-    row: Row, ids: list[int], mask: list[int], how: Rendering
+    row: Row, tokens: Ids, mask: Mask, how: Rendering
 ) -> tuple[Trained | None, Counter[str]]:
     """One tokenised row, cut to what is trained on, and its counts."""
     if UNFIT in row:
         return None, Counter({"rows": 1, "dropped_rows": 1, row[UNFIT]: 1})
-    tokens = np.asarray(ids, dtype=np.int32)
     labels = tokens.copy()
     if how.assistant_only:
-        labels[np.asarray(mask, dtype=bool) == 0] = IGNORED
+        labels[~mask] = IGNORED
     labels[:1] = IGNORED  # a causal model predicts from the second token on
     if how.assistant_only:
         _check_end(labels, how.words, how.end_of_turn, f"{how.source}, row {row['id']}")
@@ -164,7 +175,7 @@ def _bearing(labels: Ids) -> int:
 
 def encoded_rows(
     frame: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, template: str, source: Path
-) -> Iterator[list[tuple[Row, list[int], list[int]]]]:
+) -> Iterator[Batch]:
     """(row, token ids, supervision mask) of each row, in order and in batches; a row whose tool
     turns the template does not know has no tokens, and says why under `UNFIT`. Raises UserError
     naming a row that the template refuses."""
@@ -178,7 +189,7 @@ def encoded_rows(
         encoded = encode(tokenizer, conversations, template, source, names)
         left = iter(encoded)
         yield [
-            (row, *next(left)) if reason is None else ({**row, UNFIT: reason}, [], [])
+            (row, *next(left)) if reason is None else ({**row, UNFIT: reason}, *NOTHING)
             for row, reason in zip(every, reasons, strict=True)
         ]
 
@@ -189,16 +200,16 @@ def encode(
     template: str,
     source: Path,
     names: list[str],
-) -> list[tuple[list[int], list[int]]]:
+) -> list[tuple[Ids, Mask]]:
     """Token ids and supervision mask of each conversation. Raises UserError with the name ("row 7")
     of the first that the template refuses."""
     try:
-        return chats.encode(tokenizer, conversations, template)
+        return chats.encode_arrays(tokenizer, conversations, template)
     # a template raises errors of its own; find what it refuses
     except Exception as error:
         for name, conversation in zip(names, conversations, strict=True):
             try:
-                chats.encode(tokenizer, [conversation], template)
+                chats.encode_arrays(tokenizer, [conversation], template)
             except Exception as refused:
                 raise UserError(
                     f"{source}, {name}: the chat template refuses the conversation "
