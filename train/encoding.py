@@ -91,7 +91,8 @@ def _by_widths(widths: Ids, text: str, spans: Sequence[Span], *, composes: bool)
         return None
     ends = np.cumsum(widths)
     mask = np.zeros(len(widths), dtype=bool)
-    if (len(text) if plain else len(text.encode())) != (ends[-1] if len(ends) else 0):
+    size = len(text) if plain else len(text.encode())
+    if int(widths.sum()) != size:
         return None
     for start, end in spans:
         if not plain:
