@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from core.files import write_atomic
 from core.store import Counts, canonical
-from recipes.report import sources
+from recipes.report import beside, sources, tables
 from recipes.report.drawing import figures, marks
 from recipes.report.sections import (
     browser,
@@ -53,7 +53,8 @@ def build(
     people: Mapping[str, Sequence[str]] | None = None,
     stored: pool_map.Stored | None = None,
 ) -> Counts:
-    """Write `out/report.html` from the folders of finished stages; returns how much is on the page.
+    """Write `out/report.html` from the folders of finished stages, and its tables and figures as
+    files beside it (recipes/report/beside.py); returns how much is on the page.
 
     inputs: "comparison", "measure", "select/ARM", "train/RUN", "answers/RUN" (or
     "answers/RUN/BENCHMARK"), "judge/BENCHMARK/RUN", "scores/RUN" -> a result folder, "spent" -> the
@@ -87,6 +88,7 @@ def build(
     browser.name_prompts(shown["apart"]["rows"], data["prompts"])
     html = _render(shown)
     write_atomic(out / "report.html", html)
+    beside.write(out, tables.of_page(shown), beside.figures(shown))
     return {
         "bytes": len(html.encode()),
         "arms": len(arms),
@@ -106,6 +108,7 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
         "board": leaderboard.leaderboard(comparison, colours, by_seed),
         "scores": outcome.scores(comparison, colours, by_seed),
         "matrices": outcome.matrices(comparison, list(colours)),
+        "seeds": by_seed,
         "apart": disagreement.prompts(comparison, table, colours),
         "lengths": lengths.lengths(inputs, comparison, colours, by_seed),
         "controls": [],

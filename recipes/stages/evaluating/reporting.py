@@ -35,8 +35,9 @@ REPORTED = {
 
 
 def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | None) -> None:
-    """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html."""
-    from recipes.report import page
+    """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html, its
+    tables and figures beside it."""
+    from recipes.report import beside, page
     from recipes.report.sections import judges
 
     measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
@@ -47,9 +48,9 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
     people = judges.people(recipe, session.results)
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        beside = {**shown, "spent": session.folder / "spent"}
+        everything = {**shown, "spent": session.folder / "spent"}
         stored = _embedded(recipe, session.store.root)
-        return page.build(beside, out, settings, notes, people=people, stored=stored)
+        return page.build(everything, out, settings, notes, people=people, stored=stored)
 
     spec = {
         "page": page.VERSION,
@@ -61,6 +62,7 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
     if made is not None and not session.planning:
         shown_page = (made.path / "report.html").read_text(encoding="utf-8")
         write_changed(session.folder / "report.html", shown_page)
+        beside.copy(made.path, session.folder)
 
 
 def _embedded(recipe: Recipe, root: Path) -> Stored:
