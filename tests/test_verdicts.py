@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.sending.purse import Bill, Ledger
 from recipes.report.drawing.scatter import Cloud, Point, frame, panel, scatter
 from recipes.report.sections import costs, judge_card, pool_map
-from recipes.report.verdicts import disagreement, leaderboard, lengths, outcome, seeds
+from recipes.report.verdicts import controls, disagreement, leaderboard, lengths, outcome, seeds
 
 COLOURS = {"random": "s0", "x": "s1", "y": "s2"}
 
@@ -377,3 +377,55 @@ def test_a_scatter_names_large_points_and_gives_every_point_its_values() -> None
     )
     assert "x &lt;b&gt;</text>" in drawn and drawn.count("<title>") == 2
     assert 'class="reference"' in drawn and drawn.count('class="seed"') == 1
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+
+def control(arm: str, verdict: str, difference: float, **more: Any) -> dict[str, Any]:
+    told = pair(arm, "random", verdict, difference)
+    kept = {name: told[name] for name in told if name not in ("a", "b", "benchmark", "metric")}
+    return {"arm": arm, "of": "random", **kept, **more}
+
+
+def shown_controls(**more: Any) -> dict[str, Any]:
+    return {
+        "benchmark": "alpaca",
+        "metric": "win_rate",
+        "primary": True,
+        "negative": [control("random-again", "cannot tell", 1.0, ties=True)],
+        "shuffled": [control("shuffled-100", "random is better", -20.0, share=1.0, detected=True)],
+        "smallest_detected": 1.0,
+        "sees_nothing": False,
+        "sentences": ["alpaca win_rate: 100% wrong answers are detected."],
+        **more,
+    }
+
+
+def test_controls_that_came_out_as_they_must_are_drawn_around_nought() -> None:
+    [entry] = controls.controls({"controls": [shown_controls()]}, COLOURS)
+    assert entry["lines"] == ["100% wrong answers are detected."] and not entry["bad"]
+    assert "shuffled-100: −20.0" in entry["figure"] and 'class="reference"' in entry["figure"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sees_nothing": True},
+        {"negative": [control("random-again", "random is better", -9.0, ties=False)]},
+        {"shuffled": [control("s", "s is better", 9.0, share=1.0)]},
+    ],
+)
+def test_a_control_that_came_out_otherwise_speaks_against_the_experiment(more: Any) -> None:
+    assert controls.speaks_against(shown_controls(**more))
+
+
+def test_the_leaderboard_has_the_controls_with_their_own_differences() -> None:
+    told = comparison(controls=[shown_controls()])
+    told["scores"].append(score("shuffled-100", 30.0))
+    row = leaderboard.leaderboard(told, COLOURS, {})["rows"][-1]
+    assert (row["arm"], row["against"]["verdict"]) == ("shuffled-100", "worse")
+    assert controls.arms(told) == {
+        "random-again": "second sample",
+        "shuffled-100": "100.0 % wrong answers",
+    }

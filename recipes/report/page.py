@@ -37,7 +37,7 @@ from recipes.report.sections import (
     training,
 )
 from recipes.report.sources import Colours, Inputs, Record
-from recipes.report.verdicts import disagreement, leaderboard, lengths, outcome, seeds
+from recipes.report.verdicts import controls, disagreement, leaderboard, lengths, outcome, seeds
 
 TEMPLATES = Path(__file__).parent / "templates"
 VERSION = 4
@@ -111,8 +111,8 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
         "seeds": by_seed,
         "apart": disagreement.prompts(comparison, table, colours),
         "lengths": lengths.lengths(inputs, comparison, colours, by_seed),
-        "controls": [],
-        "control_arms": [],
+        "controls": controls.controls(comparison, colours),
+        "control_arms": controls.arms(comparison),
     }
 
 

@@ -44,7 +44,7 @@ WIDTH = 360
 CURVE_WIDTH = 760
 STRIP = 160
 ROW = 26
-NAME_CHARACTERS = 14
+NAME_CHARACTERS = 16
 LABEL_CHARACTERS = 20
 CURVE_POINTS = 240
 """A longer curve is drawn by every k-th point and its last one."""

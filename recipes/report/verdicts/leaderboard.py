@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from recipes.report.drawing.figures import intervals
 from recipes.report.sources import Colours, Record
@@ -31,7 +31,7 @@ def leaderboard(comparison: Entry, colours: Colours, seeds: Seeds) -> Record:
     ranked = sorted(known, key=lambda score: score["value"], reverse=descending)
     ranked += [score for score in own if score["value"] is None]
     baseline = comparison.get("baseline")
-    against = _against(primary_pairs(comparison), baseline)
+    against = _of_controls(comparison, family) | _against(primary_pairs(comparison), baseline)
     rows, drawn = [], []
     for score in ranked:
         arm = str(score["arm"])
@@ -59,11 +59,25 @@ def leaderboard(comparison: Entry, colours: Colours, seeds: Seeds) -> Record:
     }
 
 
-def _against(pairs: Sequence[Entry], baseline: str | None) -> Mapping[str, Record]:
+def _against(pairs: Sequence[Entry], baseline: str | None) -> dict[str, Record]:
     """Each arm's difference from the baseline, by arm."""
     found: dict[str, Record] = {}
     for pair in pairs:
         if baseline in (pair["a"], pair["b"]):
             arm = str(pair["a"] if pair["b"] == baseline else pair["b"])
             found[arm] = seen_from(arm, pair)
+    return found
+
+
+def _of_controls(comparison: Entry, family: tuple[str, str]) -> dict[str, Record]:
+    """Each control's difference from the arm it is made of, where that is the baseline."""
+    found = {}
+    for shown in comparison.get("controls", []):
+        if family != (shown["benchmark"], shown["metric"]):
+            continue
+        for row in [*shown.get("negative", []), *shown.get("shuffled", [])]:
+            if row["of"] == comparison.get("baseline"):
+                found[str(row["arm"])] = seen_from(
+                    row["arm"], {"a": row["arm"], "b": row["of"], **row}
+                )
     return found

@@ -1,0 +1,65 @@
+"""What the controls of an experiment show: arms of which the answer is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recipes.report.drawing.figures import Interval, intervals
+from recipes.report.drawing.marks import percent
+from recipes.report.sources import Colours, Record
+
+Shown = Mapping[str, Any]
+"""What comparison.json says of the controls of one metric."""
+
+
+def controls(comparison: Mapping[str, Any], colours: Colours) -> list[Record]:
+    """One entry a metric with controls, the primary first: benchmark, metric, `lines` (text, and
+    whether it speaks against the experiment), and a `figure` of each control's difference from the
+    arm that it is made of."""
+    entries = []
+    for shown in comparison.get("controls", []):
+        rows = list(_rows(shown, colours))
+        where = f"{shown['benchmark']} {shown['metric']}"
+        label = f"{where}: each control minus the arm it is made of, simultaneous 95 % intervals"
+        entries.append(
+            {
+                "benchmark": shown["benchmark"],
+                "metric": shown["metric"],
+                "primary": shown.get("primary", False),
+                "bad": speaks_against(shown),
+                "lines": [_without(line, where) for line in shown.get("sentences", [])],
+                "figure": intervals(rows, label, 0.0),
+            }
+        )
+    return sorted(entries, key=lambda entry: not entry["primary"])
+
+
+def arms(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """The control arms, and what each is for people."""
+    named: dict[str, str] = {}
+    for shown in comparison.get("controls", []):
+        named |= {row["arm"]: "second sample" for row in shown.get("negative", [])}
+        for row in shown.get("shuffled", []):
+            named[row["arm"]] = f"{percent(row['share'])} wrong answers"
+    return named
+
+
+def speaks_against(shown: Shown) -> bool:
+    """Whether a control did not come out as it must: nothing was seen, a second sample did not tie,
+    or wrong answers won."""
+    tied = all(row["ties"] for row in shown.get("negative", []))
+    won = any(row["verdict"] == f"{row['arm']} is better" for row in shown.get("shuffled", []))
+    return bool(shown.get("sees_nothing")) or not tied or won
+
+
+def _rows(shown: Shown, colours: Colours) -> Iterator[Interval]:
+    """The second samples, then the shuffled arms by rising share."""
+    for row in [*shown.get("negative", []), *shown.get("shuffled", [])]:
+        ends = row["difference"], row["simultaneous_lower"], row["simultaneous_upper"]
+        yield Interval(str(row["arm"]), colours.get(row["arm"], ""), *ends)
+
+
+def _without(line: str, where: str) -> str:
+    """A sentence without the name of its metric, which stands above it."""
+    return line.removeprefix(f"{where}: ")
