@@ -427,5 +427,5 @@ def test_the_leaderboard_has_the_controls_with_their_own_differences() -> None:
     assert (row["arm"], row["against"]["verdict"]) == ("shuffled-100", "worse")
     assert controls.arms(told) == {
         "random-again": "second sample",
-        "shuffled-100": "100.0 % wrong answers",
+        "shuffled-100": "100% wrong",
     }

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipes.report.drawing.figures import Interval, intervals
-from recipes.report.drawing.marks import percent
 from recipes.report.sources import Colours, Record
 
 Shown = Mapping[str, Any]
@@ -41,7 +40,7 @@ def arms(comparison: Mapping[str, Any]) -> dict[str, str]:
     for shown in comparison.get("controls", []):
         named |= {row["arm"]: "second sample" for row in shown.get("negative", [])}
         for row in shown.get("shuffled", []):
-            named[row["arm"]] = f"{percent(row['share'])} wrong answers"
+            named[row["arm"]] = f"{row['share']:.0%} wrong"
     return named
 
 
