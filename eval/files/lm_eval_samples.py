@@ -1,0 +1,209 @@
+"""Sample files of lm-eval (`--log_samples`) -> one value an item of every metric.
+
+A run leaves samples_TASK_DATE.jsonl for each task and one results_DATE.json beside them. The latter
+says which way each metric is better, whose run it was, and which tasks are subjects of a group; the
+samples are read without it too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core.errors import UserError
+from core.files import read_json
+from eval.files.parts import Part, frame
+from eval.prompt_sets.prompts import located
+from eval.scoring.stored import short_name
+
+NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl(?:\.gz)?")
+OWN = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+"""Fields of a sample that are no metrics, beside the digests."""
+
+LOG_LIKELIHOOD = "perplexity"
+"""lm-eval's perplexity is exp(-mean) of what its samples hold, which are log-likelihoods."""
+PER_ITEM = "log_perplexity"
+"""What an item of it is called here: the negative log-likelihood, in nats, of which less is
+better."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """The parts of one folder of samples, and what a reader must know beside them."""
+
+    parts: list[Part]
+    notes: list[str]
+
+
+@dataclass
+class _Column:
+    """The items of one metric while a file is read."""
+
+    items: list[str] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    documents: list[str | None] = field(default_factory=list)
+    prompts: list[str | None] = field(default_factory=list)
+
+
+def read(files: Sequence[Path], folder: Path) -> Read:
+    """The sample files of one folder: the newest of each task. Groups that lm-eval scores as a mean
+    over all items (MMLU) are one benchmark, clustered by subject."""
+    newest, older = _newest(files)
+    parts: list[Part] = []
+    notes = [f"{folder}: {older} sample files of earlier runs are left out."] if older else []
+    by_date: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for task, (date, path) in newest.items():
+        by_date[date].append((task, path))
+    for date, own in by_date.items():
+        results = folder / f"results_{date}.json"
+        known = read_json(results, "remove it") if date and results.is_file() else {}
+        read_parts = [part for task, path in own for part in _parts(task, path, folder, known)]
+        notes += _differing(read_parts, known, folder)
+        parts += _pooled(read_parts, known)
+    return Read(parts, notes)
+
+
+def _newest(files: Sequence[Path]) -> tuple[dict[str, tuple[str, Path]], int]:
+    """The newest file of each task with its date, and how many are older."""
+    newest: dict[str, tuple[str, Path]] = {}
+    for path in files:
+        found = NAME.fullmatch(path.name)
+        stem = path.name.partition(".jsonl")[0]
+        task, date = (found["task"], found["date"] or "") if found else (stem, "")
+        newest[task] = max(newest.get(task, ("", path)), (date, path))
+    return newest, len(files) - len(newest)
+
+
+def _parts(task: str, path: Path, folder: Path, known: Mapping[str, Any]) -> Iterator[Part]:
+    """Every metric of one task."""
+    columns: dict[str, _Column] = defaultdict(_Column)
+    seen: set[tuple[str, str]] = set()
+    for where, sample in located(path):
+        if "doc_id" not in sample:
+            raise UserError(f"{where}: no doc_id; a sample of lm-eval has one.")
+        item = str(sample["doc_id"])
+        for metric, value in scalars(sample):
+            if (metric, item) in seen:
+                raise UserError(f"{where}: the item {item} has {metric} a second time; keep one.")
+            seen.add((metric, item))
+            column = columns[metric]
+            column.items.append(item)
+            column.values.append(value)
+            column.documents.append(sample.get("doc_hash"))
+            column.prompts.append(sample.get("prompt_hash"))
+    name = short_name(str(known.get("model_name") or folder.resolve().name).rstrip("/"))
+    directions = (known.get("higher_is_better") or {}).get(task) or {}
+    for metric, column in columns.items():
+        rows = frame(
+            column.items, column.values, documents=column.documents, prompts=column.prompts
+        )
+        higher = directions.get(metric.partition(",")[0])
+        yield Part(name, task, metric, rows, folder, higher)
+
+
+def scalars(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(metric, value) of each metric of a sample that is a number; a filter other than "none" is
+    part of the metric's name, as in lm-eval's own tables."""
+    chosen = sample.get("filter", "none")
+    suffix = "" if chosen == "none" else f",{chosen}"
+    named = sample.get("metrics")
+    if named is None:  # before lm-eval 0.4.5
+        named = [name for name in sample if name not in OWN and not name.endswith("_hash")]
+    for metric in named:
+        value = sample.get(metric)
+        if not isinstance(value, (bool, int, float)):
+            continue
+        if metric == LOG_LIKELIHOOD:
+            yield PER_ITEM + suffix, -float(value)
+        else:
+            yield metric + suffix, float(value)
+
+
+def _differing(parts: Sequence[Part], known: Mapping[str, Any], folder: Path) -> list[str]:
+    """A sentence for each figure of lm-eval's own table that is not the mean over the items."""
+    notes = []
+    for part in parts:
+        stated = _stated(known, "results", part.benchmark, part.metric)
+        mean = _mean([part])
+        if stated is not None and mean is not None and abs(stated - mean) > 1e-6:
+            notes.append(
+                f"{folder.name}: lm-eval reports {stated:.4g} for {part.benchmark} {part.metric}; "
+                f"the mean over its items, which is compared here, is {mean:.4g}."
+            )
+    return notes
+
+
+def _stated(known: Mapping[str, Any], table: str, name: str, metric: str) -> float | None:
+    """A figure of lm-eval's own tables."""
+    key = metric if "," in metric else f"{metric},none"
+    value = ((known.get(table) or {}).get(name) or {}).get(key)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _mean(parts: Sequence[Part]) -> float | None:
+    """The mean over all items of some parts."""
+    values = pl.concat([part.items["value"] for part in parts]).drop_nulls()
+    mean = values.mean()
+    return float(mean) if isinstance(mean, float) else None
+
+
+def _pooled(parts: Sequence[Part], known: Mapping[str, Any]) -> list[Part]:
+    """The parts, those of a group's subjects as one where lm-eval's score of the group is the mean
+    over all of their items."""
+    children: Mapping[str, Sequence[str]] = known.get("group_subtasks") or {}
+
+    def leaves(name: str) -> Iterator[str]:
+        for child in children.get(name, ()):
+            yield from leaves(child) if child in children else (child,)
+
+    left = list(parts)
+    groups = {group: set(leaves(group)) for group in known.get("groups") or {}}
+    for group in sorted(groups, key=lambda name: -len(groups[name])):
+        for metric in dict.fromkeys(part.metric for part in left):
+            of_group = groups[group]
+            own = [p for p in left if p.metric == metric and p.benchmark in of_group]
+            stated = _stated(known, "groups", group, metric)
+            mean = _mean(own) if {p.benchmark for p in own} == of_group else None
+            if stated is None or mean is None or abs(stated - mean) > 1e-6:
+                continue
+            rows = pl.concat([_of_subject(part) for part in own])
+            left = [part for part in left if not any(part is pooled for pooled in own)]
+            left.append(replace(own[0], benchmark=group, items=rows))
+    return left
+
+
+def _of_subject(part: Part) -> pl.DataFrame:
+    """The items of a group's subject, which are drawn together."""
+    subject = pl.lit(part.benchmark)
+    return part.items.with_columns(item=subject + "/" + pl.col("item"), cluster=subject)
+
+
+def samples_of_results(path: Path) -> list[Path]:
+    """The sample files that lie beside a results_DATE.json. Raises UserError where there are
+    none."""
+    date = path.name.removeprefix("results_").removesuffix(".json")
+    found = sorted(path.parent.glob(f"samples_*_{date}.jsonl*"))
+    if not found:
+        raise UserError(
+            f"{path} has no sample files beside it; run lm-eval with --log_samples, which keeps "
+            "what each item scored."
+        )
+    return found
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file is lm-eval's own table of a run."""
+    if not re.fullmatch(r"results.*\.json", path.name):
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"results", "configs"} <= content.keys()

@@ -1,0 +1,268 @@
+"""Result files and folders, named or not -> one table of items, as a comparison takes it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+import polars as pl
+
+from core.errors import UserError
+from eval.files import judgments, lm_eval_samples, values
+from eval.files.judgments import LengthControl
+from eval.files.kinds import MADE_BY, Kind, kind_of
+from eval.files.parts import Named, Part, files_of, named
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How files are read where they leave it open."""
+
+    length_control: LengthControl = LengthControl()
+    lower_is_better: bool = False
+    """Of the values of JSONL files."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What some files hold."""
+
+    rows: pl.DataFrame
+    """Columns arm, seed, benchmark, metric, item, cluster, value, higher_is_better."""
+    arms: dict[str, list[str]]
+    """The seeds of each arm; none where no seed varies it."""
+    rivals: list[str]
+    """The models that arms were judged against."""
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A part with the arm and the seed that it counts for."""
+
+    arm: str
+    seed: str
+    part: Part
+
+
+@dataclass
+class _Found:
+    """What one argument holds, while it is read."""
+
+    parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read(arguments: Sequence[str], asked: Asked) -> Items:
+    """The items of every file that the arguments name (PATH, NAME=PATH, NAME/SEED=PATH; a folder
+    means all result files in it).
+
+    Raises UserError for what is no result file, for fewer than two arms, for arms that were judged
+    against different models or asked about different documents, and for an arm that has an item
+    twice.
+    """
+    placed: list[_Placed] = []
+    notes: list[str] = []
+    unnamed: list[Part] = []
+    for given in map(named, arguments):
+        found = _of_argument(given, asked)
+        notes += found.notes
+        if given.arm:
+            placed += _of_one_model(given, found.parts)
+        else:
+            unnamed += found.parts
+    placed += [_Placed(part.model, "", part) for part in _told_apart(unnamed)]
+    arms = _arms(placed)
+    rows = _table(placed)
+    _check_twice(rows)
+    _check_documents(rows)
+    rivals = _rivals(placed)
+    notes += _prompts_differ(rows)
+    if len({*arms, *rivals}) < 2:
+        raise UserError(
+            f"there is one arm only ({', '.join(arms)}), and nothing to compare it with; give a "
+            "second file, or NAME=PATH for each of them."
+        )
+    return Items(rows.drop("document", "prompt"), arms, rivals, list(dict.fromkeys(notes)))
+
+
+def _of_argument(given: Named, asked: Asked) -> _Found:
+    """The parts of all files that one argument means, tool by tool."""
+    kinds: dict[Kind, list[Path]] = defaultdict(list)
+    for path in files_of(given.path):
+        if lm_eval_samples.is_results(path):
+            if path == given.path:
+                kinds["lm-eval"] += lm_eval_samples.samples_of_results(path)
+            continue
+        kind = kind_of(path)
+        if kind is not None:
+            kinds[kind].append(path)
+    if not kinds:
+        raise UserError(f"{given.path} holds nothing to compare; what is read: {MADE_BY}.")
+    found = _Found()
+    for kind, files in kinds.items():
+        _read_kind(kind, files, asked, found)
+    return found
+
+
+def _read_kind(kind: Kind, files: list[Path], asked: Asked, found: _Found) -> None:
+    """Add what files of one kind hold."""
+    read_parts: Iterable[Part] = ()
+    if kind == "alpaca":
+        judged = judgments.of_alpaca(files, asked.length_control)
+        read_parts, notes = judged.parts, judged.notes
+        found.notes += notes
+    elif kind == "arena":
+        judged = judgments.of_arena(files)
+        read_parts, notes = judged.parts, judged.notes
+        found.notes += notes
+    elif kind == "wildbench":
+        read_parts = chain.from_iterable(map(judgments.of_wildbench, files))
+    elif kind == "scores":
+        read_parts = chain.from_iterable(map(values.of_scores, files))
+    elif kind == "values":
+        read_parts = [
+            values.of_values(path, lower_is_better=asked.lower_is_better) for path in files
+        ]
+    else:
+        folders: dict[Path, list[Path]] = defaultdict(list)
+        for path in files:
+            folders[path.parent].append(path)
+        for folder, own in folders.items():
+            samples = lm_eval_samples.read(own, folder)
+            found.parts += samples.parts
+            found.notes += samples.notes
+    found.parts += read_parts
+
+
+def _of_one_model(given: Named, parts: Sequence[Part]) -> Iterator[_Placed]:
+    """The parts of an argument that has a name, which must be one model's."""
+    models = list(dict.fromkeys(part.model for part in parts))
+    if len({part.origin for part in parts}) == 1 and len(models) > 1:
+        raise UserError(
+            f"{given.arm}={given.path}: the file holds {len(models)} models "
+            f"({', '.join(models[:3])}); give it without a name, or one model's rows."
+        )
+    for part in parts:
+        yield _Placed(given.arm, given.seed, part)
+
+
+def _told_apart(parts: Sequence[Part]) -> list[Part]:
+    """Parts that nobody named, by their models' names; where two places hold the same metric of the
+    same model, by what tells the paths apart."""
+    places: dict[tuple[str, str, str], set[Path]] = defaultdict(set)
+    for part in parts:
+        places[part.model, part.benchmark, part.metric].add(part.origin)
+    clashing = {model for (model, _, _), origins in places.items() if len(origins) > 1}
+    apart = []
+    for part in parts:
+        if part.model in clashing:
+            rivals = {other.origin for other in parts if other.model == part.model}
+            part = replace(part, model=_label(part.origin, rivals, part.model))
+        apart.append(part)
+    return apart
+
+
+def _label(origin: Path, among: set[Path], model: str) -> str:
+    """What a path has that the others have not: without the folders that all begin with and those
+    that all end with."""
+    split = [path.resolve().parts for path in among]
+    most = min(map(len, split)) - 1
+    start = next((k for k in range(most) if len({p[k] for p in split}) > 1), most)
+    end = next((k for k in range(most) if len({p[-1 - k] for p in split}) > 1), most)
+    parts = origin.resolve().parts
+    own = parts[start : len(parts) - end] or (model,)
+    return "-".join(own).partition(".json")[0].replace("=", "-")
+
+
+def _arms(placed: Sequence[_Placed]) -> dict[str, list[str]]:
+    """The arms and their seeds, in the order given. Raises UserError for an arm some of whose files
+    have a seed."""
+    arms: dict[str, dict[str, None]] = {}
+    for one in placed:
+        arms.setdefault(one.arm, {})[one.seed] = None
+    for arm, seeds in arms.items():
+        if "" in seeds and len(seeds) > 1:
+            raise UserError(
+                f"some files of {arm} have a seed and others none; write {arm}/SEED=PATH for all."
+            )
+    return {arm: [seed for seed in seeds if seed] for arm, seeds in arms.items()}
+
+
+def _table(placed: Sequence[_Placed]) -> pl.DataFrame:
+    """All items."""
+    frames = []
+    for one in placed:
+        part = one.part
+        frames.append(
+            part.items.with_columns(
+                arm=pl.lit(one.arm),
+                seed=pl.lit(one.seed),
+                benchmark=pl.lit(part.benchmark),
+                metric=pl.lit(part.metric),
+                higher_is_better=pl.lit(part.higher_is_better, pl.Boolean),
+            )
+        )
+    return pl.concat(frames)
+
+
+def _check_twice(rows: pl.DataFrame) -> None:
+    """Raise UserError where an arm has an item twice under one seed."""
+    names = rows.select("arm", "seed", "benchmark", "metric", "item")
+    twice = names.filter(names.is_duplicated())
+    if twice.height:
+        arm, seed, benchmark, metric, item = twice.row(0)
+        under = f" under seed {seed}" if seed else ""
+        raise UserError(
+            f"{arm} has the item {item} of {benchmark} {metric} more than once{under}; name the "
+            "files apart (NAME=PATH for arms, NAME/SEED=PATH for seeds of one arm)."
+        )
+
+
+def _check_documents(rows: pl.DataFrame) -> None:
+    """Raise UserError where two arms mean different documents by one item."""
+    known = rows.drop_nulls("document")
+    asked = known.group_by("benchmark", "item").agg(
+        documents=pl.col("document").n_unique(), arms=pl.col("arm").unique(maintain_order=True)
+    )
+    other = asked.filter(pl.col("documents") > 1)
+    if other.height:
+        benchmark, item, _, arms = other.sort("benchmark", "item").row(0)
+        raise UserError(
+            f"{benchmark}: the item {item} is not the same document in {' and '.join(arms[:2])} "
+            f"({other.height} such items); evaluate them on the same version of the data."
+        )
+
+
+def _prompts_differ(rows: pl.DataFrame) -> list[str]:
+    """A sentence for each benchmark whose arms were asked the same items in different words."""
+    known = rows.drop_nulls("prompt")
+    asked = known.group_by("benchmark", "item", maintain_order=True).agg(
+        prompts=pl.col("prompt").n_unique()
+    )
+    shares = asked.group_by("benchmark", maintain_order=True).agg((pl.col("prompts") > 1).mean())
+    return [
+        f"{benchmark}: {100 * share:.0f} % of the prompts differ between arms (shots, chat template "
+        "or task version), so part of a difference may be the prompt's."
+        for benchmark, share in shares.iter_rows()
+        if share
+    ]
+
+
+def _rivals(placed: Sequence[_Placed]) -> list[str]:
+    """The models that arms were judged against. Raises UserError where one benchmark has two."""
+    against: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in placed:
+        if one.part.against:
+            against[one.part.benchmark][one.part.against] = one.arm
+    for benchmark, arms in against.items():
+        if len(arms) > 1:
+            (first, a), (second, b) = list(arms.items())[:2]
+            raise UserError(
+                f"{benchmark}: {a} was judged against {first}, {b} against {second}; their win "
+                "rates are of different games."
+            )
+    return list(dict.fromkeys(chain.from_iterable(against.values())))
