@@ -28,7 +28,7 @@ from eval.comparing.scores import arm as arm_of
 from eval.comparing.scores import read
 from eval.comparing.shown.notes import notes
 
-VERSION = 2
+VERSION = 3
 """Part of the key of a comparison; raised when the same scores would give another one."""
 
 
@@ -68,7 +68,8 @@ def of_items(
     """Compare arms by their items and write `comparison.json` and `comparison.parquet` into `out`.
 
     `items`: a row for each item of a metric under each seed of an arm, with the columns arm, seed
-    ("" for a finished model), benchmark, metric, item, cluster, value (null where there is none).
+    ("" for a finished model), benchmark, metric, item, cluster, value (null where there is none),
+    and, where the scores say so, higher_is_better.
     `arms`: the training seeds of each arm, none for a finished model. `seed` is that of the
     bootstrap. Raises UserError for an unknown baseline or primary.
     """
@@ -92,15 +93,12 @@ def of_items(
             primary=(benchmark, metric) == deciding,
             trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
         )
-        scores += [score(arm, family) for arm in family.members]
+        lower = metrics.lower_is_better(metric, _said(rows))
+        direction = {"lower_is_better": lower}
+        scores += [score(arm, family) | direction for arm in family.members]
         asked, beside = controls.families(family, declared.controls)
-        find = partial(
-            differences_of,
-            lower_is_better=metrics.lower_is_better(metric),
-            resamples=resamples,
-            seed=seed,
-        )
-        own = find(asked, baseline)
+        find = partial(differences_of, lower_is_better=lower, resamples=resamples, seed=seed)
+        own = [difference | direction for difference in find(asked, baseline)]
         if beside is not None:
             controlled.append(controls.shown(family, find(beside, baseline), declared.controls))
         differences = own + differences if family.primary else differences + own
@@ -125,3 +123,11 @@ def of_items(
         "differences": len(verdicts),
         "cannot_tell": verdicts.count("cannot tell"),
     }
+
+
+def _said(rows: pl.DataFrame) -> bool | None:
+    """What the scores of a metric say of its direction; None where they do not."""
+    if "higher_is_better" not in rows.columns:
+        return None
+    said = rows["higher_is_better"].drop_nulls()
+    return bool(said[0]) if len(said) else None

@@ -134,23 +134,48 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def compare(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the comparison of a finished recipe again."""
-    from core.errors import UserError
-    from recipes.stages import graph
-    from recipes.verbs import terminal
+def compare(
+    what: Annotated[
+        list[str],
+        Argument(
+            help="Result files or folders, NAME=PATH for arms, NAME/SEED=PATH for their seeds; or "
+            "a recipe."
+        ),
+    ],
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None, Option(help="Write comparison.json, comparison.parquet and report.html here.")
+    ] = None,
+    baseline: Annotated[
+        str | None, Option(help="The arm that the others are compared with first.")
+    ] = None,
+    primary: Annotated[
+        str | None, Option(help="BENCHMARK or BENCHMARK/METRIC that decides; default: the first.")
+    ] = None,
+    data: Annotated[
+        Path | None, Option(help="Folder with AlpacaEval's tables for length control.")
+    ] = None,
+    length_control: Annotated[
+        bool, Option(help="Also compare AlpacaEval's win rate at equal length.")
+    ] = True,
+    lower_is_better: Annotated[
+        bool, Option("--lower-is-better", help="Of the values of JSONL files (losses).")
+    ] = False,
+) -> None:
+    """Compare anyone's result files in pairs (lm-eval, alpaca_eval, Arena-Hard, JSONL of item and
+    value), or print the comparison of a finished recipe again."""
+    from recipes.comparisons import asked, of_files, of_recipes
 
-    loaded = _load(recipe, overrides)
-    outcome = graph.plan(loaded)
-    if "compare" not in outcome.results:
-        raise UserError(
-            f"recipe {loaded.recipe.name} has no finished comparison; "
-            f"`magpie plan {recipe}` shows what is missing."
-        )
-    if as_json:
-        print((outcome.results["compare"].path / "comparison.json").read_text())
-    else:
-        terminal.show(loaded, outcome)
+    recipes = asked.recipes_of(what)
+    if recipes:
+        of_recipes.show(recipes[0], as_json=as_json)
+        return
+    from eval.files.judgments import LengthControl
+    from eval.files.reading import Asked
+
+    reading = Asked(LengthControl(length_control, data), lower_is_better)
+    wanted = of_files.Wanted(baseline, primary, out, as_json)
+    of_files.main(what, reading, wanted)
 
 
 @app.command()

@@ -172,8 +172,21 @@ def _test(one: Estimate, resamples: int, seed: int) -> Row:
 
 
 def _scope(pair: Pair, family: Family) -> str:
-    """What a verdict speaks of: with one training seed of either arm two checkpoints, else the
-    filters."""
-    one_run = 1 in (len(pair.a.seeds), len(pair.b.seeds))
-    about = "these two checkpoints" if one_run else "these filters"
+    """What a verdict speaks of: filters where both arms were trained with several seeds, two
+    checkpoints where one of them was trained once, else the finished model that one or both are."""
+    kinds = {_trainings(arm, family) for arm in (pair.a, pair.b)}
+    about = "these filters"
+    if "one" in kinds:
+        about = "these two checkpoints"
+    elif kinds == {"none"}:
+        about = "these two models"
+    elif "none" in kinds:
+        about = "this filter and this model"
     return about if family.primary else f"{about}; exploratory"
+
+
+def _trainings(arm: Arm, family: Family) -> str:
+    """How often an arm was trained: "none" is a finished model's; a baseline that scores by
+    definition was trained with the seeds that the others were judged against."""
+    seeds = family.trained_baseline if arm.by_definition else arm.seeds
+    return ("none", "one", "several")[min(len(seeds), 2)]

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from core.errors import UserError, nearest
 
 LOWER_IS_BETTER = {
-    "loss", "heldout_loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity",
+    "loss", "heldout_loss", "log_perplexity", "perplexity", "bits_per_byte", "word_perplexity",
+    "byte_perplexity", "brier_score", "ter", "mse", "mae", "rmse", "wer", "cer",
 }  # fmt: skip
-"""Metrics whose smaller value is the better one; every other metric is better when larger."""
+"""Metrics whose smaller value is the better one, where the scores do not say so themselves (lm-eval
+does, of each metric of each task); every other metric is better when larger."""
 
 AGAINST_BASELINE = {
     "win_rate": 50.0,
@@ -75,7 +77,9 @@ def trained_baseline(metric: str, seeds: Sequence[str]) -> tuple[str, ...]:
     return tuple(seeds) if metric in AGAINST_BASELINE else ()
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric's smaller value is the better one; lm-eval's names ("TASK METRIC,FILTER")
-    count by their metric."""
+def lower_is_better(metric: str, higher_is_better: bool | None = None) -> bool:
+    """Whether a metric's smaller value is the better one: as its scores say, else by its name, of
+    which lm-eval's ("TASK METRIC,FILTER") count by their metric."""
+    if higher_is_better is not None:
+        return not higher_is_better
     return metric.split(" ")[-1].split(",")[0] in LOWER_IS_BETTER

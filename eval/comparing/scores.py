@@ -12,7 +12,7 @@ from eval.comparing.arms import Arm
 from eval.comparing.metrics import AGAINST_BASELINE
 
 COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
-"""Of a scores file."""
+"""Of a scores file, which may also say `higher_is_better` of its metrics."""
 
 
 def read(key: str, folder: Path) -> pl.DataFrame:
@@ -38,11 +38,15 @@ def read(key: str, folder: Path) -> pl.DataFrame:
             "give each its own name and share the cluster."
         )
     arm, _, training_seed = key.partition("/")
+    said = pl.lit(None, pl.Boolean)
+    if "higher_is_better" in frame.columns:
+        said = pl.col("higher_is_better")
     return frame.select(
         *COLUMNS[:4],
         pl.col("value").cast(pl.Float64).fill_nan(None),
         arm=pl.lit(arm),
         seed=pl.lit(training_seed),
+        higher_is_better=said,
     )
 
 

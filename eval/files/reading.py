@@ -21,7 +21,7 @@ from eval.files.parts import Named, Part, files_of, named
 class Asked:
     """How files are read where they leave it open."""
 
-    length_control: LengthControl = LengthControl()
+    length_control: LengthControl = field(default_factory=LengthControl)
     lower_is_better: bool = False
     """Of the values of JSONL files."""
 
@@ -245,8 +245,8 @@ def _prompts_differ(rows: pl.DataFrame) -> list[str]:
     )
     shares = asked.group_by("benchmark", maintain_order=True).agg((pl.col("prompts") > 1).mean())
     return [
-        f"{benchmark}: {100 * share:.0f} % of the prompts differ between arms (shots, chat template "
-        "or task version), so part of a difference may be the prompt's."
+        f"{benchmark}: {100 * share:.0f} % of the prompts differ between arms (shots, chat "
+        "template or task version), so part of a difference may be the prompt's."
         for benchmark, share in shares.iter_rows()
         if share
     ]

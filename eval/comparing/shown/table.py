@@ -44,9 +44,13 @@ def _turned(difference: Row) -> Row:
     """The same difference, seen from the other arm."""
     low = difference["simultaneous_lower"]
     high = difference["simultaneous_upper"]
-    turned = {"a": difference["b"], "b": difference["a"], "difference": -difference["difference"]}
+    turned = {
+        "a": difference["b"],
+        "b": difference["a"],
+        "difference": 0 - difference["difference"],
+    }
     if low is not None:
-        turned |= {"simultaneous_lower": -high, "simultaneous_upper": -low}
+        turned |= {"simultaneous_lower": 0 - high, "simultaneous_upper": 0 - low}
     return difference | turned
 
 
