@@ -199,30 +199,42 @@ def sign_flip(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the sign-flip permutation test on paired differences (n,): whole
-    clusters change sign together.
+    """Two-sided p-value of the sign-flip permutation test on paired differences (n,); see
+    `sign_flips`."""
+    x = np.asarray(differences, dtype=np.float64)
+    return sign_flips(x[:, None], clusters, resamples, seed)[0]
+
+
+def sign_flips(
+    differences: Floats,
+    clusters: npt.ArrayLike | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[float]:
+    """Two-sided p-values (K,) of the sign-flip permutation test on K columns of paired differences
+    (n, K), of the same items: whole clusters change sign together.
 
     Under the null the two arms could be exchanged within every cluster. Exact (all 2^G signs) up to
     12 clusters; above that the observed assignment counts as one of the resamples (Phipson and
     Smyth 2010), so the size never exceeds the level.
     """
-    x = np.asarray(differences, dtype=np.float64)
-    index, groups = codes(clusters, len(x))
-    sums = np.bincount(index, weights=x, minlength=groups)
+    index, groups = codes(clusters, len(differences))
+    columns = differences.T
+    sums = np.stack([np.bincount(index, weights=x, minlength=groups) for x in columns], axis=1)
     # Ties count as at least as extreme, rounding included.
-    observed = abs(sums.sum()) * (1 - 1e-12) - 1e-12
+    observed = abs(sums.sum(axis=0)) * (1 - 1e-12) - 1e-12
     if groups <= 12:
         signs = 1.0 - 2.0 * ((np.arange(2**groups)[:, None] >> np.arange(groups)) & 1)
-        return float((abs(signs @ sums) >= observed).mean())
+        return [float(p) for p in (abs(signs @ sums) >= observed).mean(axis=0)]
     rng = np.random.default_rng(seed)
-    extreme = 0
+    extreme = np.zeros(len(columns))
     for start in range(0, resamples, 1000):
         rows = min(1000, resamples - start)
         # One random bit a cluster is its sign: 1 takes the cluster's sum off twice.
         octets = rng.integers(0, 256, size=(rows, (groups + 7) // 8), dtype=np.uint8)
-        bits = np.unpackbits(octets, axis=1, count=groups)
-        extreme += int((abs(sums.sum() - 2.0 * (bits @ sums)) >= observed).sum())
-    return (1 + extreme) / (1 + resamples)
+        bits = np.unpackbits(octets, axis=1, count=groups).astype(np.float64)
+        extreme += (abs(sums.sum(axis=0) - 2.0 * (bits @ sums)) >= observed).sum(axis=0)
+    return [float(p) for p in (1 + extreme) / (1 + resamples)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -95,7 +95,7 @@ def verdicts(found: Sequence[Estimate], lower_is_better: bool = False, seed: int
     the exact test (after Holm) where all items differ alike and an interval of no width says
     nothing."""
     if any(one.apart and not one.errors.standard_error > 0 for one in found):
-        exact = stats.holm([_test(one, 10_000, seed)["p"] for one in found])
+        exact = stats.holm([test["p"] for test in _tests(found, 10_000, seed)])
     else:
         exact = [math.nan] * len(found)
     said = []
@@ -119,7 +119,8 @@ def differences(
     """All pairs of arms of one metric, one family for the simultaneous intervals and for Holm, as
     rows of comparison.json."""
     found = estimates(family, baseline, resamples=resamples, seed=seed)
-    rows = [_row(family, one) | _test(one, resamples, seed) for one in found]
+    tests = _tests(found, resamples, seed)
+    rows = [_row(family, one) | test for one, test in zip(found, tests, strict=True)]
     adjusted = stats.holm([row["p"] for row in rows])
     said = verdicts(found, lower_is_better, seed)
     for row, one, p_holm, verdict in zip(rows, found, adjusted, said, strict=True):
@@ -156,9 +157,28 @@ def _row(family: Family, one: Estimate) -> Row:
     }
 
 
-def _test(one: Estimate, resamples: int, seed: int) -> Row:
-    """The p-value of a difference and the name of its test: an exact one where prompts are all that
-    is known to vary (one seed an arm), else that of the interval."""
+def _tests(found: Sequence[Estimate], resamples: int, seed: int) -> list[Row]:
+    """The p-value of each difference and the name of its test: an exact one where prompts are all
+    that is known to vary (one seed an arm), else that of the interval."""
+    tests: list[Row] = [_direct(one) for one in found]
+    flipped = [one for one, test in zip(found, tests, strict=True) if test["p"] is None]
+    # Pairs on the same items flip the same signs, so that all of them cost one.
+    alike: dict[tuple[str, ...], list[Pair]] = {}
+    for one in flipped:
+        alike.setdefault(tuple(one.pair.clusters), []).append(one.pair)
+    p_values: dict[int, float] = {}
+    for clusters, of in alike.items():
+        x = np.column_stack([pair.x[0] - pair.y[0] for pair in of])
+        found_p = stats.sign_flips(x, clusters, resamples, seed)
+        p_values |= {id(pair): p for pair, p in zip(of, found_p, strict=True)}
+    for one, test in zip(found, tests, strict=True):
+        if test["p"] is None:
+            test["p"] = p_values[id(one.pair)]
+    return tests
+
+
+def _direct(one: Estimate) -> Row:
+    """The test of a difference; of a sign flip only its name, with p None."""
     pair = one.pair
     if one.errors.seeds.variance or max(len(pair.x), len(pair.y)) > 1:
         return {"p": one.errors.p_value(one.value), "test": "t"}
@@ -167,8 +187,7 @@ def _test(one: Estimate, resamples: int, seed: int) -> Row:
     if alone and outcomes in ({0.0, 1.0}, {0.0, 100.0}):
         only = int((pair.x > pair.y).sum()), int((pair.x < pair.y).sum())
         return {"p": stats.mcnemar(*only), "test": "McNemar"}
-    p = stats.sign_flip(pair.x[0] - pair.y[0], pair.clusters, resamples, seed)
-    return {"p": p, "test": "sign flip"}
+    return {"p": None, "test": "sign flip"}
 
 
 def _scope(pair: Pair, family: Family) -> str:
