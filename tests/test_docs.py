@@ -38,6 +38,7 @@ PAGES = (
     "clusters",
     "training",
     "scale",
+    "comparing",
 )
 """The pages on data and training, in the order in which a person reads them."""
 TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in PAGES)
@@ -51,6 +52,17 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
 TEN_MINUTES = 2_300
 """Words of English that a person reads in ten minutes."""
 ELSEWHERE = ("# needs GPUs", "# needs the hub")
+
+
+def result_files(made: Path) -> None:
+    """What `magpie compare` reads on its page: values by item, and an annotation file."""
+    for number, name in enumerate(("base", "tuned", "a0", "a1", "b0", "b1")):
+        rows = [{"item": i, "value": (i + number) % 3} for i in range(20)]
+        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"output_1": "x", "generator_1": "reference", "output_2": "yy", "generator_2": "mine"}
+    rows = [{"instruction": f"q{i}", "preference": 1 + i % 2, **asked} for i in range(20)]
+    (made / "annotations").mkdir()
+    (made / "annotations" / "mine.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (made / "pairs.jsonl").write_text(
         json.dumps({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}) + "\n"
     )
+    result_files(made)
     llama = small_recipe.model(made / "my-model")
     (made / "own.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

@@ -307,7 +307,7 @@ def test_annotations_of_alpaca_eval_have_its_win_rate_and_one_at_equal_length(
     items = reading.read([str(path)], Asked())
     found = items.rows.filter(pl.col("metric") == "win_rate")
     published = alpaca.win_rate(alpaca.read(path)[0])
-    assert items.arms == {"mine": []} and items.rivals == ["base"]
+    assert items.arms == {"mine": []} and items.rivals == {"alpaca": "base"}
     assert found["value"].mean() == pytest.approx(published["win_rate"])
     assert found["value"].null_count() == 1
     assert set(items.rows["metric"]) == {"win_rate", "length_controlled_minimal"}
@@ -334,7 +334,7 @@ def test_judgments_of_arena_hard_have_its_score(shared: Path) -> None:
     battles = shared / "eval" / "arena_hard" / "battles_gpt-4-0613.jsonl"
     items = reading.read([str(battles)], PLAIN)
     (games,) = [g for g in arena.read([battles]) if g.model != g.baseline]
-    assert items.rivals == ["gpt-4-0314"]
+    assert items.rivals == {"arena": "gpt-4-0314"}
     assert items.rows["value"].mean() == pytest.approx(arena.score(games), abs=1e-9)
     assert items.rows["item"].n_unique() == games.asked
 

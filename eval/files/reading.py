@@ -34,8 +34,8 @@ class Items:
     """Columns arm, seed, benchmark, metric, item, cluster, value, higher_is_better."""
     arms: dict[str, list[str]]
     """The seeds of each arm; none where no seed varies it."""
-    rivals: list[str]
-    """The models that arms were judged against."""
+    rivals: dict[str, str]
+    """The model that each judged benchmark compares all arms with."""
     notes: list[str]
 
 
@@ -81,7 +81,7 @@ def read(arguments: Sequence[str], asked: Asked) -> Items:
     _check_documents(rows)
     rivals = _rivals(placed)
     notes += _prompts_differ(rows)
-    if len({*arms, *rivals}) < 2:
+    if len({*arms, *rivals.values()}) < 2:
         raise UserError(
             f"there is one arm only ({', '.join(arms)}), and nothing to compare it with; give a "
             "second file, or NAME=PATH for each of them."
@@ -252,8 +252,8 @@ def _prompts_differ(rows: pl.DataFrame) -> list[str]:
     ]
 
 
-def _rivals(placed: Sequence[_Placed]) -> list[str]:
-    """The models that arms were judged against. Raises UserError where one benchmark has two."""
+def _rivals(placed: Sequence[_Placed]) -> dict[str, str]:
+    """The model that each judged benchmark compares with. Raises UserError where one has two."""
     against: dict[str, dict[str, str]] = defaultdict(dict)
     for one in placed:
         if one.part.against:
@@ -265,4 +265,4 @@ def _rivals(placed: Sequence[_Placed]) -> list[str]:
                 f"{benchmark}: {a} was judged against {first}, {b} against {second}; their win "
                 "rates are of different games."
             )
-    return list(dict.fromkeys(chain.from_iterable(against.values())))
+    return {benchmark: next(iter(arms)) for benchmark, arms in against.items()}

@@ -58,15 +58,22 @@ def compared(items: Items, out: Path, wanted: Wanted) -> dict[str, Any]:
     from eval import compare
 
     arms = dict(items.arms)
-    if wanted.baseline is not None and wanted.baseline in items.rivals:
+    if wanted.baseline is not None and wanted.baseline in items.rivals.values():
         arms.setdefault(wanted.baseline, [])  # scores by definition
     if wanted.baseline is not None and wanted.baseline not in arms:
-        known = [*arms, *items.rivals]
+        known = [*arms, *items.rivals.values()]
         raise UserError(
             f"--baseline {wanted.baseline}: no such arm{nearest(wanted.baseline, known)}."
         )
     first = items.rows.row(0, named=True)["benchmark"]
-    compare.of_items(items.rows, arms, out, Declared(wanted.primary or first, wanted.baseline))
+    declared = Declared(
+        primary=wanted.primary or first,
+        baseline=wanted.baseline,
+        judged_against={
+            benchmark: rival for benchmark, rival in items.rivals.items() if rival in arms
+        },
+    )
+    compare.of_items(items.rows, arms, out, declared)
     comparison: dict[str, Any] = read_json(out / COMPARISON)
     _, *notes = comparison["notes"]
     comparison["notes"] = [_of_primary(comparison, wanted.primary), *_gain(comparison), *notes]
