@@ -104,9 +104,11 @@ def _gain(comparison: dict[str, Any]) -> list[str]:
     gains = paired_gains(comparison)
     if not gains:
         return []
+    gain = sum(gains) / len(gains)
+    than = f"{gain:.2f} times smaller" if gain >= 1 else f"{1 / gain:.2f} times larger"
     return [
-        "Items are paired: the error of a difference is on average "
-        f"{sum(gains) / len(gains):.2f} times smaller than by the two scores' own errors."
+        f"Items are paired: the error of a difference is on average {than} than by the two scores' "
+        "own errors."
     ]
 
 
