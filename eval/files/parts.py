@@ -59,10 +59,10 @@ def frame(
     nothing = [None] * len(items)
     columns = {
         "item": items,
-        "cluster": items if clusters is None else clusters,
+        "cluster": clusters or items,
         "value": values,
-        "document": nothing if documents is None else documents,
-        "prompt": nothing if prompts is None else prompts,
+        "document": documents or nothing,
+        "prompt": prompts or nothing,
     }
     return pl.DataFrame(columns, schema=COLUMNS).with_columns(pl.col("value").fill_nan(None))
 
