@@ -174,7 +174,8 @@ def _pooled(parts: Sequence[Part], known: Mapping[str, Any]) -> list[Part]:
             if stated is None or mean is None or abs(stated - mean) > 1e-6:
                 continue
             rows = pl.concat([_of_subject(part) for part in own])
-            left = [part for part in left if not any(part is pooled for pooled in own)]
+            taken = set(map(id, own))
+            left = [part for part in left if id(part) not in taken]
             left.append(replace(own[0], benchmark=group, items=rows))
     return left
 

@@ -170,12 +170,20 @@ def _label(origin: Path, among: set[Path], model: str) -> str:
     """What a path has that the others have not: without the folders that all begin with and those
     that all end with."""
     split = [path.resolve().parts for path in among]
-    most = min(map(len, split)) - 1
-    start = next((k for k in range(most) if len({p[k] for p in split}) > 1), most)
-    end = next((k for k in range(most) if len({p[-1 - k] for p in split}) > 1), most)
     parts = origin.resolve().parts
-    own = parts[start : len(parts) - end] or (model,)
+    begin, end = _shared(split), _shared([names[::-1] for names in split])
+    own = parts[begin : len(parts) - end] or (model,)
     return "-".join(own).partition(".json")[0].replace("=", "-")
+
+
+def _shared(split: Sequence[tuple[str, ...]]) -> int:
+    """How many names all of some paths begin with."""
+    count = 0
+    for names in zip(*split, strict=False):
+        if len(set(names)) > 1:
+            break
+        count += 1
+    return count
 
 
 def _arms(placed: Sequence[_Placed]) -> dict[str, list[str]]:
@@ -189,7 +197,7 @@ def _arms(placed: Sequence[_Placed]) -> dict[str, list[str]]:
             raise UserError(
                 f"some files of {arm} have a seed and others none; write {arm}/SEED=PATH for all."
             )
-    return {arm: [seed for seed in seeds if seed] for arm, seeds in arms.items()}
+    return {arm: list(filter(None, seeds)) for arm, seeds in arms.items()}
 
 
 def _table(placed: Sequence[_Placed]) -> pl.DataFrame:
