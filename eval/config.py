@@ -29,7 +29,7 @@ from eval.protocols import (
     WildBenchProtocol,
 )
 
-Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "tasks"]
+Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "checks", "tasks"]
 
 
 class HeldoutConfig(Block):
@@ -37,6 +37,19 @@ class HeldoutConfig(Block):
 
     server: ServerBlock | None = None
     """The checkpoint's server; none means the one of `eval.answers`."""
+
+
+class ChecksConfig(Block):
+    """Instructions that say in so many words what an answer must do, checked by a program in the
+    manner of IFEval: no judge is needed."""
+
+    prompts: str = "magpie-checks-48"
+    """`magpie-checks-48` (48 prompts with 81 checks, written here), or the path of a .json, .jsonl
+    or .parquet file of id, prompt and checks."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only so many prompts, spread evenly over the set; none means `eval.limit`."""
+    answers: AnswersConfig | None = None
+    """How checkpoints answer in this benchmark; none means `eval.answers`."""
 
 
 class TasksConfig(Block):
@@ -104,11 +117,14 @@ class EvalConfig(Block):
     """MT-Bench: two turns, each rated from 1 to 10."""
     heldout: HeldoutConfig | None = None
     """Loss on held-out conversations."""
+    checks: ChecksConfig | None = None
+    """Instructions whose answers a program checks."""
     tasks: TasksConfig | None = None
     """lm-eval tasks."""
     primary: Benchmark | None = None
     """The one benchmark that decides, declared beforehand; all others are exploratory. None means
-    the first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, tasks."""
+    the first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, checks,
+    tasks."""
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:

@@ -59,7 +59,7 @@ def run(inputs: Inputs, out: Path) -> Counts:
     folders are given:
 
     `judgments-alpaca`, `judgments-arena` (eval.judging.pairwise), `ratings-wildbench`,
-    `ratings-mtbench` (eval.judging.ratings), `heldout` and `tasks` (eval.checkpoint), and
+    `ratings-mtbench` (eval.judging.ratings), `heldout`, `checks` and `tasks` (eval.checkpoint), and
     `alpaca-data`, AlpacaEval's published difficulties and gamed rows for the length-controlled win
     rate (see eval/scoring/length_control.py; without it, or for other prompts, the figure is the
     minimal form and is called so). Counts: items, unjudged, and each benchmark's main figure.
@@ -261,6 +261,30 @@ def _heldout(inputs: Inputs) -> Iterator[Scored]:
     yield "heldout", rows, {"loss": loss}
 
 
+def _checks(inputs: Inputs) -> Iterator[Scored]:
+    """Instruction level (each check by itself; those of a prompt are one cluster), prompt level
+    (all of its checks), and whether answers end by themselves."""
+    frame = _read(inputs["checks"], "followed.parquet")
+    each = frame.select(
+        "reason",
+        item=pl.format("{}#{}", "id", "number"),
+        cluster="id",
+        value=pl.col("followed").cast(pl.Float64),
+    )
+    whole = frame.group_by("id", maintain_order=True).agg(
+        pl.col("reason").first(),
+        # all() of nothing but nulls would be true
+        all_followed=pl.when(pl.col("followed").is_not_null().all()).then(pl.col("followed").all()),
+        stopped=pl.col("stopped").first(),
+    )
+    frames = [_items("followed", each)]
+    for metric in ("all_followed", "stopped"):
+        value = pl.col(metric).cast(pl.Float64)
+        frames.append(_items(metric, whole.select("reason", item="id", value=value)))
+    figures = {str(rows["metric"][0]): _figure(rows) for rows in frames}
+    yield "checks", pl.concat(frames), figures
+
+
 def _tasks(inputs: Inputs) -> Iterator[Scored]:
     """One metric for each task and metric of lm-eval, named "TASK METRIC"; a group of many subjects
     is clustered by subject."""
@@ -280,6 +304,7 @@ SCORED: dict[str, Callable[[Inputs], Iterator[Scored]]] = {
     "ratings-wildbench": _wildbench,
     "ratings-mtbench": _mtbench,
     "heldout": _heldout,
+    "checks": _checks,
     "tasks": _tasks,
 }
 """What each folder is scored by."""

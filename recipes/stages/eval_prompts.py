@@ -24,7 +24,7 @@ COLUMNS = frozenset(MEASURES["overlap"].columns) | frozenset(MEASURES["eval_dist
 def eval_prompts(
     config: EvalConfig | None, arms: Arms, root: Path, *, planning: bool
 ) -> Path | None:
-    """JSONL {id, prompt, benchmark} of every prompt of the recipe's judged benchmarks, under the
+    """JSONL {id, prompt, benchmark} of every prompt of the recipe's benchmarks, under the
     store `root`, named by its content.
 
     All prompts of a set, whatever `limit` says, so that an evaluation may grow; of a conversation
@@ -60,7 +60,7 @@ def prompts_file(config: EvalConfig, root: Path, *, planning: bool = False) -> P
 
 
 def _lines(config: EvalConfig, *, fetch: bool) -> Iterator[dict[str, str]]:
-    from eval.prompt_sets import prompts, rated_tasks
+    from eval.prompt_sets import checked_prompts, prompts, rated_tasks
 
     for benchmark in pairwise_benchmarks(config):
         for prompt in prompts.prompts(str(config.protocol(benchmark).prompts), fetch=fetch):
@@ -68,6 +68,9 @@ def _lines(config: EvalConfig, *, fetch: bool) -> Iterator[dict[str, str]]:
     for rated in rated_benchmarks(config):
         for task in rated_tasks.tasks(rated, config.rating(rated).prompts, fetch=fetch):
             yield from _of_prompt(task, rated, task.turns[1:])
+    if config.checks is not None:
+        for checked in checked_prompts.checked_prompts(config.checks.prompts):
+            yield from _of_prompt(checked, "checks")
 
 
 def _of_prompt(
