@@ -15,6 +15,10 @@ from eval.prompt_sets.checked_prompts import SHIPPED, checked_prompts
 from eval.prompt_sets.checks import ARGUMENTS, KINDS, follows, validated
 from eval.prompt_sets.prompts import ANSWERS
 from eval.scoring import of_checkpoint
+from recipes import schema
+from recipes.stages import graph
+from tests import small_recipe
+from tests.scripted_server import Fault, ScriptedServer, completion
 
 LIST = "Here you are:\n- apples\n* pears\n 3. plums\n\nThat is all."
 
@@ -163,3 +167,37 @@ def test_answers_that_lack_a_prompt_are_refused(tmp_path: Path) -> None:
     inputs = {"prompts": SHIPPED["magpie-checks-48"], "answers": answers}
     with pytest.raises(UserError, match="no answer to the prompt facts-2"):
         followed.run(inputs, tmp_path / "out")
+
+
+def _answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+    """One model answers "yes" and stops; the other never ends."""
+    if Path(str(body["model"])).name == "one":
+        return completion("Yes.", "stop")
+    return completion("and so on", "length")
+
+
+def test_a_recipe_checks_and_compares_answers_without_a_judge_once(tmp_path: Path) -> None:
+    models = [small_recipe.model(tmp_path / "one"), small_recipe.model(tmp_path / "two", "llama3")]
+    with ScriptedServer(_answer) as server:
+        where = {"urls": [server.url], "max_in_flight": 16}
+        recipe = small_recipe.recipe(
+            tmp_path,
+            models[0],
+            server.url,
+            arms={path.name: {"model": str(path)} for path in models},
+            random_arm=False,
+            eval={"checks": {"limit": 12}, "answers": {"server": where}},
+            synth__rows=4,
+            synth__heldout=0,
+        )
+        loaded = schema.load(recipe)
+        results = graph.run(loaded).results
+        asked = len(server.requests)
+        again = graph.run(loaded)
+    states = {step.state for step in again.steps if step.name != "measure"}
+    assert asked == 2 * 12 and len(server.requests) == asked and states == {"reuse"}
+    comparison = json.loads((results["compare"].path / "comparison.json").read_text())
+    shown = {(s["arm"], s["metric"]): (s["value"], s["primary"]) for s in comparison["scores"]}
+    assert shown["one", "stopped"] == (1.0, False) and shown["two", "stopped"] == (0.0, False)
+    assert shown["one", "followed"][1]
+    assert shown["one", "followed"][0] != shown["two", "followed"][0]

@@ -44,6 +44,7 @@ STAGES = (
     "train",
     "tasks",
     "answers",
+    "checks",
     "heldout",
     "judge",
     "score",

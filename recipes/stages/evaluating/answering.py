@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import UserError
 from core.files import file_digest
 from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
-from eval.config import EvalConfig, TasksConfig
+from eval.config import ChecksConfig, EvalConfig, TasksConfig
 from eval.protocols import AnswersConfig
 from recipes.stages.evaluating import judging
 from recipes.stages.evaluating.judging import Judged, PromptSet
 from recipes.stages.session import WAITS, Results, Session, Stage
 from recipes.stages.training import served_path
+
+if TYPE_CHECKING:
+    from eval.prompt_sets.prompts import Prompt
+
+Asked = Judged | Literal["checks"]
+"""A benchmark that asks checkpoints prompts, whoever scores the answers."""
 
 
 def tasks(
@@ -44,8 +50,15 @@ def tasks(
     return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
 
 
+def answers_config(config: EvalConfig, benchmark: Asked) -> AnswersConfig:
+    """How checkpoints answer in a benchmark."""
+    if benchmark != "checks":
+        return judging.answers_config(config, benchmark)
+    return (config.checks and config.checks.answers) or config.answers
+
+
 def prompt_set(session: Session, config: EvalConfig, benchmark: Judged) -> PromptSet:
-    """The prompt set of a benchmark as a file of ours, known by its content.
+    """The prompt set of a judged benchmark as a file of ours, known by its content.
 
     In a plan, one that is on the hub and not downloaded yet is waited for.
     """
@@ -72,6 +85,21 @@ def prompt_set(session: Session, config: EvalConfig, benchmark: Judged) -> Promp
             session.note(name, WAITS, why)
             return PromptSet(None, [])
         raise
+    return PromptSet(_prompts_file(session, name, wanted), characters)
+
+
+def checked_prompts(session: Session, config: ChecksConfig, limit: int | None) -> PromptSet:
+    """The prompts whose answers a program checks, as a file of ours, known by its content."""
+    from eval.prompt_sets import checked_prompts as sets
+
+    wanted = sets.checked_prompts(config.prompts, config.limit or limit)
+    return PromptSet(_prompts_file(session, "prompts/checks", wanted), [])
+
+
+def _prompts_file(session: Session, name: str, wanted: Sequence[Prompt]) -> Result:
+    """Prompts as a file of ours, known by its content."""
+    from eval.prompt_sets import prompts
+
     content = digest([prompt.record() for prompt in wanted])
 
     def make(out: Path, log: Log, _: dict[str, Path]) -> Counts:
@@ -79,8 +107,7 @@ def prompt_set(session: Session, config: EvalConfig, benchmark: Judged) -> Promp
         return {"rows": len(wanted)}
 
     stage = Stage(name, {"prompts": content}, {}, make, content=lambda _: content)
-    made = session.result(stage) or Result(Path(), {"digest": content})
-    return PromptSet(made, characters)
+    return session.result(stage) or Result(Path(), {"digest": content})
 
 
 def answers_of_run(
@@ -88,14 +115,14 @@ def answers_of_run(
     config: EvalConfig,
     run: str,
     checkpoint: Result | None,
-    prompt_sets: Mapping[Judged, PromptSet],
-) -> dict[Judged, Result | None]:
+    prompt_sets: Mapping[Asked, PromptSet],
+) -> dict[Asked, Result | None]:
     """The answers of one checkpoint by benchmark; benchmarks that ask the same prompts in the same
     way share them."""
-    answers: dict[Judged, Result | None] = {}
+    answers: dict[Asked, Result | None] = {}
     shared: Results = {}
     for benchmark, prompt_set in prompt_sets.items():
-        settings = judging.answers_config(config, benchmark)
+        settings = answers_config(config, benchmark)
         prompts = prompt_set.result
         asked = digest([settings, prompts.digest if prompts else None])
         if asked not in shared:
@@ -107,7 +134,7 @@ def answers_of_run(
 
 
 def _answers(
-    session: Session, settings: AnswersConfig, name: str, benchmark: Judged, parents: Results
+    session: Session, settings: AnswersConfig, name: str, benchmark: Asked, parents: Results
 ) -> Result | None:
     """A checkpoint's answers to a prompt set; MT-Bench's questions go on for a second turn."""
     from eval.checkpoint import answers, second_turns
@@ -156,3 +183,19 @@ def heldout(
     parents = {"checkpoint": checkpoint, "heldout": rows}
     spec = {"VERSION": heldout_loss.VERSION}
     return session.result(Stage(f"heldout/{run}", spec, parents, make))
+
+
+def followed(session: Session, run: str, answers: Result | None, prompts: Result) -> Result | None:
+    """Which of the checks of `prompts` a checkpoint's answers follow."""
+    from eval.checkpoint import followed
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        files = {
+            "prompts": inputs["prompts"] / "prompts.jsonl",
+            "answers": inputs["answers"] / "answers.parquet",
+        }
+        return followed.run(files, out)
+
+    spec = {"VERSION": followed.VERSION}
+    parents = {"answers": answers, "prompts": prompts}
+    return session.result(Stage(f"checks/{run}", spec, parents, make))

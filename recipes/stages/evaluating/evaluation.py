@@ -16,7 +16,8 @@ from recipes.stages.evaluating import (
     length_control,
     reporting,
 )
-from recipes.stages.evaluating.judging import Judged
+from recipes.stages.evaluating.answering import Asked
+from recipes.stages.evaluating.judging import Judged, PromptSet
 from recipes.stages.session import Results, Session
 from recipes.stages.walk import Arms
 
@@ -42,12 +43,18 @@ def stages(
             parts[run]["tasks"] = answering.tasks(session, tasks, run, checkpoints[run])
     session.done("tasks")
     pairwise, rated = pairwise_benchmarks(config), rated_benchmarks(config)
-    prompt_sets = {
-        name: answering.prompt_set(session, config, name) for name in [*pairwise, *rated]
-    }
-    answers: dict[str, dict[Judged, Result | None]] = {}
+    judged: list[Judged] = [*pairwise, *rated]
+    prompt_sets: dict[Asked, PromptSet]
+    prompt_sets = {name: answering.prompt_set(session, config, name) for name in judged}
+    if config.checks is not None:
+        prompt_sets["checks"] = answering.checked_prompts(session, config.checks, config.limit)
+    answers: dict[str, dict[Asked, Result | None]] = {}
     for run in runs:
         answers[run] = answering.answers_of_run(session, config, run, checkpoints[run], prompt_sets)
+        checked = prompt_sets["checks"].result if "checks" in prompt_sets else None
+        if checked is not None:
+            own = answers[run]["checks"]
+            parts[run]["checks"] = answering.followed(session, run, own, checked)
         if config.heldout is not None:
             server = config.heldout.server
             if server is None:
@@ -55,16 +62,17 @@ def stages(
             loss = answering.heldout(session, server, run, checkpoints[run], heldout)
             parts[run]["heldout"] = loss
     session.done("answers")
+    session.done("checks")
     session.done("heldout")
-    for benchmark in prompt_sets:
+    for benchmark in judged:
         given = {run: answers[run][benchmark] for run in runs}
-        judged = judging.judge(session, config, arms, benchmark, given, prompt_sets[benchmark])
+        results = judging.judge(session, config, arms, benchmark, given, prompt_sets[benchmark])
         kind = "judgments" if benchmark in pairwise else "ratings"
-        for run, result in judged.items():
+        for run, result in results.items():
             parts[run][f"{kind}-{benchmark}"] = result
         if benchmark == "alpaca":
             tables = length_control.reference(session, config, arms, prompt_sets[benchmark].result)
-            for run in judged:
+            for run in results:
                 parts[run] |= tables
     session.done("judge")
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
