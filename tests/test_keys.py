@@ -136,6 +136,7 @@ def _everything(folder: Path, url: str) -> Path:
     evaluation = _evaluation(folder, server)
     evaluation |= {
         "heldout": {},
+        "checks": {"limit": 3},
         "tasks": {"tasks": ["everyday-science", {"task": "hellaswag", "num_fewshot": 10}]},
     }
     tags = {
