@@ -185,7 +185,9 @@ def heldout(
     return session.result(Stage(f"heldout/{run}", spec, parents, make))
 
 
-def followed(session: Session, run: str, answers: Result | None, prompts: Result) -> Result | None:
+def followed(
+    session: Session, run: str, answers: Result | None, prompts: Result | None
+) -> Result | None:
     """Which of the checks of `prompts` a checkpoint's answers follow."""
     from eval.checkpoint import followed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from core.store import Result
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
+from eval.protocols import PAIRWISE
 from recipes.schema import Recipe
 from recipes.stages.evaluating import (
     answering,
@@ -42,19 +43,14 @@ def stages(
         for run in runs:
             parts[run]["tasks"] = answering.tasks(session, tasks, run, checkpoints[run])
     session.done("tasks")
-    pairwise, rated = pairwise_benchmarks(config), rated_benchmarks(config)
-    judged: list[Judged] = [*pairwise, *rated]
-    prompt_sets: dict[Asked, PromptSet]
-    prompt_sets = {name: answering.prompt_set(session, config, name) for name in judged}
-    if config.checks is not None:
-        prompt_sets["checks"] = answering.checked_prompts(session, config.checks, config.limit)
+    judged: list[Judged] = [*pairwise_benchmarks(config), *rated_benchmarks(config)]
+    prompt_sets = _prompt_sets(session, config, judged)
     answers: dict[str, dict[Asked, Result | None]] = {}
     for run in runs:
         answers[run] = answering.answers_of_run(session, config, run, checkpoints[run], prompt_sets)
-        checked = prompt_sets["checks"].result if "checks" in prompt_sets else None
-        if checked is not None:
-            own = answers[run]["checks"]
-            parts[run]["checks"] = answering.followed(session, run, own, checked)
+        if "checks" in prompt_sets:
+            prompts, own = prompt_sets["checks"].result, answers[run]["checks"]
+            parts[run]["checks"] = answering.followed(session, run, own, prompts)
         if config.heldout is not None:
             server = config.heldout.server
             if server is None:
@@ -66,14 +62,9 @@ def stages(
     session.done("heldout")
     for benchmark in judged:
         given = {run: answers[run][benchmark] for run in runs}
-        results = judging.judge(session, config, arms, benchmark, given, prompt_sets[benchmark])
-        kind = "judgments" if benchmark in pairwise else "ratings"
-        for run, result in results.items():
-            parts[run][f"{kind}-{benchmark}"] = result
-        if benchmark == "alpaca":
-            tables = length_control.reference(session, config, arms, prompt_sets[benchmark].result)
-            for run in results:
-                parts[run] |= tables
+        found = _judged(session, config, arms, benchmark, given, prompt_sets[benchmark])
+        for run, results in found.items():
+            parts[run] |= results
     session.done("judge")
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
@@ -81,3 +72,31 @@ def stages(
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")
+
+
+def _prompt_sets(
+    session: Session, config: EvalConfig, judged: list[Judged]
+) -> dict[Asked, PromptSet]:
+    """What every checkpoint is asked, by benchmark."""
+    found: dict[Asked, PromptSet]
+    found = {name: answering.prompt_set(session, config, name) for name in judged}
+    if config.checks is not None:
+        found["checks"] = answering.checked_prompts(session, config.checks, config.limit)
+    return found
+
+
+def _judged(
+    session: Session,
+    config: EvalConfig,
+    arms: Arms,
+    benchmark: Judged,
+    answers: Results,
+    prompt_set: PromptSet,
+) -> dict[str, Results]:
+    """What a benchmark adds to the scores of each run that it judges."""
+    kind = "judgments" if benchmark in PAIRWISE else "ratings"
+    results = judging.judge(session, config, arms, benchmark, answers, prompt_set)
+    tables: Results = {}
+    if benchmark == "alpaca":
+        tables = length_control.reference(session, config, arms, prompt_set.result)
+    return {run: {f"{kind}-{benchmark}": result, **tables} for run, result in results.items()}
