@@ -4,6 +4,8 @@ under DeepSpeed against a loss worked out by hand."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from core.errors import UserError
 from core.tracking import Log
-from tests import tiny
+from tests import harness, tiny
+from tests.waiting import exit_code, until
 from train import chat as chats
 from train.config import DEFAULTS, DpoConfig, Job
 from train.data import pairs
@@ -276,3 +279,52 @@ def test_an_adapter_learns_against_the_model_without_it(
     assert losses[0] == pytest.approx(0.6931, abs=1e-4), "an adapter begins as nothing"
     assert losses[-1] < losses[0] - 0.05
     assert (tmp_path / "checkpoint" / "model.safetensors").exists()
+
+
+LONG = 16
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_a_killed_dpo_goes_on_and_asks_the_reference_once(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A rank is killed within an epoch, then the harness; the steps are those of a training that
+    was never stopped, and what the reference made of the pairs is read again."""
+    base, folder = given
+    trainer = {**TRAINER, "max_steps": LONG, "save_steps": 1}
+    made = config(base, pairs_per_step=4, trainer=trainer)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(made, {"pairs": folder}, whole, base=str(base), seed=harness.SEED, log=Log())
+
+    process = harness.started(made, base, {"pairs": folder}, out)
+    reference = written_reference(out)
+    assert len(reference) == 1
+    until(lambda: harness.saved(out), "a checkpoint", process)
+    os.kill(harness.ranks(out)[1], signal.SIGKILL)
+    assert exit_code(process) != 0 and not harness.trainers(out)
+    first = harness.saved(out)
+    assert 0 < first < LONG
+
+    process = harness.started(made, base, {"pairs": folder}, out)
+    assert written_reference(out) == reference, "neither made anew nor made twice"
+    process.kill()
+    process.wait()
+    until(lambda: not harness.trainers(out), "the end of every trainer")
+    second = harness.saved(out)
+    assert first <= second < LONG
+
+    run(made, {"pairs": folder}, out, base=str(base), seed=harness.SEED, log=Log())
+    text = (out / "trainer.log").read_text()
+    assert f"resuming from step {first}" in text and f"resuming from step {second}" in text
+    one, other = (read_log(each / "log.jsonl") for each in (whole, out))
+    assert [line["step"] for line in other] == list(range(1, LONG + 1))
+    assert [line["loss"] for line in other] == pytest.approx(
+        [line["loss"] for line in one], abs=1e-5
+    )
+    assert other[-1]["tokens"] == one[-1]["tokens"]
+
+
+def written_reference(out: Path) -> dict[str, int]:
+    """The files of the reference's log-probabilities, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (out / "scratch").glob("cache-*.arrow")}

@@ -61,9 +61,14 @@ def reference(given: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
         selection=str(selection / "selection.parquet"),
         seed=SEED,
     )
-    made = data.steps_of(job.config, data.prepare(job, out, processes=1), 1)
+    ledger = data.prepare(job, out, processes=1)
+    made, of_two = (data.steps_of(job.config, ledger, ranks) for ranks in (1, 2))
     assert made.accumulation > 2 and made.packs % made.packs_per_step, "the last step is not full"
-    assert made.steps_per_epoch < STEPS, "an epoch ends within"
+    last = made.steps_per_epoch - 1
+    assert last < STEPS - 1, "an epoch ends within"
+    assert of_two.fillers(last, 0) == 1 < of_two.fillers(last, 1) == of_two.accumulation, (
+        "in its last step one micro-batch of rank 0 and all of rank 1 bear no loss"
+    )
     packs = Dataset.from_file(str(data.folder_of(job, out) / "tokens.arrow"))
     first = [sum(label != IGNORED for label in packs[i]["labels"]) for i in made.step(SEED, 0)]
     assert sum(first[::2]) != sum(first[1::2]), "two ranks have different numbers of loss tokens"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,81 @@ def of_epoch(devices: int, micro_batch: int, epoch: int) -> list[Counter[int]]:
 @pytest.mark.parametrize(("devices", "batch"), [(4, 2), (8, 1), (16, 4), (32, 3), (6, 1), (20, 1)])
 def test_any_number_of_devices_takes_the_steps_of_one(devices: int, batch: int, epoch: int) -> None:
     assert of_epoch(devices, batch, epoch) == of_epoch(1, 1, epoch)
+
+
+def loaded(devices: int, rank: int) -> Any:
+    """The micro-batches of one device, as Accelerate itself prepares a loader for it."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    order = Order(made(devices, 1), seed=3)
+    places: Any = list(range(PACKS + 1))
+    loader: Any = DataLoader(places, sampler=order, collate_fn=list)
+    return prepare_data_loader(
+        loader, num_processes=devices, process_index=rank, put_on_device=False
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device() -> list[Counter[int]]:
+    return of_epoch(1, 1, 0)
+
+
+@pytest.mark.parametrize("devices", [4, 8, 16, 32])
+def test_accelerate_gives_any_number_of_devices_the_steps_of_one(
+    one_device: list[Counter[int]], devices: int
+) -> None:
+    ranks = [list(itertools.chain(*loaded(devices, rank))) for rank in range(devices)]
+    passes = made(devices, 1).accumulation
+    found = [
+        Counter(itertools.chain(*(of_rank[first : first + passes] for of_rank in ranks)))
+        for first in range(0, len(ranks[0]), passes)
+    ]
+    for step in found:
+        del step[PACKS]  # fillers
+    assert found == one_device
+
+
+def curve(devices: int, folder: Path, **settings: Any) -> list[float]:
+    """The learning rate of every step, by transformers' own count of steps and its scheduler."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=made(devices, 1).accumulation,
+        learning_rate=2e-5,
+        **settings,
+    )
+    trainer = Trainer(model=torch.nn.Linear(1, 1), args=args)
+    total = trainer.set_initial_training_values(args, loaded(devices, 0))[-1]
+    trainer.create_optimizer_and_scheduler(total)
+    optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
+    rates = []
+    for _ in range(total):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 5},
+        {"num_train_epochs": 1.5, "lr_scheduler_type": "linear", "warmup_steps": 0.1},
+    ],
+)
+def test_the_learning_rate_of_every_step_is_that_of_one_device(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    one = curve(1, tmp_path, **settings)
+    assert len(one) == math.ceil(11 * settings["num_train_epochs"])
+    assert max(one) == 2e-5 and one[0] == 0 and one[-1] < 1e-5
+    for devices in (4, 8, 16, 32):
+        assert curve(devices, tmp_path, **settings) == one
 
 
 def test_an_epoch_trains_every_pack_once_and_the_next_in_another_order() -> None:

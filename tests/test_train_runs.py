@@ -4,7 +4,9 @@ continues, what is logged and exported is right."""
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,17 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from core.errors import Stopped, UserError
 from core.store import Counts
 from core.tracking import Log
-from tests import tiny
+from tests import harness, tiny
 from tests.waiting import exit_code, last_words, until
 from train.config import TrainConfig
 from train.launch import run
-from train.resuming import checkpoints, divergence, stopping
+from train.resuming import divergence
 from train.resuming.record import read_log
 from train.sizes.shapes import shapes
 
@@ -182,25 +183,6 @@ def test_a_finished_training_is_not_repeated(
     assert (out / "trainer.log").read_bytes() == before
 
 
-def started(made: TrainConfig, base: Path, selection: Path, out: Path) -> subprocess.Popen[bytes]:
-    """A harness that trains, once its training can be asked to stop."""
-    arguments = [made.model_dump_json(), str(base), str(selection), str(out)]
-    harness = subprocess.Popen(
-        [sys.executable, "-c", _HARNESS, *arguments],
-        cwd=Path(__file__).parents[1],
-        stderr=subprocess.PIPE,
-    )
-    until(stopping.listening(out).exists, "a training", harness)
-    return harness
-
-
-def newest(out: Path) -> int:
-    """The step of the newest checkpoint, which has to be complete."""
-    step, folder = checkpoints.steps(out / "scratch")[0]
-    assert checkpoints.fault(folder) is None
-    return step
-
-
 def test_a_training_that_is_stopped_or_killed_loses_no_step(
     runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -210,18 +192,18 @@ def test_a_training_that_is_stopped_or_killed_loses_no_step(
     never_saves = {**TRAINER, "save_steps": 1000}
     made = config(base, zero_stage=2, num_processes=2, trainer=never_saves)
 
-    harness = started(made, base, selection, tmp_path)
-    harness.terminate()
-    assert exit_code(harness) == Stopped.code
-    first = newest(tmp_path)
+    process = harness.started(made, base, {"selection": selection}, tmp_path)
+    process.terminate()
+    assert exit_code(process) == Stopped.code
+    first = harness.saved(tmp_path)
     assert 0 < first < STEPS and first == max(losses(tmp_path)), "saved where it stopped"
-    assert f"is saved after step {first} of {STEPS}" in last_words(harness)
+    assert f"is saved after step {first} of {STEPS}" in last_words(process)
 
-    harness = started(made, base, selection, tmp_path)
-    harness.kill()
-    harness.wait()
-    until(lambda: not _trainers(tmp_path), "the end of every trainer")
-    second = newest(tmp_path)
+    process = harness.started(made, base, {"selection": selection}, tmp_path)
+    process.kill()
+    process.wait()
+    until(lambda: not harness.trainers(tmp_path), "the end of every trainer")
+    second = harness.saved(tmp_path)
     assert first < second < STEPS and second == max(losses(tmp_path))
     assert not (tmp_path / "checkpoint").exists()
 
@@ -249,7 +231,7 @@ def test_a_training_that_diverges_is_no_success_and_keeps_what_was_good(
         UserError, match=r"training diverged at step 2 \(rows row-.*its loss is nan"
     ):
         run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
-    assert newest(tmp_path) == 1, "the step before"
+    assert harness.saved(tmp_path) == 1, "the step before"
     assert not (tmp_path / "checkpoint").exists()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1]
@@ -258,37 +240,70 @@ def test_a_training_that_diverges_is_no_success_and_keeps_what_was_good(
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_training_with_a_sentence(
-    given: tuple[Path, Path], tmp_path: Path
+def test_a_rank_that_dies_ends_the_training_with_a_sentence_and_the_next_goes_on(
+    runs: dict[tuple[int, int], Any], given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, selection = given
-    made = config(base, zero_stage=2, num_processes=2)
-    harness = started(made, base, selection, tmp_path)
-    os.kill(_ranks(tmp_path)[1], signal.SIGKILL)
-    assert exit_code(harness) == 1
-    assert "a training process was killed (signal 9)" in last_words(harness)
-    assert not _trainers(tmp_path)
+    made = config(base, zero_stage=2, num_processes=2, trainer={**TRAINER, "save_steps": 1})
+    process = harness.started(made, base, {"selection": selection}, tmp_path)
+    until(lambda: harness.saved(tmp_path), "a checkpoint", process)
+    os.kill(harness.ranks(tmp_path)[1], signal.SIGKILL)
+    assert exit_code(process) != 0
+    assert "a training process was killed (signal 9)" in last_words(process)
+    assert not harness.trainers(tmp_path)
+    step = harness.saved(tmp_path)
+    assert 0 < step < STEPS
+    run(made, {"selection": selection}, tmp_path, base=str(base), seed=7, log=Watched())
+    assert f"resuming from step {step}" in (tmp_path / "trainer.log").read_text()
+    assert losses(tmp_path) == pytest.approx(losses(runs[2, 2][0]), abs=1e-5)
+
+
+CHECKPOINT = 20
+"""Bytes of a checkpoint for a weight in fp32: three copies, DeepSpeed's, and transformers'."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk in a namespace of its own")
-def test_a_full_disk_is_said(given: tuple[Path, Path], tmp_path: Path) -> None:
-    """A disk of 4 MB, which half of a checkpoint fills: also no rank can write down why."""
+@pytest.mark.parametrize(
+    ("room", "said", "goes_on"),
+    [
+        (0.5, "no room for what the training writes in {}: .*same command starts", "starting from"),
+        (1.6, "no room for the checkpoint of step 8 in {}: .*same command cont", "resuming from"),
+    ],
+)
+def test_a_full_disk_is_said_and_with_room_the_same_command_goes_on(
+    runs: dict[tuple[int, int], Any],
+    given: tuple[Path, Path],
+    tmp_path: Path,
+    room: float,
+    said: str,
+    goes_on: str,
+) -> None:
+    """A disk for half of a checkpoint, where also no rank can write down why, and one for a
+    checkpoint and a half."""
     base, selection = given
     made = config(base, zero_stage=2, num_processes=2)
-    out = tmp_path / "small" / "out"
-    out.parent.mkdir()
-    mount = f'mount -t tmpfs -o size=4m tmpfs {out.parent} && exec "$@"'
-    argv = [sys.executable, "-c", _HARNESS, made.model_dump_json(), str(base), str(selection)]
+    weights = sum(math.prod(shape) for _, shape in shapes(base).values())
+    disk, kept = tmp_path / "small", tmp_path / "kept"
+    for folder in (disk, kept):
+        folder.mkdir()
+    size = int(room * weights * CHECKPOINT)
+    script = (
+        f'mount -t tmpfs -o size={size} tmpfs {disk} || exit 3; "$@" && exit 4; '
+        f'mount -o remount,size=1g {disk} || exit 5; "$@"; cp {disk}/out/*.log* {kept}'
+    )
+    argv = harness.command(made, base, {"selection": selection}, disk / "out")
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount, "sh", *argv, str(out)],
+        ["unshare", "-m", "sh", "-c", script, "sh", *argv],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert f"no room for what the training writes in {out / 'scratch'}: " in done.stderr
-    assert "the same command starts again" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.search(said.format(disk / "out" / "scratch"), done.stderr)
+    begun = re.findall("starting from|resuming from", (kept / "trainer.log").read_text())
+    assert begun == ["starting from", goes_on]
+    assert losses(kept) == pytest.approx(losses(runs[2, 2][0]), abs=1e-5)
 
 
 def test_a_failing_trainer_is_one_sentence_with_the_path_of_its_log(
@@ -366,39 +381,3 @@ from train.config import TrainConfig
 from train.launch import join
 join(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Log())
 """
-
-_HARNESS = """
-import sys
-from pathlib import Path
-from core.errors import Stopped
-from core.tracking import Log
-from train.config import TrainConfig
-from train.launch import run
-given, base, selection, out = sys.argv[1:]
-config = TrainConfig.model_validate_json(given)
-try:
-    run(config, {"selection": Path(selection)}, Path(out), base=base, seed=7, log=Log())
-except Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(stopped.code)
-"""
-
-
-def _ranks(out: Path) -> list[int]:
-    """Processes of the ranks of the training in `out`, by rank."""
-    found = {}
-    for pid in _trainers(out):
-        process = psutil.Process(pid)
-        if "accelerate" not in " ".join(process.cmdline()):
-            found[int(process.environ()["RANK"])] = pid
-    return [found[rank] for rank in sorted(found)]
-
-
-def _trainers(out: Path) -> list[int]:
-    """Processes of the training in `out`, its launcher and supervisor included."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if "train.sft" in line and str(out) in line:
-            found.append(process.pid)
-    return found
