@@ -3,17 +3,23 @@ through TRL, as if it had had that number from the start; or a refusal."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from core.errors import UserError
+from core.errors import Stopped, UserError
 from core.tracking import Log
 from tests import tiny
+from tests.waiting import until
 from train import machines
 from train.config import DpoConfig, Job, TrainConfig
 from train.data import pairs
@@ -192,6 +198,30 @@ def test_only_what_other_processes_made_is_loaded_by_parameter(tmp_path: Path) -
     unchanged = engine.deepspeed_json(given)
     assert elastic.engine_json(given, folder, 2) == unchanged
     assert elastic.engine_json(given, None, 1) == unchanged
+
+
+@pytest.mark.process
+def test_a_conversion_is_stopped_when_that_is_asked_for(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, made_by=2)
+    log = folder.parent / "conversion.log"
+
+    def ask() -> None:
+        until(log.exists, "a conversion")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(Stopped, match="the same command goes on"):
+        convert(tmp_path, 1)
+    asking.join()
+    assert [pid for pid in psutil.pids() if str(folder) in " ".join(_command(pid))] == []
+    assert checkpoints.fault(folder) is None
+
+
+def _command(pid: int) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()
+    return []
 
 
 # --- real trainings ---

@@ -118,7 +118,8 @@ def resumable(
         faults = gather(fault(folder, rank, world))
         seen = [(of, why) for of, why in enumerate(faults) if why is not None]
         if not seen:
-            _check_made_by(folder, world)
+            # Rank 0's: another machine may still see what it was before it was converted.
+            _check_made_by(folder, gather(rank == 0 and read_json(folder / MARK))[0], world)
             return Path(folder)
         if rank == 0:
             # The trainer would count it among those it keeps, and write into it again.
@@ -185,8 +186,7 @@ def no_room(scratch: Path, what: str, why: str) -> UserError:
     )
 
 
-def _check_made_by(folder: Path, processes: int) -> None:
-    made = read_json(folder / MARK)
+def _check_made_by(folder: Path, made: dict[str, Any], processes: int) -> None:
     if made["processes"] != processes and not made.get("elastic"):
         raise UserError(
             f"checkpoint {folder} was made by {made['processes']} process(es) and is not converted "

@@ -196,17 +196,17 @@ def _to_universal(checkpoint: Foreign) -> None:
     command = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
-    child = Supervised(command, {**os.environ, **environment(checkpoint.config)}, log)
-    try:
-        with stopping.noticing() as signalled:
+    environ = {**os.environ, **environment(checkpoint.config)}
+    with stopping.noticing() as signalled:
+        child = Supervised(command, environ, log)
+        try:
             while not child.wait(POLL):
                 if signalled():
                     raise Stopped(
-                        "asked to stop while a checkpoint was converted; the same command "
-                        "continues."
+                        "asked to stop while a checkpoint was converted; the same command goes on."
                     )
-    finally:
-        child.kill()
+        finally:
+            child.kill()
     if child.exit_code == 0:
         return
     remove(target)

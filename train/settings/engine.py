@@ -259,6 +259,11 @@ def _said_twice(given: Mapping[str, Any], config: TrainConfig) -> Iterator[str]:
     for key in BATCH[1:]:
         if wanted is not None and isinstance(given.get(key), int):
             yield f'{key}: {given[key]} beside train.{a_step}, which it follows; write "auto".'
+    if given.get("checkpoint", {}).get("load_universal"):
+        yield (
+            "checkpoint.load_universal: what another number of processes made is converted and "
+            "loaded by itself; remove it."
+        )
     if isinstance(given.get(BATCH[2]), int) and config.num_processes is None:
         yield (
             f"train_batch_size: {given[BATCH[2]]} holds for one number of processes; "
