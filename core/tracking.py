@@ -208,7 +208,7 @@ class StageLog(Log):
             "WANDB_JOB_TYPE": self._stage.job_type,
             "WANDB_NAME": self._stage.name,
             "WANDB_RUN_ID": self.run_id,
-            "WANDB_RESUME": "allow",
+            **({"WANDB_RESUME": "allow"} if self._continues() else {}),
             "WANDB_MODE": self._tracker.mode,
             "WANDB_DIR": self._folder(),
             "WANDB_SILENT": "true",
@@ -227,6 +227,15 @@ class StageLog(Log):
             self._bar.stop()
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
+
+    def _continues(self) -> bool:
+        """Whether W&B may find this run begun. Offline that is so where an earlier attempt's files
+        lie here: files that begin a run are uploaded to the run's start however often, so that an
+        upload that was killed can be repeated; those that continue one are added to its end."""
+        if self._tracker.mode != "offline":
+            return True
+        earlier = (self._tracker.folder / "wandb").glob(f"offline-run-*-{self.run_id}")
+        return next(earlier, None) is not None
 
     def _folder(self) -> str:
         self._tracker.folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +263,7 @@ class StageLog(Log):
                 job_type=self._stage.job_type,
                 name=self._stage.name,
                 id=self.run_id,
-                resume="allow",
+                resume="allow" if self._continues() else None,
                 mode=self._tracker.mode,
                 dir=self._folder(),
                 config=self._stage.config,

@@ -74,12 +74,20 @@ def test_the_trainer_gets_the_same_run(tmp_path: Path) -> None:
     with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}, trainer=True) as log:
         env = log.trainer_env()
     assert env["WANDB_RUN_ID"] == "train-" + "k" * 12
-    assert (
-        env["WANDB_RUN_GROUP"],
-        env["WANDB_JOB_TYPE"],
-        env["WANDB_MODE"],
-        env["WANDB_RESUME"],
-    ) == ("demo-1", "train", "offline", "allow")
+    assert (env["WANDB_RUN_GROUP"], env["WANDB_JOB_TYPE"], env["WANDB_MODE"]) == (
+        "demo-1",
+        "train",
+        "offline",
+    )
+
+
+def test_only_what_an_earlier_attempt_began_is_continued_offline(tmp_path: Path) -> None:
+    for begun in (False, True):
+        with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}, trainer=True) as log:
+            assert ("WANDB_RESUME" in log.trainer_env()) is begun
+        (tmp_path / f"wandb/offline-run-20260101_000000-train-{'k' * 12}").mkdir(
+            parents=True, exist_ok=True
+        )
 
 
 def test_a_key_is_never_in_the_trainers_environment_of_ours(
