@@ -14,7 +14,7 @@ from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
 from recipes.verbs import why
-from tests import small_recipe
+from tests import small_recipe, test_rated_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_data_arms import ids, recipe, run, theirs
 
@@ -52,10 +52,60 @@ def test_an_arm_with_seeds_is_no_prompt(
     scores = {f"score/theirs/{seed}": Result(Path(), {"digest": "0" * 64}) for seed in (0, 1)}
     monkeypatch.setattr(graph, "plan", lambda _: Outcome([], scores, False))
     monkeypatch.setattr(why, "_run", lambda *given: iter([f"run {given[2]}"]))
-    monkeypatch.setattr(why, "_prompt", lambda *given: iter([f"prompt {given[2]}"]))
+    monkeypatch.setattr(why, "_cell", lambda *given: iter([f"{given[3]} under {given[2]}"]))
     assert lines(path, "theirs") == ["run theirs/0"]
     assert lines(path, "theirs/1") == ["run theirs/1"]
-    assert lines(path, "theirs/1/p7") == ["prompt p7"]
+    assert lines(path, "theirs/1/p7") == ["p7 under ['theirs/1']"]
+    assert lines(path, "theirs/p7") == ["p7 under ['theirs/0', 'theirs/1']"]
+
+
+def test_an_arms_rows_have_the_seeds_that_they_were_sampled_with(
+    mixed: tuple[Path, Outcome],
+) -> None:
+    path, made = mixed
+    pool = pl.read_parquet(path.parent / "store/recipes/small/measure/pool.parquet")
+    row = ids(made, "good")[0]
+    seed = pool.filter(id=row)["seed"][0]
+    assert seed is not None
+    assert any(f"{row} (sampling seed {seed})" in line for line in lines(path, "good"))
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished models with two prompt sets: WildBench's tasks and MT-Bench's questions."""
+    with ScriptedServer(test_rated_recipe.answer) as running:
+        path = test_rated_recipe.recipe(tmp_path_factory.mktemp("rated"), running.url)
+        graph.run(schema.load(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("item", "benchmark", "metric"),
+    [("s0", "wildbench", "wb_score"), ("81", "mtbench", "mt_score")],
+)
+def test_a_cell_is_found_in_whichever_prompt_set_it_is(
+    rated: Path, item: str, benchmark: str, metric: str
+) -> None:
+    told = lines(rated, f"two/{item}")
+    assert any(line.startswith(f"two {benchmark} {metric}: ") for line in told)
+    assert any(line.startswith(f"prompt {item}: ") for line in told)
+    ratings = [line for line in told if line.startswith(f"judge/{benchmark}/two: ")]
+    assert ratings and all('"rating": ' in line for line in ratings)
+    assert any(line.startswith("  <- model ") for line in told)
+
+
+def test_a_question_is_told_with_both_of_its_turns(rated: Path) -> None:
+    told = lines(rated, "one/81")
+    assert [line.partition(":")[0] for line in told if line.startswith("prompt ")] == [
+        "prompt 81",
+        "prompt 81#2",
+    ]
+    assert any(line.startswith("one mtbench mt_score#2: ") for line in told)
+
+
+def test_an_item_that_no_benchmark_has_is_one_sentence(rated: Path) -> None:
+    with pytest.raises(UserError, match="no prompt or item of one is called that; did you mean"):
+        lines(rated, "one/821")
 
 
 def test_a_mixture_tells_what_each_part_gave(mixed: tuple[Path, Outcome]) -> None:

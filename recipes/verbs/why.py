@@ -2,13 +2,13 @@
 took it.
 
 ARM[/SEED]            score <- judgments, answers <- checkpoint <- selection <- pool
-ARM[/SEED]/PROMPT     one prompt: both answers, every judgment
+ARM[/SEED]/ITEM       one cell: a prompt, a task's document or a held-out row with its scores, both
+                      answers and every judgment, then the checkpoint and the rows behind it
 ROW                   one row: where it came from, its tags, what each arm's filter said
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,8 @@ from core.store import Result
 from recipes.schema import Loaded, Recipe, load, with_random
 from recipes.stages import graph
 from recipes.stages.sets.beside import MIXTURE, mixture_of, rows_of
+from recipes.verbs import cells
 from synth.filters.arm import PartConfig
-
-JUDGED = ("judge", "game", "order", "preference", "label", "mass", "status", "reason", "verdict")
-"""What is shown of a judgment."""
 
 Results = Mapping[str, Result]
 
@@ -40,7 +38,9 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
         return
     runs = sorted(name.removeprefix("score/") for name in results if name.startswith("score/"))
     named = [run for run in runs if f"{what}/".startswith(f"{run}/")]
-    of_arm = [run for run in runs if run.startswith(f"{arm}/") and not rest]
+    of_arm = [run for run in runs if run.startswith(f"{arm}/")]
+    if named or rest.partition("/")[0] in _seeds(recipe):
+        of_arm = []  # a seed is named, not an item
     selected = list(_selected(recipe, results, arm, rest)) if not named + of_arm else []
     if selected:
         yield f"{what}: no finished score yet; its selection:"
@@ -49,9 +49,18 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
     if not named + of_arm:
         hint = f"`magpie plan` shows what is missing{nearest(what, runs)}"
         raise UserError(f"{what}: this arm has no finished score; {hint}.")
+    if of_arm and rest:
+        yield from _cell(loaded, results, of_arm, rest)
+        return
     run = min(named + of_arm)
-    prompt = what.removeprefix(run).removeprefix("/") if named else ""
-    yield from _prompt(results, run, prompt) if prompt else _run(recipe, results, run)
+    item = what.removeprefix(run).removeprefix("/") if named else ""
+    yield from _cell(loaded, results, [run], item) if item else _run(recipe, results, run)
+
+
+def _seeds(recipe: Recipe) -> set[str]:
+    """The training seeds of a recipe, as they are written."""
+    trained = recipe.train or recipe.dpo
+    return set(map(str, trained.seeds)) if trained else set()
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -60,12 +69,17 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
 def _run(recipe: Recipe, results: Results, run: str) -> Iterator[str]:
     """From a score to the answers and judgments behind it, its checkpoint, and the selection that
     trained it."""
-    arm, _, seed = run.partition("/")
     yield _line(f"score/{run}", results[f"score/{run}"])
     yield from _scores(results[f"score/{run}"].path / "summary.json")
     kinds = [f"{kind}/{run}" for kind in ("answers", "heldout", "tasks")]
     for name in (*_of_run(results, "judge", run), *filter(results.get, kinds)):
         yield _line(f"  <- {name}", results[name])
+    yield from _made_of(recipe, results, run)
+
+
+def _made_of(recipe: Recipe, results: Results, run: str) -> Iterator[str]:
+    """The checkpoint of a run, and the selection that trained it."""
+    arm, _, seed = run.partition("/")
     trained = results.get(f"train/{run}")
     if trained is None:
         yield f"  <- model {with_random(recipe)[arm].model}"
@@ -108,7 +122,20 @@ def _selected(recipe: Recipe, results: Results, arm: str, seed: str) -> Iterator
     if (chosen.path / "selection.parquet").is_file():
         ids = pl.read_parquet(chosen.path / "selection.parquet", columns=["id"])["id"]
         more = " ..." if len(ids) > 5 else ""
-        yield f"         rows: {', '.join(ids.head(5))}{more} (`magpie why RECIPE ROW` for one)"
+        rows = ", ".join(_with_seeds(recipe, ids.head(5).to_list()))
+        yield f"         rows: {rows}{more} (`magpie why RECIPE ROW` for one)"
+
+
+def _with_seeds(recipe: Recipe, ids: list[str]) -> Iterator[str]:
+    """Rows by their ids, those of the pool that were drawn here with their sampling seed."""
+    pool = recipe.folder / "measure" / "pool.parquet"
+    seeds: dict[str, int | None] = {}
+    if pool.is_file() and "seed" in pl.read_parquet_schema(pool):
+        known = pl.scan_parquet(pool).filter(pl.col("id").is_in(ids)).select("id", "seed")
+        seeds = dict(known.collect().iter_rows())
+    for row in ids:
+        seed = seeds.get(row)
+        yield row if seed is None else f"{row} (sampling seed {seed})"
 
 
 def _line(name: str, result: Result | None) -> str:
@@ -164,27 +191,17 @@ def _mixture(mixture: Mapping[str, Any]) -> Iterator[str]:
     yield f"         mixed {mixture['chosen']}"
 
 
-# -- a prompt --------------------------------------------------------------------------------------
+# -- a cell ----------------------------------------------------------------------------------------
 
 
-def _prompt(results: Results, run: str, prompt: str) -> Iterator[str]:
-    """A run's answers to one prompt, and every judgment of them."""
-    answers = f"answers/{run}"
-    for name in sorted(results):
-        if not f"{name}/".startswith(f"{answers}/"):
-            continue
-        rows = pl.read_parquet(results[name].path / "answers.parquet")
-        found = rows.filter(pl.col("id") == prompt).to_dicts()
-        if not found:
-            raise UserError(f"{prompt}: no such prompt in {name}{nearest(prompt, rows['id'])}.")
-        row = found[0]
-        yield f"prompt {prompt}: {row['prompt']}"
-        yield f"answer ({row['finish_reason']}, {row['tokens']} tokens, {name}):\n{row['answer']}"
-    for name in _of_run(results, "judge", run):
-        games = pl.read_parquet(results[name].path / "judgments.parquet")
-        for game in games.filter(pl.col("item") == prompt).iter_rows(named=True):
-            shown = {field: game[field] for field in JUDGED if game.get(field) is not None}
-            yield f"{name}: {json.dumps(shown, ensure_ascii=False)}"
+def _cell(loaded: Loaded, results: Results, runs: list[str], item: str) -> Iterator[str]:
+    """One item under each of some runs of an arm, and what the first of them comes from."""
+    for run in runs:
+        yield from cells.lines(results, run, item)
+    recipe = loaded.recipe
+    if recipe.eval is not None and recipe.eval.heldout is not None:
+        yield from _of_pool(recipe, item, whole=True)
+    yield from _made_of(recipe, results, runs[0])
 
 
 # -- a row -----------------------------------------------------------------------------------------
