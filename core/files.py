@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -217,3 +218,13 @@ def read_parquet(
         raise
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error}); {remedy}.") from error
+
+
+def finite(value: Any) -> Any:
+    """For JSON: nan and infinities as null, at any depth of dicts, lists and tuples; all else as it
+    is."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,6 +27,7 @@ from core.cells.leases import leased
 from core.errors import UserError
 from core.files import (
     file_digest,
+    finite,
     fsync_folder,
     fsync_tree,
     read_json,
@@ -206,4 +207,5 @@ class Store:
             remove(final)  # has no manifest: an earlier run was killed between the next two steps
             partial.rename(final)
             fsync_folder(final.parent)
-            write_atomic(final / MANIFEST, json.dumps(manifest, indent=2, default=_plain))
+            text = json.dumps(finite(manifest), indent=2, default=_plain, allow_nan=False)
+            write_atomic(final / MANIFEST, text)

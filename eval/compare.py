@@ -16,9 +16,8 @@ from pathlib import Path
 import polars as pl
 
 from core.errors import UserError, nearest
-from core.files import write_atomic
+from core.files import finite, write_atomic
 from core.store import Counts
-from eval import stats
 from eval.comparing import controls, metrics
 from eval.comparing.arms import Family
 from eval.comparing.differences import Row, score
@@ -114,7 +113,7 @@ def of_items(
     out.mkdir(parents=True, exist_ok=True)
     kept = items.select("benchmark", "metric", "arm", "seed", "item", "value")
     kept.write_parquet(out / "comparison.parquet")
-    text = json.dumps(stats.finite(comparison), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(finite(comparison), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomic(out / "comparison.json", text)
     verdicts = [d["verdict"] for d in differences]
     return {

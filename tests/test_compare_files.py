@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from core.errors import UserError
+from core.models import resolve
+from eval.checkpoint.lm_eval_tasks import SHIPPED
 from recipes.cli import app
 from recipes.comparisons.asked import recipes_of
 from recipes.comparisons.of_files import paired_gains
@@ -142,3 +147,51 @@ def test_the_stored_annotations_are_66_pairs_that_pairing_makes_surer() -> None:
     gains = paired_gains(comparison)
     assert (len(MODELS), len(gains)) == (12, 66)
     assert sum(gains) / len(gains) == pytest.approx(1.221, abs=0.005)
+
+
+@needs_data
+@pytest.mark.parametrize("rules", [[], ["--compat", "official"]])
+def test_a_baseline_scored_against_itself_is_valid_json(tmp_path: Path, rules: list[str]) -> None:
+    """Answers of one length have no spread to scale their differences by."""
+    with gzip.open(SHARED / "annotations" / f"{MODELS[0]}.json.gz") as handle:
+        rows = json.load(handle)
+    for row in rows:
+        own = {"output_2": row["output_1"], "generator_2": row["generator_1"], "preference": 1.5}
+        row |= own
+    path = tmp_path / "itself.json"
+    path.write_text(json.dumps(rows))
+    asked = ["score", "alpaca-eval", str(path), "--data", str(SHARED), "--json", *rules]
+    done = CliRunner().invoke(app, asked)
+    (row,) = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert row["win_rate"] == 50.0
+    assert row["length_controlled_winrate"] == pytest.approx(50.0, abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_two_runs_of_lm_eval_compare_as_they_come(tmp_path: Path) -> None:
+    """The embedded model, with and without its chat template, by lm-eval's own command."""
+    model = resolve("embedded/SmolLM2-135M-Instruct").path
+    data = Path(str(SHIPPED["everyday-science"])).parent
+    task = (data / "everyday-science.yaml").read_text()
+    questions = str(data / "everyday-science.jsonl")
+    (tmp_path / "own.yaml").write_text(
+        task.replace("everyday-science.jsonl", questions).replace(
+            "task: everyday-science", "task: own"
+        )
+    )
+    for name, more in (("plain", []), ("chat", ["--apply_chat_template"])):
+        asked = [
+            *("--model", "hf", "--model_args", f"pretrained={model}", "--device", "cpu"),
+            *("--tasks", "own", "--include_path", str(tmp_path), "--limit", "12"),
+            *("--log_samples", "--output_path", str(tmp_path / name), *more),
+        ]
+        subprocess.run([sys.executable, "-m", "lm_eval", *asked], check=True, capture_output=True)
+    comparison = as_json(tmp_path / "plain", tmp_path / "chat")
+    assert [arm["name"] for arm in comparison["arms"]] == ["plain", "chat"]
+    (results,) = (tmp_path / "plain").rglob("results_*.json")
+    own = json.loads(results.read_text())["results"]["own"]
+    score = next(s for s in comparison["scores"] if (s["arm"], s["metric"]) == ("plain", "acc"))
+    assert score["value"] == pytest.approx(own["acc,none"])
+    assert score["standard_error"] == pytest.approx(own["acc_stderr,none"])
+    assert any("100 % of the prompts differ between arms" in note for note in comparison["notes"])

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
+from eval.checkpoint.lm_eval_tasks import SUBJECTS
 from eval.files import reading
 from eval.files.judgments import LengthControl
 from eval.files.kinds import kind_of
@@ -232,7 +233,7 @@ def test_a_table_without_samples_says_how_to_keep_them(tmp_path: Path) -> None:
         reading.read([str(tmp_path / f"results_{DATE}.json")], PLAIN)
 
 
-def test_subjects_that_lm_eval_averages_by_size_are_one_benchmark_of_clusters(
+def test_subjects_that_lm_eval_averages_by_size_are_one_benchmark(
     tmp_path: Path,
 ) -> None:
     tasks = {
@@ -246,12 +247,18 @@ def test_subjects_that_lm_eval_averages_by_size_are_one_benchmark_of_clusters(
     folder = run(tmp_path / "m", tasks, **known)
     rows = reading.read([f"a={folder}", f"b={folder}"], PLAIN).rows.filter(pl.col("arm") == "a")
     assert set(rows["benchmark"]) == {"mmlu"}
-    assert set(rows.select("item", "cluster").iter_rows()) == {
-        ("mmlu_law/0", "mmlu_law"),
-        ("mmlu_law/1", "mmlu_law"),
-        ("mmlu_law/2", "mmlu_law"),
-        ("mmlu_art/0", "mmlu_art"),
-    }
+    assert set(rows["item"]) == {"mmlu_law/0", "mmlu_law/1", "mmlu_law/2", "mmlu_art/0"}
+    assert rows["cluster"].to_list() == rows["item"].to_list()
+
+
+def test_many_subjects_are_the_clusters_of_their_group(tmp_path: Path) -> None:
+    names = [f"mmlu_{i}" for i in range(SUBJECTS)]
+    known = {"group_subtasks": {"mmlu": names}, "groups": {"mmlu": {"acc,none": 0.5}}}
+    tasks = {name: [sample(0, acc=1.0), sample(1, acc=0.0)] for name in names}
+    folder = run(tmp_path / "m", tasks, **known)
+    rows = reading.read([f"a={folder}", f"b={folder}"], PLAIN).rows.filter(pl.col("arm") == "a")
+    assert (rows["benchmark"].unique().to_list(), rows.height) == (["mmlu"], 2 * SUBJECTS)
+    assert set(rows["cluster"]) == set(names)
 
 
 def test_subjects_that_lm_eval_averages_alike_stay_apart(tmp_path: Path) -> None:

@@ -27,6 +27,15 @@ def test_a_result_exists_only_with_its_manifest(store: Store) -> None:
     assert store.find("select", "k" * 64) is None
 
 
+def test_a_count_that_is_no_number_is_null_in_the_manifest(store: Store) -> None:
+    """NaN is no JSON: no other program could read the manifest."""
+    with store.build("score", "k" * 64, {}) as build:
+        build.counts |= {"loss": float("nan"), "each": {"a": [float("inf"), 1.0]}}
+    text = (store.folder("score", "k" * 64) / MANIFEST).read_text()
+    counts = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert counts["counts"] == {"loss": None, "each": {"a": [None, 1.0]}}
+
+
 def test_a_failed_build_keeps_its_work_for_the_next_attempt(store: Store) -> None:
     with pytest.raises(RuntimeError), store.build("train", "k" * 64, {}) as build:
         (build.path / "checkpoint-1").write_text("half")

@@ -13,7 +13,10 @@ import yaml
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Log
+from eval import compare
 from eval.checkpoint import lm_eval_models, lm_eval_tasks
+from eval.checkpoint.lm_eval_values import direction, scalars
+from eval.comparing import metrics
 from eval.config import TasksConfig
 from eval.scoring import of_checkpoint
 from tests import tiny
@@ -186,10 +189,40 @@ def test_outcomes_keep_every_scalar_metric_of_an_item() -> None:
         "f1": 0.5,
         "list": [1],
     }
-    assert lm_eval_tasks._outcomes("t", sample) == [
-        {"task": "t", "metric": "acc,strict", "item": "3", "value": 1.0},
-        {"task": "t", "metric": "f1,strict", "item": "3", "value": 0.5},
-    ]
+    assert list(scalars(sample)) == [("acc,strict", 1.0), ("f1,strict", 0.5)]
+
+
+def test_a_sample_of_perplexity_is_a_log_likelihood_and_counts_by_its_negative() -> None:
+    """Under its own name the worse model would win: of a log-likelihood more is better."""
+    sample = {"doc_id": 0, "filter": "none", "metrics": ["perplexity"], "perplexity": -2.5}
+    assert list(scalars(sample)) == [("log_perplexity", 2.5)]
+    assert metrics.lower_is_better("task log_perplexity")
+
+
+def test_which_way_a_metric_is_better_comes_from_lm_eval_to_the_verdict(tmp_path: Path) -> None:
+    assert direction({"t": {"wer2": False}}, "t", "wer2,none") is False
+    assert direction({}, "t", "wer2") is None
+    folders = {}
+    for arm, value in (("good", 0.1), ("bad", 0.9)):
+        rows = [
+            {
+                "task": "t",
+                "metric": "wer2",
+                "item": str(i),
+                "cluster": str(i),
+                "value": value + i % 2 / 10,
+                "higher_is_better": False,
+            }
+            for i in range(50)
+        ]
+        tasks = tmp_path / arm / "tasks"
+        tasks.mkdir(parents=True)
+        pl.DataFrame(rows, schema=lm_eval_tasks.OUTCOMES).write_parquet(tasks / "outcomes.parquet")
+        folders[arm] = tmp_path / arm / "scores"
+        of_checkpoint.run({"tasks": tasks}, folders[arm])
+    compare.run(folders, tmp_path / "out", metrics.Declared("tasks"))
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["differences"][0]["verdict"] == "good is better"
 
 
 def test_a_missing_task_file_and_a_setting_of_ours_are_refused(tmp_path: Path) -> None:

@@ -23,14 +23,15 @@ from typing import Any
 import polars as pl
 
 from core.errors import UserError
-from core.files import write_atomic
+from core.files import finite, write_atomic
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
 from eval.checkpoint.lm_eval_models import Reached, reached
+from eval.checkpoint.lm_eval_values import direction, scalars
 from eval.config import TasksConfig
 
-VERSION = 2
+VERSION = 3
 SHIPPED = {"everyday-science": Path(__file__).parent / "data" / "everyday-science.yaml"}
 
 LISTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -58,6 +59,7 @@ OUTCOMES = {
     "item": pl.String,
     "cluster": pl.String,
     "value": pl.Float64,
+    "higher_is_better": pl.Boolean,
 }
 """Columns of outcomes.parquet: one row for each item of each metric; `item` is lm-eval's doc_id,
 `cluster` the subject that it belongs to in a group (else the item itself), `value` what the metric
@@ -159,15 +161,19 @@ def main(spec: Path) -> None:
         )
     out = Path(settings["out"])
     rows: list[dict[str, Any]] = []
+    said = evaluation.get("higher_is_better") or {}
     for task, samples in evaluation["samples"].items():
         for sample in samples:
-            rows += _outcomes(task, sample)
+            item = {"task": task, "item": str(sample["doc_id"])}
+            for metric, value in scalars(sample):
+                higher = direction(said, task, metric)
+                rows.append(item | {"metric": metric, "value": value, "higher_is_better": higher})
     outcomes = pl.DataFrame(pooled(rows, evaluation, names), schema=OUTCOMES)
     outcomes.write_parquet(out / "outcomes.parquet")
     results = {task: figures for task, figures in evaluation["results"].items() if task != _ALL}
     chat = {"chat_template": bool(settings["evaluate"]["apply_chat_template"])}
     write_atomic(out / "protocol.json", json.dumps(chat))
-    write_atomic(out / "results.json", json.dumps(results, indent=2, default=str))
+    write_atomic(out / "results.json", json.dumps(finite(results), indent=2, default=str))
 
 
 def _end_with(parent: int) -> None:
@@ -299,19 +305,6 @@ def _absolute(files: Any, folder: Path) -> Any:
     if isinstance(files, list):
         return [_absolute(value, folder) for value in files]
     return files if "://" in str(files) else str(folder / str(files))
-
-
-def _outcomes(task: str, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scalar metrics of one item; a filter other than "none" is part of the metric's name, as
-    in lm-eval's own tables."""
-    chosen = sample.get("filter", "none")
-    suffix = "" if chosen == "none" else f",{chosen}"
-    item = {"task": task, "item": str(sample["doc_id"])}
-    return [
-        item | {"metric": metric + suffix, "value": float(sample[metric])}
-        for metric in sample.get("metrics", ())
-        if isinstance(sample[metric], (bool, int, float))
-    ]
 
 
 if __name__ == "__main__":

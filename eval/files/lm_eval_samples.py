@@ -19,19 +19,13 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import read_json
+from eval.checkpoint.lm_eval_tasks import SUBJECTS
+from eval.checkpoint.lm_eval_values import direction, scalars
 from eval.files.parts import Part, frame
 from eval.prompt_sets.prompts import located
 from eval.scoring.stored import short_name
 
 NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl(?:\.gz)?")
-OWN = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
-"""Fields of a sample that are no metrics, beside the digests."""
-
-LOG_LIKELIHOOD = "perplexity"
-"""lm-eval's perplexity is exp(-mean) of what its samples hold, which are log-likelihoods."""
-PER_ITEM = "log_perplexity"
-"""What an item of it is called here: the negative log-likelihood, in nats, of which less is
-better."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class _Column:
 
 def read(files: Sequence[Path], folder: Path) -> Read:
     """The sample files of one folder: the newest of each task. Groups that lm-eval scores as a mean
-    over all items (MMLU) are one benchmark, clustered by subject."""
+    over all items (MMLU) are one benchmark, clustered by subject where there are many."""
     newest, older = _newest(files)
     parts: list[Part] = []
     notes = [f"{folder}: {older} sample files of earlier runs are left out."] if older else []
@@ -99,31 +93,12 @@ def _parts(task: str, path: Path, folder: Path, known: Mapping[str, Any]) -> Ite
             column.documents.append(sample.get("doc_hash"))
             column.prompts.append(sample.get("prompt_hash"))
     name = short_name(str(known.get("model_name") or folder.resolve().name).rstrip("/"))
-    directions = (known.get("higher_is_better") or {}).get(task) or {}
+    said = known.get("higher_is_better") or {}
     for metric, column in columns.items():
         rows = frame(
             column.items, column.values, documents=column.documents, prompts=column.prompts
         )
-        higher = directions.get(metric.partition(",")[0])
-        yield Part(name, task, metric, rows, folder, higher)
-
-
-def scalars(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(metric, value) of each metric of a sample that is a number; a filter other than "none" is
-    part of the metric's name, as in lm-eval's own tables."""
-    chosen = sample.get("filter", "none")
-    suffix = "" if chosen == "none" else f",{chosen}"
-    named = sample.get("metrics")
-    if named is None:  # before lm-eval 0.4.5
-        named = [name for name in sample if name not in OWN and not name.endswith("_hash")]
-    for metric in named:
-        value = sample.get(metric)
-        if not isinstance(value, (bool, int, float)):
-            continue
-        if metric == LOG_LIKELIHOOD:
-            yield PER_ITEM + suffix, -float(value)
-        else:
-            yield metric + suffix, float(value)
+        yield Part(name, task, metric, rows, folder, direction(said, task, metric))
 
 
 def _differing(parts: Sequence[Part], known: Mapping[str, Any], folder: Path) -> list[str]:
@@ -173,17 +148,19 @@ def _pooled(parts: Sequence[Part], known: Mapping[str, Any]) -> list[Part]:
             mean = _mean(own) if {p.benchmark for p in own} == of_group else None
             if stated is None or mean is None or abs(stated - mean) > 1e-6:
                 continue
-            rows = pl.concat([_of_subject(part) for part in own])
+            by_subject = len(of_group) >= SUBJECTS
+            rows = pl.concat([_of_subject(part, by_subject) for part in own])
             taken = set(map(id, own))
             left = [part for part in left if id(part) not in taken]
             left.append(replace(own[0], benchmark=group, items=rows))
     return left
 
 
-def _of_subject(part: Part) -> pl.DataFrame:
-    """The items of a group's subject, which are drawn together."""
+def _of_subject(part: Part, by_subject: bool) -> pl.DataFrame:
+    """The items of a group's subject, which are a cluster where there are many subjects."""
     subject = pl.lit(part.benchmark)
-    return part.items.with_columns(item=subject + "/" + pl.col("item"), cluster=subject)
+    item = subject + "/" + pl.col("item")
+    return part.items.with_columns(item=item, cluster=subject if by_subject else item)
 
 
 def samples_of_results(path: Path) -> list[Path]:

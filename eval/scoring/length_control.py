@@ -302,10 +302,12 @@ def official(model: Judged, reference: Reference) -> tuple[float, float]:
     delta = model.baseline_length - model.length
     spread = delta[~np.isnan(delta)].std(ddof=1)
     valid = model.comparable
+    # Answers of one length (the baseline against itself) have no sd: their length term is 0.
+    scaled = delta[valid] / spread if spread > 0 else np.zeros(valid.sum())
     y = np.concatenate([gamed_preference, model.preference[valid] - 1])
     is_own = np.arange(len(y)) >= m  # gamed rows first: their place decides the folds
     x = (
-        np.concatenate([length, np.tanh(delta[valid] / spread)]),
+        np.concatenate([length, np.tanh(scaled)]),
         np.concatenate([gamed_difficulty, difficulty[valid]]),
         is_own.astype(np.float64),
     )

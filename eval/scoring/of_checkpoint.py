@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from core.files import write_atomic
+from core.files import finite, write_atomic
 from core.store import Counts
 from eval import stats
 from eval.judging import several_judges
@@ -27,7 +27,7 @@ from eval.prompt_sets.rated_tasks import SECOND
 from eval.scoring import alpaca, arena, length_control, mtbench, wildbench
 from eval.stats import Floats
 
-VERSION = 2
+VERSION = 3
 
 SCORES = {
     "benchmark": pl.String,
@@ -37,9 +37,11 @@ SCORES = {
     "value": pl.Float64,
     "status": pl.String,
     "reason": pl.String,
+    "higher_is_better": pl.Boolean,
 }
-"""Columns of scores.parquet; `value` is in percent for win rates and arena scores, in nats for the
-loss, as lm-eval gives it for tasks, from 1 to 10 for ratings, from -1 to 1 for WB-Reward."""
+"""Columns of scores.parquet. `value` is in percent for win rates and arena scores, in nats for the
+loss, as lm-eval gives it for tasks, from 1 to 10 for ratings, from -1 to 1 for WB-Reward;
+`higher_is_better` is what lm-eval says of a metric, null of all others."""
 
 TASK_MACRO = "task_macro_score"
 NOT_WHOLE = "the answer is empty or cut, which the macro score leaves out"
@@ -78,7 +80,7 @@ def run(inputs: Inputs, out: Path) -> Counts:
         raise UserError(f"there is nothing to score: give at least one of {', '.join(SCORED)}.")
     out.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(out / "scores.parquet")
-    known = stats.finite(summary)
+    known = finite(summary)
     write_atomic(out / "summary.json", json.dumps(known, indent=2, allow_nan=False))
     main = {
         f"{benchmark}/{metric}": facts["value"]
@@ -316,7 +318,11 @@ PARTLY = pl.when("partly").then("reason")
 def _items(metric: str, frame: pl.DataFrame) -> pl.DataFrame:
     """Rows of scores.parquet from columns item, value and reason; `cluster` where it is not the
     item, and `note`, the reason that stands beside a value."""
-    defaults = {"cluster": pl.col("item"), "note": pl.lit(None, pl.String)}
+    defaults = {
+        "cluster": pl.col("item"),
+        "note": pl.lit(None, pl.String),
+        "higher_is_better": pl.lit(None, pl.Boolean),
+    }
     absent = {name: value for name, value in defaults.items() if name not in frame.columns}
     judged = pl.col("value").is_not_null()
     why = pl.col("reason").replace("", None).fill_null("no value")
@@ -324,6 +330,7 @@ def _items(metric: str, frame: pl.DataFrame) -> pl.DataFrame:
         "item",
         "cluster",
         "value",
+        "higher_is_better",
         metric=pl.lit(metric),
         status=pl.when(judged).then(pl.lit("ok")).otherwise(pl.lit("unjudged")),
         reason=pl.when(judged).then("note").otherwise(why),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, nearest
+from core.files import finite
 from eval import stats
 from eval.prompt_sets.prompts import located
 from eval.scoring import alpaca, arena, length_control, style_control, wildbench
@@ -206,7 +207,7 @@ def _explain(row: Row, g: arena.Games, compat: str | None) -> None:
 def _bounds(found: stats.Interval) -> Row:
     """An interval as columns; a win rate's bounds stay within 0 and 100."""
     within = {"lower": max(0.0, found.lower), "upper": min(100.0, found.upper)}
-    known: Row = stats.finite(found.bounds() | within)
+    known: Row = finite(found.bounds() | within)
     return {"score": found.value} | known
 
 
@@ -244,7 +245,7 @@ def score_wildbench(
                 "no macro score: it needs every task's tags, which are on the hub "
                 "(allenai/WildBench); give their folder as --data"
             )
-    return [stats.finite(row) for row in rows]
+    return [finite(row) for row in rows]
 
 
 def _tags(data: Path) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import UserError
+from core.files import finite
 from core.servers import Servers
 from core.tracking import Log
 from eval.config import pairwise_benchmarks
@@ -37,7 +38,8 @@ def main(
             for protocol in protocols
         ]
     if as_json:
-        print(json.dumps(measured if len(measured) > 1 else measured[0], indent=2))
+        shown = finite(measured if len(measured) > 1 else measured[0])
+        print(json.dumps(shown, indent=2, allow_nan=False))
         return
     for protocol, agreement in zip(protocols, measured, strict=True):
         table(["figure", "value"], _figures(agreement))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from core.files import finite
 from recipes.report.sections.judges import judge_lines
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _cost(spent: dict[str, Any]) -> str:
 def show_scores(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Rows of `magpie score`: JSON as it is, or a table with the notes below it."""
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(finite(rows), indent=2, allow_nan=False))
         return
     columns = dict.fromkeys(name for row in rows for name in row)
     filled = {name for row in rows for name, value in row.items() if value is not None}

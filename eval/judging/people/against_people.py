@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from core.columns import OK
-from core.files import read_json, write_atomic
+from core.files import finite, read_json, write_atomic
 from core.servers import Servers
 from core.store import digest
 from core.tracking import Log
@@ -78,7 +78,10 @@ def run(
         **agreement.agreement(verdicts(games), pairs),
         "mass": counts["mass"],
     }
-    write_atomic(_folder(root, protocol) / f"{name}.json", json.dumps(known, indent=2))
+    write_atomic(
+        _folder(root, protocol) / f"{name}.json",
+        json.dumps(finite(known), indent=2, allow_nan=False),
+    )
     return known
 
 
