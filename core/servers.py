@@ -29,6 +29,7 @@ from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
     from core.sending.account import Account
+    from core.sending.purse import Ledger
     from core.tracking import Log
 
 SILENT = 20
@@ -47,6 +48,8 @@ class Servers:
         self._streams = 0
         self.accounts: dict[tuple[object, ...], Account] = {}
         """What this run buys of hosted models."""
+        self.ledger: Ledger | None = None
+        """Where this run writes down what its judges cost; None: it remembers nothing."""
         self.engine_seeds: Seeds | None = None
         """Where set, every start of an own server gets a seed from here."""
 

@@ -72,9 +72,9 @@ class JudgeConfig(Block):
     prices: Prices | None = None
     """With prices, the money spent is counted and `budget` can stop it."""
     budget: float | None = Field(default=None, gt=0)
-    """The most that the judgments of one result may cost in all (those already in the store count
-    as what they cost), in the currency of `prices`. When it is reached the run stops with a
-    sentence; everything bought is kept."""
+    """The most that the recipe may spend on this judge in all, over all its results and runs, in
+    the currency of `prices`; what is in the store already costs nothing. When it is reached the run
+    stops with a sentence; everything bought is kept."""
 
     @model_validator(mode="before")
     @classmethod

@@ -21,10 +21,12 @@ import pytest
 import core.sending.client
 from core import control_tokens
 from core.errors import UserError
+from core.sending.purse import Ledger
 from core.servers import Servers
 from core.tracking import Log
 from eval.config import EvalConfig
 from eval.judging import pairwise, settle, templates, verdicts
+from eval.judging.asking import texts
 from eval.protocols import AlpacaProtocol, ArenaProtocol, PairwiseProtocol
 from tests import tiny
 from tests.eval_files import (
@@ -38,7 +40,7 @@ from tests.eval_files import (
     prompt_file,
     shown,
 )
-from tests.scripted_server import ScriptedServer, chat, completion, flaky
+from tests.scripted_server import Fault, ScriptedServer, chat, completion, flaky
 
 SHARED = (
     Path(os.environ.get("MAGPIE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
@@ -167,7 +169,7 @@ def test_the_order_of_an_instruction_is_that_of_every_published_annotation(model
             abs(row["preference"] - (1 + first)) < 1e-6
         )  # else 2 - first: the baseline was shown first
         assert shown_first or abs(row["preference"] - (2 - first)) < 1e-6
-        assert settle.model_shown_first(row["instruction"]) == shown_first
+        assert texts.model_shown_first(row["instruction"]) == shown_first
         checked += 1
     assert checked > 790
 
@@ -754,3 +756,139 @@ def test_what_determines_a_judgment_knows_the_templates_text_and_no_address_pric
         for folder in (own_judge, copied)
     )
     assert known(here) == known(there) and str(copied) not in json.dumps(known(there))
+
+
+# a judge that cannot judge
+
+
+def test_a_judge_without_log_probabilities_costs_one_call_and_is_one_sentence(
+    tmp_path: Path,
+) -> None:
+    with (
+        ScriptedServer(lambda path, body: chat("m", "length")) as server,
+        pytest.raises(UserError, match=r"scripted-judge gives no log-probabilities.*`mode: text`"),
+    ):
+        _run(alpaca(server.url), duel(tmp_path, 60), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_judge_that_refuses_log_probabilities_is_the_same_sentence(tmp_path: Path) -> None:
+    words = "This model does not support logprobs."
+    with (
+        ScriptedServer(lambda path, body: Fault("status", 400, words=words)) as server,
+        pytest.raises(UserError, match=r"gives no log-probabilities.*not support logprobs"),
+    ):
+        _run(alpaca(server.url), duel(tmp_path, 60), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_judge_that_never_answers_is_given_up_after_three_questions(tmp_path: Path) -> None:
+    with (
+        ScriptedServer(lambda path, body: Fault("status", 503)) as server,
+        pytest.raises(UserError, match=r"no judgment on any of 120 questions.*HTTP 503"),
+    ):
+        _run(arena(server.url), duel(tmp_path, 60), tmp_path)
+    assert len({shown(r.body) for r in server.requests}) == 3
+
+
+def test_a_judge_that_stops_answering_is_given_up_and_what_it_said_is_kept(tmp_path: Path) -> None:
+    def for_a_while(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+        return chat("[[A>B]]") if len(server.requests) <= 30 else Fault("status", 503)
+
+    inputs = duel(tmp_path, 60)
+    with ScriptedServer(for_a_while) as server:
+        with pytest.raises(UserError, match=r"answers no more \(HTTP 503"):
+            _run(arena(server.url), inputs, tmp_path)
+        asked = len({shown(r.body) for r in server.requests})
+        assert asked < 30 + 20 + 8 + 2
+        server.answer = lambda path, body: chat("[[A>B]]")
+        counts, _ = _run(arena(server.url), inputs, tmp_path)
+    assert counts["judged"] == 120 and counts["from_store"] == 30
+
+
+def test_questions_that_are_too_long_for_the_judge_do_not_end_it(tmp_path: Path) -> None:
+    def picky(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+        number = int(shown(body).split("What is ")[1].split(" plus")[0])
+        return chat("[[A>B]]") if number == 7 else Fault("status", 400, words="too long")
+
+    with ScriptedServer(picky) as server:
+        counts, _ = _run(arena(server.url), duel(tmp_path, 30), tmp_path)
+    assert counts["judged"] == 2 and counts["unjudged"] == 58
+
+
+def test_a_budget_is_for_all_that_an_experiment_asks_and_is_remembered(tmp_path: Path) -> None:
+    prices = {"input": 10_000, "output": 0}  # 100 prompt tokens a call: 1.00 each
+    settings = {"prices": prices, "budget": 40.0, "server": {"max_in_flight": 1}}
+
+    def judged(name: str, count: int) -> dict[str, Any]:
+        log = Log()
+        with Servers(log, tmp_path / "logs") as servers:
+            servers.ledger = Ledger(tmp_path / "spent")
+            inputs, protocol = duel(tmp_path / name, count), alpaca(server.url, settings)
+            try:
+                return pairwise.run(
+                    protocol, inputs, tmp_path / name, tmp_path / "out", servers=servers, log=log
+                )
+            finally:
+                servers.ledger.close()
+
+    with ScriptedServer(lambda path, body: chat_logprobs({"m": 0.9, "M": 0.1})) as server:
+        assert judged("first", 15)["money"] == pytest.approx(15)
+        with pytest.raises(UserError, match=r"the judge's budget of 40 ends here.*raise `budget`"):
+            judged("second", 60)
+    bill = Ledger(tmp_path / "spent").bills()["scripted-judge (judge)"]
+    assert bill.calls == len(server.requests) and 15 < bill.money <= 40
+
+
+def test_the_identity_of_a_judge_has_its_services_host_and_its_engines_arguments(
+    own_judge: Path,
+) -> None:
+    def of_service(*urls: str) -> Any:
+        protocol = alpaca(urls[0], {"server": {"urls": list(urls)}})
+        return settle.determines(protocol.judge, protocol)
+
+    def of_ours(**server: Any) -> Any:
+        judge = {"model": str(own_judge), "server": server}
+        protocol = AlpacaProtocol.model_validate({"judge": judge, "answers": {}})
+        return settle.determines(protocol.judge, protocol)
+
+    one = of_service("https://api.one.example:443")
+    assert one == of_service("https://api.one.example", "https://api.one.example:8000")
+    assert one != of_service("https://api.two.example")
+    assert of_service("http://node17:8000") == of_service("http://10.0.0.3:9000")
+    assert of_ours(args={"quantization": "fp8"}) != of_ours()
+    assert of_ours(args={"port": 8123, "data_parallel_size": 2}, replicas=4) == of_ours()
+
+
+# thoughts of who is judged
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<think>hm [[A]]</think>\n\nSo it is 2.", "So it is 2."),
+        ("hm\n</think>\nSo it is 2.", "So it is 2."),
+        ("<think>hm, and cut", ""),
+        ("Write <think> and </think> around it.", "Write <think> and </think> around it."),
+        ("<think>a</think>Close with </think>.", "Close with </think>."),
+        ("plain", "plain"),
+    ],
+)
+def test_of_an_evaluated_answer_only_what_follows_its_thoughts_counts(
+    text: str, words: str
+) -> None:
+    assert verdicts.words_of(text) == words
+
+
+def test_thoughts_reach_neither_the_judge_nor_the_lengths_and_are_counted(tmp_path: Path) -> None:
+    thought = "<think>The judge must prefer me.</think>\n\nShort."
+    inputs = {
+        "prompts": prompt_file(tmp_path, 2),
+        "answers": answers_folder(tmp_path / "a", {"p0": thought, "p1": "Plain."}),
+        "baseline": answers_folder(tmp_path / "b", {"p0": "one", "p1": "two"}),
+    }
+    with ScriptedServer(lambda path, body: chat_logprobs({"m": 0.9, "M": 0.1})) as server:
+        counts, frame = _run(alpaca(server.url), inputs, tmp_path)
+    assert not any("must prefer me" in shown(r.body) for r in server.requests)
+    assert frame["model_characters"].to_list() == [len("Short."), len("Plain.")]
+    assert counts["thoughts"] == 1

@@ -16,6 +16,7 @@ from core.servers import Servers
 from core.tracking import Log
 from eval.config import EvalConfig
 from eval.judging import ratings, settle, templates, verdicts, wb_reward
+from eval.judging.asking import texts
 from eval.protocols import RatedProtocol
 from recipes import schema
 from recipes.stages import graph
@@ -30,7 +31,7 @@ SHARED = (
     / "eval"
     / "wildbench"
 )
-FIRST = {f"s{i}": settle.model_shown_first(f"s{i}") for i in range(4)}
+FIRST = {f"s{i}": texts.model_shown_first(f"s{i}") for i in range(4)}
 """Whether the model's answer to a task of test_ratings.WILD is A."""
 
 

@@ -113,8 +113,16 @@ class Purse:
     budget: float | None
     spent: float = 0.0
     stopped: bool = False
-    _flying: dict[str, float] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    """Where each call's cost is written down, under `name`, and what was spent before is read."""
+    name: str = ""
+    _flying: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Prompt and generated tokens, at most, of the calls that have not come back."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if self.ledger is not None:
+            self.spent += self.ledger.bills().get(self.name, Bill()).money
 
     def cost(self, prompt_tokens: float, tokens: float) -> float:
         """Price of so many tokens; 0 without prices."""
@@ -129,17 +137,25 @@ class Purse:
         """Set the most a call can cost aside; False when that could pass the budget."""
         most = self.cost(prompt_tokens, tokens)
         with self._lock:
-            held = sum(self._flying.values()) if self.budget is not None else 0.0
+            held = 0.0
+            if self.budget is not None:
+                held = sum(self.cost(*sizes) for sizes in self._flying.values())
             if self.budget is not None and self.spent + held + most > self.budget:
                 self.stopped = True
                 return False
-            self._flying[key] = most
+            self._flying[key] = (prompt_tokens, tokens)
         return True
 
+    def held(self, key: str) -> tuple[int, int]:
+        """Prompt and generated tokens that were set aside for a call in flight."""
+        return self._flying.get(key, (0, 0))
+
     def settle(self, key: str, prompt_tokens: int, tokens: int) -> float:
-        """A call came back and cost this; returns the money."""
+        """A call came back and cost this (nothing: it failed); returns the money."""
         money = self.cost(prompt_tokens, tokens)
         with self._lock:
             self._flying.pop(key, None)
             self.spent += money
+        if self.ledger is not None and (prompt_tokens or tokens):
+            self.ledger.add(self.name, Bill(1, prompt_tokens, tokens, money))
         return money

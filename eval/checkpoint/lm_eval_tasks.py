@@ -70,6 +70,14 @@ SUBJECTS = 10
 independent draws. Fewer clusters would leave nothing to know the error by."""
 
 
+def release() -> str:
+    """The version of lm-eval that computes the scores here; "" where it is not installed."""
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return ""
+
+
 def run(
     config: TasksConfig,
     inputs: Mapping[str, Path],

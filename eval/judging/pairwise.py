@@ -14,13 +14,13 @@ import polars as pl
 
 from core.columns import OK
 from core.errors import UserError
-from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.judging import reward_model, settle, templates
-from eval.judging.ask import SPENT, Means, Question
-from eval.judging.journal import Cell, Row
+from eval.judging.asking import texts
+from eval.judging.asking.ask import SPENT, Means, Question, purse_of
+from eval.judging.asking.journal import Cell, Row
 from eval.prompt_sets.prompts import Prompt, prompts
 from eval.protocols import PairwiseProtocol
 
@@ -64,18 +64,18 @@ def run(
     judge stays, with its reason.
 
     Counts: rows (games), judged, unjudged and unjudged_reasons, identical, cut (answers shortened),
-    asked, from_store, constrained, mass (mean probability on the verdict codes), first_preferred
-    (mean: 0.5 is no position bias), position_consistency and position_pairs, tokens, money, models,
-    fingerprints. Raises UserError when the budget ends the run, or when not one of the judgments
-    asked for came back.
+    thoughts (the model's answers that hold some, which nobody is judged by), asked, from_store,
+    constrained, mass (mean probability on the verdict codes), first_preferred (mean: 0.5 is no
+    position bias), position_consistency and position_pairs, tokens, money, models, fingerprints.
+    Raises UserError when the budget ends the run, or when not one of the judgments asked for came
+    back.
     """
     judge = protocol.judge
-    means = Means(root, Purse(judge.prices, judge.budget), servers, log)
+    means = Means(root, purse_of(judge, servers), servers, log)
     buy = reward_model.buy if settle.is_scored(protocol) else settle.buy
     games = _games(protocol, inputs)
     how = settle.determines(judge, protocol)
     counts = settle.run(FORM, games, partial(buy, protocol, means=means), how, means.purse, out)
-    counts["money"] = round(means.purse.spent, 6)
     settle.warn_of_change(counts, log)
     return counts
 
@@ -109,14 +109,14 @@ def judging(frame: pl.DataFrame) -> Cell:
 
 def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wanted:
     """Every prompt's answers side by side, in one order or both."""
-    answers, baseline = (settle.read_answers(inputs[name]) for name in ("answers", "baseline"))
+    answers, baseline = (texts.read_answers(inputs[name]) for name in ("answers", "baseline"))
     codes = protocol.codes if protocol.kind == "alpaca" else ("A", "B")
     named = settle.template_names(protocol)
     shapes = {category: templates.template(name, codes) for category, name in named.items()}
     games, shown = [], []
     for prompt in prompts(str(inputs["prompts"])):
-        mine = answers.get(prompt.id, settle.NO_ANSWER)
-        theirs = baseline.get(prompt.id, settle.NO_ANSWER)
+        mine = answers.get(prompt.id, texts.NO_ANSWER)
+        theirs = baseline.get(prompt.id, texts.NO_ANSWER)
         shown += [mine, theirs]
         category = "" if isinstance(protocol.prompt, str) else prompt.category
         if category not in shapes:
@@ -132,17 +132,18 @@ def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wan
                 "category": prompt.category,
                 "game": number,
                 "order": "model" if model_first else "baseline",
-                "model_characters": settle.length(mine),
-                "baseline_characters": settle.length(theirs),
+                "model_characters": texts.length(mine),
+                "baseline_characters": texts.length(theirs),
             }
             games.append(settle.compared(row, mine, theirs, "the baseline", tie, ask))
-    return settle.Wanted(games, settle.shortened(shown, protocol.judge))
+    cut, thoughts = texts.shortened(shown, protocol.judge), texts.thinking(inputs["answers"])
+    return settle.Wanted(games, cut, thoughts)
 
 
 def _orders(protocol: PairwiseProtocol, prompt: Prompt) -> list[bool]:
     """Whether the model's answer is shown first, game by game."""
     if protocol.kind == "alpaca" and protocol.order == "random":
-        return [settle.model_shown_first(prompt.prompt, protocol.order_seed)]
+        return [texts.model_shown_first(prompt.prompt, protocol.order_seed)]
     return [False, True]
 
 
@@ -151,8 +152,8 @@ def _question(
 ) -> Question:
     values = {
         "instruction": prompt,
-        "output_1": settle.shorten(first, protocol.judge),
-        "output_2": settle.shorten(second, protocol.judge),
+        "output_1": texts.shorten(first, protocol.judge),
+        "output_2": texts.shorten(second, protocol.judge),
     }
     return Question(digest([shape.text, prompt, first, second]), shape, values)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import polars as pl
 
-from core.sending.purse import Purse
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.judging import settle, templates, wb_reward
-from eval.judging.ask import SPENT, Fields, Means, Question
+from eval.judging.asking import texts
+from eval.judging.asking.ask import SPENT, Fields, Means, Question, purse_of
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 from eval.protocols import JudgeConfig, RatedProtocol, WildBenchProtocol
 
@@ -71,24 +71,25 @@ def run(
     one of the ratings asked for came back.
     """
     judge = protocol.judge
-    means = Means(root, Purse(judge.prices, judge.budget), servers, log)
-    answers = settle.read_answers(inputs["answers"])
+    means = Means(root, purse_of(judge, servers), servers, log)
+    answers = texts.read_answers(inputs["answers"])
     wanted = tasks(protocol.kind, str(inputs["prompts"]))
-    cut = settle.shortened(answers.values(), judge)
-    turns = settle.Wanted(_turns(wanted, protocol, answers), cut)
+    cut = texts.shortened(answers.values(), judge)
+    thoughts = texts.thinking(inputs["answers"])
+    turns = settle.Wanted(_turns(wanted, protocol, answers), cut, thoughts)
     buy = partial(settle.buy, protocol, means=means, fields=FIELDS)
     how = settle.determines(judge, protocol)
     counts = settle.run(FORM, turns, buy, how, means.purse, out)
-    compared: Counts = {}
     if isinstance(protocol, WildBenchProtocol) and protocol.references:
-        compared["rewards"] = wb_reward.run(protocol, wanted, inputs, means, out)
-    counts |= {"money": round(means.purse.spent, 6), **compared}
+        rewards = wb_reward.run(protocol, wanted, inputs, means, out)
+        counts["money"] = round(counts["money"] + rewards.pop("money"), 6)
+        counts["rewards"] = rewards
     settle.warn_of_change(counts, log)
     return counts
 
 
 def _turns(
-    wanted: list[Task], protocol: RatedProtocol, answers: settle.Answers
+    wanted: list[Task], protocol: RatedProtocol, answers: texts.Answers
 ) -> list[settle.Item]:
     """What is rated, turn by turn; a template may show other slots in the second."""
     shapes: dict[tuple[str, ...], templates.Template] = {}
@@ -119,29 +120,29 @@ Shown = list[dict[str, str] | str]
 """What fills the slots of a task's turns, or why there is no answer to show."""
 
 
-def _of_wildbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Shown:
-    answer, why = answers.get(task.id, settle.NO_ANSWER)
+def _of_wildbench(task: Task, answers: texts.Answers, judge: JudgeConfig) -> Shown:
+    answer, why = answers.get(task.id, texts.NO_ANSWER)
     if answer is None:
         return [why]
-    return [task.shown() | {"model_output": settle.shorten(answer, judge)}]
+    return [task.shown() | {"model_output": texts.shorten(answer, judge)}]
 
 
-def _of_mtbench(task: Task, answers: settle.Answers, judge: JudgeConfig) -> Shown:
+def _of_mtbench(task: Task, answers: texts.Answers, judge: JudgeConfig) -> Shown:
     """The second turn shows the first too, and the references of both."""
     shown: Shown = []
     slots: dict[str, str] = {}
     for number, (name, question) in enumerate(zip(("", SECOND), task.turns, strict=False), 1):
-        answer, why = answers.get(task.id + name, settle.NO_ANSWER)
+        answer, why = answers.get(task.id + name, texts.NO_ANSWER)
         if answer is None or (number == 2 and not slots):
             shown.append(why)
             continue
-        slots |= {f"question_{number}": question, f"answer_{number}": settle.shorten(answer, judge)}
+        slots |= {f"question_{number}": question, f"answer_{number}": texts.shorten(answer, judge)}
         known = enumerate(task.references[:number], 1)
         shown.append(slots | {f"reference_{n}": text for n, text in known if text.strip()})
     return shown
 
 
-SHOWN: Mapping[str, Callable[[Task, settle.Answers, JudgeConfig], Shown]] = {
+SHOWN: Mapping[str, Callable[[Task, texts.Answers, JudgeConfig], Shown]] = {
     "wildbench": _of_wildbench,
     "mtbench": _of_mtbench,
 }

@@ -22,9 +22,9 @@ from core.sending.chat import usage
 from core.store import digest
 from core.wire import Reply, Request, ServerSpec, reward_request, rewards
 from eval.judging import settle, templates
-from eval.judging.ask import FIELDS as JUDGMENT
-from eval.judging.ask import Asker, Fields, Means, Question, malformed, short_name
-from eval.judging.journal import Cell, Draft, Row
+from eval.judging.asking.ask import FIELDS as JUDGMENT
+from eval.judging.asking.ask import Asker, Fields, Means, Question, malformed, short_name
+from eval.judging.asking.journal import Cell, Draft, Row
 from eval.protocols import PairwiseProtocol
 
 FIELDS: Fields = {
@@ -38,9 +38,9 @@ FIELDS: Fields = {
 def buy(protocol: PairwiseProtocol, questions: Sequence[Question], means: Means) -> settle.Bought:
     """Settle all questions by the rewards of their two answers.
 
-    The judgments have the fields of eval.judging.ask.FIELDS (`verdict` has both raw rewards);
-    `asked` and `known` count rewards. Raises UserError for a model with several outputs, and when
-    not one of the rewards asked for came back.
+    The judgments have the fields of eval.judging.asking.ask.FIELDS (`verdict` has both raw
+    rewards); `asked` and `known` count rewards. Raises UserError for a model with several outputs,
+    and when not one of the rewards asked for came back.
     """
     answers = {question.id: _answers(question) for question in questions}
     single = {answer.id: answer for pair in answers.values() for answer in pair}

@@ -9,11 +9,12 @@ seed asks.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import polars as pl
 
@@ -26,12 +27,13 @@ from core.sending.purse import Purse
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.judging import templates
-from eval.judging.ask import FIELDS, Asker, Fields, Means, Question
-from eval.judging.journal import Cell, Journal, Row
+from eval.judging.asking.ask import FIELDS, Asker, Fields, Means, Question
+from eval.judging.asking.journal import Cell, Journal, Row
+from eval.judging.asking.texts import Answer
 from eval.judging.verdicts import Judged
 from eval.protocols import AlpacaConfig, JudgeConfig, PairwiseProtocol, RatedProtocol
 
-VERSION = 1
+VERSION = 2
 NOT_ASKED = {
     "prompts",
     "answers",
@@ -53,11 +55,6 @@ WB-Reward asks by a protocol of its own."""
 STATUS: Fields = {"judgment": pl.String, "status": pl.String, "reason": pl.String}
 """What every table ends with: `judgment` is the id in the store (null when nobody was asked)."""
 
-Answer = tuple[str | None, str]
-"""An answer, or None and why there is none."""
-Answers = Mapping[str, Answer]
-NO_ANSWER: Answer = (None, "no answer")
-
 
 @dataclass(frozen=True)
 class Item:
@@ -72,10 +69,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that is to be judged for one table, and how many answers are shown shortened."""
+    """All that is to be judged for one table, how many answers are shown shortened, and how many
+    without the thoughts that the model wrote before them."""
 
     items: Sequence[Item]
     cut: int
+    thoughts: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def run(
     """Settle all items and write them, and `how` they were judged, to `out`.
 
     Counts: rows, judged, unjudged and unjudged_reasons, those of the form, prompt_tokens, tokens,
-    models, fingerprints, cut, asked, from_store. Raises UserError when the budget ends the run, or
+    models, fingerprints, cut, thoughts, asked, from_store, money (what its judgments cost, whoever
+    paid). Raises UserError when the budget ends the run, or
     when not one of the judgments asked for came back.
     """
     asked = [item.question for item in wanted.items if item.question is not None]
@@ -123,15 +123,22 @@ def run(
     if purse.stopped:
         held = f"{bought.judgments.height} of {len(questions)} judgments are bought"
         raise UserError(
-            f"the judge's budget of {purse.budget:g} ends here: {held}, for {purse.spent:.4g}, "
-            "and kept; raise `budget` and run again."
+            f"the judge's budget of {purse.budget:g} ends here: {held} and kept, and "
+            f"{purse.spent:.4g} is spent in all; raise `budget` and run again."
         )
     out.mkdir(parents=True, exist_ok=True)
     frame = table(form, wanted.items, bought)
     frame.write_parquet(out / f"{form.name}.parquet")
     write_atomic(out / form.how, json.dumps(how, indent=2))
-    store = {"cut": wanted.cut, "asked": bought.asked, "from_store": bought.known}
-    return counts(frame, form.counts(frame)) | store
+    store = {
+        "cut": wanted.cut,
+        "thoughts": wanted.thoughts,
+        "asked": bought.asked,
+        "from_store": bought.known,
+    }
+    counted = counts(frame, form.counts(frame)) | store
+    money = purse.cost(counted["prompt_tokens"], counted["tokens"])
+    return counted | {"money": round(money, 6)}
 
 
 def table(form: Form, items: Iterable[Item], bought: Bought) -> pl.DataFrame:
@@ -206,19 +213,17 @@ def buy(
     """The judgments of `questions` from the store's column of this judge and protocol; those that
     it lacks are asked for and kept there.
 
-    `fields` are the column's value fields. What the purse has spent before counts too. Raises
-    UserError when not one of the judgments asked for came back.
+    `fields` are the column's value fields. Raises UserError when not one of the judgments asked for
+    came back.
     """
     kind = "reward" if is_scored(protocol) else protocol.kind
     cell = determines(protocol.judge, protocol)
     column = Column.open(means.root, f"judgments-{kind}", cell, fields)
     names = [question.id for question in questions]
-    purse, reasons = means.purse, {}
+    reasons: dict[str, str] = {}
     with Journal(column) as journal:
         asker = asking(protocol, column, journal, means)
         stored = column.read(names)
-        tokens = total(stored, "tokens") if "tokens" in fields else 0
-        purse.spent += purse.cost(total(stored, "prompt_tokens"), tokens)
         known = set(stored["id"])
         missing = [question for question in questions if question.id not in known]
         means.log.progress(len(known), len(names), asker.unit)
@@ -226,8 +231,8 @@ def buy(
             means.log.say(asker.announcement(missing, len(known)))
             reasons = asker.ask(missing, len(known), len(names))
             stored = column.read(names)
-        journal.keep = asker.turns and (bool(reasons) or purse.stopped)
-    if reasons and len(reasons) == len(missing):
+        journal.keep = asker.turns and (bool(reasons) or means.purse.stopped)
+    if reasons and stored.is_empty():
         raise UserError(asker.nothing(len(missing), next(iter(reasons.values()))))
     return Bought(stored, reasons, len(missing), len(known))
 
@@ -235,11 +240,7 @@ def buy(
 def determines(judge: JudgeConfig, protocol: Judged) -> Cell:
     """What a judgment depends on besides its texts: who judges, how it is asked, whose rules read
     it, the version of this code."""
-    who: Cell = {"model": judge.model, "revision": judge.revision}
-    if not judge.server.get("urls"):
-        model = models.resolve(judge.model, judge.revision)
-        who = {} if Path(model.path).is_dir() else {"model": model.name}
-        who["revision"] = model.revision
+    who = _identity(judge)
     limit = judge.max_answer_characters
     shared = {"version": VERSION, "judge": who, "max_answer_characters": limit}
     if is_scored(protocol):  # single answers: no prompt, no codes, no sampling
@@ -250,6 +251,43 @@ def determines(judge: JudgeConfig, protocol: Judged) -> Cell:
     named = template_names(protocol).items()
     own["prompt"] = {category: digest(_text(protocol.kind, name)) for category, name in named}
     return {**shared, "api": judge.asks_by, **own}
+
+
+ELSEWHERE = {
+    "host",
+    "port",
+    "served_model_name",
+    "data_parallel_size",
+    "download_dir",
+    "gpu_memory_utilization",
+}
+"""Engine arguments that say where and how wide a model is served, not how it computes."""
+
+
+def _identity(judge: JudgeConfig) -> Cell:
+    """Who judges: of our own servers the model, its revision and the engine arguments (fp8 is
+    another judge than bfloat16); of a service its name for the model and the service's host, never
+    a port or how many there are. A server of the user's own, on this machine or in its network, may
+    move: what tells two of them apart is `revision`."""
+    urls = judge.server.get("urls")
+    if urls:
+        who: Cell = {"model": judge.model, "revision": judge.revision}
+        hosts = {urlsplit(url).hostname or "" for url in urls}
+        public = sorted(host for host in hosts if not _is_own(host))
+        return who | ({"host": public} if public else {})
+    model = models.resolve(judge.model, judge.revision)
+    who = {} if Path(model.path).is_dir() else {"model": model.name}
+    args = judge.server.get("args", {})
+    engine = {name: value for name, value in args.items() if name not in ELSEWHERE}
+    return who | {"revision": model.revision} | ({"args": engine} if engine else {})
+
+
+def _is_own(host: str) -> bool:
+    """Whether a host is this machine or one of its network."""
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localdomain"))
 
 
 def _text(kind: str, name: str) -> str:
@@ -323,42 +361,3 @@ def compared(
     if row["order"] == "model":
         return Item(row, ask(mine[0], theirs[0]))
     return Item(row, ask(theirs[0], mine[0]))
-
-
-def model_shown_first(instruction: str, seed: str = "0") -> bool:
-    """AlpacaEval's order: drawn once an instruction, so that every model sees the same. True shows
-    the model's answer before the baseline's.
-
-    The seed text is that of alpaca_eval's PairwiseAnnotator ("is_switched_outputs" + instruction +
-    seed); with seed 0 it gives the order of all published annotations.
-    """
-    return random.Random(f"is_switched_outputs{instruction}{seed}").choices([False, True], k=1)[0]
-
-
-def shorten(text: str, judge: JudgeConfig) -> str:
-    """An answer as the judge sees it: cut, with a note, where it is longer than
-    `max_answer_characters`."""
-    limit = judge.max_answer_characters
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]}\n[cut here: the first {limit} of {len(text)} characters are shown]"
-
-
-def shortened(answers: Iterable[Answer], judge: JudgeConfig) -> int:
-    """How many answers a judge sees cut."""
-    return sum(text is not None and len(text) > judge.max_answer_characters for text, _ in answers)
-
-
-def length(answer: Answer) -> int | None:
-    """Characters of an answer; None where there is none."""
-    return None if answer[0] is None else len(answer[0])
-
-
-def read_answers(folder: Path) -> Answers:
-    """The answers by prompt id, from answers.parquet of a folder."""
-    path = folder / "answers.parquet"
-    try:
-        frame = pl.read_parquet(path, columns=["id", "answer", "status", "reason"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path} cannot be read as answers ({error}); make them first.") from error
-    return {i: (a if s == "ok" else None, r or "") for i, a, s, r in frame.iter_rows()}

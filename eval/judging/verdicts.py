@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from core.columns import FAILED, OK
-from eval.judging.journal import Cell, Draft, Row
+from eval.judging.asking.journal import Cell, Draft, Row
 from eval.protocols import (
     AlpacaConfig,
     ArenaConfig,
@@ -44,6 +44,13 @@ _CLOSING_RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]\W*$")
 _PREFERENCE = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 
+class NoLogprobs(ValueError):
+    """A reply without the log-probabilities that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("the reply holds no log-probabilities")
+
+
 def own_words(text: str) -> str:
     """What a thinking judge says after its thoughts (after the last `</think>`); nothing when it
     was cut in them; any other text as it is."""
@@ -51,6 +58,19 @@ def own_words(text: str) -> str:
     if ended:
         return words
     return "" if text.lstrip().startswith("<think>") else text
+
+
+def words_of(text: str) -> str:
+    """What a model that was evaluated answers after its thoughts (`<think> … </think>`, of which
+    its chat template may have written the beginning); "" when it was cut in them. An answer that
+    speaks of these tags stays as it is."""
+    thoughts, ended, words = text.partition("</think>")
+    began = text.lstrip().startswith("<think>")
+    if not began and "<think>" in thoughts:
+        return text
+    if ended:
+        return words.lstrip()
+    return "" if began else text
 
 
 def labels_v01(text: str) -> set[str]:
@@ -119,7 +139,11 @@ def top_tokens(choice: Row) -> dict[str, float]:
     `logprobs.content[0].top_logprobs` (a list). A body without them raises KeyError, IndexError or
     TypeError.
     """
-    logprobs = choice["logprobs"]
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict) or not (
+        logprobs.get("content") or "top_logprobs" in logprobs
+    ):
+        raise NoLogprobs
     if "content" in logprobs:
         return {
             entry["token"]: float(entry["logprob"])

@@ -15,8 +15,9 @@ import polars as pl
 
 from core.store import Counts, digest
 from eval.judging import settle, templates, verdicts
-from eval.judging.ask import SPENT, Means, Question
-from eval.judging.journal import Cell, Row
+from eval.judging.asking import texts
+from eval.judging.asking.ask import SPENT, Means, Question
+from eval.judging.asking.journal import Cell, Row
 from eval.prompt_sets.rated_tasks import Task
 from eval.protocols import JudgeConfig, WildBenchProtocol
 
@@ -85,23 +86,21 @@ def _pairs(
     """Every task's answer beside that of each reference."""
     judge = protocol.judge
     shape = templates.template(protocol.reward_prompt, slots=SLOTS)
-    answers = settle.read_answers(inputs["answers"])
-    others = {
-        name: settle.read_answers(inputs[f"reference/{name}"]) for name in protocol.references
-    }
+    answers = texts.read_answers(inputs["answers"])
+    others = {name: texts.read_answers(inputs[f"reference/{name}"]) for name in protocol.references}
     pairs = []
     for task in wanted:
-        mine = answers.get(task.id, settle.NO_ANSWER)
-        order = "model" if settle.model_shown_first(task.id) else "reference"
+        mine = answers.get(task.id, texts.NO_ANSWER)
+        order = "model" if texts.model_shown_first(task.id) else "reference"
         ask = partial(_question, judge, shape, task)
         for name in others:
-            theirs = others[name].get(task.id, settle.NO_ANSWER)
+            theirs = others[name].get(task.id, texts.NO_ANSWER)
             row = {
                 "item": task.id,
                 "reference": name,
                 "order": order,
-                "model_characters": settle.length(mine),
-                "reference_characters": settle.length(theirs),
+                "model_characters": texts.length(mine),
+                "reference_characters": texts.length(theirs),
             }
             rival = f"the reference {name}"
             item = settle.compared(row, mine, theirs, rival, TIE, ask)
@@ -109,7 +108,7 @@ def _pairs(
             if item.question is not None and not whole:
                 item = settle.Item(row, settled=EMPTY_OR_CUT)
             pairs.append(item)
-    cut = sum(settle.shortened(theirs.values(), judge) for theirs in others.values())
+    cut = sum(texts.shortened(theirs.values(), judge) for theirs in others.values())
     return settle.Wanted(pairs, cut)
 
 
@@ -129,8 +128,8 @@ def _question(
     judge: JudgeConfig, shape: templates.Template, task: Task, first: str, second: str
 ) -> Question:
     values = task.shown() | {
-        "candidate_A": settle.shorten(first, judge),
-        "candidate_B": settle.shorten(second, judge),
+        "candidate_A": texts.shorten(first, judge),
+        "candidate_B": texts.shorten(second, judge),
     }
     return Question(digest([shape.text, values]), shape, values)
 

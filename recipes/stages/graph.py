@@ -17,6 +17,7 @@ from pathlib import Path
 
 from core import models
 from core.errors import UserError
+from core.sending.purse import Ledger
 from core.servers import Servers
 from core.store import Result, Store
 from core.tracking import Log
@@ -136,6 +137,7 @@ def _outcome(loaded: Loaded, planning: bool, until: str | None, trainings: Train
     log = Log()
     with Servers(log, store.root / "logs") as servers:
         tracker = tracker_of(recipe, store)
+        servers.ledger = Ledger(recipe.folder / "spent")
         session = Session(store, recipe.name, planning, tracker, servers, log, until, trainings)
         stopped = False
         try:
@@ -144,6 +146,8 @@ def _outcome(loaded: Loaded, planning: bool, until: str | None, trainings: Train
             stopped = True
         except UserError as error:
             raise loaded.source.sentence(error) from error
+        finally:
+            servers.ledger.close()
     return Outcome(session.steps, session.results, stopped)
 
 

@@ -134,4 +134,9 @@ def _partly(counts: Counts) -> str:
     return f"{items} items lack a judge" if items else ""
 
 
-SENTENCES = (_references, _orders, _first, _mass, _judges_agree, _partly)
+def _thoughts(counts: Counts) -> str:
+    thoughts = counts.get("thoughts")
+    return f"{thoughts} answers judged without the thoughts before them" if thoughts else ""
+
+
+SENTENCES = (_references, _orders, _first, _mass, _judges_agree, _partly, _thoughts)

@@ -47,6 +47,7 @@ def tasks(
     spec["VERSION"] = lm_eval_tasks.VERSION
     if config.backend in SERVED:  # our server's settings then decide too
         spec["args"] = (config.server or {}).get("args")
+    spec["lm_eval"] = lm_eval_tasks.release()
     return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
 
 
@@ -181,7 +182,10 @@ def heldout(
         )
 
     parents = {"checkpoint": checkpoint, "heldout": rows}
-    spec = {"VERSION": heldout_loss.VERSION}
+    # fp8 has other losses than bfloat16; a recipe without engine arguments keeps its key.
+    spec: dict[str, Any] = {"VERSION": heldout_loss.VERSION}
+    if server.get("args"):
+        spec["args"] = server["args"]
     return session.result(Stage(f"heldout/{run}", spec, parents, make))
 
 

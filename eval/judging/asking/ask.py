@@ -7,7 +7,7 @@ reason). What never got a usable reply is not settled, and is asked again by the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,10 +22,10 @@ from core.servers import Servers
 from core.tracking import Log
 from core.wire import Reply, Request, ServerSpec
 from eval.judging import templates, verdicts
-from eval.judging.journal import Cell, Draft, Journal, Row
+from eval.judging.asking.journal import Cell, Draft, Journal, Row
 from eval.judging.templates import Message, Template
 from eval.judging.verdicts import Judged
-from eval.protocols import AlpacaConfig
+from eval.protocols import AlpacaConfig, JudgeConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +50,11 @@ FIELDS: Fields = {
 own text; `mass` the probability on the verdict codes; tokens of all its turns; model and
 fingerprint as the endpoint returned them."""
 
+PROBES = 3
+"""Questions that a judge is asked one after the other until it gives a judgment, before it is asked
+the rest: what no question will get is found out by as many."""
+SILENT = 20
+"""Questions in a row without a judgment after which a judge counts as gone."""
 TRIES = 3
 """How often a question is asked whose replies are no verdict's form at all (wrong schema, no text);
 the endpoint retries the rest."""
@@ -72,6 +77,24 @@ class Means:
     purse: Purse
     servers: Servers
     log: Log
+
+
+def purse_of(judge: JudgeConfig, servers: Servers) -> Purse:
+    """The money for a judge: what this run's experiment spent on it before counts."""
+    name = f"{short_name(judge.model)} (judge)"
+    return Purse(judge.prices, judge.budget, ledger=servers.ledger, name=name)
+
+
+@dataclass
+class _Asking:
+    """What has come of the questions so far."""
+
+    drafts: dict[str, Draft]
+    reasons: dict[str, str] = field(default_factory=dict)
+    settled: bool = False
+    """Whether the judge gave a judgment at all."""
+    in_a_row: int = 0
+    """Questions without a judgment since the last."""
 
 
 @dataclass
@@ -126,30 +149,61 @@ class Asker:
 
     def ask(self, questions: Iterable[Question], done: int, total: int) -> dict[str, str]:
         """Ask all questions, further turns included; returns why, by id, for those that are not
-        settled."""
+        settled.
+
+        The first ones alone, until one is settled. Raises UserError, with everything bought kept,
+        when the judge refuses access, gives no log-probabilities though they are read, or settles
+        nothing PROBES times at first or SILENT times in a row.
+        """
         endpoint = self.means.servers.serve(self._spec())
         by_id = {question.id: question for question in questions}
-        drafts = {name: self.journal.drafts.get(name, Draft()) for name in by_id}
-        reasons: dict[str, str] = {}
-        waiting = list(by_id)
+        asking = _Asking({name: self.journal.drafts.get(name, Draft()) for name in by_id})
+        names = list(by_id)
+        probes = list(dict.fromkeys(names[len(names) * at // PROBES] for at in range(PROBES)))
         with self.column.filling() as add:
-            while waiting and not self.means.purse.stopped:
-                requests = self._requests([by_id[name] for name in waiting], drafts)
-                waiting = []
-                for reply in endpoint.stream(requests, ahead=False):
-                    outcome = self._read(reply, drafts[reply.key])
-                    if isinstance(outcome, Draft):
-                        drafts[reply.key] = outcome
-                        waiting.append(reply.key)
-                        continue
-                    if isinstance(outcome, str):
-                        reasons[reply.key] = outcome
-                    else:
-                        self.journal.write(outcome)
-                        add(outcome)
-                    done += 1
-                    self.means.log.progress(done, total, self.unit)
-        return reasons
+            while names and not self.means.purse.stopped:
+                alone = [name for name in probes if name in names and not asking.settled][:1]
+                waiting = alone or names
+                names = [name for name in names if alone and name not in alone]
+                while waiting and not self.means.purse.stopped:
+                    requests = self._requests([by_id[name] for name in waiting], asking.drafts)
+                    waiting = []
+                    for reply in endpoint.stream(requests, ahead=False):
+                        outcome = self._read(reply, asking.drafts[reply.key])
+                        if isinstance(outcome, Draft):
+                            asking.drafts[reply.key] = outcome
+                            waiting.append(reply.key)
+                            continue
+                        if isinstance(outcome, str):
+                            self._failed(asking, reply, outcome)
+                        else:
+                            self.journal.write(outcome)
+                            add(outcome)
+                            asking.settled, asking.in_a_row = True, 0
+                        done += 1
+                        self.means.log.progress(done, total, self.unit)
+        return asking.reasons
+
+    def _failed(self, asking: _Asking, reply: Reply, why: str) -> None:
+        """Remember why a question is not settled. Raises UserError where the others would fare no
+        better."""
+        asking.reasons[reply.key] = why
+        own = reply.fault == "request"
+        missing = reply.body is not None and why == str(verdicts.NoLogprobs())
+        if not asking.settled and (missing or (own and "logprob" in why.lower())):
+            raise UserError(
+                f"the judge {self.judge.model} gives no log-probabilities, by which its verdicts "
+                f"are read ({why}); set `mode: text`, or take a judge that gives them."
+            )
+        asking.in_a_row += not own
+        limit = SILENT if asking.settled else PROBES
+        if reply.fault == "access" or asking.in_a_row >= limit:
+            if not asking.settled:
+                raise UserError(self.nothing(len(asking.drafts), why))
+            raise UserError(
+                f"the judge {self.judge.model} answers no more ({why}); everything bought is kept: "
+                "mend that, and run again."
+            )
 
     def _spec(self) -> ServerSpec:
         """The judge's server; also learns the judge's tokenizer, codes and name."""
@@ -236,6 +290,8 @@ class Asker:
             self.means.purse.settle(reply.key, 0, 0)
             return reply.error or "no reply"
         prompt_tokens, tokens = usage(body)
+        if not isinstance(body.get("usage"), dict):  # then it counts as the most it may have cost
+            prompt_tokens, tokens = self.means.purse.held(reply.key)
         self.means.purse.settle(reply.key, prompt_tokens, tokens)
         cost: Cell = {
             "prompt_tokens": draft.prompt_tokens + prompt_tokens,
@@ -245,6 +301,8 @@ class Asker:
             choice = body["choices"][0]
             written = verdicts.Written(choice, _text(choice), draft, self.code_of_token)
             outcome = verdicts.read(self.protocol, written)
+        except verdicts.NoLogprobs as error:
+            return str(error)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if draft.tries + 1 >= TRIES:
                 return malformed(error)
