@@ -97,7 +97,7 @@ def _turns(
     for task in wanted:
         shown = SHOWN[protocol.kind](task, answers, protocol.judge)
         for number, values in enumerate(shown, 1):
-            said = answers.get(task.id + (SECOND if number > 1 else ""), settle.NO_ANSWER)
+            said = answers.get(task.id + (SECOND if number > 1 else ""), texts.NO_ANSWER)
             row = {
                 "item": task.id,
                 "turn": number,

@@ -112,7 +112,7 @@ def _pairs(
     return settle.Wanted(pairs, cut)
 
 
-def is_whole(answer: settle.Answer, judge: JudgeConfig) -> bool:
+def is_whole(answer: texts.Answer, judge: JudgeConfig) -> bool:
     """Whether a judge can see all of an answer: there is one, not empty, not too long."""
     text = answer[0]
     return text is not None and bool(text.strip()) and len(text) <= judge.max_answer_characters
