@@ -50,6 +50,8 @@ class Servers:
         """What this run buys of hosted models."""
         self.ledger: Ledger | None = None
         """Where this run writes down what its judges cost; None: it remembers nothing."""
+        self.retry = False
+        """Whether what a judge failed at for good is asked again too."""
         self.engine_seeds: Seeds | None = None
         """Where set, every start of an own server gets a seed from here."""
 

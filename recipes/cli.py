@@ -69,6 +69,13 @@ def run(
         bool,
         Option("--trained", help="Train nothing: evaluate what is trained, and say what is not."),
     ] = False,
+    retry: Annotated[
+        bool,
+        Option(
+            "--retry",
+            help="Also ask again what servers and judges failed at for good (no verdict).",
+        ),
+    ] = False,
 ) -> None:
     """Make everything that the recipe asks for and is not made yet, then print the comparison."""
     from core.errors import UserError, nearest
@@ -81,7 +88,7 @@ def run(
     if only is not None and (trained or until is not None):
         raise UserError("--only makes one training and nothing else: no --until, no --trained.")
     loaded = _load(recipe, overrides)
-    outcome = graph.run(loaded, until, Trainings(only, trained))
+    outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry)
     if not outcome.stopped:
         terminal.show(loaded, outcome)
 

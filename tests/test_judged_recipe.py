@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.sending import client
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
@@ -43,8 +44,8 @@ def verdict(first: float) -> dict[str, Any]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two checkpoints, `one` and `two`."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ONE_OF:
-        small_recipe.model(folder / name)
+    for name, family in zip(ONE_OF, ("chatml", "llama3"), strict=True):
+        small_recipe.model(folder / name, family)
     return folder
 
 
@@ -191,3 +192,113 @@ def test_a_folder_that_lacks_a_table_is_a_sentence_with_the_place_in_the_recipe(
         path = of_alpaca(tmp_path, models, server.url, tables, data=str(tables))
         with pytest.raises(UserError, match=r"recipe.yaml:\d+: eval.alpaca.data: .*df_gamed"):
             run(path)
+
+
+# what failed
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off in milliseconds."""
+    monkeypatch.setattr(client, "BACKOFF", (0.001, 0.005))
+
+
+FIRST = "Say 0, please."
+
+
+def failing(
+    *, answers: Fault | None = None, judgments: dict[str, Any] | Fault | None = None
+) -> Answer:
+    """The scripted models, which fail at the first prompt: `two` at answering it, or the judge."""
+
+    def answered(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
+        if "messages" in body:
+            mine = FIRST in json.dumps(body["messages"])
+            return judgments if judgments is not None and mine else answer(path, body)
+        of_two = Path(str(body["model"])).name == "two"
+        if of_two and answers is not None and body["prompt"] == FIRST_IDS:
+            return answers
+        return answer(path, body)
+
+    return answered
+
+
+FIRST_IDS: list[int] = []
+
+
+@pytest.fixture
+def prompts(tmp_path: Path, models: Path) -> str:
+    """Six prompts in a file."""
+    from core.models import render, tokenizer
+
+    asked = [{"role": "user", "content": FIRST}]
+    ids = render(tokenizer(str(models / "two")), asked, add_generation_prompt=True)
+    FIRST_IDS[:] = ids
+    texts = [FIRST, *(f"Say {number}, will you?" for number in range(1, 6))]
+    rows = [{"id": f"p{number}", "prompt": text} for number, text in enumerate(texts)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(tmp_path / "prompts.jsonl")
+
+
+def items(outcome: Outcome) -> int:
+    """How many items the comparison of both arms has."""
+    (difference,) = [d for d in comparison(outcome)["differences"] if d["metric"] == "win_rate"]
+    return int(difference["n"])
+
+
+def again(path: Path, server: ScriptedServer, *, retry: bool = False) -> tuple[Outcome, int]:
+    """Another run, and how many requests it sent."""
+    before = len(server.requests)
+    return graph.run(schema.load(path), retry=retry), len(server.requests) - before
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_judgment_that_the_server_failed_at_is_asked_again_by_the_next_run(
+    tmp_path: Path, models: Path, prompts: str
+) -> None:
+    with ScriptedServer(failing(judgments=Fault("status", 503))) as server:
+        path = recipe(tmp_path, models, server.url, eval__prompts=prompts)
+        assert items(run(path)) == 5
+        said = {step.name: step.why for step in graph.plan(schema.load(path)).steps}
+        assert said["judge/alpaca/two"] == "1 that servers failed at are asked again by a run"
+        kept, _ = again(path, server)
+        assert items(kept) == 5
+        server.answer = answer
+        mended, asked = again(path, server)
+        assert (items(mended), asked) == (6, 1)
+        assert again(path, server)[1] == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_answer_that_the_server_failed_at_is_asked_again_and_then_judged(
+    tmp_path: Path, models: Path, prompts: str
+) -> None:
+    with ScriptedServer(failing(answers=Fault("status", 503))) as server:
+        path = recipe(tmp_path, models, server.url, eval__prompts=prompts)
+        assert items(run(path)) == 5
+        server.answer = answer
+        mended, asked = again(path, server)
+    assert (items(mended), asked) == (6, 2)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("final", [Fault("status", 400, words="too long"), "no verdict"])
+def test_what_is_final_says_so_and_is_asked_again_by_a_retry_alone(
+    tmp_path: Path, models: Path, prompts: str, final: Fault | str
+) -> None:
+    unread = verdict(0.5)
+    unread["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = [
+        {"token": "The", "logprob": -0.1}
+    ]
+    reply = final if isinstance(final, Fault) else unread
+    with ScriptedServer(failing(judgments=reply)) as server:
+        path = recipe(tmp_path, models, server.url, eval__prompts=prompts)
+        assert items(run(path)) == 5
+        server.answer = answer
+        kept, asked = again(path, server)
+        assert (items(kept), asked) == (5, 0)
+        why = {step.name: step.why for step in kept.steps}["judge/alpaca/two"]
+        assert why == "1 without an answer are final: `--retry` asks again"
+        mended, asked = again(path, server, retry=True)
+        assert (items(mended), asked) == (6, 1)
+        assert items(again(path, server)[0]) == 6

@@ -39,9 +39,11 @@ def run(
     """Write `out`/answers.parquet: one row a prompt of `inputs["prompts"]`, in that file's order,
     with the columns of `benchmarks.ANSWERS`.
 
-    `model` is a folder, `embedded/NAME` or hub id. A request that failed for good leaves a row with
-    status "failed" and the reason. Counts: rows, failed, tokens (generated), truncated
-    (finish_reason "length"), failed_reasons. Raises UserError when not one prompt was answered.
+    `model` is a folder, `embedded/NAME` or hub id. `inputs["earlier"]`, an answers folder, has what
+    need not be asked for. A request that failed for good leaves a row with status "failed" and the
+    reason. Counts: rows, failed, again (failed by the server's fault), failed_reasons, tokens
+    (generated), truncated (finish_reason "length"). Raises UserError when not one prompt was
+    answered.
     """
     wanted = {prompt.id: prompt for prompt in prompts(str(inputs["prompts"]))}
     path = models.resolve(model).path
@@ -64,7 +66,8 @@ def run(
         nothing=f"{model} answered none of the {len(wanted)} prompts",
     )
     endpoint = servers.serve(ServerSpec(model=path, **config.server))
-    rows = settle(questions, endpoint, out / "work", log).with_columns(
+    earlier = inputs["earlier"] / "answers.parquet" if "earlier" in inputs else None
+    rows = settle(questions, endpoint, out / "work", log, earlier).with_columns(
         prompt=pl.Series([prompt.prompt for prompt in wanted.values()])
     )
     columns = [pl.col(name).cast(kind) for name, kind in ANSWERS.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from core.columns import FAILED, Column
+from core.columns import FAILED, OK, Column
 from core.errors import UserError
 from core.servers import Endpoint
 from core.store import Counts
@@ -30,13 +30,26 @@ class Questions:
     nothing: str  # what an error says when not one id has a cell
 
 
-def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl.DataFrame:
-    """One row an id, in their order: id, the fields, status and reason. `work` is the folder of the
-    finished cells. Raises UserError when no id has one."""
+def settle(
+    questions: Questions,
+    endpoint: Endpoint,
+    work: Path,
+    log: Log,
+    earlier: Path | None = None,
+) -> pl.DataFrame:
+    """One row an id, in their order: id, the fields, status, reason, and `again`: whether it failed
+    by the server's fault, so that the next run asks again. `work` is the folder of the finished
+    cells; `earlier` the file of an attempt before, whose answers are taken over. Raises UserError
+    when no id has one."""
     ids = questions.ids
     column = Column(work, questions.fields)
     missing = column.missing(ids)
+    if earlier is not None and missing:
+        found = pl.read_parquet(earlier).filter(pl.col("status") == OK, pl.col("id").is_in(missing))
+        column.append(found.select("id", *questions.fields))
+        missing = column.missing(ids)
     reasons: dict[str, str] = {}
+    again: set[str] = set()
 
     def requests() -> Iterator[Request]:
         for name in missing:
@@ -53,6 +66,7 @@ def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl
             cell = _cell(reply, questions)
             if isinstance(cell, str):
                 reasons[reply.key] = cell
+                again |= {reply.key} if reply.fault == "server" else set()
             else:
                 keep(cell)
             done += 1
@@ -61,7 +75,11 @@ def settle(questions: Questions, endpoint: Endpoint, work: Path, log: Log) -> pl
     cells = pl.DataFrame({"id": ids}).join(
         column.read(), on="id", how="left", maintain_order="left"
     )
-    rows = cells.with_columns(pl.col("status").fill_null(FAILED), pl.coalesce("reason", lost))
+    rows = cells.with_columns(
+        pl.col("status").fill_null(FAILED),
+        pl.coalesce("reason", lost),
+        again=pl.col("id").is_in(list(again)),
+    )
     if (rows["status"] == FAILED).all():
         raise UserError(f"{questions.nothing}; the first reason: {rows['reason'][0]}")
     return rows
@@ -78,10 +96,12 @@ def _cell(reply: Reply, questions: Questions) -> dict[str, Any] | str:
 
 
 def tally(rows: pl.DataFrame) -> Counts:
-    """How many rows there are, how many failed, and how often for each reason."""
+    """How many rows there are, how many failed, how many of these the next run asks again, and how
+    often for each reason."""
     reasons = rows.filter(pl.col("status") == FAILED)["reason"].value_counts().sort("reason")
     return {
         "rows": rows.height,
         "failed": int(reasons["count"].sum()),
+        "again": int(rows["again"].sum()) if "again" in rows.columns else 0,
         "failed_reasons": dict(reasons.iter_rows()),
     }

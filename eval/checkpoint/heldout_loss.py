@@ -91,8 +91,9 @@ def run(
         nothing=f"{model} could be scored on none of the {n} held-out conversations",
     )
     endpoint = servers.serve(ServerSpec(model=path, **server))
-    rows = settle(questions, endpoint, out / "work", log)
-    rows.write_parquet(out / "losses.parquet")
+    earlier = inputs["earlier"] / "losses.parquet" if "earlier" in inputs else None
+    rows = settle(questions, endpoint, out / "work", log, earlier)
+    rows.drop("again").write_parquet(out / "losses.parquet")
     shutil.rmtree(out / "work")
     tokens = int(rows["tokens"].sum())
     return tally(rows) | {

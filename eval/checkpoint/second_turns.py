@@ -41,9 +41,9 @@ def run(
     and errors are those of eval.checkpoint.answers.run. A finished first turn survives a kill.
     """
     questions = tasks("mtbench", str(inputs["prompts"]))
-    ask = partial(_turn, config, model=model, servers=servers, log=log)
+    ask = partial(_turn, config, inputs, model=model, servers=servers, log=log)
     openings = [Prompt(q.id, q.prompt, q.category) for q in questions]
-    first, counts = ask(openings, out / "turn-1")
+    first, counts = ask((openings, out / "turn-1"))
     answered = dict(first.filter(pl.col("status") == OK).select("id", "answer").iter_rows())
     follow: list[Prompt] = []
     lost: list[dict[str, str]] = []
@@ -60,30 +60,32 @@ def run(
                 lost.append({"id": name, "prompt": text, **NO_FIRST_TURN})
     frames = [first]
     if follow:
-        second, more = ask(follow, out / "turn-2")
+        second, more = ask((follow, out / "turn-2"))
         frames.append(second)
-        counts |= {name: counts[name] + more[name] for name in ("tokens", "truncated")}
+        counts |= {name: counts[name] + more[name] for name in ("tokens", "truncated", "again")}
     frame = pl.concat([*frames, pl.DataFrame(lost, schema=ANSWERS)])
     frame.write_parquet(out / "answers.parquet")
     for turn in ("turn-1", "turn-2"):
         shutil.rmtree(out / turn, ignore_errors=True)
-    return counts | tally(frame)
+    return counts | {**tally(frame), "again": counts["again"]}
 
 
 def _turn(
     config: AnswersConfig,
-    wanted: list[Prompt],
-    folder: Path,
+    given: dict[str, Path],
+    asked: tuple[list[Prompt], Path],
     *,
     model: str,
     servers: Servers,
     log: Log,
 ) -> tuple[pl.DataFrame, Counts]:
-    """Answers to one turn; `folder`/counts.json is written last and says that they are complete."""
+    """Answers to one turn; `asked`: its prompts and its folder, whose counts.json is written last
+    and says that they are complete."""
+    wanted, folder = asked
     finished = folder / "counts.json"
     if not finished.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        inputs = {"prompts": folder / "prompts.jsonl"}
+        inputs = given | {"prompts": folder / "prompts.jsonl"}
         write_prompts(wanted, inputs["prompts"])
         counts = answers.run(config, inputs, folder, model=model, servers=servers, log=log)
         write_atomic(finished, json.dumps(counts))

@@ -83,6 +83,7 @@ def run(
     if isinstance(protocol, WildBenchProtocol) and protocol.references:
         rewards = wb_reward.run(protocol, wanted, inputs, means, out)
         counts["money"] = round(counts["money"] + rewards.pop("money"), 6)
+        counts["again"] += rewards["again"]
         counts["rewards"] = rewards
     settle.warn_of_change(counts, log)
     return counts

@@ -9,7 +9,7 @@ seed asks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,7 +27,8 @@ from core.sending.purse import Purse
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.judging import templates
-from eval.judging.asking.ask import FIELDS, Asker, Fields, Means, Question
+from eval.judging.asking.ask import FIELDS, Asked, Asker, Fields, Means, Question
+from eval.judging.asking.attempts import Attempts, question_of
 from eval.judging.asking.journal import Cell, Journal, Row
 from eval.judging.asking.texts import Answer
 from eval.judging.verdicts import Judged
@@ -86,6 +87,8 @@ class Bought:
     reasons: Mapping[str, str]
     asked: int
     known: int
+    again: Set[str] = frozenset()
+    """The ids that are not settled because the server was at fault: the next run asks again."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ def run(
     """Settle all items and write them, and `how` they were judged, to `out`.
 
     Counts: rows, judged, unjudged and unjudged_reasons, those of the form, prompt_tokens, tokens,
-    models, fingerprints, cut, thoughts, asked, from_store, money (what its judgments cost, whoever
-    paid). Raises UserError when the budget ends the run, or
-    when not one of the judgments asked for came back.
+    models, fingerprints, cut, thoughts, asked, from_store, again (unjudged, and asked again by the
+    next run), money (what its judgments cost, whoever paid). Raises UserError when the budget ends
+    the run, or when not one of the judgments asked for came back.
     """
     asked = [item.question for item in wanted.items if item.question is not None]
     questions = list({question.id: question for question in asked}.values())
@@ -135,6 +138,7 @@ def run(
         "thoughts": wanted.thoughts,
         "asked": bought.asked,
         "from_store": bought.known,
+        "again": frame.filter(pl.col("judgment").is_in(list(bought.again))).height,
     }
     counted = counts(frame, form.counts(frame)) | store
     money = purse.cost(counted["prompt_tokens"], counted["tokens"])
@@ -220,21 +224,23 @@ def buy(
     cell = determines(protocol.judge, protocol)
     column = Column.open(means.root, f"judgments-{kind}", cell, fields)
     names = [question.id for question in questions]
-    reasons: dict[str, str] = {}
+    attempts = Attempts(names, retry=means.servers.retry)
+    asked = Asked({})
     with Journal(column) as journal:
         asker = asking(protocol, column, journal, means)
-        stored = column.read(names)
-        known = set(stored["id"])
-        missing = [question for question in questions if question.id not in known]
-        means.log.progress(len(known), len(names), asker.unit)
+        stored, missing = attempts.read(column, questions)
+        known = len(names) - len(missing)
+        means.log.progress(known, len(names), asker.unit)
         if missing:
-            means.log.say(asker.announcement(missing, len(known)))
-            reasons = asker.ask(missing, len(known), len(names))
-            stored = column.read(names)
-        journal.keep = asker.turns and (bool(reasons) or means.purse.stopped)
-    if reasons and stored.is_empty():
-        raise UserError(asker.nothing(len(missing), next(iter(reasons.values()))))
-    return Bought(stored, reasons, len(missing), len(known))
+            means.log.say(asker.announcement(missing, known))
+            asked = asker.ask(missing, known, len(names))
+            stored, _ = attempts.read(column, questions)
+        journal.keep = asker.turns and (bool(asked.reasons) or means.purse.stopped)
+    if asked.reasons and stored.is_empty():
+        raise UserError(asker.nothing(len(missing), next(iter(asked.reasons.values()))))
+    reasons = {question_of(name): why for name, why in asked.reasons.items()}
+    again = frozenset(map(question_of, asked.again))
+    return Bought(stored, reasons, len(missing), known, again)
 
 
 def determines(judge: JudgeConfig, protocol: Judged) -> Cell:

@@ -75,14 +75,21 @@ def plan(loaded: Loaded) -> Outcome:
     return _outcome(loaded, True, None, ALL)
 
 
-def run(loaded: Loaded, until: str | None = None, trainings: Trainings = ALL) -> Outcome:
+def run(
+    loaded: Loaded,
+    until: str | None = None,
+    trainings: Trainings = ALL,
+    *,
+    retry: bool = False,
+) -> Outcome:
     """Make whatever is missing, up to the stage `until` (default: all), of the recipe's `trainings`
-    (default: all). Raises UserError for a training that the recipe does not have, and for one that
+    (default: all); what servers failed at is asked again, with `retry` also what they failed at for
+    good. Raises UserError for a training that the recipe does not have, and for one that
     is wanted alone and whose data are not made."""
     if trainings.finished:
         _check_made(loaded)
     if trainings.only is None:
-        return _outcome(loaded, False, until, trainings)
+        return _outcome(loaded, False, until, trainings, retry=retry)
     arm = loaded.recipe.arms.get(trainings.only.partition("/")[0])
     config = loaded.recipe.dpo if arm and arm.dpo is not None else loaded.recipe.train
     if config is not None and config.machine_rank:
@@ -130,15 +137,24 @@ def _joined(loaded: Loaded, config: TrainConfig, run: str) -> Outcome:
         time.sleep(JOIN)
 
 
-def _outcome(loaded: Loaded, planning: bool, until: str | None, trainings: Trainings) -> Outcome:
+def _outcome(
+    loaded: Loaded,
+    planning: bool,
+    until: str | None,
+    trainings: Trainings,
+    *,
+    retry: bool = False,
+) -> Outcome:
     """A walk over all stages. A run of one training plans everything else."""
     recipe = loaded.recipe
     store = Store(Path(recipe.store))
     log = Log()
     with Servers(log, store.root / "logs") as servers:
         tracker = tracker_of(recipe, store)
+        servers.retry = retry
         servers.ledger = Ledger(recipe.folder / "spent")
         session = Session(store, recipe.name, planning, tracker, servers, log, until, trainings)
+        session.retry = retry
         stopped = False
         try:
             _walk(loaded, session)

@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from core.errors import UserError
 from core.files import file_digest, read_json, write_changed
 from core.servers import Servers
 from core.store import Counts, Result, Store, canonical, digest, tree_digest
@@ -92,6 +93,9 @@ class Stage:
     """Settings that explain the spec without being part of the key."""
     trainer: bool = False
     """Whether what runs reports to the tracker itself."""
+    asks: bool = False
+    """Whether servers are asked, who may fail at some of it: a further attempt, for which `make`
+    finds the one before as "earlier", asks for that again."""
 
     @property
     def kind(self) -> str:
@@ -102,6 +106,10 @@ class Stage:
     def inputs(self) -> dict[str, str]:
         """Digests of the results that it is made from, by what it calls them."""
         return {name: parent.digest for name, parent in self.parents.items() if parent}
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """What the key of an attempt is the digest of; the first is number 0."""
+        return self.determined | ({"attempt": number} if number else {})
 
     @property
     def determined(self) -> dict[str, Any]:
@@ -138,6 +146,8 @@ class Session:
     steps: list[Step] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     """Trainings ("ARM/SEED") that are left out because they are not finished, and why."""
+    retry: bool = False
+    """Whether also what servers failed at for good is asked again."""
     unjudged: dict[str, str] = field(default_factory=dict)
     """Trainings that no judge compares, because the baseline's of their seed is left out: which."""
     remarks: list[str] = field(default_factory=list)
@@ -175,9 +185,18 @@ class Session:
 
     def find(self, stage: Stage) -> Result | None:
         """The finished result of a stage, or None; makes nothing."""
-        if None in stage.parents.values():
-            return None
-        return self.store.find(stage.kind, digest(stage.determined))
+        return None if None in stage.parents.values() else self._attempts(stage)[1]
+
+    def _attempts(self, stage: Stage) -> tuple[int, Result | None]:
+        """(how many attempts at a stage are finished, the last of them)."""
+        last = self.store.find(stage.kind, digest(stage.determined))
+        number = int(last is not None)
+        while stage.asks and last is not None and any(left(last)):
+            further = self.store.find(stage.kind, digest(stage.attempt(number)))
+            if further is None:
+                break
+            last, number = further, number + 1
+        return number, last
 
     def note(self, name: str, state: State, why: str, path: Path | None = None) -> None:
         """Add a line to the plan; while running, also say it."""
@@ -204,13 +223,16 @@ class Session:
             self.note(stage.name, WAITS, f"depends on {', '.join(waiting)}")
             return None
         self._specs[stage.name] = {**spec, "inputs": stage.inputs}
-        determined = stage.determined
-        key = digest(determined)
-        stored = self.store.find(stage.kind, key)
+        number, stored = self._attempts(stage)
         if stored is not None:
-            self.note(stage.name, REUSE, "", stored.path)
+            again, final = left(stored) if stage.asks else (0, 0)
+            self.note(stage.name, REUSE, _lost(again, final), stored.path)
+            if not self.planning and (again or (self.retry and final)):
+                stored = self._again(stage, number, stored)
             self.results[stage.name] = stored
             return stored
+        determined = stage.determined
+        key = digest(determined)
         known = not any(parent.manifest.get(UNMADE) for parent in stage.parents.values() if parent)
         folder = self.store.folder(stage.kind, key) if known else None
         self.note(stage.name, RUN, self._cause(stage.name), folder)
@@ -238,6 +260,22 @@ class Session:
             counts = made.manifest["counts"]
             log.finish({"output": made.digest, "path": made.path.name, "counts": counts})
         return made
+
+    def _again(self, stage: Stage, number: int, earlier: Result) -> Result:
+        """A further attempt at a result; the earlier one where it comes to nothing new."""
+
+        def make(out: Path, log: Log, folders: dict[str, Path]) -> Counts:
+            counts = stage.make(out, log, folders | {"earlier": earlier.path})
+            if (stage.content or tree_digest)(out) == earlier.digest:
+                raise UserError("nothing has changed")
+            return counts
+
+        determined = stage.attempt(number)
+        try:
+            return self._make(replace(stage, make=make), digest(determined), determined)
+        except UserError as error:
+            self.log.say(f"{stage.name}: asked again in vain ({error}); what was there stays")
+            return earlier
 
     def last(self, name: str) -> Mapping[str, Any]:
         """What the last run of this recipe's stage of this name was made by; empty where there was
@@ -281,6 +319,22 @@ class Session:
         if stale:
             return f"stale: {', '.join(stale)} has other content now"
         return "its result is gone from the store"
+
+
+def left(result: Result) -> tuple[int, int]:
+    """How many questions of a result have no answer: (those that a server failed at, which are
+    asked again, those that are final)."""
+    counts = result.manifest["counts"]
+    again = counts.get("again", 0)
+    lost = counts.get("failed", counts.get("unjudged", 0))
+    return again, max(0, lost - again)
+
+
+def _lost(again: int, final: int) -> str:
+    """What is said of them."""
+    said = [f"{again} that servers failed at are asked again by a run"] if again else []
+    said += [f"{final} without an answer are final: `--retry` asks again"] if final else []
+    return ", ".join(said)
 
 
 def says(folder: Path, held: Mapping[str, str]) -> bool:

@@ -86,11 +86,14 @@ def purse_of(judge: JudgeConfig, servers: Servers) -> Purse:
 
 
 @dataclass
-class _Asking:
+class Asked:
     """What has come of the questions so far."""
 
     drafts: dict[str, Draft]
     reasons: dict[str, str] = field(default_factory=dict)
+    """Why, by id, for the questions that are not settled."""
+    again: set[str] = field(default_factory=set)
+    """Those of them that are worth asking again: the server was at fault."""
     settled: bool = False
     """Whether the judge gave a judgment at all."""
     in_a_row: int = 0
@@ -147,8 +150,8 @@ class Asker:
             f"the first reason: {why}"
         )
 
-    def ask(self, questions: Iterable[Question], done: int, total: int) -> dict[str, str]:
-        """Ask all questions, further turns included; returns why, by id, for those that are not
+    def ask(self, questions: Iterable[Question], done: int, total: int) -> Asked:
+        """Ask all questions, further turns included; returns what became of those that are not
         settled.
 
         The first ones alone, until one is settled. Raises UserError, with everything bought kept,
@@ -157,7 +160,7 @@ class Asker:
         """
         endpoint = self.means.servers.serve(self._spec())
         by_id = {question.id: question for question in questions}
-        asking = _Asking({name: self.journal.drafts.get(name, Draft()) for name in by_id})
+        asking = Asked({name: self.journal.drafts.get(name, Draft()) for name in by_id})
         names = list(by_id)
         probes = list(dict.fromkeys(names[len(names) * at // PROBES] for at in range(PROBES)))
         with self.column.filling() as add:
@@ -182,12 +185,14 @@ class Asker:
                             asking.settled, asking.in_a_row = True, 0
                         done += 1
                         self.means.log.progress(done, total, self.unit)
-        return asking.reasons
+        return asking
 
-    def _failed(self, asking: _Asking, reply: Reply, why: str) -> None:
+    def _failed(self, asking: Asked, reply: Reply, why: str) -> None:
         """Remember why a question is not settled. Raises UserError where the others would fare no
         better."""
         asking.reasons[reply.key] = why
+        if reply.fault == "server":
+            asking.again.add(reply.key)
         own = reply.fault == "request"
         missing = reply.body is not None and why == str(verdicts.NoLogprobs())
         if not asking.settled and (missing or (own and "logprob" in why.lower())):

@@ -144,7 +144,7 @@ def _answers(
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         model = served_path(inputs["checkpoint"])
-        prompts = {"prompts": inputs["prompts"] / "prompts.jsonl"}
+        prompts = inputs | {"prompts": inputs["prompts"] / "prompts.jsonl"}
         ask = second_turns.run if two_turns else answers.run
         return ask(settings, prompts, out, model=model, servers=session.servers, log=log)
 
@@ -156,7 +156,12 @@ def _answers(
     if two_turns:
         spec["turns"] = second_turns.VERSION
     stage = Stage(
-        name, spec, parents, make, content=lambda out: file_digest(out / "answers.parquet")
+        name,
+        spec,
+        parents,
+        make,
+        content=lambda out: file_digest(out / "answers.parquet"),
+        asks=True,
     )
     return session.result(stage)
 
@@ -174,7 +179,7 @@ def heldout(
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         return heldout_loss.run(
             server,
-            {"heldout": inputs["heldout"] / "heldout.parquet"},
+            inputs | {"heldout": inputs["heldout"] / "heldout.parquet"},
             out,
             model=served_path(inputs["checkpoint"]),
             servers=session.servers,
@@ -186,7 +191,7 @@ def heldout(
     spec: dict[str, Any] = {"VERSION": heldout_loss.VERSION}
     if server.get("args"):
         spec["args"] = server["args"]
-    return session.result(Stage(f"heldout/{run}", spec, parents, make))
+    return session.result(Stage(f"heldout/{run}", spec, parents, make, asks=True))
 
 
 def followed(

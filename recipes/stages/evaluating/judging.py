@@ -186,7 +186,7 @@ def _verdicts(
     verdicts: Results = {}
     for run, name in names.items():
         parents = {**pairs[run], "prompts": prompt_set.result}
-        stage = Stage(name, spec, parents, make, content=_judgments_digest)
+        stage = Stage(name, spec, parents, make, content=_judgments_digest, asks=True)
         verdicts[run] = session.result(stage)
         if verdicts[run] is None:
             session.add(name, settle.estimate(protocol, prompt_set.characters))
@@ -242,7 +242,7 @@ def _rate(
 
     parents = {"answers": answers, "prompts": prompt_set.result, **references}
     make = _rating_of(session, protocol, tables)
-    result = session.result(Stage(name, spec, parents, make, content=content))
+    result = session.result(Stage(name, spec, parents, make, content=content, asks=True))
     if result is None:
         session.add(name, settle.estimate(protocol, prompt_set.characters))
     return result
