@@ -85,7 +85,7 @@ def _turn(item: pytest.Item) -> int:
 def pytest_sessionstart() -> None:
     """What a manifest records of the machine asks git once a process: before any test is
     watched."""
-    from recipes.stages.session import environment
+    from recipes.stages.environment import environment
 
     environment()
 

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.files import replacing
 from recipes.exchange import card, import_data, recipe_rows
 from recipes.exchange.other_rows import Export
-from recipes.stages.session import environment
+from recipes.stages.environment import environment
 from synth.published.forms import Form
 from synth.published.rows import read
 

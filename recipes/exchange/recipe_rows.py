@@ -17,7 +17,7 @@ from core.files import read_json
 from recipes.exchange import origin, other_rows
 from recipes.exchange.other_rows import Export
 from recipes.schema import Loaded, Recipe, with_random
-from recipes.stages.session import environment
+from recipes.stages.environment import environment
 from recipes.stages.synthesis import SCORES
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
