@@ -55,10 +55,11 @@ def buy(protocol: PairwiseProtocol, questions: Sequence[Question], means: Means)
             rows.append(_judgment(name, *(cells[answer.id] for answer in pair)))
     schema = pl.Schema({"id": pl.String, **JUDGMENT, "status": pl.String, "reason": pl.String})
     judgments = pl.DataFrame(rows, schema=schema)
-    again = {
-        name for name, pair in answers.items() if any(answer.id in bought.again for answer in pair)
-    }
-    return settle.Bought(judgments, reasons, bought.asked, bought.known, again & reasons.keys())
+    again = set()
+    for name, pair in answers.items():
+        if name in reasons and not bought.again.isdisjoint(answer.id for answer in pair):
+            again.add(name)
+    return settle.Bought(judgments, reasons, bought.asked, bought.known, again)
 
 
 class Scorer(Asker):
