@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from core.tracking import Log
@@ -121,3 +122,22 @@ def test_every_steps_loss_and_gradient_norm_are_those_of_plain_pytorch(
     norms = [line["grad_norm"] for line in lines]
     assert norms == pytest.approx([b for _, b in reference], rel=1e-5)
     assert norms[0] > 1, "clipping takes part"
+
+
+@pytest.mark.slow
+def test_steps_of_which_no_token_bears_loss_are_no_divergence(tmp_path: Path) -> None:
+    """A user's text that fills whole packs, and a step of one pack: 12 of 13 steps bear no loss."""
+    base, folder = tiny.llama(tmp_path / "model"), tmp_path / "selection"
+    turns = [
+        {"role": "user", "content": "river stone tree " * 60},
+        {"role": "assistant", "content": "a red bird"},
+    ]
+    folder.mkdir()
+    rows = {"id": [f"row-{n}" for n in range(4)], "messages": [turns] * 4}
+    pl.DataFrame(rows).write_parquet(folder / "selection.parquet")
+    trainer = {**TRAINER, "max_length": 64, "max_steps": 13}
+    made = config(base, tokens_per_step=64, num_processes=1, trainer=trainer)
+    out = tmp_path / "out"
+    run(made, {"selection": folder}, out, base=str(base), seed=SEED, log=Log())
+    losses = [line["loss"] for line in read_log(out / "log.jsonl")]
+    assert len(losses) == 13 and sum(loss == 0 for loss in losses) == 12 and max(losses) > 1
