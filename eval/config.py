@@ -144,10 +144,16 @@ class EvalConfig(Block):
         """A pairwise benchmark that this recipe runs, once for each of its judges."""
         kind: type[PairwiseProtocol] = AlpacaProtocol if benchmark == "alpaca" else ArenaProtocol
         settings = self._filled(benchmark, "prompts", "answers", "judge")
-        each = settings.pop("judges") or (settings["judge"],)
+        one = settings.pop("judge")
+        each = settings.pop("judges") or (one,)
+        shared = settings.pop("judges_share")
         return tuple(
-            kind(**settings | self._of_preset(benchmark, judge) | {"judge": judge})
-            for judge in each
+            kind(
+                **settings | self._of_preset(benchmark, judge),
+                judge=judge,
+                share=(number, len(each)) if shared else None,
+            )
+            for number, judge in enumerate(each)
         )
 
     def rating(self, benchmark: RatedBenchmark) -> RatedProtocol:
@@ -170,6 +176,7 @@ class EvalConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:
+        """What two blocks together ask for must be possible."""
         for name in (*PAIRWISE, *RATED):
             block = getattr(self, name)
             if block and not (getattr(block, "judges", None) or block.judge or self.judge):
@@ -178,6 +185,9 @@ class EvalConfig(Block):
         if self.primary not in (None, *self.benchmarks):
             what = f"not run (it runs {', '.join(self.benchmarks) or 'none'})"
             raise ValueError(f"`primary` is {self.primary}, which this recipe does {what}")
+        if self.mtbench and self.rating("mtbench").answers.answers_per_prompt > 1:
+            own = "give `mtbench` `answers:` of its own with one"
+            raise ValueError(f"MT-Bench takes one answer a question (two turns each): {own}")
         games = self.protocols("arena") if self.arena and self.arena.constrain else ()
         if any(game.judge.asks_by == "chat" for game in games):
             judge = "a judge asked by `completions` (vLLM's structured outputs on token ids)"

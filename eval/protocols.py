@@ -36,12 +36,25 @@ class AnswersConfig(Block):
     sampling: Settings = {"temperature": 0, "max_tokens": 1024}
     """Sampling of the answers, verbatim in the request (vLLM's SamplingParams names: temperature,
     max_tokens, repetition_penalty, seed …)."""
+    answers_per_prompt: int = Field(default=1, ge=1, le=64)
+    """So many answers to each prompt, drawn with seeds of their own (`sampling.seed`, or 0, and
+    counting up): a temperature above 0 must be given. Each is judged; a prompt's are one cluster,
+    and what they vary by is reported beside what prompts vary by."""
     system: str | None = None
     """System prompt before each prompt; none leaves it to the checkpoint's chat template, which may
     bring one of its own."""
     server: ServerBlock = {}
     """The checkpoint's server, as core.wire.ServerSpec has it: replicas, max_in_flight, timeout,
     args (vLLM's, verbatim), env."""
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> AnswersConfig:
+        if self.answers_per_prompt > 1 and not self.sampling.get("temperature", 1):
+            raise ValueError(
+                "`answers_per_prompt` above 1 needs a `sampling.temperature` above 0: greedy "
+                "answers are all the same"
+            )
+        return self
 
 
 class JudgeConfig(Block):
@@ -110,11 +123,17 @@ class Compared(Block):
     judges: tuple[JudgeConfig, ...] | None = Field(default=None, min_length=1)
     """Several judges instead of `judge`: each asks and is cached by itself, and the preference of
     an item is the mean over those that judged it."""
+    judges_share: bool = False
+    """Several judges share the items: prompt i goes to judge i mod J (with several answers a
+    prompt, its k-th to judge (i + k) mod J), alike for all arms. J judges at the price of one; no
+    item is judged by two."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Compared:
         if self.judge is not None and self.judges is not None:
             raise ValueError("give `judge` or `judges`, not both")
+        if self.judges_share and len(self.judges or ()) < 2:
+            raise ValueError("`judges_share` needs `judges`, two at least")
         return self
 
 
@@ -246,6 +265,8 @@ class Protocol(Block):
 
     answers: AnswersConfig
     judge: JudgeConfig
+    share: tuple[int, int] | None = None
+    """(j, J): this judge is the j-th of J that share the items; None judges all."""
 
 
 class AlpacaProtocol(Protocol, AlpacaConfig):

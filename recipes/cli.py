@@ -141,6 +141,37 @@ def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, Option(help="Folder to write; default: in the store.")] = None,
+    arms: Annotated[
+        list[str] | None, Option(help="Two arms, A:B; may be repeated. Default: with the baseline.")
+    ] = None,
+    count: Annotated[int, Option(min=1, help="Pairs of answers for each two arms.")] = 50,
+    benchmark: Annotated[str | None, Option(help="Whose answers; default: the primary's.")] = None,
+    read: Annotated[
+        list[Path] | None, Option(help="Labels that a person made; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write blinded pairs of the arms' own answers for people to label, as a page and a table, or
+    --read their labels: the judge's agreement on this task and the difference that people see."""
+    from eval.judging.people.labelled import sentences
+    from recipes.comparisons import labelled, labels
+
+    loaded = _load(recipe, overrides)
+    folder = out or loaded.recipe.folder / "labels"
+    if not read:
+        asked = labels.Asked(labels.two_arms(arms or ()), count, benchmark)
+        for path in labels.write(loaded, asked, folder):
+            print(path)
+        return
+    said = labelled.write(loaded, read, folder / "key.json")
+    print(json.dumps(said, indent=2) if as_json else "\n".join(sentences(said)))
+
+
+@app.command()
 def compare(
     what: Annotated[
         list[str],

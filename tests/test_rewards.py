@@ -18,7 +18,7 @@ from core.servers import Servers
 from core.tracking import Log
 from eval.config import EvalConfig
 from eval.judging import pairwise, reward_model, settle
-from eval.protocols import AlpacaConfig, JudgeConfig
+from eval.protocols import AlpacaConfig, AlpacaProtocol, AnswersConfig, JudgeConfig
 from eval.scoring import of_checkpoint
 from tests import small_recipe
 from tests.eval_files import answers_folder, duel, prompt_file
@@ -61,7 +61,8 @@ def scored(
 def ask(
     llama: Path, url: str, folder: Path, inputs: dict[str, Path], name: str = "out", **judge: Any
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    protocol = AlpacaConfig(
+    protocol = AlpacaProtocol(
+        answers=AnswersConfig(),
         mode="reward",
         judge=JudgeConfig(
             model=str(llama), server={"urls": [url], "timeout": 2, "max_in_flight": 8}, **judge

@@ -359,6 +359,7 @@ def test_local_completions_ask_our_server_with_its_key_length_and_ends_of_turn(
 def test_a_server_of_ours_gives_lm_eval_the_outcomes_of_the_model_in_process(
     tmp_path: Path,
 ) -> None:
+    pytest.importorskip("tenacity", reason="lm-eval's servers need lm-eval[api]")
     model = chat_model(tiny.llama(tmp_path / "chat", "llama3"), "llama3")
     outcomes = {}
     with Servers(Log(), tmp_path / "logs") as servers:

@@ -21,6 +21,7 @@ from core.store import Counts
 from core.tracking import Log
 from core.wire import Request, ServerSpec
 from eval.checkpoint.asked import Questions, settle, tally
+from eval.prompt_sets import samples
 from eval.prompt_sets.prompts import ANSWERS, prompts
 from eval.protocols import AnswersConfig
 
@@ -36,8 +37,9 @@ def run(
     servers: Servers,
     log: Log,
 ) -> Counts:
-    """Write `out`/answers.parquet: one row a prompt of `inputs["prompts"]`, in that file's order,
-    with the columns of `benchmarks.ANSWERS`.
+    """Write `out`/answers.parquet: one row a prompt of `inputs["prompts"]` (or so many as
+    `answers_per_prompt` says: eval/prompt_sets/samples.py), in that file's order, with the columns
+    of `benchmarks.ANSWERS`.
 
     `model` is a folder, `embedded/NAME` or hub id. `inputs["earlier"]`, an answers folder, has what
     need not be asked for. A request that failed for good leaves a row with status "failed" and the
@@ -45,7 +47,9 @@ def run(
     (generated), truncated (finish_reason "length"). Raises UserError when not one prompt was
     answered.
     """
-    wanted = {prompt.id: prompt for prompt in prompts(str(inputs["prompts"]))}
+    several = config.answers_per_prompt
+    asked = samples.each(prompts(str(inputs["prompts"])), several)
+    wanted = {prompt.id: prompt for prompt in asked}
     path = models.resolve(model).path
     tokenizer = models.tokenizer(path)
     stops = stop_ids(path)
@@ -55,7 +59,10 @@ def run(
         prompt = wanted[name]
         messages = [*system, *prompt.history, {"role": "user", "content": prompt.prompt}]
         ids = models.render(tokenizer, messages, add_generation_prompt=True)
-        return Request(name, {"prompt": ids, "stop_token_ids": stops, **config.sampling})
+        body = {"prompt": ids, "stop_token_ids": stops, **config.sampling}
+        if several > 1:
+            body["seed"] = int(config.sampling.get("seed") or 0) + samples.number(name)
+        return Request(name, body)
 
     questions = Questions(
         ids=list(wanted),

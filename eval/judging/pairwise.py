@@ -6,7 +6,7 @@ An item is a game: one showing of two answers (eval/judging/settle.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from eval.judging import reward_model, settle, templates
 from eval.judging.asking import texts
 from eval.judging.asking.ask import SPENT, Means, Question, purse_of
 from eval.judging.asking.journal import Cell, Row
+from eval.prompt_sets import samples
 from eval.prompt_sets.prompts import Prompt, prompts
 from eval.protocols import PairwiseProtocol
 
@@ -60,8 +61,9 @@ def run(
     `root` is the store's root, where judgments are kept for good. AlpacaEval-style: one game an
     item in an order fixed by the instruction, or both; in mode `reward` a reward model scores each
     answer by itself (eval/judging/reward_model.py). Arena-style: game 1 shows the baseline first,
-    game 2 the model. Identical answers count as a tie without a call. An item that nobody could
-    judge stays, with its reason.
+    game 2 the model. Several answers a prompt are an item each (eval/prompt_sets/samples.py),
+    against the baseline's of the same number or its only one. Identical answers count as a tie
+    without a call. An item that nobody could judge stays, with its reason.
 
     Counts: rows (games), judged, unjudged and unjudged_reasons, identical, cut (answers shortened),
     thoughts (the model's answers that hold some, which nobody is judged by), asked, from_store,
@@ -114,9 +116,10 @@ def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wan
     named = settle.template_names(protocol)
     shapes = {category: templates.template(name, codes) for category, name in named.items()}
     games, shown = [], []
-    for prompt in prompts(str(inputs["prompts"])):
+    for prompt in _shared(protocol, prompts(str(inputs["prompts"]))):
         mine = answers.get(prompt.id, texts.NO_ANSWER)
-        theirs = baseline.get(prompt.id, texts.NO_ANSWER)
+        once = baseline.get(samples.prompt_of(prompt.id), texts.NO_ANSWER)
+        theirs = baseline.get(prompt.id, once)
         shown += [mine, theirs]
         category = "" if isinstance(protocol.prompt, str) else prompt.category
         if category not in shapes:
@@ -140,10 +143,26 @@ def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wan
     return settle.Wanted(games, cut, thoughts)
 
 
+def _shared(protocol: PairwiseProtocol, wanted: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, once for each answer, that this judge judges."""
+    each = protocol.answers.answers_per_prompt
+    if protocol.share is None:
+        return samples.each(wanted, each)
+    own, judges = protocol.share
+    return [
+        one
+        for place, prompt in enumerate(wanted)
+        for one in samples.each([prompt], each)
+        if (place + samples.number(one.id)) % judges == own
+    ]
+
+
 def _orders(protocol: PairwiseProtocol, prompt: Prompt) -> list[bool]:
-    """Whether the model's answer is shown first, game by game."""
+    """Whether the model's answer is shown first, game by game; a prompt's further answers take
+    turns."""
     if protocol.kind == "alpaca" and protocol.order == "random":
-        return [texts.model_shown_first(prompt.prompt, protocol.order_seed)]
+        turned = samples.number(prompt.id) % 2 == 1
+        return [texts.model_shown_first(prompt.prompt, protocol.order_seed) != turned]
     return [False, True]
 
 

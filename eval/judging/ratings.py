@@ -20,6 +20,7 @@ from core.tracking import Log
 from eval.judging import settle, templates, wb_reward
 from eval.judging.asking import texts
 from eval.judging.asking.ask import SPENT, Fields, Means, Question, purse_of
+from eval.prompt_sets import samples
 from eval.prompt_sets.rated_tasks import SECOND, Task, tasks
 from eval.protocols import JudgeConfig, RatedProtocol, WildBenchProtocol
 
@@ -73,7 +74,8 @@ def run(
     judge = protocol.judge
     means = Means(root, purse_of(judge, servers), servers, log)
     answers = texts.read_answers(inputs["answers"])
-    wanted = tasks(protocol.kind, str(inputs["prompts"]))
+    listed = tasks(protocol.kind, str(inputs["prompts"]))
+    wanted = samples.each(listed, protocol.answers.answers_per_prompt)
     cut = texts.shortened(answers.values(), judge)
     thoughts = texts.thinking(inputs["answers"])
     turns = settle.Wanted(_turns(wanted, protocol, answers), cut, thoughts)

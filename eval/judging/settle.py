@@ -41,6 +41,8 @@ NOT_ASKED = {
     "baseline",
     "judge",
     "judges",
+    "judges_share",
+    "share",
     "prompt",
     "order",
     "order_seed",
@@ -331,6 +333,10 @@ def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[in
     "" while the prompts are unknown. `characters`: of the prompt in each call."""
     if not characters:
         return ""
+    own = range(len(characters))
+    if protocol.share is not None:
+        own = own[protocol.share[0] :: protocol.share[1]]
+    characters = [characters[i] for i in own] * protocol.answers.answers_per_prompt
     answer = int(protocol.answers.sampling.get("max_tokens", 1024))
     prompts = sum(length // 4 for length in characters)  # four characters a token
     shown, fixed = SHOWN[protocol.kind](protocol), INSTRUCTIONS

@@ -73,7 +73,8 @@ def _judgments(judge: str, folder: Path) -> pl.DataFrame:
 
 def by_item(games: pl.DataFrame) -> pl.DataFrame:
     """One row an item, in order: item, preference (null when unjudged), reason, partly (some judges
-    gave none), model_characters, baseline_characters.
+    gave none), judges and judge_variance (how many judged it and what one of them varies by around
+    their mean; null below two), model_characters, baseline_characters.
 
     A judge's preference is the mean over its games, all of which must be judged; the item's is the
     mean over the judges that have one. Also for the judgments of a single judge, which have no
@@ -85,6 +86,7 @@ def by_item(games: pl.DataFrame) -> pl.DataFrame:
         pl.col("reason").filter(pl.col("preference").is_null()).first(),
         pl.col("preference").is_null().sum().alias("left"),
         pl.len().alias("judges"),
+        pl.col("preference").var().alias("judge_variance"),
         pl.col("model_characters", "baseline_characters").first(),
     )
     partly = (pl.col("left") > 0) & (pl.col("left") < pl.col("judges"))
@@ -94,9 +96,12 @@ def by_item(games: pl.DataFrame) -> pl.DataFrame:
         "judges",
         pl.col("reason").fill_null("no reason"),
     )
+    judges = (pl.col("judges") - pl.col("left")).cast(pl.Int64)
     return items.with_columns(
-        partly=partly, reason=pl.when(partly).then(said).otherwise("reason")
-    ).drop("left", "judges")
+        partly=partly,
+        reason=pl.when(partly).then(said).otherwise("reason"),
+        judges=pl.when(pl.col("judge_variance").is_not_null()).then(judges),
+    ).drop("left")
 
 
 def agreement(games: pl.DataFrame) -> tuple[float | None, int]:

@@ -18,6 +18,7 @@ from eval.judging import settle, templates, verdicts
 from eval.judging.asking import texts
 from eval.judging.asking.ask import SPENT, Means, Question
 from eval.judging.asking.journal import Cell, Row
+from eval.prompt_sets import samples
 from eval.prompt_sets.rated_tasks import Task
 from eval.protocols import JudgeConfig, WildBenchProtocol
 
@@ -94,7 +95,7 @@ def _pairs(
         order = "model" if texts.model_shown_first(task.id) else "reference"
         ask = partial(_question, judge, shape, task)
         for name in others:
-            theirs = others[name].get(task.id, texts.NO_ANSWER)
+            theirs = others[name].get(samples.prompt_of(task.id), texts.NO_ANSWER)
             row = {
                 "item": task.id,
                 "reference": name,

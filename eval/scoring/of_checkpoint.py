@@ -22,26 +22,14 @@ from core.store import Counts
 from eval import stats
 from eval.judging import several_judges
 from eval.judging.pairwise import judging
+from eval.prompt_sets import samples
 from eval.prompt_sets.prompts import text_id
 from eval.prompt_sets.rated_tasks import SECOND
+from eval.prompt_sets.samples import prompts_of
 from eval.scoring import alpaca, arena, length_control, mtbench, wildbench
-from eval.stats import Floats
+from eval.scoring.items import PARTLY, SCORES, figure_of, floats, rows_of
 
-VERSION = 3
-
-SCORES = {
-    "benchmark": pl.String,
-    "metric": pl.String,
-    "item": pl.String,
-    "cluster": pl.String,
-    "value": pl.Float64,
-    "status": pl.String,
-    "reason": pl.String,
-    "higher_is_better": pl.Boolean,
-}
-"""Columns of scores.parquet. `value` is in percent for win rates and arena scores, in nats for the
-loss, as lm-eval gives it for tasks, from 1 to 10 for ratings, from -1 to 1 for WB-Reward;
-`higher_is_better` is what lm-eval says of a metric, null of all others."""
+VERSION = 4
 
 TASK_MACRO = "task_macro_score"
 NOT_WHOLE = "the answer is empty or cut, which the macro score leaves out"
@@ -108,34 +96,34 @@ def _alpaca(inputs: Inputs) -> Iterator[Scored]:
     (then both must be judged), and over the judges where there are several."""
     games = _read(inputs["judgments-alpaca"], "judgments.parquet")
     items = several_judges.by_item(games)
-    won = _items("win_rate", items.with_columns(value=100 * pl.col("preference"), note=PARTLY))
+    named = items.with_columns(
+        value=100 * pl.col("preference"), note=PARTLY, judge_variance=1e4 * pl.col("judge_variance")
+    )
+    won = rows_of("win_rate", named)
     data = inputs.get("alpaca-data")
     judged = alpaca.Judged(
         "model",
         "baseline" if data is None else alpaca.BASELINE,
-        items["item"].to_list(),
-        _floats(items["preference"] + 1),
-        _floats(items["model_characters"]),
-        _floats(items["baseline_characters"]),
+        items.select(prompts_of("item"))["item"].to_list(),
+        floats(items["preference"] + 1),
+        floats(items["model_characters"]),
+        floats(items["baseline_characters"]),
     )
     official = alpaca.win_rate(judged)
-    del official["win_rate"], official["standard_error"]  # over items, in `_figure`
-    figures: Figures = {"win_rate": _figure(won) | _judges(games) | official}
+    del official["win_rate"], official["standard_error"]  # over items, in `figure_of`
+    figures: Figures = {"win_rate": figure_of(won) | _judges(games) | official}
     frames = [won]
     if judged.comparable.sum() >= stats.MINIMUM_CLUSTERS:  # a regression on fewer says nothing
         reference = None if data is None else _by_id(length_control.load_reference(data))
         design = length_control.design(judged, reference)
         values = np.full(len(judged.instructions), np.nan)
         values[judged.comparable] = length_control.items(design)
-        controlled = won.with_columns(pl.Series("value", values, nan_to_null=True))
-        frames.append(_items(design.metric, controlled))
-        figures[design.metric] = _figure(frames[-1])
+        controlled = items.drop("judges", "judge_variance").with_columns(
+            pl.Series("value", values, nan_to_null=True), note=PARTLY
+        )
+        frames.append(rows_of(design.metric, controlled))
+        figures[design.metric] = figure_of(frames[-1])
     yield "alpaca", pl.concat(frames), figures
-
-
-def _floats(series: pl.Series) -> Floats:
-    """As an array, nan where there is nothing."""
-    return series.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def _judges(games: pl.DataFrame) -> dict[str, Any]:
@@ -189,11 +177,12 @@ def _arena_category(games: pl.DataFrame, v2: bool) -> tuple[pl.DataFrame, dict[s
     unjudged = games.height - usable.height
     battles = arena.Games("model", "baseline", "", (), *arena.arrays(outcomes), unjudged)
     values = arena.items(battles)
-    questions = several_judges.by_item(games)
+    questions = several_judges.by_item(games).drop("judges", "judge_variance")
     value = pl.Series("value", map(values.get, questions["item"]), dtype=pl.Float64)
-    rows = _items("arena_score", questions.with_columns(value, note=PARTLY))
-    bounds = arena.interval(battles).bounds()
-    return rows, _figure(rows) | bounds | _judges(games) | {"unjudged_games": unjudged}
+    rows = rows_of("arena_score", questions.with_columns(value, note=PARTLY))
+    asked = [samples.prompt_of(item) for item in battles.questions]
+    bounds = arena.interval(replace(battles, questions=asked)).bounds()
+    return rows, figure_of(rows) | bounds | _judges(games) | {"unjudged_games": unjudged}
 
 
 def _wildbench(inputs: Inputs) -> Iterator[Scored]:
@@ -202,20 +191,20 @@ def _wildbench(inputs: Inputs) -> Iterator[Scored]:
     the mean over tasks of the mean over references, and each reference by itself."""
     folder = inputs["ratings-wildbench"]
     frame = _read(folder, "ratings.parquet")
-    rated = _items("wb_score", frame.rename({"rating": "value"}))
-    score = _figure(rated)
+    rated = rows_of("wb_score", frame.rename({"rating": "value"}))
+    score = figure_of(rated)
     score["adjusted_score"] = wildbench.adjusted(score["value"])
     frames = [rated]
     figures = {"wb_score": score}
     tags = dict(frame.select("item", "tags").iter_rows())
     if all(own and set(own) <= wildbench.GROUPS.keys() for own in tags.values()):
         frames.append(_task_macro(frame, tags))
-        figures[TASK_MACRO] = _figure(frames[-1]) | {"groups": _groups(frame, tags)}
+        figures[TASK_MACRO] = figure_of(frames[-1]) | {"groups": _groups(frame, tags)}
     if (folder / "rewards.parquet").is_file():
         pairs = _read(folder, "rewards.parquet")
-        compared = _items("wb_reward", _rewards(pairs))
+        compared = rows_of("wb_reward", _rewards(pairs))
         references = {"references": wildbench.by_reference(pairs)}
-        figures["wb_reward"] = _figure(compared) | references
+        figures["wb_reward"] = figure_of(compared) | references
         frames.append(compared)
     yield "wildbench", pl.concat(frames), figures
 
@@ -226,7 +215,7 @@ def _task_macro(frame: pl.DataFrame, tags: Mapping[str, list[str]]) -> pl.DataFr
     values = wildbench.macro_items(dict(whole.iter_rows()), tags)
     left = pl.when(pl.col("rating").is_null()).then("reason").otherwise(pl.lit(NOT_WHOLE))
     value = pl.Series("value", map(values.get, frame["item"]), dtype=pl.Float64)
-    return _items(TASK_MACRO, frame.with_columns(value, reason=left))
+    return rows_of(TASK_MACRO, frame.with_columns(value, reason=left))
 
 
 def _groups(frame: pl.DataFrame, tags: Mapping[str, list[str]]) -> dict[str, float]:
@@ -253,13 +242,13 @@ def _mtbench(inputs: Inputs) -> Iterator[Scored]:
     turns = frame.select(
         pl.col("item") + second, "reason", cluster=pl.col("item"), value=pl.col("rating")
     )
-    yield "mtbench", _items("mt_score", turns), {"mt_score": mtbench.figures(frame)}
+    yield "mtbench", rows_of("mt_score", turns), {"mt_score": mtbench.figures(frame)}
 
 
 def _heldout(inputs: Inputs) -> Iterator[Scored]:
     frame = _read(inputs["heldout"], "losses.parquet")
-    rows = _items("loss", frame.rename({"id": "item", "loss": "value"}))
-    loss = _figure(rows) | {"tokens": int(frame["tokens"].sum())}
+    rows = rows_of("loss", frame.rename({"id": "item", "loss": "value"}))
+    loss = figure_of(rows) | {"tokens": int(frame["tokens"].sum())}
     yield "heldout", rows, {"loss": loss}
 
 
@@ -279,11 +268,11 @@ def _checks(inputs: Inputs) -> Iterator[Scored]:
         all_followed=pl.when(pl.col("followed").is_not_null().all()).then(pl.col("followed").all()),
         stopped=pl.col("stopped").first(),
     )
-    frames = [_items("followed", each)]
+    frames = [rows_of("followed", each)]
     for metric in ("all_followed", "stopped"):
         value = pl.col(metric).cast(pl.Float64)
-        frames.append(_items(metric, whole.select("reason", item="id", value=value)))
-    figures = {str(rows["metric"][0]): _figure(rows) for rows in frames}
+        frames.append(rows_of(metric, whole.select("reason", item="id", value=value)))
+    figures = {str(rows["metric"][0]): figure_of(rows) for rows in frames}
     yield "checks", pl.concat(frames), figures
 
 
@@ -295,8 +284,8 @@ def _tasks(inputs: Inputs) -> Iterator[Scored]:
     figures: Figures = {}
     for (task, metric), frame in outcomes.group_by("task", "metric", maintain_order=True):
         values = frame.with_columns(pl.col("value").fill_nan(None), reason=pl.lit("no number"))
-        frames.append(_items(f"{task} {metric}", values))
-        figures[f"{task} {metric}"] = _figure(frames[-1])
+        frames.append(rows_of(f"{task} {metric}", values))
+        figures[f"{task} {metric}"] = figure_of(frames[-1])
     yield "tasks", pl.concat(frames), figures
 
 
@@ -310,43 +299,3 @@ SCORED: dict[str, Callable[[Inputs], Iterator[Scored]]] = {
     "tasks": _tasks,
 }
 """What each folder is scored by."""
-
-PARTLY = pl.when("partly").then("reason")
-"""A reason that stands beside a value, of an item that some judges judged and others not."""
-
-
-def _items(metric: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of scores.parquet from columns item, value and reason; `cluster` where it is not the
-    item, and `note`, the reason that stands beside a value."""
-    defaults = {
-        "cluster": pl.col("item"),
-        "note": pl.lit(None, pl.String),
-        "higher_is_better": pl.lit(None, pl.Boolean),
-    }
-    absent = {name: value for name, value in defaults.items() if name not in frame.columns}
-    judged = pl.col("value").is_not_null()
-    why = pl.col("reason").replace("", None).fill_null("no value")
-    return frame.with_columns(**absent).select(
-        "item",
-        "cluster",
-        "value",
-        "higher_is_better",
-        metric=pl.lit(metric),
-        status=pl.when(judged).then(pl.lit("ok")).otherwise(pl.lit("unjudged")),
-        reason=pl.when(judged).then("note").otherwise(why),
-    )
-
-
-def _figure(rows: pl.DataFrame) -> dict[str, Any]:
-    """Mean, standard error (by cluster) and t interval over the items that have a value; the others
-    are counted."""
-    known = rows.drop_nulls("value")
-    mean = stats.NOTHING
-    if known.height:
-        mean = stats.mean_interval(known["value"], known["cluster"])
-    return {
-        "value": mean.value,
-        **mean.bounds(),
-        "n": known.height,
-        "unjudged": rows.height - known.height,
-    }

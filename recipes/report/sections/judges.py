@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
     """What each judging of this run counted, how far its judges agree with people, and the recipe's
     own caveat."""
+    from eval.judging.people import labelled as people_said
+
     lines = [
         f"{name}: {_counted(name.split('/')[1], result.manifest['counts'])}"
         for name, result in results.items()
@@ -29,6 +31,7 @@ def judge_lines(recipe: Recipe, results: Mapping[str, Result]) -> list[str]:
             lines += _against_people(protocols, Path(recipe.store))
     if recipe.eval is not None:
         lines += asked_by(recipe.eval)
+    lines += people_said.find(recipe.folder)
     return [*lines, recipe.caveat] if recipe.caveat else lines
 
 

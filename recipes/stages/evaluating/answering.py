@@ -148,8 +148,10 @@ def _answers(
         ask = second_turns.run if two_turns else answers.run
         return ask(settings, prompts, out, model=model, servers=session.servers, log=log)
 
+    # One answer a prompt has the key that it had before there could be several.
+    unsaid = {"server"} if settings.answers_per_prompt > 1 else {"server", "answers_per_prompt"}
     spec: dict[str, Any] = {
-        "answers": settings.model_dump(mode="json", exclude={"server"}),
+        "answers": settings.model_dump(mode="json", exclude=unsaid),
         "args": settings.server.get("args"),
         "VERSION": answers.VERSION,
     }

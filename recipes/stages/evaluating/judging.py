@@ -183,6 +183,8 @@ def _verdicts(
 
     order = protocol.model_dump(mode="json", include={"order", "order_seed"})
     spec = {"cell": settle.determines(protocol.judge, protocol), **order}
+    if protocol.share is not None:
+        spec["share"] = list(protocol.share)
     verdicts: Results = {}
     for run, name in names.items():
         parents = {**pairs[run], "prompts": prompt_set.result}

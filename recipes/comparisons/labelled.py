@@ -1,0 +1,204 @@
+"""What people's labels say: how far the recipe's judge agrees with them on its own task, and the
+difference between arms that people see, sharpened by the judge (`magpie label --read`)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from core.errors import UserError
+from core.files import finite as as_json
+from core.files import read_json, write_atomic
+from core.store import digest
+from eval import stats
+from eval.comparing.metrics import AGAINST_BASELINE
+from eval.judging import settle
+from eval.judging.people import agreement
+from eval.judging.people.labelled import FILE
+from eval.judging.people.prediction_powered import FEWEST, powered
+from eval.protocols import PairwiseProtocol
+from eval.stats import Interval
+from recipes.comparisons.labels import Pair, Results, pairs, read
+from recipes.schema import Loaded, Recipe
+from recipes.stages import graph
+
+NAMED = {1: 1, -1: 2, 0: 0}
+"""A vote for `a`, for `b`, for neither, as the better of two answers."""
+
+
+def write(loaded: Loaded, files: Sequence[Path], key: Path) -> dict[str, Any]:
+    """Read labels beside their key, write what they say to STORE/recipes/NAME/people.json and the
+    judge's agreement to where every score finds it, and return it.
+
+    `agreement` is as eval.judging.people.agreement has it (None where the benchmark has no single
+    judge), `differences` has an entry a pair of arms: see `difference`. Raises UserError for labels
+    of answers that are not the recipe's any more.
+    """
+    recipe, results = loaded.recipe, graph.plan(loaded).results
+    known = read_json(key)
+    if known.get("recipe") != recipe.name:
+        raise UserError(f"{key} is of the recipe {known.get('recipe')}, not of {recipe.name}.")
+    benchmark = str(known["benchmark"])
+    labels = read(files, known)
+    asked: dict[tuple[str, str], dict[str, Pair]] = {}
+    judged: dict[tuple[str, str], dict[str, float | None]] = {}
+    for arms in labels.select("a", "b").unique(maintain_order=True).iter_rows():
+        every = pairs(recipe, results, benchmark, arms)
+        asked[arms] = {pair.id: pair for pair in every}
+        judged[arms] = {pair.id: judge_says(results, benchmark, pair) for pair in every}
+    shown = labels.select("id", "a", "b").iter_rows()
+    gone = [name for name, a, b in shown if name not in asked[a, b]]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of {labels.height} labelled pairs show answers that recipe "
+            f"{recipe.name} no longer has; label its answers of today."
+        )
+    people = people_table(labels, asked)
+    said = {
+        "recipe": recipe.name,
+        "benchmark": benchmark,
+        "labels": int(labels["votes"].list.len().sum()),
+        "pairs": labels.height,
+        "agreement": of_judge(recipe, benchmark, people, judged),
+        "people": agreement.human_ceiling(people),
+        "differences": [difference(labels, arms, judged[arms]) for arms in asked],
+    }
+    finite = as_json(said)
+    write_atomic(recipe.folder / FILE, json.dumps(finite, indent=2, allow_nan=False))
+    known_said: dict[str, Any] = finite
+    return known_said
+
+
+def judge_says(results: Results, benchmark: str, pair: Pair) -> float | None:
+    """The difference between the two answers of a pair by the benchmark's first metric, in its
+    unit; None where either has no score."""
+    runs = zip((pair.a, pair.b), pair.seeds, strict=True)
+    named = [f"{arm}/{seed}" if seed else arm for arm, seed in runs]
+    a, b = (_value(results, benchmark, run, pair.item) for run in named)
+    return None if a is None or b is None else a - b
+
+
+def _value(results: Results, benchmark: str, run: str, item: str) -> float | None:
+    """The score of one answer; what the baseline scores by definition, of the baseline."""
+    scored = results.get(f"score/{run}")
+    known = _scores(scored.path, benchmark) if scored is not None else None
+    if known is None:
+        return AGAINST_BASELINE["win_rate"] if f"judge/{benchmark}/{run}" not in results else None
+    return known.get(item)
+
+
+@functools.cache
+def _scores(folder: Path, benchmark: str) -> dict[str, float | None] | None:
+    """A run's values by item, of the first metric of a benchmark; None without that benchmark."""
+    rows = pl.read_parquet(folder / "scores.parquet").filter(pl.col("benchmark") == benchmark)
+    if rows.is_empty():
+        return None
+    first = rows.filter(pl.col("metric") == rows["metric"].first())
+    return dict(first.select("item", "value").iter_rows())
+
+
+def people_table(
+    labels: pl.DataFrame, asked: Mapping[tuple[str, str], Mapping[str, Pair]]
+) -> pl.DataFrame:
+    """The labelled pairs in the form of a labelled set: answer_1 is that of `a`."""
+    rows = []
+    for name, a, b, votes in labels.select("id", "a", "b", "votes").iter_rows():
+        pair = asked[a, b][name]
+        own = [NAMED[vote] for vote in votes]
+        texts = (pair.prompt, *pair.answers)
+        rows.append((name, *texts, agreement.majority(own), own))
+    return pl.DataFrame(rows, schema=agreement.PAIRS, orient="row")
+
+
+def of_judge(
+    recipe: Recipe,
+    benchmark: str,
+    people: pl.DataFrame,
+    judged: Mapping[tuple[str, str], Mapping[str, float | None]],
+) -> dict[str, Any] | None:
+    """How the judge's own preference between the two answers agrees with people; kept with the
+    judge where there is one, so that every score by it says so."""
+    says = {name: value for own in judged.values() for name, value in own.items()}
+    ids = people["id"].to_list()
+    verdicts = pl.DataFrame(
+        {
+            "id": ids,
+            "order": [1] * len(ids),
+            "verdict": [_verdict(says[name]) for name in ids],
+        },
+        schema={"id": pl.String, "order": pl.Int64, "verdict": pl.Int64},
+    )
+    if verdicts["verdict"].null_count() == len(ids) or people["human"].null_count() == len(ids):
+        return None
+    found = agreement.agreement(verdicts, people)
+    for protocol in _protocols(recipe, benchmark):
+        keep(protocol, f"{recipe.name}-own-answers", found, Path(recipe.store))
+    return found
+
+
+def _verdict(difference: float | None) -> int | None:
+    """Which answer is the better one (1 or 2, 0 for neither) by a difference."""
+    if difference is None or difference == 0:
+        return None if difference is None else 0
+    return 1 if difference > 0 else 2
+
+
+def _protocols(recipe: Recipe, benchmark: str) -> Sequence[PairwiseProtocol]:
+    """The judge of a pairwise benchmark, where there is one and not several."""
+    if recipe.eval is None or benchmark not in ("alpaca", "arena"):
+        return ()
+    several = recipe.eval.protocols("alpaca" if benchmark == "alpaca" else "arena")
+    return several if len(several) == 1 else ()
+
+
+def keep(protocol: PairwiseProtocol, dataset: str, found: Mapping[str, Any], root: Path) -> None:
+    """Store an agreement with people as `magpie agreement` does."""
+    judge = settle.determines(protocol.judge, protocol)
+    known = {"dataset": dataset, "judge": judge, **found}
+    place = root / "agreement" / digest(judge)[:16] / f"{dataset}.json"
+    write_atomic(place, json.dumps(as_json(known), indent=2, allow_nan=False))
+
+
+def difference(
+    labels: pl.DataFrame, arms: tuple[str, str], judged: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """What people see between two arms, in points (100: they always prefer `a`, -100: `b`, 0:
+    neither): `difference` sharpened by the judge and `labels_alone` without it (None below `FEWEST`
+    labels), `judge`'s own mean over all prompts in its own unit, the `weight` it got, and how many
+    labels alone would be `worth` as much."""
+    a, b = arms
+    own = labels.filter((pl.col("a") == a) & (pl.col("b") == b))
+    votes = {name: float(np.mean(each)) for name, each in own.select("id", "votes").iter_rows()}
+    known = {name: value for name, value in judged.items() if value is not None}
+    labelled = [name for name in votes if name in known]
+    row = {
+        "a": a,
+        "b": b,
+        "labelled": len(labelled),
+        "prompts": len(known),
+        "without_judge": len(votes) - len(labelled),
+        "judge": _interval(stats.mean_interval(list(known.values()))) if known else None,
+    }
+    if len(labelled) < FEWEST:
+        return row | {"difference": None, "labels_alone": None, "weight": None, "worth": None}
+    found = powered(
+        100 * np.array([votes[name] for name in labelled]),
+        np.array([known[name] for name in labelled]),
+        np.array([value for name, value in known.items() if name not in votes]),
+    )
+    return row | {
+        "difference": _interval(found.estimate),
+        "labels_alone": _interval(found.labels_alone),
+        "weight": found.weight,
+        "worth": found.worth,
+    }
+
+
+def _interval(found: Interval) -> dict[str, float]:
+    return {"value": found.value, **found.bounds()}
