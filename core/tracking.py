@@ -4,18 +4,20 @@ and to W&B.
 A stage gets a `Log` and never imports wandb itself. `Tracker.stage(...)` yields one that draws a
 progress bar (plain lines when stderr is no terminal) and writes to W&B: one group a recipe run, one
 run a stage with its job type, the same run id after a resume. Without an API key W&B works offline
-and says so; `wandb sync` uploads later. Trackio and TensorBoard are the trainer's own
+and says so; `magpie track sync` uploads later. Trackio and TensorBoard are the trainer's own
 (`train.trainer.report_to`).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -25,6 +27,17 @@ from core.errors import UserError, nearest
 
 TABLE_ROWS = 1000
 """Rows of a table that go to W&B; the files hold all of them."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A result as W&B's lineage has it: the name and kind of its stage, its key, and the digest of
+    its content."""
+
+    name: str
+    kind: str
+    key: str
+    digest: str
 
 
 class Log:
@@ -53,8 +66,11 @@ class Log:
         tracking is off)."""
         return {}
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
-        """The stage is done: its counts, its input and output digests."""
+    def finish(
+        self, facts: Mapping[str, Any], made: Made | None = None, of: Sequence[Made] = ()
+    ) -> None:
+        """The stage is done: its counts, its input and output digests; what was `made` `of`
+        what."""
 
 
 class Tracker:
@@ -83,7 +99,7 @@ class Tracker:
             self._offline_is_known = True
             print(
                 "W&B: no API key, so runs are written offline below "
-                f"{self.folder / 'wandb'} (upload later with `wandb sync`)",
+                f"{self.folder / 'wandb'} (upload later with `magpie track sync`)",
                 file=sys.stderr,
             )
         run_id = f"{job_type}-{key[:12]}"
@@ -214,12 +230,18 @@ class StageLog(Log):
             "WANDB_SILENT": "true",
         }
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(
+        self, facts: Mapping[str, Any], made: Made | None = None, of: Sequence[Made] = ()
+    ) -> None:
         if run := self._open():
             counts = facts.get("counts", {})
             rest = {name: fact for name, fact in facts.items() if name != "counts"}
             run.config.update(rest, allow_val_change=True)
             run.summary.update(counts)
+            # Offline the digests in the config say the same: an artifact's files would have to lie
+            # on the machine that uploads.
+            if made is not None and self._tracker.mode in ("online", "shared"):
+                lineage(run, made, of)
 
     def close(self, failed: bool) -> None:
         """End the bar and the W&B run."""
@@ -270,6 +292,25 @@ class StageLog(Log):
                 settings=settings,
             )
         return self._run
+
+
+def lineage(run: Any, made: Made, of: Sequence[Made]) -> None:
+    """Record in a W&B run what was made of what, as artifacts that hold no data: each is a file
+    with the result's key and digest, so that the same result is the same version, whoever names
+    it."""
+    for parent in of:
+        run.use_artifact(_artifact(parent))
+    run.log_artifact(_artifact(made))
+
+
+def _artifact(made: Made) -> Any:
+    import wandb
+
+    named = re.sub(r"[^\w.-]+", "-", made.name)[:120]
+    artifact = wandb.Artifact(named, type=made.kind, metadata=asdict(made))
+    with artifact.new_file("result.json") as file:
+        file.write(json.dumps(asdict(made), indent=1))
+    return artifact
 
 
 def _cell(value: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Exit, Option, Typer
 
 app = Typer()
 
@@ -325,3 +325,33 @@ def tag(
     shown = tagging.Shown(limit, as_json)
     wanted = tagging.Wanted(out, store, form, check, sample)
     tagging.verb(data, columns, tagger, wanted, how, shown)
+
+
+track = Typer(help="What runs reported to W&B.", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+
+@track.command("sync")
+def track_sync(
+    recipe: Annotated[str, Argument(help="Recipe, or the folder of a store.")],
+    overrides: Annotated[list[str] | None, Argument(help="Dotted overrides.")] = None,
+) -> None:
+    """Upload what was reported offline to W&B: every run once, also after kills.
+
+    Needs WANDB_API_KEY. Runs that are still written to are left for the next call, and so is what
+    W&B did not take.
+    """
+    from recipes import schema
+    from recipes.report import uploading
+
+    root = Path(recipe)
+    if not (root / "wandb").is_dir():
+        root = Path(schema.load(recipe, overrides or []).recipe.store)
+    done = uploading.sync(root, print)
+    for name, why in done.failed.items():
+        print(f"{name}: not uploaded ({why})")
+    left = f", {len(done.live)} still written to and left for the next call" if done.live else ""
+    failed = f", {len(done.failed)} not taken" if done.failed else ""
+    print(f"{len(done.sent)} runs uploaded{left}{failed}")
+    if done.failed:
+        raise Exit(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.tracking import Tracker, wandb_mode
+from core.tracking import Made, Tracker, lineage, wandb_mode
 from tests import wandb_file
 
 
@@ -102,3 +103,29 @@ def test_an_unknown_mode_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with pytest.raises(UserError, match="did you mean 'offline'"):
         wandb_mode()
+
+
+class Recorded:
+    """In place of a W&B run: the artifacts that it was given."""
+
+    def __init__(self) -> None:
+        self.used: list[Any] = []
+        self.logged: list[Any] = []
+
+    def use_artifact(self, artifact: Any) -> None:
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.logged.append(artifact)
+
+
+def test_lineage_names_one_result_alike_whoever_names_it() -> None:
+    trained = Made("train/a/0", "train", "k" * 64, "d" * 64)
+    answers = Made("answers/a/0", "answers", "j" * 64, "e" * 64)
+    made, used = Recorded(), Recorded()
+    lineage(made, trained, [])
+    lineage(used, answers, [trained])
+    [logged], [parent] = made.logged, used.used
+    assert (logged.name, logged.type) == (parent.name, parent.type) == ("train-a-0", "train")
+    assert logged.manifest.digest() == parent.manifest.digest()
+    assert used.logged[0].manifest.digest() != logged.manifest.digest()

@@ -13,7 +13,7 @@ import pytest
 from core.errors import UserError
 from core.sending.purse import Bill, Ledger
 from recipes.report.drawing.scatter import Cloud, Point, frame, panel, scatter
-from recipes.report.sections import costs, judge_card, pool_map
+from recipes.report.sections import costs, judge_card, nearest, pool_map
 from recipes.report.verdicts import controls, disagreement, leaderboard, lengths, outcome, seeds
 
 COLOURS = {"random": "s0", "x": "s1", "y": "s2"}
@@ -102,9 +102,42 @@ def test_many_pairs_that_cannot_be_told_apart_are_counted() -> None:
     )
 
 
-def test_a_verdict_of_another_kind_stands_as_it_is() -> None:
-    told = sentence(differences=[pair("x", "random", "x is no worse than random")])
-    assert told.endswith(": x is no worse than random.")
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ("x is no worse", "x is no worse than random"),
+        ("equal within 2", "x and random are equal within 2"),
+        ("who knows", "who knows"),
+    ],
+)
+def test_a_verdict_of_another_kind_names_both_arms(verdict: str, told: str) -> None:
+    assert sentence(differences=[pair("x", "random", verdict)]).endswith(f": {told}.")
+
+
+def test_the_evidence_says_what_would_settle_it_what_is_missing_and_what_arms_share() -> None:
+    more = {
+        "settled": {"sentence": "900 prompts would settle it."},
+        "overlap": 0.25,
+        "missing": {
+            "cells": 3,
+            "as_losses": {"difference": 1.0, "verdict": "cannot tell"},
+            "worst_case": {"simultaneous_lower": -4.0, "simultaneous_upper": 9.0},
+        },
+    }
+    told = outcome.headline(comparison(differences=[pair("x", "random", "cannot tell") | more]))
+    assert told["lines"][0].endswith(
+        ": cannot tell. 900 prompts would settle it. 3 values are missing: as losses +1.00 (cannot "
+        "tell), whatever they are −4.00 to +9.00. The two have 25 % of their rows in common "
+        "(Jaccard)."
+    )
+
+
+def test_components_are_shown_as_deviations_and_what_was_not_measured_as_none() -> None:
+    known = {"benchmark": "b", "metric": "m", "prompts": 9.0, "seeds": None, "rest": 4.0}
+    deciding = {**known, "metric": "first", "primary": True}
+    rows = outcome.components({"components": [{**known, "primary": False}, deciding]})
+    assert [row["metric"] for row in rows] == ["first", "m"]
+    assert rows[0]["deviations"] == [3.0, None, None, None, 2.0]
 
 
 # -- the leaderboard -------------------------------------------------------------------------------
@@ -429,3 +462,42 @@ def test_the_leaderboard_has_the_controls_with_their_own_differences() -> None:
         "random-again": "second sample",
         "shuffled-100": "100% wrong",
     }
+
+
+# -- training rows near a prompt -------------------------------------------------------------------
+
+
+def selection(folder: Path, texts: list[str | None]) -> Path:
+    folder.mkdir(parents=True)
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    frame = pl.DataFrame({"id": [f"r{k}" for k in range(len(texts))], "messages": turns})
+    frame.write_parquet(folder / "selection.parquet")
+    return folder
+
+
+def test_the_nearest_training_row_of_each_arm_is_found_by_its_words(tmp_path: Path) -> None:
+    texts = ["sort numbers in python", "bake sourdough bread", None, "a" * 300]
+    inputs = {
+        "select/x/0": selection(tmp_path / "0", texts),
+        "select/x/1": selection(tmp_path / "1", ["how to bake bread"]),
+        "select/y": selection(tmp_path / "y", ["bread of rye", "write a poem"]),
+    }
+    near = nearest.nearest(inputs, ["How do I bake bread?", "aaa"], COLOURS, None)
+    assert [(row["arm"], row["id"]) for row in near["rows"][0]] == [("x", "r1"), ("y", "r0")]
+    assert 0 < near["rows"][0][0]["likeness"] <= 1
+    assert near["sentence"] == "Compared: the words of 2 rows of y, the words of 3 rows of x."
+
+
+def test_stored_embeddings_decide_where_rows_and_prompts_have_them(tmp_path: Path) -> None:
+    known = {"a": [1.0, 0.0], "b": [0.0, 1.0], "prompt": [0.6, 0.8]}
+
+    def stored(texts: Any) -> Any:
+        return np.array([known[text] for text in texts], np.float32)
+
+    inputs = {"select/x": selection(tmp_path / "x", ["a", "b"])}
+    near = nearest.nearest(inputs, ["prompt"], COLOURS, stored)
+    assert (near["rows"][0][0]["text"], near["sentence"]) == (
+        "b",
+        "Compared: the embeddings of 2 rows of x.",
+    )
+    assert near["rows"][0][0]["likeness"] == pytest.approx(0.8)

@@ -31,6 +31,7 @@ from recipes.report.sections import (
     browser,
     costs,
     judge_card,
+    nearest,
     pool_map,
     pool_tags,
     selections,
@@ -85,7 +86,7 @@ def build(
         **_browsed(data, left_out),
         "provenance": provenance,
     }
-    browser.name_prompts(shown["apart"]["rows"], data["prompts"])
+    _add_prompts(shown["apart"], data["prompts"], inputs, colours, stored)
     html = _render(shown)
     write_atomic(out / "report.html", html)
     beside.write(out, tables.of_page(shown), beside.figures(shown))
@@ -98,6 +99,23 @@ def build(
     }
 
 
+def _add_prompts(
+    apart: Record,
+    prompts: Sequence[Record],
+    inputs: Inputs,
+    colours: Colours,
+    stored: pool_map.Stored | None,
+) -> None:
+    """To the items on which arms lie furthest apart: their prompts, and the rows of each arm's
+    training data that are most like them."""
+    browser.name_prompts(apart["rows"], prompts)
+    known = [row for row in apart["rows"] if row.get("prompt")]
+    near = nearest.nearest(inputs, [row["prompt"] for row in known], colours, stored)
+    for row, rows in zip(known, near.get("rows", []), strict=False):
+        row["nearest"] = rows
+    apart["nearest"] = near.get("sentence", "")
+
+
 def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
     """What the comparison says."""
     table = seeds.items(inputs)
@@ -107,6 +125,7 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
         "headline": outcome.headline(comparison),
         "board": leaderboard.leaderboard(comparison, colours, by_seed),
         "scores": outcome.scores(comparison, colours, by_seed),
+        "components": outcome.components(comparison),
         "matrices": outcome.matrices(comparison, list(colours)),
         "seeds": by_seed,
         "apart": disagreement.prompts(comparison, table, colours),

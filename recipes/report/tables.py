@@ -16,9 +16,9 @@ LEFT_OUT = ("figure", "bar")
 
 
 def of_comparison(comparison: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
-    """Scores and differences as comparison.json has them, what is no plain value as JSON text;
-    those that are empty are left out."""
-    named = {name: comparison.get(name, []) for name in ("scores", "differences")}
+    """Scores, differences and the components of their errors as comparison.json has them, what is
+    no plain value as JSON text; those that are empty are left out."""
+    named = {name: comparison.get(name, []) for name in ("scores", "differences", "components")}
     return {name: table(rows) for name, rows in named.items() if rows}
 
 

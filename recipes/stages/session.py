@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.files import file_digest, read_json, write_changed
 from core.servers import Servers
 from core.store import Counts, Result, Store, canonical, digest, tree_digest
-from core.tracking import Log, Tracker
+from core.tracking import Log, Made, Tracker
 from recipes.stages.environment import environment
 
 State = Literal["reuse", "run", "waits"]
@@ -239,7 +239,9 @@ class Session:
                 build.counts.update(stage.make(build.path, log, folders))
             made = self.store.finished(stage.kind, key)
             counts = made.manifest["counts"]
-            log.finish({"output": made.digest, "path": made.path.name, "counts": counts})
+            facts = {"output": made.digest, "path": made.path.name, "counts": counts}
+            parents = [_made(parent) for parent in stage.parents.values() if parent]
+            log.finish(facts, _made(made), [parent for parent in parents if parent.name])
         return made
 
     def _again(self, stage: Stage, number: int, earlier: Result) -> Result:
@@ -316,6 +318,13 @@ def _lost(again: int, final: int) -> str:
     said = [f"{again} that servers failed at are asked again by a run"] if again else []
     said += [f"{final} without an answer are final: `--retry` asks again"] if final else []
     return ", ".join(said)
+
+
+def _made(result: Result) -> Made:
+    """A result as the tracker's lineage names it; without a name where no stage of a recipe made
+    it."""
+    fields = [str(result.manifest.get(name, "")) for name in ("name", "stage", "key", "digest")]
+    return Made(*fields)
 
 
 def says(folder: Path, held: Mapping[str, str]) -> bool:

@@ -102,7 +102,7 @@ def sample(
     """
     lazy = pl.scan_parquet(path)
     ids = lazy.select("id").collect()
-    order = np.argsort([_place(name) for name in ids["id"]], kind="stable")
+    order = np.argsort([place(name) for name in ids["id"]], kind="stable")
     ranked = ids[order]
     of_pool = set(ranked["id"].head(ROWS))
     wanted, found = set(of_pool), {}
@@ -119,7 +119,8 @@ def sample(
     return rows.with_columns(of_pool=pl.col("id").is_in(list(of_pool))), found
 
 
-def _place(name: str) -> int:
+def place(name: str) -> int:
+    """Where an id stands in the order by which fixed samples are taken."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 

@@ -4,18 +4,21 @@ told from whom."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import sqrt
 from typing import Any
 
 from eval.comparing.metrics import lower_is_better
 from recipes.report.drawing.figures import Interval, intervals
-from recipes.report.drawing.marks import number
+from recipes.report.drawing.marks import finite, number
 from recipes.report.sources import Colours, Record
 from recipes.report.verdicts.seeds import Seeds
 
 CANNOT_TELL = "cannot tell"
 SAYS = ("better", "worse", "other", CANNOT_TELL)
 """In this order the headline says what is known."""
+SOURCES = ("prompts", "seeds", "answers", "judges", "rest")
+"""What a difference's error is made of, as comparison.json names it."""
 MOST_PAIRS = 3
 """More pairs that cannot be told apart are counted, not named."""
 
@@ -97,11 +100,22 @@ def _told(pair: Entry, baseline: str | None) -> tuple[str, str, str]:
     says = CANNOT_TELL if verdict == CANNOT_TELL else "better"
     winner = a if verdict == f"{a} is better" else b
     if says == "better" and verdict != f"{winner} is better":
-        return verdict, "other", ""
+        return _other(pair), "other", ""
     loser = b if winner == a else a
     if says == "better":
         return (loser, "worse", winner) if winner == baseline else (winner, says, loser)
     return (b, says, a) if a == baseline else (a, says, b)
+
+
+def _other(pair: Entry) -> str:
+    """A verdict of another kind with both arms: "equal within 2" is said of the two, "x is no
+    worse" of x."""
+    a, b = str(pair["a"]), str(pair["b"])
+    verdict = str(pair["verdict"])
+    for arm, other in ((a, b), (b, a)):
+        if verdict == f"{arm} is no worse":
+            return f"{verdict} than {other}"
+    return f"{a} and {b} are {verdict}" if verdict.startswith("equal") else verdict
 
 
 def _line(pair: Entry) -> str:
@@ -116,7 +130,24 @@ def _line(pair: Entry) -> str:
     if pair["verdict"] == CANNOT_TELL and pair.get("detectable") is not None:
         least = number(pair["detectable"], 2)
         text += f"; a difference of {least} would be found 8 times in 10"
-    return f"{text}: {pair['verdict']}."
+    return " ".join([f"{text}: {pair['verdict']}.", *_more(pair)])
+
+
+def _more(pair: Entry) -> Iterator[str]:
+    """What is known of a difference beside its interval: what would settle it, what missing values
+    could change, how many rows the two arms share."""
+    if (pair.get("settled") or {}).get("sentence"):
+        yield pair["settled"]["sentence"]
+    missing = pair.get("missing")
+    if missing:
+        lost, worst = missing["as_losses"], missing["worst_case"]
+        low, high = (signed(worst.get(f"simultaneous_{end}")) for end in ("lower", "upper"))
+        yield (
+            f"{number(missing['cells'])} values are missing: as losses {signed(lost['difference'])}"
+            f" ({lost['verdict']}), whatever they are {low} to {high}."
+        )
+    if pair.get("overlap") is not None:
+        yield f"The two have {100 * pair['overlap']:.0f} % of their rows in common (Jaccard)."
 
 
 def scores(comparison: Entry, colours: Colours, seeds: Seeds) -> list[Record]:
@@ -182,6 +213,17 @@ def seen_from(arm: str, pair: Entry) -> Record:
         "pair": pair,
         "verdict": verdict,
     }
+
+
+def components(comparison: Entry) -> list[Record]:
+    """Of each figure whose sources of error were told apart, the standard deviations of one
+    prompt, seed, answer, judge, and of the rest (None: not measured), the primary first."""
+    rows = []
+    for known in comparison.get("components", []):
+        variances = [known.get(name) for name in SOURCES]
+        deviations = [sqrt(v) if finite(v) and v >= 0 else None for v in variances]
+        rows.append({**known, "deviations": deviations})
+    return sorted(rows, key=_primary_first)
 
 
 def judge_warnings(judges: Sequence[Entry]) -> list[str]:

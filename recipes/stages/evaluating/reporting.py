@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from core import models
 from core.errors import UserError
 from core.files import write_changed
@@ -50,7 +52,11 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         everything = {**shown, "spent": session.folder / "spent"}
         stored = _embedded(recipe, session.store.root)
-        return page.build(everything, out, settings, notes, people=people, stored=stored)
+        counts = page.build(everything, out, settings, notes, people=people, stored=stored)
+        # The tracker gets the very tables that lie beside the page.
+        for path in sorted((out / beside.TABLES).glob("*.parquet")):
+            log.table(path.stem, pl.read_parquet(path))
+        return counts
 
     spec = {
         "page": page.VERSION,
