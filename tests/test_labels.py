@@ -60,6 +60,17 @@ def test_a_judge_that_sees_nothing_costs_next_to_nothing_and_a_good_one_is_worth
     assert np.mean([g.estimate.standard_error for g in good]) == pytest.approx(spread, rel=0.15)
 
 
+def test_the_weight_is_the_one_that_makes_the_error_smallest() -> None:
+    truth, mine, others = drawn(np.random.default_rng(2), 60, 60, 1.0)
+    found = powered(truth, mine, others)
+
+    def variance(weight: float) -> float:
+        both = np.var(truth - weight * mine, ddof=1) + weight**2 * np.var(mine, ddof=1)
+        return float(both / 60)
+
+    assert min(np.linspace(0, 200, 4001), key=variance) == pytest.approx(found.weight, abs=0.1)
+
+
 def test_too_few_labels_and_a_prediction_that_is_always_the_same_are_said_or_passed_over() -> None:
     with pytest.raises(UserError, match="9 labelled pairs say nothing"):
         powered(np.ones(9), np.arange(9.0), np.arange(9.0))
