@@ -259,10 +259,15 @@ def joint_errors(parts: Sequence[tuple[Residuals, npt.ArrayLike]]) -> Floats:
 
 
 def max_t_critical(
-    errors: Floats, df: float = math.inf, *, resamples: int = 10_000, seed: int = 0
+    errors: Floats,
+    df: float = math.inf,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> float:
-    """Critical value for simultaneous 95 % intervals of K estimates: that quantile of max |t| under
-    one joint bootstrap.
+    """Critical value for simultaneous intervals of K estimates: the `level` quantile of max |t|
+    under one joint bootstrap.
 
     `errors` (G, K): from `joint_errors`. The bootstrap is the multiplier one: every resample weighs
     each cluster by one standard normal for all K estimates. Given the data, those sums are exactly
@@ -273,17 +278,21 @@ def max_t_critical(
     if df < 1:
         return math.nan
     covariance = errors.T @ errors
-    criticals = simultaneous(
-        covariance, np.full(len(covariance), df), resamples=resamples, seed=seed
-    )
+    each = np.full(len(covariance), df)
+    criticals = simultaneous(covariance, each, level=level, resamples=resamples, seed=seed)
     return float(np.nanmax(criticals)) if np.isfinite(criticals).any() else math.nan
 
 
 def simultaneous(
-    covariance: Floats, df: Floats, *, resamples: int = 10_000, seed: int = 0
+    covariance: Floats,
+    df: Floats,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Floats:
     """Critical values (K,) such that |z_k| / (sd_k * chi_k) stays below its own for all K estimates
-    at once in 95 %; nan for an estimate without variance.
+    at once with probability `level`; nan for an estimate without variance.
 
     `covariance` (K, K) up to a factor. `df` (K,): estimates of equal df share the variance that
     they are studentised with. Each estimate gets the same level of its own t distribution (min p):
@@ -296,6 +305,9 @@ def simultaneous(
     criticals = np.full(len(df), math.nan)
     if not known.any():
         return criticals
+    if known.sum() == 1:  # one estimate: no draw is needed
+        criticals[known] = t_critical(float(df[known][0]), level)
+        return criticals
     rng = np.random.default_rng(seed)
     root = _root(covariance[np.ix_(known, known)] / np.outer(spread[known], spread[known]))
     z = rng.standard_normal((resamples, len(root))) @ root.T
@@ -306,10 +318,10 @@ def simultaneous(
     # stdtr takes a large number for infinitely many degrees of freedom
     degrees = np.minimum(df[known], 1e10)
     if len(set(degrees.tolist())) == 1:
-        criticals[known] = np.quantile(abs(z).max(axis=1), 0.95)
+        criticals[known] = np.quantile(abs(z).max(axis=1), level)
         return criticals
     tails = stdtr(degrees, -abs(z)).min(axis=1)
-    criticals[known] = -stdtrit(degrees, np.quantile(tails, 0.05))
+    criticals[known] = -stdtrit(degrees, np.quantile(tails, 1 - level))
     return criticals
 
 

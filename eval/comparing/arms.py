@@ -3,6 +3,7 @@ difference."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -46,6 +47,9 @@ class Family:
     one seed all arms were judged against the same checkpoint, so they share its luck."""
     compared: frozenset[frozenset[str]] | None = None
     """The pairs that are compared, by name; None: all."""
+    planned: int = 0
+    """Where judging looked at the differences on the way and could stop: the prompts (clusters)
+    that it would have gone through at most."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,19 @@ class Pair:
     """The cluster of each item, by its number in the family."""
     part: stats.Residuals
     """Of the mean difference."""
+    planned: int = 0
+    """As in the family."""
 
     @property
     def of_items(self) -> Part:
         """What the choice of prompts adds to the difference's error."""
         return Part(self.part.variance, len(self.part.sums) - 1.0)
+
+    @property
+    def stretch(self) -> float:
+        """How many times as wide the items' part of an interval is where not all of the planned
+        prompts were judged (eval/comparing/sequential.py)."""
+        return math.sqrt(max(1.0, self.planned / len(self.part.sums)))
 
 
 def pairs(family: Family, baseline: str | None) -> list[Pair]:
@@ -111,7 +123,8 @@ def _pair(family: Family, a: Arm, b: Arm, clusters: npt.NDArray[np.intp]) -> Pai
         x, y, clusters = x[:, left], y[:, right], clusters[left]
     if not len(clusters):
         return None
-    return Pair(a, b, x, y, clusters, stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters))
+    part = stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters)
+    return Pair(a, b, x, y, clusters, part, family.planned)
 
 
 def _shared_seeds(a: Arm, b: Arm) -> tuple[list[int] | None, list[int] | None]:
@@ -187,6 +200,23 @@ def between_seeds(arms: Sequence[Arm]) -> Part:
             squares += float(((means - means.mean()) ** 2).sum())
             df += len(means) - 1
     return Part(squares / df, float(df)) if df else Part(0.0)
+
+
+def beside_prompts(values: stats.Floats) -> float:
+    """What one answer's chance and a seed's taste for single prompts add to one cell of `values`
+    (seeds, items): the residual mean square of seeds by items; nan below two of either."""
+    seeds, items = values.shape
+    if seeds < 2 or items < 2:
+        return math.nan
+    left = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    return float((left**2).sum()) / float((seeds - 1) * (items - 1))
+
+
+def of_seeds_prompts(pair: Pair) -> float:
+    """The part of a difference's variance between seeds that a finite set of prompts makes, and
+    that further prompts take away; 0 where no seed varies either arm."""
+    parts = [beside_prompts(values) / values.size for values in (pair.x, pair.y)]
+    return float(sum(part for part in parts if not math.isnan(part)))
 
 
 def beside_shared_seeds(arms: Sequence[Arm]) -> Part | None:

@@ -17,6 +17,9 @@ Row = dict[str, Any]
 """A score or a difference, as comparison.json has it."""
 
 CANNOT_TELL = "cannot tell"
+LOOKED_AT = 0.975
+"""The level of the items' critical value where judging may stop on the way: by Levy's inequality
+that is 95 % at all times together (eval/comparing/sequential.py)."""
 
 
 def score(arm: Arm, family: Family) -> Row:
@@ -77,35 +80,63 @@ def estimates(
     if not found:
         return []
     seeds = seed_parts(family, found)
-    of_items = _items_critical(found, resamples, seed)
+    level = LOOKED_AT if family.planned else 0.95
+    of_items = _items_critical(found, level, resamples, seed)
     df = np.array([part.df for part in seeds.parts])
     of_seeds = stats.simultaneous(seeds.covariance, df, resamples=resamples, seed=seed)
     made = []
     for pair, part, critical in zip(found, seeds.parts, of_seeds, strict=True):
         errors = Errors(pair.of_items, part)
         # Never narrower than the interval of one pair.
-        single = stats.t_critical(errors.items.df), stats.t_critical(errors.seeds.df)
+        single = stats.t_critical(errors.items.df, level), stats.t_critical(errors.seeds.df)
         wide = float(np.fmax(of_items, single[0])), float(np.fmax(critical, single[1]))
-        made.append(Estimate(pair, errors, wide))
+        made.append(Estimate(pair, errors, (pair.stretch * wide[0], wide[1])))
     return made
 
 
-def verdicts(found: Sequence[Estimate], lower_is_better: bool = False, seed: int = 0) -> list[str]:
+def verdicts(
+    found: Sequence[Estimate],
+    *,
+    lower_is_better: bool = False,
+    equivalent: float | None = None,
+    seed: int = 0,
+) -> list[str]:
     """Which arm is better, for each difference of a family: by its simultaneous interval, and by
     the exact test (after Holm) where all items differ alike and an interval of no width says
-    nothing."""
+    nothing.
+
+    `equivalent`: the smallest difference that would matter, in the metric's unit. Where no arm is
+    better, an interval within it on both sides says "equal within", on one side that an arm is "no
+    worse". All such statements of a family follow from intervals that hold at once, so they hold
+    at once.
+    """
     if any(one.apart and not one.errors.standard_error > 0 for one in found):
         exact = stats.holm([test["p"] for test in _tests(found, 10_000, seed)])
     else:
         exact = [math.nan] * len(found)
-    said = []
-    for one, p in zip(found, exact, strict=True):
-        if not (one.apart and (one.errors.standard_error > 0 or p <= 0.05)):
-            said.append(CANNOT_TELL)
-            continue
-        first_is_better = (one.value > 0) != lower_is_better
-        said.append(f"{(one.pair.a if first_is_better else one.pair.b).name} is better")
-    return said
+    sure = [one.errors.standard_error > 0 or p <= 0.05 for one, p in zip(found, exact, strict=True)]
+    return [
+        _verdict(one, known, lower_is_better, equivalent)
+        for one, known in zip(found, sure, strict=True)
+    ]
+
+
+def _verdict(one: Estimate, sure: bool, lower_is_better: bool, equivalent: float | None) -> str:
+    better, worse = one.pair.a.name, one.pair.b.name
+    lower, upper = one.bounds
+    if (one.value > 0) == lower_is_better:
+        better, worse = worse, better
+    if one.value < 0:
+        lower, upper = -upper, -lower
+    if one.apart and sure:
+        return f"{better} is better"
+    if equivalent is None or not one.errors.standard_error > 0:
+        return CANNOT_TELL
+    if max(-lower, upper) < equivalent:
+        return f"equal within {equivalent:g}"
+    if -lower < equivalent:
+        return f"{better} is no worse"
+    return CANNOT_TELL
 
 
 def differences(
@@ -113,29 +144,30 @@ def differences(
     baseline: str | None,
     *,
     lower_is_better: bool = False,
+    equivalent: float | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Row]:
     """All pairs of arms of one metric, one family for the simultaneous intervals and for Holm, as
-    rows of comparison.json."""
+    rows of comparison.json. `equivalent`: as in `verdicts`."""
     found = estimates(family, baseline, resamples=resamples, seed=seed)
     tests = _tests(found, resamples, seed)
     rows = [_row(family, one) | test for one, test in zip(found, tests, strict=True)]
     adjusted = stats.holm([row["p"] for row in rows])
-    said = verdicts(found, lower_is_better, seed)
+    said = verdicts(found, lower_is_better=lower_is_better, equivalent=equivalent, seed=seed)
     for row, one, p_holm, verdict in zip(rows, found, adjusted, said, strict=True):
         row |= {"p_holm": p_holm, "verdict": verdict, "scope": _scope(one.pair, family)}
     return rows
 
 
-def _items_critical(found: list[Pair], resamples: int, seed: int) -> float:
+def _items_critical(found: list[Pair], level: float, resamples: int, seed: int) -> float:
     """The critical value of the items' part, for all pairs at once; nan where no pair has any."""
     known = [pair for pair in found if len(pair.part.sums) > 1]
     if not known:
         return math.nan
     fewest = min(len(pair.part.sums) for pair in known)
     errors = stats.joint_errors([(pair.part, pair.clusters) for pair in known])
-    return stats.max_t_critical(errors, fewest - 1.0, resamples=resamples, seed=seed)
+    return stats.max_t_critical(errors, fewest - 1.0, level=level, resamples=resamples, seed=seed)
 
 
 def _row(family: Family, one: Estimate) -> Row:
@@ -180,6 +212,8 @@ def _tests(found: Sequence[Estimate], resamples: int, seed: int) -> list[Row]:
 def _direct(one: Estimate) -> Row:
     """The test of a difference; of a sign flip only its name, with p None."""
     pair = one.pair
+    if pair.planned:
+        return {"p": one.errors.p_value(one.value, pair.stretch, 2), "test": "sequence"}
     if one.errors.seeds.variance or max(len(pair.x), len(pair.y)) > 1:
         return {"p": one.errors.p_value(one.value), "test": "t"}
     outcomes = set(np.unique([pair.x, pair.y]).tolist())

@@ -61,24 +61,28 @@ class Errors:
         larger = seeds if seeds.variance > items.variance else items
         return Interval(value, self.standard_error, value - half, value + half, larger.df, n)
 
-    def p_value(self, value: float) -> float:
+    def p_value(self, value: float, stretch: float = 1.0, looks: int = 1) -> float:
         """The level at which the interval of this estimate alone just touches 0, not below 1e-12 (1
-        where nothing varies; nan where the error is unknown)."""
+        where nothing varies; nan where the error is unknown). `stretch` and `looks`: of an interval
+        that was looked at on the way (eval/comparing/sequential.py), whose items' part is
+        `stretch` times as wide at a level of p / `looks`."""
         from scipy.optimize import brentq
 
         if not self.standard_error > 0:
             return 1.0 if self.standard_error == 0 else math.nan
 
         def beyond(logarithm: float) -> float:
-            level = -math.expm1(logarithm)  # 1 - p
-            criticals = t_critical(self.items.df, level), t_critical(self.seeds.df, level)
-            return self.half_width(*criticals) - abs(value)
+            p = math.exp(logarithm)
+            of_items = stretch * t_critical(self.items.df, 1 - p / looks)
+            return self.half_width(of_items, t_critical(self.seeds.df, 1 - p)) - abs(value)
 
         smallest = math.log(1e-12)
         if math.isnan(beyond(-1.0)):
             return math.nan
         if beyond(smallest) <= 0:
             return math.exp(smallest)
+        if beyond(0.0) >= 0:
+            return 1.0
         return math.exp(float(brentq(beyond, smallest, 0.0, xtol=1e-9)))
 
 

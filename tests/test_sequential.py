@@ -1,0 +1,135 @@
+"""Judging in steps: when it stops, and what its intervals hold to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from eval import stats
+from eval.comparing.arms import Arm, Family, beside_prompts
+from eval.comparing.differences import CANNOT_TELL, differences, estimates
+from eval.comparing.sequential import FEWEST, GIVEN_UP_AFTER, Look, look, order
+
+
+def family(values: dict[str, np.ndarray], planned: int) -> Family:
+    """Arms of (items,) or (seeds, items) values."""
+    members = []
+    for name, own in values.items():
+        rows = np.atleast_2d(own)
+        items = [f"q{k}" for k in range(rows.shape[1])]
+        seeds = tuple(map(str, range(len(rows)))) if len(rows) > 1 else ()
+        members.append(Arm(name, items, items, rows, seeds))
+    return Family("bench", "win_rate", members, True, planned=planned)
+
+
+def steps(rng: np.random.Generator, shift: float, planned: int, by: int = 20) -> tuple[Look, int]:
+    """Two arms judged until a look says stop, and how many prompts that took."""
+    a, b = rng.normal(shift, 1, planned), rng.normal(0, 1, planned)
+    for known in range(by, planned + 1, by):
+        seen = look(family({"a": a[:known], "b": b[:known]}, planned))
+        if seen.stop:
+            break
+    return seen, known
+
+
+def test_the_interval_of_a_sequence_is_as_wide_as_its_horizon_asks() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, 100), rng.normal(0, 1, 100)
+    (pair,) = look(family({"a": a, "b": b}, 400)).pairs
+    error = (a - b).std(ddof=1) / 10
+    # 97.5 % in place of 95, times the root of planned over judged
+    half = stats.t_critical(99, 0.975) * error * 2
+    assert pair.upper - pair.difference == pytest.approx(half)
+    assert pair.difference - pair.lower == pytest.approx(half)
+
+
+def test_a_comparison_of_judging_in_steps_has_the_intervals_of_its_last_look() -> None:
+    rng = np.random.default_rng(1)
+    arms = family({"a": rng.normal(0.4, 1, 100), "b": rng.normal(0, 1, 100)}, 300)
+    (row,) = differences(arms, None)
+    (pair,) = look(arms).pairs
+    assert (row["simultaneous_lower"], row["simultaneous_upper"]) == (pair.lower, pair.upper)
+    assert row["test"] == "sequence"
+
+
+def test_the_p_value_of_a_sequence_is_where_its_interval_touches_zero() -> None:
+    rng = np.random.default_rng(2)
+    arms = family({"a": rng.normal(0, 1, 100), "b": rng.normal(0, 1, 100)}, 200)
+    (one,) = estimates(arms, None)
+    edge = one.errors.half_width(*one.criticals)
+    assert one.errors.p_value(edge, one.pair.stretch, 2) == pytest.approx(0.05)
+    assert one.errors.p_value(0.0, one.pair.stretch, 2) == 1.0
+
+
+def test_looking_often_gives_no_more_false_verdicts_than_promised() -> None:
+    """Intervals of 95 % looked at so often are wrong in 20 %."""
+    rng = np.random.default_rng(3)
+    trials = 300
+    wrong = sum(steps(rng, 0.0, 400, 40)[0].pairs[0].verdict != CANNOT_TELL for _ in range(trials))
+    assert wrong / trials <= 0.082  # 5 % and two and a half standard errors
+
+
+def test_a_clear_difference_stops_early_and_is_found() -> None:
+    rng = np.random.default_rng(4)
+    # six errors of the difference over all prompts
+    found = [steps(rng, 6 * math.sqrt(2 / 400), 400) for _ in range(50)]
+    assert sum(seen.pairs[0].verdict == "a is better" for seen, _ in found) >= 49
+    assert np.mean([known for _, known in found]) <= 0.6 * 400
+
+
+def test_equal_arms_are_given_up_before_all_prompts_are_judged() -> None:
+    rng = np.random.default_rng(5)
+    found = [steps(rng, 0.0, 400) for _ in range(50)]
+    assert np.mean([known for _, known in found]) < 0.9 * 400
+    assert all(seen.pairs[0].hopeless for seen, _ in found if seen.pairs[0].verdict == CANNOT_TELL)
+
+
+def test_nothing_stops_before_the_error_is_known() -> None:
+    rng = np.random.default_rng(6)
+    few = FEWEST - 1
+    seen = look(family({"a": rng.normal(9, 1, few), "b": rng.normal(0, 1, few)}, 400))
+    assert not seen.stop and seen.pairs[0].verdict == CANNOT_TELL
+
+
+def test_no_pair_is_given_up_early() -> None:
+    values = np.random.default_rng(7).normal(0, 1, 120)
+    known = int(GIVEN_UP_AFTER * 400) - 1
+    a = values - values.mean()  # no difference at all
+    seen = look(family({"a": a[:known], "b": -a[:known]}, 400))
+    assert not seen.pairs[0].hopeless
+
+
+def test_a_declared_difference_that_does_not_matter_decides_too() -> None:
+    rng = np.random.default_rng(8)
+    shared = rng.normal(0, 1, 200)
+    a, b = shared + rng.normal(0, 0.05, 200), shared + rng.normal(0, 0.05, 200)
+    arms = family({"a": a, "b": b}, 400)
+    assert look(arms).pairs[0].verdict == CANNOT_TELL
+    decided = look(arms, equivalent=0.2)
+    assert decided.pairs[0].verdict == "equal within 0.2" and decided.stop
+
+
+def test_one_open_pair_keeps_all_going() -> None:
+    rng = np.random.default_rng(9)
+    base = rng.normal(0, 1, 100)
+    arms = {"a": base + rng.normal(5, 0.7, 100), "b": base + rng.normal(0.15, 0.7, 100), "c": base}
+    seen = look(family(arms, 805))
+    decided = {(pair.a, pair.b): pair.verdict for pair in seen.pairs}
+    assert decided["a", "c"] == "a is better" and decided["b", "c"] == CANNOT_TELL
+    assert not seen.stop
+
+
+def test_the_order_is_random_and_a_smaller_set_keeps_it() -> None:
+    names = [f"q{k}" for k in range(200)]
+    shuffled = order(names)
+    assert shuffled != names and sorted(shuffled) == sorted(names)
+    assert order(reversed(names)) == shuffled and order(names, seed=1) != shuffled
+    assert order(names[:50]) == [name for name in shuffled if int(name[1:]) < 50]
+
+
+def test_what_prompts_add_to_one_seeds_score_is_told_from_the_seeds() -> None:
+    rng = np.random.default_rng(10)
+    values = rng.normal(0, 2, (4, 5000)) + rng.normal(0, 9, (1, 5000)) + 7 * np.arange(4)[:, None]
+    assert beside_prompts(values) == pytest.approx(4, rel=0.05)
