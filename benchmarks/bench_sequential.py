@@ -21,8 +21,8 @@ import numpy as np
 
 from eval import stats
 from eval.comparing.arms import Arm, Family
-from eval.comparing.differences import CANNOT_TELL, estimates, verdicts
 from eval.comparing.errors import Errors, Part, detectable
+from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
 from eval.comparing.sequential import look
 
 PROMPTS = 805

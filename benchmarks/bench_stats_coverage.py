@@ -21,8 +21,8 @@ import numpy as np
 
 from eval import stats
 from eval.comparing.arms import Arm, Family
-from eval.comparing.differences import CANNOT_TELL, estimates, verdicts
 from eval.comparing.errors import Errors, Part, detectable, power
+from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
 
 HIGHEST = 0.055
 """False verdicts that a design may give (5 % are promised)."""

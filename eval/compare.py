@@ -22,7 +22,9 @@ from eval.comparing import controls, metrics
 from eval.comparing.arms import Family
 from eval.comparing.differences import Row, score
 from eval.comparing.differences import differences as differences_of
+from eval.comparing.estimates import estimates
 from eval.comparing.metrics import Declared
+from eval.comparing.planning.components import shown
 from eval.comparing.scores import arm as arm_of
 from eval.comparing.scores import read
 from eval.comparing.shown.notes import notes
@@ -81,6 +83,7 @@ def of_items(
     scores: list[Row] = []
     differences: list[Row] = []
     controlled: list[Row] = []
+    components: list[Row] = []
     for benchmark, metric in names:
         rows = items.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
         rival = declared.rival(benchmark)
@@ -91,12 +94,20 @@ def of_items(
             members=[arm for arm in members if arm is not None],
             primary=(benchmark, metric) == deciding,
             trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
+            planned=declared.planned.get(benchmark, 0),
         )
         lower = metrics.lower_is_better(metric, _said(rows))
         direction = {"lower_is_better": lower}
         scores += [score(arm, family) | direction for arm in family.members]
+        components.append(shown(family, estimates(family, baseline)))
         asked, beside = controls.families(family, declared.controls)
-        find = partial(differences_of, lower_is_better=lower, resamples=resamples, seed=seed)
+        find = partial(
+            differences_of,
+            lower_is_better=lower,
+            equivalent=declared.equivalent if family.primary else None,
+            resamples=resamples,
+            seed=seed,
+        )
         own = [difference | direction for difference in find(asked, baseline)]
         if beside is not None:
             controlled.append(controls.shown(family, find(beside, baseline), declared.controls))
@@ -107,6 +118,7 @@ def of_items(
         "arms": [{"name": name, "seeds": list(seeds)} for name, seeds in arms.items()],
         "scores": scores,
         "differences": differences,
+        "components": components,
         "controls": sorted(controlled, key=lambda one: not one["primary"]),
         "notes": notes(arms, scores, differences, deciding),
     }

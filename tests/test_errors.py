@@ -10,8 +10,8 @@ import pytest
 
 from eval import stats
 from eval.comparing.arms import Arm, Family, between_seeds, pairs, seed_parts
-from eval.comparing.differences import CANNOT_TELL, estimates, verdicts
 from eval.comparing.errors import Errors, Part, detectable, power
+from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
 
 SEEDS = ("0", "1", "2")
 

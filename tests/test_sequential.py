@@ -9,7 +9,8 @@ import pytest
 
 from eval import stats
 from eval.comparing.arms import Arm, Family, beside_prompts
-from eval.comparing.differences import CANNOT_TELL, differences, estimates
+from eval.comparing.differences import differences
+from eval.comparing.estimates import CANNOT_TELL, estimates
 from eval.comparing.sequential import FEWEST, GIVEN_UP_AFTER, Look, look, order
 
 

@@ -16,6 +16,30 @@ from eval.comparing.errors import Part
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Chance that was averaged away: `count` values stand behind each item's, and one of them has
+    this variance around the item's mean; nan where there was one alone."""
+
+    count: int = 1
+    variance: float = math.nan
+
+    @property
+    def share(self) -> float:
+        """What is left of it in an item's value; 0 where it was not measured."""
+        return 0.0 if math.isnan(self.variance) else self.variance / self.count
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All items that an arm was asked, also those without a value."""
+
+    items: list[str]
+    clusters: list[str]
+    values: stats.Floats
+    """(seeds, items); nan where there is none."""
+
+
+@dataclass(frozen=True)
 class Arm:
     """One arm's items of one metric: those with a value under every seed, in the order of
     `items`."""
@@ -32,6 +56,12 @@ class Arm:
     """Cells (item under a seed) without a value."""
     by_definition: bool = False
     """The baseline of a metric that compares with it."""
+    answers: Noise = Noise()
+    """Of the answers sampled to a prompt."""
+    judges: Noise = Noise()
+    """Of the judges that judged the same answer."""
+    asked: Asked | None = None
+    """With the items that `values` leave out; None where it leaves out none."""
 
 
 @dataclass(frozen=True)

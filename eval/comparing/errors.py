@@ -122,13 +122,17 @@ def _spread(df: float) -> tuple[Floats, Floats]:
     return np.asarray(chdtri(df, (nodes + 1) / 2) / df), weights / 2
 
 
-def detectable(errors: Errors, criticals: tuple[float, float]) -> float:
+def detectable(errors: Errors, criticals: tuple[float, float], true: float | None = None) -> float:
     """The smallest true difference that is found 8 times in 10; nan where the error is 0 or
-    unknown."""
+    unknown. `true`: as in `power`."""
     from scipy.optimize import brentq
 
     error = errors.standard_error
-    if not (error > 0 and math.isfinite(errors.half_width(*criticals))):
+    half = errors.half_width(*criticals)
+    if not (error > 0 and math.isfinite(half)):
         return math.nan
-    most = errors.half_width(*criticals) * 10 + 10 * error
-    return float(brentq(lambda d: power(d, errors, criticals) - POWER, 0.0, most, xtol=error / 1e4))
+
+    def short(difference: float) -> float:
+        return power(difference, errors, criticals, true) - POWER
+
+    return float(brentq(short, 0.0, half * 10 + 10 * error, xtol=error / 1e4))

@@ -54,6 +54,13 @@ class Declared:
     """The arm that each judged benchmark compares all others with, None where that is a file of
     answers; left out: `baseline`, in all of them."""
 
+    equivalent: float | None = None
+    """The smallest difference of the primary metric that would matter, in its unit: with it "equal
+    within" and "no worse" are verdicts too."""
+    planned: Mapping[str, int] = field(default_factory=dict)
+    """Prompts (clusters) that each benchmark judged in steps would have gone through at most; none
+    for those that judge all at once."""
+
     def rival(self, benchmark: str) -> str | None:
         """The arm that a benchmark judges all others against; what a benchmark scores apart
         ("arena-creative_writing") counts as it."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from eval.comparing.arms import Arm
+from eval.comparing.arms import Arm, Asked, Noise
 from eval.comparing.metrics import AGAINST_BASELINE
 
 COLUMNS = ["benchmark", "metric", "item", "cluster", "value", "status", "reason"]
 """Of a scores file, which may also say `higher_is_better` of its metrics."""
+MEASURED = ["answers", "answer_variance", "judges", "judge_variance"]
+"""Columns that a scores file may have beside them: over how many sampled answers an item's value is
+the mean, and their variance (of one answer's value, with n - 1); the same for several judges of
+the same answers. Null where there is one alone."""
 
 
 def read(key: str, folder: Path) -> pl.DataFrame:
@@ -44,10 +49,25 @@ def read(key: str, folder: Path) -> pl.DataFrame:
     return frame.select(
         *COLUMNS[:4],
         pl.col("value").cast(pl.Float64).fill_nan(None),
+        *(_measured(frame, column) for column in MEASURED),
         arm=pl.lit(arm),
         seed=pl.lit(training_seed),
         higher_is_better=said,
     )
+
+
+def _measured(frame: pl.DataFrame, column: str) -> pl.Expr:
+    """A column that not every scores file has."""
+    own = pl.col(column) if column in frame.columns else pl.lit(None)
+    return own.cast(pl.Float64).fill_nan(None).alias(column)
+
+
+def _noise(own: pl.DataFrame, count: str, variance: str) -> Noise:
+    """What was averaged away in an arm's values."""
+    if variance not in own.columns or own[variance].count() == 0:
+        return Noise()
+    known = own.filter(pl.col(variance).is_not_null())
+    return Noise(round(float(known[count].mean() or 1)), float(known[variance].mean() or 0))  # type: ignore[arg-type]
 
 
 def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | None:
@@ -63,13 +83,24 @@ def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | 
     seeds = own["seed"].unique(maintain_order=True).to_list()
     items = own.unique("item", keep="first", maintain_order=True).select("item", "cluster")
     by_seed = own.pivot("seed", index="item", values="value")
-    judged = items.join(by_seed, on="item", maintain_order="left").drop_nulls(seeds)
+    asked = items.join(by_seed, on="item", maintain_order="left")
+    judged = asked.drop_nulls(seeds)
+    unjudged = items.height * len(seeds) - own["value"].count()
     return Arm(
         name=name,
         items=judged["item"].to_list(),
         clusters=judged["cluster"].to_list(),
         values=np.ascontiguousarray(judged.select(seeds).to_numpy().T),
-        seeds=() if seeds == [""] else tuple(seeds),
-        unjudged=items.height * len(seeds) - own["value"].count(),
+        seeds=tuple(seed for seed in seeds if seed),
+        unjudged=unjudged,
         by_definition=by_definition,
+        answers=_noise(own, "answers", "answer_variance"),
+        judges=_noise(own, "judges", "judge_variance"),
+        asked=_asked(asked, seeds) if unjudged else None,
     )
+
+
+def _asked(asked: pl.DataFrame, seeds: Sequence[str]) -> Asked:
+    """All items with their values under each seed, nan where there is none."""
+    values = asked.select(seeds).cast(pl.Float64).to_numpy().T
+    return Asked(asked["item"].to_list(), asked["cluster"].to_list(), np.ascontiguousarray(values))

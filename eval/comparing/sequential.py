@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from eval.comparing.arms import Family, of_seeds_prompts
-from eval.comparing.differences import CANNOT_TELL, Estimate, estimates, verdicts
+from eval.comparing.estimates import CANNOT_TELL, Estimate, estimates, verdicts
 
 FEWEST = 40
 """Clusters before the first look that may stop anything: an error estimated on fewer is too

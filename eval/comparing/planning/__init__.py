@@ -1,0 +1,2 @@
+"""Components of a difference's error, what they would make of a larger design, and what settles an
+open question."""
