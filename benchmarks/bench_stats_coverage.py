@@ -16,13 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
+from typing import Literal
 
 import numpy as np
 
 from eval import stats
 from eval.comparing.arms import Arm, Family
-from eval.comparing.errors import Errors, Part, detectable, power
+from eval.comparing.errors import Errors, Part, detectable
 from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
+from eval.comparing.planning.before import Design, detectable_before
+from eval.comparing.planning.components import Components
 
 HIGHEST = 0.055
 """False verdicts that a design may give (5 % are promised)."""
@@ -215,31 +218,45 @@ def costs() -> None:
         print(f"detectable difference, {seeds} seeds, in standard errors: {least:.2f}", flush=True)
 
 
-def experiments(trials: int, rng: np.random.Generator) -> None:
-    """Power that is said beforehand against what experiments with that difference find."""
-    for seeds, prompts in ((2, 200), (3, 200), (3, 805), (5, 805)):
-        cell = Cell(1, seeds, prompts, "normal", "trained")
+def experiments(trials: int, rng: np.random.Generator) -> bool:
+    """Power that a plan says (eval/comparing/planning/before.py) against what experiments with that
+    difference find: one arm and its baseline, and three arms. Returns whether no design is off by
+    more than two points."""
+    fine = True
+    for arms, seeds, prompts, baseline in (
+        (1, 2, 200, "trained"),
+        (1, 3, 200, "trained"),
+        (1, 3, 805, "fixed"),
+        (1, 5, 805, "trained"),
+        (3, 3, 200, "fixed"),
+    ):
+        cell = Cell(arms, seeds, prompts, "normal", baseline)
         error = math.sqrt(2 * (0.5 + 0.5 / seeds) / prompts)
-        within = 0.5 / prompts  # what a seed's draw of the prompts adds to its score
-        of_seeds = 2 * ((SEED_EFFECT * error) ** 2 + within) / seeds
-        errors = Errors(Part(error**2, prompts - 1.0), Part(of_seeds, 2.0 * (seeds - 1)))
-        true = math.sqrt(error**2 + 2 * (SEED_EFFECT * error) ** 2 / seeds)
-        criticals = stats.t_critical(prompts - 1), stats.t_critical(2.0 * (seeds - 1))
-        shift = detectable(errors, criticals)
-        said, found = power(shift, errors, criticals, true), 0
+        known = Components(prompts=1.0, seeds=(SEED_EFFECT * error) ** 2, rest=0.5)
+        kind: Literal["finished", "trained"] = "trained" if baseline == "trained" else "finished"
+        planned = detectable_before(Design(arms, prompts, seeds, kind), known).from_baseline
+        assert planned is not None
+        shift, found = planned.detectable, 0
         for trial in range(trials):
             family = cell.family(rng)
-            first, base = family.members
+            first, *others = family.members
             better = replace(first, values=first.values + shift)
             made = estimates(
-                replace(family, members=[better, base]), "base", resamples=RESAMPLES, seed=trial % 7
+                replace(family, members=[better, *others]),
+                "base",
+                resamples=RESAMPLES,
+                seed=trial % 7,
             )
-            found += verdicts(made) == ["arm0 is better"]
+            found += verdicts(made)[0] == "arm0 is better"
+        said = planned.power(shift)
+        fine &= abs(said - found / trials) <= 0.02
         print(
-            f"power, {seeds} seeds, {prompts} prompts: said {100 * said:.1f} %, "
+            f"power, {arms} arm{'s' if arms > 1 else ''}, {seeds} seeds, {prompts} prompts, "
+            f"baseline {baseline}, difference {shift:.4f}: said {100 * said:.1f} %, "
             f"found {100 * found / trials:.1f} % of {trials}",
             flush=True,
         )
+    return fine
 
 
 def line(text: str, value: float) -> None:
@@ -308,7 +325,8 @@ def main() -> None:
         families(few, rng)
     if arguments.only != "grid":
         costs()
-        experiments(arguments.experiments, rng)
+        if not experiments(arguments.experiments, rng):
+            sys.exit("power is off by more than two points")
     if arguments.only != "power" and not grid(arguments.nulls, rng):
         sys.exit(f"a design gives more than {100 * HIGHEST:.1f} % false verdicts")
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from core.files import read_json
 from eval import compare, stats
 from eval.comparing.arms import Arm, Asked, Family, Noise
 from eval.comparing.differences import differences
@@ -147,8 +148,6 @@ def test_the_components_of_an_earlier_comparison_plan_the_next(tmp_path: Path) -
     ]
     seeds = {"a": ["0", "1", "2"], "b": ["0", "1", "2"]}
     compare.of_items(pl.DataFrame(rows), seeds, tmp_path, Declared("bench"))
-    from core.files import read_json
-
     found = earlier(read_json(tmp_path / "comparison.json"))
     assert found is not None and found.prompts > 0 and found.rest > 0
     assert earlier({"components": []}) is None
@@ -271,3 +270,34 @@ def test_a_loss_has_no_worst_case() -> None:
     (row,) = differences(Family("heldout", "loss", members), None, lower_is_better=True)
     assert row["missing"] is None
     assert stats.finite(row)["difference"] is not None
+
+
+def test_unequal_seeds_are_compared_with_what_exists_and_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(14)
+    rows = [
+        {
+            "arm": name,
+            "seed": str(seed),
+            "benchmark": "bench",
+            "metric": metric,
+            "item": f"q{k}",
+            "cluster": f"q{k}",
+            "value": float(rng.normal()),
+        }
+        for name, seeds in (("a", 3), ("b", 2))
+        for seed in range(seeds)
+        for metric in ("score", "other")
+        for k in range(50)
+        if (name, seed, metric) != ("a", 2, "other")
+    ]
+    seeds = {"a": ["0", "1", "2"], "b": ["0", "1"]}
+    compare.of_items(pl.DataFrame(rows), seeds, tmp_path, Declared("bench/score"))
+    comparison = read_json(tmp_path / "comparison.json")
+    assert (
+        "Arms have unequal numbers of seeds (a 3, b 2): each counts with what it has."
+        in comparison["notes"]
+    )
+    assert "a has 2 of its 3 seeds in bench other: it counts with those." in comparison["notes"]
+    assert [s["seeds"] for s in comparison["scores"]] == [3, 2, 2, 2]
+    (primary,) = (d for d in comparison["differences"] if d["metric"] == "score")
+    assert f"a and b: {primary['settled']['sentence']}" in comparison["notes"]

@@ -33,6 +33,7 @@ def score(arm: Arm, family: Family) -> Row:
         **interval.bounds(),
         "n": len(arm.items),
         "unjudged": arm.unjudged,
+        "seeds": len(arm.seeds),
         "primary": family.primary,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from eval.comparing.differences import Row
+from eval.comparing.estimates import CANNOT_TELL
 
 
 def notes(
@@ -29,6 +30,7 @@ def notes(
             "The variance between training seeds is pooled over the arms and part of every "
             "interval; a seed also redraws the random arm."
         )
+    said += _unequal_seeds(arms, scores)
     families: dict[str, list[Row]] = {}
     for d in differences:
         families.setdefault(f"{d['benchmark']} {d['metric']}", []).append(d)
@@ -46,4 +48,41 @@ def notes(
                 f"{s['arm']}: {s['unjudged']} unjudged items in {s['benchmark']} {s['metric']}, "
                 "left out of its score and of every pair."
             )
-    return said
+    return said + _open(differences) + _turned_by_missing(differences)
+
+
+def _unequal_seeds(arms: Mapping[str, Sequence[str]], scores: Sequence[Row]) -> list[str]:
+    """Where arms have other numbers of seeds than each other, or a score has fewer than its arm."""
+    said = []
+    counts = {name: len(seeds) for name, seeds in arms.items() if seeds}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        said.append(f"Arms have unequal numbers of seeds ({listed}): each counts with what it has.")
+    return said + [
+        f"{s['arm']} has {s['seeds']} of its {counts[s['arm']]} seeds in {s['benchmark']} "
+        f"{s['metric']}: it counts with those."
+        for s in scores
+        if 0 < s.get("seeds", 0) < counts.get(s["arm"], 0)
+    ]
+
+
+def _open(differences: Sequence[Row]) -> list[str]:
+    """What would settle the differences that the primary metric leaves open."""
+    return [
+        f"{d['a']} and {d['b']}: {d['settled']['sentence']}"
+        for d in differences
+        if d.get("settled") and not d["scope"].endswith("exploratory")
+    ]
+
+
+def _turned_by_missing(differences: Sequence[Row]) -> list[str]:
+    """Verdicts that missing values could take back."""
+    return [
+        f"{d['a']} and {d['b']} ({d['benchmark']} {d['metric']}): the verdict does not hold for "
+        f"whatever the {d['missing']['cells']} missing values could have been; with failures as "
+        f"losses it is: {d['missing']['as_losses']['verdict']}."
+        for d in differences
+        if d.get("missing")
+        and d["verdict"] != CANNOT_TELL
+        and d["missing"]["worst_case"]["verdict"] != d["verdict"]
+    ]
