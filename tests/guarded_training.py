@@ -77,7 +77,7 @@ def trained(out: Path, stage: int, dtype: str, **settings: Any) -> tuple[Any, We
     draw = torch.Generator().manual_seed(0)
     ids = [torch.randint(4, 250, (24,), generator=draw).tolist() for _ in range(STEPS * 4)]
     weights = Weights()
-    trainer = Trainer(
+    trainer = settings.get("kind", Trainer)(
         model=AutoModelForCausalLM.from_pretrained(BASE, dtype=getattr(torch, dtype)),
         args=args,
         train_dataset=Dataset.from_dict({"input_ids": ids, "labels": ids}),
@@ -85,6 +85,9 @@ def trained(out: Path, stage: int, dtype: str, **settings: Any) -> tuple[Any, We
         callbacks=[weights],
     )
     trainer.factor = settings.get("factor", 1.0)
+    if not isinstance(trainer, Guarded):
+        trainer.train()
+        return trainer, weights
     trainer.guard(Guards(out, config, None, rows=lambda step: [f"row-of-{step}"]))
     trainer.watch = divergence.Watch(config.spikes, config.spike_threshold, CALM)
     if settings.get("hook") is not None:
@@ -120,6 +123,12 @@ def infinite_norm(out: Path) -> str:
     return ""
 
 
+def logged(out: Path, kind: Any) -> list[dict[str, Any]]:
+    """What a trainer of this kind logs."""
+    history = trained(out, 2, "float32", kind=kind)[0].state.log_history
+    return [line for line in history if "loss" in line]
+
+
 if __name__ == "__main__":
     BASE, OUT = Path(sys.argv[1]), Path(sys.argv[2])
     TOKENIZER = AutoTokenizer.from_pretrained(BASE)
@@ -130,6 +139,9 @@ if __name__ == "__main__":
         of_stage, of_dtype = name.split("-")
         found[name] = dropped(OUT / name, int(of_stage), of_dtype)
     found["infinite"] = infinite_norm(OUT / "infinite")
+    found["plain"], found["guarded"] = (
+        logged(OUT / kind.__name__, kind) for kind in (Spiky, Trainer)
+    )
     groups = torch.distributed.distributed_c10d._world.pg_map
     limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
     found["timeouts"] = [limit.total_seconds() for limit in limits]

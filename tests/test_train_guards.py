@@ -68,6 +68,16 @@ def test_a_gradient_norm_that_is_not_finite_ends_the_training(found: dict[str, A
     assert "its gradient norm is inf" in found["infinite"]
 
 
+def test_figures_that_are_gathered_later_are_those_of_trl(found: dict[str, Any]) -> None:
+    theirs, ours = found["plain"], found["guarded"]
+    assert len(theirs) == len(ours) == 4 and set(theirs[0]) <= set(ours[0])
+    for name in ("loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy"):
+        wanted = [line[name] for line in theirs]
+        assert [line[name] for line in ours] == pytest.approx(wanted, rel=1e-5), name
+    counts = [line["num_tokens"] for line in theirs]
+    assert [line["num_tokens"] for line in ours] == counts and counts[-1] == 4 * counts[0] > 0
+
+
 def test_every_group_waits_as_long_as_ddp_timeout_says(found: dict[str, Any]) -> None:
     assert len(found["timeouts"]) >= 2, "DeepSpeed makes one of its own"
     assert set(found["timeouts"]) == {1234.0}

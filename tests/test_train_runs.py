@@ -143,6 +143,16 @@ def test_the_log_counts_the_tokens_of_all_devices(runs: dict[tuple[int, int], An
     assert two["tokens_per_second"] > two["loss_tokens_per_second"] > 0
 
 
+def test_the_time_of_a_step_is_split_into_data_communication_and_computing(
+    runs: dict[tuple[int, int], Any],
+) -> None:
+    parts = ("data_seconds", "communication_seconds", "compute_seconds")
+    for key in runs:
+        for line in read_log(runs[key][0] / "log.jsonl"):
+            assert min(line[part] for part in parts) > 0
+            assert sum(line[part] for part in parts) == pytest.approx(line["seconds"], rel=0.01)
+
+
 def test_progress_reaches_the_watcher_and_scratch_is_gone(runs: dict[tuple[int, int], Any]) -> None:
     out, counts, log = runs[2, 2]
     assert log.steps == [(step, STEPS) for step in range(1, STEPS + 1)]

@@ -217,6 +217,8 @@ def _report(out: Path, reported: int, log: Log) -> int:
         step, total = line.pop("step"), line.pop("total_steps")
         figures = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
         log.metrics(figures, step=step)
+        if "slow" in line:
+            log.say(line["slow"])
         log.progress(step, total, "steps")
     return len(lines)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from core.errors import Stopped, UserError
 from core.files import read_json, write_atomic
 from train.config import TrainConfig
 from train.data.rows import IGNORED
-from train.resuming import checkpoints, divergence, elastic, stopping
+from train.resuming import checkpoints, clock, divergence, elastic, stopping
+from train.resuming.later import Later
 from train.resuming.ranks import GPU, RANK, WORLD, gather, say
 from train.resuming.record import read_log
-from train.sizes import speed
+from train.sizes import slowness, speed
 
 WATCHED = "watched.json"
 """In a checkpoint: what the watch over loss and gradient norm remembers."""
@@ -72,8 +73,11 @@ class Guarded(Trainer):  # type: ignore[misc]
         lines = read_log(self._log_file)
         self._tokens: int = lines[-1]["tokens"] if lines else 0
         self._loss_tokens: int = lines[-1]["loss_tokens"] if lines else 0
-        self._new = [0, 0]  # tokens and loss-bearing ones since the last line
+        # Tokens and loss-bearing ones since the last line, on this device.
+        self._new = torch.zeros(2, dtype=torch.int64, device=self.args.device)
         self._since: float | None = None
+        self.clock, self.later = clock.Clock(gpu=GPU), Later()
+        self._lines: list[dict[str, Any]] = []  # of this start, until its speed is judged
         self._share: Any = None  # of this micro-batch, of the step's loss, on this rank
         self._step_loss: Any = 0.0
         self._verdict = divergence.GO
@@ -115,9 +119,10 @@ class Guarded(Trainer):  # type: ignore[misc]
         """TRL's loss. With a step's last micro-batch, before its backward pass (inside which the
         optimizer steps), the whole step is judged: the one moment when all of its loss is known and
         none of it has changed the weights."""
-        result = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
+        with self.later.instead_of(self.accelerator):
+            result = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         if not self.model.training:
             return result
         loss, *outputs = result if return_outputs else (result,)
@@ -186,41 +191,60 @@ class Guarded(Trainer):  # type: ignore[misc]
             return str(error)
         return None
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any
+    ) -> tuple[list[Any], Any]:
         """One optimizer step's batches; counts them (the trainer's own count covers no loss-bearing
         tokens and restarts on a resume)."""
-        self._since = self._since or time.perf_counter()
-        batches, bearing = super().get_batch_samples(*args, **kwargs)
+        if self._since is None:
+            self._since = time.perf_counter()
+            self.clock.start()
+        fetched = self.clock.fetched(epoch_iterator)
+        batches, bearing = super().get_batch_samples(fetched, *args, **kwargs)
         for batch in batches:
             padded = "attention_mask" in batch
-            tokens = batch["attention_mask"].sum() if padded else batch["input_ids"].numel()
-            self._new[0] += int(tokens)
-            self._new[1] += int(_bearing(batch))
+            self._new[0] += batch["attention_mask"].sum() if padded else batch["input_ids"].numel()
+            self._new[1] += _bearing(batch)
+        self.clock.computes()
         return batches, bearing
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add counts and rates to the trainer's figures and append them as one line."""
         if "loss" in logs and self._since is not None:
             logs |= self._figures(time.perf_counter() - self._since)
-            self._new, self._since = [0, 0], None
+            self._since = None
+        self.later.work_out(self)
         super().log(logs, start_time)
         if RANK == 0 and "tokens" in logs:
             steps = {"step": self.state.global_step, "total_steps": self.state.max_steps}
             line = {key: _finite(value) for key, value in self.state.log_history[-1].items()}
+            if (slow := self._slow(line)) is not None:
+                line["slow"] = slow
+                say(slow)
             with self._log_file.open("a") as lines:
                 lines.write(json.dumps(steps | line, allow_nan=False) + "\n")
 
+    def _slow(self, line: dict[str, Any]) -> str | None:
+        """Why this start is slow, once, where it is."""
+        if len(self._lines) == slowness.AFTER:
+            return None
+        self._lines.append(line)
+        return slowness.why(self._lines, self.guards.config)
+
     def _figures(self, seconds: float) -> dict[str, float]:
         """Counts of all devices up to now, and the rates of the last `seconds`."""
-        new = torch.tensor(self._new, device=self.args.device)
+        waits = self._new.new_tensor(self.clock.waits(seconds), dtype=torch.double)
+        new = torch.cat([self._new.double(), waits])
         torch.distributed.all_reduce(new)
-        tokens, loss_tokens = new.tolist()
-        self._tokens += tokens
-        self._loss_tokens += loss_tokens
+        tokens, loss_tokens, *waited = new.tolist()
+        self._new.zero_()
+        self._tokens += int(tokens)
+        self._loss_tokens += int(loss_tokens)
         figures = {
             "tokens_per_second": tokens / seconds,
             "loss_tokens_per_second": loss_tokens / seconds,
             "seconds": seconds,
+            **clock.split(seconds, [each / WORLD for each in waited]),
             "tokens": self._tokens,
             "loss_tokens": self._loss_tokens,
             "skipped_steps": self.watch.skipped,
@@ -282,6 +306,7 @@ class EndSteps(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         """Called on every rank between two steps, before the trainer logs and saves."""
         trainer = self._trainer
+        trainer.clock.ends()
         if trainer.dropped_step and trainer.accelerator.optimizer_step_was_skipped:
             trainer.lr_scheduler.step()  # the trainer itself leaves it where it is then
         if trainer.stop_agreed:

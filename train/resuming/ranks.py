@@ -23,6 +23,7 @@ from core.errors import Stopped, UserError, first_line
 from core.files import write_atomic
 from train.config import TrainConfig
 from train.resuming import checkpoints
+from train.resuming.clock import COLLECTIVES
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 GPU = torch.cuda.is_available()
@@ -85,6 +86,8 @@ def join(config: TrainConfig) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if GPU:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        COLLECTIVES.listen()
     deepspeed.init_distributed(dist_backend="nccl" if GPU else "gloo", timeout=limit)
     new_group = torch.distributed.new_group
 
