@@ -222,7 +222,9 @@ IN_TRAINING = {
     "train/data/feeding.py",
     "train/sft.py",
     "train/dpo.py",
+    "train/resuming/clock.py",
     "train/resuming/guarded.py",
+    "train/resuming/later.py",
     "train/resuming/ranks.py",
 }
 """Modules that only the processes of a training import."""
