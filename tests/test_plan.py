@@ -14,7 +14,8 @@ from recipes.schema import Loaded, load
 from recipes.stages import graph
 from recipes.verbs import memory
 from recipes.verbs.trainings import Hardware, lines, trainings
-from train.config import TrainConfig
+from train.config import DpoConfig, TrainConfig
+from train.sizes.published import beside
 from train.sizes.schedule import hours, peak_of, schedule
 from train.sizes.shapes import counted, shape_of
 
@@ -171,15 +172,37 @@ def test_a_shape_that_cannot_be_traced_is_a_sentence() -> None:
         traced(shape, Pass(1, 64, lora={"target_modules": ["nonesuch"]}))
 
 
-def test_an_arm_that_goes_on_by_dpo_is_not_forecast_as_a_fine_tuning(
+def test_an_arm_that_goes_on_by_dpo_is_forecast_in_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     loaded = load("llama3-8b-magpie-pro-dpo", [f"store={tmp_path}/store"])
     planned = trainings(loaded.recipe, graph.plan(loaded), Hardware())
-    (dpo,) = [one for one in planned if loaded.recipe.arms[one["arm"]].dpo]
-    assert "steps" not in dpo and dpo["rows"] is None
-    assert "not forecast: it goes on by DPO" in "\n".join(lines(planned, Hardware()))
+    (dpo,) = [one for one in planned if one["arm"] == "magpie-pro-dpo"]
+    assert (dpo["rows"], dpo["steps"], dpo["accumulation"]) == (100_000, 782, 8)
+    assert dpo["memory"].startswith("fits: ")
+    told = "\n".join(lines([dpo], Hardware()))
+    assert "100,000 pairs, 95,600,000 tokens an epoch (stated)" in told
+    assert "128 pairs, 8 passes a device" in told
+    # 6 N a token forward and backward, 2 N for the reference, and attention
+    spent = 95.6e6 * 8 * 7.5e9 / (989.5e12 * 0.4) / 3600
+    assert spent < dpo["hours"] * 8 < 1.1 * spent
+
+
+def test_pairs_that_devices_cannot_share_are_refused_by_the_plan() -> None:
+    dpo = DpoConfig(pairs_per_step=128, trainer={"per_device_train_batch_size": 2})
+    with pytest.raises(UserError, match="no multiple of the 6 pairs that 3 device"):
+        schedule(dpo, 1000, 1_000_000, 3)
+
+
+def test_peaks_that_others_published_stand_beside_the_estimate() -> None:
+    of_torchtune = {
+        peak.method: peak.gib
+        for peak in beside("meta-llama/Meta-Llama-3-8B-Instruct")
+        if "torchtune" in peak.source
+    }
+    assert of_torchtune == {"full": 37.4, "LoRA": 30.3, "QLoRA": 7.4}
+    assert beside("Qwen/Qwen2.5-7B") == beside("not/known") == []
 
 
 def test_a_plan_takes_no_more_than_an_epoch_a_step() -> None:

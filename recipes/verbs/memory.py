@@ -114,6 +114,7 @@ def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) ->
     """Print what is trained on what, and one line a way to train."""
     from train.settings.engine import half_precision
     from train.sizes.memory import GIB, pass_of
+    from train.sizes.published import beside
 
     one = pass_of(config, shape, half=half_precision(config, on_gpu=True))
     print(
@@ -133,6 +134,11 @@ def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) ->
         "momentary: what a step of the optimizer needs when activations are gone; the peak holds "
         "the larger of the two. Figures are arithmetic and traces, not measured on these GPUs."
     )
+    for peak in beside(config.base):
+        print(
+            f"published of this shape ({peak.source}, by its own optimizer and recomputation): "
+            f"{peak.method}, {peak.rows} x {peak.length:,} tokens a pass: {peak.gib} GiB"
+        )
 
 
 def _plain(rows: list[Row], where: Machine, line: str) -> dict[str, Any]:

@@ -78,18 +78,27 @@ def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict
             arm = run.split("/")[0]
             seeds[arm] += stage == "train"
             found[arm].append(step.path)
-    config = recipe.train
-    fits = {} if config is None else _machine_and_verdict(recipe, config, hardware)
+    fits: dict[str, dict[str, Any]] = {}
     listed = []
     for arm, count in seeds.items():
-        if config is None or (arm in recipe.arms and recipe.arms[arm].dpo is not None):
-            work = Work(None, None, "not forecast: it goes on by DPO")
-            listed.append({"arm": arm, "seeds": count, **asdict(work)})
-            continue
+        config = _config_of(recipe, arm)
         work = _work(recipe, arm, found[arm])
-        said = {"arm": arm, "seeds": count, **asdict(work)}
-        listed.append(said | fits | _steps(recipe, config, work, count, hardware))
+        said = {"arm": arm, "seeds": count, "method": config.block, **asdict(work)}
+        if config.block not in fits:
+            fits[config.block] = _machine_and_verdict(recipe, config, hardware)
+        steps = _steps(recipe, config, work, count, hardware)
+        listed.append(said | fits[config.block] | steps)
     return listed
+
+
+def _config_of(recipe: Recipe, arm: str) -> TrainConfig:
+    """How an arm is trained: a DPO goes on from a fine-tuning of the recipe's base."""
+    assert recipe.train is not None
+    if arm not in recipe.arms or recipe.arms[arm].dpo is None:
+        return recipe.train
+    assert recipe.dpo is not None
+    of_base = {"base": recipe.train.base, "revision": recipe.train.revision}
+    return recipe.dpo.model_copy(update=of_base)
 
 
 def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
@@ -164,7 +173,8 @@ def _steps(
     except UserError:
         return found
     # lengths that spread as an exponential distribution: half of (2 x mean)
-    context = work.tokens / work.rows
+    sequences = work.rows * (2 if config.block == "dpo" else 1)
+    context = work.tokens / sequences
     spent = hours(config, shape, planned, context, peak_of(hardware.gpu) * hardware.mfu)
     each = {"hours": spent / devices, "gpu_hours": spent * seeds}
     return found | each | {"hours_of_all_seeds": spent / devices * seeds, "gpu": hardware.gpu}
@@ -180,7 +190,8 @@ def lines(listed: list[dict[str, Any]], hardware: Hardware) -> Iterator[str]:
             yield f"  rows and tokens: {said}"
         else:
             counted = f"{tokens:,} tokens an epoch" if tokens else "tokens not known yet"
-            yield f"  {rows or 0:,} rows, {counted} ({said})" if rows else f"  {counted} ({said})"
+            kind = "pairs" if one["method"] == "dpo" else "rows"
+            yield f"  {rows:,} {kind}, {counted} ({said})" if rows else f"  {counted} ({said})"
         if "refused" in one:
             yield f"  {one['refused']}"
         if "steps" in one:
@@ -198,13 +209,14 @@ def lines(listed: list[dict[str, Any]], hardware: Hardware) -> Iterator[str]:
 
 
 def _of_steps(one: dict[str, Any]) -> Iterator[str]:
+    kind = "pairs" if one["method"] == "dpo" else "sequences"
     yield (
-        f"  {one['sequences']:,} sequences an epoch, {one['steps_per_epoch']:,} steps an epoch, "
+        f"  {one['sequences']:,} {kind} an epoch, {one['steps_per_epoch']:,} steps an epoch, "
         f"{one['steps']:,} in all, {one['warmup']:,} of them warm-up"
     )
     wasted = one["empty"] / (one["empty"] + one["sequences_per_step"])
     waste = f", {wasted:.0%} of the work without rows" if one["empty"] else ""
     yield (
-        f"  {one['tokens_per_step']:,} tokens a step: {one['sequences_per_step']} sequences, "
+        f"  {one['tokens_per_step']:,} tokens a step: {one['sequences_per_step']} {kind}, "
         f"{one['accumulation']} passes a device{waste}"
     )

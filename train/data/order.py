@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import UserError
+from train.config import DpoConfig
 
 FILLER_TOKENS = 8
 """Tokens of a pack that bears no loss and fills a place."""
@@ -122,6 +123,25 @@ def _instead(made: Steps) -> str:
         ways.append(f"set trainer.per_device_train_batch_size to {smaller[-1]}")
     said = " or ".join(ways) or "use fewer devices, a smaller micro-batch or a smaller max_length"
     return f"{said[0].upper()}{said[1:]}, or raise tokens_per_step."
+
+
+def accumulation_of_pairs(config: DpoConfig, devices: int) -> int:
+    """Passes of each of so many devices in an optimizer step of a DPO. Raises UserError where
+    pairs_per_step is no multiple of what they take at once."""
+    settings = config.trainer_arguments()
+    device = int(settings.get("per_device_train_batch_size", 8))
+    wanted, at_once = config.pairs_per_step, device * devices
+    if wanted is None:
+        return int(settings.get("gradient_accumulation_steps", 1))
+    if wanted % at_once:
+        whole = [n for n in range(1, wanted // device + 1) if wanted % (device * n) == 0]
+        raise UserError(
+            f"dpo.pairs_per_step {wanted} is no multiple of the {at_once} pairs that "
+            f"{devices} device(s) of {device} take at once; use one of "
+            f"{', '.join(map(str, whole)) or 'no'} devices, or another "
+            "dpo.trainer.per_device_train_batch_size."
+        )
+    return wanted // at_once
 
 
 class Order:

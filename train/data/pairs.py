@@ -26,6 +26,7 @@ from core.store import digest
 from train import chat as chats
 from train.config import DpoConfig, Job
 from train.data import tools
+from train.data.order import accumulation_of_pairs
 from train.data.rows import check_cut, encode, summed
 from train.encoding import as_lists
 
@@ -241,21 +242,10 @@ def _cut(
 
 def _steps(job: Job, processes: int, counts: Ledger) -> Ledger:
     """The gradient accumulation that brings the wanted pairs to one optimizer step."""
-    settings = job.config.trainer_arguments()
-    device = settings.get("per_device_train_batch_size", 8)
+    assert isinstance(job.config, DpoConfig)
+    accumulation = accumulation_of_pairs(job.config, processes)
+    device = job.config.trainer_arguments().get("per_device_train_batch_size", 8)
     at_once = device * processes
-    accumulation = settings.get("gradient_accumulation_steps", 1)
-    wanted = job.config.pairs_per_step if isinstance(job.config, DpoConfig) else None
-    if wanted is not None:
-        if wanted % at_once:
-            whole = [n for n in range(1, wanted // device + 1) if wanted % (device * n) == 0]
-            raise UserError(
-                f"dpo.pairs_per_step {wanted} is no multiple of the {at_once} pairs that "
-                f"{processes} device(s) of {device} take at once; use one of "
-                f"{', '.join(map(str, whole)) or 'no'} devices, or another "
-                "dpo.trainer.per_device_train_batch_size."
-            )
-        accumulation = wanted // at_once
     return {
         "gradient_accumulation_steps": accumulation,
         "pairs_per_step": at_once * accumulation,

@@ -249,7 +249,10 @@ class Guarded(Trainer):  # type: ignore[misc]
             "loss_tokens": self._loss_tokens,
             "skipped_steps": self.watch.skipped,
         }
-        peak = speed.peak_flops(torch.cuda.get_device_name()) if GPU else None
+        if not GPU:
+            return figures
+        figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        peak = speed.peak_flops(torch.cuda.get_device_name())
         if peak and self.guards.flops:
             figures["mfu"] = speed.mfu(tokens / seconds, self.guards.flops, WORLD, peak)
         return figures

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from core.errors import UserError
-from train.config import TrainConfig
+from train.config import DpoConfig, TrainConfig
+from train.data.order import accumulation_of_pairs
 from train.data.order import steps as steps_of
 from train.sizes.shapes import Shape
 from train.sizes.speed import PEAK_FLOPS, flops_per_token
@@ -37,14 +38,17 @@ class Schedule:
 
 
 def schedule(config: TrainConfig, rows: int, tokens: int, devices: int) -> Schedule:
-    """What `rows` rows of `tokens` tokens in all make on so many devices. Raises UserError where
-    too many of them would be idle."""
+    """What `rows` rows (of a DPO: pairs) of `tokens` tokens in all make on so many devices. Raises
+    UserError where too many of them would be idle."""
     settings = config.trainer_arguments()
     sequences = rows
     if settings.get("packing") and config.max_length:
         sequences = math.ceil(tokens / (config.max_length * FILLED))
     micro_batch = int(settings.get("per_device_train_batch_size", 8))
-    passes = (devices, micro_batch, int(settings.get("gradient_accumulation_steps", 1)))
+    accumulation = int(settings.get("gradient_accumulation_steps", 1))
+    if isinstance(config, DpoConfig):
+        accumulation = accumulation_of_pairs(config, devices)
+    passes = (devices, micro_batch, accumulation)
     taken = steps_of(sequences, tokens, config.tokens_per_step, passes)
     steps = math.ceil(taken.steps_per_epoch * float(settings.get("num_train_epochs", 3)))
     if int(settings.get("max_steps", -1)) > 0:
@@ -67,11 +71,16 @@ def hours(
     config: TrainConfig, shape: Shape, planned: Schedule, context: float, peak: float
 ) -> float:
     """Device-hours of a training: `context` is the mean number of tokens that a token attends to,
-    `peak` FLOP/s of a device that are really done."""
+    `peak` FLOP/s of a device that are really done. Of a DPO, the reference's one pass forward over
+    all pairs is among them."""
     frozen = config.lora is not None
     flops = flops_per_token(shape.multiplying, shape.config, context, frozen_base=frozen)
     empty = planned.empty / planned.sequences_per_step  # devices wait for those that have a pack
-    return planned.trained_tokens * (1 + empty) * flops / peak / 3600
+    total = planned.trained_tokens * (1 + empty) * flops
+    if isinstance(config, DpoConfig):
+        epoch = planned.trained_tokens * planned.steps_per_epoch / planned.steps
+        total += epoch * flops * (2 / 4 if frozen else 2 / 6)  # forward only, of all passes
+    return total / peak / 3600
 
 
 def peak_of(device: str) -> float:

@@ -28,7 +28,9 @@ def why(lines: Sequence[Mapping[str, Any]], config: TrainConfig) -> str | None:
     if len(known) < AFTER or (reached := median(known)) >= LEAST_MFU:
         return None
     seconds = sum(line["seconds"] for line in lines)
-    shares = {part: sum(line.get(part, 0.0) for line in lines) / seconds for part in PARTS}
+    shares: dict[str, float] = {}
+    for part in PARTS:
+        shares[part] = sum(line.get(part, 0.0) for line in lines) / seconds
     waits = sorted(
         (part for part in PARTS if shares[part] >= TELLING), key=lambda part: -shares[part]
     )
