@@ -55,11 +55,12 @@ def random_base(folder: Path, config: dict[str, Any]) -> Path:
 
     folder.mkdir(parents=True)
     made = AutoConfig.for_model(**config, dtype="bfloat16")
-    made.save_pretrained(folder)
     for path in Path(resolve(WORDS).path).glob("*token*"):
         shutil.copy(path, folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(made)
+    made.architectures = [type(model).__name__]  # TRL loads it by that
+    made.save_pretrained(folder)
     names = [name for name, _ in model.named_parameters()]  # a tied head once
     shapes = {name: weight.shape for name, weight in model.named_parameters()}
     shards: dict[str, list[str]] = {}
