@@ -171,7 +171,7 @@ def percentiles(draws: Floats, level: float = 0.95) -> tuple[float, float]:
     return float(lower), float(upper)
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for a rate of independent 0/1 outcomes, as fractions in [0, 1] (n = 0:
     nothing is known, (0, 1))."""
     if n == 0:

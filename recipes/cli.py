@@ -177,7 +177,7 @@ def compare(
         list[str],
         Argument(
             help="Result files or folders, NAME=PATH for arms, NAME/SEED=PATH for their seeds; or "
-            "a recipe."
+            "a recipe; or recipes of pilots and, last, of the full run."
         ),
     ],
     as_json: AsJson = False,
@@ -201,10 +201,14 @@ def compare(
     ] = False,
 ) -> None:
     """Compare anyone's result files in pairs (lm-eval, alpaca_eval, Arena-Hard, JSONL of item and
-    value), or print the comparison of a finished recipe again."""
-    from recipes.comparisons import asked, of_files, of_recipes
+    value), print the comparison of a finished recipe again, or say how often a pilot's pairs came
+    out as in the full run."""
+    from recipes.comparisons import asked, of_files, of_recipes, pilots
 
     recipes = asked.recipes_of(what)
+    if len(recipes) > 1:
+        pilots.main(recipes, as_json=as_json)
+        return
     if recipes:
         of_recipes.show(recipes[0], as_json=as_json)
         return
