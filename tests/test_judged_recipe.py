@@ -299,6 +299,7 @@ def test_what_is_final_says_so_and_is_asked_again_by_a_retry_alone(
         assert (items(kept), asked) == (5, 0)
         why = {step.name: step.why for step in kept.steps}["judge/alpaca/two"]
         assert why == "1 without an answer are final: `--retry` asks again"
+        assert f"judge/alpaca/two: {why}." in comparison(kept)["notes"]
         mended, asked = again(path, server, retry=True)
         assert (items(mended), asked) == (6, 1)
         assert items(again(path, server)[0]) == 6

@@ -207,7 +207,7 @@ class Session:
         number, stored = self._attempts(stage)
         if stored is not None:
             again, final = left(stored) if stage.asks else (0, 0)
-            self.note(stage.name, REUSE, _lost(again, final), stored.path)
+            self.note(stage.name, REUSE, lost(again, final), stored.path)
             if not self.planning and (again or (self.retry and final)):
                 stored = self._again(stage, number, stored)
             self.results[stage.name] = stored
@@ -313,7 +313,7 @@ def left(result: Result) -> tuple[int, int]:
     return again, max(0, lost - again)
 
 
-def _lost(again: int, final: int) -> str:
+def lost(again: int, final: int) -> str:
     """What is said of them."""
     said = [f"{again} that servers failed at are asked again by a run"] if again else []
     said += [f"{final} without an answer are final: `--retry` asks again"] if final else []

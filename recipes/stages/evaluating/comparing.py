@@ -13,7 +13,7 @@ from core.store import Counts, Result
 from core.tracking import Log
 from eval.config import EvalConfig, pairwise_benchmarks
 from recipes.stages.evaluating.judging import rival
-from recipes.stages.session import Results, Session, Stage
+from recipes.stages.session import Results, Session, Stage, left, lost
 from recipes.stages.walk import Arms
 
 
@@ -81,4 +81,11 @@ def _left_out(session: Session) -> list[str]:
     said = [f"{run} is left out: {why}." for run, why in session.left_out.items()]
     unjudged = session.unjudged.items()
     said += [f"{run} is not judged, because {other} is left out." for run, other in unjudged]
+    asked = {name: made for name, made in session.results.items() if "again" in _counts(made)}
+    said += [f"{name}: {lost(*left(made))}." for name, made in asked.items() if any(left(made))]
     return said + session.remarks
+
+
+def _counts(result: Result) -> dict[str, Any]:
+    counts: dict[str, Any] = result.manifest["counts"]
+    return counts
