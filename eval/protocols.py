@@ -118,6 +118,9 @@ class Compared(Block):
     """Answers that every arm is compared with: an arm's name, a file of answers, or `hub`; for
     prompts whose categories have baselines of their own, a mapping from category to file. None
     means the baseline arm of the recipe."""
+    head_to_head: tuple[tuple[str, str], ...] = ()
+    """Pairs of arms whose answers are also judged directly against each other ([[magpie, random]]),
+    beside the way over the baseline."""
     judge: JudgeConfig | None = None
     """The judge of this benchmark; none means `eval.judge`."""
     judges: tuple[JudgeConfig, ...] | None = Field(default=None, min_length=1)

@@ -303,3 +303,43 @@ def test_what_is_final_says_so_and_is_asked_again_by_a_retry_alone(
         mended, asked = again(path, server, retry=True)
         assert (items(mended), asked) == (6, 1)
         assert items(again(path, server)[0]) == 6
+
+
+# head to head
+
+
+def test_two_arms_are_judged_directly_against_each_other_beside_the_baseline(
+    tmp_path: Path, models: Path, prompts: str
+) -> None:
+    rival = [{"id": f"p{n}", "answer": f"A file says {n}."} for n in range(6)]
+    (tmp_path / "rival.jsonl").write_text("\n".join(map(json.dumps, rival)))
+
+    def likes_the_second(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if "messages" not in body:
+            made = answer(path, body)
+            assert isinstance(made, dict)
+            return made
+        shown = json.dumps(body["messages"])
+        mine, other = (shown.find(text[:12]) for text in (ONE_OF["two"], ONE_OF["one"]))
+        if min(mine, other) < 0:  # one of them against the file
+            return verdict(0.5)
+        return verdict(0.9 if mine < other else 0.2)
+
+    alpaca = {"baseline": str(tmp_path / "rival.jsonl"), "head_to_head": [["two", "one"]]}
+    with ScriptedServer(likes_the_second) as server:
+        path = recipe(tmp_path, models, server.url, eval__prompts=prompts, eval__alpaca=alpaca)
+        found = comparison(run(path))
+        assert again(path, server)[1] == 0
+    (direct,) = found["head_to_head"]
+    assert (direct["a"], direct["b"], direct["n"]) == ("two", "one", 6)
+    assert direct["verdict"] == "two is better" and 30 <= direct["difference"] <= 40
+    (beside,) = [d for d in found["differences"] if d["metric"] == "win_rate"]
+    assert beside["verdict"] == "cannot tell"
+    assert found["notes"][0].startswith("head to head (alpaca win_rate): two against one ")
+
+
+def test_a_pair_of_an_arm_that_is_none_is_a_sentence(tmp_path: Path, models: Path) -> None:
+    with ScriptedServer(answer) as server:
+        path = recipe(tmp_path, models, server.url, eval__alpaca={"head_to_head": [["two", "on"]]})
+        with pytest.raises(UserError, match=r"head_to_head: no arm is called 'on'.*one"):
+            run(path)

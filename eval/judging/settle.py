@@ -48,6 +48,7 @@ NOT_ASKED = {
     "order_seed",
     "limit",
     "data",
+    "head_to_head",
     "references",
     "reward_prompt",
     "margin",

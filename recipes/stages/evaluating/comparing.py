@@ -12,6 +12,7 @@ from core.files import read_json, write_atomic
 from core.store import Counts, Result
 from core.tracking import Log
 from eval.config import EvalConfig, pairwise_benchmarks
+from recipes.stages.evaluating import duels
 from recipes.stages.evaluating.judging import rival
 from recipes.stages.session import Results, Session, Stage, left, lost
 from recipes.stages.walk import Arms
@@ -38,7 +39,8 @@ def compared(
     session: Session, config: EvalConfig, arms: Arms, runs: Sequence[str], scores: Results
 ) -> Result | None:
     """The comparison of all scored `runs`, which says what it goes without. An arm that others are
-    judged against needs no scores of its own."""
+    judged against needs no scores of its own. Among the `scores` may be pairs of arms that were
+    judged directly against each other."""
     from eval import compare
     from eval.comparing.metrics import Declared
 
@@ -46,16 +48,20 @@ def compared(
     for name in pairwise_benchmarks(config):
         judged[name] = rival(config, arms, name)
     unscored = [run for run in runs if run not in scores and _arm(run) in judged.values()]
-    known = {_arm(run) for run in [*scores, *unscored]}
+    known = {_arm(run) for run in [*scores, *unscored] if run in runs}
     against = arms.baseline if arms.baseline in known else None
     said = _left_out(session)
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         declared = Declared(str(config.deciding), against, arms.controls, judged)
-        counts = compare.run(inputs, out, declared, unscored=unscored)
-        if said:
+        scored = {run: inputs[run] for run in runs if run in inputs}
+        counts = compare.run(scored, out, declared, unscored=unscored)
+        direct = [duels.shown(name, inputs[name]) for name in inputs if name not in scored]
+        if said or direct:
             comparison = read_json(out / "comparison.json")
-            comparison["notes"] = [*said, *comparison["notes"]]
+            comparison["head_to_head"] = [row for row, _ in direct]
+            notes = [words for _, words in direct]
+            comparison["notes"] = [*notes, *said, *comparison["notes"]]
             text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
             write_atomic(out / "comparison.json", text)
         return counts

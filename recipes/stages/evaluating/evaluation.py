@@ -13,6 +13,7 @@ from recipes.schema import Recipe
 from recipes.stages.evaluating import (
     answering,
     comparing,
+    duels,
     judging,
     length_control,
     reporting,
@@ -60,15 +61,18 @@ def stages(
     session.done("answers")
     session.done("checks")
     session.done("heldout")
+    direct: Results = {}
     for benchmark in judged:
         given = {run: answers[run][benchmark] for run in runs}
         found = _judged(session, config, arms, benchmark, given, prompt_sets[benchmark])
         for run, results in found.items():
             parts[run] |= results
+        if benchmark == "alpaca" or benchmark == "arena":
+            direct |= duels.duels(session, config, arms, benchmark, given, prompt_sets[benchmark])
     session.done("judge")
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
-    comparison = comparing.compared(session, config, arms, runs, scores)
+    comparison = comparing.compared(session, config, arms, runs, scores | direct)
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")

@@ -65,7 +65,7 @@ def judge(
         }
     against = _baselines(session, config, arms, benchmark, answers, prompt_set.result)
     pairs = {run: {"answers": answers[run], "baseline": against[run]} for run in against}
-    return _compare(session, config.protocols(benchmark), benchmark, pairs, prompt_set)
+    return compare(session, config.protocols(benchmark), benchmark, pairs, prompt_set)
 
 
 def _baselines(
@@ -84,7 +84,7 @@ def _baselines(
     source = rival(config, arms, benchmark)
     if source is not None:
         judged = [run for run in answers if run.partition("/")[0] != source]
-        against = {run: _same_seed(source, run, answers, arms) for run in judged}
+        against = {run: same_seed(source, run, answers, arms) for run in judged}
         # A baseline whose training is not finished leaves out whom it would be compared with.
         left = [run for run in judged if against[run] not in answers]
         if judged and left == judged:
@@ -114,7 +114,7 @@ def rival(config: EvalConfig, arms: Arms, benchmark: PairwiseBenchmark) -> str |
     return source if isinstance(source, str) and source in arms.configs else None
 
 
-def _same_seed(arm: str, run: str, answers: Results, arms: Arms) -> str:
+def same_seed(arm: str, run: str, answers: Results, arms: Arms) -> str:
     """The run of an arm that another run is compared with."""
     if arm in answers:  # a finished model, which no seed varies
         return arm
@@ -122,19 +122,20 @@ def _same_seed(arm: str, run: str, answers: Results, arms: Arms) -> str:
     return f"{arm}/{seed}"
 
 
-def _compare(
+def compare(
     session: Session,
     protocols: tuple[PairwiseProtocol, ...],
     benchmark: PairwiseBenchmark,
     pairs: Mapping[str, Results],
     prompt_set: PromptSet,
+    kind: str = "judge",
 ) -> Results:
-    """The judgments of every run. Several judges ask one after the other, each all runs, so that a
-    server starts once; then their judgments are put together."""
+    """The judgments of every run, as stages of a `kind`. Several judges ask one after the other,
+    each all runs, so that a server starts once; then their judgments are put together."""
     from eval.judging import several_judges
 
     if len(protocols) == 1:
-        names = {run: f"judge/{benchmark}/{run}" for run in pairs}
+        names = {run: f"{kind}/{benchmark}/{run}" for run in pairs}
         return _verdicts(session, protocols[0], names, pairs, prompt_set)
     judges = several_judges.names([protocol.judge for protocol in protocols])
     by_judge: dict[str, Results] = {}
@@ -149,7 +150,7 @@ def _compare(
     combined: Results = {}
     for run in pairs:
         verdicts = {judge: by_judge[judge][run] for judge in judges}
-        stage = Stage(f"judge/{benchmark}/{run}", spec, verdicts, make, content=_judgments_digest)
+        stage = Stage(f"{kind}/{benchmark}/{run}", spec, verdicts, make, content=_judgments_digest)
         combined[run] = session.result(stage)
     return combined
 
