@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from benchmarks import bench_page
 from core.errors import UserError
 from recipes.report import page
 from recipes.report.drawing import figures, marks
@@ -489,3 +490,12 @@ def test_nothing_is_wider_than_a_phone(opened: tuple[Any, dict[str, list[str]]])
     tab, _ = opened
     tab.set_viewport_size({"width": 400, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_five_thousand_prompts_open_in_three_seconds(tmp_path: Path) -> None:
+    inputs = bench_page.run(tmp_path, prompts=5000, arms=2, seeds=1, characters=350)
+    counts = page.build(inputs, tmp_path, {"name": "many"})
+    assert (counts["prompts"], counts["prompts_left_out"]) == (5000, 0)
+    assert min(bench_page.opened(tmp_path / "report.html", 3)) < 3
