@@ -169,7 +169,9 @@ def apart(folder: Path, attention: str) -> bool:
 
     def losses(ids: Any, positions: Any) -> Any:
         with torch.no_grad():
-            logits = model(input_ids=ids[None], position_ids=positions[None]).logits[0].float()
+            # Without a cache, as in training: with one, positions are not read as packs.
+            found = model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+            logits = found.logits[0].float()
         return torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
 
     own = [torch.arange(len(each), device=device) for each in documents]
