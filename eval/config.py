@@ -32,11 +32,25 @@ from eval.protocols import (
 Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "checks", "tasks"]
 
 
+class ForeignConfig(Block):
+    """Rows that no arm was drawn from: another teacher's, or people's."""
+
+    data: str
+    """Hub id, file or folder in any layout that `magpie import` reads."""
+    limit: int = Field(default=200, ge=1)
+    """So many of its rows, by a hash of their ids."""
+    reading: Settings = Field(default={})
+    """How it is read, as beside an arm's `data`: map, join, split, config, revision, as."""
+
+
 class HeldoutConfig(Block):
     """Loss on the conversations kept out of training."""
 
     server: ServerBlock | None = None
     """The checkpoint's server; none means the one of `eval.answers`."""
+    foreign: ForeignConfig | None = None
+    """Also the loss on these rows (`foreign_loss`). The pool's own rows are what a random arm is a
+    sample of, so their loss favours it; this one favours no arm."""
 
 
 class ChecksConfig(Block):
@@ -121,10 +135,10 @@ class EvalConfig(Block):
     """Instructions whose answers a program checks."""
     tasks: TasksConfig | None = None
     """lm-eval tasks."""
-    primary: Benchmark | None = None
-    """The one benchmark that decides, declared beforehand; all others are exploratory. None means
-    the first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, checks,
-    tasks."""
+    primary: str | None = None
+    """The one benchmark that decides, declared beforehand; all others are exploratory. Its first
+    metric does, or the one that is named (`heldout/foreign_loss`). None means the
+    first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, checks, tasks."""
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
@@ -132,8 +146,8 @@ class EvalConfig(Block):
         return tuple(name for name in get_args(Benchmark) if getattr(self, name) is not None)
 
     @property
-    def deciding(self) -> Benchmark | None:
-        """The primary benchmark."""
+    def deciding(self) -> str | None:
+        """The primary benchmark, and its metric where that is named."""
         return self.primary or next(iter(self.benchmarks), None)
 
     def protocol(self, benchmark: PairwiseBenchmark) -> PairwiseProtocol:
@@ -182,7 +196,7 @@ class EvalConfig(Block):
             if block and not (getattr(block, "judges", None) or block.judge or self.judge):
                 where = f"write `judge:` in `eval`, or in `eval.{name}`"
                 raise ValueError(f"`{name}` needs a judge: {where}")
-        if self.primary not in (None, *self.benchmarks):
+        if self.primary and self.primary.partition("/")[0] not in self.benchmarks:
             what = f"not run (it runs {', '.join(self.benchmarks) or 'none'})"
             raise ValueError(f"`primary` is {self.primary}, which this recipe does {what}")
         if self.mtbench and self.rating("mtbench").answers.answers_per_prompt > 1:

@@ -101,16 +101,21 @@ def plan(
     gpu_memory: GpuMemory = None,
     gpu: Annotated[str, Option(help="Device that hours are worked out for.")] = "H100",
     mfu: Annotated[float, Option(min=0.01, max=1, help="Share of its peak that is reached.")] = 0.4,
+    stages: Annotated[
+        bool,
+        Option("--stages", help="Also every stage, why it runs, and what each training needs."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show for every stage whether it is reused or must run, the cells still missing, and the field
-    that caused it; then steps, memory, disk and hours of every training."""
+    """Show in ten lines what would run, what is reused, what it costs and which difference it can
+    find; with --stages also every stage, the field that caused it, and every training."""
+    from recipes.planning import plan as planning
     from recipes.stages import graph
-    from recipes.verbs import trainings
+    from recipes.verbs.trainings import Hardware
 
     loaded = _load(recipe, overrides)
-    hardware = trainings.Hardware(gpus, gpu_memory, gpu, mfu)
-    trainings.show_plan(loaded, graph.plan(loaded), hardware, as_json=as_json)
+    hardware = Hardware(gpus, gpu_memory, gpu, mfu)
+    planning.show(loaded, graph.plan(loaded), hardware, stages=stages, as_json=as_json)
 
 
 @app.command()

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import UserError, nearest
 from eval.config import EvalConfig
-from recipes.added_arms import control_arms, random_arms
-from recipes.blocks import Expected, LaunchConfig
+from recipes.blocks.added_arms import control_arms, random_arms
+from recipes.blocks.stated import Expected, LaunchConfig
 from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig, check_alignments, check_mixtures, check_shuffled
 from train.config import DpoConfig, TrainConfig
@@ -54,6 +54,9 @@ class Recipe(BaseModel):
     """How arms that name another (`dpo: ARM`) go on from its checkpoints."""
     eval: EvalConfig | None = None
     """How each checkpoint is measured."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Begin no training that would take this recipe's trainings past so many GPU hours; part of no
+    key. `eval.judge.budget` is the same in money."""
     baseline: str | None = None
     """Arm that the others are judged against; default: the first arm that is a finished model, else
     the first random arm."""
@@ -90,10 +93,12 @@ class Recipe(BaseModel):
         finished = ("model", "dpo")
         if self.train is None and any(arm.kind not in finished for arm in self.arms.values()):
             raise ValueError("`eval` needs `train`, because some arms have no finished model")
-        if self.eval.heldout is not None and not self.synth.heldout:
+        heldout = self.eval.heldout
+        if heldout is not None and heldout.foreign is None and not self.synth.heldout:
             raise ValueError(
                 "`eval.heldout` needs held-out rows; "
-                "set `synth.heldout` to their share of the pool (for example 0.1)"
+                "set `synth.heldout` to their share of the pool (for example 0.1), or name others "
+                "by `eval.heldout.foreign`"
             )
         return self
 
@@ -148,7 +153,7 @@ class Loaded:
 
 def shipped() -> list[Path]:
     """The recipes that come with the package."""
-    return sorted((HERE / "shipped").glob("*.yaml"))
+    return sorted((HERE / "shipped").rglob("*.yaml"))
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from core.errors import UserError
 from recipes import schema
-from recipes.blocks import LaunchConfig
+from recipes.blocks.stated import LaunchConfig
 from recipes.cli import app
 from recipes.launching import launch as launching
 from recipes.launching import scripts

@@ -46,12 +46,13 @@ ORDER = {
     "recipes": [
         {"cli"},
         {"cli_data"},
+        {"planning"},
         {"verbs", "launching", "comparisons"},
         {"exchange"},
         {"stages"},
         {"report"},
         {"schema"},
-        {"blocks", "added_arms"},
+        {"blocks"},
     ],
 }
 """The rooms of a floor from the top: a room imports rooms of its own tier and of those below. A

@@ -14,6 +14,7 @@ import pytest
 import core.sending.client
 from core import models
 from core.errors import UserError
+from core.sending.purse import Bill
 from core.servers import Servers
 from core.tracking import Log
 from eval.config import EvalConfig
@@ -242,7 +243,5 @@ def test_other_codes_orders_or_prompts_do_not_buy_a_reward_again(llama: Path) ->
 
 def test_the_plan_counts_a_call_for_each_answer_and_nothing_generated(llama: Path) -> None:
     config = EvalConfig(judge=JudgeConfig(model=str(llama)), alpaca=AlpacaConfig(mode="reward"))
-    assert (
-        settle.estimate(config.protocol("alpaca"), [400] * 10)
-        == "at most 20 calls, 22,480 prompt tokens, 0 generated"
-    )
+    bill = settle.estimate(config.protocol("alpaca"), [400] * 10)
+    assert bill == Bill(calls=20, prompt_tokens=22_480, tokens=0)

@@ -25,6 +25,8 @@ from train.chat import read
 from train.settings.arguments import check
 
 PAPER = "llama3-8b-magpie-pro-300k"
+FILTERS = {"magpie-pro", *(f"magpie-pro-{number}" for number in range(2, 7))}
+COMPARED = FILTERS | {"random", "random-again", "shuffled-10", "shuffled-30", "shuffled-100"}
 TRAINED = {
     PAPER: {"magpie-pro", "random"},
     "llama3-8b-magpie-air-300k": {"magpie-air", "random"},
@@ -36,12 +38,16 @@ TRAINED = {
     f"{PAPER}-one-gpu": {"magpie-pro", "random"},
     f"{PAPER}-two-nodes": {"magpie-pro", "random"},
     "qwen2.5-7b-magpie-pro-300k": {"magpie-pro", "random"},
+    "llama3-8b-filter-comparison": COMPARED,
+    "llama3-8b-filter-comparison-100k": COMPARED,
 }
 """Recipe -> the arms that it trains."""
 ROWS = 12
 ON_THIS_MACHINE = {
     f"{PAPER}-qlora": "bitsandbytes is not here: the base is not in 4 bits",
     f"{PAPER}-two-nodes": "one machine",
+    "llama3-8b-filter-comparison": "33 trainings of which the paper's recipe has every kind",
+    "llama3-8b-filter-comparison-100k": "as many",
 }
 """What a toy of a recipe cannot have, by recipe."""
 
@@ -186,6 +192,7 @@ def toy(name: str, bases: dict[str, Path], url: str, folder: Path) -> schema.Loa
         "eval.arena.prompts=null",
         "eval.arena.baseline=null",
         "eval.tasks=null",
+        "eval.heldout={foreign: null}",
     ]
     place = [f"store={folder / 'store'}", "track=none"]
     return schema.load(name, [*models, *rows, *prompts, *place])

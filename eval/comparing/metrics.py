@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from core.errors import UserError, nearest
 
 LOWER_IS_BETTER = {
-    "loss", "heldout_loss", "log_perplexity", "perplexity", "bits_per_byte", "word_perplexity",
-    "byte_perplexity", "brier_score", "ter", "mse", "mae", "rmse", "wer", "cer",
+    "loss", "foreign_loss", "heldout_loss", "log_perplexity", "perplexity", "bits_per_byte",
+    "word_perplexity", "byte_perplexity", "brier_score", "ter", "mse", "mae", "rmse", "wer", "cer",
 }  # fmt: skip
 """Metrics whose smaller value is the better one, where the scores do not say so themselves (lm-eval
 does, of each metric of each task); every other metric is better when larger."""

@@ -23,7 +23,7 @@ from core.columns import OK, Column
 from core.errors import UserError
 from core.files import write_atomic
 from core.sending.chat import most_tokens
-from core.sending.purse import Purse
+from core.sending.purse import Bill, Purse
 from core.store import Counts, digest
 from core.tracking import Log
 from eval.judging import templates
@@ -329,11 +329,11 @@ SHOWN: Mapping[str, Callable[[Any], list[tuple[int, int]]]] = {
 and a reference's answer counts like the model's."""
 
 
-def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[int]) -> str:
+def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[int]) -> Bill | None:
     """The most that a judge can be asked and paid for one checkpoint, before its answers are known;
-    "" while the prompts are unknown. `characters`: of the prompt in each call."""
+    None while the prompts are unknown. `characters`: of the prompt in each call."""
     if not characters:
-        return ""
+        return None
     own = range(len(characters))
     if protocol.share is not None:
         own = own[protocol.share[0] :: protocol.share[1]]
@@ -348,11 +348,8 @@ def estimate(protocol: PairwiseProtocol | RatedProtocol, characters: Sequence[in
     items = len(characters)
     calls = items * sum(times for times, _ in shown)
     asked = sum(times * (prompts + items * (n * answer + fixed)) for times, n in shown)
-    figures = f"at most {calls} calls, {asked:,} prompt tokens, {calls * most:,} generated"
-    if protocol.judge.prices is None:
-        return figures
     money = Purse(protocol.judge.prices, None).cost(asked, calls * most)
-    return f"{figures}, {money:.2f} in money"
+    return Bill(calls, asked, calls * most, money)
 
 
 def compared(

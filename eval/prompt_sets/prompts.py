@@ -34,6 +34,15 @@ HUB = {
     "arena-hard-v0.1": (_ARENA, "data/arena-hard-v0.1/question.jsonl"),
     "arena-hard-v2.0": (_ARENA, "data/arena-hard-v2.0/question.jsonl"),
 }
+ABOUT = {
+    "alpaca_eval": (805, [165]),
+    "arena-hard-v0.1": (500, [406]),
+    "arena-hard-v2.0": (750, [1042]),
+    "wildbench": (1024, [4000]),
+    "mt_bench": (80, [300, 500]),
+}
+"""Prompts of a published set, and the mean characters that each call about one shows, for plans
+before it is downloaded; those of WildBench, with its checklists, and of MT-Bench are rough."""
 HUB_BASELINES: dict[str, dict[str, HubFile]] = {
     "alpaca_eval": {"*": HUB["alpaca_eval"]},  # gpt4_1106_preview
     "arena-hard-v0.1": {"*": (_ARENA, "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl")},
@@ -87,6 +96,13 @@ def prompts(source: str, limit: int | None = None, *, fetch: bool = True) -> lis
     """
     path = set_file("prompt", source, {**SHIPPED, **HUB}, fetch)
     return load(path, _prompt, limit, "prompts")
+
+
+def about(source: str, limit: int | None) -> list[int]:
+    """The characters of each call about a published set, as far as they are known without it; []
+    for any other."""
+    prompts, characters = ABOUT.get(source, (0, [0]))
+    return characters * min(prompts, limit or prompts)
 
 
 def set_file(noun: str, source: str, known: Mapping[str, Path | HubFile], fetch: bool) -> Path:

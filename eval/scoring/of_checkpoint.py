@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def run(inputs: Inputs, out: Path) -> Counts:
     folders are given:
 
     `judgments-alpaca`, `judgments-arena` (eval.judging.pairwise), `ratings-wildbench`,
-    `ratings-mtbench` (eval.judging.ratings), `heldout`, `checks` and `tasks` (eval.checkpoint), and
+    `ratings-mtbench` (eval.judging.ratings), `heldout`, `heldout-foreign` (the same of rows that no
+    arm was drawn from), `checks` and `tasks` (eval.checkpoint), and
     `alpaca-data`, AlpacaEval's published difficulties and gamed rows for the length-controlled win
     rate (see eval/scoring/length_control.py; without it, or for other prompts, the figure is the
     minimal form and is called so). Counts: items, unjudged, and each benchmark's main figure.
@@ -62,7 +64,7 @@ def run(inputs: Inputs, out: Path) -> Counts:
         for benchmark, items, figures in SCORED[name](inputs) if name in inputs else ():
             named = items.with_columns(benchmark=pl.lit(benchmark))
             frames.append(named.select(columns))
-            summary[benchmark] = figures
+            summary.setdefault(benchmark, {}).update(figures)
     frame = pl.concat(frames)
     if frame.is_empty():
         raise UserError(f"there is nothing to score: give at least one of {', '.join(SCORED)}.")
@@ -245,11 +247,11 @@ def _mtbench(inputs: Inputs) -> Iterator[Scored]:
     yield "mtbench", rows_of("mt_score", turns), {"mt_score": mtbench.figures(frame)}
 
 
-def _heldout(inputs: Inputs) -> Iterator[Scored]:
-    frame = _read(inputs["heldout"], "losses.parquet")
-    rows = rows_of("loss", frame.rename({"id": "item", "loss": "value"}))
+def _heldout(inputs: Inputs, folder: str = "heldout", metric: str = "loss") -> Iterator[Scored]:
+    frame = _read(inputs[folder], "losses.parquet")
+    rows = rows_of(metric, frame.rename({"id": "item", "loss": "value"}))
     loss = figure_of(rows) | {"tokens": int(frame["tokens"].sum())}
-    yield "heldout", rows, {"loss": loss}
+    yield "heldout", rows, {metric: loss}
 
 
 def _checks(inputs: Inputs) -> Iterator[Scored]:
@@ -296,6 +298,7 @@ SCORED: dict[str, Callable[[Inputs], Iterator[Scored]]] = {
     "ratings-mtbench": _mtbench,
     "heldout": _heldout,
     "checks": _checks,
+    "heldout-foreign": partial(_heldout, folder="heldout-foreign", metric="foreign_loss"),
     "tasks": _tasks,
 }
 """What each folder is scored by."""

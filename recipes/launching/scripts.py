@@ -21,7 +21,7 @@ import jinja2
 import yaml
 
 from core.errors import Stopped, UserError, nearest
-from recipes.blocks import LaunchConfig
+from recipes.blocks.stated import LaunchConfig
 from recipes.schema import Recipe, with_random
 
 ATTEMPTS = 50

@@ -11,13 +11,14 @@ set and the held-out loss before it is swapped.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from core import models
 from core.errors import UserError
-from core.sending.purse import Ledger
+from core.sending.purse import Bill, Ledger
 from core.servers import Servers
 from core.store import Result, Store
 from core.tracking import Log
@@ -31,7 +32,7 @@ from recipes.stages.sets.data_sets import data_sets
 from recipes.stages.sets.mixtures import Mixing, from_mixtures
 from recipes.stages.sets.shuffled import from_shuffled
 from recipes.stages.tokens import counting, student_of, token_counter
-from recipes.stages.walk import HELDOUT, Arms, Selections, needs_pool, tracker_of
+from recipes.stages.walk import Arms, Selections, needs_pool, tracker_of
 from synth.context import Context, Resolve
 from synth.pool.pool import Pool
 from train.config import TrainConfig
@@ -67,6 +68,8 @@ class Outcome:
     steps: list[Step]
     results: dict[str, Result]
     stopped: bool
+    bills: Mapping[str, tuple[str, Bill]] = field(default_factory=dict)
+    """What steps that must run can cost at most, and the model that is asked, by step."""
 
 
 def plan(loaded: Loaded) -> Outcome:
@@ -164,7 +167,7 @@ def _outcome(
             raise loaded.source.sentence(error) from error
         finally:
             servers.ledger.close()
-    return Outcome(session.steps, session.results, stopped)
+    return Outcome(session.steps, session.results, stopped, session.bills)
 
 
 def _walk(loaded: Loaded, session: Session) -> None:
@@ -182,8 +185,7 @@ def _walk(loaded: Loaded, session: Session) -> None:
     pairs = preferences.stages(session, recipe.synth, arms, context, selections)
     checkpoints = training.stages(session, recipe, arms, selections, pairs, resolve)
     if recipe.eval is not None and checkpoints:
-        heldout = selections.get(HELDOUT)
-        evaluation.stages(session, recipe, recipe.eval, arms, checkpoints, heldout)
+        evaluation.stages(session, recipe, recipe.eval, arms, checkpoints, selections)
 
 
 def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from core.errors import UserError
 from core.files import file_digest, read_json, write_changed
+from core.sending.purse import Bill
 from core.servers import Servers
 from core.store import Counts, Result, Store, canonical, digest, tree_digest
 from core.tracking import Log, Made, Tracker
@@ -134,6 +135,8 @@ class Session:
     remarks: list[str] = field(default_factory=list)
     """Sentences that stand below the comparison: what it goes without."""
     results: dict[str, Result] = field(default_factory=dict)
+    bills: dict[str, tuple[str, Bill]] = field(default_factory=dict)
+    """What steps can cost at most, and the model that is asked, by step."""
     _specs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -193,6 +196,15 @@ class Session:
                 replace(step, why=f"{step.why}; {text}") if step.name == name else step
                 for step in self.steps
             ]
+
+    def expect(self, name: str, model: str, most: Bill | None) -> None:
+        """Say of a step in the plan what it can cost at most, of a model that is asked."""
+        if most is None:
+            return
+        self.bills[name] = (model, most)
+        money = f", {most.money:.2f} in money" if most.money else ""
+        read = f"{most.prompt_tokens:,} prompt tokens, {most.tokens:,} generated"
+        self.add(name, f"at most {most.calls} calls, {read}{money}")
 
     def result(self, stage: Stage) -> Result | None:
         """The result of a stage: reused, made now, or (in a plan) None because it or a parent must

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from core.store import Result, Store, digest
 from core.tracking import Tracker
 from eval.comparing.metrics import Control
-from recipes.added_arms import is_random, negative_controls
+from recipes.blocks.added_arms import is_random, negative_controls
 from recipes.schema import Recipe, with_random
 from synth.config.synthesis import SynthConfig
 from synth.filters import choices

@@ -1,9 +1,8 @@
-"""The plan of a recipe, and what it says of each training: rows, tokens, packs, steps, memory, disk
-and hours, from what is made or from what the recipe states."""
+"""What a plan says of each training: rows, tokens, packs, steps, memory, disk and hours, from what
+is made or from what the recipe states."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.files import read_json
-from recipes.verbs.terminal import table
+from recipes.blocks.added_arms import made_of
+from recipes.schema import with_random
 
 if TYPE_CHECKING:
-    from recipes.schema import Loaded, Recipe
+    from recipes.schema import Recipe
     from recipes.stages.graph import Outcome
     from train.config import TrainConfig
 
@@ -39,33 +39,6 @@ class Work:
     rows: int | None
     tokens: int | None
     said: str
-
-
-def show_plan(loaded: Loaded, outcome: Outcome, hardware: Hardware, *, as_json: bool) -> None:
-    """One line a stage: reuse, run or waits, and the field that caused it; then what each training
-    needs."""
-    trained = trainings(loaded.recipe, outcome, hardware)
-    peak = next((one["disk_bytes"] for one in trained if "disk_bytes" in one), None)
-    steps = outcome.steps
-    if as_json:
-        stages = []
-        for step in steps:
-            path = str(step.path) if step.path else None
-            stages.append({"stage": step.name, "state": step.state, "why": step.why, "path": path})
-        shown = {
-            "recipe": loaded.recipe.name,
-            "steps": stages,
-            "trainings": trained,
-            "peak_disk_bytes": peak,
-        }
-        print(json.dumps(shown, indent=2))
-        return
-    table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
-    for line in lines(trained, hardware):
-        print(line)
-    todo = sum(step.state != "reuse" for step in steps)
-    disk = f"; peak disk while one arm trains: about {peak / 1e9:.1f} GB" if peak else ""
-    print(f"{todo} of {len(steps)} stages to run{disk}")
 
 
 def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict[str, Any]]:
@@ -110,11 +83,13 @@ def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
                 ledger = read_json(folder / "ledger.json")
                 if {"trained_rows", "trained_tokens"} <= ledger.keys():
                     return Work(ledger["trained_rows"], ledger["trained_tokens"], "counted")
+    arms = with_random(recipe)
+    arm = made_of(arms).get(arm, arm)
     if recipe.expected is not None:
         stated = recipe.expected.arms.get(arm, recipe.expected)
         if stated.rows or stated.tokens:
             return Work(stated.rows, stated.tokens, "stated")
-    budget = recipe.arms[arm].budget if arm in recipe.arms else None
+    budget = arms[arm].budget if arm in arms else None
     if budget is None:
         return Work(None, None, "known when its selection is made")
     return Work(budget.rows, budget.tokens, "budget")

@@ -13,9 +13,11 @@ from core.store import Counts, Result, content_of_files, digest
 from core.tracking import Log
 from eval.config import ChecksConfig, EvalConfig, TasksConfig
 from eval.protocols import AnswersConfig
+from recipes.schema import Recipe
 from recipes.stages.evaluating import judging
 from recipes.stages.evaluating.judging import Judged, PromptSet
 from recipes.stages.session import WAITS, Results, Session, Stage
+from recipes.stages.sets.foreign import foreign_rows
 from recipes.stages.training import served_path
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def prompt_set(session: Session, config: EvalConfig, benchmark: Judged) -> Promp
         if session.planning and source in {**prompts.HUB, **rated_tasks.HUB}:
             why = f"depends on the hub's {source}, which is not downloaded yet"
             session.note(name, WAITS, why)
-            return PromptSet(None, [])
+            return PromptSet(None, prompts.about(source, limit))
         raise
     return PromptSet(_prompts_file(session, name, wanted), characters)
 
@@ -168,15 +170,35 @@ def _answers(
     return session.result(stage)
 
 
+FOREIGN = "heldout-foreign"
+"""What the loss on rows that no arm was drawn from is called among the parts of a score."""
+
+
+def unseen(session: Session, recipe: Recipe, heldout: Result | None) -> Results:
+    """The conversations that losses are measured on, by what a score calls them: the pool's own
+    that are held out, and those that no arm was drawn from."""
+    config = recipe.eval.heldout if recipe.eval else None
+    if config is None:
+        return {}
+    rows: Results = {"heldout": heldout} if recipe.synth.heldout else {}
+    if config.foreign is not None:
+        rows[FOREIGN] = foreign_rows(session, config.foreign)
+    return rows
+
+
 def heldout(
     session: Session,
-    server: Mapping[str, Any],
+    config: EvalConfig,
     run: str,
     checkpoint: Result | None,
+    part: str,
     rows: Result | None,
 ) -> Result | None:
-    """A checkpoint's loss on the conversations kept out of training."""
+    """A checkpoint's loss on conversations that it was not trained on."""
     from eval.checkpoint import heldout_loss
+
+    own = config.heldout.server if config.heldout else None
+    server = config.answers.server if own is None else own
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         return heldout_loss.run(
@@ -193,7 +215,8 @@ def heldout(
     spec: dict[str, Any] = {"VERSION": heldout_loss.VERSION}
     if server.get("args"):
         spec["args"] = server["args"]
-    return session.result(Stage(f"heldout/{run}", spec, parents, make, asks=True))
+    name = f"heldout/{run}/foreign" if part == FOREIGN else f"heldout/{run}"
+    return session.result(Stage(name, spec, parents, make, asks=True))
 
 
 def followed(

@@ -15,6 +15,7 @@ from eval.config import EvalConfig, pairwise_benchmarks
 from recipes.stages.evaluating import duels
 from recipes.stages.evaluating.judging import rival
 from recipes.stages.session import Results, Session, Stage, left, lost
+from recipes.stages.sets import overlap
 from recipes.stages.walk import Arms
 
 
@@ -40,7 +41,7 @@ def compared(
 ) -> Result | None:
     """The comparison of all scored `runs`, which says what it goes without. An arm that others are
     judged against needs no scores of its own. Among the `scores` may be pairs of arms that were
-    judged directly against each other."""
+    judged directly against each other, and what selections have in common (`overlap.COMMON`)."""
     from eval import compare
     from eval.comparing.metrics import Declared
 
@@ -56,14 +57,16 @@ def compared(
         declared = Declared(str(config.deciding), against, arms.controls, judged)
         scored = {run: inputs[run] for run in runs if run in inputs}
         counts = compare.run(scored, out, declared, unscored=unscored)
-        direct = [duels.shown(name, inputs[name]) for name in inputs if name not in scored]
-        if said or direct:
-            comparison = read_json(out / "comparison.json")
-            comparison["head_to_head"] = [row for row, _ in direct]
-            notes = [words for _, words in direct]
-            comparison["notes"] = [*notes, *said, *comparison["notes"]]
-            text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
-            write_atomic(out / "comparison.json", text)
+        beside = [name for name in inputs if name not in scored and name != overlap.COMMON]
+        direct = [duels.shown(name, inputs[name]) for name in beside]
+        comparison = read_json(out / "comparison.json")
+        comparison["head_to_head"] = [row for row, _ in direct]
+        notes = [words for _, words in direct]
+        comparison["notes"] = [*notes, *said, *comparison["notes"]]
+        if overlap.COMMON in inputs:
+            comparison = overlap.told(comparison, inputs[overlap.COMMON])
+        text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
+        write_atomic(out / "comparison.json", text)
         return counts
 
     controls = {name: asdict(control) for name, control in arms.controls.items()}

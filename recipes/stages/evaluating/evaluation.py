@@ -13,6 +13,7 @@ from recipes.schema import Recipe
 from recipes.stages.evaluating import (
     answering,
     comparing,
+    declared,
     duels,
     judging,
     length_control,
@@ -21,7 +22,8 @@ from recipes.stages.evaluating import (
 from recipes.stages.evaluating.answering import Asked
 from recipes.stages.evaluating.judging import Judged, PromptSet
 from recipes.stages.session import Results, Session
-from recipes.stages.walk import Arms
+from recipes.stages.sets import overlap
+from recipes.stages.walk import HELDOUT, Arms, Selections
 
 
 def stages(
@@ -30,10 +32,10 @@ def stages(
     config: EvalConfig,
     arms: Arms,
     checkpoints: Results,
-    heldout: Result | None,
+    selections: Selections,
 ) -> None:
-    """Everything after training, over `checkpoints` (run -> its result); `heldout` are the
-    conversations kept out of training."""
+    """Everything after training, over `checkpoints` (run -> its result); `selections` are the rows
+    of arms, and those kept out of training."""
     # Finished models last: the judge or the next recipe may be the same model, and then its server
     # stays up.
     runs = sorted(checkpoints, key=lambda name: "/" not in name)
@@ -46,18 +48,15 @@ def stages(
     session.done("tasks")
     judged: list[Judged] = [*pairwise_benchmarks(config), *rated_benchmarks(config)]
     prompt_sets = _prompt_sets(session, config, judged)
+    unseen = answering.unseen(session, recipe, selections.get(HELDOUT))
     answers: dict[str, dict[Asked, Result | None]] = {}
     for run in runs:
         answers[run] = answering.answers_of_run(session, config, run, checkpoints[run], prompt_sets)
         if "checks" in prompt_sets:
             prompts, own = prompt_sets["checks"].result, answers[run]["checks"]
             parts[run]["checks"] = answering.followed(session, run, own, prompts)
-        if config.heldout is not None:
-            server = config.heldout.server
-            if server is None:
-                server = config.answers.server
-            loss = answering.heldout(session, server, run, checkpoints[run], heldout)
-            parts[run]["heldout"] = loss
+        for part, rows in unseen.items():
+            parts[run][part] = answering.heldout(session, config, run, checkpoints[run], part, rows)
     session.done("answers")
     session.done("checks")
     session.done("heldout")
@@ -70,9 +69,12 @@ def stages(
         if benchmark == "alpaca" or benchmark == "arena":
             direct |= duels.duels(session, config, arms, benchmark, given, prompt_sets[benchmark])
     session.done("judge")
+    session.remarks += declared.declare(session, config, arms, runs)
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
-    comparison = comparing.compared(session, config, arms, runs, scores | direct)
+    measured = {name: each.result for name, each in prompt_sets.items()} | unseen
+    common = overlap.overlaps(session, arms, selections, measured)
+    comparison = comparing.compared(session, config, arms, runs, scores | direct | common)
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")

@@ -192,7 +192,9 @@ def _verdicts(
         stage = Stage(name, spec, parents, make, content=_judgments_digest, asks=True)
         verdicts[run] = session.result(stage)
         if verdicts[run] is None:
-            session.add(name, settle.estimate(protocol, prompt_set.characters))
+            session.expect(
+                name, protocol.judge.model, settle.estimate(protocol, prompt_set.characters)
+            )
     return verdicts
 
 
@@ -247,7 +249,7 @@ def _rate(
     make = _rating_of(session, protocol, tables)
     result = session.result(Stage(name, spec, parents, make, content=content, asks=True))
     if result is None:
-        session.add(name, settle.estimate(protocol, prompt_set.characters))
+        session.expect(name, protocol.judge.model, settle.estimate(protocol, prompt_set.characters))
     return result
 
 

@@ -94,6 +94,12 @@ def negative_controls(arms: Named) -> dict[str, str]:
     return found
 
 
+def made_of(arms: Named) -> dict[str, str]:
+    """The controls among arms, and the arm that each is made of."""
+    moved = {name: arm.of for name, arm in arms.items() if arm.of is not None}
+    return negative_controls(arms) | moved
+
+
 def _sampled(arm: ArmConfig) -> object:
     """What an arm samples, whichever sample of it."""
     return {**arm.model_dump(), "choose": None, "strategy": None, "budget": _size(arm)}

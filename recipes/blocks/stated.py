@@ -28,6 +28,11 @@ class Expected(ExpectedRows):
     """GPUs that the recipe is written for, over all machines."""
     gpu_memory: float | None = Field(None, gt=0)
     """Memory of each, in GiB."""
+    prompt_sd: float | None = Field(None, gt=0)
+    """Standard deviation over prompts of the difference between two arms, in the unit of the metric
+    that decides: for the smallest difference that the design finds."""
+    seed_sd: float | None = Field(None, ge=0)
+    """Standard deviation of an arm's score over its training seeds, in the same unit."""
 
 
 class LaunchConfig(BaseModel):

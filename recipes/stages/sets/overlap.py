@@ -1,0 +1,155 @@
+"""What the selections of arms have in common with each other, and with what they are measured on.
+
+Two arms that chose nearly the same rows cannot differ much, and a row that repeats a held-out
+conversation or a prompt of the evaluation makes its arm look better than it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core.files import read_json, write_atomic
+from core.store import Counts
+from core.tracking import Log
+from recipes.stages.session import Results, Session, Stage
+from recipes.stages.sets.data_arms import first_asked
+from recipes.stages.synthesis import FILE
+from recipes.stages.walk import Arms, Selections
+from synth.duplicates.decontaminate import overlap as shared_grams
+from synth.pool.short_columns import digest_texts
+
+VERSION = 1
+FOUND = "overlap.json"
+NGRAM, NEAR = 8, 0.5
+"""A row is near a text of which this share of the words lies in shared 8-grams (the rule of Tulu 3,
+arXiv 2411.15124)."""
+COMMON = "overlap of selections"
+"""What a comparison calls this stage's result among its inputs."""
+MEASURED = "measured on "
+"""Begins what this stage calls the texts that arms are measured on."""
+
+
+def overlaps(session: Session, arms: Arms, selections: Selections, measured: Results) -> Results:
+    """Jaccard similarity of every two arms' rows, seed by seed, and how many of the texts that arms
+    are `measured` on (held-out rows, prompts) each arm has a near-duplicate of, as the input
+    `COMMON` of a comparison. {} where no arm has rows."""
+    chosen: Results = {
+        f"{arm}/{seed}": selections.get((arm, seed))
+        for arm in arms.with_rows
+        for seed in arms.seeds
+    }
+    if not chosen:
+        return {}
+
+    def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
+        found = common([*chosen], inputs)
+        write_atomic(out / FOUND, json.dumps(found, indent=1))
+        return {"pairs": len(found["pairs"]), "near": sum(one["near"] for one in found["near"])}
+
+    on = {f"{MEASURED}{name}": result for name, result in measured.items()}
+    spec = {"ngram": NGRAM, "near": NEAR, "VERSION": VERSION}
+    return {COMMON: session.result(Stage("overlap", spec, {**chosen, **on}, make))}
+
+
+def common(runs: Sequence[str], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """`pairs` and `near` of the selections of `runs` ("ARM/SEED"); `folders`: theirs by run, and
+    those of what arms are measured on, by `MEASURED` and a name."""
+    rows = {run: _instructions(folders[run] / FILE) for run in runs}
+    texts = {
+        name.removeprefix(MEASURED): _measured(path)
+        for name, path in folders.items()
+        if name.startswith(MEASURED)
+    }
+    return {"pairs": _pairs(rows), "near": _near(rows, texts)}
+
+
+def _instructions(path: Path) -> pl.DataFrame:
+    """[text (digest), instruction] of a selection's distinct instructions."""
+    asked = pl.scan_parquet(path).select(first_asked().alias("instruction")).collect()
+    texts = asked.with_columns(text=digest_texts(asked["instruction"]))
+    return texts.select("text", "instruction").unique("text", maintain_order=True)
+
+
+def _measured(folder: Path) -> pl.DataFrame:
+    """[id, prompt] of held-out conversations, or of a prompt set."""
+    rows = folder / "heldout.parquet"
+    if rows.is_file():
+        return pl.read_parquet(rows).select("id", first_asked().alias("prompt"))
+    lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    read = [json.loads(line) for line in lines]
+    return pl.DataFrame(
+        {"id": [one["id"] for one in read], "prompt": [one["prompt"] for one in read]},
+        schema={"id": pl.String, "prompt": pl.String},
+    )
+
+
+def _pairs(rows: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """Each two arms, with the mean over the seeds of the Jaccard similarity of their rows."""
+    texts = {run: set(frame["text"]) for run, frame in rows.items()}
+    seeds: dict[str, list[str]] = {}
+    for run in texts:
+        arm, _, seed = run.rpartition("/")
+        seeds.setdefault(arm, []).append(seed)
+    found = []
+    for a, b in combinations(seeds, 2):
+        shares = []
+        for seed in seeds[a]:
+            one, other = texts[f"{a}/{seed}"], texts[f"{b}/{seed}"]
+            shares.append(len(one & other) / len(one | other) if one | other else 0.0)
+        found.append({"a": a, "b": b, "jaccard": sum(shares) / len(shares)})
+    return found
+
+
+def _near(
+    rows: Mapping[str, pl.DataFrame], measured: Mapping[str, pl.DataFrame]
+) -> list[dict[str, Any]]:
+    """For each set of texts and each run: of how many of them it has a near-duplicate, and some of
+    them by id. All runs' rows are compared once."""
+    everything = pl.concat(rows.values()).unique("text", maintain_order=True)
+    found = []
+    for name, texts in measured.items():
+        named = everything.rename({"text": "id"})
+        hits = shared_grams(named, texts, NGRAM).filter(pl.col("eval_overlap") >= NEAR)
+        for run, frame in rows.items():
+            mine = hits.join(frame.select(id="text"), on="id", how="semi")
+            ids = mine["eval_overlap_prompt"].unique(maintain_order=True).to_list()
+            one = {"measured_on": name, "run": run, "of": len(texts), "near": len(ids)}
+            found.append(one | {"examples": ids[:5]})
+    return found
+
+
+def told(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A comparison with what selections have in common: `overlap` beside every difference, and a
+    sentence for every arm that repeats what it is measured on."""
+    found = read_json(folder / FOUND)
+    jaccard = {frozenset((one["a"], one["b"])): one["jaccard"] for one in found["pairs"]}
+    differences = [
+        row | {"overlap": jaccard.get(frozenset((row["a"], row["b"])))}
+        for row in comparison["differences"]
+    ]
+    asked = {frozenset((row["a"], row["b"])) for row in comparison["differences"]}
+    notes = [*comparison["notes"], *sentences(found, asked)]
+    return comparison | {"differences": differences, "overlap": found, "notes": notes}
+
+
+def sentences(found: Mapping[str, Any], asked: Collection[frozenset[str]]) -> list[str]:
+    """What a reader must know of these overlaps: repeated texts, and arms that are nearly one,
+    where their difference is `asked` for (a control has the rows of its arm)."""
+    said = [
+        f"{one['run']} was trained on near-duplicates of {one['near']} of {one['of']} texts of "
+        f"{one['measured_on']}: its figures there are better than they should be."
+        for one in found["near"]
+        if one["near"]
+    ]
+    return said + [
+        f"{one['a']} and {one['b']} have {one['jaccard']:.0%} of their rows in common (Jaccard): "
+        "they can differ by no more than the rest makes."
+        for one in found["pairs"]
+        if one["jaccard"] >= NEAR and frozenset((one["a"], one["b"])) in asked
+    ]

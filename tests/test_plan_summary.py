@@ -1,0 +1,142 @@
+"""The ten lines of `magpie plan`, and the difference that a design finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from eval.comparing.arms import Arm, Family
+from eval.comparing.differences import estimates
+from recipes.planning import plan as planning
+from recipes.planning.detectable import Design, Spread, of_recipe, smallest
+from recipes.schema import load
+from recipes.stages import graph
+from recipes.stages.walk import Arms
+from recipes.verbs.trainings import Hardware, trainings
+
+EIGHT_B = "llama3-8b-magpie-pro-300k"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        store = tmp_path_factory.mktemp("store")
+        loaded = load(EIGHT_B, [f"store={store}", "controls=true"])
+        outcome = graph.plan(loaded)
+        trained = trainings(loaded.recipe, outcome, Hardware())
+        return planning.summary(loaded.recipe, outcome, trained)
+
+
+def test_the_plan_of_the_8b_recipe_is_ten_lines_without_a_hub(told: dict[str, Any]) -> None:
+    lines = list(planning.lines(told, Hardware()))
+    assert 6 <= len(lines) <= 9, "the tenth says how to see the stages"
+    assert lines[0].startswith("3 arms + 4 controls x 3 seeds: magpie-pro, random, instruct, ")
+    assert max(map(len, lines)) < 320
+
+
+def test_it_says_what_training_costs_over_all_arms_and_seeds(told: dict[str, Any]) -> None:
+    training = told["training"]
+    # the controls are random arms: 15 runs of two epochs of 143.4 million tokens, 3 of 216
+    assert training["runs"] == 18
+    assert training["tokens"] == pytest.approx(2 * (3 * 216_000_000 + 15 * 143_400_000), rel=0.01)
+    assert training["gpu_hours"] > 100 and training["unknown"] == []
+
+
+def test_it_says_what_the_judge_costs_though_no_prompt_is_downloaded(told: dict[str, Any]) -> None:
+    (bill,) = told["judges"].values()
+    # 19 runs of 805 prompts in AlpacaEval, and of 500 in Arena-Hard in two orders
+    assert bill["calls"] == 19 * (805 + 2 * 500)
+    assert told["money"] == bill["money"] > 0
+
+
+def test_disk_counts_the_checkpoints_that_stay(told: dict[str, Any]) -> None:
+    assert told["kept_disk_bytes"] == pytest.approx(18 * 16.06e9, rel=0.01)
+    assert told["peak_disk_bytes"] > 350e9
+
+
+def test_what_the_smallest_difference_rests_on_is_said(told: dict[str, Any]) -> None:
+    found = told["detectable"]
+    assert (found["prompts"], found["seeds"], found["pairs"]) == (805, 3, 3)
+    assert found["difference"] == pytest.approx(32 / 805**0.5 * 3.2, rel=0.05)
+    assert "66 pairs" in found["rests_on"]
+    last = list(planning.lines(told, Hardware()))[-1]
+    assert "points of win rate 8 times in 10" in last and "`expected.seed_sd`" in last
+
+
+def test_stated_variances_come_first(tmp_path: Path) -> None:
+    stated = ["expected.prompt_sd=16", "expected.seed_sd=2", f"store={tmp_path}"]
+    recipe = load(EIGHT_B, stated).recipe
+    found = of_recipe(recipe, Arms.of(recipe), 805)
+    assert (found["prompt_sd"], found["seed_sd"]) == (16, 2)
+    assert found["rests_on"] == "stated in `expected`"
+
+
+def test_an_earlier_comparison_says_how_much_the_metric_varies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for arm in ("a", "b"):
+        for seed in range(4):
+            luck = rng.normal(0, 3)
+            values = rng.normal(50 + luck, 20, 400)
+            for item, value in enumerate(values):
+                rows.append((arm, str(seed), "alpaca", "win_rate", str(item), float(value)))
+    names = ["arm", "seed", "benchmark", "metric", "item", "value"]
+    folder = tmp_path / "results" / "compare" / "KEY"
+    folder.mkdir(parents=True)
+    pl.DataFrame(rows, schema=names, orient="row").write_parquet(folder / "comparison.parquet")
+    recipe = load(EIGHT_B, [f"store={tmp_path}"]).recipe
+    found = of_recipe(recipe, Arms.of(recipe), 805)
+    # means over 4 seeds: 20 / 2, and of two arms
+    assert found["prompt_sd"] == pytest.approx(20 / 2 * 2**0.5, rel=0.1)
+    assert 1.5 < found["seed_sd"] < 5
+    assert found["rests_on"] == "an earlier comparison, KEY"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["eval.primary=tasks"], "how many items it has is not known yet"),
+        (["eval.primary=arena"], "state `expected.prompt_sd`, or run a pilot"),
+    ],
+)
+def test_what_is_not_known_is_said(tmp_path: Path, changes: list[str], says: str) -> None:
+    recipe = load(EIGHT_B, [*changes, f"store={tmp_path}"]).recipe
+    found = of_recipe(recipe, Arms.of(recipe), None if "tasks" in changes[0] else 500)
+    assert found["difference"] is None and says in found["rests_on"]
+
+
+def found_share(design: Design, spread: Spread, true: float, times: int) -> float:
+    """How often the comparison's own intervals find a difference of `true` between two arms."""
+    found = 0
+    for number in range(times):
+        rng = np.random.default_rng(number)
+        arms = []
+        for place in range(design.arms):
+            luck = rng.normal(0, spread.seed_sd or 0, (design.seeds, 1))
+            own = rng.normal(0, spread.prompt_sd / 2**0.5, design.prompts)
+            values = own + luck + true * (place == 0)
+            names = [str(k) for k in range(design.prompts)]
+            seeds = tuple(map(str, range(design.seeds)))
+            arms.append(Arm(f"arm-{place}", names, names, values, seeds))
+        family = Family("bench", "metric", arms)
+        first = next(
+            e
+            for e in estimates(family, None, resamples=2000)
+            if {e.pair.a.name, e.pair.b.name} == {"arm-0", "arm-1"}
+        )
+        found += first.apart
+    return found / times
+
+
+@pytest.mark.parametrize(
+    "design", [Design(3, 3, 3, 200), Design(2, 2, 2, 100), Design(4, 4, 5, 60)], ids=str
+)
+def test_the_difference_that_a_plan_names_is_found_8_times_in_10(design: Design) -> None:
+    spread = Spread(10.0, 0.6, "")
+    true = smallest(design, spread)
+    assert found_share(design, spread, true, 300) == pytest.approx(0.8, abs=0.07)
