@@ -11,6 +11,7 @@ import pytest
 
 from core.columns import MESSAGES
 from core.errors import UserError
+from core.store import Result, Store, digest
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.sets.shuffled import moved
@@ -165,6 +166,28 @@ def test_the_second_sample_is_another_one_for_each_seed(selected: Path) -> None:
         for seed in (0, 1)
     ]
     assert len({frozenset(ids) for ids in drawn}) == 4 and {len(ids) for ids in drawn} == {10}
+
+
+def test_an_arm_that_is_added_runs_alone(selected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All results of the recipe count as made, and then a plan with further arms is looked at."""
+    known: set[tuple[str, str]] = set()
+
+    def remember(self: Store, stage: str, key: str) -> Result:
+        known.add((stage, key))
+        return Result(self.folder(stage, key), {"digest": digest([stage, key]), "counts": {}})
+
+    def recall(self: Store, stage: str, key: str) -> Result | None:
+        return remember(self, stage, key) if (stage, key) in known else None
+
+    monkeypatch.setattr(Store, "find", remember)
+    before = {s.name for s in graph.plan(schema.load(selected)).steps}
+    monkeypatch.setattr(Store, "find", recall)
+    steps = graph.plan(schema.load(selected, ["controls=true"])).steps
+    again = {s.name for s in steps if s.name in before and s.state != "reuse"}
+    assert again == {"overlap", "compare", "report"}, "what is about all arms together"
+    trained = {s.name for s in steps if s.name.startswith("train/") and s.state != "reuse"}
+    added = ("random-again", "shuffled-10", "shuffled-30", "shuffled-100")
+    assert trained == {f"train/{arm}/{seed}" for arm in added for seed in (0, 1)}
 
 
 def recipe(path: Path, llama: Path, **changes: Any) -> schema.Recipe:

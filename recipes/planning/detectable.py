@@ -32,7 +32,7 @@ METRICS = {
     "alpaca": ("length_controlled_winrate", "length_controlled_minimal", "win_rate"),
     "arena": ("arena_score",),
     "heldout": ("loss", "foreign_loss"),
-    "checks": ("instruction_level",),
+    "checks": ("followed",),
     "wildbench": ("wb_score",),
     "mtbench": ("mt_score",),
 }
