@@ -125,3 +125,5 @@ def test_the_arm_that_controls_are_made_of_may_be_the_baseline_or_not(tmp_path: 
     one = compared(tmp_path / "a", SHIFTS, baseline="random")["controls"][0]["shuffled"]
     two = compared(tmp_path / "b", SHIFTS, baseline="good")["controls"][0]["shuffled"]
     assert [row["difference"] for row in one] == pytest.approx([row["difference"] for row in two])
+    for row in [*one, *two]:
+        assert row["simultaneous_lower"] < row["difference"] < row["simultaneous_upper"]
