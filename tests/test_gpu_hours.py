@@ -11,7 +11,7 @@ import pytest
 from core.errors import UserError
 from core.store import Result
 from recipes.schema import Recipe, load
-from recipes.stages import gpu_hours
+from recipes.stages import checks
 from recipes.stages.session import Session, Stage, Trainings
 
 
@@ -41,7 +41,7 @@ def recipe(cap: str) -> Recipe:
 
 def check(walked: Walked, cap: str = "20") -> None:
     stage = Stage("train/b/0", {}, {}, lambda out, log, inputs: {})
-    gpu_hours.check(cast(Session, walked), recipe(cap), stage)
+    checks.gpu_hours(cast(Session, walked), recipe(cap), stage)
 
 
 def test_a_training_that_would_pass_the_cap_does_not_begin() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 from core.errors import UserError, nearest
 from core.files import write_atomic
 from core.serving.devices import gpus
-from core.store import content_of_files, digest
+from core.store import Result, content_of_files, digest
 from recipes.schema import Recipe, Source
 from recipes.stages import preferences
 from recipes.stages.preferences import Named
+from recipes.stages.session import Session, Stage
 from recipes.stages.walk import Arms
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import OwnConfig, TagConfig, TagsConfig
@@ -151,3 +152,41 @@ def _samplings(
         yield "synth.responses.sampling", synth.best_of_sampling, responder
     if synth.preferences is not None:
         yield "synth.preferences.sampling", synth.preferences.sampling, responder
+
+
+HOUR = 3600.0
+
+
+def spent(results: Mapping[str, Result], devices: int) -> list[float]:
+    """GPU hours of each finished training, whichever run made it."""
+    return [
+        float(result.manifest.get("seconds") or 0) * devices / HOUR
+        for name, result in results.items()
+        if name.startswith("train/")
+    ]
+
+
+def gpu_hours(session: Session, recipe: Recipe, stage: Stage) -> None:
+    """The cap on an experiment's GPU hours, beside the judge's budget in money.
+
+    Raises UserError where a training is to be made now and those that are finished, with one more
+    as long as their mean, would pass it. What is evaluated is not counted."""
+    only = session.trainings.only
+    wanted = only is None or stage.name == f"train/{only}"
+    if recipe.gpu_hours is None or session.starts_nothing or session.trainings.finished:
+        return
+    if not wanted or session.find(stage) is not None:
+        return
+    from train.settings.machine import processes
+
+    config = recipe.train or recipe.dpo
+    if config is None:
+        return
+    hours = spent(session.results, processes(config))
+    one = sum(hours) / len(hours) if hours else 0.0
+    if sum(hours) + one >= recipe.gpu_hours:
+        raise UserError(
+            f"gpu_hours: {len(hours)} trainings took {sum(hours):.3g} of {recipe.gpu_hours:g} GPU "
+            f"hours, and {stage.name} would take about {one:.3g} more; raise `gpu_hours`, or "
+            "compare what is trained by `magpie run RECIPE --trained`."
+        )

@@ -14,7 +14,7 @@ from core.models import Model
 from core.store import Counts, Result, digest, tree_digest
 from core.tracking import Log
 from recipes.schema import Recipe
-from recipes.stages import gpu_hours
+from recipes.stages import checks
 from recipes.stages.session import Results, Session, Stage
 from recipes.stages.walk import Arms, Selections
 from synth.context import Resolve
@@ -88,10 +88,10 @@ def stages(
             for seed in arms.seeds:
                 run = f"{name}/{seed}"
                 stage = _training(session, config, base, run, tokens[(name, seed)])
-                gpu_hours.check(session, recipe, stage)
+                checks.gpu_hours(session, recipe, stage)
                 _make(session, arms, stage, checkpoints)
     for stage in _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve)):
-        gpu_hours.check(session, recipe, stage)
+        checks.gpu_hours(session, recipe, stage)
         _make(session, arms, stage, checkpoints)
     if session.left_out and not any("/" in run for run in checkpoints):
         run, why = next(iter(session.left_out.items()))
