@@ -50,11 +50,27 @@ ON_THIS_MACHINE = {
     "llama3-8b-filter-comparison-100k": "as many",
 }
 """What a toy of a recipe cannot have, by recipe."""
+CONTROLS = {"random-again", "shuffled-10", "shuffled-30", "shuffled-100"}
+ON_TWO_CORES = {
+    "demo": {"magpie", "random", "untuned"},
+    "smollm2-filter-comparison": {"longest", "ifd-top", "random", *CONTROLS},
+    "gemma3-270m-filter-comparison": {"longest", "random", "shuffled-100"},
+}
+"""Recipes that run as shipped on a small machine, with models that pip delivers, and their arms."""
 
 
 def test_every_training_recipe_is_tried_here() -> None:
     shipped = {path.stem for path in schema.shipped()}
-    assert shipped - {"demo"} == set(TRAINED)
+    assert shipped == {*TRAINED, *ON_TWO_CORES}
+
+
+@pytest.mark.parametrize("name", ON_TWO_CORES)
+def test_a_recipe_for_two_cores_has_its_arms_and_asks_no_key(name: str) -> None:
+    recipe = schema.load(name).recipe
+    assert set(schema.with_random(recipe)) == ON_TWO_CORES[name]
+    assert recipe.train is not None and recipe.train.base.startswith("embedded/")
+    judge = recipe.eval and recipe.eval.judge
+    assert judge is None or "urls" not in judge.server
 
 
 def published(path: Path, rows: int = 80) -> Path:
