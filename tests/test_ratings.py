@@ -161,6 +161,10 @@ def score(folder: Path, **inputs: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
         ('{"strengths": "a"}', None),
         ("10", None),
         ("", None),
+        ('{"strengths": ' + "[" * 1_500, None),
+        ('{"score": ' + "9" * 4_400 + "}", None),
+        ('{"score": ' + "9" * 400 + "}", None),
+        ('{"strengths": ' + "[" * 1_500 + ', "score": "3"}', 3.0),
     ],
 )
 def test_only_a_score_that_ends_the_judges_text_counts(text: str, expected: float | None) -> None:
@@ -240,6 +244,18 @@ def test_a_second_run_and_another_arm_with_the_same_answers_ask_nothing(tmp_path
         assert (counts["asked"], counts["from_store"], len(server.requests)) == (0, 4, 4)
         rate(protocol, wild(tmp_path, {"s1": "Another answer."}), tmp_path, "other")
         assert len(server.requests) == 5
+
+
+def test_a_reply_nested_beyond_what_python_reads_is_one_unjudged_item(tmp_path: Path) -> None:
+    def nested_once(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        nested = '{"strengths": ' + "[" * 1_500
+        return chat(nested) if "Say 2." in shown(body) else says(7)
+
+    with ScriptedServer(nested_once) as server:
+        protocol = WildBenchConfig(judge=judge(server.url))
+        counts, _ = rate(protocol, wild(tmp_path), tmp_path)
+        assert (counts["judged"], counts["unjudged"]) == (3, 1)
+        assert rate(protocol, wild(tmp_path), tmp_path, "again")[0]["asked"] == 0
 
 
 def test_a_changed_template_asks_anew_and_a_missing_slot_is_named(tmp_path: Path) -> None:

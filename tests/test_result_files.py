@@ -114,6 +114,7 @@ def test_seeds_of_an_arm_are_files_of_their_own(tmp_path: Path) -> None:
         ([{"item": "q", "value": 1}, {"item": "q", "value": 0}], "record 2: the item q comes a"),
         ([{"item": "q", "value": 1}, {"item": "r"}], "record 2: no `value`"),
         ([{"item": "q", "value": float("inf")}], "the value is infinite"),
+        ([{"item": "q", "value": int("9" * 400)}], "the value is infinite"),
     ],
 )
 def test_a_row_that_is_none_is_named(tmp_path: Path, rows: list[Any], said: str) -> None:
@@ -364,3 +365,30 @@ def test_a_kind_is_known_by_the_first_record_however_the_file_is_written(tmp_pat
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert [kind_of(path) for path in (spread, packed, empty)] == ["alpaca", "alpaca", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl.gz", gzip.compress(b"x" * 5_000)[:20] + b"\xff" * 20, "cannot be read"),
+        ("a.json", b"[" * 200_000, "JSON that cannot be read"),
+        ("a.jsonl", b'{"item": ' + b"[" * 200_000 + b"\n", "JSON that cannot be read"),
+        ("a.jsonl", b'{"item": 1, "value": ' + b"9" * 5_000 + b"}\n", "JSON that cannot be read"),
+    ],
+    ids=["damaged gz", "nested list", "nested record", "long integer"],
+)
+def test_a_damaged_or_hostile_file_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}.*{said}"):
+        kind_of(path)
+    with pytest.raises(UserError, match=f"{name}.*{said}"):
+        reading.read([f"a={path}", f"b={path}"], PLAIN)
+
+
+def test_a_preference_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", [annotation(0, int("9" * 400))])
+    with pytest.raises(UserError, match="is not a number from 1 to 2"):
+        reading.read([f"a={path}", f"b={path}"], PLAIN)

@@ -294,7 +294,7 @@ def _body(response: ClientResponse, raw: bytes, path: str, key: str | None) -> d
         raise Refused(f"HTTP {status}: {_excerpt(raw, key)}{_hint(status, path)}", status)
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Transient(f"the body is not JSON: {_excerpt(raw, key)}") from error
     if not isinstance(body, dict) or not _well_formed(path, body):
         excerpt = _excerpt(raw, key)
@@ -337,7 +337,7 @@ def _excerpt(raw: bytes, key: str | None) -> str:
     text = raw.decode(errors="replace")
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = text
     for name in ("error", "message"):
         if isinstance(said, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,9 +29,16 @@ def scalars(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         if not isinstance(value, (bool, int, float)):
             continue
         if metric == LOG_LIKELIHOOD:
-            yield PER_ITEM + suffix, -float(value)
+            yield PER_ITEM + suffix, -_number(value)
         else:
-            yield metric + suffix, float(value)
+            yield metric + suffix, _number(value)
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return math.inf if value > 0 else -math.inf
 
 
 def direction(said: Mapping[str, Any], task: str, metric: str) -> bool | None:

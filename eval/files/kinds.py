@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -60,13 +61,14 @@ def _first(path: Path) -> Mapping[str, Any] | None:
     try:
         with opened(path, "rt", encoding="utf-8-sig") as handle:
             text = handle.read(PEEK).lstrip()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
     start = text.removeprefix("[").lstrip()
     try:
         value, _ = json.JSONDecoder().raw_decode(start)
-    except json.JSONDecodeError:
-        if len(text) < PEEK and not start.startswith("{"):
+    except (ValueError, RecursionError) as error:
+        nested = isinstance(error, RecursionError)
+        if not nested and len(text) < PEEK and not start.startswith("{"):
             return None
         _, value = next(records(path), (0, None))
     return value if isinstance(value, dict) else None

@@ -55,9 +55,13 @@ def _number(row: dict[str, Any], where: str) -> float | None:
         return None
     if not isinstance(value, (bool, int, float)):
         raise UserError(f"{where}: the value {value!r} is no number (null where there is none).")
-    if math.isinf(value):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floating-point numbers
+        number = math.inf
+    if math.isinf(number):
         raise UserError(f"{where}: the value is infinite, and so would be the mean.")
-    return float(value)
+    return number
 
 
 def of_scores(path: Path) -> Iterator[Part]:

@@ -177,7 +177,7 @@ def _closing(text: str, field: str, ending: re.Pattern[str]) -> Any:
         # strict=False: small judges write raw line breaks inside strings
         decoder = json.JSONDecoder(strict=False)
         value, end = decoder.raw_decode(closing, max(closing.find("{"), 0))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number or a nesting beyond what Python reads
         value, end = None, 0
     if isinstance(value, dict) and field in value and end == len(closing):
         return value[field]
@@ -199,7 +199,7 @@ def closing_rating(text: str) -> float | None:
 def _one_to_ten(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if not isinstance(value, bool) and 1 <= number <= 10 else None
 

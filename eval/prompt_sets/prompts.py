@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ ANSWERS = {
     "reason": pl.String,
 }
 """Columns of `answers.parquet`; tokens is null where nobody counted them."""
+
+
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, pl.exceptions.PolarsError)
+"""What reading a file raises that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +317,7 @@ def _values(path: Path) -> Iterable[tuple[int, Any]]:
             return enumerate(pl.read_parquet(path).iter_rows(named=True), 1)
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
     if path.name.removesuffix(".gz").endswith(".json"):
         whole = _parsed(path, 1, text)
@@ -329,6 +334,8 @@ def _parsed(path: Path, first: int, text: str) -> Any:
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
+        raise UserError(f"{path}, line {first}: JSON that cannot be read ({error}).") from error
 
 
 def located(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

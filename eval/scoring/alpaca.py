@@ -9,6 +9,7 @@ so on is computed exactly as alpaca_eval 0.6.6 does (metrics/helpers.py).
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def _check(row: Row, place: str) -> None:
                 "and preference."
             )
     preference = row.get("preference")
-    if type(preference) not in (int, float, type(None)):
+    number = type(preference) in (int, float, type(None))
+    beyond = isinstance(preference, int) and abs(preference) > sys.float_info.max
+    if not number or beyond:
         raise UserError(
             f"{place}: the preference {preference!r} is not a number from 1 to 2 "
             "(or null where unjudged)."

@@ -61,7 +61,7 @@ def rating(text: Any) -> float | None:
     string)."""
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if 1 <= value <= 10 else None
 

@@ -58,6 +58,16 @@ SILENT = 20
 TRIES = 3
 """How often a question is asked whose replies are no verdict's form at all (wrong schema, no text);
 the endpoint retries the rest."""
+UNREADABLE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading a reply raises that has no verdict's form: it is a model's words, so anything."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +318,7 @@ class Asker:
             outcome = verdicts.read(self.protocol, written)
         except verdicts.NoLogprobs as error:
             return str(error)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             if draft.tries + 1 >= TRIES:
                 return malformed(error)
             return replace(draft, tries=draft.tries + 1, **cost)
