@@ -60,7 +60,7 @@ def compared(
         beside = [name for name in inputs if name not in scored and name != overlap.COMMON]
         direct = [duels.shown(name, inputs[name]) for name in beside]
         comparison = read_json(out / "comparison.json")
-        comparison["head_to_head"] = [row for row, _ in direct]
+        comparison["head_to_head"] = [row for row, _ in direct if row is not None]
         notes = [words for _, words in direct]
         comparison["notes"] = [*notes, *said, *comparison["notes"]]
         if overlap.COMMON in inputs:

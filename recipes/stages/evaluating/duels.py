@@ -81,19 +81,22 @@ def _compared(session: Session, name: str, games: Results, rivals: list[str]) ->
     return session.result(Stage(name, spec, games, make))
 
 
-def shown(name: str, folder: Path) -> tuple[dict[str, object], str]:
-    """(the difference of a pair's deciding metric, as in comparison.json; the same in words)."""
+def shown(name: str, folder: Path) -> tuple[dict[str, object] | None, str]:
+    """(the difference of a pair's deciding metric, as in comparison.json, None where no game was
+    judged; the same in words)."""
     _, benchmark, a, b = name.split("/")
     comparison = read_json(folder / "comparison.json")
     (score,) = [s for s in comparison["scores"] if s["primary"] and s["arm"] == a]
-    differences = comparison["differences"]
-    (row,) = [d for d in differences if d["metric"] == score["metric"] and d["a"] == a]
+    deciding = {"benchmark": score["benchmark"], "metric": score["metric"], "a": a, "b": b}
+    about = f"head to head ({benchmark} {score['metric']}): {a} against {b}"
+    rows = [d for d in comparison["differences"] if deciding.items() <= d.items()]
+    if not rows:
+        return None, f"{about}: no game was judged, so there is nothing to say."
+    row = rows[0]
     low, high = (
         f"{50 + row[bound]:.1f}" if row[bound] is not None else "?"
         for bound in ("simultaneous_lower", "simultaneous_upper")
     )
-    words = (
-        f"head to head ({benchmark} {row['metric']}): {a} against {b} {score['value']:.1f} "
-        f"[{low}, {high}], {row['verdict']} ({row['scope'].split(';')[0]})."
-    )
+    scope = row["scope"].split(";")[0]
+    words = f"{about} {score['value']:.1f} [{low}, {high}], {row['verdict']} ({scope})."
     return {**row, "benchmark": benchmark}, words
