@@ -202,6 +202,9 @@ class EvalConfig(Block):
         if self.mtbench and self.rating("mtbench").answers.answers_per_prompt > 1:
             own = "give `mtbench` `answers:` of its own with one"
             raise ValueError(f"MT-Bench takes one answer a question (two turns each): {own}")
+        if self.checks and (self.checks.answers or self.answers).answers_per_prompt > 1:
+            own = "give `checks` `answers:` of its own with one"
+            raise ValueError(f"`checks` scores one answer a prompt: {own}")
         games = self.protocols("arena") if self.arena and self.arena.constrain else ()
         if any(game.judge.asks_by == "chat" for game in games):
             judge = "a judge asked by `completions` (vLLM's structured outputs on token ids)"

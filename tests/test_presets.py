@@ -73,6 +73,8 @@ def test_the_chat_templates_arguments_are_the_judges_own_and_part_of_its_identit
     shape = templates.Template("", (("user", "hello"),))
     loud = templates.token_ids(words, shape, {})
     assert templates.token_ids(words, shape, {}, template_kwargs={"quiet": True})[:-1] == loud
+    nested = {"quiet": {"in": ["all", "turns"]}}
+    assert templates.token_ids(words, shape, {}, template_kwargs=nested)[:-1] == loud
     asked = {}
     with ScriptedServer(lambda path, body: asked.update(body) or {}) as server:
         protocol = alpaca(server.url, {"chat_template_kwargs": {"enable_thinking": False}})

@@ -96,6 +96,14 @@ def test_greedy_answers_cannot_be_several_and_mtbench_takes_one() -> None:
         EvalConfig.model_validate({"answers": K3, "judge": where, "mtbench": {}})
 
 
+def test_checks_refuse_several_answers_of_which_they_would_score_the_first() -> None:
+    with pytest.raises(ValueError, match="`checks` scores one answer a prompt: give `checks`"):
+        EvalConfig.model_validate({"answers": K3, "checks": {}})
+    with pytest.raises(ValueError, match="`checks` scores one answer a prompt"):
+        EvalConfig.model_validate({"checks": {"answers": K3}})
+    assert EvalConfig.model_validate({"answers": K3, "checks": {"answers": {}}}).checks
+
+
 def test_every_answer_is_judged_in_turns_of_order_and_a_prompts_are_one_cluster(
     tmp_path: Path,
 ) -> None:

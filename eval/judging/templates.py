@@ -11,6 +11,7 @@ in them.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def token_ids(
         turns.append((role, content))
     ids: list[int] = []
     # Splitting at a pattern with a group gives text and slot in turns.
-    more = tuple(sorted((template_kwargs or {}).items()))
+    more = json.dumps(template_kwargs or {}, sort_keys=True, default=str)
     for number, piece in enumerate(_CUT.split(_rendered(tokenizer, tuple(turns), reply, more))):
         if number % 2:
             ids += hostile_ids(tokenizer, slots[piece])
@@ -159,9 +160,10 @@ def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     turns: tuple[tuple[str, str], ...],
     reply: bool,
-    more: tuple[tuple[str, Any], ...],
+    more: str,
 ) -> str:
-    """The conversation by the judge's own chat template."""
+    """The conversation by the judge's own chat template. `more`: its other arguments, as JSON, for
+    lists and mappings cannot be part of a cache's key."""
     from jinja2 import TemplateError
 
     name = tokenizer.name_or_path
@@ -169,7 +171,7 @@ def _rendered(
     try:
         return str(
             tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=reply, **dict(more)
+                conversation, tokenize=False, add_generation_prompt=reply, **json.loads(more)
             )
         )
     except ValueError as error:
