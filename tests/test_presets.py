@@ -133,10 +133,14 @@ def test_arena_hards_prompts_come_from_its_files_and_nothing_of_them_runs(
     assert not (tmp_path / "ran").exists()
 
 
-def published_alpaca(**settings: Any) -> AlpacaProtocol:
-    said = {"prompts": "alpaca_eval", "baseline": "hub", "prompt": "alpaca_eval"} | settings
+AS_PUBLISHED = {"temperature": 1, "max_tokens": 1, "top_logprobs": 5}
+
+
+def published_alpaca(answers: dict[str, Any] | None = None, **settings: Any) -> AlpacaProtocol:
+    said = {"prompts": "alpaca_eval", "baseline": "hub", "prompt": "alpaca_eval"}
     judge = JudgeConfig(model="gpt-4-1106-preview", server={"urls": ["http://127.0.0.1:1"]})
-    return AlpacaProtocol(judge=judge, answers=AnswersConfig(), **said)
+    said |= {"sampling": AS_PUBLISHED, "judge": judge} | settings
+    return AlpacaProtocol(answers=AnswersConfig(**answers or {}), **said)
 
 
 def test_a_recipe_says_which_published_protocol_it_is_or_that_it_is_none() -> None:
@@ -148,8 +152,56 @@ def test_a_recipe_says_which_published_protocol_it_is_or_that_it_is_none() -> No
     config = recipe(judge="preset:gpt-4.1", arena={"prompts": "arena-hard-v2.0"})
     lines = asked_by(config)
     assert "gpt-4.1-2025-04-14 (gpt-4-1106-preview)" in lines[0] and "Arena-Hard v2.0" in lines[1]
-    assert "judge" not in lines[1].partition("it has")[2], "a snapshot of the published judge"
+    of_arena = lines[1].partition("it has")[2]
+    assert "judge" not in of_arena, "a snapshot of the published judge"
+    assert "sampling" not in of_arena, "the preset's is the published one"
     assert "is not measured" in lines[-1] and "2027-01-14" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sampling": AS_PUBLISHED | {"temperature": 1.5}}, "sampling.temperature 1.5 (1)"),
+        ({"sampling": AS_PUBLISHED | {"logit_bias": {}}}, "sampling.logit_bias {} (none)"),
+        ({"sampling": {"temperature": 1, "max_tokens": 1}}, "sampling.top_logprobs none (5)"),
+        ({"share": (0, 3)}, "share (0, 3) (none)"),
+        ({"answers": {"system": "Be brief."}}, "system Be brief. (none)"),
+        (
+            {"answers": {"answers_per_prompt": 2, "sampling": {"temperature": 1}}},
+            "answers_per_prompt 2 (1)",
+        ),
+        ({"judge": {"model": "gpt-4-1106-preview-mini"}}, "judge gpt-4-1106-preview-mini (gpt-4"),
+    ],
+)
+def test_one_setting_of_ones_own_is_no_published_protocol(
+    settings: dict[str, Any], said: str
+) -> None:
+    sentence = published.sentence(published_alpaca(**settings))
+    assert sentence.startswith("alpaca is no published protocol") and said in sentence
+
+
+def test_a_small_model_of_the_published_judges_name_is_another_judge() -> None:
+    url = {"urls": ["http://127.0.0.1:1"]}
+    of_arena = {"prompts": "arena-hard-v2.0", "version": "v2.0"}
+    for model, same in (("gpt-4.1", True), ("gpt-4.1-2025-04-14", True), ("gpt-4.1-mini", False)):
+        judge = {"model": model, "server": url}
+        config = EvalConfig.model_validate({"judge": judge, "arena": of_arena})
+        assert ("judge" not in asked_by(config)[0].partition("it has")[2]) is same, model
+
+
+def test_a_mean_over_judges_is_no_published_figure() -> None:
+    assert published.sentence(published_alpaca(), None, 2).endswith("it has 2 judges (one)")
+
+
+@needs_data
+def test_wildbench_is_published_with_its_own_prompt_alone() -> None:
+    said = {"judge": {"model": "gpt-4o-2024-05-13"}, "wildbench": {}}
+    (line,) = asked_by(EvalConfig.model_validate(said))
+    assert line.endswith("it has prompt wildbench (eval_template.score.v2.md)")
+    said["wildbench"] = {"prompt": str(SHARED / "wildbench" / "eval_template.score.v2.md")}
+    assert asked_by(EvalConfig.model_validate(said)) == [
+        "wildbench is WildBench v2 (WB-Score) as published"
+    ]
 
 
 def test_the_shipped_recipes_name_no_judge_that_is_gone() -> None:

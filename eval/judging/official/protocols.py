@@ -3,10 +3,17 @@ published table only where everything that decides it is the table's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from core.files import file_digest
 from eval.protocols import PairwiseProtocol, WildBenchProtocol
+
+WILDBENCH_PROMPT = "eval_template.score.v2.md"
+"""WildBench's own template of WB-Score, known by its text (at WildBench d6b8dcaf)."""
+WILDBENCH_PROMPT_DIGEST = "c5984ae77b009f8dad0e8e37093348345f4e8d3099ce812bd7799ef7b73f005f"
 
 PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
     "alpaca": (
@@ -21,6 +28,7 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
                 "codes": ("m", "M"),
                 "order": "random",
                 "order_seed": "0",
+                "sampling": {"temperature": 1, "max_tokens": 1, "top_logprobs": 5},
             },
         ),
     ),
@@ -34,6 +42,7 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
                 "prompt": "arena-hard-v0.1",
                 "version": "v0.1",
                 "constrain": False,
+                "sampling": {"temperature": 0, "max_tokens": 4096},
             },
         ),
         (
@@ -48,17 +57,31 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
                 },
                 "version": "v2.0",
                 "constrain": False,
+                "sampling": {"temperature": 0, "max_tokens": 16000},
             },
         ),
     ),
     "wildbench": (
         (
             "WildBench v2 (WB-Score)",
-            {"prompts": "wildbench", "judge": "gpt-4o-2024-05-13", "limit": None},
+            {
+                "prompts": "wildbench",
+                "judge": "gpt-4o-2024-05-13",
+                "prompt": WILDBENCH_PROMPT,
+                "limit": None,
+                "sampling": {"temperature": 0},
+            },
         ),
     ),
 }
-"""What decides the figure of each published table."""
+"""What decides the figure of each published table. A `sampling` that leaves `max_tokens` out says
+that the published code leaves it open."""
+
+ALWAYS: Mapping[str, Any] = {"share": None, "system": None, "answers_per_prompt": 1}
+"""What holds of them all: one judge of every item, one answer a prompt, no system prompt of ours
+before it."""
+
+_DATE = re.compile(r"-\d{4}-\d\d-\d\d")
 
 
 def differs(
@@ -66,26 +89,53 @@ def differs(
 ) -> list[str]:
     """What a benchmark of a recipe does in another way than a published one, as "SETTING mine
     (theirs)"."""
-    found = []
-    for name, theirs in published.items():
-        mine = protocol.judge.model if name == "judge" else getattr(protocol, name, None)
-        same = str(mine).startswith(str(theirs)) if name == "judge" else mine == theirs
-        if not same:
-            found.append(f"{name} {_said(mine)} ({_said(theirs)})")
+    mine = dict(protocol) | {
+        "judge": protocol.judge.model,
+        "system": protocol.answers.system,
+        "answers_per_prompt": protocol.answers.answers_per_prompt,
+    }
+    if published.get("prompt") == WILDBENCH_PROMPT and _is_wildbenchs(Path(mine["prompt"])):
+        mine["prompt"] = WILDBENCH_PROMPT
+    found: list[str] = []
+    for name, theirs in {**ALWAYS, **published}.items():
+        if name == "sampling":
+            found += _sampling(mine[name], theirs)
+        elif mine[name] != theirs and not (name == "judge" and _snapshot(mine[name], theirs)):
+            found.append(f"{name} {_said(mine[name])} ({_said(theirs)})")
     return found
+
+
+def _snapshot(mine: str, theirs: str) -> bool:
+    """Whether a model's name is the published one with a date: gpt-4.1-mini is another model."""
+    return mine.startswith(theirs) and _DATE.fullmatch(mine[len(theirs) :]) is not None
+
+
+def _sampling(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*theirs, *mine]):
+        left_open = name == "max_tokens" and name not in theirs
+        if mine.get(name) != theirs.get(name) and not left_open:
+            yield f"sampling.{name} {_said(mine.get(name))} ({_said(theirs.get(name))})"
+
+
+def _is_wildbenchs(prompt: Path) -> bool:
+    return prompt.is_file() and file_digest(prompt) == WILDBENCH_PROMPT_DIGEST
 
 
 def _said(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def sentence(protocol: PairwiseProtocol | WildBenchProtocol, limit: int | None = None) -> str:
+def sentence(
+    protocol: PairwiseProtocol | WildBenchProtocol, limit: int | None = None, judges: int = 1
+) -> str:
     """Which published protocol this is, or that it is none, with what is different from the
-    nearest; `limit`: of the prompts."""
+    nearest; `limit`: of the prompts; `judges`: over so many the figure is a mean."""
     name, known = min(PUBLISHED[protocol.kind], key=lambda each: len(differs(protocol, each[1])))
     others = differs(protocol, known)
     if limit is not None and "limit" not in known:
         others.append(f"limit {limit} (none)")
+    if judges > 1:
+        others.append(f"{judges} judges (one)")
     if not others:
         return f"{protocol.kind} is {name} as published"
     return (

@@ -59,9 +59,11 @@ def asked_by(config: EvalConfig) -> list[str]:
     from eval.judging.official import protocols as published
     from eval.presets import judges
 
-    protocols = [one for name in pairwise_benchmarks(config) for one in config.protocols(name)]
-    lines = [published.sentence(protocol, config.limit) for protocol in protocols]
-    who = [protocol.judge for protocol in protocols]
+    lines, who = [], []
+    for pairwise in pairwise_benchmarks(config):
+        protocols = config.protocols(pairwise)
+        lines += [published.sentence(one, config.limit, len(protocols)) for one in protocols]
+        who += [one.judge for one in protocols]
     for name in rated_benchmarks(config):
         rated = config.rating(name)
         who.append(rated.judge)
