@@ -84,6 +84,7 @@ def of_items(
     differences: list[Row] = []
     controlled: list[Row] = []
     components: list[Row] = []
+    families: list[Family] = []
     for benchmark, metric in names:
         rows = items.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
         rival = declared.rival(benchmark)
@@ -101,6 +102,7 @@ def of_items(
         scores += [score(arm, family) | direction for arm in family.members]
         components.append(shown(family, estimates(family, baseline)))
         asked, beside = controls.families(family, declared.controls)
+        families += [one for one in (asked, beside) if one is not None]
         find = partial(
             differences_of,
             lower_is_better=lower,
@@ -120,7 +122,7 @@ def of_items(
         "differences": differences,
         "components": components,
         "controls": sorted(controlled, key=lambda one: not one["primary"]),
-        "notes": notes(arms, scores, differences, deciding),
+        "notes": notes(arms, scores, differences, deciding, families),
     }
     out.mkdir(parents=True, exist_ok=True)
     kept = items.select("benchmark", "metric", "arm", "seed", "item", "value")

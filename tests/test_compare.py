@@ -286,3 +286,38 @@ def test_a_missing_or_doubled_scores_file_is_one_sentence(tmp_path: Path) -> Non
     scores(tmp_path / "b", draws(1))
     with pytest.raises(UserError, match="more than once"):
         run({"b/0": scores(tmp_path / "b", draws(1))}, tmp_path / "x")
+
+
+def test_arms_that_share_no_item_or_few_are_said(tmp_path: Path) -> None:
+    a = draws(1)
+    few = {name: value for name, value in draws(2).items() if int(name[1:]) < 20}
+    few |= {f"z{k}": 1.0 for k in range(9)}
+    result = run(
+        {
+            "a/0": scores(tmp_path / "a", a),
+            "few/0": scores(tmp_path / "few", few),
+            "other/0": scores(tmp_path / "other", {f"p{k}": float(k) for k in range(30)}),
+        },
+        tmp_path / "out",
+    )
+    notes = [note for note in result["notes"] if note.startswith("bench win_rate: ")]
+    assert notes[1:] == [
+        "bench win_rate: arms that share no item are not compared: a and other, few and other.",
+        "bench win_rate: compared on the items that both have only: a and few 20 of 29.",
+    ]
+
+
+def test_a_seed_without_any_value_leaves_the_others(tmp_path: Path) -> None:
+    a, b = draws(1), draws(2)
+    result = run(
+        {
+            "a/0": scores(tmp_path / "a", a),
+            "a/1": scores(tmp_path / "lost", dict.fromkeys(a)),
+            "b/0": scores(tmp_path / "b", b),
+        },
+        tmp_path / "out",
+    )
+    found = difference(result, "a", "b")
+    assert found["n"] == 200 and found["missing"]["cells"] == 200
+    assert found["missing"]["as_losses"]["difference"] < found["difference"] - 20
+    assert "a has 1 of its 2 seeds in bench win_rate: it counts with those." in result["notes"]

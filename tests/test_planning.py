@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from core.files import read_json
-from eval import compare, stats
+from core.files import finite, read_json
+from eval import compare
 from eval.comparing.arms import Arm, Asked, Family, Noise
 from eval.comparing.differences import differences
 from eval.comparing.estimates import CANNOT_TELL, Estimate, estimates, verdicts
@@ -269,7 +269,7 @@ def test_a_loss_has_no_worst_case() -> None:
     members = [with_missing(rng.normal(2, 1, 60), name, 5) for name in "ab"]
     (row,) = differences(Family("heldout", "loss", members), None, lower_is_better=True)
     assert row["missing"] is None
-    assert stats.finite(row)["difference"] is not None
+    assert finite(row)["difference"] is not None
 
 
 def test_unequal_seeds_are_compared_with_what_exists_and_said(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ class Asked:
     clusters: list[str]
     values: stats.Floats
     """(seeds, items); nan where there is none."""
+    seeds: tuple[str, ...] = ()
+    """All training seeds that were asked, also one without any value."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,22 @@ def pairs(family: Family, baseline: str | None) -> list[Pair]:
         if pair is not None:
             found.append(pair)
     return sorted(found, key=lambda pair: pair.b.name != baseline)
+
+
+def shared_items(family: Family) -> list[tuple[str, str, int, int]]:
+    """The pairs that are to be compared and share no item, or were asked fewer in common than
+    either was: the two names, how many items they share, and how many the arm with fewer was
+    asked. Items that are only unjudged are no such case: they are counted by arm."""
+    found = []
+    for a, b in combinations(family.members, 2):
+        if family.compared is not None and {a.name, b.name} not in family.compared:
+            continue
+        shared = len(a.items) if a.items == b.items else len({*a.items} & {*b.items})
+        of_a, of_b = (arm.items if arm.asked is None else arm.asked.items for arm in (a, b))
+        fewer = min(len(of_a), len(of_b))
+        if not shared or (of_a != of_b and len({*of_a} & {*of_b}) < fewer):
+            found.append((a.name, b.name, shared, fewer))
+    return found
 
 
 def _numbered(labels: Sequence[list[str]]) -> list[npt.NDArray[np.intp]]:

@@ -96,7 +96,12 @@ def _filled(arm: Arm, value: float) -> Arm:
         return arm
     values = np.where(np.isnan(arm.asked.values), value, arm.asked.values)
     return replace(
-        arm, items=arm.asked.items, clusters=arm.asked.clusters, values=values, unjudged=0
+        arm,
+        items=arm.asked.items,
+        clusters=arm.asked.clusters,
+        values=values,
+        unjudged=0,
+        seeds=arm.asked.seeds,
     )
 
 

@@ -71,8 +71,8 @@ def _noise(own: pl.DataFrame, count: str, variance: str) -> Noise:
 
 
 def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | None:
-    """One arm's items, those judged under every one of its seeds; None where it was not scored (and
-    is no baseline by definition)."""
+    """One arm's items, those judged under every one of its seeds that has any value; None where it
+    was not scored (and is no baseline by definition)."""
     own = rows.filter(pl.col("arm") == name)
     by_definition = own.is_empty() and is_baseline and metric in AGAINST_BASELINE
     if by_definition:
@@ -84,14 +84,16 @@ def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | 
     items = own.unique("item", keep="first", maintain_order=True).select("item", "cluster")
     by_seed = own.pivot("seed", index="item", values="value")
     asked = items.join(by_seed, on="item", maintain_order="left")
-    judged = asked.drop_nulls(seeds)
+    # A seed that nothing was judged of is one seed less, not the end of the others.
+    kept = [seed for seed in seeds if asked[seed].count()] or seeds
+    judged = asked.drop_nulls(kept)
     unjudged = items.height * len(seeds) - own["value"].count()
     return Arm(
         name=name,
         items=judged["item"].to_list(),
         clusters=judged["cluster"].to_list(),
-        values=np.ascontiguousarray(judged.select(seeds).to_numpy().T),
-        seeds=tuple(seed for seed in seeds if seed),
+        values=np.ascontiguousarray(judged.select(kept).to_numpy().T),
+        seeds=tuple(seed for seed in kept if seed),
         unjudged=unjudged,
         by_definition=by_definition,
         answers=_noise(own, "answers", "answer_variance"),
@@ -103,4 +105,6 @@ def arm(name: str, metric: str, rows: pl.DataFrame, is_baseline: bool) -> Arm | 
 def _asked(asked: pl.DataFrame, seeds: Sequence[str]) -> Asked:
     """All items with their values under each seed, nan where there is none."""
     values = asked.select(seeds).cast(pl.Float64).to_numpy().T
-    return Asked(asked["item"].to_list(), asked["cluster"].to_list(), np.ascontiguousarray(values))
+    names = tuple(seed for seed in seeds if seed)
+    items, clusters = asked["item"].to_list(), asked["cluster"].to_list()
+    return Asked(items, clusters, np.ascontiguousarray(values), names)

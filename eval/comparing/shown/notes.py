@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+from eval.comparing.arms import Family, shared_items
 from eval.comparing.differences import Row
 from eval.comparing.estimates import CANNOT_TELL
 
@@ -14,8 +15,10 @@ def notes(
     scores: Sequence[Row],
     differences: Sequence[Row],
     deciding: tuple[str, str],
+    families: Sequence[Family] = (),
 ) -> list[str]:
-    """What a reader must know beside the figures, as sentences."""
+    """What a reader must know beside the figures, as sentences. `families`: all that was to be
+    compared, also pairs that could not be."""
     said = [
         f"{deciding[0]} is the primary benchmark, declared beforehand, and its {deciding[1]} "
         "decides; every other figure is exploratory."
@@ -31,10 +34,10 @@ def notes(
             "interval; a seed also redraws the random arm."
         )
     said += _unequal_seeds(arms, scores)
-    families: dict[str, list[Row]] = {}
+    by_metric: dict[str, list[Row]] = {}
     for d in differences:
-        families.setdefault(f"{d['benchmark']} {d['metric']}", []).append(d)
-    for name, family in families.items():
+        by_metric.setdefault(f"{d['benchmark']} {d['metric']}", []).append(d)
+    for name, family in by_metric.items():
         smallest = [d["detectable"] for d in family if isfinite(d["detectable"])]
         if smallest:
             said.append(
@@ -48,7 +51,25 @@ def notes(
                 f"{s['arm']}: {s['unjudged']} unjudged items in {s['benchmark']} {s['metric']}, "
                 "left out of its score and of every pair."
             )
+    for compared in families:
+        said += _few_items(compared)
     return said + _open(differences) + _turned_by_missing(differences)
+
+
+def _few_items(family: Family) -> list[str]:
+    """Which pairs of a metric are not compared, and which on fewer items than their arms have."""
+    none, fewer, said = [], [], []
+    for a, b, shared, of in shared_items(family):
+        if shared:
+            fewer.append(f"{a} and {b} {shared} of {of}")
+        else:
+            none.append(f"{a} and {b}")
+    where = f"{family.benchmark} {family.metric}"
+    if none:
+        said.append(f"{where}: arms that share no item are not compared: {', '.join(none)}.")
+    if fewer:
+        said.append(f"{where}: compared on the items that both have only: {', '.join(fewer)}.")
+    return said
 
 
 def _unequal_seeds(arms: Mapping[str, Sequence[str]], scores: Sequence[Row]) -> list[str]:
