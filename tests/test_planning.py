@@ -301,3 +301,62 @@ def test_unequal_seeds_are_compared_with_what_exists_and_said(tmp_path: Path) ->
     assert [s["seeds"] for s in comparison["scores"]] == [3, 2, 2, 2]
     (primary,) = (d for d in comparison["differences"] if d["metric"] == "score")
     assert f"a and b: {primary['settled']['sentence']}" in comparison["notes"]
+
+
+def trained_once(rng: np.random.Generator) -> Family:
+    """Two arms of one seed each, and a third of three from which the seeds' variance is known."""
+    family = arms(rng, replace(TRUE, seeds=1.0), 400, 3)
+    c = replace(family.members[1], name="c")
+    a, b = (
+        replace(arm, values=arm.values[:1], seeds=("0",)) for arm in arms(rng, TRUE, 400, 1).members
+    )
+    return replace(family, members=[replace(a, values=a.values - a.values.mean() + 1.7), b, c])
+
+
+def test_prompts_do_not_settle_what_arms_of_one_seed_leave_open() -> None:
+    family = trained_once(np.random.default_rng(15))
+    made = estimates(family, None)
+    (one,) = [one for one in made if {one.pair.a.name, one.pair.b.name} == {"a", "b"}]
+    known = components(family, made)
+    assert one.errors.seeds.variance > 10 * one.errors.items.variance
+    now = Size(400)
+    same = predicted(one, known, now, now)
+    assert same.seeds.variance == pytest.approx(one.errors.seeds.variance)
+    assert same.seeds.df == one.errors.seeds.df
+    assert predicted(one, known, now, Size(400, 4)).seeds.variance == pytest.approx(
+        one.errors.seeds.variance / 4
+    )
+    found = settled(one, known)
+    assert found["prompts"] is None and found["seeds"] > 2
+
+
+def test_prompts_that_were_planned_narrow_what_was_stopped_early() -> None:
+    rng = np.random.default_rng(16)
+    noise = rng.normal(0, 1, 200)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    items = [f"q{k}" for k in range(200)]
+    members = [
+        Arm("a", items, items, (0.12 + noise)[None]),
+        Arm("b", items, items, np.zeros((1, 200))),
+    ]
+    family = Family("bench", "score", members, True, planned=805)
+    one = one_of(family)
+    known = components(family, [one])
+    enough = settled(one, known)["prompts"]
+    # of 805 the interval is that of two looks: z 2.24, power 0.877
+    assert 600 < enough <= 805
+
+
+def test_an_unknown_error_is_no_matter_of_more_prompts() -> None:
+    family = Family(
+        "bench",
+        "score",
+        [Arm(n, ["q"], ["q"], np.array([[v]])) for n, v in (("a", 1.0), ("b", 2.0))],
+    )
+    one = one_of(family)
+    found = settled(one, components(family, [one]))
+    assert found["cheapest"] is None and found["sentence"].startswith("The error of this")
+    items = ["q", "r"]
+    alike = [Arm(n, items, items, np.full((1, 2), v)) for n, v in (("a", 1.0), ("b", 2.0))]
+    one = one_of(Family("bench", "score", alike))
+    assert settled(one, components(family, [one]))["sentence"].startswith("All 2 prompts differ")

@@ -102,27 +102,37 @@ def of_runs(one: Estimate) -> float:
     """The seeds' component of one pair: the variance between its seeds less what a finite set of
     prompts adds to it, by run."""
     left = max(0.0, one.errors.seeds.variance - of_seeds_prompts(one.pair))
-    shares = sum(1 / len(values) for values in (one.pair.x, one.pair.y) if len(values) > 1)
+    pair = one.pair
+    shares = sum(
+        1 / len(values) for arm, values in ((pair.a, pair.x), (pair.b, pair.y)) if arm.seeds
+    )
     return left / shares if shares else left
 
 
 def predicted(one: Estimate, known: Components, now: Size, then: Size) -> Errors:
-    """The two parts of a pair's error with more of everything: `now` is what it has."""
+    """The two parts of a pair's error with more of everything: `now` is what it has. The variance
+    between seeds of an arm that was trained once is known from the other arms, and so are its
+    degrees of freedom; an arm that was trained less often than the other gets its share of
+    `then.seeds`, and never fewer than it has."""
     pair = one.pair
     items = len(pair.clusters) / len(pair.part.sums) * then.prompts
     of_items = of_prompts(pair, known) / then.prompts
     of_seeds = 0.0
     for arm, values in ((pair.a, pair.x), (pair.b, pair.y)):
-        runs = len(values)
-        if runs > 1:
-            runs = round(runs * then.seeds / now.seeds)
-        cell = _cell_variance(arm, len(values), known, then)
+        runs, cell = len(values), _cell_variance(arm, len(values), known, then)
+        if arm.seeds:
+            runs = max(runs, round(runs * then.seeds / now.seeds))
+            # `of_runs` is free of the prompts only where an arm shows how much they add
+            added = cell / items if len(values) > 1 else 0.0
+            of_seeds += (of_runs(one) + added) / runs
         of_items += cell / (runs * items)
-        if len(values) > 1:
-            of_seeds += (of_runs(one) + cell / items) / runs
+    if not (pair.a.seeds or pair.b.seeds):
+        of_seeds = one.errors.seeds.variance  # of the baseline that both were judged against
     if not one.errors.seeds.variance:
         return Errors(Part(of_items, then.prompts - 1))
-    df = one.errors.seeds.df * (then.seeds - 1) / max(1, now.seeds - 1)
+    df = one.errors.seeds.df
+    if now.seeds > 1:
+        df *= (then.seeds - 1) / (now.seeds - 1)
     return Errors(Part(of_items, then.prompts - 1), Part(of_seeds, df))
 
 

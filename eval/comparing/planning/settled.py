@@ -80,12 +80,17 @@ def _smallest(finds: Callable[[int], bool], low: int, high: int) -> int:
 
 def criticals(one: Estimate, errors: Errors) -> tuple[float, float]:
     """The critical values of a family with other degrees of freedom: as many times as wide as those
-    of a single pair as they are now."""
-    found = []
-    parts = (one.errors.items, errors.items), (one.errors.seeds, errors.seeds)
-    for critical, (before, after) in zip(one.criticals, parts, strict=True):
-        found.append(critical / stats.t_critical(before.df) * stats.t_critical(after.df))
-    return found[0], found[1]
+    of a single pair as they are now. What widens the items' where fewer prompts than planned were
+    judged (eval/comparing/sequential.py) falls with more of them."""
+    of_items, of_seeds = (
+        critical / stats.t_critical(before.df) * stats.t_critical(after.df)
+        for critical, before, after in (
+            (one.criticals[0], one.errors.items, errors.items),
+            (one.criticals[1], one.errors.seeds, errors.seeds),
+        )
+    )
+    stretch = math.sqrt(max(1.0, one.pair.planned / (errors.items.df + 1)))
+    return of_items / one.pair.stretch * stretch, of_seeds
 
 
 def _price(one: Estimate, now: Size, name: str, number: int) -> float:
@@ -97,11 +102,26 @@ def _price(one: Estimate, now: Size, name: str, number: int) -> float:
     return whole * more + trained
 
 
+def _without_error(one: Estimate) -> str:
+    """Why nothing can be proposed where the spread between prompts is unknown or 0."""
+    if math.isnan(one.errors.standard_error):
+        return (
+            "The error of this difference is unknown: all its items are of one prompt (cluster), "
+            "and what others would say needs at least two."
+        )
+    return (
+        f"All {len(one.pair.part.sums)} prompts differ by the same amount: they are too few for "
+        "the exact test, and how much others would differ is unknown."
+    )
+
+
 def _sentence(one: Estimate, now: Size, found: dict[str, int | None], cheapest: str | None) -> str:
     """What to buy, the cheapest first, or that nothing affordable helps."""
     seen = f"{abs(one.value):.3g}"
     if not one.value or not math.isfinite(one.value):
         return "No difference was seen at all: nothing would settle which is better."
+    if not one.errors.standard_error > 0:
+        return _without_error(one)
     if cheapest is None:
         return (
             f"If the true difference is the {seen} that was seen, no affordable number of prompts "
