@@ -79,9 +79,18 @@ def codes(clusters: npt.ArrayLike | None, n: int) -> tuple[npt.NDArray[np.intp],
     return index, len(names)
 
 
-def residuals(values: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> Residuals:
+def without_rounding(centred: Floats, scale: float) -> Floats:
+    """Centred values, 0 where they are no more than what rounding leaves of numbers as large as
+    `scale`: without a spread of its own a difference must not get an interval of width 1e-16."""
+    return np.where(abs(centred) <= 1e-12 * scale, 0.0, centred)
+
+
+def residuals(
+    values: npt.ArrayLike, clusters: npt.ArrayLike | None = None, scale: float = 0.0
+) -> Residuals:
     """The mean of `values` (n,) and the scaled residual sums of its clusters. At least two clusters
-    are needed for a finite variance."""
+    are needed for a finite variance. `scale`: the largest of the numbers that `values` are
+    differences of."""
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0 or not np.isfinite(x).all():
         raise ValueError(
@@ -90,9 +99,10 @@ def residuals(values: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> R
         )
     index, groups = codes(clusters, len(x))
     mean = float(x.mean())
-    sums = np.bincount(index, weights=x - mean, minlength=groups)
-    scale = math.sqrt(groups / (groups - 1)) if groups > 1 else math.nan
-    return Residuals(mean, scale * sums / len(x), len(x))
+    centred = without_rounding(x - mean, max(scale, float(abs(x).max())))
+    sums = np.bincount(index, weights=centred, minlength=groups)
+    correction = math.sqrt(groups / (groups - 1)) if groups > 1 else math.nan
+    return Residuals(mean, correction * sums / len(x), len(x))
 
 
 def t_critical(df: float, level: float = 0.95) -> float:

@@ -321,3 +321,12 @@ def test_a_seed_without_any_value_leaves_the_others(tmp_path: Path) -> None:
     assert found["n"] == 200 and found["missing"]["cells"] == 200
     assert found["missing"]["as_losses"]["difference"] < found["difference"] - 20
     assert "a has 1 of its 2 seeds in bench win_rate: it counts with those." in result["notes"]
+
+
+def test_rounding_is_no_error_that_a_verdict_could_rest_on(tmp_path: Path) -> None:
+    inputs = {
+        "a": scores(tmp_path / "a", {"p": 0.4, "q": 0.7}, metric="accuracy"),
+        "b": scores(tmp_path / "b", {"p": 0.3, "q": 0.6}, metric="accuracy"),
+    }
+    found = difference(run(inputs, tmp_path / "out"), "a", "b")
+    assert found["verdict"] == "cannot tell" and found["standard_error"] == 0

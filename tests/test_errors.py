@@ -87,6 +87,12 @@ def test_the_variance_between_seeds_is_pooled_and_nothing_is_taken_off() -> None
     assert between_seeds([arm("c", np.ones((1, 4)), ("0",))]) == Part(0.0)
 
 
+def test_rounding_is_no_variance_between_seeds() -> None:
+    items = ["p", "q"]
+    values = np.array([[0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2]])
+    assert between_seeds([Arm("a", items, items, values, ("0", "1"))]).variance == 0
+
+
 def test_a_trained_baselines_luck_falls_out_between_two_arms() -> None:
     luck = np.array([[-30.0], [0.0], [30.0]])
     rng = np.random.default_rng(0)

@@ -171,7 +171,9 @@ def _pair(family: Family, a: Arm, b: Arm, clusters: npt.NDArray[np.intp]) -> Pai
         x, y, clusters = x[:, left], y[:, right], clusters[left]
     if not len(clusters):
         return None
-    part = stats.residuals(x.mean(axis=0) - y.mean(axis=0), clusters)
+    of_a, of_b = x.mean(axis=0), y.mean(axis=0)
+    largest = float(max(abs(of_a).max(), abs(of_b).max()))
+    part = stats.residuals(of_a - of_b, clusters, largest)
     return Pair(a, b, x, y, clusters, part, family.planned)
 
 
@@ -245,7 +247,8 @@ def between_seeds(arms: Sequence[Arm]) -> Part:
     for arm in arms:
         if len(arm.seeds) > 1 and arm.items:
             means = arm.values.mean(axis=1)
-            squares += float(((means - means.mean()) ** 2).sum())
+            apart = stats.without_rounding(means - means.mean(), float(abs(means).max()))
+            squares += float((apart**2).sum())
             df += len(means) - 1
     return Part(squares / df, float(df)) if df else Part(0.0)
 
@@ -279,6 +282,7 @@ def beside_shared_seeds(arms: Sequence[Arm]) -> Part | None:
         return None
     means = np.array([_means(arm, shared) for arm in several])
     left = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
+    left = stats.without_rounding(left, float(abs(means).max()))
     df = (len(several) - 1.0) * (len(shared) - 1.0)
     return Part(float((left**2).sum()) / df, df)
 
