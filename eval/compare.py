@@ -112,7 +112,9 @@ def of_items(
         )
         own = [difference | direction for difference in find(asked, baseline)]
         if beside is not None:
-            controlled.append(controls.shown(family, find(beside, baseline), declared.controls))
+            # a control ties or not, whatever difference would matter between arms
+            shown_by = find(beside, baseline, equivalent=None)
+            controlled.append(controls.shown(family, shown_by, declared.controls))
         differences = own + differences if family.primary else differences + own
     comparison = {
         "baseline": baseline,

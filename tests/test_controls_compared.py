@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from eval import compare
+from eval.comparing import controls
+from eval.comparing.arms import Family
 from eval.comparing.metrics import Control, Declared
 from tests.test_compare import scores
 
@@ -25,9 +27,10 @@ def compared(
     folder: Path,
     shifts: dict[str, float],
     *,
-    controls: dict[str, Control] = CONTROLS,
+    known: dict[str, Control] = CONTROLS,
     metric: str = "loss",
     baseline: str | None = "random",
+    equivalent: float | None = None,
 ) -> dict[str, Any]:
     """A comparison of arms whose items lie `shift` above a common value, with noise of 0.1."""
     hard = np.random.default_rng(0).normal(2, 1, 120)
@@ -37,7 +40,8 @@ def compared(
             noise = np.random.default_rng([place, seed]).normal(0, 0.1, len(hard))
             values = {f"q{k}": float(v) for k, v in enumerate(hard + shift + noise)}
             inputs[f"{arm}/{seed}"] = scores(folder / arm / str(seed), values, metric=metric)
-    compare.run(inputs, folder / "out", Declared("bench", baseline, controls))
+    declared = Declared("bench", baseline, known, equivalent=equivalent)
+    compare.run(inputs, folder / "out", declared)
     found: dict[str, Any] = json.loads((folder / "out" / "comparison.json").read_text())
     return found
 
@@ -127,3 +131,18 @@ def test_the_arm_that_controls_are_made_of_may_be_the_baseline_or_not(tmp_path: 
     assert [row["difference"] for row in one] == pytest.approx([row["difference"] for row in two])
     for row in [*one, *two]:
         assert row["simultaneous_lower"] < row["difference"] < row["simultaneous_upper"]
+
+
+def test_a_second_sample_within_what_would_matter_still_ties(tmp_path: Path) -> None:
+    found = compared(tmp_path, SHIFTS, equivalent=0.5)
+    assert {d["verdict"] for d in found["differences"]} == {"good is better"}
+    (row,) = found["controls"][0]["negative"]
+    assert row["ties"] and row["verdict"] == "cannot tell"
+
+
+def test_a_second_sample_called_equal_ties() -> None:
+    row = dict.fromkeys(controls.KEPT, 0.0) | {"a": "again", "b": "random"}
+    shown = controls.shown(
+        Family("bench", "loss", []), [row | {"verdict": "equal within 0.5"}], CONTROLS
+    )
+    assert shown["negative"][0]["ties"] and "as it should" in shown["sentences"][0]

@@ -54,6 +54,14 @@ def test_the_order_of_two_arms_in_a_row_does_not_matter() -> None:
     assert found.alike == 5.0
 
 
+def test_no_worse_and_equal_tell_nothing_apart() -> None:
+    pilot, full = comparison(PILOT), comparison(FULL)
+    pilot["differences"][0]["verdict"] = "a is no worse"
+    full["differences"][1]["verdict"] = "equal within 2"
+    (found,) = decisions(pilot, full)
+    assert (found.decided, found.same, found.untold, found.opposite) == (5, 4, 1, 0)
+
+
 def test_a_verdict_of_the_full_run_is_met_missed_or_contradicted() -> None:
     (found,) = decisions(comparison(PILOT, told=1.5), comparison(FULL, told=0.9))
     # the pilot tells a-c, a-d, b-d; not a-b, b-c, c-d

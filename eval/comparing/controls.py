@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any
 
 from eval.comparing.arms import Family
+from eval.comparing.estimates import IS_BETTER
 from eval.comparing.metrics import Control
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ def shown(family: Family, differences: Sequence[Row], controls: Mapping[str, Con
         )
         by_arm[arm] = {"arm": arm, "of": controls[arm].of} | {key: turned[key] for key in KEPT}
     negative = [
-        row | {"ties": row["verdict"] == "cannot tell"}
+        row | {"ties": not row["verdict"].endswith(IS_BETTER)}
         for arm, row in by_arm.items()
         if controls[arm].shuffled is None
     ]

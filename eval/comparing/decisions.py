@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from eval import stats
-from eval.comparing.estimates import CANNOT_TELL
+from eval.comparing.estimates import IS_BETTER
 
 Comparison = Mapping[str, Any]
 """What comparison.json holds."""
@@ -33,7 +33,7 @@ class Decisions:
     same: int
     """Of those: the pilot gave the same verdict."""
     untold: int
-    """Of those: the pilot could not tell."""
+    """Of those: the pilot did not tell them apart."""
     opposite: int
     """Of those: the pilot gave the other verdict."""
 
@@ -79,9 +79,9 @@ def _by_metric(comparison: Comparison, arms: set[str]) -> dict[Names, dict[Names
 def _of_metric(metric: Names, both: Mapping[Names, tuple[Row, Row]]) -> Decisions:
     """The decisions of one metric."""
     alike = sum(_agreement(*rows) for rows in both.values())
-    decided = [rows for rows in both.values() if rows[1]["verdict"] != CANNOT_TELL]
+    decided = [rows for rows in both.values() if _tells(rows[1])]
     same = sum(cheap["verdict"] == dear["verdict"] for cheap, dear in decided)
-    untold = sum(cheap["verdict"] == CANNOT_TELL for cheap, _ in decided)
+    untold = sum(not _tells(cheap) for cheap, _ in decided)
     arms = len({arm for names in both for arm in names})
     share = alike / len(both)
     lower, upper = interval(share, arms)
@@ -99,6 +99,11 @@ def _of_metric(metric: Names, both: Mapping[Names, tuple[Row, Row]]) -> Decision
         untold=untold,
         opposite=len(decided) - same - untold,
     )
+
+
+def _tells(row: Row) -> bool:
+    """Whether a verdict says which of two arms is better; no worse or equal is no such order."""
+    return str(row["verdict"]).endswith(IS_BETTER)
 
 
 def _agreement(cheap: Row, dear: Row) -> float:

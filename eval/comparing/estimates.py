@@ -14,6 +14,8 @@ from eval.comparing.arms import Family, Pair, pairs, seed_parts
 from eval.comparing.errors import Errors
 
 CANNOT_TELL = "cannot tell"
+IS_BETTER = " is better"
+"""How a verdict ends that tells two arms apart; "is no worse" and "equal within" do not."""
 LOOKED_AT = 0.975
 """The level of the items' critical value where judging may stop on the way: by Levy's inequality
 that is 95 % at all times together (eval/comparing/sequential.py)."""
@@ -107,7 +109,7 @@ def _verdict(one: Estimate, sure: bool, lower_is_better: bool, equivalent: float
     if one.value < 0:
         lower, upper = -upper, -lower
     if one.apart and sure:
-        return f"{better} is better"
+        return f"{better}{IS_BETTER}"
     if equivalent is None or not one.errors.standard_error > 0:
         return CANNOT_TELL
     if max(-lower, upper) < equivalent:

@@ -7,7 +7,7 @@ from math import isfinite
 
 from eval.comparing.arms import Family, shared_items
 from eval.comparing.differences import Row
-from eval.comparing.estimates import CANNOT_TELL
+from eval.comparing.estimates import IS_BETTER
 
 
 def notes(
@@ -104,6 +104,6 @@ def _turned_by_missing(differences: Sequence[Row]) -> list[str]:
         f"losses it is: {d['missing']['as_losses']['verdict']}."
         for d in differences
         if d.get("missing")
-        and d["verdict"] != CANNOT_TELL
+        and d["verdict"].endswith(IS_BETTER)  # the worst case is asked for no other
         and d["missing"]["worst_case"]["verdict"] != d["verdict"]
     ]
