@@ -29,7 +29,7 @@ from eval.comparing.scores import arm as arm_of
 from eval.comparing.scores import read
 from eval.comparing.shown.notes import notes
 
-VERSION = 5
+VERSION = 6
 """Part of the key of a comparison; raised when the same scores would give another one."""
 
 

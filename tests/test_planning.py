@@ -272,6 +272,13 @@ def test_a_loss_has_no_worst_case() -> None:
     assert finite(row)["difference"] is not None
 
 
+def test_what_a_prompt_adds_to_an_arena_score_has_no_worst_case() -> None:
+    rng = np.random.default_rng(17)
+    members = [with_missing(rng.normal(50, 60, 60), name, 5) for name in "ab"]
+    (row,) = differences(Family("arena", "arena_score", members), None)
+    assert row["missing"] is None
+
+
 def test_unequal_seeds_are_compared_with_what_exists_and_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(14)
     rows = [

@@ -12,10 +12,9 @@ import numpy as np
 from eval.comparing.arms import Arm, Family
 from eval.comparing.estimates import Estimate, estimates, verdicts
 
-PERCENT = {
-    "win_rate", "discrete_win_rate", "arena_score",
-}  # fmt: skip
-"""Metrics whose items lie from 0 to 100."""
+PERCENT = {"win_rate", "discrete_win_rate"}
+"""Metrics whose items lie from 0 to 100. Not Arena-Hard's: its score is a rate, but its items are
+what each prompt adds to it, which has no such bounds."""
 RATINGS = {"wb_score": (1.0, 10.0), "mt_score": (1.0, 10.0), "wb_reward": (-1.0, 1.0)}
 
 
@@ -26,6 +25,8 @@ def limits(family: Family) -> tuple[float, float] | None:
         return 0.0, 100.0
     if family.metric in RATINGS:
         return RATINGS[family.metric]
+    if family.metric == "arena_score":
+        return None
     seen = {float(x) for arm in family.members for x in np.unique(arm.values)}
     if seen and seen <= {0.0, 1.0}:
         return 0.0, 1.0
