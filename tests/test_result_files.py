@@ -123,6 +123,18 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, rows: list[Any], said: str)
         reading.read([f"a={path}", f"b={path}"], PLAIN)
 
 
+def test_an_infinite_value_is_named_whoever_wrote_it(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", {"t": [sample(0, bits=1.0), sample(1, bits=float("inf"))]})
+    with pytest.raises(UserError, match="the t bits of item 1 is infinite"):
+        reading.read([str(folder)], PLAIN)
+    own = tmp_path / "own"
+    own.mkdir()
+    row = {"benchmark": "b", "metric": "m", "item": "q7", "cluster": "q7", "value": -float("inf")}
+    pl.DataFrame([row | {"status": "ok", "reason": ""}]).write_parquet(own / "scores.parquet")
+    with pytest.raises(UserError, match="the b m of item q7 is infinite"):
+        reading.read([f"x={own}"], PLAIN)
+
+
 # -- arguments -------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,21 @@ def test_a_group_of_many_subjects_is_clustered_by_subject(tmp_path: Path) -> Non
     assert figure["n"] == 48 and figure["standard_error"] == pytest.approx(0.5 / 11**0.5)
     scores = pl.read_parquet(tmp_path / "scores" / "scores.parquet")
     assert scores["cluster"].n_unique() == 12
+
+
+def test_an_infinite_outcome_is_counted_as_one_without_a_value(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    rows = [
+        {"task": "t", "metric": "bits", "item": str(i), "cluster": str(i), "value": value}
+        for i, value in enumerate([1.0, 2.0, math.inf, math.nan])
+    ]
+    outcomes = pl.DataFrame(rows, schema=lm_eval_tasks.OUTCOMES)
+    outcomes.write_parquet(tmp_path / "tasks" / "outcomes.parquet")
+    of_checkpoint.run({"tasks": tmp_path / "tasks"}, tmp_path / "scores")
+    figure = json.loads((tmp_path / "scores" / "summary.json").read_text())["tasks"]["t bits"]
+    assert (figure["value"], figure["n"], figure["unjudged"]) == (1.5, 2, 2)
+    scores = pl.read_parquet(tmp_path / "scores" / "scores.parquet")
+    assert scores["reason"].to_list()[2:] == ["infinite", "no number"]
 
 
 def test_a_mapping_without_a_name_is_refused() -> None:

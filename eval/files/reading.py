@@ -136,6 +136,19 @@ def _read_kind(kind: Kind, files: list[Path], asked: Asked, found: _Found) -> No
             found.parts += samples.parts
             found.notes += samples.notes
     found.parts += read_parts
+    for part in found.parts:
+        _check_finite(part)
+
+
+def _check_finite(part: Part) -> None:
+    """Raise UserError where a value is infinite: there is no mean, and no interval."""
+    infinite = part.items.filter(pl.col("value").is_infinite())
+    if infinite.height:
+        raise UserError(
+            f"{part.origin}: the {part.benchmark} {part.metric} of item {infinite['item'][0]} is "
+            "infinite, and so would be the mean; leave it out, or give null where there is no "
+            "value."
+        )
 
 
 def _of_one_model(given: Named, parts: Sequence[Part]) -> Iterator[_Placed]:

@@ -285,7 +285,10 @@ def _tasks(inputs: Inputs) -> Iterator[Scored]:
     frames: list[pl.DataFrame] = []
     figures: Figures = {}
     for (task, metric), frame in outcomes.group_by("task", "metric", maintain_order=True):
-        values = frame.with_columns(pl.col("value").fill_nan(None), reason=pl.lit("no number"))
+        finite = pl.when(pl.col("value").is_finite()).then(pl.col("value"))
+        infinite = pl.when(pl.col("value").is_infinite()).then(pl.lit("infinite"))
+        reason = infinite.otherwise(pl.lit("no number"))
+        values = frame.with_columns(value=finite, reason=reason)
         frames.append(rows_of(f"{task} {metric}", values))
         figures[f"{task} {metric}"] = figure_of(frames[-1])
     yield "tasks", pl.concat(frames), figures
