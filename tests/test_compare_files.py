@@ -20,6 +20,7 @@ from recipes.cli import app
 from recipes.comparisons.asked import recipes_of
 from recipes.comparisons.of_files import paired_gains
 from tests.test_alpaca import MODELS, SHARED, needs_data
+from tests.test_arena import judgment
 from tests.test_result_files import annotation, lines
 
 
@@ -95,6 +96,23 @@ def test_a_model_that_all_were_judged_against_can_be_the_baseline(tmp_path: Path
     assert (found["a"], found["b"], found["difference"]) == ("mine", "base", pytest.approx(35.0))
 
 
+def test_a_model_scores_by_definition_only_where_the_others_were_judged_against_it(
+    tmp_path: Path,
+) -> None:
+    hard = [judgment(f"h{i}", "B>A", "A>B", baseline="o3") for i in range(6)]
+    creative = {"category": "creative_writing", "baseline": "gemini"}
+    rows = [*hard, *(judgment(f"c{i}", "A>B", "A>B", **creative) for i in range(6))]
+    path = lines(tmp_path / "m.jsonl", rows)
+    comparison = as_json(path, "--baseline", "o3")
+    scored = {(s["arm"], s["benchmark"]): s["value"] for s in comparison["scores"]}
+    assert scored == {
+        ("m", "arena"): 100,
+        ("o3", "arena"): 50,
+        ("m", "arena-creative_writing"): 50,
+    }
+    assert {d["benchmark"] for d in comparison["differences"]} == {"arena"}
+
+
 def test_an_arm_that_was_judged_itself_is_no_trained_baseline(tmp_path: Path) -> None:
     """Both arms were judged against a third model, so neither's luck falls out of a difference."""
     given = []
@@ -129,13 +147,18 @@ def test_an_unknown_baseline_is_refused_with_the_arms_there_are(files: list[str]
         raise compare(*files, "--baseline", "bettr").exception or AssertionError
 
 
-def test_recipes_and_data_are_told_apart() -> None:
+def test_recipes_and_data_are_told_apart(tmp_path: Path) -> None:
     asked = recipes_of(["demo", "track=none", "full.yaml"])
     assert [(one.name, one.overrides) for one in asked] == [
         ("demo", ["track=none"]),
         ("full.yaml", []),
     ]
     assert recipes_of(["a=x.jsonl", "demo.jsonl"]) == []
+    settings = [f"store={tmp_path}", f"synth.taxonomy={tmp_path}"]
+    assert recipes_of(["demo", *settings])[0].overrides == settings
+    for data in (f"good={tmp_path}", f"Store={tmp_path}", f"train/1={tmp_path}"):
+        with pytest.raises(UserError, match="is no recipe and demo is one"):
+            recipes_of(["demo", data])
     with pytest.raises(UserError, match=r"x\.jsonl is no recipe and demo is one"):
         recipes_of(["x.jsonl", "demo"])
 

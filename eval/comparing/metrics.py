@@ -63,10 +63,11 @@ class Declared:
 
     def rival(self, benchmark: str) -> str | None:
         """The arm that a benchmark judges all others against; what a benchmark scores apart
-        ("arena-creative_writing") counts as it."""
-        if self.judged_against is None:
+        ("arena-creative_writing") counts as it unless it has an entry of its own."""
+        known = self.judged_against
+        if known is None:
             return self.baseline
-        return self.judged_against.get(benchmark.partition("-")[0])
+        return known[benchmark] if benchmark in known else known.get(benchmark.partition("-")[0])
 
 
 def deciding(primary: str, families: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,15 @@ def recipes_of(arguments: Sequence[str]) -> list[RecipeAsked]:
     """The recipes among the arguments; none where all of them are result files.
 
     A .yaml file or the name of a shipped recipe is a recipe, and key.path=value after it one of its
-    overrides; all else is data. Raises UserError where both are given.
+    overrides, unless it names an existing file by what is no key; all else is data. Raises
+    UserError where both are given.
     """
     recipes: list[RecipeAsked] = []
     data = []
     for argument in arguments:
         if is_recipe(argument):
             recipes.append(RecipeAsked(argument))
-        elif recipes and "=" in argument and not Path(argument.partition("=")[2]).exists():
+        elif recipes and "=" in argument and _is_override(argument):
             recipes[-1].overrides.append(argument)
         else:
             data.append(argument)
@@ -47,3 +49,15 @@ def is_recipe(argument: str) -> bool:
     name = argument.removeprefix("recipes/").removeprefix("shipped/")
     shipped = {path.stem for path in schema.shipped()}
     return Path(argument).suffix in (".yaml", ".yml") or name in shipped
+
+
+def _is_override(argument: str) -> bool:
+    """Whether KEY=VALUE after a recipe means a setting of it: its key is one, or its value no
+    file."""
+    from recipes import schema
+
+    path, _, value = argument.partition("=")
+    keyed = (
+        re.fullmatch(r"[a-z_][\w.]*", path) and path.partition(".")[0] in schema.Recipe.model_fields
+    )
+    return bool(keyed) or not Path(value).exists()

@@ -65,12 +65,14 @@ def compared(items: Items, out: Path, wanted: Wanted) -> dict[str, Any]:
         raise UserError(
             f"--baseline {wanted.baseline}: no such arm{nearest(wanted.baseline, known)}."
         )
-    first = items.rows.row(0, named=True)["benchmark"]
+    benchmarks = items.rows["benchmark"].unique(maintain_order=True).to_list()
     declared = Declared(
-        primary=wanted.primary or first,
+        primary=wanted.primary or benchmarks[0],
         baseline=wanted.baseline,
+        # Each by its own name: who was met in one category may never have played in another.
         judged_against={
-            benchmark: rival for benchmark, rival in items.rivals.items() if rival in arms
+            benchmark: rival if (rival := items.rivals.get(benchmark)) in arms else None
+            for benchmark in benchmarks
         },
     )
     compare.of_items(items.rows, arms, out, declared)
