@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from core.errors import UserError
 from eval.judging.people import against_people
 from eval.judging.people import labelled as said_by_people
 from eval.judging.people.prediction_powered import powered
+from eval.prompt_sets import samples
+from eval.scoring import of_checkpoint
 from recipes import schema
 from recipes.comparisons import labelled, labels
 from recipes.stages import graph
@@ -210,6 +212,99 @@ def test_arms_are_named_two_by_two(loaded: schema.Loaded, tmp_path: Path) -> Non
             labels.two_arms([text])
     with pytest.raises(UserError, match="nobody has no answers in alpaca"):
         labels.write(loaded, labels.Asked(arms=[("nobody", "one")]), tmp_path)
+
+
+def test_what_a_program_checks_is_no_answer_to_a_prompt_and_no_seed(
+    loaded: schema.Loaded, tmp_path: Path
+) -> None:
+    results = dict(graph.plan(loaded).results)
+    known = labels._answers(loaded.recipe, results, "alpaca", "two")
+    other = results["answers/two/arena"]
+    for name in ("answers/one/checks", "answers/two/checks", "answers/good/0/checks"):
+        results[name] = other
+    assert len(labels.pairs(loaded.recipe, results, "alpaca", ("two", "one"))) == 12
+    (tmp_path / "trained").mkdir()
+    path = small_recipe.recipe(tmp_path, tmp_path / "trained", "http://127.0.0.1:1", train=True)
+    trained = schema.load(path).recipe
+    assert labels._answers(trained, results, "alpaca", "good") == {}
+    results["answers/good/0"] = results["answers/two"]
+    found = labels._answers(trained, results | {"answers/good/0/checks": other}, "alpaca", "good")
+    assert found == {"0": known[""]}
+
+
+def test_arms_that_always_answer_alike_leave_nothing_to_label(
+    loaded: schema.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = graph.plan(loaded)
+    results = dict(planned.results)
+    results["answers/two"] = results["answers/one"]
+    monkeypatch.setattr(graph, "plan", lambda _: replace(planned, results=results))
+    with pytest.raises(UserError, match="no prompt of alpaca has two different answers by two and"):
+        labels.write(loaded, labels.Asked(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def first_pair(loaded: schema.Loaded, results: labels.Results) -> labels.Pair:
+    return labels.pairs(loaded.recipe, results, "alpaca", ("two", "one"))[0]
+
+
+def test_only_whom_the_other_was_judged_against_scores_by_definition(
+    loaded: schema.Loaded,
+) -> None:
+    results = graph.plan(loaded).results
+    pair = first_pair(loaded, results)
+    values = labelled._scores(results["score/two"].path, "alpaca")
+    assert values is not None and (mine := values.values[pair.item]) is not None
+    judge = labelled._judge(loaded.recipe, results, "alpaca")
+    assert labelled.judge_says(judge, pair) == pytest.approx(mine - 50)
+    turned = replace(pair, a="one", b="two")
+    assert labelled.judge_says(judge, turned) == pytest.approx(50 - mine)
+    # with answers but no judgments, and where the rival is a file or there is none
+    left = {name: r for name, r in results.items() if name not in ("score/two", "judge/alpaca/two")}
+    assert labelled.judge_says(replace(judge, results=left), pair) is None
+    assert labelled.judge_says(replace(judge, rival=None), pair) is None
+    assert labelled._judge(loaded.recipe, results, "wildbench").rival is None
+
+
+@pytest.mark.parametrize("benchmark", ["alpaca", "arena"])
+def test_the_judge_speaks_of_the_answer_that_people_saw(
+    loaded: schema.Loaded, tmp_path: Path, benchmark: str
+) -> None:
+    results = dict(graph.plan(loaded).results)
+    pair = first_pair(loaded, results)
+    judge = labelled._judge(loaded.recipe, results, benchmark)
+    of_one = labelled.judge_says(judge, pair)
+    judged = results[f"judge/{benchmark}/two"]
+    folder = tmp_path / "judgments"
+    shutil.copytree(judged.path, folder)
+    games = pl.read_parquet(folder / "judgments.parquet")
+    # A second answer to each prompt that loses every game.
+    lost = {
+        "preference": pl.lit(0.0),
+        "label": pl.when(order="model").then(pl.lit("B>A")).otherwise(pl.lit("A>B")),
+    }
+    changed = [
+        lost[name].cast(kind).alias(name) for name, kind in games.schema.items() if name in lost
+    ]
+    again = games.with_columns(pl.col("item") + samples.MARK + "2", *changed)
+    pl.concat([games, again]).write_parquet(folder / "judgments.parquet")
+    of_checkpoint.run({f"judgments-{benchmark}": folder}, tmp_path / "score")
+    results[f"judge/{benchmark}/two"] = replace(judged, path=folder)
+    results["score/two"] = replace(results["score/two"], path=tmp_path / "score")
+    mean = labelled._scores(tmp_path / "score", benchmark)
+    assert mean is not None and mean.of_several
+    assert (mean.values[pair.item] or 0) - 50 != pytest.approx(of_one)
+    found = labelled.judge_says(replace(judge, results=results), pair)
+    assert found == pytest.approx(of_one)
+    del results[f"judge/{benchmark}/two"]
+    assert labelled.judge_says(replace(judge, results=results), pair) is None
+
+
+def test_an_answer_of_any_length_may_stand_in_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    pair = {"id": "P", "item": "i", "a": "x", "b": "y", "seeds": ["", ""], "a_first": True}
+    path.write_text(f"pair,answer_A,label\nP,{'x' * 200_000},A\n")
+    assert labels.read([path], {"pairs": [pair]})["votes"].to_list() == [[1]]
 
 
 @pytest.mark.stack

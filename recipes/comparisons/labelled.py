@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,15 @@ from eval.judging import settle
 from eval.judging.people import agreement
 from eval.judging.people.labelled import FILE
 from eval.judging.people.prediction_powered import FEWEST, powered
-from eval.protocols import PairwiseProtocol
+from eval.prompt_sets.samples import MARK
+from eval.protocols import PAIRWISE, PairwiseProtocol
+from eval.scoring import of_checkpoint
 from eval.stats import Interval
 from recipes.comparisons.labels import Pair, Results, pairs, read
 from recipes.schema import Loaded, Recipe
 from recipes.stages import graph
+from recipes.stages.evaluating.judging import rival, same_seed
+from recipes.stages.walk import Arms
 
 NAMED = {1: 1, -1: 2, 0: 0}
 """A vote for `a`, for `b`, for neither, as the better of two answers."""
@@ -46,12 +53,13 @@ def write(loaded: Loaded, files: Sequence[Path], key: Path) -> dict[str, Any]:
         raise UserError(f"{key} is of the recipe {known.get('recipe')}, not of {recipe.name}.")
     benchmark = str(known["benchmark"])
     labels = read(files, known)
+    judge = _judge(recipe, results, benchmark)
     asked: dict[tuple[str, str], dict[str, Pair]] = {}
     judged: dict[tuple[str, str], dict[str, float | None]] = {}
     for arms in labels.select("a", "b").unique(maintain_order=True).iter_rows():
         every = pairs(recipe, results, benchmark, arms)
         asked[arms] = {pair.id: pair for pair in every}
-        judged[arms] = {pair.id: judge_says(results, benchmark, pair) for pair in every}
+        judged[arms] = {pair.id: judge_says(judge, pair) for pair in every}
     shown = labels.select("id", "a", "b").iter_rows()
     gone = [name for name, a, b in shown if name not in asked[a, b]]
     if gone:
@@ -75,32 +83,92 @@ def write(loaded: Loaded, files: Sequence[Path], key: Path) -> dict[str, Any]:
     return known_said
 
 
-def judge_says(results: Results, benchmark: str, pair: Pair) -> float | None:
+@dataclass(frozen=True)
+class Judge:
+    """Where the scores of single answers are."""
+
+    results: Results
+    benchmark: str
+    arms: Arms
+    rival: str | None
+    """The arm whose answers a pairwise benchmark judges all others against."""
+
+
+def _judge(recipe: Recipe, results: Results, benchmark: str) -> Judge:
+    """The judge of a benchmark, and whom it judges all others against."""
+    arms = Arms.of(recipe)
+    against = None
+    if recipe.eval is not None and benchmark in PAIRWISE:
+        against = rival(recipe.eval, arms, "alpaca" if benchmark == "alpaca" else "arena")
+    return Judge(results, benchmark, arms, against)
+
+
+def judge_says(judge: Judge, pair: Pair) -> float | None:
     """The difference between the two answers of a pair by the benchmark's first metric, in its
     unit; None where either has no score."""
     runs = zip((pair.a, pair.b), pair.seeds, strict=True)
-    named = [f"{arm}/{seed}" if seed else arm for arm, seed in runs]
-    a, b = (_value(results, benchmark, run, pair.item) for run in named)
-    return None if a is None or b is None else a - b
+    a, b = (f"{arm}/{seed}" if seed else arm for arm, seed in runs)
+    mine, other = (_value(judge, run, opponent, pair.item) for run, opponent in ((a, b), (b, a)))
+    return None if mine is None or other is None else mine - other
 
 
-def _value(results: Results, benchmark: str, run: str, item: str) -> float | None:
-    """The score of one answer; what the baseline scores by definition, of the baseline."""
-    scored = results.get(f"score/{run}")
-    known = _scores(scored.path, benchmark) if scored is not None else None
+def _value(judge: Judge, run: str, other: str, item: str) -> float | None:
+    """The score of the answer of `run` that people saw beside that of `other`; what it scores by
+    definition where `other` was judged against it."""
+    scored = judge.results.get(f"score/{run}")
+    known = _scores(scored.path, judge.benchmark) if scored is not None else None
     if known is None:
-        return AGAINST_BASELINE["win_rate"] if f"judge/{benchmark}/{run}" not in results else None
-    return known.get(item)
+        return AGAINST_BASELINE["win_rate"] if _met(judge, other) == run else None
+    if not known.of_several:
+        return known.values.get(item)
+    judgments = judge.results.get(f"judge/{judge.benchmark}/{run}")
+    if judgments is None:
+        return None
+    return _of_first_answers(judgments.path, judge.benchmark).values.get(item)
+
+
+def _met(judge: Judge, run: str) -> str | None:
+    """The run that another was judged against."""
+    if judge.rival is None or run.partition("/")[0] == judge.rival:
+        return None
+    return same_seed(judge.rival, run, dict.fromkeys(judge.arms.finished), judge.arms)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A run's values by item, and whether they are means over several answers to a prompt."""
+
+    values: dict[str, float | None]
+    of_several: bool
 
 
 @functools.cache
-def _scores(folder: Path, benchmark: str) -> dict[str, float | None] | None:
-    """A run's values by item, of the first metric of a benchmark; None without that benchmark."""
+def _scores(folder: Path, benchmark: str) -> Scores | None:
+    """A run's scores by the first metric of a benchmark; None without that benchmark."""
     rows = pl.read_parquet(folder / "scores.parquet").filter(pl.col("benchmark") == benchmark)
     if rows.is_empty():
         return None
     first = rows.filter(pl.col("metric") == rows["metric"].first())
-    return dict(first.select("item", "value").iter_rows())
+    values = dict(first.select("item", "value").iter_rows())
+    return Scores(values, "answers" in first.columns and first["answers"].count() > 0)
+
+
+@functools.cache
+def _of_first_answers(folder: Path, benchmark: str) -> Scores:
+    """The scores that a run would have if it had answered each prompt once: people see its first
+    answer alone."""
+    kind = "judgments" if benchmark in PAIRWISE else "ratings"
+    with TemporaryDirectory() as scratch:
+        first, out = Path(scratch) / "first", Path(scratch) / "scores"
+        first.mkdir()
+        for path in folder.glob("*.parquet"):
+            rows = pl.read_parquet(path)
+            later = pl.col("item").str.contains(MARK, literal=True)
+            rows.filter(~later).write_parquet(first / path.name)
+        if (protocol := folder / "protocol.json").is_file():
+            shutil.copy(protocol, first)
+        of_checkpoint.run({f"{kind}-{benchmark}": first}, out)
+        return _scores(out, benchmark) or Scores({}, of_several=False)
 
 
 def people_table(

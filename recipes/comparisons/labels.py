@@ -86,15 +86,22 @@ def two_arms(named: Iterable[str]) -> list[tuple[str, str]]:
 
 def write(loaded: Loaded, asked: Asked, out: Path) -> list[Path]:
     """Write labels.html (a page that makes labels.csv), labels.csv (the same pairs as a table) and
-    key.json (who is who) below `out`; returns them. Raises UserError where there are no answers of
-    two arms to the same prompts, or `out` holds a key of other pairs."""
+    key.json (who is who) below `out`; returns them. Raises UserError where there are no different
+    answers of two arms to the same prompts, or `out` holds a key of other pairs."""
     recipe, results = loaded.recipe, graph.plan(loaded).results
     benchmark = _benchmark(recipe, asked.benchmark)
     chosen: list[Pair] = []
+    alike: list[str] = []
     for a, b in asked.arms or _with_baseline(recipe):
         every = pairs(recipe, results, benchmark, (a, b))
         drawn = random.Random(f"{asked.seed}/{a}/{b}").sample(every, min(asked.count, len(every)))
         chosen += drawn
+        alike += [] if every else [f"{a} and {b}"]
+    if alike and (asked.arms or not chosen):
+        raise UserError(
+            f"nothing to label: no prompt of {benchmark} has two different answers by "
+            f"{', nor by '.join(alike)}; name other arms (--arms A:B) or another benchmark."
+        )
     # Mixed, so that nobody sees which pairs belong together.
     random.Random(asked.seed).shuffle(chosen)
     shown = [asdict(pair) | {"answers": list(map(_digest, pair.answers))} for pair in chosen]
@@ -143,7 +150,7 @@ def _with_baseline(recipe: Recipe) -> list[tuple[str, str]]:
 def pairs(recipe: Recipe, results: Results, benchmark: str, arms: tuple[str, str]) -> list[Pair]:
     """Every prompt that both arms answered differently, once: with several seeds, which of those
     that both have is drawn from the prompt's id. Raises UserError for an arm without answers."""
-    answers = {arm: _answers(results, benchmark, arm) for arm in arms}
+    answers = {arm: _answers(recipe, results, benchmark, arm) for arm in arms}
     for arm, own in answers.items():
         if not own:
             known = ", ".join(with_random(recipe))
@@ -173,20 +180,32 @@ def _conversation(record: Mapping[str, Any]) -> str:
     return "\n\n".join([*before, str(record["prompt"])])
 
 
-def _answers(results: Results, benchmark: str, arm: str) -> dict[str, dict[str, str]]:
+def _answers(
+    recipe: Recipe, results: Results, benchmark: str, arm: str
+) -> dict[str, dict[str, str]]:
     """An arm's answers by seed ("" of a finished model) and prompt."""
     found: dict[str, dict[str, str]] = {}
-    for name in results:
-        parts = name.split("/")
-        of_one = len(parts) > 2 and parts[-1] in (*SHOWN, "mtbench")
-        if parts[0] != "answers" or parts[1] != arm or of_one:
+    for seed, run in _runs(recipe, arm).items():
+        # What benchmarks share has no name of theirs.
+        shared = results.get(f"answers/{run}")
+        of_benchmark = results.get(f"answers/{run}/{benchmark}", shared)
+        if of_benchmark is None:
             continue
-        of_benchmark = results.get(f"{name}/{benchmark}", results[name])
         frame = pl.read_parquet(of_benchmark.path / "answers.parquet")
         rows = frame.filter(pl.col("status") == "ok").select("id", "answer").iter_rows()
-        seed = parts[2] if len(parts) > 2 else ""
         found[seed] = {item: text for item, text in rows if MARK not in item}
     return found
+
+
+def _runs(recipe: Recipe, arm: str) -> dict[str, str]:
+    """The runs of an arm by seed: one, under "", of a finished model; none of what is no arm."""
+    config = with_random(recipe).get(arm)
+    if config is None:
+        return {}
+    if config.model is not None:
+        return {"": arm}
+    trained = recipe.train or recipe.dpo
+    return {str(seed): f"{arm}/{seed}" for seed in (trained.seeds if trained else (0,))}
 
 
 def _seeds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -272,6 +291,8 @@ def _labels(path: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, int
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as labels ({error}).") from error
+    # Answers of any length stand beside the labels.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     rows = csv.DictReader(io.StringIO(text))
     if not {"pair", "label"} <= set(rows.fieldnames or ()):
         raise UserError(f"{path}: no labels; a table of them has the columns pair and label.")
