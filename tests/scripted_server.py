@@ -35,8 +35,9 @@ class Fault:
     """What to do instead of answering.
 
     kind: "status" (with `status`, `words` and perhaps `retry_after` seconds), "hang" (until the
-    client leaves), "cut" (half a body), "garbage" (not JSON), "wrong_schema" (JSON without choices
-    or data), "empty" (no body at all), "drop" (the connection is closed without an answer).
+    client leaves), "cut" (half a body), "garbage" (not JSON), "nested" (JSON deeper than Python
+    reads), "wrong_schema" (JSON without choices or data), "empty" (no body at all),
+    "drop" (the connection is closed without an answer).
     """
 
     kind: str
@@ -187,6 +188,8 @@ async def _misbehave(request: web.Request, fault: Fault) -> web.StreamResponse:
         await asyncio.sleep(3600)
     if fault.kind == "garbage":
         return web.Response(text="<html>Bad gateway</html>{]", content_type="text/html")
+    if fault.kind == "nested":
+        return web.Response(text='{"choices": ' + "[" * 1_500, content_type="application/json")
     if fault.kind == "wrong_schema":
         return web.json_response({"result": "fine", "choices": [{"answer": "m"}]})
     if fault.kind == "empty":

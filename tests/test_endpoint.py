@@ -162,6 +162,15 @@ def test_a_body_of_another_form_is_not_taken_for_an_answer(
     assert reply.error and "has not the form" in reply.error
 
 
+def test_a_body_nested_beyond_what_python_reads_is_no_answer(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    with ScriptedServer(lambda *_: Fault("nested")) as server:
+        (reply,) = given(servers, server).stream(ask(1))
+    assert reply.error and "the body is not JSON" in reply.error
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 301])
 def test_a_refusal_is_not_sent_again(servers: Servers, status: int) -> None:
     with ScriptedServer(lambda *_: Fault("status", status)) as server:

@@ -19,6 +19,7 @@ from eval.files.judgments import LengthControl
 from eval.files.kinds import kind_of
 from eval.files.parts import named
 from eval.files.reading import Asked, Items
+from eval.prompt_sets.prompts import records
 from eval.scoring import alpaca, arena
 
 PLAIN = Asked(LengthControl(wanted=False))
@@ -394,10 +395,9 @@ def test_a_damaged_or_hostile_file_is_one_sentence(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}.*{said}"):
-        kind_of(path)
-    with pytest.raises(UserError, match=f"{name}.*{said}"):
-        reading.read([f"a={path}", f"b={path}"], PLAIN)
+    for read in (kind_of, lambda file: list(records(file))):
+        with pytest.raises(UserError, match=f"{name}.*{said}"):
+            read(path)
 
 
 def test_a_preference_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
