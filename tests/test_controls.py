@@ -13,9 +13,11 @@ from core.columns import MESSAGES
 from core.errors import UserError
 from core.store import Result, Store, digest
 from recipes import schema
+from recipes.blocks.added_arms import control_arms, negative_controls, random_arms
 from recipes.stages import graph
 from recipes.stages.sets.shuffled import moved
 from recipes.stages.walk import Arms
+from synth.filters.arm import ArmConfig
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 
@@ -91,6 +93,29 @@ def test_answers_that_read_the_same_are_not_counted_as_moved() -> None:
 def test_one_row_has_nobody_to_take_an_answer_from() -> None:
     with pytest.raises(UserError, match="an arm of 1 rows has no answers to move"):
         moved(rows(1), 1.0)
+
+
+def arms_of(**given: dict[str, Any]) -> dict[str, ArmConfig]:
+    sized = {name: {"budget": {"rows": 10}} | said for name, said in given.items()}
+    return {name: ArmConfig.model_validate(said) for name, said in sized.items()}
+
+
+def test_an_arm_whose_strategy_filters_is_not_random_whatever_it_chooses_by() -> None:
+    filtered = {"strategy": "magpie-pro", "choose": "hash_order"}
+    arms = arms_of(pro=filtered, ten={"choose": "longest"})
+    assert list(random_arms(arms)) == ["random"]
+    controls = control_arms(arms | random_arms(arms), None)
+    assert {arm.of for arm in controls.values() if arm.of} == {"random"}
+
+
+def test_a_second_sample_of_filtered_rows_is_no_control_of_a_random_arm() -> None:
+    arms = arms_of(
+        random={"choose": "hash_order"},
+        named={"strategy": "random", "choose": "hash_order(3)"},
+        air={"strategy": "magpie-air", "choose": "hash_order(2)"},
+        cut={"choose": "hash_order(2)", "allow_cut": False},
+    )
+    assert negative_controls(arms) == {"named": "random"}
 
 
 # -- in a recipe -----------------------------------------------------------------------------------

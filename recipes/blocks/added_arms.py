@@ -101,8 +101,21 @@ def made_of(arms: Named) -> dict[str, str]:
 
 
 def _sampled(arm: ArmConfig) -> object:
-    """What an arm samples, whichever sample of it."""
-    return {**arm.model_dump(), "choose": None, "strategy": None, "budget": _size(arm)}
+    """What an arm samples, whichever sample of it: its strategy's parts as its own."""
+    strategy = STRATEGIES.get(arm.strategy or "")
+    cut = arm.allow_cut
+    if cut is None and strategy is not None:
+        cut = strategy.allow_cut
+    effective = {"where": _predicate(arm), "allow_cut": cut, "budget": _size(arm)}
+    return {**arm.model_dump(), **effective, "choose": None, "strategy": None, "params": {}}
+
+
+def _predicate(arm: ArmConfig) -> str | None:
+    """The SQL that decides which rows an arm may choose: its own, or its strategy's."""
+    if arm.where is not None:
+        return arm.where or None
+    strategy = STRATEGIES.get(arm.strategy or "")
+    return strategy and strategy.filled(strategy.where, arm.params)
 
 
 def _drawn_from(arm: ArmConfig) -> tuple[object, ...]:
@@ -127,8 +140,8 @@ def _size(arm: ArmConfig) -> tuple[str, int] | None:
 
 def is_random(arm: ArmConfig) -> bool:
     """Whether an arm is the random sample of the pool or of someone else's data, and not a further
-    one."""
-    if arm.where is not None or arm.kind not in ("pool", "data"):
+    one. A strategy's predicate filters, whatever chooses from what it keeps."""
+    if _predicate(arm) or arm.kind not in ("pool", "data"):
         return False
     by_chance = (arm.choose or arm.strategy) in ("hash_order", "random")
     return by_chance or (arm.kind == "data" and not arm.filtered)
