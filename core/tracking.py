@@ -99,7 +99,7 @@ class Tracker:
             self._offline_is_known = True
             print(
                 "W&B: no API key, so runs are written offline below "
-                f"{self.folder / 'wandb'} (upload later with `magpie track sync`)",
+                f"{self.folder / 'wandb'} (upload later with `magpie track sync {self.folder}`)",
                 file=sys.stderr,
             )
         run_id = f"{job_type}-{key[:12]}"
@@ -252,11 +252,12 @@ class StageLog(Log):
 
     def _continues(self) -> bool:
         """Whether W&B may find this run begun. Offline that is so where an earlier attempt's files
-        lie here: files that begin a run are uploaded to the run's start however often, so that an
-        upload that was killed can be repeated; those that continue one are added to its end."""
+        lie here, written offline or online: files that begin a run are uploaded to the run's start
+        however often, so that an upload that was killed can be repeated; those that continue one
+        are added to its end."""
         if self._tracker.mode != "offline":
             return True
-        earlier = (self._tracker.folder / "wandb").glob(f"offline-run-*-{self.run_id}")
+        earlier = (self._tracker.folder / "wandb").glob(f"*run-*-{self.run_id}")
         return next(earlier, None) is not None
 
     def _folder(self) -> str:

@@ -82,11 +82,14 @@ def test_the_trainer_gets_the_same_run(tmp_path: Path) -> None:
     )
 
 
-def test_only_what_an_earlier_attempt_began_is_continued_offline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("earlier", ["offline-run", "run"])
+def test_only_what_an_earlier_attempt_began_is_continued_offline(
+    tmp_path: Path, earlier: str
+) -> None:
     for begun in (False, True):
         with tracker(tmp_path).stage("train/a/0", "train", "k" * 20, {}, trainer=True) as log:
             assert ("WANDB_RESUME" in log.trainer_env()) is begun
-        (tmp_path / f"wandb/offline-run-20260101_000000-train-{'k' * 12}").mkdir(
+        (tmp_path / f"wandb/{earlier}-20260101_000000-train-{'k' * 12}").mkdir(
             parents=True, exist_ok=True
         )
 

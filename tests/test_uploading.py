@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,65 @@ def test_the_first_attempt_begins_a_run_and_later_ones_continue_it(tmp_path: Pat
         (folder / f"run-{run}.wandb").touch()
     found = [(file.run, file.continues) for file in uploading.run_files(tmp_path)]
     assert found == [("a", False), ("b", False), ("a", True)]
+
+
+def attempt(root: Path, name: str, run: str) -> None:
+    folder = root / "wandb" / name
+    folder.mkdir(parents=True)
+    (folder / f"run-{run}.wandb").touch()
+    os.utime(folder / f"run-{run}.wandb", (time.time() - 999, time.time() - 999))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Folders that were given to W&B's command, which takes all but the first of run `a`."""
+    given: list[str] = []
+
+    def command(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        for folder in map(Path, words[4:]):
+            given.append(folder.name)
+            if folder.name != "offline-run-20260101_000000-a":
+                [file] = folder.glob("run-*.wandb")
+                file.with_name(f"{file.name}.synced").touch()
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(uploading.subprocess, "run", command)
+    monkeypatch.setattr(uploading, "lines", lambda *_: 0)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    return given
+
+
+def test_nothing_of_a_run_is_sent_before_what_begins_it(tmp_path: Path, asked: list[str]) -> None:
+    for day in ("01", "02", "03"):
+        attempt(tmp_path, f"offline-run-202601{day}_000000-a", "a")
+    attempt(tmp_path, "offline-run-20260104_000000-b", "b")
+    done = uploading.sync(tmp_path, print)
+    assert asked == ["offline-run-20260101_000000-a", "offline-run-20260104_000000-b"]
+    assert done.sent == ["offline-run-20260104_000000-b"]
+    assert list(done.failed.values())[1:] == ["an earlier part is not uploaded yet"] * 2
+
+
+def test_a_beginning_is_not_sent_over_what_was_reported_online_since(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    attempt(tmp_path, "offline-run-20260102_000000-b", "b")
+    attempt(tmp_path, "run-20260103_000000-b", "b")
+    attempt(tmp_path, "run-20260103_000000-c", "c")
+    attempt(tmp_path, "offline-run-20260104_000000-c", "c")
+    done = uploading.sync(tmp_path, print)
+    assert asked == ["offline-run-20260104_000000-c"] == done.sent
+    assert "went on online" in done.failed["offline-run-20260102_000000-b"]
+
+
+def test_a_damaged_file_is_named_and_stops_no_other(tmp_path: Path, asked: list[str]) -> None:
+    attempt(tmp_path, "run-20260102_000000-b", "b")
+    for day in ("03", "04"):
+        attempt(tmp_path, f"offline-run-202601{day}_000000-{day}", day)
+    attempt(tmp_path, "offline-run-20260105_000000-b", "b")
+    record = uploading.RECORD_HEADER.pack(0, 2, 1) + b"\xff\xff"
+    damaged = tmp_path / "wandb/offline-run-20260105_000000-b/run-b.wandb"
+    damaged.write_bytes(bytes(uploading.FILE_HEADER) + record)
+    assert not uploading.complete(damaged)
+    os.utime(damaged, (time.time() - 999, time.time() - 999))
+    done = uploading.sync(tmp_path, print)
+    assert len(done.sent) == 2 and "is damaged" in done.failed["offline-run-20260105_000000-b"]

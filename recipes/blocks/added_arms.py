@@ -115,7 +115,7 @@ def _predicate(arm: ArmConfig) -> str | None:
     if arm.where is not None:
         return arm.where or None
     strategy = STRATEGIES.get(arm.strategy or "")
-    return strategy and strategy.filled(strategy.where, arm.params)
+    return None if strategy is None else strategy.filled(strategy.where, arm.params)
 
 
 def _drawn_from(arm: ArmConfig) -> tuple[object, ...]:

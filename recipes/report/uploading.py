@@ -36,11 +36,13 @@ LIVE = 120.0
 
 @dataclass(frozen=True)
 class RunFile:
-    """One attempt at a run: its .wandb file. `continues`: an earlier attempt's files lie here."""
+    """One attempt at a run: its .wandb file. `continues`: an earlier attempt's files lie here,
+    written offline or online. `overtaken`: it does not, and a later attempt reported online."""
 
     path: Path
     run: str
     continues: bool
+    overtaken: bool = False
 
     @property
     def sent(self) -> Path:
@@ -84,20 +86,43 @@ def sync(root: Path, say: Callable[[str], None]) -> Uploaded:
         files = [file for file in run_files(folder) if not file.sent.exists()]
         done.live = [file.path.parent.name for file in files if not complete(file.path)]
         whole = [file for file in files if file.path.parent.name not in done.live]
-        _send([file for file in whole if not file.continues], done, say)
-        for file in whole:
-            if file.continues:
-                _continue(file, done, say)
+        _send([file for file in whole if not (file.continues or file.overtaken)], done, say)
+        _rest(files, done, say)
     return done
+
+
+def _rest(files: Sequence[RunFile], done: Uploaded, say: Callable[[str], None]) -> None:
+    """Send what continues a run, of each run in order: it is added to the run's end, and what
+    begins the run would replace it there."""
+    whole = [file for file in files if file.path.parent.name not in done.live]
+    unsent = {file.run for file in files if not (file.continues or file.sent.exists())}
+    unsent |= {file.run for file in files if file.path.parent.name in done.live}
+    for file in whole:
+        name = file.path.parent.name
+        if file.overtaken:
+            done.failed[name] = (
+                "the run went on online since, and sending this beginning would replace those "
+                f"lines; it stays in {file.path}"
+            )
+        elif file.continues and file.run in unsent:
+            done.failed[name] = "an earlier part is not uploaded yet"
+        elif file.continues:
+            _continue(file, done, say)
+            unsent |= set() if file.sent.exists() else {file.run}
 
 
 def run_files(folder: Path) -> list[RunFile]:
     """Every offline run's files, the earliest first."""
+    paths = [*folder.glob("offline-run-*/run-*.wandb"), *folder.glob("run-*/run-*.wandb")]
+    paths.sort(key=lambda path: path.parent.name.removeprefix("offline-"))
+    online = {path.stem for path in paths if path.parent.name.startswith("run-")}
     found, seen = [], set()
-    for path in sorted(folder.glob("offline-run-*/run-*.wandb")):
-        run = path.stem.removeprefix("run-")
-        found.append(RunFile(path, run, run in seen))
-        seen.add(run)
+    for path in paths:
+        begun = path.stem in seen
+        seen.add(path.stem)
+        if path.parent.name.startswith("offline-"):
+            overtaken = not begun and path.stem in online
+            found.append(RunFile(path, path.stem.removeprefix("run-"), begun, overtaken))
     return found
 
 
@@ -105,13 +130,17 @@ def complete(path: Path) -> bool:
     """Whether nobody writes to a run's file any more: it has its end, or was left without one."""
     import time
 
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     if time.time() - path.stat().st_mtime > LIVE:
         return True
     *_, last = [b"", *records(path)]
     record = Record()
-    record.ParseFromString(last)
+    try:
+        record.ParseFromString(last)
+    except DecodeError:
+        return False  # half a record: it is being written
     return bool(record.WhichOneof("record_type") == "exit")
 
 
@@ -155,10 +184,15 @@ def _send(files: Sequence[RunFile], done: Uploaded, say: Callable[[str], None]) 
 def _continue(file: RunFile, done: Uploaded, say: Callable[[str], None]) -> None:
     """Send a file that continues a run, where none of its lines has arrived; mark it where all
     have."""
+    from google.protobuf.message import DecodeError
+
     name = file.path.parent.name
     try:
         project, entity, own = _about(file.path)
         there = lines(project, entity, file.run)
+    except DecodeError as error:
+        done.failed[name] = f"{file.path} is damaged ({error})"
+        return
     except (OSError, ValueError, KeyError, TypeError) as error:
         done.failed[name] = f"W&B did not say what it holds of the run ({error})"
         return
