@@ -189,6 +189,25 @@ def test_an_arm_that_goes_on_by_dpo_is_forecast_in_pairs(
     assert spent < dpo["hours"] * 8 < 1.1 * spent
 
 
+def test_a_dpo_of_a_finished_model_is_forecast_by_that_model(tmp_path: Path) -> None:
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 8
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    model = "embedded/SmolLM2-135M-Instruct"
+    arms = {"m": {"model": model}, "d": {"dpo": "m", "data": str(tmp_path / "pairs.jsonl")}}
+    said = {
+        "name": "only-dpo",
+        "synth": {"teacher": {"model": model}, "rows": 8},
+        "random_arm": False,
+        "arms": arms,
+        "dpo": {"chat_template_path": "chatml", "pairs_per_step": 8},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(said))
+    loaded = load(tmp_path / "recipe.yaml", [f"store={tmp_path}/store"])
+    (planned,) = trainings(loaded.recipe, graph.plan(loaded), Hardware(gpus=1, gpu_memory=80))
+    assert (planned["arm"], planned["method"]) == ("d", "dpo")
+    assert planned["weights"] == shape_of(model).weights and planned["memory"].startswith("fits")
+
+
 def test_pairs_that_devices_cannot_share_are_refused_by_the_plan() -> None:
     dpo = DpoConfig(pairs_per_step=128, trainer={"per_device_train_batch_size": 2})
     with pytest.raises(UserError, match="no multiple of the 6 pairs that 3 device"):

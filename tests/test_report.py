@@ -226,6 +226,24 @@ def difference(a: str, b: str, verdict: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def test_an_item_is_named_by_the_prompt_of_its_own_benchmark() -> None:
+    def prompt(text: str, benchmark: str, *judged: str) -> dict[str, Any]:
+        games = [{"benchmark": name} for name in judged]
+        answer = {"games": games, "scores": [[judged[0], "m", 1.0, "ok"]] if judged else []}
+        return {"id": "7", "prompt": text, "benchmark": benchmark, "answers": [None, answer]}
+
+    shared, own = prompt("shared", "", "alpaca"), prompt("own", "wildbench", "wildbench")
+    named = {}
+    for benchmark in ("alpaca", "wildbench", "gsm8k"):
+        row: dict[str, Any] = {"item": "7"}
+        browser.name_prompts([row], [shared, own], benchmark)
+        named[benchmark] = row.get("prompt")
+    assert named == {"alpaca": "shared", "wildbench": "own", "gsm8k": None}
+    row = {"item": "7"}
+    browser.name_prompts([row], [shared, prompt("other", "", "alpaca")], "alpaca")
+    assert "prompt" not in row
+
+
 def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found() -> None:
     told = outcome.headline(
         {

@@ -32,7 +32,8 @@ def test_without_a_key_runs_are_offline_and_it_is_said_once(
     for name in ("one", "two"):
         with made.stage(name, "select", name * 4, {}):
             pass
-    assert capfd.readouterr().err.count("no API key") == 1
+    said = capfd.readouterr().err
+    assert said.count("no API key") == 1 and f"`magpie track sync {tmp_path}`" in said
 
 
 @pytest.mark.process

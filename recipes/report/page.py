@@ -108,7 +108,7 @@ def _add_prompts(
 ) -> None:
     """To the items on which arms lie furthest apart: their prompts, and the rows of each arm's
     training data that are most like them."""
-    browser.name_prompts(apart["rows"], prompts)
+    browser.name_prompts(apart["rows"], prompts, apart.get("benchmark", ""))
     known = [row for row in apart["rows"] if row.get("prompt")]
     near = nearest.nearest(inputs, [row["prompt"] for row in known], colours, stored)
     for row, rows in zip(known, near.get("rows", []), strict=False):

@@ -59,7 +59,7 @@ def machine(recipe: Recipe, gpus: int | None, gpu_memory: float | None) -> Machi
     from train.sizes.memory import GIB
     from train.sizes.memory import gpu_memory as of_driver
 
-    stated, config = recipe.expected, recipe.train
+    stated, config = recipe.expected, recipe.train or recipe.dpo
     count = gpus or (config and config.num_processes) or (stated and stated.gpus)
     if not count and config is not None and devices.gpus():
         count = processes(config)

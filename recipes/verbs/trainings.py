@@ -57,21 +57,29 @@ def trainings(recipe: Recipe, outcome: Outcome, hardware: Hardware) -> list[dict
         config = _config_of(recipe, arm)
         work = _work(recipe, arm, found[arm])
         said = {"arm": arm, "seeds": count, "method": config.block, **asdict(work)}
-        if config.block not in fits:
-            fits[config.block] = _machine_and_verdict(recipe, config, hardware)
+        of = f"{config.block} {config.base}"
+        if of not in fits:
+            fits[of] = _machine_and_verdict(recipe, config, hardware)
         steps = _steps(recipe, config, work, count, hardware)
-        listed.append(said | fits[config.block] | steps)
+        listed.append(said | fits[of] | steps)
     return listed
 
 
 def _config_of(recipe: Recipe, arm: str) -> TrainConfig:
-    """How an arm is trained: a DPO goes on from a fine-tuning of the recipe's base."""
-    assert recipe.train is not None
-    if arm not in recipe.arms or recipe.arms[arm].dpo is None:
-        return recipe.train
-    assert recipe.dpo is not None
-    of_base = {"base": recipe.train.base, "revision": recipe.train.revision}
-    return recipe.dpo.model_copy(update=of_base)
+    """How an arm is trained: a DPO goes on from a finished model, or from a fine-tuning of the
+    recipe's base."""
+    before = recipe.arms[arm].dpo if arm in recipe.arms else None
+    config = recipe.train if before is None else recipe.dpo
+    assert config is not None, "recipes.schema refuses arms that nothing trains"
+    if before is None:
+        return config
+    finished = recipe.arms[before]
+    if finished.model is not None:
+        base: dict[str, Any] = {"base": finished.model, "revision": finished.revision}
+    else:
+        assert recipe.train is not None, "recipes.schema refuses arms that nothing trains"
+        base = {"base": recipe.train.base, "revision": recipe.train.revision}
+    return config.model_copy(update=base)
 
 
 def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:

@@ -93,14 +93,28 @@ def gather(inputs: Inputs, colours: Colours, limit: int = BROWSER_CHARACTERS) ->
     return {"runs": heads, "prompts": kept}, len(prompts) - len(kept)
 
 
-def name_prompts(rows: Sequence[Record], prompts: Sequence[Mapping[str, Any]]) -> None:
-    """Give rows of items (`item`) the text and the benchmark of the prompt of that id, where the
-    page holds it."""
-    known = {prompt["id"]: prompt for prompt in reversed(prompts)}
+def name_prompts(
+    rows: Sequence[Record], prompts: Sequence[Mapping[str, Any]], benchmark: str
+) -> None:
+    """Give rows of items (`item`) of a benchmark the text and the group of their prompt, where the
+    page holds it: the prompt of that id that the benchmark asked itself, else the one whose answers
+    it shares and has judged or scored. An id that stands for several is left without."""
+    known: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for prompt in prompts:
+        if prompt["benchmark"] == benchmark or _measured_by(prompt, benchmark):
+            known[prompt["benchmark"], prompt["id"]].append(prompt)
     for row in rows:
-        prompt = known.get(row["item"])
-        if prompt is not None:
-            row |= {"prompt": prompt["prompt"], "benchmark": prompt["benchmark"]}
+        found = known.get((benchmark, row["item"])) or known.get(("", row["item"]), [])
+        if len(found) == 1:
+            row |= {"prompt": found[0]["prompt"], "benchmark": found[0]["benchmark"]}
+
+
+def _measured_by(prompt: Mapping[str, Any], benchmark: str) -> bool:
+    """Whether a benchmark judged or scored an answer to a prompt."""
+    answers = list(filter(None, prompt["answers"]))
+    games = [game["benchmark"] for answer in answers for game in answer["games"]]
+    scored = [score[0] for answer in answers for score in answer["scores"]]
+    return benchmark in games or benchmark in scored
 
 
 class _Entries:

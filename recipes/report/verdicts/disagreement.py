@@ -12,10 +12,10 @@ MOST = 10
 
 
 def prompts(comparison: Entry, table: pl.DataFrame, colours: Colours) -> Record:
-    """`rows`: the items with the largest distance between two arms, the largest first: item,
-    distance, what the arms scored (`values`, the highest first) and a `figure`; `ties`: how many
-    more lie as far apart as the last of them; `of`: among how many items; `means`: whether a value
-    is a mean over seeds. Only items that every compared arm has a value of.
+    """`benchmark`: the one that decides; `rows`: its items with the largest distance between two
+    arms, the largest first: item, distance, what the arms scored (`values`, the highest first) and
+    a `figure`; `ties`: how many more lie as far apart as the last of them; `of`: among how many
+    items; `means`: whether a value is a mean over seeds. Only items that every compared arm has a value of.
 
     `table`: the items of the comparison (`seeds.ITEMS`).
     """
@@ -48,4 +48,6 @@ def prompts(comparison: Entry, table: pl.DataFrame, colours: Colours) -> Record:
     last = rows[-1]["distance"] if rows else 0.0
     ties = apart.filter((pl.col("distance") == last) & (pl.col("distance") > 0)).height
     ties -= sum(row["distance"] == last for row in rows)
-    return {"rows": rows, "of": apart.height, "means": own["seed"].n_unique() > 1, "ties": ties}
+    means = own["seed"].n_unique() > 1
+    of = {"benchmark": family[0], "of": apart.height}
+    return {**of, "rows": rows, "means": means, "ties": ties}
