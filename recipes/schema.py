@@ -55,8 +55,9 @@ class Recipe(BaseModel):
     eval: EvalConfig | None = None
     """How each checkpoint is measured."""
     gpu_hours: float | None = Field(None, gt=0)
-    """Begin no training that would take this recipe's trainings past so many GPU hours; part of no
-    key. `eval.judge.budget` is the same in money."""
+    """Begin no training where those that are finished, with one more as long as their mean, reach
+    so many GPU hours (docs/comparing.md); part of no key. `eval.judge.budget` caps the judge's
+    money."""
     baseline: str | None = None
     """Arm that the others are judged against; default: the first arm that is a finished model, else
     the first random arm."""

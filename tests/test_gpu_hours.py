@@ -27,7 +27,7 @@ class Walked:
     @property
     def results(self) -> dict[str, Result]:
         return {
-            f"train/a/{number}": Result(Path(), {"seconds": took})
+            f"train/a/{number}": Result(Path(str(number)), {"seconds": took})
             for number, took in enumerate(self.seconds)
         }
 
@@ -39,9 +39,9 @@ def recipe(cap: str) -> Recipe:
     return load("llama3-8b-magpie-pro-300k", ["train.num_processes=8", f"gpu_hours={cap}"]).recipe
 
 
-def check(walked: Walked, cap: str = "20") -> None:
+def check(walked: Walked, cap: str = "20", finished: dict[str, Result] | None = None) -> None:
     stage = Stage("train/b/0", {}, {}, lambda out, log, inputs: {})
-    checks.gpu_hours(cast(Session, walked), recipe(cap), stage)
+    checks.gpu_hours(cast(Session, walked), recipe(cap), stage, finished or {})
 
 
 def test_a_training_that_would_pass_the_cap_does_not_begin() -> None:
@@ -70,3 +70,16 @@ def test_what_begins_no_training_is_never_refused(changes: dict[str, Any]) -> No
 
 def test_without_a_cap_nothing_is_refused() -> None:
     check(Walked([1e9]), "null")
+
+
+def test_trainings_that_stand_below_in_the_recipe_count() -> None:
+    finished = {f"train/z/{seed}": Result(Path(f"z{seed}"), {"seconds": 1800}) for seed in (0, 1)}
+    with pytest.raises(UserError, match=r"3 trainings took 12 of 13 GPU hours"):
+        check(Walked([1800]), "13", finished)
+
+
+def test_attempts_that_were_killed_count_and_a_training_of_two_arms_counts_once() -> None:
+    resumed = Result(Path("a"), {"seconds": 60, "counts": {"training_seconds": 3600}})
+    loaded = Result(Path("b"), {"seconds": 3600, "counts": {"training_seconds": 60}})
+    results = {"train/a/0": resumed, "train/same/0": resumed, "train/b/0": loaded, "pool": loaded}
+    assert checks.spent(results, 2) == [2.0, 2.0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from core.tracking import Log
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.session import Trainings
+from synth.filters.arm import ArmConfig
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 from train.config import TrainConfig
@@ -184,3 +186,15 @@ def test_an_evaluation_of_what_is_trained_makes_no_data(
     with pytest.raises(UserError, match=r"instructions is not made .* --until tokens` first"):
         graph.run(recipe(tmp_path, llama, server), trainings=Trainings(finished=True))
     assert len(server.requests) == before
+
+
+def test_the_cap_on_gpu_hours_counts_what_is_finished_below_a_new_arm(
+    tmp_path: Path, llama: Path, server: ScriptedServer, trained: list[int]
+) -> None:
+    loaded = recipe(tmp_path, llama, server, train__seeds=[0])
+    graph.run(loaded, "train")
+    first = ArmConfig.model_validate({"choose": "longest", "budget": {"rows": 3}})
+    new = {"first": first, **loaded.recipe.arms}
+    capped = loaded.recipe.model_copy(update={"arms": new, "gpu_hours": 1e-9})
+    with pytest.raises(UserError, match=r"gpu_hours: [1-9]\d* trainings took .* train/first/0"):
+        graph.run(replace(loaded, recipe=capped), "train")

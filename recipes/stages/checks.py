@@ -158,19 +158,27 @@ HOUR = 3600.0
 
 
 def spent(results: Mapping[str, Result], devices: int) -> list[float]:
-    """GPU hours of each finished training, whichever run made it."""
-    return [
-        float(result.manifest.get("seconds") or 0) * devices / HOUR
-        for name, result in results.items()
-        if name.startswith("train/")
-    ]
+    """GPU hours of each finished training, whichever run made it; one that is two arms' counts
+    once."""
+    made = {result.path: result for name, result in results.items() if name.startswith("train/")}
+    return [_seconds(result.manifest) * devices / HOUR for result in made.values()]
 
 
-def gpu_hours(session: Session, recipe: Recipe, stage: Stage) -> None:
-    """The cap on an experiment's GPU hours, beside the judge's budget in money.
+def _seconds(manifest: Mapping[str, Any]) -> float:
+    """How long a training took: its last attempt, or the steps of all attempts."""
+    steps = manifest.get("counts", {}).get("training_seconds", 0)
+    return max(float(manifest.get("seconds") or 0), float(steps or 0))
+
+
+def gpu_hours(
+    session: Session, recipe: Recipe, stage: Stage, finished: Mapping[str, Result]
+) -> None:
+    """The cap on an experiment's GPU hours, beside the judge's budget in money. `finished`: the
+    trainings ("train/ARM/SEED") that were finished before this run, also those below in the recipe.
 
     Raises UserError where a training is to be made now and those that are finished, with one more
-    as long as their mean, would pass it. What is evaluated is not counted."""
+    as long as their mean, would reach it. The first is not forecast, one that has begun is not
+    stopped, and what is evaluated is not counted."""
     only = session.trainings.only
     wanted = only is None or stage.name == f"train/{only}"
     if recipe.gpu_hours is None or session.starts_nothing or session.trainings.finished:
@@ -182,7 +190,7 @@ def gpu_hours(session: Session, recipe: Recipe, stage: Stage) -> None:
     config = recipe.train or recipe.dpo
     if config is None:
         return
-    hours = spent(session.results, processes(config))
+    hours = spent({**finished, **session.results}, processes(config))
     one = sum(hours) / len(hours) if hours else 0.0
     if sum(hours) + one >= recipe.gpu_hours:
         raise UserError(

@@ -4,8 +4,9 @@ from one with preference pairs, and every finished model as it is."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,25 +80,42 @@ def stages(
     config = recipe.train
     tokens = _all_tokens(session, config, arms, selections, resolve) if config else {}
     session.done("tokens")
-    checkpoints: Results = {}
+    models: Results = {}
+    tuned: list[Stage] = []
     for name, arm in arms.configs.items():
         if arm.model is not None:
-            checkpoints[name] = _finished(resolve(arm.model, arm.revision))
+            models[name] = _finished(resolve(arm.model, arm.revision))
         elif config is not None and arm.dpo is None:
             base = resolve(config.base, config.revision)
             for seed in arms.seeds:
                 run = f"{name}/{seed}"
-                stage = _training(session, config, base, run, tokens[(name, seed)])
-                checks.gpu_hours(session, recipe, stage)
-                _make(session, arms, stage, checkpoints)
-    for stage in _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve)):
-        checks.gpu_hours(session, recipe, stage)
+                tuned.append(_training(session, config, base, run, tokens[(name, seed)]))
+    finished = _finished_before(session, tuned)
+    before = {name.removeprefix("train/"): result for name, result in finished.items()}
+    aligned = _alignments(session, recipe, arms, Given({**models, **before}, pairs, resolve))
+    finished |= _finished_before(session, aligned)
+    checkpoints: Results = dict(models)
+    further = _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve))
+    for stage in chain(tuned, further):
+        checks.gpu_hours(session, recipe, stage, finished)
         _make(session, arms, stage, checkpoints)
     if session.left_out and not any("/" in run for run in checkpoints):
         run, why = next(iter(session.left_out.items()))
         raise UserError(f"none of {len(session.left_out)} trainings is finished; {run}: {why}.")
     session.done("train")
-    return checkpoints
+    return _in_order(checkpoints, arms)
+
+
+def _in_order(checkpoints: Results, arms: Arms) -> Results:
+    """As the arms stand in the recipe, those that go on from others last."""
+    places = {name: (arm.dpo is not None, n) for n, (name, arm) in enumerate(arms.configs.items())}
+    return dict(sorted(checkpoints.items(), key=lambda made: places[made[0].partition("/")[0]]))
+
+
+def _finished_before(session: Session, stages: Iterable[Stage]) -> dict[str, Result]:
+    """The trainings among stages that are finished."""
+    found = {stage.name: session.find(stage) for stage in stages}
+    return {name: result for name, result in found.items() if result is not None}
 
 
 def _make(session: Session, arms: Arms, stage: Stage, checkpoints: Results) -> None:

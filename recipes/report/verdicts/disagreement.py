@@ -15,7 +15,8 @@ def prompts(comparison: Entry, table: pl.DataFrame, colours: Colours) -> Record:
     """`benchmark`: the one that decides; `rows`: its items with the largest distance between two
     arms, the largest first: item, distance, what the arms scored (`values`, the highest first) and
     a `figure`; `ties`: how many more lie as far apart as the last of them; `of`: among how many
-    items; `means`: whether a value is a mean over seeds. Only items that every compared arm has a value of.
+    items; `means`: whether a value is a mean over seeds. Only items that every compared arm has a
+    value of.
 
     `table`: the items of the comparison (`seeds.ITEMS`).
     """
