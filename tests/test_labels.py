@@ -259,6 +259,9 @@ def test_only_whom_the_other_was_judged_against_scores_by_definition(
     assert labelled.judge_says(judge, pair) == pytest.approx(mine - 50)
     turned = replace(pair, a="one", b="two")
     assert labelled.judge_says(judge, turned) == pytest.approx(50 - mine)
+    # beside an arm without judgments, and another training of the rival than it was judged against
+    assert labelled.judge_says(judge, replace(pair, b="three")) is None
+    assert labelled.judge_says(judge, replace(pair, seeds=("", "1"))) is None
     # with answers but no judgments, and where the rival is a file or there is none
     left = {name: r for name, r in results.items() if name not in ("score/two", "judge/alpaca/two")}
     assert labelled.judge_says(replace(judge, results=left), pair) is None

@@ -129,7 +129,7 @@ def _value(judge: Judge, run: str, other: str, item: str) -> float | None:
 
 def _met(judge: Judge, run: str) -> str | None:
     """The run that another was judged against."""
-    if judge.rival is None or run.partition("/")[0] == judge.rival:
+    if judge.rival is None:
         return None
     return same_seed(judge.rival, run, dict.fromkeys(judge.arms.finished), judge.arms)
 
