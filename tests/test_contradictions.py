@@ -50,6 +50,9 @@ FOUR_BIT = {"quantization_config": {"load_in_4bit": True}}
 TABLE: list[tuple[Changes, str]] = [
     # a DeepSpeed JSON of one's own against the trainer's arguments
     (json_of(gradient_clipping=...), "no gradient is clipped, and trainer.max_grad_norm is 1.0"),
+    (json_of(checkpoint=None), "section 'checkpoint' is an object in braces, not null; "),
+    (json_of(checkpoint=["load_universal"]), "section 'checkpoint' is an object in braces"),
+    (json_of(data_types=None), "section 'data_types' is an object in braces, not null; "),
     (json_of(checkpoint__load_universal=True), "checkpoint.load_universal: .* remove it"),
     (json_of(gradient_clipping=0.5), "gradient_clipping=0.5, trainer has max_grad_norm=1.0"),
     (

@@ -103,7 +103,7 @@ def engine_json(config: TrainConfig, resumed: Path | None, processes: int) -> st
     if resumed is None or not _is_universal(resumed, processes):
         return text
     given = json.loads(text)
-    loads = {**given.get("checkpoint", {}), "load_universal": True}
+    loads = {**(given.get("checkpoint") or {}), "load_universal": True}
     return json.dumps(given | {"checkpoint": loads}, indent=2)
 
 

@@ -179,6 +179,11 @@ MORE = {"pipeline", "compile", "hybrid_engine", "timers", "datastates", "weight_
 """Sections that DeepSpeed does not list among its constants."""
 
 
+OBJECTS = ("checkpoint", "data_types", "bf16", "bfloat16", "fp16")
+"""Sections that are read here, besides zero_optimization; DeepSpeed fails on them as anything
+else than objects."""
+
+
 def _sections(given: Mapping[str, Any]) -> Iterator[str]:
     """Sections that nobody reads, and those with another place."""
     from deepspeed.runtime import constants
@@ -190,6 +195,9 @@ def _sections(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"DeepSpeed has no section '{name}'{nearest(name, sorted(known))}"
         if name in ELSEWHERE and _asks(section):
             yield f"section '{name}': {ELSEWHERE[name]}."
+        if name in OBJECTS and not isinstance(section, Mapping):
+            said = json.dumps(section)
+            yield f"section '{name}' is an object in braces, not {said}; write it so, or remove it."
 
 
 def _asks(section: Any) -> bool:
@@ -259,7 +267,7 @@ def _said_twice(given: Mapping[str, Any], config: TrainConfig) -> Iterator[str]:
     for key in BATCH[1:]:
         if wanted is not None and isinstance(given.get(key), int):
             yield f'{key}: {given[key]} beside train.{a_step}, which it follows; write "auto".'
-    if given.get("checkpoint", {}).get("load_universal"):
+    if (given.get("checkpoint") or {}).get("load_universal"):
         yield (
             "checkpoint.load_universal: what another number of processes made is converted and "
             "loaded by itself; remove it."
