@@ -12,6 +12,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,8 @@ def check(config: TrainConfig) -> None:
     """Raise UserError for the first thing that a DeepSpeed configuration leaves out, says twice, or
     asks of a stage that has it not."""
     given: dict[str, Any] = json.loads(deepspeed_json(config))
-    for sentence in (*_sections(given), *_stages(given, config), *_said_twice(given, config)):
+    # One after the other: what follows reads sections that the first has found to be objects.
+    for sentence in chain(_sections(given), _stages(given, config), _said_twice(given, config)):
         raise UserError(f"{config.block}.deepspeed: {sentence}")
 
 
