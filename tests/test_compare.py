@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from eval import compare
+from eval import compare, stats
 from eval.comparing.metrics import Declared
 from eval.comparing.shown.table import table
 
@@ -319,14 +319,33 @@ def test_a_seed_without_any_value_leaves_the_others(tmp_path: Path) -> None:
     )
     found = difference(result, "a", "b")
     assert found["n"] == 200 and found["missing"]["cells"] == 200
-    assert found["missing"]["as_losses"]["difference"] < found["difference"] - 20
+    lost = found["missing"]["as_losses"]
+    assert lost["difference"] < found["difference"] - 20
+    # its two seeds then lie 50 apart
+    assert lost["simultaneous_upper"] - lost["simultaneous_lower"] > 100
     assert "a has 1 of its 2 seeds in bench win_rate: it counts with those." in result["notes"]
 
 
-def test_rounding_is_no_error_that_a_verdict_could_rest_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [0.0, 1e6])
+def test_rounding_is_no_error_that_a_verdict_could_rest_on(tmp_path: Path, level: float) -> None:
+    of = {"a": {"p": 0.4, "q": 0.7}, "b": {"p": 0.3, "q": 0.6}}
     inputs = {
-        "a": scores(tmp_path / "a", {"p": 0.4, "q": 0.7}, metric="accuracy"),
-        "b": scores(tmp_path / "b", {"p": 0.3, "q": 0.6}, metric="accuracy"),
+        name: scores(tmp_path / name, {k: level + v for k, v in own.items()}, metric="accuracy")
+        for name, own in of.items()
     }
     found = difference(run(inputs, tmp_path / "out"), "a", "b")
     assert found["verdict"] == "cannot tell" and found["standard_error"] == 0
+
+
+def test_only_a_verdict_that_one_is_better_is_said_to_hang_on_missing_values(
+    tmp_path: Path,
+) -> None:
+    b = draws(2) | dict.fromkeys([f"q{k}" for k in range(5)])
+    inputs = {"a": scores(tmp_path / "a", draws(1)), "b": scores(tmp_path / "b", b)}
+    result = run(inputs, tmp_path / "out", equivalent=40.0)
+    assert difference(result, "a", "b")["verdict"] == "equal within 40"
+    assert not [note for note in result["notes"] if "does not hold" in note]
+
+
+def test_equal_values_have_no_error() -> None:
+    assert stats.residuals([0.3, 0.1 + 0.2]).variance == 0
