@@ -328,10 +328,9 @@ def test_a_seed_without_any_value_leaves_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [0.0, 1e6])
 def test_rounding_is_no_error_that_a_verdict_could_rest_on(tmp_path: Path, level: float) -> None:
-    of = {"a": {"p": 0.4, "q": 0.7}, "b": {"p": 0.3, "q": 0.6}}
+    of = {"a": {"p": 0.4, "q": level + 0.7}, "b": {"p": 0.3, "q": level + 0.6}}
     inputs = {
-        name: scores(tmp_path / name, {k: level + v for k, v in own.items()}, metric="accuracy")
-        for name, own in of.items()
+        name: scores(tmp_path / name, dict(own), metric="accuracy") for name, own in of.items()
     }
     found = difference(run(inputs, tmp_path / "out"), "a", "b")
     assert found["verdict"] == "cannot tell" and found["standard_error"] == 0
