@@ -13,6 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.sending import client
+from core.sending.purse import Bill, Ledger
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
@@ -343,3 +344,22 @@ def test_a_pair_of_an_arm_that_is_none_is_a_sentence(tmp_path: Path, models: Pat
         path = recipe(tmp_path, models, server.url, eval__alpaca={"head_to_head": [["two", "on"]]})
         with pytest.raises(UserError, match=r"head_to_head: no arm is called 'on'.*one"):
             run(path)
+
+
+def test_the_page_is_made_anew_where_the_recipe_that_it_prints_or_the_bill_changed(
+    tmp_path: Path, models: Path, prompts: str
+) -> None:
+    with ScriptedServer(answer) as server:
+        path = recipe(tmp_path, models, server.url, eval__prompts=prompts)
+        run(path)
+
+    def state(*overrides: str) -> str:
+        steps = graph.plan(schema.load(path, overrides)).steps
+        return {step.name: step.state for step in steps}["report"]
+
+    assert state() == "reuse"
+    assert state("gpu_hours=99") == "run"
+    ledger = Ledger(schema.load(path).recipe.folder / "spent")
+    ledger.add("big-judge", Bill(1, 10, 1, 0.5))
+    ledger.close()
+    assert state() == "run"

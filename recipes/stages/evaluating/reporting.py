@@ -11,7 +11,8 @@ import polars as pl
 from core import models
 from core.errors import UserError
 from core.files import write_changed
-from core.store import Counts, Result
+from core.sending.purse import Ledger
+from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.schema import Recipe
 from recipes.stages.session import Session, Stage, told
@@ -63,12 +64,20 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
         "snapshot": snapshot,
         "name": recipe.name,
         "notes": notes,
+        "recipe": digest(settings),
+        "spent": _bought(session.folder / "spent"),
     }
     made = session.result(Stage("report", spec, {"compare": comparison}, make))
     if made is not None and not session.planning:
         shown_page = (made.path / "report.html").read_text(encoding="utf-8")
         write_changed(session.folder / "report.html", shown_page)
         beside.copy(made.path, session.folder)
+
+
+def _bought(folder: Path) -> str:
+    """A digest of what was paid for, without the money, which follows from it: its sum differs in
+    the last place when the ledger's lines are added up."""
+    return digest({model: bill[:3] for model, bill in Ledger(folder).bills().items()})
 
 
 def _embedded(recipe: Recipe, root: Path) -> Stored:
