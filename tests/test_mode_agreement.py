@@ -122,7 +122,7 @@ def test_a_recipe_in_the_other_mode_finds_the_sample_bought(
 def test_the_report_says_how_far_the_modes_agree(tmp_path: Path) -> None:
     import polars as pl
 
-    from recipes.report import page
+    from recipes.report.sections import pool_tags
 
     found = {
         "quality": {
@@ -137,7 +137,7 @@ def test_the_report_says_how_far_the_modes_agree(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["a", "b"], "input_quality": ["good", "poor"]}).write_parquet(
         tmp_path / "pool.parquet"
     )
-    sentences = page._tags({"measure": tmp_path}, {}, SHIPPED.columns)["sentences"]
+    sentences = pool_tags.of_pool({"measure": tmp_path}, {}, SHIPPED.columns)["sentences"]
     assert any(
         "quality: label mode and explain mode give the same label on 88%" in s for s in sentences
     )
