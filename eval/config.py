@@ -140,6 +140,10 @@ class EvalConfig(Block):
     metric does, or the one that is named (`heldout/foreign_loss`). None means the
     first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, checks, tasks."""
 
+    equivalent: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The smallest difference of the primary metric that would matter, in its unit (points of win
+    rate, nats a token), declared beforehand: with it "equal within" and "no worse" are verdicts."""
+
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
         """The benchmarks that this recipe runs, in a fixed order."""

@@ -119,13 +119,6 @@ def _t_quantile(p: float, df: float) -> float:
     return float(ndtri(p) if math.isinf(df) else stdtrit(df, p))
 
 
-def t_p_value(statistic: float, df: float) -> float:
-    """Two-sided p-value of a t statistic (nan where the standard error is 0 or unknown)."""
-    from scipy.special import stdtr
-
-    return float(2 * stdtr(df, -abs(statistic)))
-
-
 def t_interval(
     value: float, standard_error: float, df: float, n: int, level: float = 0.95
 ) -> Interval:

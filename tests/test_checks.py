@@ -194,6 +194,8 @@ def test_a_recipe_checks_and_compares_answers_without_a_judge_once(tmp_path: Pat
         results = graph.run(loaded).results
         asked = len(server.requests)
         again = graph.run(loaded)
+        judged = schema.load(recipe, ["eval.primary=checks/all_followed", "eval.equivalent=1.5"])
+        declared = graph.run(judged).results["compare"]
     states = {step.state for step in again.steps if step.name != "measure"}
     assert asked == 2 * 12 and len(server.requests) == asked and states == {"reuse"}
     comparison = json.loads((results["compare"].path / "comparison.json").read_text())
@@ -201,3 +203,8 @@ def test_a_recipe_checks_and_compares_answers_without_a_judge_once(tmp_path: Pat
     assert shown["one", "stopped"] == (1.0, False) and shown["two", "stopped"] == (0.0, False)
     assert shown["one", "followed"][1]
     assert shown["one", "followed"][0] != shown["two", "followed"][0]
+    # no two shares of prompts are 1.5 apart
+    equal = json.loads((declared.path / "comparison.json").read_text())["differences"][0]
+    assert (equal["metric"], equal["verdict"]) == ("all_followed", "equal within 1.5")
+    kept = json.loads((tmp_path / "store" / "recipes" / "small" / "declared.json").read_text())
+    assert [entry["declared"].get("equivalent") for entry in kept] == [None, 1.5]

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eval.comparing.arms import Arm, Family
-from eval.comparing.differences import estimates
+from eval import compare
+from eval.comparing.metrics import Declared
+from eval.comparing.planning.before import Design
 from recipes.planning import plan as planning
-from recipes.planning.detectable import Design, Spread, of_recipe, smallest
+from recipes.planning.detectable import design_of, of_recipe
 from recipes.schema import load
 from recipes.stages import graph
 from recipes.stages.walk import Arms
@@ -81,20 +82,41 @@ def test_an_earlier_comparison_says_how_much_the_metric_varies(tmp_path: Path) -
     rows = []
     for arm in ("a", "b"):
         for seed in range(4):
-            luck = rng.normal(0, 3)
-            values = rng.normal(50 + luck, 20, 400)
+            values = rng.normal(50 + rng.normal(0, 3), 20, 400)
             for item, value in enumerate(values):
-                rows.append((arm, str(seed), "alpaca", "win_rate", str(item), float(value)))
-    names = ["arm", "seed", "benchmark", "metric", "item", "value"]
+                name = str(item)
+                rows.append((arm, str(seed), "alpaca", "win_rate", name, name, float(value)))
+    names = ["arm", "seed", "benchmark", "metric", "item", "cluster", "value"]
+    items = pl.DataFrame(rows, schema=names, orient="row")
+    seeds = {arm: [str(seed) for seed in range(4)] for arm in "ab"}
     folder = tmp_path / "results" / "compare" / "KEY"
-    folder.mkdir(parents=True)
-    pl.DataFrame(rows, schema=names, orient="row").write_parquet(folder / "comparison.parquet")
+    compare.of_items(items, seeds, folder, Declared("alpaca"))
+    broken = tmp_path / "results" / "compare" / "NEWER"
+    broken.mkdir()
+    (broken / "comparison.json").write_text("{")
     recipe = load(EIGHT_B, [f"store={tmp_path}"]).recipe
     found = of_recipe(recipe, Arms.of(recipe), 805)
-    # means over 4 seeds: 20 / 2, and of two arms
-    assert found["prompt_sd"] == pytest.approx(20 / 2 * 2**0.5, rel=0.1)
+    # of one run 20 on each prompt, of three runs and two arms:
+    assert found["prompt_sd"] == pytest.approx(20 * (2 / 3) ** 0.5, rel=0.1)
     assert 1.5 < found["seed_sd"] < 5
     assert found["rests_on"] == "an earlier comparison, KEY"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # AlpacaEval's baseline is a file; the instruct model is what no seed varies
+        ([], Design(2, 805, 3, "finished", judged=False)),
+        (["controls=true"], Design(2, 805, 3, "finished", judged=False, beside=4)),
+        (["eval.alpaca.baseline=instruct"], Design(2, 805, 3, "finished", judged=True)),
+        (["eval.alpaca.baseline=random"], Design(2, 805, 3, "trained", judged=True)),
+        (["arms.instruct=null", "train.seeds=[4]"], Design(2, 805, 1, "none")),
+    ],
+    ids=str,
+)
+def test_a_recipe_is_the_design_that_it_says(changes: list[str], expected: Design) -> None:
+    recipe = load(EIGHT_B, changes).recipe
+    assert design_of(recipe, Arms.of(recipe), "alpaca", 805) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,35 +130,3 @@ def test_what_is_not_known_is_said(tmp_path: Path, changes: list[str], says: str
     recipe = load(EIGHT_B, [*changes, f"store={tmp_path}"]).recipe
     found = of_recipe(recipe, Arms.of(recipe), None if "tasks" in changes[0] else 500)
     assert found["difference"] is None and says in found["rests_on"]
-
-
-def found_share(design: Design, spread: Spread, true: float, times: int) -> float:
-    """How often the comparison's own intervals find a difference of `true` between two arms."""
-    found = 0
-    for number in range(times):
-        rng = np.random.default_rng(number)
-        arms = []
-        for place in range(design.arms):
-            luck = rng.normal(0, spread.seed_sd or 0, (design.seeds, 1))
-            own = rng.normal(0, spread.prompt_sd / 2**0.5, design.prompts)
-            values = own + luck + true * (place == 0)
-            names = [str(k) for k in range(design.prompts)]
-            seeds = tuple(map(str, range(design.seeds)))
-            arms.append(Arm(f"arm-{place}", names, names, values, seeds))
-        family = Family("bench", "metric", arms)
-        first = next(
-            e
-            for e in estimates(family, None, resamples=2000)
-            if {e.pair.a.name, e.pair.b.name} == {"arm-0", "arm-1"}
-        )
-        found += first.apart
-    return found / times
-
-
-@pytest.mark.parametrize(
-    "design", [Design(3, 3, 3, 200), Design(2, 2, 2, 100), Design(4, 4, 5, 60)], ids=str
-)
-def test_the_difference_that_a_plan_names_is_found_8_times_in_10(design: Design) -> None:
-    spread = Spread(10.0, 0.6, "")
-    true = smallest(design, spread)
-    assert found_share(design, spread, true, 300) == pytest.approx(0.8, abs=0.07)

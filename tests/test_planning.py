@@ -116,6 +116,8 @@ def test_more_arms_seeds_and_prompts_move_what_a_design_detects() -> None:
 
     assert least(arms=6) > least() > least(seeds=6)
     assert least() > least(prompts=600)
+    # controls tell how much seeds vary
+    assert least() > least(beside=4)
 
 
 def test_a_trained_baseline_that_all_were_judged_against_costs_its_own_luck() -> None:
@@ -148,9 +150,10 @@ def test_the_components_of_an_earlier_comparison_plan_the_next(tmp_path: Path) -
     ]
     seeds = {"a": ["0", "1", "2"], "b": ["0", "1", "2"]}
     compare.of_items(pl.DataFrame(rows), seeds, tmp_path, Declared("bench"))
-    found = earlier(read_json(tmp_path / "comparison.json"))
+    comparison = read_json(tmp_path / "comparison.json")
+    found = earlier(comparison, "bench", "score")
     assert found is not None and found.prompts > 0 and found.rest > 0
-    assert earlier({"components": []}) is None
+    assert earlier(comparison, "other", "score") is None
 
 
 def test_what_would_settle_it_settles_it() -> None:

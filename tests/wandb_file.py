@@ -1,20 +1,14 @@
-"""Reads W&B's offline run files: LevelDB-framed records of `wandb_internal_pb2.Record` (wandb 0.31
-ships no reader any more)."""
+"""What W&B's offline run files hold, run by run."""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.report.uploading import records
 from tests.waiting import until
-
-BLOCK = 32768
-FILE_HEADER = 7
-RECORD_HEADER = struct.Struct("<IHB")  # checksum, length, type (1 full, 2 first, 3 middle, 4 last)
 
 
 @dataclass
@@ -28,25 +22,6 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def records(path: Path) -> Iterator[bytes]:
-    """The framed records of one .wandb file, in order."""
-    data = path.read_bytes()
-    at, pending = FILE_HEADER, b""
-    while at + RECORD_HEADER.size <= len(data):
-        left = BLOCK - at % BLOCK
-        if left < RECORD_HEADER.size:
-            at += left
-            continue
-        _, length, kind = RECORD_HEADER.unpack_from(data, at)
-        if kind == 0:
-            return
-        pending += data[at + RECORD_HEADER.size : at + RECORD_HEADER.size + length]
-        at += RECORD_HEADER.size + length
-        if kind in (1, 4):
-            yield pending
-            pending = b""
 
 
 def read(folder: Path) -> dict[str, Run]:

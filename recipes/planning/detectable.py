@@ -1,18 +1,27 @@
-"""Which difference a design finds, before it is run: by the same arithmetic as the comparison's
-intervals, from variances that the recipe states, that an earlier comparison of this store showed,
-or that published judgments have.
+"""Which difference a recipe's design finds, before it is run, from variances that the recipe
+states, that an earlier comparison of this store showed, or that published judgments have. The
+arithmetic is in eval/comparing/planning/before.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from core.errors import UserError
+from core.files import read_json
+from eval.protocols import PAIRWISE
 from recipes.schema import Recipe
+from recipes.stages.evaluating import judging
 from recipes.stages.walk import Arms
+
+if TYPE_CHECKING:
+    from eval.comparing.planning.before import Design
+    from eval.comparing.planning.components import Components
 
 PUBLISHED = {
     "alpaca": (
@@ -40,148 +49,106 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Spread:
-    """What varies: the standard deviation over prompts of the difference between two arms, that of
-    an arm's score over its seeds (None: not known), and what both rest on."""
+class Known:
+    """How much the metric that decides varies, and what that rests on."""
 
-    prompt_sd: float
-    seed_sd: float | None
+    components: Components
     rests_on: str
 
 
-@dataclass(frozen=True)
-class Design:
-    """What is compared: arms in question, arms that are trained (controls among them), training
-    seeds, prompts."""
+def design_of(recipe: Recipe, arms: Arms, benchmark: str, prompts: int) -> Design:
+    """The differences in question as one design. A finished model beside the baseline counts as one
+    more trained arm, which errs on the wide side."""
+    from eval.comparing.planning.before import Design
 
-    arms: int
-    trained: int
-    seeds: int
-    prompts: int
-
-    @property
-    def pairs(self) -> int:
-        """Differences whose intervals hold at once."""
-        return self.arms * (self.arms - 1) // 2
-
-
-def smallest(design: Design, spread: Spread) -> float:
-    """The smallest true difference between two trained arms that is found 8 times in 10 by
-    intervals that hold for all pairs at once; nan where the design has no error to go by."""
-    import numpy as np
-
-    from eval import stats
-    from eval.comparing.errors import Errors, Part, detectable
-
-    unit = np.eye(design.arms)
-    contrast = np.array([unit[a] - unit[b] for a, b in combinations(range(design.arms), 2)])
-    items = Part(spread.prompt_sd**2 / design.prompts, design.prompts - 1.0)
-    seeds = Part(0.0)
-    if spread.seed_sd and design.seeds > 1:
-        known = design.trained * (design.seeds - 1.0)
-        seeds = Part(2 * spread.seed_sd**2 / design.seeds, known)
-    criticals = []
-    for part in (items, seeds):
-        df = np.full(design.pairs, part.df)
-        together = stats.simultaneous(contrast @ contrast.T, df)[0]
-        criticals.append(float(np.fmax(together, stats.t_critical(part.df))))
-    return detectable(Errors(items, seeds), (criticals[0], criticals[1]))
+    asked = [name for name in arms.configs if name not in arms.controls]
+    config = recipe.eval
+    rival = None
+    for pairwise in PAIRWISE:
+        if config is not None and pairwise == benchmark:
+            rival = judging.rival(config, arms, pairwise)
+    finished = [name for name in asked if name in arms.finished]
+    baseline: Literal["none", "finished", "trained"] = "finished" if finished else "none"
+    if rival in asked:
+        baseline = "finished" if rival in finished else "trained"
+    return Design(
+        arms=len(asked) - (baseline != "none"),
+        prompts=prompts,
+        seeds=len(arms.seeds),
+        baseline=baseline,
+        judged=rival in asked,
+        beside=len(arms.controls),
+    )
 
 
 def of_recipe(recipe: Recipe, arms: Arms, prompts: int | None) -> dict[str, Any]:
     """What a plan says of the primary metric; {} where nothing is compared. `prompts`: how many
     items it has, None where that is not known yet."""
+    from eval.comparing.planning.before import detectable_before
+
     config = recipe.eval
     asked = [name for name in arms.configs if name not in arms.controls]
     if config is None or config.deciding is None or len(asked) < 2:
         return {}
     benchmark, _, metric = config.deciding.partition("/")
-    trained = [name for name, arm in arms.configs.items() if arm.model is None]
-    design = Design(len(asked), len(trained), len(arms.seeds), prompts or 0)
-    spread = _spread(recipe, benchmark, metric)
+    known = _known(recipe, benchmark, metric)
     said: dict[str, Any] = {
         "primary": config.deciding,
         "prompts": prompts,
-        "seeds": design.seeds,
-        "pairs": design.pairs,
+        "seeds": len(arms.seeds),
+        "pairs": len(asked) * (len(asked) - 1) // 2,
     }
-    if spread is None or not prompts or prompts < 2:
-        return said | {"difference": None, "rests_on": _lacking(spread, prompts)}
+    if known is None or not prompts or prompts < 2:
+        return said | {"difference": None, "rests_on": _lacking(known, prompts)}
+    planned = detectable_before(design_of(recipe, arms, benchmark, prompts), known.components)
+    kind = planned.between_arms or planned.from_baseline
+    assert kind is not None, "two arms are asked about"
+    cell = known.components.cell() / len(arms.seeds)
+    seed_sd = math.sqrt(known.components.seeds)
     return said | {
-        "difference": smallest(design, spread),
+        "difference": kind.detectable,
         "unit": UNITS.get(benchmark, ""),
-        "prompt_sd": spread.prompt_sd,
-        "seed_sd": spread.seed_sd,
-        "rests_on": spread.rests_on,
+        "prompt_sd": math.sqrt(known.components.prompts + 2 * cell),
+        "seed_sd": None if math.isnan(seed_sd) else seed_sd,
+        "rests_on": known.rests_on,
     }
 
 
-def _lacking(spread: Spread | None, prompts: int | None) -> str:
+def _lacking(known: Known | None, prompts: int | None) -> str:
     if not prompts:
         return "how many items it has is not known yet"
-    if spread is None:
+    if known is None:
         return "how much it varies is not known: state `expected.prompt_sd`, or run a pilot"
     return "one item says nothing"
 
 
-def _spread(recipe: Recipe, benchmark: str, metric: str) -> Spread | None:
+def _known(recipe: Recipe, benchmark: str, metric: str) -> Known | None:
     """As the recipe states it, else as an earlier comparison in its store showed it, else as
     published."""
+    from eval.comparing.planning.before import earlier
+    from eval.comparing.planning.components import Components
+
     stated = recipe.expected
+    of_seeds = math.nan
+    if stated is not None and stated.seed_sd is not None:
+        of_seeds = stated.seed_sd**2
     if stated is not None and stated.prompt_sd is not None:
-        return Spread(stated.prompt_sd, stated.seed_sd, "stated in `expected`")
+        return Known(Components(stated.prompt_sd**2, of_seeds), "stated in `expected`")
     metrics = (metric,) if metric else METRICS.get(benchmark, ())
-    for path in sorted(
-        Path(recipe.store).glob("results/compare/*/comparison.parquet"),
-        key=lambda path: -path.stat().st_mtime,
-    ):
+    for folder, comparison in _comparisons(Path(recipe.store)):
         for name in metrics:
-            found = _earlier(path, benchmark, name)
+            found = earlier(comparison, benchmark, name)
             if found is not None:
-                return found
+                return Known(found, f"an earlier comparison, {folder.name[:12]}")
     if benchmark in PUBLISHED and metric in ("", "win_rate"):
         sd, source = PUBLISHED[benchmark]
-        seed_sd = stated.seed_sd if stated else None
-        return Spread(sd, seed_sd, source)
+        return Known(Components(sd**2, of_seeds), source)
     return None
 
 
-def _earlier(path: Path, benchmark: str, metric: str) -> Spread | None:
-    """What an earlier comparison's items show: the median over pairs of arms; None where it has
-    fewer than two arms of this metric."""
-    import numpy as np
-    import polars as pl
-
-    items = pl.read_parquet(path).filter(
-        (pl.col("benchmark") == benchmark) & (pl.col("metric") == metric)
-    )
-    scores = items.group_by("arm", "seed").agg(pl.col("value").mean())
-    # what belongs to one prompt is named PROMPT#PART
-    prompt = pl.col("item").str.split("#").list.first().alias("prompt")
-    means = items.group_by("arm", prompt).agg(pl.col("value").mean())
-    wide = means.pivot("arm", index="prompt", values="value").drop("prompt")
-    spreads = [_apart(wide, a, b) for a, b in combinations(wide.columns, 2)]
-    known = [one for one in spreads if one]
-    if not known:
-        return None
-    return Spread(
-        float(np.median(known)), _between(scores), f"an earlier comparison, {path.parent.name[:12]}"
-    )
-
-
-def _apart(wide: Any, a: str, b: str) -> float | None:
-    """Standard deviation of two arms' differences over items."""
-    both = wide.select(a, b).drop_nulls()
-    value = (both[a] - both[b]).std()
-    return float(value) if value is not None else None
-
-
-def _between(scores: Any) -> float | None:
-    """Standard deviation of a seed's score around its arm's, pooled; None where no arm has two."""
-    squares, df = 0.0, 0
-    by_arm: Mapping[Any, Any] = {arm: rows["value"] for (arm,), rows in scores.group_by("arm")}
-    for values in by_arm.values():
-        if len(values) > 1:
-            squares += float(((values - values.mean()) ** 2).sum())
-            df += len(values) - 1
-    return (squares / df) ** 0.5 if df else None
+def _comparisons(store: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The comparisons of a store, the newest first; one that cannot be read tells nothing."""
+    paths = store.glob("results/compare/*/comparison.json")
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
+        with suppress(UserError):
+            yield path.parent, read_json(path)

@@ -33,6 +33,9 @@ class Design:
     """A prompt."""
     judges: int = 1
     """An answer."""
+    beside: int = 0
+    """Arms of as many seeds that are not among these differences (controls): they only help to know
+    how much seeds vary."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +145,18 @@ def _seeds_df(design: Design, with_base: bool) -> float:
     """Degrees of freedom of the seeds' part: pooled over the arms that have seeds; under a trained
     baseline that all were judged against, see eval/comparing/arms.py."""
     per_arm = design.seeds - 1.0
+    varied = design.arms + design.beside
     if design.seeds == 1:
         return math.inf
     if design.judged and design.baseline == "trained":
-        return per_arm if with_base or design.arms < 2 else (design.arms - 1) * per_arm
-    return (design.arms + (design.baseline == "trained")) * per_arm
+        return per_arm if with_base or varied < 2 else (varied - 1) * per_arm
+    return (varied + (design.baseline == "trained")) * per_arm
 
 
-def earlier(comparison: Mapping[str, Any], metric: str | None = None) -> Components | None:
-    """The components of an earlier comparison.json: of its primary metric, or of a metric by name;
-    None where it has none."""
+def earlier(comparison: Mapping[str, Any], benchmark: str, metric: str) -> Components | None:
+    """The components of a metric in an earlier comparison.json; None where it has none."""
     for one in comparison.get("components", []):
-        if one["metric"] == metric if metric else one["primary"]:
+        if (one["benchmark"], one["metric"]) == (benchmark, metric):
             parts = {
                 name: math.nan if one[name] is None else float(one[name])
                 for name in ("prompts", "seeds", "rest", "answers", "judges")

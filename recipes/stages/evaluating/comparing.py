@@ -54,7 +54,7 @@ def compared(
     said = _left_out(session)
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        declared = Declared(str(config.deciding), against, arms.controls, judged)
+        declared = Declared(str(config.deciding), against, arms.controls, judged, config.equivalent)
         scored = {run: inputs[run] for run in runs if run in inputs}
         counts = compare.run(scored, out, declared, unscored=unscored)
         beside = [name for name in inputs if name not in scored and name != overlap.COMMON]
@@ -73,6 +73,7 @@ def compared(
     optional = {
         "controls": controls,
         "judged_against": judged,
+        "equivalent": config.equivalent,
         "unscored": unscored,
         "left_out": said,
     }

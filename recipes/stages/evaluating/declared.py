@@ -27,8 +27,7 @@ def of(config: EvalConfig, arms: Arms) -> dict[str, Any]:
         "controls": sorted(arms.controls),
         "seeds": list(arms.seeds),
     }
-    equivalent = config.model_dump(mode="json").get("equivalent")
-    return stated | ({"equivalent": equivalent} if equivalent is not None else {})
+    return stated | ({"equivalent": config.equivalent} if config.equivalent else {})
 
 
 def declare(session: Session, config: EvalConfig, arms: Arms, runs: Sequence[str]) -> list[str]:
