@@ -191,3 +191,18 @@ def test_both_turns_of_a_question_are_one_cluster() -> None:
     apart = mtbench.figures(frame.with_columns(pl.format("{}-{}", "item", "turn").alias("item")))
     # turns that agree are no new evidence
     assert found["standard_error"] > 1.3 * apart["standard_error"]
+
+
+def test_groups_stand_in_one_order_whatever_the_process_hashes() -> None:
+    tags = {"a": ["Math", "Planning", "Editing"], "b": ["Reasoning", "Advice seeking"]}
+    assert wildbench.groups_of("a", tags["a"]) == [
+        "Creative Tasks",
+        "Planning & Reasoning",
+        "Math & Data Analysis",
+    ]
+    assert list(wildbench.by_group({"a": 5.0, "b": 6.0}, tags)) == [
+        "Information/Advice seeking",
+        "Creative Tasks",
+        "Planning & Reasoning",
+        "Math & Data Analysis",
+    ]

@@ -123,8 +123,10 @@ def _score(tasks: Mapping[str, Row], tags: Mapping[str, list[str]] | None) -> di
     }
 
 
-def groups_of(task: str, tags: Iterable[str]) -> set[str]:
-    """The task groups of a task's tags. Raises UserError for a tag that WildBench does not have."""
+def groups_of(task: str, tags: Iterable[str]) -> list[str]:
+    """The task groups of a task's tags, each once, in the order of `WEIGHTS`: what is computed from
+    them, and written, is the same in every process. Raises UserError for a tag that WildBench does
+    not have."""
     groups = set()
     for tag in tags:
         if tag not in GROUPS:
@@ -132,7 +134,7 @@ def groups_of(task: str, tags: Iterable[str]) -> set[str]:
                 f"task {task} has the tag '{tag}', which is none of {', '.join(GROUPS)}."
             )
         groups.add(GROUPS[tag])
-    return groups
+    return [group for group in WEIGHTS if group in groups]
 
 
 def by_group(
@@ -146,7 +148,7 @@ def by_group(
             continue
         for group in known:
             groups.setdefault(group, {})[task] = adjusted(value)
-    return groups
+    return {group: groups[group] for group in WEIGHTS if group in groups}
 
 
 def macro_score(ratings: Mapping[str, float | None], tags: Mapping[str, list[str]]) -> float | None:
