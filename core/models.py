@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from core.control_tokens import encode, shield
 from core.errors import UserError, first_line, nearest
 from core.files import clear_leftovers, file_digest, read_json, replacing, write_atomic
+from core.pretrained.control_tokens import encode, shield
 from core.store import digest
 
 if TYPE_CHECKING:

@@ -16,8 +16,13 @@ import polars as pl
 import pytest
 
 from core import models
-from core.control_tokens import control_tokens, encode_marked, hostile_ids, spells_control
 from core.errors import UserError
+from core.pretrained.control_tokens import (
+    control_tokens,
+    encode_marked,
+    hostile_ids,
+    spells_control,
+)
 from eval.checkpoint.heldout_loss import spans_of
 from eval.judging import templates
 from synth.chat.describe import described

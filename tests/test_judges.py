@@ -19,8 +19,8 @@ import polars as pl
 import pytest
 
 import core.sending.client
-from core import control_tokens
 from core.errors import UserError
+from core.pretrained import control_tokens
 from core.sending.purse import Ledger
 from core.servers import Servers
 from core.tracking import Log

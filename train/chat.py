@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.control_tokens import encode_marked, shield, spells_control
 from core.errors import UserError, nearest
 from core.models import render
+from core.pretrained.control_tokens import encode_marked, shield, spells_control
 from train.config import SHIPPED_TEMPLATES, TrainConfig
 from train.encoding import Ids, Mask, as_lists, marked_ids, rendered_spans
 

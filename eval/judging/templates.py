@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.control_tokens import hostile_ids, trusted_ids
 from core.errors import UserError, nearest
+from core.pretrained.control_tokens import hostile_ids, trusted_ids
 from eval.judging.official import prompts as official
 
 if TYPE_CHECKING:

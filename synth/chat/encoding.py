@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.control_tokens import encode, shield
+from core.pretrained.control_tokens import encode, shield
 from synth.chat.templates import rendered
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from core.control_tokens import control_tokens, encode, shield
 from core.errors import UserError
+from core.pretrained.control_tokens import control_tokens, encode, shield
 from synth.chat.encoding import pair
 from synth.chat.templates import around_user, template_of
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core.control_tokens import spells_control
 from core.errors import UserError, first_line
 from core.files import file_digest, read_json, replacing, write_atomic
 from core.models import tokenizer as shared_tokenizer
+from core.pretrained.control_tokens import spells_control
 from core.store import digest
 from train import chat as chats
 from train.config import DpoConfig, Job

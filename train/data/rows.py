@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from core.control_tokens import spells_control
 from core.errors import UserError, first_line
 from core.models import tokenizer as shared_tokenizer
+from core.pretrained.control_tokens import spells_control
 from train import chat as chats
 from train.config import DpoConfig, TrainConfig
 from train.data import tools

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import polars as pl
 
-from core import control_tokens, models
+from core import models
 from core.columns import Column
 from core.errors import UserError
+from core.pretrained import control_tokens
 from core.sending.chat import most_tokens, usage
 from core.sending.purse import Purse
 from core.servers import Servers
