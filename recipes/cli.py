@@ -364,15 +364,17 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         _end(130, "stopped; the same command continues where it was.")
-    except Exception as error:
-        from core.errors import Stopped, UserError
+    except SystemExit:
+        raise
+    except BaseException as error:  # polars' panics are no Exception
+        from core.errors import Stopped, of_system
 
         if isinstance(error, Stopped):
             _end(Stopped.code, str(error))
         if debug:
             raise
-        if isinstance(error, UserError):
-            _end(2, str(error))
+        if (sentence := of_system(error)) is not None:
+            _end(2, sentence)
         _end(1, f"{type(error).__name__}: {error} (a defect: --debug shows the traceback)")
 
 
