@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from core.errors import UserError
 from recipes import schema
 from recipes.cli import app
-from recipes.verbs import doctor
+from recipes.verbs.readiness import doctor
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
 

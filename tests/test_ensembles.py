@@ -21,7 +21,7 @@ from recipes import schema
 from recipes.report.sections.judges import judge_lines
 from recipes.stages import graph
 from recipes.verbs import annotations as written
-from recipes.verbs import doctor
+from recipes.verbs.readiness import doctor
 from recipes.verbs.why import explain
 from tests import small_recipe
 from tests.eval_files import alpaca, arena, chat_logprobs, duel, shown

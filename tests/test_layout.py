@@ -45,9 +45,9 @@ ORDER = {
     ],
     "recipes": [
         {"cli"},
-        {"cli_data"},
-        {"planning"},
+        {"commands"},
         {"verbs", "launching", "comparisons"},
+        {"upkeep"},
         {"exchange"},
         {"stages"},
         {"report"},

@@ -12,8 +12,8 @@ import pytest
 from core.errors import UserError
 from recipes.schema import Loaded, load
 from recipes.stages import graph
-from recipes.verbs import memory
-from recipes.verbs.trainings import Hardware, lines, trainings
+from recipes.verbs.planning.trainings import Hardware, lines, trainings
+from recipes.verbs.readiness import memory
 from train.config import DpoConfig, TrainConfig
 from train.sizes.published import beside
 from train.sizes.schedule import hours, peak_of, schedule
@@ -122,7 +122,7 @@ def test_what_a_recipe_expects_moves_no_key(offline: Loaded) -> None:
 
 def test_rows_of_a_ledger_stand_in_place_of_what_is_stated(offline: Loaded) -> None:
     from recipes.stages.session import Step
-    from recipes.verbs.trainings import _work
+    from recipes.verbs.planning.trainings import _work
 
     folder = Path(offline.recipe.store) / "train" / "KEY.partial"
     folder.mkdir(parents=True)

@@ -12,12 +12,12 @@ import pytest
 from eval import compare
 from eval.comparing.metrics import Declared
 from eval.comparing.planning.before import Design
-from recipes.planning import plan as planning
-from recipes.planning.detectable import design_of, of_recipe
 from recipes.schema import load
 from recipes.stages import graph
 from recipes.stages.walk import Arms
-from recipes.verbs.trainings import Hardware, trainings
+from recipes.verbs.planning import plan as planning
+from recipes.verbs.planning.detectable import design_of, of_recipe
+from recipes.verbs.planning.trainings import Hardware, trainings
 
 EIGHT_B = "llama3-8b-magpie-pro-300k"
 

@@ -93,7 +93,7 @@ def test_only_the_papers_reward_model_has_a_published_threshold() -> None:
 
 def test_doctor_warns_of_a_threshold_that_belongs_to_another_reward_model(tmp_path: Path) -> None:
     from recipes.schema import load
-    from recipes.verbs.doctor import thresholds
+    from recipes.verbs.readiness.doctor import thresholds
 
     text = (
         "name: x\nstore: {store}\n"

@@ -105,7 +105,7 @@ def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
 
 def _machine_and_verdict(recipe: Recipe, config: TrainConfig, hardware: Hardware) -> dict[str, Any]:
     """Disk of one training and, where GPUs are known, what each of them holds."""
-    from recipes.verbs.memory import machine
+    from recipes.verbs.readiness.memory import machine
     from train.sizes.disk import peak_disk
     from train.sizes.fitting import Machine, verdict
     from train.sizes.shapes import shape_of
@@ -134,7 +134,7 @@ def _steps(
     recipe: Recipe, config: TrainConfig, work: Work, seeds: int, hardware: Hardware
 ) -> dict[str, Any]:
     """Packs, steps, warm-up and accumulation of one seed, and hours where GPUs are known."""
-    from recipes.verbs.memory import machine
+    from recipes.verbs.readiness.memory import machine
     from train.settings.machine import processes
     from train.sizes.schedule import hours, peak_of, schedule
     from train.sizes.shapes import shape_of

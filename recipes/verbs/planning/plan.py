@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 from core.sending.purse import Bill
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
-from recipes.planning import detectable
 from recipes.stages.session import REUSE
 from recipes.stages.walk import Arms
-from recipes.verbs import trainings as of_trainings
+from recipes.verbs.planning import detectable
+from recipes.verbs.planning import trainings as of_trainings
 from recipes.verbs.terminal import table
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded, Recipe
     from recipes.stages.graph import Outcome
-    from recipes.verbs.trainings import Hardware
+    from recipes.verbs.planning.trainings import Hardware
 
 BEFORE = ("instructions", "measure")
 """Stages whose reasons say what is missing of the synthesis."""

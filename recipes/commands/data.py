@@ -1,5 +1,4 @@
-"""The verbs of `magpie` that work on data without a recipe: one verb, one function, everything
-heavy imported inside."""
+"""Data without a recipe: reading, measuring, filtering, answering, writing."""
 
 from __future__ import annotations
 
@@ -7,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Option, Typer
+
+from recipes.commands.options import AsJson
 
 app = Typer()
 
-AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+PANEL = "Make data"
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def filters(as_json: AsJson = False) -> None:
     """List the named filter strategies with rule and source, and reward models with the threshold
     that belongs to each."""
@@ -23,7 +24,7 @@ def filters(as_json: AsJson = False) -> None:
     show_filters(as_json=as_json)
 
 
-@app.command("filter")
+@app.command("filter", rich_help_panel=PANEL)
 def filter_data(
     data: Annotated[
         str,
@@ -99,7 +100,7 @@ def filter_data(
     filtering.main(data, asked, filtering.Output(out, form, as_json), seed, models)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def template(
     model: str,
     system_prompt: Annotated[
@@ -130,7 +131,7 @@ Config = Annotated[str | None, Option(help="Configuration of a hub data set.")]
 Revision = Annotated[str | None, Option(help="Commit, branch or tag of a hub data set.")]
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=PANEL)
 def import_(
     source: Annotated[
         str,
@@ -162,7 +163,7 @@ def import_(
     import_data.verb(source, out, import_data.Wanted(form, limit, head, as_), how)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def answer(
     data: Annotated[
         str, Argument(help="Prompts, with or without answers: file, folder or hub id.")
@@ -226,7 +227,7 @@ def answer(
     answering.main(wanted, responder, answering.Output(out, form, store))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def export(
     source: Annotated[str, Argument(help="Data (file, folder, hub id), or a finished recipe.")],
     form: Annotated[
@@ -267,7 +268,7 @@ def export(
     verb(source, target, arm=arm, seed=seed)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def tag(
     data: Annotated[
         str | None, Argument(help="Anybody's data: file, folder or hub id (as `magpie import`).")
@@ -325,33 +326,3 @@ def tag(
     shown = tagging.Shown(limit, as_json)
     wanted = tagging.Wanted(out, store, form, check, sample)
     tagging.verb(data, columns, tagger, wanted, how, shown)
-
-
-track = Typer(help="What runs reported to W&B.", no_args_is_help=True)
-app.add_typer(track, name="track")
-
-
-@track.command("sync")
-def track_sync(
-    recipe: Annotated[str, Argument(help="Recipe, or the folder of a store.")],
-    overrides: Annotated[list[str] | None, Argument(help="Dotted overrides.")] = None,
-) -> None:
-    """Upload what was reported offline to W&B: every run once, also after kills.
-
-    Needs WANDB_API_KEY. Runs that are still written to are left for the next call, and so is what
-    W&B did not take.
-    """
-    from recipes import schema
-    from recipes.report import uploading
-
-    root = Path(recipe)
-    if not (root / "wandb").is_dir():
-        root = Path(schema.load(recipe, overrides or []).recipe.store)
-    done = uploading.sync(root, print)
-    for name, why in done.failed.items():
-        print(f"{name}: not uploaded ({why})")
-    left = f", {len(done.live)} still written to and left for the next call" if done.live else ""
-    failed = f", {len(done.failed)} not taken" if done.failed else ""
-    print(f"{len(done.sent)} runs uploaded{left}{failed}")
-    if done.failed:
-        raise Exit(1)

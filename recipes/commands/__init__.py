@@ -1,0 +1,2 @@
+"""The verbs of `magpie` by the groups of its help: one function a verb, everything heavy imported
+inside it."""

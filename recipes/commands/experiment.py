@@ -1,0 +1,91 @@
+"""One experiment: what it would do, doing it, its page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option, Typer
+
+from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load
+
+app = Typer()
+
+PANEL = "Experiment"
+
+
+@app.command(rich_help_panel=PANEL)
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None,
+        Option(
+            help="Stop after this stage (measure, select, train, tasks, answers, judge, score ...)."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        Option(help="Make one training alone, ARM/SEED, of data that are made: a cluster's task."),
+    ] = None,
+    trained: Annotated[
+        bool,
+        Option("--trained", help="Train nothing: evaluate what is trained, and say what is not."),
+    ] = False,
+    retry: Annotated[
+        bool,
+        Option(
+            "--retry",
+            help="Also ask again what servers and judges failed at for good (no verdict).",
+        ),
+    ] = False,
+) -> None:
+    """Make everything that the recipe asks for and is not made yet, then print the comparison."""
+    from core.errors import UserError, nearest
+    from recipes.stages import graph
+    from recipes.stages.session import Trainings
+    from recipes.verbs import terminal
+
+    if until is not None and until not in graph.STAGES:
+        raise UserError(f"--until {until}: no such stage{nearest(until, graph.STAGES)}.")
+    if only is not None and (trained or until is not None):
+        raise UserError("--only makes one training and nothing else: no --until, no --trained.")
+    loaded = load(recipe, overrides)
+    outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry)
+    if not outcome.stopped:
+        terminal.show(loaded, outcome)
+
+
+@app.command(rich_help_panel=PANEL)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    gpu: Annotated[str, Option(help="Device that hours are worked out for.")] = "H100",
+    mfu: Annotated[float, Option(min=0.01, max=1, help="Share of its peak that is reached.")] = 0.4,
+    stages: Annotated[
+        bool,
+        Option("--stages", help="Also every stage, why it runs, and what each training needs."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show in ten lines what would run, what is reused, what it costs and which difference it can
+    find; with --stages also every stage, the field that caused it, and every training."""
+    from recipes.stages import graph
+    from recipes.verbs.planning import plan as planning
+    from recipes.verbs.planning.trainings import Hardware
+
+    loaded = load(recipe, overrides)
+    hardware = Hardware(gpus, gpu_memory, gpu, mfu)
+    planning.show(loaded, graph.plan(loaded), hardware, stages=stages, as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the path of the recipe's report."""
+    from core.errors import UserError
+
+    path = load(recipe, overrides).recipe.folder / "report.html"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist yet; make it with `magpie run {recipe}`.")
+    print(path)

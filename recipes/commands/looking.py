@@ -1,0 +1,95 @@
+"""Looking: at this machine, at a recipe, at what a score rests on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Typer
+
+from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load
+
+app = Typer()
+
+PANEL = "Look"
+
+
+@app.command(rich_help_panel=PANEL)
+def why(
+    recipe: RecipeFile,
+    what: Annotated[str, Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
+    overrides: Overrides = None,
+) -> None:
+    """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row
+    to the arms that took it."""
+    from recipes.verbs.why import explain
+
+    for line in explain(load(recipe, overrides), what):
+        print(line)
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor(
+    recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with
+    what to do."""
+    from recipes.verbs.readiness import doctor as checks
+
+    raise Exit(checks.main(load(recipe, overrides).recipe if recipe else None))
+
+
+@app.command(rich_help_panel=PANEL)
+def memory(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each GPU holds while the recipe trains (every ZeRO stage, recomputation, adapters),
+    whether it fits, and the smallest change that would. Exits with 1 where it does not."""
+    from recipes.verbs.readiness import memory as of_training
+
+    asked = load(recipe, overrides).recipe
+    raise Exit(of_training.main(asked, gpus, gpu_memory, as_json=as_json))
+
+
+@app.command(rich_help_panel=PANEL)
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    from recipes.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+track = Typer(help="What runs reported to W&B.", no_args_is_help=True)
+app.add_typer(track, name="track", rich_help_panel=PANEL)
+
+
+@track.command("sync")
+def track_sync(
+    recipe: Annotated[str, Argument(help="Recipe, or the folder of a store.")],
+    overrides: Annotated[list[str] | None, Argument(help="Dotted overrides.")] = None,
+) -> None:
+    """Upload what was reported offline to W&B: every run once, also after kills.
+
+    Needs WANDB_API_KEY. Runs that are still written to are left for the next call, and so is what
+    W&B did not take.
+    """
+    from recipes import schema
+    from recipes.report import uploading
+
+    root = Path(recipe)
+    if not (root / "wandb").is_dir():
+        root = Path(schema.load(recipe, overrides or []).recipe.store)
+    done = uploading.sync(root, print)
+    for name, why in done.failed.items():
+        print(f"{name}: not uploaded ({why})")
+    left = f", {len(done.live)} still written to and left for the next call" if done.live else ""
+    failed = f", {len(done.failed)} not taken" if done.failed else ""
+    print(f"{len(done.sent)} runs uploaded{left}{failed}")
+    if done.failed:
+        raise Exit(1)

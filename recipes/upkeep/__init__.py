@@ -1,0 +1,1 @@
+"""Keeping a store: what lies in it, what refers to what, and what nothing refers to."""

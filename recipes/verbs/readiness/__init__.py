@@ -1,0 +1,1 @@
+"""Is a machine ready for a recipe: packages, models, memory, disk."""
