@@ -8,6 +8,10 @@ The key is a digest of whatever the caller says determines the content (config, 
 VERSION of the code). The manifest also holds the digest of what was actually written, which
 children put into their own keys: a rebuilt parent with other bytes leaves its children behind as
 stale.
+
+It holds a seal of every file too, and one of itself: a result of which a file was changed, emptied
+or lost since does not count any more (`core/cells/damage.py` says what becomes of it). A copy of
+each manifest lies in `ROOT/verified`, beside what is remembered of the files that were read.
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from core.cells import seals
+from core.cells.damage import damaged, hurt, mends
 from core.cells.leases import leased
-from core.errors import UserError
+from core.cells.seals import Memory, Seals
+from core.errors import UserError, first_line
 from core.files import (
     file_digest,
     finite,
@@ -40,6 +47,13 @@ Counts = dict[str, Any]
 the manifest, never part of a key."""
 
 MANIFEST = "manifest.json"
+VERIFIED = "verified"
+"""The folder of a store that remembers which files were read and found whole; it may be removed at
+the cost of reading them once more."""
+
+Content = Callable[[Path], str] | str
+"""Digests what children depend on in a result's folder; or the folder in it that is all that they
+depend on."""
 
 LAYOUT = 2
 """How files lie in a store. 1: columns in parts of 32 rows and more, by name; such a store has no
@@ -95,6 +109,20 @@ def tree_digest(folder: Path) -> str:
     return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
 
 
+def _tree_of(files: Seals, below: str) -> str:
+    """`tree_digest` of the folder `below` ("": of all), from the seals of its files."""
+    start = f"{below}/" if below else ""
+    named = {Path(name.removeprefix(start)): name for name in files if name.startswith(start)}
+    return digest([[path.as_posix(), files[named[path]]["sha256"]] for path in sorted(named)])
+
+
+def content_digest(folder: Path, content: Content | None) -> str:
+    """What children of a result in a folder depend on (None: every file)."""
+    if callable(content):
+        return content(folder)
+    return tree_digest(folder / content if content else folder)
+
+
 def content_of_files(path: str) -> str:
     """What a path in a recipe contributes to a key: the digest of the file or folder, or the text
     itself when it names neither (a shipped name, a hub id)."""
@@ -125,9 +153,8 @@ class Build:
     path: Path
     counts: Counts = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    content: Callable[[Path], str] | None = None
-    """Digests what children depend on, where that is not every file (a training log has times in
-    it); default: `tree_digest`."""
+    content: Content | None = None
+    """What children depend on, where that is not every file (a training log has times in it)."""
 
 
 class Store:
@@ -147,13 +174,37 @@ class Store:
         folder = self.folder(stage, key)
         return folder.with_name(f"{folder.name}.partial")
 
-    def find(self, stage: str, key: str) -> Result | None:
-        """The finished result under this key, or None."""
-        folder = self.folder(stage, key)
-        with suppress(FileNotFoundError):
-            remedy = f"remove the folder {folder} and run again"
-            return Result(folder, read_json(folder / MANIFEST, remedy))
-        return None
+    def memory(self, stage: str, key: str) -> Path:
+        """What is remembered of the result of `stage` under `key`: its manifest, and the files that
+        were found whole."""
+        return self.root / VERIFIED / "results" / stage / f"{key[:16]}.json"
+
+    def find(self, stage: str, key: str, content: Content | None = None) -> Result | None:
+        """The finished result under this key, or None.
+
+        One whose files do not hold what its manifest says is damaged, and does not count (see
+        core/cells/damage.py; what is wrong with files beside the `content` of a result is told, and
+        it counts). Files are read once, then known by size and times. `content` judges results
+        of before there were seals.
+        """
+        folder, memory = self.folder(stage, key), Memory(self.memory(stage, key))
+        manifest = _manifest(folder, key, memory, self.root)
+        if manifest is None:
+            return None
+        within = manifest.get("within") or (content if isinstance(content, str) else "")
+        start = f"{within}/" if within else ""
+        fatal = {}
+        for name, why in _broken(folder, manifest, memory, content).items():
+            if name.startswith(start):
+                fatal[name] = why
+            else:
+                hurt(folder / name, f"{why}; {within} is whole, so the result counts")
+        if fatal:
+            name, why = next(iter(fatal.items()))
+            more = f" (and {len(fatal) - 1} more files)" if len(fatal) > 1 else ""
+            damaged(folder, f"{name} {why}{more}", self.root)
+            return None
+        return Result(folder, manifest)
 
     def finished(self, stage: str, key: str) -> Result:
         """The result under this key, which exists. Raises UserError when it is gone."""
@@ -192,7 +243,10 @@ class Store:
             started = time.time()
             build = Build(partial)
             yield build
-            content = (build.content or tree_digest)(partial)
+            files = seals.sealed(partial, seals.names_below(partial, [MANIFEST]))
+            counts = build.content or ""
+            within = counts if isinstance(counts, str) else ""
+            content = _tree_of(files, counts) if isinstance(counts, str) else counts(partial)
             fsync_tree(partial)
             manifest = {
                 "stage": stage,
@@ -203,9 +257,83 @@ class Store:
                 "started": started,
                 "seconds": time.time() - started,
                 **build.facts,
-            }
+                "files": files,
+            } | ({"within": within} if within else {})
+            text = json.dumps(finite(manifest), default=_plain, allow_nan=False)
+            manifest = with_seal(json.loads(text))
             remove(final)  # has no manifest: an earlier run was killed between the next two steps
             partial.rename(final)
             fsync_folder(final.parent)
-            text = json.dumps(finite(manifest), indent=2, default=_plain, allow_nan=False)
-            write_atomic(final / MANIFEST, text)
+            write_atomic(final / MANIFEST, json.dumps(manifest, indent=2))
+            Memory(self.memory(stage, key)).remember(final, files, {"manifest": manifest})
+
+
+def with_seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the seal of what it says."""
+    return {**manifest, "seal": _seal(manifest)}
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """What a manifest says, as a digest."""
+    said = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(folder: Path, key: str, memory: Memory, root: Path) -> dict[str, Any] | None:
+    """What the manifest of a result says, or the copy of one that was lost or changed; None where
+    there is no result, or nothing says what it is."""
+    copy = memory.held.get("manifest")
+    try:
+        said = read_json(folder / MANIFEST)
+        wrong = _complaint(said, key)
+    except FileNotFoundError:
+        if not folder.is_dir() or copy is None:
+            return None  # there is none, or a run was killed before its manifest
+        said, wrong = None, seals.GONE
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        said, wrong = None, "is not valid JSON"
+    if wrong is None:
+        return dict(said)
+    if _complaint(copy, key) is None and copy:
+        hurt(folder / MANIFEST, f"{wrong}; the copy of it in {memory.path} counts")
+        if mends():
+            write_atomic(folder / MANIFEST, json.dumps(copy, indent=2))
+        return dict(copy)
+    damaged(folder, f"{MANIFEST} {wrong}", root)
+    return None
+
+
+def _complaint(manifest: Any, key: str) -> str | None:
+    """What is wrong with what a manifest says; None where nothing is."""
+    if not isinstance(manifest, dict):
+        return "holds no manifest"
+    if "seal" in manifest and manifest["seal"] != _seal(manifest):
+        return seals.CHANGED
+    if manifest.get("key") != key:
+        return "is another result's"
+    whole = isinstance(manifest.get("digest"), str) and isinstance(manifest.get("counts"), dict)
+    return None if whole else "lacks its digest or its counts"
+
+
+def _broken(
+    folder: Path, manifest: Mapping[str, Any], memory: Memory, content: Content | None
+) -> dict[str, str]:
+    """What is wrong with the files of a result, by name. One of before there were seals is judged
+    by its digest once, then sealed in the memory."""
+    kept = manifest.get("files", memory.held.get("seals"))
+    if seals.is_seals(kept):
+        return seals.broken(folder, kept, memory)
+    if content is None:
+        return {}
+    files = seals.sealed(folder, seals.names_below(folder, [MANIFEST]))
+    where = f"{content}/" if isinstance(content, str) else "./"
+    try:
+        now = _tree_of(files, content) if isinstance(content, str) else content(folder)
+    except Exception as error:  # whatever reads that kind of file
+        return {where: f"cannot be read as what was made ({first_line(error)})"}
+    if now != manifest["digest"]:
+        return {where: "holds something else than was made"}
+    memory.remember(folder, files, {"seals": files, "manifest": dict(manifest)})
+    return {}

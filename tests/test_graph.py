@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
+from core.store import with_seal
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
@@ -244,7 +245,7 @@ def test_a_rebuilt_parent_with_other_content_leaves_its_children_stale(copied: P
     for manifest in (copied.parent / "store" / "results" / "train").glob("*/manifest.json"):
         data = json.loads(manifest.read_text())
         if data["digest"] == train:
-            manifest.write_text(json.dumps({**data, "digest": "f" * 64}))
+            manifest.write_text(json.dumps(with_seal({**data, "digest": "f" * 64})))
     assert plan(copied)["train/good/0"] == "reuse"
     assert plan(copied)["answers/good/0"] == "run"
     assert why(copied)["answers/good/0"] == "stale: checkpoint has other content now"

@@ -70,6 +70,8 @@ class Outcome:
     stopped: bool
     bills: Mapping[str, tuple[str, Bill]] = field(default_factory=dict)
     """What steps that must run can cost at most, and the model that is asked, by step."""
+    damaged: Mapping[Path, str] = field(default_factory=dict)
+    """What is wrong with files and folders of the store that are damaged."""
 
 
 def plan(loaded: Loaded) -> Outcome:
@@ -160,14 +162,15 @@ def _outcome(
         session.retry = retry
         stopped = False
         try:
-            _walk(loaded, session)
+            with session.damage.noted():
+                _walk(loaded, session)
         except StopHere:
             stopped = True
         except UserError as error:
             raise loaded.source.sentence(error) from error
         finally:
             servers.ledger.close()
-    return Outcome(session.steps, session.results, stopped, session.bills)
+    return Outcome(session.steps, session.results, stopped, session.bills, session.damage.found)
 
 
 def _walk(loaded: Loaded, session: Session) -> None:

@@ -14,11 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from core.cells.damage import Damage
 from core.errors import UserError
 from core.files import file_digest, read_json, write_changed
 from core.sending.purse import Bill
 from core.servers import Servers
-from core.store import Counts, Result, Store, canonical, digest, tree_digest
+from core.store import (
+    Content,
+    Counts,
+    Result,
+    Store,
+    canonical,
+    content_digest,
+    digest,
+    tree_digest,
+)
 from core.tracking import Log, Made, Tracker
 from recipes.stages.environment import environment
 
@@ -69,8 +79,8 @@ class Stage:
     spec: Mapping[str, Any]
     parents: Mapping[str, Result | None]
     make: Make
-    content: Callable[[Path], str] | None = None
-    """Digests what children depend on, where that is not every file."""
+    content: Content | None = None
+    """What children depend on, where that is not every file."""
     because: Mapping[str, Any] = field(default_factory=dict)
     """Settings that explain the spec without being part of the key."""
     trainer: bool = False
@@ -141,6 +151,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._remembered = self.folder / "specs.json"
+        self.damage = Damage(self.log.say, moves=not self.starts_nothing)
         self._last: dict[str, Any] = {}
         if self._remembered.is_file():
             self._last = json.loads(self._remembered.read_text())
@@ -173,10 +184,11 @@ class Session:
 
     def _attempts(self, stage: Stage) -> tuple[int, Result | None]:
         """(how many attempts at a stage are finished, the last of them)."""
-        last = self.store.find(stage.kind, digest(stage.determined))
+        content = stage.content or tree_digest
+        last = self.store.find(stage.kind, digest(stage.determined), content)
         number = int(last is not None)
         while stage.asks and last is not None and any(left(last)):
-            further = self.store.find(stage.kind, digest(stage.attempt(number)))
+            further = self.store.find(stage.kind, digest(stage.attempt(number)), content)
             if further is None:
                 break
             last, number = further, number + 1
@@ -228,7 +240,8 @@ class Session:
         key = digest(determined)
         known = not any(parent.manifest.get(UNMADE) for parent in stage.parents.values() if parent)
         folder = self.store.folder(stage.kind, key) if known else None
-        self.note(stage.name, RUN, self._cause(stage.name), folder)
+        why = (self.damage.of(folder) if folder else None) or self._cause(stage.name)
+        self.note(stage.name, RUN, why, folder)
         if self.planning and not (known and stage.name in self.made_now):
             return None
         self.results[stage.name] = self._make(stage, key, determined)
@@ -261,7 +274,7 @@ class Session:
 
         def make(out: Path, log: Log, folders: dict[str, Path]) -> Counts:
             counts = stage.make(out, log, folders | {"earlier": earlier.path})
-            if (stage.content or tree_digest)(out) == earlier.digest:
+            if content_digest(out, stage.content) == earlier.digest:
                 raise UserError("nothing has changed")
             return counts
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import UserError, nearest
 from core.models import Model
-from core.store import Counts, Result, digest, tree_digest
+from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.schema import Recipe
 from recipes.stages import checks
@@ -242,7 +242,7 @@ def _alignment(
         spec,
         parents,
         make,
-        content=lambda out: tree_digest(out / "checkpoint"),
+        content="checkpoint",
         trainer=_reports(config),
     )
 
@@ -295,7 +295,7 @@ def _training(
         spec,
         {"tokens": tokens},
         make,
-        content=lambda out: tree_digest(out / "checkpoint"),
+        content="checkpoint",
         trainer=_reports(config),
     )
 

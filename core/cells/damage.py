@@ -1,0 +1,107 @@
+"""What is done about a damaged file of a store.
+
+    damage = Damage(log.say, moves=True)
+    with damage.noted():
+        ...                      # whatever reads the store
+
+A run sets what is damaged aside, under `STORE/aside`, and so makes it again; a plan goes on as if
+it were not there. Both name it. Everything else (export, why ...) ends with a sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import UserError
+
+ASIDE = "aside"
+"""The folder of a store that holds what was set aside, under the paths that it had."""
+
+
+@dataclass
+class Damage:
+    """What is found damaged in one walk."""
+
+    say: Callable[[str], None]
+    moves: bool
+    """Whether it is set aside; else it is left where it is, and left out."""
+    found: dict[Path, str] = field(default_factory=dict)
+    """What is wrong, by path."""
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """What is found in the block is noted here."""
+        global _noting
+        before, _noting = _noting, self
+        try:
+            yield
+        finally:
+            _noting = before
+
+    def of(self, path: Path) -> str | None:
+        """What is wrong with a file or folder; None where nothing is."""
+        return self.found.get(path)
+
+
+_noting: Damage | None = None
+"""Who notes what is damaged in this process now."""
+
+
+def damaged(path: Path, why: str, root: Path | None) -> None:
+    """Deal with a damaged file or folder of the store at `root` (None: of no store's): what is
+    wrong with it is `why`, which ends its sentence. On return it does not count.
+
+    Raises UserError where nobody notes damage.
+    """
+    noting = _noting
+    if noting is None:
+        raise UserError(
+            f"{path}: {why}; `magpie verify RECIPE --repair`, or a run of its recipe, sets it "
+            "aside and makes it again."
+        )
+    if path in noting.found and not noting.moves:
+        return
+    if noting.moves:
+        place = set_aside(path, root)
+        noting.say(f"damaged: {path}: {why}; it is now {place}" if place else f"{path}: {why}")
+    elif path not in noting.found:
+        noting.say(f"damaged: {path}: {why}; a run sets it aside and makes it again")
+    noting.found[path] = why
+
+
+def hurt(path: Path, why: str) -> None:
+    """Say of a file that it is damaged where nothing needs to be made again for it."""
+    noting = _noting
+    if noting is not None and path not in noting.found:
+        noting.say(f"damaged: {path}: {why}")
+        noting.found[path] = why
+
+
+def mends() -> bool:
+    """Whether what is damaged may be put right now."""
+    return _noting is not None and _noting.moves
+
+
+def left_out(path: Path) -> bool:
+    """Whether a file was found damaged and is left where it is."""
+    return _noting is not None and not _noting.moves and path in _noting.found
+
+
+def set_aside(path: Path, root: Path | None) -> Path | None:
+    """Move a file or folder out of the way; returns where it lies now, None where another was
+    quicker."""
+    mark = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+    if root is not None and path.is_relative_to(root):
+        place = root / ASIDE / path.relative_to(root)
+        place = place.with_name(f"{place.name}.{mark}")
+    else:
+        place = path.with_name(f"damaged-{path.name}.{mark}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        path.rename(place)
+        return place
+    return None

@@ -1,0 +1,156 @@
+"""What files hold, so that one that was changed since is noticed.
+
+A seal is a file's size and sha256, kept by whoever wrote it. Which files were read and found to
+hold what their seals say is remembered by size, times and inode: 19 GB are read once, and after
+that a look at a folder is a `stat` a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.files import file_digest, read_json, write_atomic
+
+Seals = dict[str, dict[str, Any]]
+"""Seals by the name of the file below a folder: {"bytes": its size, "sha256": hex}."""
+
+CHANGED = "was changed after it was made"
+GONE = "is gone"
+EMPTIED = "is empty and was not"
+SETTLED = 2.0
+"""Seconds after which a file that is read is taken for finished: the clock of a file system may
+not tell a change within them from the one before."""
+READERS = 8
+"""Files that are read at once."""
+
+
+def names_below(folder: Path, without: Iterable[str] = ()) -> list[str]:
+    """The names of all files below a folder, in order, those `without` aside."""
+    left = {*without}
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name not in left)
+
+
+def sealed(folder: Path, names: Iterable[str]) -> Seals:
+    """Read these files of a folder, and seal them."""
+    listed = list(names)
+    sizes = [(folder / name).stat().st_size for name in listed]
+    digests = _digests([folder / name for name in listed])
+    pairs = zip(listed, sizes, digests, strict=True)
+    return {name: {"bytes": size, "sha256": sha256} for name, size, sha256 in pairs}
+
+
+@dataclass
+class Memory:
+    """Which files of a folder were found to hold what their seals say; kept in one file, which may
+    be lost at the cost of reading once more."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.held: dict[str, Any] = {}
+        with suppress(OSError, UserError):
+            held = read_json(self.path)
+            self.held = held if isinstance(held, dict) else {}
+
+    def remember(self, folder: Path, seals: Seals, about: Mapping[str, Any] | None = None) -> None:
+        """Remember that these files hold what their seals say now, and whatever else is said
+        `about` them."""
+        files = dict(self._files)
+        for name, seal in seals.items():
+            with suppress(OSError):
+                files[name] = [seal["sha256"], *_identity((folder / name).stat())]
+        held = {**self.held, **(about or {}), "files": files}
+        if held == self.held:
+            return
+        self.held = held
+        with suppress(OSError):  # a store that cannot be written to is read again each time
+            write_atomic(self.path, json.dumps(held))
+
+    def knows(self, name: str, sha256: str, stat: os.stat_result) -> bool:
+        """Whether a file of this size and these times was found to have this digest."""
+        return bool(self._files.get(name) == [sha256, *_identity(stat)])
+
+    @property
+    def _files(self) -> dict[str, Any]:
+        files = self.held.get("files")
+        return files if isinstance(files, dict) else {}
+
+
+def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory) -> dict[str, str]:
+    """What is wrong with files of a folder by name; {} where all hold what their seals say.
+
+    Files are read that the memory does not know as they are now. Raises UserError for one that
+    cannot be read.
+    """
+    wrong: dict[str, str] = {}
+    unread: dict[str, os.stat_result] = {}
+    for name, seal in seals.items():
+        try:
+            stat = (folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            wrong[name] = GONE
+            continue
+        except OSError as error:
+            raise _unreadable(folder / name, error) from error
+        if stat.st_size != seal["bytes"]:
+            wrong[name] = CHANGED if stat.st_size else EMPTIED
+        elif not memory.knows(name, str(seal["sha256"]), stat):
+            unread[name] = stat
+    good: Seals = {}
+    digests = _digests([folder / name for name in unread])
+    for (name, stat), sha256 in zip(unread.items(), digests, strict=True):
+        if sha256 != seals[name]["sha256"]:
+            wrong[name] = CHANGED
+        elif _settled(folder / name, stat):
+            good[name] = dict(seals[name])
+    if good:
+        memory.remember(folder, good)
+    return wrong
+
+
+def is_seals(value: Any) -> bool:
+    """Whether this has the form of seals."""
+    return isinstance(value, dict) and all(
+        isinstance(seal, dict) and {"bytes", "sha256"} <= {*seal} for seal in value.values()
+    )
+
+
+def _settled(path: Path, stat: os.stat_result) -> bool:
+    """Whether a file stood still for a while before it was read, and while it was."""
+    still = time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED
+    return still and _identity(path.stat()) == _identity(stat)
+
+
+def _identity(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _digests(paths: list[Path]) -> list[str]:
+    """sha256 of each file, several read at once."""
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(_digest, paths))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    why = error.strerror or type(error).__name__
+    return UserError(
+        f"{path} cannot be read ({why.lower()}); see to its permissions and its disk, then run "
+        "again: nothing was changed."
+    )
