@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help install models demo test test-fast test-all check clean
+.PHONY: help install models demo test test-fast test-all check inputs clean
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-fast the tests that start no process (about 3 minutes)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make check     ruff (format and rules) and mypy"
+	@echo "make inputs    10,000 malformed inputs against whoever reads them (about 10 minutes)"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
@@ -51,6 +52,10 @@ test-fast: models
 
 test-all: models
 	$(BIN)/python -m pytest $(WORKERS)
+
+# Campaigns (tests/campaigns/): what they found lies below runs/.
+inputs: install
+	$(BIN)/python -m tests.campaigns.inputs --count 10000 --cli 200
 
 check: install
 	$(BIN)/ruff format --check -q .

@@ -23,10 +23,6 @@ from types import TracebackType
 class UserError(Exception):
     """One clear sentence for the user: what, where (file, row, field), and what to do."""
 
-    def __init__(self, sentence: str = "") -> None:
-        """A sentence that ends with a hint (`did you mean 'x'?`) ends there."""
-        super().__init__(sentence.replace("'?.", "'?"))
-
 
 class Stopped(Exception):
     """A run that was asked to stop (SIGTERM, SIGUSR1), saved what it had and ended: the same
@@ -45,6 +41,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid names are {', '.join(names)}" if names else ""
+
+
+def json_kind(value: object) -> str:
+    """What a value is called in JSON: null, a number, a list ..."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
+    more = {type(None): "null", list: "a list", dict: "an object"}
+    return (names | more).get(type(value), "another value")
 
 
 def first_line(error: BaseException) -> str:

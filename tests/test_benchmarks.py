@@ -68,7 +68,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         ),
         ('{"id": "a", "prompt": "x"}\n{"id": "b", "prompt"', "line 2: not valid JSON"),
         ('{"id": "a", "text": "x"}', "record 1: no prompt"),
-        ('["a"]', "record 1: expected a JSON object, found list"),
+        ('["a"]', "record 1: it is a list; a record is an object"),
         ("", "holds no prompts"),
     ],
 )

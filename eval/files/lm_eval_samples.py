@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, json_kind
 from core.files import read_json
 from eval.checkpoint.lm_eval_tasks import SUBJECTS
 from eval.checkpoint.lm_eval_values import direction, scalars
@@ -82,6 +83,8 @@ def _parts(task: str, path: Path, folder: Path, known: Mapping[str, Any]) -> Ite
     for where, sample in located(path):
         if "doc_id" not in sample:
             raise UserError(f"{where}: no doc_id; a sample of lm-eval has one.")
+        _check_metrics(sample, where)
+        _check_digests(sample, where)
         item = str(sample["doc_id"])
         for metric, value in scalars(sample):
             if (metric, item) in seen:
@@ -99,6 +102,22 @@ def _parts(task: str, path: Path, folder: Path, known: Mapping[str, Any]) -> Ite
             column.items, column.values, documents=column.documents, prompts=column.prompts
         )
         yield Part(name, task, metric, rows, folder, direction(said, task, metric))
+
+
+def _check_metrics(sample: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where a sample does not name its metrics by texts."""
+    named = sample.get("metrics")
+    if named is None:
+        return
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{where}: `metrics` is no list of names; lm-eval writes them so.")
+
+
+def _check_digests(sample: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where the digests that tell documents and prompts apart are no texts."""
+    for name in ("doc_hash", "prompt_hash"):
+        if not isinstance(sample.get(name), (str, NoneType)):
+            raise UserError(f"{where}: `{name}` is {json_kind(sample[name])}; it is a text.")
 
 
 def _differing(parts: Sequence[Part], known: Mapping[str, Any], folder: Path) -> list[str]:

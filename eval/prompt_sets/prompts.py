@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from core.errors import UserError, nearest
+from core.errors import UserError, json_kind, nearest
 from core.files import write_atomic
 from core.store import Counts, digest
 
@@ -306,7 +306,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, record in _values(path):
         if not isinstance(record, dict):
             raise UserError(
-                f"{path}, record {number}: expected a JSON object, found {type(record).__name__}."
+                f"{path}, record {number}: it is {json_kind(record)}; a record is an object."
             )
         yield number, record
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, json_kind
 from eval import stats
 from eval.judging import verdicts
 from eval.prompt_sets.prompts import located
@@ -142,7 +142,7 @@ def _add_judgment(record: Row, where: str, piles: dict[tuple[str, str], _Pile]) 
     model = str(record["model"])
     category = str(record.get("category") or "")
     judge = str(record.get("judge", ""))
-    baseline = record.get("baseline") or (V01_BASELINE if version == "v0.1" else "")
+    baseline = str(record.get("baseline") or (V01_BASELINE if version == "v0.1" else ""))
     pile = piles.setdefault((model, category), _Pile(model, category, baseline))
     if (question, judge) in pile.known:
         raise UserError(
@@ -152,6 +152,8 @@ def _add_judgment(record: Row, where: str, piles: dict[tuple[str, str], _Pile]) 
     pile.known.add((question, judge))
     if judge not in pile.judges:
         pile.judges.append(judge)
+    if not isinstance(record["games"], list):
+        raise UserError(f"{where}: `games` is {json_kind(record['games'])}; it is a list of two.")
     labels = [_label(game, version, where) for game in record["games"]]
     if len(labels) != 2:
         raise UserError(
@@ -171,6 +173,8 @@ def _label(game: Any, version: str, where: str) -> str | None:
     """The stored verdict of one game, or the one that its text holds where none was stored."""
     if game is None:
         return None
+    if not isinstance(game, dict):
+        raise UserError(f"{where}: a game is {json_kind(game)}; it is an object with a score.")
     if "score" in game:
         label = game["score"]
     else:
@@ -192,7 +196,10 @@ def _label(game: Any, version: str, where: str) -> str | None:
 def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
     """Battles by model; the baseline is the one that takes part in every battle (of two, the one
     that is model_a more often)."""
-    players = [{str(b.get("model_a")), str(b.get("model_b"))} for _, b in battles]
+    for where, battle in battles:
+        if not {"model_a", "model_b"} <= battle.keys():
+            raise UserError(f"{where}: a battle needs model_a and model_b, the two that met.")
+    players = [{str(b["model_a"]), str(b["model_b"])} for _, b in battles]
     common = set.intersection(*players)
     if not common:
         raise UserError(
@@ -203,7 +210,7 @@ def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
     baseline = max(sorted(common), key=lambda name: firsts[name])
     piles: dict[str, _Pile] = {}
     for where, battle in battles:
-        if battle["winner"] not in _WINNERS:
+        if not isinstance(battle["winner"], str) or battle["winner"] not in _WINNERS:
             raise UserError(
                 f"{where}: the winner {battle['winner']!r} is none of {', '.join(_WINNERS)}."
             )
@@ -214,7 +221,7 @@ def _battles(battles: Sequence[tuple[str, Row]]) -> list[Games]:
             )
         won = _WINNERS[battle["winner"]]
         model = str(battle["model_a"])
-        if battle["model_a"] == baseline:
+        if str(battle["model_a"]) == baseline:
             # Also where the baseline meets itself: the second place is the model's.
             won = 1 - won
             model = str(battle["model_b"])

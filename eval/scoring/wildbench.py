@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, json_kind
 from eval import stats
 from eval.judging.verdicts import REWARDS
 from eval.prompt_sets.prompts import records
@@ -91,8 +91,7 @@ def score(
     for place, row in numbered(rows, where):
         if not {"session_id", "model_test", "score"} <= row.keys():
             raise UserError(f"{place}: a WB-Score judgment needs session_id, model_test and score.")
-        model = str(row["model_test"])
-        task = row["session_id"]
+        model, task = str(row["model_test"]), str(row["session_id"])
         tasks = models.setdefault(model, {})
         if task in tasks:
             raise UserError(
@@ -210,7 +209,7 @@ def reward(
         if not all(map(is_whole, (row.get("model_outputs") or {}).values())):
             value = 0.0
             broken[model] += 1
-        rewards.setdefault(model, []).append((row["session_id"], value))
+        rewards.setdefault(model, []).append((str(row["session_id"]), value))
     return [
         {"model": model, "reference": rival} | _mean_reward(own) | {"empty_or_cut": broken[model]}
         for model, own in rewards.items()
@@ -218,15 +217,31 @@ def reward(
 
 
 def _check_battle(row: Row, place: str) -> None:
+    """Raise UserError where a row is no verdict on two models."""
     for name in ("session_id", "model_A", "model_B", "winner", "extent"):
         if name not in row:
             raise UserError(f"{place}: a WB-Reward judgment lacks {name}.")
-    winner = row["winner"]
-    extent = row["extent"]
+    _check_outputs(row, place)
+    winner, extent = row["winner"], row["extent"]
+    told = all(isinstance(row[name], str) for name in ("model_A", "model_B", "winner"))
+    counted = isinstance(extent, (int, str))
+    if not told or not counted:
+        raise UserError(
+            f"{place}: model_A, model_B and winner are texts and extent is 0, 1 or 2; "
+            f"here the winner is {winner!r} with extent {extent!r}."
+        )
     if winner not in (row["model_A"], row["model_B"], "tie") or extent not in REWARDS:
         raise UserError(
             f"{place}: winner {winner!r} with extent {extent!r} is no verdict on these two models."
         )
+
+
+def _check_outputs(row: Row, place: str) -> None:
+    """Raise UserError where the models' answers are not told by name."""
+    outputs = row.get("model_outputs")
+    if outputs is not None and not isinstance(outputs, dict):
+        kind = json_kind(outputs)
+        raise UserError(f"{place}: model_outputs is {kind}; it is an object, an answer a model.")
 
 
 def _reference(battles: Sequence[Row], where: str, named: str | None) -> str:

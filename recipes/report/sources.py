@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from core import files
-from core.errors import UserError
+from core.errors import UserError, json_kind
 from core.store import MANIFEST
 
 Inputs = Mapping[str, Path]
@@ -103,8 +103,8 @@ def read_object(path: Path) -> Record:
     holds anything else."""
     value = files.read_json(path, REMEDY) if path.is_file() else {}
     if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise UserError(f"{path} should hold one JSON object, and holds a {kind}; {REMEDY}.")
+        kind = json_kind(value)
+        raise UserError(f"{path} should hold one JSON object, and holds {kind}; {REMEDY}.")
     return value
 
 

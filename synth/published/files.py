@@ -88,13 +88,22 @@ def parts_of(
         yield from hub(source, batch, how)
         return
     try:
-        yield from _file(source, batch, first)
+        for part in _file(source, batch, first):
+            _check_names(part.frame.columns, source)
+            yield part
     except UserError:
         raise
     except Exception as error:  # how a packed file is damaged: zstandard has errors of its own
         if source.suffix not in _PACKED and not isinstance(error, OSError):
             raise
         raise UserError(f"{source} cannot be read: {first_line(error)}") from error
+
+
+def _check_names(columns: Iterable[str], source: Path) -> None:
+    """Raise UserError for a column whose name no table can have."""
+    for column in columns:
+        if "\x00" in column:
+            raise UserError(f"{source}: the name of the column {column!r} holds NUL; rename it.")
 
 
 def parts(

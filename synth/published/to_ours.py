@@ -182,6 +182,8 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     if any(schema[h].is_nested() for h in held):
         number = pl.lit(None, kind)
         text = pl.when(value.is_not_null()).then(pl.lit("a list or object"))
+    elif kind == pl.List(pl.String):  # as a CSV file has it
+        number, text = pl.lit(None, kind), value.cast(pl.String)
     else:
         number, text = value.cast(kind, strict=False), value.cast(pl.String)
     return [number.alias(name), pl.when(number.is_null()).then(text).alias(f"{_ODD}{name}")]
