@@ -33,10 +33,12 @@ import polars as pl
 from filelock import FileLock
 
 from core.cells import merging
+from core.cells.damage import damaged, is_hurt, set_aside
 from core.cells.journal import Journal, frames, is_journal, journals, taken_up
 from core.cells.merging import FILES, GROUP, ROWS, merged
-from core.errors import UserError
-from core.files import adding, only_holder, write_atomic
+from core.cells.whole import named, told, whole
+from core.errors import UserError, first_line
+from core.files import add_named, only_holder, write_atomic
 from core.store import canonical, check_version, digest, mark_version
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Column:
         self._root = root
         self._lock = FileLock(folder / ".lock")  # who holds it may take it again
         self._journal: Journal | None = None
+        self._mark = told(folder) if root is not None else ""
 
     @classmethod
     def open(
@@ -118,7 +121,7 @@ class Column:
             return
         if self._journal is None:
             self.take_up()
-        self._journal = self._journal or Journal(self.folder)
+        self._journal = self._journal or Journal(self.folder, self._mark)
         self._journal.append(cells)
         if self._journal.rows >= PART_ROWS or self._journal.size >= PART_BYTES:
             self.cut()
@@ -143,12 +146,14 @@ class Column:
 
     def publish(self, cells: pl.DataFrame, stem: str | None = None) -> Path:
         """Write cells of this column as one part, whose name begins with `stem` (none: with the
-        time, so that parts sort as they were cut)."""
-        stem = stem or f"part-t{time.time_ns():020d}"
-        path = self.folder / f"{stem}-{uuid.uuid4().hex[:6]}.parquet"
-        with adding(path) as temporary:
-            cells.write_parquet(temporary, row_group_size=GROUP)
-        return path
+        time, so that parts sort as they were cut), and ends in the digest of what it holds."""
+        begins = f"{stem or f'part-t{time.time_ns():020d}'}-{uuid.uuid4().hex[:6]}"
+        column = told(self.folder)
+        return add_named(
+            self.folder,
+            lambda path: cells.write_parquet(path, row_group_size=GROUP),
+            lambda path: f"{begins}-{named(path, column)}.parquet",
+        )
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold this column for one run on this machine. Raises UserError while another run holds
@@ -169,15 +174,18 @@ class Column:
     def take_up(self) -> None:
         """Move what dead writers left in their journals, and no part holds, to this writer's."""
         for path in journals(self.folder):
-            with taken_up(path) as ours:
+            # a journal that cannot be read was set aside
+            with taken_up(path) as ours, suppress(FileNotFoundError):
                 cells = self.first_of_each([self.part(path)]) if ours else self.schema.to_frame()
                 for part in self.parts() if len(cells) else ():
                     there = self.part(part, self.key)
                     cells = cells.join(there, on=self.key, how="anti", nulls_equal=True)
                 if len(cells):
-                    self._journal = self._journal or Journal(self.folder)
+                    self._journal = self._journal or Journal(self.folder, self._mark)
                     self._journal.append(cells)
-                if ours:
+                if ours and is_hurt(path):
+                    set_aside(path, self._root)
+                elif ours:
                     path.unlink(missing_ok=True)
 
     def compact(
@@ -213,8 +221,10 @@ class Column:
     # -- reading -----------------------------------------------------------------------------------
 
     def parts(self) -> list[Path]:
-        """The Parquet files that hold cells now, in the order in which they count."""
-        return sorted(self.folder.glob("part-*.parquet"), key=lambda p: (not merged(p), p.name))
+        """The Parquet files that hold cells now, in the order in which they count; of damaged ones
+        it is said that they are (core/cells/damage.py)."""
+        found = sorted(self.folder.glob("part-*.parquet"), key=lambda p: (not merged(p), p.name))
+        return whole(self.folder, found, self._root)
 
     def files(self) -> list[Path]:
         """All files that hold cells now, in the order in which they count."""
@@ -276,7 +286,7 @@ class Column:
         wanted = list(self.schema) if names is None else list(names)
         try:
             if is_journal(path):
-                held = [self._declared(frame) for frame in frames(path)]
+                held = [self._declared(frame) for frame in frames(path, self._mark)]
                 return pl.concat([self.schema.to_frame(), *held]).select(wanted)
             if not path.exists():
                 raise FileNotFoundError(path)
@@ -288,10 +298,9 @@ class Column:
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read as a part of this column ({error}); "
-                "remove that file and run again."
-            ) from error
+            why = f"cannot be read as a part of this column ({first_line(error)})"
+            damaged(path, why, self._root)
+            raise FileNotFoundError(path) from error
 
     def read(
         self,

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,13 +102,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
-@contextmanager
-def adding(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a file that must not be there yet: FileExistsError where one is."""
-    with _beside(path) as temporary:
-        yield temporary
+def add_named(folder: Path, write: Callable[[Path], object], name: Callable[[Path], str]) -> Path:
+    """Write a new file of a folder, whose `name` follows from what was written; returns where it
+    is. FileExistsError where there is one of that name."""
+    with _beside(folder / "new") as temporary:
+        write(temporary)
         fsync_tree(temporary)
-        os.link(temporary, path)  # never replaces, unlike rename
+        path = folder / name(temporary)
+        os.link(temporary, path)
+    return path
 
 
 @contextmanager

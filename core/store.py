@@ -47,9 +47,6 @@ Counts = dict[str, Any]
 the manifest, never part of a key."""
 
 MANIFEST = "manifest.json"
-VERIFIED = "verified"
-"""The folder of a store that remembers which files were read and found whole; it may be removed at
-the cost of reading them once more."""
 
 Content = Callable[[Path], str] | str
 """Digests what children depend on in a result's folder; or the folder in it that is all that they
@@ -177,7 +174,7 @@ class Store:
     def memory(self, stage: str, key: str) -> Path:
         """What is remembered of the result of `stage` under `key`: its manifest, and the files that
         were found whole."""
-        return self.root / VERIFIED / "results" / stage / f"{key[:16]}.json"
+        return self.root / seals.VERIFIED / "results" / stage / f"{key[:16]}.json"
 
     def find(self, stage: str, key: str, content: Content | None = None) -> Result | None:
         """The finished result under this key, or None.

@@ -85,7 +85,7 @@ def test_an_unreadable_part_is_one_sentence(tmp_path: Path) -> None:
     made.cut()
     (part,) = made.parts()
     part.write_bytes(b"cut")
-    with pytest.raises(UserError, match="remove that file and run again"):
+    with pytest.raises(UserError, match="sets it aside and makes it again"):
         made.read()
 
 

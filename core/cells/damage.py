@@ -10,9 +10,11 @@ it were not there. Both name it. Everything else (export, why ...) ends with a s
 
 from __future__ import annotations
 
+import errno
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +51,8 @@ class Damage:
 
 _noting: Damage | None = None
 """Who notes what is damaged in this process now."""
+_told: dict[Path, str] = {}
+"""What was said where nobody notes it."""
 
 
 def damaged(path: Path, why: str, root: Path | None) -> None:
@@ -74,11 +78,17 @@ def damaged(path: Path, why: str, root: Path | None) -> None:
 
 
 def hurt(path: Path, why: str) -> None:
-    """Say of a file that it is damaged where nothing needs to be made again for it."""
-    noting = _noting
-    if noting is not None and path not in noting.found:
-        noting.say(f"damaged: {path}: {why}")
-        noting.found[path] = why
+    """Say of a file that it is damaged where nothing needs to be made again for it, once."""
+    found = _told if _noting is None else _noting.found
+    if path not in found:
+        found[path] = why
+        text = f"damaged: {path}: {why}"
+        print(text, file=sys.stderr, flush=True) if _noting is None else _noting.say(text)
+
+
+def is_hurt(path: Path) -> bool:
+    """Whether it was said of a file that it is damaged."""
+    return path in _told or (_noting is not None and path in _noting.found)
 
 
 def mends() -> bool:
@@ -101,7 +111,13 @@ def set_aside(path: Path, root: Path | None) -> Path | None:
     else:
         place = path.with_name(f"damaged-{path.name}.{mark}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
+    try:
         path.rename(place)
-        return place
-    return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # a folder of the store lies on another disk
+            raise
+        place = path.with_name(f"damaged-{path.name}.{mark}")
+        path.rename(place)
+    return place

@@ -23,6 +23,10 @@ from core.files import file_digest, read_json, write_atomic
 Seals = dict[str, dict[str, Any]]
 """Seals by the name of the file below a folder: {"bytes": its size, "sha256": hex}."""
 
+VERIFIED = "verified"
+"""The folder of a store that remembers which files were read and found whole; it may be removed at
+the cost of reading them once more."""
+
 CHANGED = "was changed after it was made"
 GONE = "is gone"
 EMPTIED = "is empty and was not"
@@ -62,13 +66,21 @@ class Memory:
             held = read_json(self.path)
             self.held = held if isinstance(held, dict) else {}
 
-    def remember(self, folder: Path, seals: Seals, about: Mapping[str, Any] | None = None) -> None:
+    def remember(
+        self,
+        folder: Path,
+        seals: Seals,
+        about: Mapping[str, Any] | None = None,
+        only: Iterable[str] | None = None,
+    ) -> None:
         """Remember that these files hold what their seals say now, and whatever else is said
-        `about` them."""
+        `about` them; of other files, `only` of these (none: of all)."""
         files = dict(self._files)
+        if only is not None:
+            files = {name: files[name] for name in only if name in files}
         for name, seal in seals.items():
             with suppress(OSError):
-                files[name] = [seal["sha256"], *_identity((folder / name).stat())]
+                files[name] = [seal["sha256"], *identity((folder / name).stat())]
         held = {**self.held, **(about or {}), "files": files}
         if held == self.held:
             return
@@ -78,7 +90,12 @@ class Memory:
 
     def knows(self, name: str, sha256: str, stat: os.stat_result) -> bool:
         """Whether a file of this size and these times was found to have this digest."""
-        return bool(self._files.get(name) == [sha256, *_identity(stat)])
+        return bool(self._files.get(name) == [sha256, *identity(stat)])
+
+    def digest(self, name: str) -> str | None:
+        """The digest that a file was found to have; None where none is remembered."""
+        known = self._files.get(name)
+        return str(known[0]) if isinstance(known, list) and known else None
 
     @property
     def _files(self) -> dict[str, Any]:
@@ -101,7 +118,7 @@ def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory)
             wrong[name] = GONE
             continue
         except OSError as error:
-            raise _unreadable(folder / name, error) from error
+            raise unreadable(folder / name, error) from error
         if stat.st_size != seal["bytes"]:
             wrong[name] = CHANGED if stat.st_size else EMPTIED
         elif not memory.knows(name, str(seal["sha256"]), stat):
@@ -111,7 +128,7 @@ def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory)
     for (name, stat), sha256 in zip(unread.items(), digests, strict=True):
         if sha256 != seals[name]["sha256"]:
             wrong[name] = CHANGED
-        elif _settled(folder / name, stat):
+        elif settled(folder / name, stat):
             good[name] = dict(seals[name])
     if good:
         memory.remember(folder, good)
@@ -125,13 +142,14 @@ def is_seals(value: Any) -> bool:
     )
 
 
-def _settled(path: Path, stat: os.stat_result) -> bool:
+def settled(path: Path, stat: os.stat_result) -> bool:
     """Whether a file stood still for a while before it was read, and while it was."""
     still = time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED
-    return still and _identity(path.stat()) == _identity(stat)
+    return still and identity(path.stat()) == identity(stat)
 
 
-def _identity(stat: os.stat_result) -> list[int]:
+def identity(stat: os.stat_result) -> list[int]:
+    """What a file is known by without reading it."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
@@ -145,10 +163,11 @@ def _digest(path: Path) -> str:
     try:
         return file_digest(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that the system does not let us read."""
     why = error.strerror or type(error).__name__
     return UserError(
         f"{path} cannot be read ({why.lower()}); see to its permissions and its disk, then run "

@@ -1,0 +1,117 @@
+"""Which parts of a column hold what was written.
+
+A part's name ends in a digest of its column and its bytes, so a part needs no file beside it to be
+known by. Each is read once, then known by size and times (`core/cells/seals.py`). A part of before
+there were digests is looked at its ends, and read once it was sealed by `magpie verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from core.cells import seals
+from core.cells.damage import damaged, left_out
+from core.cells.seals import Memory
+
+_NAMED = re.compile(r"-([0-9a-f]{32})\.parquet")
+_ENDS = b"PAR1"
+_BLOCK = 2**20
+
+_seen: dict[Path, list[int]] = {}
+"""Parts that this process found whole, as they were then."""
+
+
+def told(folder: Path) -> str:
+    """What a column is known by: its name and its key."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def named(path: Path, column: str) -> str:
+    """The digest that ends the name of a part that holds these bytes."""
+    return part_digest(path, column)[:32]
+
+
+def part_digest(path: Path, column: str) -> str:
+    """sha256 (hex) of a column's name and key and the bytes of a file."""
+    seen = hashlib.sha256(f"{column}\0".encode())
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK):
+            seen.update(block)
+    return seen.hexdigest()
+
+
+def whole(folder: Path, parts: list[Path], root: Path | None) -> list[Path]:
+    """Those of a column's parts that count; of the others it is said what is wrong with them (see
+    core/cells/damage.py). `root` is the store's folder, where the column is in one.
+
+    Raises UserError for a part that cannot be read.
+    """
+    new = [path for path in parts if not _was_seen(path)]
+    if not new:
+        return [path for path in parts if not left_out(path)]
+    memory = memory_of(folder, root)
+    good: seals.Seals = {}
+    bad: set[Path] = set()
+    for path in new:
+        try:
+            why = _wrong(path, memory, told(folder), good)
+        except FileNotFoundError:
+            continue  # merged away meanwhile, which its reader finds out
+        except OSError as error:
+            raise seals.unreadable(path, error) from error
+        if why:
+            bad.add(path)
+            damaged(path, why, root)
+    if good and memory is not None:
+        memory.remember(folder, good, only=[path.name for path in parts])
+    return [path for path in parts if path not in bad and not left_out(path)]
+
+
+def memory_of(folder: Path, root: Path | None) -> Memory | None:
+    """What is remembered of a column's parts; None outside a store."""
+    if root is None:
+        return None
+    return Memory(root / seals.VERIFIED / "columns" / f"{told(folder)}.json")
+
+
+def _was_seen(path: Path) -> bool:
+    try:
+        return not left_out(path) and _seen.get(path) == seals.identity(path.stat())
+    except OSError:
+        return False
+
+
+def _wrong(path: Path, memory: Memory | None, column: str, good: seals.Seals) -> str | None:
+    """What is wrong with a part; None where nothing is known to be. One that was read now and
+    stood still is put among the `good`."""
+    if left_out(path):
+        return None
+    stat = path.stat()
+    ends = _NAMED.search(path.name)
+    known: Any = ends.group(1) if ends else memory and memory.digest(path.name)
+    if not stat.st_size:
+        return seals.EMPTIED
+    if not _is_parquet(path):
+        return "is no Parquet file"
+    if known and not (memory and memory.knows(path.name, known, stat)):
+        if part_digest(path, column)[: len(known)] != known:
+            return seals.CHANGED
+        if seals.settled(path, stat):
+            good[path.name] = {"sha256": known}
+    _seen[path] = seals.identity(stat)
+    return None
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file begins and ends as Parquet files do."""
+    with path.open("rb") as handle:
+        begins = handle.read(len(_ENDS))
+        handle.seek(0, os.SEEK_END)
+        if handle.tell() < 3 * len(_ENDS):
+            return False
+        handle.seek(-len(_ENDS), os.SEEK_END)
+        return begins == _ENDS == handle.read()
