@@ -81,7 +81,7 @@ class Column:
         self.schema = pl.Schema({"id": pl.String(), **self.fields, **ends})
         self.key = ["id", "of"] if "of" in self.fields else ["id"]
         self._determines = canonical(dict(determines or {}))
-        self._root = root
+        self.root = root
         self._lock = FileLock(folder / ".lock")  # who holds it may take it again
         self._journal: Journal | None = None
         self._mark = told(folder) if root is not None else ""
@@ -168,8 +168,8 @@ class Column:
         spec = self.folder / "column.json"
         if not spec.exists():
             write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
-        if self._root is not None:
-            mark_version(self._root)
+        if self.root is not None:
+            mark_version(self.root)
 
     def take_up(self) -> None:
         """Move what dead writers left in their journals, and no part holds, to this writer's."""
@@ -184,7 +184,7 @@ class Column:
                     self._journal = self._journal or Journal(self.folder, self._mark)
                     self._journal.append(cells)
                 if ours and is_hurt(path):
-                    set_aside(path, self._root)
+                    set_aside(path, self.root)
                 elif ours:
                     path.unlink(missing_ok=True)
 
@@ -224,7 +224,7 @@ class Column:
         """The Parquet files that hold cells now, in the order in which they count; of damaged ones
         it is said that they are (core/cells/damage.py)."""
         found = sorted(self.folder.glob("part-*.parquet"), key=lambda p: (not merged(p), p.name))
-        return whole(self.folder, found, self._root)
+        return whole(self.folder, found, self.root)
 
     def files(self) -> list[Path]:
         """All files that hold cells now, in the order in which they count."""
@@ -299,7 +299,7 @@ class Column:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
             why = f"cannot be read as a part of this column ({first_line(error)})"
-            damaged(path, why, self._root)
+            damaged(path, why, self.root)
             raise FileNotFoundError(path) from error
 
     def read(

@@ -161,9 +161,13 @@ def test_a_tag_of_an_instruction_that_was_made_anew_is_measured_again(
 ) -> None:
     path = small_recipe.recipe(tmp_path, llama, server.url)
     run(path)
-    for part in (tmp_path / "store" / "columns" / "instruction").glob("*/part-*.parquet"):
-        frame = pl.read_parquet(part)
-        frame.with_columns((pl.col("instruction") + "?").alias("instruction")).write_parquet(part)
+    parts = (tmp_path / "store" / "columns" / "instruction").glob("*/part-*.parquet")
+    for number, part in enumerate([*parts]):
+        frame = pl.read_parquet(part).with_columns(
+            (pl.col("instruction") + "?").alias("instruction")
+        )
+        frame.write_parquet(part.with_name(f"part-t{number}.parquet"))
+        part.unlink()
     assert "100 of 100" in why(path)["measure"] or "of 100 quality" in why(path)["measure"]
 
 

@@ -105,14 +105,16 @@ def test_a_response_of_an_instruction_made_anew_counts_as_unmeasured_and_can_be_
 ) -> None:
     made = filled(tmp_path)
     row = made.frame().row(0, named=True)
-    for part in made.instruction.parts():
+    for number, part in enumerate(made.instruction.parts()):
         text = (
             pl.when(pl.col("id") == row["id"])
             .then(pl.lit("other words"))
             .otherwise("instruction")
             .alias("instruction")
         )
-        pl.read_parquet(part).with_columns(text).write_parquet(part)
+        other = part.with_name(f"part-t{number}.parquet")
+        pl.read_parquet(part).with_columns(text).write_parquet(other)
+        part.unlink()
     again = opened(tmp_path)
     changed = again.frame().row(0, named=True)
     assert changed["status:response"] is None

@@ -10,7 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from core.cells import seals, whole
 from core.cells.content import beside, first_of_each, frame_digest
+from core.columns import Column
 from core.models import resolve
 from core.servers import Servers
 from core.tracking import Log
@@ -73,8 +75,10 @@ def plan(path: Path, *overrides: str) -> dict[str, str]:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """(inode, size, time of the last change) of every file but locks."""
+    """(inode, size, time of the last change) of every file but locks and what is remembered of
+    files that were read."""
     files = [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+    files = [p for p in files if p.relative_to(folder).parts[0] != seals.VERIFIED]
     states = {str(p.relative_to(folder)): p.stat() for p in files}
     return {name: (s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states.items()}
 
@@ -103,14 +107,22 @@ def test_a_run_with_nothing_to_do_writes_no_file(store: Path) -> None:
 
 def test_a_plan_opens_no_text_of_the_pool(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(short_columns, "REMEMBERED", 1)
+    monkeypatch.setattr(seals, "SETTLED", 0.0)
     plan(store)  # the digests and figures of the texts are remembered beside the parts
-    columns = store.parent / "store" / "columns"
-    parts = [*columns.glob("instruction/*/part-*"), *columns.glob("response/*/part-*")]
-    assert parts
-    for part in parts:
-        part.write_bytes(b"unreadable")
-    shown = store.parent / "store" / "recipes" / "small" / "measure" / "pool.parquet"
-    shown.write_bytes(b"unreadable")
+    plan(store)  # and now what was remembered is known to be whole
+
+    def read(path: Path, *_: object, **__: object) -> None:
+        raise AssertionError(f"{path} was read")
+
+    def not_of_texts(column: Column, path: Path, names: object, run: object = None) -> pl.DataFrame:
+        assert column.folder.parent.name not in ("instruction", "response"), path
+        return reads(column, path, names, run)  # type: ignore[arg-type]
+
+    reads = Column._read
+    monkeypatch.setattr(Column, "_read", not_of_texts)
+    monkeypatch.setattr(whole, "part_digest", read)
+    monkeypatch.setattr(whole, "_seen", {})  # as in a new process
+    monkeypatch.setattr(seals, "file_digest", read)
     states = plan(store)
     selections = {name: state for name, state in states.items() if name.startswith("select")}
     assert len(selections) == 3 and set(selections.values()) == {"reuse"}

@@ -71,6 +71,24 @@ def whole(folder: Path, parts: list[Path], root: Path | None) -> list[Path]:
     return [path for path in parts if path not in bad and not left_out(path)]
 
 
+def complaint(path: Path, root: Path | None) -> str | None:
+    """What is wrong with one file whose name ends in its digest; None where nothing is. Raises
+    FileNotFoundError where there is none."""
+    if _was_seen(path):
+        return None
+    good: seals.Seals = {}
+    memory = memory_of(path.parent, root)
+    try:
+        why = _wrong(path, memory, told(path.parent), good)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise seals.unreadable(path, error) from error
+    if good and memory is not None:
+        memory.remember(path.parent, good)
+    return why
+
+
 def memory_of(folder: Path, root: Path | None) -> Memory | None:
     """What is remembered of a column's parts; None outside a store."""
     if root is None:

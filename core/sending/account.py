@@ -7,7 +7,6 @@ killed run left there is taken in place of asking again; what has come to its co
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
+from core.cells.lines import sealed_line, sealed_lines
 from core.errors import UserError
 from core.sending.chat import likely_tokens, most_tokens, usage
 from core.sending.purse import Bill, Ledger, Purse
@@ -179,7 +179,7 @@ class _Journal:
 
     def write(self, request: Request, body: dict[str, Any]) -> None:
         """One line, handed to the operating system at once (a killed process loses none)."""
-        line = json.dumps({"name": _name(request), "body": body}, ensure_ascii=False)
+        line = sealed_line({"name": _name(request), "body": body})
         with self._lock:
             if not self._segments or self._segments[-1].lines >= SEGMENT:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,8 +218,7 @@ def _name(request: Request) -> str:
 def _replies(path: Path) -> dict[str, dict[str, Any]]:
     """The replies of a journal's file; a line that a kill cut in two is left out."""
     found = {}
-    for line in path.read_text().split("\n"):
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
+    for entry in sealed_lines(path, "that reply is asked for again"):
+        with suppress(KeyError, TypeError, ValueError):
             found[str(entry["name"])] = dict(entry["body"])
     return found

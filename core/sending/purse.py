@@ -3,16 +3,17 @@ what was spent across runs. Imports pydantic only."""
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.cells.lines import sealed_line, sealed_lines
 from core.files import write_atomic
 
 
@@ -70,7 +71,7 @@ class Ledger:
 
     def add(self, model: str, bill: Bill) -> None:
         """Remember what a reply cost."""
-        line = json.dumps({"model": model, **bill._asdict()}, ensure_ascii=False)
+        line = sealed_line({"model": model, **bill._asdict()})
         with self._lock:
             if self._file is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,19 +89,17 @@ class Ledger:
             self._file = None
             for model, bill in _lines(self.path):
                 sums[model] = sums[model].plus(bill)
-            lines = [json.dumps({"model": m, **b._asdict()}) for m, b in sums.items()]
+            lines = [sealed_line({"model": m, **b._asdict()}) for m, b in sums.items()]
             write_atomic(self.path, "\n".join(lines) + "\n")
 
 
 def _lines(path: Path) -> list[tuple[str, Bill]]:
-    """The lines of a ledger's file; one that a kill cut in two is left out."""
+    """The lines of a ledger's file; one that a kill cut in two is left out, and one that was
+    changed since, which is told of."""
     read = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
+    for entry in sealed_lines(path, "what it cost is not in the bill"):
+        with suppress(TypeError, KeyError):
             read.append((str(entry.pop("model")), Bill(**entry)))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
     return read
 
 

@@ -7,6 +7,7 @@ it, so that the next run need not read them again.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +20,12 @@ import numpy as np
 import polars as pl
 
 from core.cells.content import first_of_each, frame_digest
+from core.cells.damage import hurt
 from core.cells.journal import is_journal
 from core.cells.merging import merged
+from core.cells.whole import complaint, named, told
 from core.columns import MESSAGES, Column
-from core.files import replacing
+from core.files import add_named
 from core.store import digest
 from synth.measures import COLUMNS, SHIPPED, Measures
 from synth.tags import sanitize, text_figures
@@ -122,15 +125,29 @@ class Lean:
         at = (path, path.stat().st_size)
         if at in self._kept:
             return self._kept[at].drop(without, strict=False)
-        remembered = path.parent / "short" / f"{path.stem}-{self._version}.parquet"
-        # Not there, or damaged: computed again.
-        with suppress(FileNotFoundError, pl.exceptions.PolarsError):
-            held = [name for name in pl.read_parquet_schema(remembered) if name not in without]
-            return pl.read_parquet(remembered, columns=held)
-        return self._made(path, at, remembered).drop(without, strict=False)
+        for remembered in self._short_forms(glob.escape(path.stem)):
+            # Merged meanwhile: computed again.
+            with suppress(FileNotFoundError, pl.exceptions.PolarsError):
+                held = [name for name in pl.read_parquet_schema(remembered) if name not in without]
+                return pl.read_parquet(remembered, columns=held)
+        return self._made(path, at).drop(without, strict=False)
 
-    def _made(self, path: Path, at: tuple[Path, int], remembered: Path) -> pl.DataFrame:
-        """One file's cells, shortened, and kept: in the file `remembered` or in memory."""
+    def _short_forms(self, stem: str) -> list[Path]:
+        """The files that hold the short form of parts of such names; damaged ones are told of, and
+        removed."""
+        found = []
+        for path in self.column.folder.glob(f"short/{stem}-{self._version}-*.parquet"):
+            wrong = complaint(path, self.column.root)
+            if wrong is None:
+                found.append(path)
+                continue
+            hurt(path, f"{wrong}; it is computed again")
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        return found
+
+    def _made(self, path: Path, at: tuple[Path, int]) -> pl.DataFrame:
+        """One file's cells, shortened, and kept: in a file beside it or in memory."""
         short = self._of_merged(path)
         if short is None:
             whole = self.column.part(path, self._reads)
@@ -140,8 +157,13 @@ class Lean:
         # A store that cannot be written to is read all the same.
         with suppress(OSError):
             if len(short) >= REMEMBERED and not is_journal(path):
-                with replacing(remembered) as temporary:
-                    short.write_parquet(temporary)
+                folder = path.parent / "short"
+                begins = f"{path.stem}-{self._version}"
+                add_named(
+                    folder,
+                    short.write_parquet,
+                    lambda new: f"{begins}-{named(new, told(folder))}.parquet",
+                )
                 return short
         self._kept[at] = short
         return short
@@ -152,7 +174,7 @@ class Lean:
         if not merged(path):
             return None
         if self._before is None:
-            held = list(path.parent.glob(f"short/part-*-{self._version}.parquet"))
+            held = self._short_forms("part-*")
             held.sort(key=lambda each: (not merged(each), each.name))  # as their parts count
             parts = []
             for each in held:

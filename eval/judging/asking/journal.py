@@ -6,7 +6,6 @@ run never pays for it again.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from core.cells.damage import is_hurt, set_aside
+from core.cells.lines import sealed_line, sealed_lines
 from core.columns import Column
 
 Turn = Literal["first", "continue", "constrain"]
@@ -75,7 +76,7 @@ class Journal:
 
     def write(self, record: Row) -> None:
         """One line, handed to the operating system at once (a killed process loses none)."""
-        self._file.write(f"\n{json.dumps(record, ensure_ascii=False)}")
+        self._file.write(f"\n{sealed_line(record)}")
         self._file.flush()
 
     def _take_over(self, path: Path) -> None:
@@ -83,15 +84,14 @@ class Journal:
         if not path.exists():  # another run was quicker
             return
         cells: dict[str, Cell] = {}
-        for line in path.read_text().split("\n"):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run, or the empty one at the start
+        for record in sealed_lines(path, "what it says is asked again"):
             if "draft" in record:
                 self.drafts[record["id"]] = Draft(**record["draft"])
                 self.write(record)
             else:
                 cells[record["id"]] = record
         self.column.append([cells[name] for name in self.column.missing(list(cells))])
-        path.unlink()
+        if is_hurt(path):
+            set_aside(path, self.column.root)
+        else:
+            path.unlink()
