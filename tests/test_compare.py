@@ -13,7 +13,7 @@ import pytest
 from core.errors import UserError
 from eval import compare, stats
 from eval.comparing.metrics import Declared
-from eval.comparing.shown.table import table
+from eval.comparing.shown.table import figures
 
 
 def scores(
@@ -252,12 +252,11 @@ def test_the_terminal_table_shows_score_difference_and_verdict(tmp_path: Path) -
         tmp_path / "x",
         baseline="b",
     )
-    first, second = table(result)
-    assert (
-        first["against b"].startswith("+")
-        and first["verdict"] == "a is better (these two checkpoints)"
-    )
-    assert second["arm"] == "b" and second["verdict"] == ""
+    [figure] = figures(result)
+    assert figure.title.startswith("bench metric (primary, of these two checkpoints, ")
+    first, second = figure.rows
+    assert first["against b"].startswith("+") and first["verdict"] == "better"
+    assert second["arm"] == "b" and second["verdict"] == "baseline"
 
 
 def test_every_item_is_kept_beside_the_comparison(tmp_path: Path) -> None:

@@ -437,20 +437,27 @@ def shown_controls(**more: Any) -> dict[str, Any]:
 
 def test_controls_that_came_out_as_they_must_are_drawn_around_nought() -> None:
     [entry] = controls.controls({"controls": [shown_controls()]}, COLOURS)
-    assert entry["lines"] == ["100% wrong answers are detected."] and not entry["bad"]
+    said = [(line["text"].split(" ", 1)[0], line["against"]) for line in entry["lines"]]
+    assert said == [("random-again,", False), ("100%", False)]
     assert "shuffled-100: −20.0" in entry["figure"] and 'class="reference"' in entry["figure"]
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "against"),
     [
-        {"sees_nothing": True},
-        {"negative": [control("random-again", "random is better", -9.0, ties=False)]},
-        {"shuffled": [control("s", "s is better", 9.0, share=1.0)]},
+        ({"sees_nothing": True, "smallest_detected": None}, [False, True]),
+        (
+            {"negative": [control("random-again", "random is better", -9.0, ties=False)]},
+            [True, False],
+        ),
+        ({"shuffled": [control("s", "s is better", 9.0, share=1.0)]}, [False, True, False]),
     ],
 )
-def test_a_control_that_came_out_otherwise_speaks_against_the_experiment(more: Any) -> None:
-    assert controls.speaks_against(shown_controls(**more))
+def test_only_the_sentence_that_speaks_against_the_experiment_is_marked(
+    more: Any, against: list[bool]
+) -> None:
+    [entry] = controls.controls({"controls": [shown_controls(**more)]}, COLOURS)
+    assert [line["against"] for line in entry["lines"]] == against
 
 
 def test_the_leaderboard_has_the_controls_with_their_own_differences() -> None:

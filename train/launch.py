@@ -74,6 +74,7 @@ def run(
         "validation_losses": [line["eval_loss"] for line in read_log(out / VALIDATION)],
         "training_seconds": sum(line["seconds"] for line in lines),
         "seconds": time.time() - started,
+        "devices": processes(config),
     }
 
 

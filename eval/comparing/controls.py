@@ -102,41 +102,52 @@ def _turned(row: Row) -> Row:
 def sentences(found: Row) -> list[str]:
     """What a reader must know before the first verdict."""
     where = f"{found['benchmark']} {found['metric']}"
-    said = []
-    for row in found["negative"]:
+    return [f"{where}: {text}" for text, _ in said(found)]
+
+
+def said(found: Row) -> list[tuple[str, bool]]:
+    """What the controls of a metric show, and of each sentence whether it speaks against the
+    experiment: a second sample that is not a tie, wrong answers that win, or nothing seen."""
+    told = []
+    for row in found.get("negative", []):
         low, high = row["simultaneous_lower"], row["simultaneous_upper"]
-        interval = f"{low:+.3g} to {high:+.3g}" if isfinite(low + high) else "no interval"
+        interval = f"{low:+.3g} to {high:+.3g}" if _known(low, high) else "no interval"
         pair = f"{row['arm']}, a second random sample, differs from {row['of']} by"
+        size = f"{pair} {row['difference']:+.3g} ({interval})"
         if row["ties"]:
-            said.append(f"{where}: {pair} {row['difference']:+.3g} ({interval}), as it should: 0.")
+            told.append((f"{size}, as it should: 0.", False))
         else:
-            said.append(
-                f"{where}: {pair} {row['difference']:+.3g} ({interval}), though both are samples "
-                "of the same rows: other differences of this size may be chance as well."
-            )
-    return said + _of_shuffled(where, found)
+            why = "though both are samples of the same rows: other differences of this size may be"
+            told.append((f"{size}, {why} chance as well.", True))
+    return told + _of_shuffled(found)
 
 
-def _of_shuffled(where: str, found: Row) -> list[str]:
+def _known(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and isfinite(low + high)
+
+
+def _of_shuffled(found: Row) -> list[tuple[str, bool]]:
     """Which shares of wrong answers were detected, and what it means where none was."""
-    shuffled = found["shuffled"]
+    shuffled = found.get("shuffled", [])
     if not shuffled:
         return []
-    said = [
-        f"{where}: {row['arm']} is better than {row['of']}, whose rows it has with "
-        f"{row['share']:.0%} wrong answers: this figure does not measure what was learnt."
+    told = [
+        (
+            f"{row['arm']} is better than {row['of']}, whose rows it has with {row['share']:.0%} "
+            "wrong answers: this figure does not measure what was learnt.",
+            True,
+        )
         for row in shuffled
         if row["verdict"] == f"{row['arm']} is better"
     ]
     largest = max(row["share"] for row in shuffled)
     smallest = found["smallest_detected"]
     if smallest is None:
-        said.append(
-            f"{where}: not even {largest:.0%} wrong answers are told from right ones: this design "
-            "can see nothing here, and that it cannot tell other arms apart says nothing of them."
+        nothing = (
+            f"not even {largest:.0%} wrong answers are told from right ones: this design can see "
+            "nothing here, and that it cannot tell other arms apart says nothing of them."
         )
-        return said
+        return [*told, (nothing, True)]
     missed = [f"{row['share']:.0%}" for row in shuffled if row["share"] < smallest]
     unseen = f"; {' and '.join(missed)} were not" if missed else ""
-    said.append(f"{where}: {smallest:.0%} wrong answers are detected{unseen}.")
-    return said
+    return [*told, (f"{smallest:.0%} wrong answers are detected{unseen}.", False)]

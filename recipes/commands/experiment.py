@@ -38,8 +38,9 @@ def run(
             help="Also ask again what servers and judges failed at for good (no verdict).",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make everything that the recipe asks for and is not made yet, then print the comparison."""
+    """Make everything that the recipe asks for and is not made yet, then print the answer."""
     from core.errors import UserError, nearest
     from recipes.stages import graph
     from recipes.stages.session import Trainings
@@ -52,7 +53,7 @@ def run(
     loaded = load(recipe, overrides)
     outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry)
     if not outcome.stopped:
-        terminal.show(loaded, outcome)
+        terminal.show(loaded, outcome, as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -65,12 +66,16 @@ def plan(
     mfu: Annotated[float, Option(min=0.01, max=1, help="Share of its peak that is reached.")] = 0.4,
     stages: Annotated[
         bool,
-        Option("--stages", help="Also every stage, why it runs, and what each training needs."),
+        Option(
+            "--all",
+            "--stages",
+            help="Also every stage, why it runs, and what each training needs.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show in ten lines what would run, what is reused, what it costs and which difference it can
-    find; with --stages also every stage, the field that caused it, and every training."""
+    find; with --all also every stage, the field that caused it, and every training."""
     from recipes.stages import graph
     from recipes.verbs.planning import plan as planning
     from recipes.verbs.planning.trainings import Hardware

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str], asked: Asked, wanted: Wanted) -> None:
 
     Raises UserError for files that are none or cannot be compared, an unknown baseline or primary.
     """
-    from eval.comparing.shown.table import table as comparison_rows
+    from recipes.report.verdicts import words
     from recipes.verbs import terminal
 
     items = read(arguments, asked)
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str], asked: Asked, wanted: Wanted) -> None:
     if wanted.as_json:
         print(json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False))
         return
-    rows = comparison_rows(comparison)
-    terminal.table(rows[0], [list(row.values()) for row in rows])
+    terminal.say(words.answer(comparison))
+    terminal.of_comparison(comparison)
     for note in comparison["notes"]:
-        print(f"- {note}")
+        terminal.say(note, "- ")
     if wanted.out is not None:
         print(f"report: {wanted.out / 'report.html'}")
 

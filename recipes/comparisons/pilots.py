@@ -76,4 +76,4 @@ def _show(found: Sequence[tuple[str, Decisions]], notes: Sequence[str]) -> None:
         "pair that the full run cannot tell apart is no mistake of the pilot's.",
         *dict.fromkeys(notes),
     ):
-        print(f"- {note}")
+        terminal.say(note, "- ")

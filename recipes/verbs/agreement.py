@@ -19,7 +19,7 @@ from eval.judging.people.against_people import Labelled
 from eval.presets import judges as presets
 from eval.protocols import AlpacaProtocol, AnswersConfig, JudgeConfig, PairwiseProtocol
 from recipes import schema
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 
 
 def main(
@@ -44,7 +44,7 @@ def main(
     for protocol, agreement in zip(protocols, measured, strict=True):
         table(["figure", "value"], _figures(agreement))
         name = f" {protocol.judge.model}" if len(protocols) > 1 else ""
-        print(f"the judge{name} {against_people.sentence(agreement)}")
+        say(f"the judge{name} {against_people.sentence(agreement)}")
 
 
 def _figures(agreement: dict[str, Any]) -> list[tuple[str, object]]:

@@ -18,7 +18,7 @@ from core.errors import UserError, nearest
 from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
 from recipes.exchange.likeness import NO_MODELS, Comparer, Embedder, Models
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 from synth.filters.arm import ArmConfig
 from synth.filters.choices import CHOICES
 from synth.filters.choosing.candidates import Vectors
@@ -253,7 +253,7 @@ def _show(source: str, applied: Applied, paths: Mapping[str, Path]) -> None:
     """What was read, the tags that failed, and a funnel a strategy."""
     data = applied.data
     lost = "; ".join(f"{count:,} {reason}" for reason, count in data.out.items())
-    print(f"{source}: {len(data.frame):,} rows{f' ({lost})' if lost else ''}")
+    say(f"{source}: {len(data.frame):,} rows{f' ({lost})' if lost else ''}")
     failed = [
         (column, reason, f"{count:,}")
         for column, reasons in data.failed.items()
@@ -263,12 +263,12 @@ def _show(source: str, applied: Applied, paths: Mapping[str, Path]) -> None:
         print()
         table(["column", "failed tags", "cells"], failed)
     for name, chosen in applied.chosen.items():
-        print(f"\n{name}\n")
-        table(["", "stopped", "left"], _funnel(chosen.funnel))
-        for sentence in remarks(chosen.funnel):
-            print(sentence)
+        print()
+        table(["", "stopped", "left"], _funnel(chosen.funnel), name)
+        for remark in remarks(chosen.funnel):
+            say(remark)
         if name in paths:
-            print(f"written to {paths[name]}")
+            say(f"written to {paths[name]}")
 
 
 def _funnel(funnel: Mapping[str, Any]) -> list[tuple[str, str, str]]:

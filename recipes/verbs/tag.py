@@ -12,7 +12,7 @@ from core.errors import UserError
 from recipes.exchange import tag_check, tag_data
 from recipes.exchange.tag_check import Compared
 from recipes.exchange.tag_data import Tagger, Written
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 from synth.config.rows import Reading
 from synth.pool.mode_agreement import sentence
 
@@ -78,8 +78,8 @@ def main(
         print(json.dumps(found, indent=1))
         return
     show_figures(figures)
-    print(f"{rows:,} rows of {source} written to {written.out} with {', '.join(filled)}")
-    print(f"what was measured lies in {written.root}; the same command measures what is new")
+    say(f"{rows:,} rows of {source} written to {written.out} with {', '.join(filled)}")
+    say(f"what was measured lies in {written.root}; the same command measures what is new")
 
 
 def check(
@@ -93,7 +93,7 @@ def check(
         return
     for each in found:
         _show_compared(each)
-    print(f"what was measured lies in {root}; a larger --sample measures what is new")
+    say(f"what was measured lies in {root}; a larger --sample measures what is new")
 
 
 def _plain(each: Compared) -> dict[str, Any]:
@@ -104,9 +104,10 @@ def _plain(each: Compared) -> dict[str, Any]:
 
 def _show_compared(each: Compared) -> None:
     """One column: in a sentence, the shares that reach each label, and which label met which."""
-    print(f"\n{sentence(each.column, each.figures, 'the file', 'the tagger')}")
+    print()
+    say(f"{sentence(each.column, each.figures, 'the file', 'the tagger')}")
     if each.failed:
-        print(f"{each.failed:,} more could not be read from the tagger")
+        say(f"{each.failed:,} more could not be read from the tagger")
     if not each.figures["n"]:
         return
     shares = [

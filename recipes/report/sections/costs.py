@@ -4,28 +4,46 @@ own account and the ledger of hosted models."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
 from core.sending.purse import Ledger
 from core.store import MANIFEST
 from recipes.report import sources
 from recipes.report.sources import Inputs, Record
 
 STAGES = {
+    "select": "selections",
+    "preferences": "preferences",
+    "tokens": "tokens",
+    "prompts": "prompt sets",
     "train": "training",
     "tasks": "lm-eval",
     "answers": "answers",
     "heldout": "held-out loss",
     "judge": "judging",
     "verdicts": "judging",
+    "head-to-head": "head to head",
+    "checks": "checks",
+    "score": "scores",
+    "scores": "scores",
+    "overlap": "overlap",
+    "compare": "comparison",
+    "comparison": "comparison",
 }
 """Stages whose manifests are counted, and what a page calls them."""
+
+
+TOTALS = ("seconds", "prompt_tokens", "tokens", "calls", "money")
 
 
 def costs(inputs: Inputs) -> Record:
     """`rows`: one entry a stage that anything is known of: name, results, seconds, prompt_tokens,
     tokens, calls and money (None where nothing counts them); `bills`: what hosted models were paid
-    (model, calls, prompt_tokens, tokens, money); `seconds`: of all of it."""
+    (model, calls, prompt_tokens, tokens, money); `total`: seconds, prompt_tokens, tokens and calls
+    of all of it, money as the ledger has it (else as the results count it), and `training_hours`:
+    of every device that trained."""
     rows: dict[str, Record] = {}
     for name, seconds, counts in [*_pool(inputs), *_results(inputs)]:
         row = rows.setdefault(name, {"name": name, "results": 0, "seconds": 0.0})
@@ -36,11 +54,35 @@ def costs(inputs: Inputs) -> Record:
                 row[unit] = row.get(unit, 0) + amount
     spent = inputs.get("spent")
     bills = Ledger(spent).bills() if spent is not None and spent.is_dir() else {}
+    every = list(rows.values())
+    total = {name: sum(row.get(name) or 0 for row in every) for name in TOTALS}
+    if bills:
+        total["money"] = sum(bill.money for bill in bills.values())
     return {
-        "rows": list(rows.values()),
+        "rows": every,
         "bills": [{"model": model, **bill._asdict()} for model, bill in sorted(bills.items())],
-        "seconds": sum(row["seconds"] for row in rows.values()),
+        "total": total | {"training_hours": sum(_device_hours(inputs))},
     }
+
+
+def _device_hours(inputs: Inputs) -> Iterator[float]:
+    """Hours of each training, times the devices that it ran on."""
+    for name, folder in inputs.items():
+        if name.startswith("train/") and folder.is_dir():
+            manifest = sources.read_object(folder / MANIFEST)
+            counts = manifest.get("counts") or {}
+            # a training that was continued has run longer than its last attempt
+            took = max(counts.get("training_seconds") or 0, manifest.get("seconds") or 0)
+            yield took * (counts.get("devices") or _devices(folder)) / 3600
+
+
+def _devices(folder: Path) -> int:
+    """How many processes an older training was asked to have, one a device; 1 where it was not."""
+    try:
+        config = sources.read_object(folder / "train.json").get("config") or {}
+    except UserError:
+        return 1
+    return int(config.get("num_processes") or 1)
 
 
 def _pool(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from eval.comparing.controls import said
 from recipes.report.drawing.figures import Interval, intervals
 from recipes.report.sources import Colours, Record
 
@@ -13,8 +14,8 @@ Shown = Mapping[str, Any]
 
 
 def controls(comparison: Mapping[str, Any], colours: Colours) -> list[Record]:
-    """One entry a metric with controls, the primary first: benchmark, metric, `lines` (text, and
-    whether it speaks against the experiment), and a `figure` of each control's difference from the
+    """One entry a metric with controls, the primary first: benchmark, metric, `lines` (see below),
+    and a `figure` of each control's difference from the
     arm that it is made of."""
     entries = []
     for shown in comparison.get("controls", []):
@@ -26,8 +27,7 @@ def controls(comparison: Mapping[str, Any], colours: Colours) -> list[Record]:
                 "benchmark": shown["benchmark"],
                 "metric": shown["metric"],
                 "primary": shown.get("primary", False),
-                "bad": speaks_against(shown),
-                "lines": [_without(line, where) for line in shown.get("sentences", [])],
+                "lines": lines(shown),
                 "figure": intervals(rows, label, 0.0),
             }
         )
@@ -44,12 +44,10 @@ def arms(comparison: Mapping[str, Any]) -> dict[str, str]:
     return named
 
 
-def speaks_against(shown: Shown) -> bool:
-    """Whether a control did not come out as it must: nothing was seen, a second sample did not tie,
-    or wrong answers won."""
-    tied = all(row["ties"] for row in shown.get("negative", []))
-    won = any(row["verdict"] == f"{row['arm']} is better" for row in shown.get("shuffled", []))
-    return bool(shown.get("sees_nothing")) or not tied or won
+def lines(shown: Shown) -> list[Record]:
+    """What the controls of a metric show, a sentence each (`text`), and whether it speaks `against`
+    the experiment."""
+    return [{"text": text, "against": against} for text, against in said(dict(shown))]
 
 
 def _rows(shown: Shown, colours: Colours) -> Iterator[Interval]:
@@ -57,8 +55,3 @@ def _rows(shown: Shown, colours: Colours) -> Iterator[Interval]:
     for row in [*shown.get("negative", []), *shown.get("shuffled", [])]:
         ends = row["difference"], row["simultaneous_lower"], row["simultaneous_upper"]
         yield Interval(str(row["arm"]), colours.get(row["arm"], ""), *ends)
-
-
-def _without(line: str, where: str) -> str:
-    """A sentence without the name of its metric, which stands above it."""
-    return line.removeprefix(f"{where}: ")

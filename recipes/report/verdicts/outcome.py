@@ -226,9 +226,9 @@ def components(comparison: Entry) -> list[Record]:
     return sorted(rows, key=_primary_first)
 
 
-def judge_warnings(judges: Sequence[Entry]) -> list[str]:
-    """A sentence for each benchmark whose judge mostly changed its verdict when the two answers
-    changed places.
+def unusable(judges: Sequence[Entry]) -> dict[str, str]:
+    """Benchmarks whose judge mostly changed its verdict when the two answers changed places, and
+    how seldom it kept it.
 
     `judges`: the counts of each judging, with `benchmark`, `position_pairs` and
     `position_consistency` (0 to 1).
@@ -240,12 +240,20 @@ def judge_warnings(judges: Sequence[Entry]) -> list[str]:
         if pairs:
             asked[judge["benchmark"]] += pairs
             kept[judge["benchmark"]] += pairs * judge["position_consistency"]
-    return [
-        f"{benchmark}: with the two answers in changed places the judge kept its verdict in only "
-        f"{100 * kept[benchmark] / pairs:.0f} % of {pairs:,} pairs, so its scores say more about "
-        "the order than about the answers."
+    return {
+        benchmark: f"the judge kept its verdict in {100 * kept[benchmark] / pairs:.0f} % of "
+        f"{pairs:,} pairs"
         for benchmark, pairs in asked.items()
         if kept[benchmark] < pairs / 2
+    }
+
+
+def judge_warnings(judges: Sequence[Entry]) -> list[str]:
+    """A sentence for each benchmark whose scores are unusable for its judge."""
+    return [
+        f"{benchmark}: with the two answers in changed places {why}, so its scores say more about "
+        "the order than about the answers."
+        for benchmark, why in unusable(judges).items()
     ]
 
 

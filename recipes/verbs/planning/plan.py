@@ -16,7 +16,7 @@ from recipes.stages.session import REUSE
 from recipes.stages.walk import Arms
 from recipes.verbs.planning import detectable
 from recipes.verbs.planning import trainings as of_trainings
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded, Recipe
@@ -50,13 +50,13 @@ def show(
         print(json.dumps(shown, indent=2))
         return
     for line in lines(told, hardware):
-        print(line)
+        say(line)
     if stages:
         table(["stage", "state", "why"], [(step.name, step.state, step.why) for step in steps])
         for line in of_trainings.lines(trained, hardware):
-            print(line)
+            say(line)
     else:
-        print("every stage and training: the same command with --stages")
+        say("every stage and training: the same command with --all")
 
 
 def summary(recipe: Recipe, outcome: Outcome, trained: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
@@ -117,7 +117,7 @@ def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) ->
     from train.sizes.published import beside
 
     one = pass_of(config, shape, half=half_precision(config, on_gpu=True))
-    print(
+    say(
         f"{config.base}: {shape.weights / 1e9:.2f} billion weights (shape from {shape.source}); "
         f"{where.devices} GPUs of {where.memory / GIB:.0f} GiB, {one.rows} x {one.length:,} tokens "
         f"a pass, {one.attention}"
@@ -130,12 +130,12 @@ def _show(config: TrainConfig, shape: Shape, where: Machine, rows: list[Row]) ->
         host = f"{row.needs.host / GIB:.0f}" if row.needs.host else ""
         cells.append([row.name, *sizes, f"{row.needs.peak / GIB:.1f}", host, fits])
     table(columns, cells)
-    print(
+    say(
         "momentary: what a step of the optimizer needs when activations are gone; the peak holds "
         "the larger of the two. Figures are arithmetic and traces, not measured on these GPUs."
     )
     for peak in beside(config.base):
-        print(
+        say(
             f"published of this shape ({peak.source}, by its own optimizer and recomputation): "
             f"{peak.method}, {peak.rows} x {peak.length:,} tokens a pass: {peak.gib} GiB"
         )
