@@ -51,6 +51,7 @@ def values(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for score in sorted(map(shown, comparison["scores"]), key=lambda s: not s["primary"]):
         d = against.get((score["benchmark"], score["metric"], score["arm"]), {})
+        scope = str(d["scope"]).split(";")[0] if d else None
         rows.append(
             {
                 "benchmark": score["benchmark"],
@@ -69,7 +70,7 @@ def values(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "simultaneous_lower": d.get("simultaneous_lower"),
                 "simultaneous_upper": d.get("simultaneous_upper"),
                 "verdict": d.get("verdict"),
-                "scope": d["scope"].split(";")[0] if d else None,
+                "scope": scope,
             }
         )
     return rows
