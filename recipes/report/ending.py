@@ -113,8 +113,8 @@ def _made(recipe: Recipe, results: Mapping[str, Result]) -> Iterator[str]:
         if kind in held:
             many = f"{len(held[kind]):,} {one if len(held[kind]) == 1 else several}"
             of = sorted({int(_size(kind, counts)) for counts in held[kind]} - {0})
-            sizes = f"{of[0]:,} to {of[-1]:,}" if len(of) > 1 else "".join(f"{n:,}" for n in of)
-            yield f"{many} of {sizes} {unit}" if sizes else many
+            size = " to ".join(f"{each:,}" for each in dict.fromkeys([*of[:1], *of[-1:]]))
+            yield f"{many} of {size} {unit}" if of else many
 
 
 def _size(kind: str, counts: Mapping[str, Any]) -> float:

@@ -36,7 +36,7 @@ def table(columns: Iterable[str], rows: Rows, title: str = "") -> None:
     """A table on stdout, no wider than the terminal; tab-separated lines in a pipe. Nothing in a
     cell can move the cursor or change colours: models wrote some of it."""
     head = [plain(column) for column in columns]
-    cells = [["" if cell is None else plain(str(cell)) for cell in row] for row in rows]
+    cells = [list(map(_cell, row)) for row in rows]
     if not sys.stdout.isatty():
         if title:
             say(title)
@@ -46,6 +46,10 @@ def table(columns: Iterable[str], rows: Rows, title: str = "") -> None:
     if title:
         print("\n".join(wrapped(title, width)))
     print("\n".join(fitted(head, cells, width)))
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else plain(str(value))
 
 
 def say(text: str, bullet: str = "") -> None:
@@ -79,9 +83,9 @@ def wrapped(text: str, width: int, first: str = "", then: str = "") -> list[str]
 def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """The lines of a table that is at most `width` wide: side by side where its columns fit, with
     columns of words wrapped where that is enough, else each row as a block of "name: value"."""
-    lines = [head, *rows]
-    natural = [min(width, max(_wide(row[at]) for row in lines)) for at in range(len(head))]
-    least = [_least([row[at] for row in lines], natural[at]) for at in range(len(head))]
+    columns = list(zip(head, *rows, strict=True))
+    natural = [min(width, max(map(_wide, cells))) for cells in columns]
+    least = [_least(cells, most) for cells, most in zip(columns, natural, strict=True)]
     room = width - len(GAP) * (len(head) - 1)
     if sum(least) > room:
         yield from _stacked(head, rows, width)

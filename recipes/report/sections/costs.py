@@ -3,7 +3,7 @@ own account and the ledger of hosted models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def costs(inputs: Inputs) -> Record:
     spent = inputs.get("spent")
     bills = Ledger(spent).bills() if spent is not None and spent.is_dir() else {}
     every = list(rows.values())
-    total = {name: sum(row.get(name) or 0 for row in every) for name in TOTALS}
+    total = {name: _sum(every, name) for name in TOTALS}
     if bills:
         total["money"] = sum(bill.money for bill in bills.values())
     return {
@@ -63,6 +63,10 @@ def costs(inputs: Inputs) -> Record:
         "bills": [{"model": model, **bill._asdict()} for model, bill in sorted(bills.items())],
         "total": total | {"training_hours": sum(_device_hours(inputs))},
     }
+
+
+def _sum(rows: Sequence[Record], name: str) -> float:
+    return sum(row.get(name) or 0 for row in rows)
 
 
 def _device_hours(inputs: Inputs) -> Iterator[float]:
