@@ -46,10 +46,31 @@ class Log:
 
     def __init__(self) -> None:
         self.seen: dict[str, float] = {}
+        self.reused: dict[str, int] = {}
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
         print(text, file=sys.stderr, flush=True)
+
+    def step(self, name: str, state: str, why: str) -> None:
+        """A stage is reused or run. In a terminal what is reused is one line for all of a kind in
+        a row, and what runs for no other reason than that it is new is told by its bar."""
+        if not sys.stderr.isatty():
+            self.say(f"{name}: {state}{f' ({why})' if why else ''}")
+            return
+        if state == "reuse" and not why:
+            kind = name.partition("/")[0]
+            self.reused[kind] = self.reused.get(kind, 0) + 1
+            return
+        self.tell_reused()
+        if why != "not made yet":
+            self.say(f"{name}: {state} ({why})")
+
+    def tell_reused(self) -> None:
+        """Say what was reused since this was last said."""
+        if self.reused:
+            self.say("reused: " + ", ".join(f"{n} {kind}" for kind, n in self.reused.items()))
+            self.reused.clear()
 
     def progress(self, done: int, total: int | None, unit: str = "rows") -> None:
         """`done` of `total` units of this stage are finished (total None: unknown)."""
@@ -105,11 +126,61 @@ class Tracker:
         run_id = f"{job_type}-{key[:12]}"
         log = StageLog(self, _Stage(name, job_type, run_id, dict(config), trainer))
         failed = True
+        if sys.stderr.isatty():
+            log.draw()
         try:
             yield log
             failed = False
         finally:
             log.close(failed)
+
+
+class Pace:
+    """How fast a stage goes. The rate and the time that is left are counted from the first finished
+    item: what comes before it, a server that starts and a model that loads, comes once."""
+
+    def __init__(self) -> None:
+        self._unit = ""
+        self._begun = (0.0, 0)
+        self._first: tuple[float, int] | None = None
+        self._done = -1
+
+    def count(self, done: int, unit: str, now: float) -> None:
+        """`done` items are finished at `now` (seconds). A stage may count several things, one after
+        the other: another unit or a smaller number begins anew."""
+        if done < self._done or unit != self._unit or self._done < 0:
+            self._begun, self._first = (now, done), None
+        elif self._first is None and done > self._begun[1]:
+            self._first = (now, done)
+        self._unit, self._done = unit, done
+
+    def rate(self, done: int, now: float) -> float | None:
+        """Items a second; None before a second one is finished."""
+        if self._first is None or done <= self._first[1] or now <= self._first[0]:
+            return None
+        return (done - self._first[1]) / (now - self._first[0])
+
+    def seconds(self, now: float) -> float:
+        """Since the count began."""
+        return now - self._begun[0]
+
+    def words(self, done: int, total: int | None, now: float) -> str:
+        """Rate and time left where they are known: ", 5.2/s, 2:46 left"."""
+        rate = self.rate(done, now)
+        if not rate:
+            return ""
+        pace = f", {rate:.1f}/s" if rate >= 1 else f", {60 * rate:.1f}/min"
+        left = ""
+        if total and done < total:
+            left = f", {clock((total - done) / rate)} left"
+        return pace + left
+
+
+def clock(seconds: float) -> str:
+    """0:24, 2:46, 1:05:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 WandbMode = Literal["online", "offline", "disabled", "shared", "off"]
@@ -154,47 +225,40 @@ class StageLog(Log):
         self._bar: Any = None
         self._task: Any = None
         self._last_line = 0.0
-        self._done = 0
-        self._began: tuple[float, int] | None = None
+        self._pace = Pace()
 
     def progress(self, done: int, total: int | None, unit: str = "rows") -> None:
         """Move the bar of a terminal; elsewhere a line every ten seconds, and one at the end."""
-        # A stage may count several things, one after the other.
-        if self._began is None or done < self._done:
-            self._began = (time.monotonic(), done)
-        self._done = done
-        seconds = time.monotonic() - self._began[0]
-        rate = (done - self._began[1]) / seconds if seconds > 0 else 0.0
+        now = time.monotonic()
+        self._pace.count(done, unit, now)
+        of = f" of {total:,}" if total else ""
+        pace = self._pace.words(done, total, now)
         if sys.stderr.isatty():
-            self._draw(done, total, f"{rate:.1f} {unit}/s")
-        elif time.monotonic() - self._last_line > 10 or done == total:
-            self._last_line = time.monotonic()
-            of = f" of {total}" if total else ""
-            left = ""
-            if total and rate and done < total:
-                left = f", {(total - done) / rate:.0f} s left"
-            pace = f"{seconds:.0f} s ({rate:.1f}/s{left})"
-            super().say(f"{self._stage.name}: {done}{of} {unit} in {pace}")
+            self.draw(done, total, f"{done:,}{of} {unit}{pace}")
+        elif now - self._last_line > 10 or done == total:
+            self._last_line = now
+            took = clock(self._pace.seconds(now))
+            super().say(f"{self._stage.name}: {done:,}{of} {unit} in {took}{pace}")
 
-    def _draw(self, done: int, total: int | None, rate: str) -> None:
-        """Move the bar, opened now if need be."""
+    def draw(self, done: int = 0, total: int | None = None, words: str = "") -> None:
+        """Move the stage's bar, opened now if need be; it fits a terminal of 80 columns."""
         if self._bar is None:
             from rich import progress
             from rich.console import Console
+            from rich.table import Column
 
+            names = Column(no_wrap=True, overflow="ellipsis", max_width=24)
+            whole = Column(no_wrap=True)
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[rate]}"),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("left"),
-                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.description}", markup=False, table_column=names),
+                progress.BarColumn(bar_width=10),
+                progress.TimeElapsedColumn(table_column=whole),
+                progress.TextColumn("{task.fields[words]}", markup=False, table_column=whole),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._stage.name, total=total, rate="")
-        self._bar.update(self._task, completed=done, total=total, rate=rate)
+            self._task = self._bar.add_task(self._stage.name, total=total, words="")
+        self._bar.update(self._task, completed=done, total=total, words=words)
 
     def say(self, text: str) -> None:
         if self._bar is not None:
@@ -246,6 +310,9 @@ class StageLog(Log):
     def close(self, failed: bool) -> None:
         """End the bar and the W&B run."""
         if self._bar is not None:
+            if not failed:  # what was never counted is as done as what was
+                whole = self._bar.tasks[0].total or 1
+                self._bar.update(self._task, total=whole, completed=whole)
             self._bar.stop()
         if self._run is not None:
             self._run.finish(exit_code=int(failed))

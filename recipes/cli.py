@@ -7,6 +7,7 @@ to do), 75 a training was asked to stop, is saved, and goes on with the same com
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -53,9 +54,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quiet(debug)
     if sys.argv[1:2] == ["template"]:
         from core.models import without_torch
 
@@ -76,6 +75,29 @@ def main() -> None:
         if (sentence := of_system(error)) is not None:
             _end(2, sentence)
         _end(1, f"{type(error).__name__}: {error} (a defect: --debug shows the traceback)")
+
+
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
+"""What keeps libraries' bars, retries and advice off the terminal, where nobody asked for them."""
+
+
+def _quiet(debug: bool) -> None:
+    """Let libraries say errors only; with `debug` all that they say by themselves."""
+    if debug:
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    # DeepSpeed sets its own level while it is imported, and then says which device it found.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _end(code: int, sentence: str) -> None:

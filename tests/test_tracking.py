@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.tracking import Made, Tracker, lineage, wandb_mode
+from core.tracking import Log, Made, Pace, Tracker, clock, lineage, wandb_mode
 from tests import wandb_file
 
 
@@ -133,3 +133,63 @@ def test_lineage_names_one_result_alike_whoever_names_it() -> None:
     assert (logged.name, logged.type) == (parent.name, parent.type) == ("train-a-0", "train")
     assert logged.manifest.digest() == parent.manifest.digest()
     assert used.logged[0].manifest.digest() != logged.manifest.digest()
+
+
+# -- what a person watches -------------------------------------------------------------------------
+
+
+def test_the_rate_is_counted_from_the_first_finished_item() -> None:
+    pace = Pace()
+    pace.count(0, "rows", 100.0)
+    pace.count(1, "rows", 140.0)  # forty seconds of a server that starts
+    assert pace.rate(1, 140.0) is None and pace.words(1, 1000, 140.0) == ""
+    pace.count(81, "rows", 150.0)
+    assert pace.rate(81, 150.0) == 8.0
+    assert pace.words(81, 881, 150.0) == ", 8.0/s, 1:40 left"
+    assert pace.seconds(150.0) == 50.0
+
+
+@pytest.mark.parametrize(("done", "unit"), [(3, "rows"), (9, "games")])
+def test_another_thing_that_is_counted_begins_anew(done: int, unit: str) -> None:
+    pace = Pace()
+    for at in (0, 4, 8):
+        pace.count(at, "rows", float(at))
+    pace.count(done, unit, 20.0)
+    assert pace.rate(done, 21.0) is None and pace.seconds(21.0) == 1.0
+
+
+def test_slow_work_is_counted_by_the_minute_and_long_times_by_the_hour() -> None:
+    pace = Pace()
+    for done, now in ((0, 0.0), (1, 1.0), (3, 121.0)):
+        pace.count(done, "steps", now)
+    assert pace.words(3, 100, 121.0) == ", 1.0/min, 1:37:00 left"
+    assert (clock(59.4), clock(60), clock(3599.6)) == ("0:59", "1:00", "1:00:00")
+
+
+def test_nothing_is_left_of_what_is_done_or_has_no_end() -> None:
+    pace = Pace()
+    for done, now in ((0, 0.0), (1, 1.0), (5, 2.0)):
+        pace.count(done, "rows", now)
+    assert pace.words(5, 5, 2.0) == pace.words(5, None, 2.0) == ", 4.0/s"
+
+
+def test_a_terminal_gets_one_line_for_all_that_is_reused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    log = Log()
+    for arm in ("a", "b"):
+        log.step(f"train/{arm}/0", "reuse", "")
+    log.step("select/a", "reuse", "")
+    log.step("train/c/0", "run", "not made yet")
+    log.step("score/c/0", "run", "stale: x")
+    log.tell_reused()
+    assert capsys.readouterr().err == "reused: 2 train, 1 select\nscore/c/0: run (stale: x)\n"
+
+
+def test_a_log_file_gets_a_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    log.step("train/a/0", "reuse", "")
+    log.step("train/c/0", "run", "not made yet")
+    log.tell_reused()
+    assert capsys.readouterr().err == "train/a/0: reuse\ntrain/c/0: run (not made yet)\n"

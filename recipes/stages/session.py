@@ -198,8 +198,7 @@ class Session:
         """Add a line to the plan; while running, also say it."""
         self.steps.append(Step(name, state, why, path))
         if not self.planning:
-            reason = f" ({why})" if why else ""
-            self.log.say(f"{name}: {state}{reason}")
+            self.log.step(name, state, why)
 
     def add(self, name: str, text: str) -> None:
         """Say more about a step that is already in the plan."""
@@ -304,6 +303,7 @@ class Session:
         if not self.planning:
             specs = json.dumps({**self._last, **self._specs}, indent=1)
             write_changed(self._remembered, specs)
+            self.log.tell_reused()
         if self.until == name:
             raise StopHere
 
