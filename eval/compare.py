@@ -18,7 +18,7 @@ import polars as pl
 from core.errors import UserError, nearest
 from core.files import finite, write_atomic
 from core.store import Counts
-from eval.comparing import controls, metrics
+from eval.comparing import controls, metrics, sequential
 from eval.comparing.arms import Family
 from eval.comparing.differences import Row, score
 from eval.comparing.differences import differences as differences_of
@@ -27,6 +27,7 @@ from eval.comparing.metrics import Declared
 from eval.comparing.planning.components import shown
 from eval.comparing.scores import arm as arm_of
 from eval.comparing.scores import read
+from eval.comparing.sequential import Look
 from eval.comparing.shown.notes import notes
 
 VERSION = 6
@@ -49,12 +50,66 @@ def run(
     that nothing else was measured of. The rest as in `of_items`. Raises UserError for a missing or
     malformed scores folder, an unknown baseline or primary.
     """
+    items, arms = _read(inputs, unscored)
+    return of_items(items, arms, out, declared, seed=seed, resamples=resamples)
+
+
+def look(
+    inputs: Mapping[str, Path],
+    declared: Declared,
+    *,
+    unscored: Sequence[str] = (),
+    seed: int = 0,
+) -> Look:
+    """All differences of the metric that decides, between arms that are in question, after the
+    first of the prompts that are planned. Arguments and errors as of `run`."""
+    items, arms = _read(inputs, unscored)
+    names = items.select("benchmark", "metric").unique(maintain_order=True).rows()
+    deciding = metrics.deciding(declared.primary, names)
+    rows = items.filter(pl.col("benchmark") == deciding[0], pl.col("metric") == deciding[1])
+    asked, _ = controls.families(
+        _family(rows, deciding, arms, declared, primary=True), declared.controls
+    )
+    return sequential.look(
+        asked,
+        declared.baseline,
+        lower_is_better=metrics.lower_is_better(deciding[1], _said(rows)),
+        equivalent=declared.equivalent,
+        seed=seed,
+    )
+
+
+def _read(
+    inputs: Mapping[str, Path], unscored: Sequence[str]
+) -> tuple[pl.DataFrame, dict[str, list[str]]]:
+    """The items of all scores folders, and the training seeds of each arm."""
     arms: dict[str, list[str]] = {}
     for key in [*inputs, *unscored]:
         name, _, training_seed = key.partition("/")
         arms.setdefault(name, []).extend([training_seed] if training_seed else ())
-    items = pl.concat([read(key, folder) for key, folder in inputs.items()])
-    return of_items(items, arms, out, declared, seed=seed, resamples=resamples)
+    return pl.concat([read(key, folder) for key, folder in inputs.items()]), arms
+
+
+def _family(
+    rows: pl.DataFrame,
+    names: tuple[str, str],
+    arms: Mapping[str, Sequence[str]],
+    declared: Declared,
+    *,
+    primary: bool,
+) -> Family:
+    """The arms' items of one metric (`names`: benchmark and metric)."""
+    benchmark, metric = names
+    rival = declared.rival(benchmark)
+    members = [arm_of(arm, metric, rows, arm == rival) for arm in arms]
+    return Family(
+        benchmark=benchmark,
+        metric=metric,
+        members=[arm for arm in members if arm is not None],
+        primary=primary,
+        trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
+        planned=declared.planned.get(benchmark, 0),
+    )
 
 
 def of_items(
@@ -87,16 +142,8 @@ def of_items(
     families: list[Family] = []
     for benchmark, metric in names:
         rows = items.filter((pl.col("benchmark") == benchmark) & (pl.col("metric") == metric))
-        rival = declared.rival(benchmark)
-        members = [arm_of(arm, metric, rows, arm == rival) for arm in arms]
-        family = Family(
-            benchmark=benchmark,
-            metric=metric,
-            members=[arm for arm in members if arm is not None],
-            primary=(benchmark, metric) == deciding,
-            trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
-            planned=declared.planned.get(benchmark, 0),
-        )
+        own_names = (benchmark, metric)
+        family = _family(rows, own_names, arms, declared, primary=own_names == deciding)
         lower = metrics.lower_is_better(metric, _said(rows))
         direction = {"lower_is_better": lower}
         scores += [score(arm, family) | direction for arm in family.members]

@@ -32,6 +32,11 @@ from eval.protocols import (
 Benchmark = Literal["alpaca", "arena", "wildbench", "mtbench", "heldout", "checks", "tasks"]
 
 
+IN_STEPS = "alpaca/win_rate"
+"""What decides where judging stops early: a length-controlled figure of the prompts judged so far
+has no interval that holds at every look."""
+
+
 class ForeignConfig(Block):
     """Rows that no arm was drawn from: another teacher's, or people's."""
 
@@ -140,6 +145,10 @@ class EvalConfig(Block):
     metric does, or the one that is named (`heldout/foreign_loss`). None means the
     first that is named, in the order alpaca, arena, wildbench, mtbench, heldout, checks, tasks."""
 
+    judging: Literal["whole", "sequential"] = "whole"
+    """`sequential` judges `alpaca`, which must be the primary benchmark, in steps of a tenth of its
+    prompts in random order, and stops when every difference is decided or hopeless; its raw win
+    rate decides. Every other benchmark is judged whole."""
     equivalent: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The smallest difference of the primary metric that would matter, in its unit (points of win
     rate, nats a token), declared beforehand: with it "equal within" and "no worse" are verdicts."""
@@ -152,6 +161,8 @@ class EvalConfig(Block):
     @property
     def deciding(self) -> str | None:
         """The primary benchmark, and its metric where that is named."""
+        if self.judging == "sequential":
+            return IN_STEPS
         return self.primary or next(iter(self.benchmarks), None)
 
     def protocol(self, benchmark: PairwiseBenchmark) -> PairwiseProtocol:
@@ -203,6 +214,11 @@ class EvalConfig(Block):
         if self.primary and self.primary.partition("/")[0] not in self.benchmarks:
             what = f"not run (it runs {', '.join(self.benchmarks) or 'none'})"
             raise ValueError(f"`primary` is {self.primary}, which this recipe does {what}")
+        if self.judging == "sequential" and not self._decided_by_alpaca():
+            raise ValueError(
+                "`judging: sequential` judges `alpaca` until its raw win rate tells the arms "
+                "apart: write `alpaca:`, and leave `primary` out or set it to alpaca"
+            )
         if self.mtbench and self.rating("mtbench").answers.answers_per_prompt > 1:
             own = "give `mtbench` `answers:` of its own with one"
             raise ValueError(f"MT-Bench takes one answer a question (two turns each): {own}")
@@ -214,6 +230,9 @@ class EvalConfig(Block):
             judge = "a judge asked by `completions` (vLLM's structured outputs on token ids)"
             raise ValueError(f"`arena.constrain` needs {judge}")
         return self
+
+    def _decided_by_alpaca(self) -> bool:
+        return self.alpaca is not None and self.primary in (None, "alpaca", IN_STEPS)
 
 
 def pairwise_benchmarks(config: EvalConfig) -> list[PairwiseBenchmark]:

@@ -270,6 +270,8 @@ class Protocol(Block):
     judge: JudgeConfig
     share: tuple[int, int] | None = None
     """(j, J): this judge is the j-th of J that share the items; None judges all."""
+    first: int | None = None
+    """Only so many prompts, the first in the random order of judging in steps; None judges all."""
 
 
 class AlpacaProtocol(Protocol, AlpacaConfig):

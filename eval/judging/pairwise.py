@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.servers import Servers
 from core.store import Counts, digest
 from core.tracking import Log
+from eval.comparing import sequential
 from eval.judging import reward_model, settle, templates
 from eval.judging.asking import texts
 from eval.judging.asking.ask import SPENT, Means, Question, purse_of
@@ -146,15 +147,19 @@ def _games(protocol: PairwiseProtocol, inputs: Mapping[str, Path]) -> settle.Wan
 def _shared(protocol: PairwiseProtocol, wanted: Sequence[Prompt]) -> list[Prompt]:
     """The prompts, once for each answer, that this judge judges."""
     each = protocol.answers.answers_per_prompt
-    if protocol.share is None:
-        return samples.each(wanted, each)
-    own, judges = protocol.share
+    own, judges = protocol.share or (0, 1)
     return [
         one
-        for place, prompt in enumerate(wanted)
+        for place, prompt in _first(protocol.first, wanted)
         for one in samples.each([prompt], each)
         if (place + samples.number(one.id)) % judges == own
     ]
+
+
+def _first(number: int | None, wanted: Sequence[Prompt]) -> list[tuple[int, Prompt]]:
+    """The prompts that are judged so far, each with its place among all of them."""
+    known = set(sequential.order(prompt.id for prompt in wanted)[:number])
+    return [(place, prompt) for place, prompt in enumerate(wanted) if prompt.id in known]
 
 
 def _orders(protocol: PairwiseProtocol, prompt: Prompt) -> list[bool]:

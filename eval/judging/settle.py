@@ -43,6 +43,7 @@ NOT_ASKED = {
     "judges",
     "judges_share",
     "share",
+    "first",
     "prompt",
     "order",
     "order_seed",

@@ -142,6 +142,8 @@ class Session:
     """Whether also what servers failed at for good is asked again."""
     unjudged: dict[str, str] = field(default_factory=dict)
     """Trainings that no judge compares, because the baseline's of their seed is left out: which."""
+    planned: dict[str, int] = field(default_factory=dict)
+    """Prompts of the benchmarks that are judged in steps, of which fewer may do."""
     remarks: list[str] = field(default_factory=list)
     """Sentences that stand below the comparison: what it goes without."""
     results: dict[str, Result] = field(default_factory=dict)

@@ -54,7 +54,14 @@ def compared(
     said = _left_out(session)
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        declared = Declared(str(config.deciding), against, arms.controls, judged, config.equivalent)
+        declared = Declared(
+            primary=str(config.deciding),
+            baseline=against,
+            controls=arms.controls,
+            judged_against=judged,
+            equivalent=config.equivalent,
+            planned=session.planned,
+        )
         scored = {run: inputs[run] for run in runs if run in inputs}
         counts = compare.run(scored, out, declared, unscored=unscored)
         beside = [name for name in inputs if name not in scored and name != overlap.COMMON]
@@ -74,6 +81,7 @@ def compared(
         "controls": controls,
         "judged_against": judged,
         "equivalent": config.equivalent,
+        "planned": session.planned,
         "unscored": unscored,
         "left_out": said,
     }

@@ -18,6 +18,7 @@ from recipes.stages.evaluating import (
     judging,
     length_control,
     reporting,
+    steps,
 )
 from recipes.stages.evaluating.answering import Asked
 from recipes.stages.evaluating.judging import Judged, PromptSet
@@ -101,7 +102,10 @@ def _judged(
 ) -> dict[str, Results]:
     """What a benchmark adds to the scores of each run that it judges."""
     kind = "judgments" if benchmark in PAIRWISE else "ratings"
-    results = judging.judge(session, config, arms, benchmark, answers, prompt_set)
+    if benchmark == steps.BENCHMARK and config.judging == "sequential":
+        results = steps.judge(session, config, arms, answers, prompt_set)
+    else:
+        results = judging.judge(session, config, arms, benchmark, answers, prompt_set)
     tables: Results = {}
     if benchmark == "alpaca":
         tables = length_control.reference(session, config, arms, prompt_set.result)

@@ -29,6 +29,9 @@ from recipes.stages.walk import Arms
 
 Judged = PairwiseBenchmark | RatedBenchmark
 
+LOOKED_AT = "looks"
+"""The kind of stage that judges the first prompts of several steps (`steps.py`)."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -63,9 +66,21 @@ def judge(
             run: _rate(session, protocol, f"judge/{benchmark}/{run}", own, references, prompt_set)
             for run, own in answers.items()
         }
-    against = _baselines(session, config, arms, benchmark, answers, prompt_set.result)
-    pairs = {run: {"answers": answers[run], "baseline": against[run]} for run in against}
+    pairs = against_baselines(session, config, arms, benchmark, answers, prompt_set.result)
     return compare(session, config.protocols(benchmark), benchmark, pairs, prompt_set)
+
+
+def against_baselines(
+    session: Session,
+    config: EvalConfig,
+    arms: Arms,
+    benchmark: PairwiseBenchmark,
+    answers: Results,
+    prompts: Result | None,
+) -> dict[str, Results]:
+    """The answers of each run that is judged, and its baseline's."""
+    against = _baselines(session, config, arms, benchmark, answers, prompts)
+    return {run: {"answers": answers[run], "baseline": against[run]} for run in against}
 
 
 def _baselines(
@@ -138,9 +153,10 @@ def compare(
         names = {run: f"{kind}/{benchmark}/{run}" for run in pairs}
         return _verdicts(session, protocols[0], names, pairs, prompt_set)
     judges = several_judges.names([protocol.judge for protocol in protocols])
+    each = kind if kind.partition("/")[0] == LOOKED_AT else "verdicts"
     by_judge: dict[str, Results] = {}
     for judge, protocol in zip(judges, protocols, strict=True):
-        names = {run: f"verdicts/{benchmark}/{judge}/{run}" for run in pairs}
+        names = {run: f"{each}/{benchmark}/{judge}/{run}" for run in pairs}
         by_judge[judge] = _verdicts(session, protocol, names, pairs, prompt_set)
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
@@ -186,6 +202,8 @@ def _verdicts(
     spec = {"cell": settle.determines(protocol.judge, protocol), **order}
     if protocol.share is not None:
         spec["share"] = list(protocol.share)
+    if protocol.first is not None:
+        spec["first"] = protocol.first
     verdicts: Results = {}
     for run, name in names.items():
         parents = {**pairs[run], "prompts": prompt_set.result}
