@@ -24,6 +24,7 @@ STAGES = {
     "heldout": "held-out loss",
     "judge": "judging",
     "verdicts": "judging",
+    "looks": "judging",
     "head-to-head": "head to head",
     "checks": "checks",
     "score": "scores",
@@ -111,6 +112,10 @@ def _results(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
         units["tokens"] = counts.get("tokens")
         if stage == "train":
             units["tokens"] = counts.get("trained_tokens_total")
+        if stage == "looks":  # judging in steps: its tokens count where it stopped
+            units = {"calls": counts.get("asked")}
+            rest = rest.partition("/")[2]
         # a judging of one benchmark is asked of one judge or several; other stages are one line
-        what = f"{STAGES[stage]}: {rest.partition('/')[0]}" if stage == "judge" else STAGES[stage]
+        apart = stage in ("judge", "looks")
+        what = f"{STAGES[stage]}: {rest.partition('/')[0]}" if apart else STAGES[stage]
         yield what, float(manifest.get("seconds") or 0), units

@@ -31,6 +31,7 @@ REPORTED = {
     "answers": "answers",
     "judge": "judge",
     "verdicts": "verdicts",
+    "looks": "looks",
     "score": "scores",
     "compare": "comparison",
 }
