@@ -67,7 +67,10 @@ def _compared(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def clear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Judge, dict[str, Any]]:
     """A difference that the first look sees."""
-    folder, judge = tmp_path_factory.mktemp("clear"), Judge(lambda prompt: sum(map(ord, prompt)) % 8 > 0)
+    folder, judge = (
+        tmp_path_factory.mktemp("clear"),
+        Judge(lambda prompt: sum(map(ord, prompt)) % 8 > 0),
+    )
     with ScriptedServer(judge) as server:
         path = _recipe(folder, server.url)
         return path, judge, _compared(path)
