@@ -52,16 +52,16 @@ def compared(
     known = {_arm(run) for run in [*scores, *unscored] if run in runs}
     against = arms.baseline if arms.baseline in known else None
     said = _left_out(session)
+    declared = Declared(
+        primary=str(config.deciding),
+        baseline=against,
+        controls=arms.controls,
+        judged_against=judged,
+        equivalent=config.equivalent,
+        planned=session.planned,
+    )
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        declared = Declared(
-            primary=str(config.deciding),
-            baseline=against,
-            controls=arms.controls,
-            judged_against=judged,
-            equivalent=config.equivalent,
-            planned=session.planned,
-        )
         scored = {run: inputs[run] for run in runs if run in inputs}
         counts = compare.run(scored, out, declared, unscored=unscored)
         beside = [name for name in inputs if name not in scored and name != overlap.COMMON]
