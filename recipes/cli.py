@@ -33,6 +33,12 @@ def _version(wanted: bool) -> None:
         raise Exit
 
 
+def _flowing(text: str) -> str:
+    """A docstring as the help prints it: its lines joined, so that a narrow terminal breaks them
+    where it ends; its paragraphs stay apart, the first of which stands in the list of verbs."""
+    return "\n\n".join(" ".join(one.split()) for one in text.split("\n\n"))
+
+
 @app.callback()
 def common(
     version: Annotated[
@@ -46,6 +52,9 @@ def common(
 
 
 for group in (experiment, data, comparing, looking, cluster):
+    for command in group.app.registered_commands:
+        assert command.callback is not None, "every verb is a function"
+        command.help = _flowing(command.callback.__doc__ or "")
     app.add_typer(group.app)
 
 
@@ -55,7 +64,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     _quiet(debug)
-    if sys.argv[1:2] == ["template"]:
+    if _only_tokenizes(sys.argv[1:]):
         from core.models import without_torch
 
         without_torch()
@@ -98,6 +107,20 @@ def _quiet(debug: bool) -> None:
         os.environ.setdefault(name, value)
     # DeepSpeed sets its own level while it is imported, and then says which device it found.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _only_tokenizes(words: list[str]) -> bool:
+    """Whether a command needs a tokenizer and no model: then torch, which takes seconds to import,
+    is not imported."""
+    if words[:1] == ["template"]:
+        return True
+    options = {word.partition("=")[0] for word in words}
+    hidden_states = any("rds" in word for word in words)
+    return (
+        words[:1] == ["filter"]
+        and "--tokens" in options
+        and not ("--embedding" in options or hidden_states)
+    )
 
 
 def _end(code: int, sentence: str) -> None:

@@ -44,8 +44,11 @@ def launch(
         bool, Option("--dry-run", help="Write the script, print its path; start nothing.")
     ] = False,
 ) -> None:
-    """Train every arm and seed, here or on a cluster, with the evaluation after it; or run the
-    synthesis on many machines."""
+    """Run a recipe on a cluster, or its trainings here.
+
+    Trains every arm and seed, with the evaluation after it; or runs the synthesis on many
+    machines.
+    """
     from recipes.launching import launch as launching
 
     asked = launching.Asked(stage, on, arm, seed, nodes, gpus, tasks)

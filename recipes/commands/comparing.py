@@ -45,9 +45,12 @@ def compare(
         bool, Option("--lower-is-better", help="Of the values of JSONL files (losses).")
     ] = False,
 ) -> None:
-    """Compare anyone's result files in pairs (lm-eval, alpaca_eval, Arena-Hard, JSONL of item and
-    value), print the comparison of a finished recipe again, or say how often a pilot's pairs came
-    out as in the full run."""
+    """Compare anyone's result files in pairs.
+
+    Files of lm-eval, alpaca_eval and Arena-Hard, JSONL of item and value. Of a finished recipe:
+    print its comparison again. Of recipes of pilots and, last, of the full run: say how often a
+    pilot's pairs came out as in the full run.
+    """
     from recipes.comparisons import asked, of_files, of_recipes, pilots
 
     recipes = asked.recipes_of(what)
@@ -80,8 +83,11 @@ def label(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write blinded pairs of the arms' own answers for people to label, as a page and a table, or
-    --read their labels: the judge's agreement on this task and the difference that people see."""
+    """Let people label answers of two arms, blinded.
+
+    Writes pairs of the arms' own answers as a page and a table; with --read takes their labels:
+    the judge's agreement on this task and the difference that people see.
+    """
     from eval.judging.people.labelled import sentences
     from recipes.comparisons import labelled, labels
 
@@ -102,8 +108,10 @@ def write_annotations(
     overrides: Overrides = None,
     out: Annotated[Path, Option(help="Folder to write to.")] = Path("annotations"),
 ) -> None:
-    """Write the judgments of every finished run as files of alpaca_eval and Arena-Hard, which
-    `magpie score` and their own tools read."""
+    """Write judgments as files of alpaca_eval and Arena-Hard.
+
+    Those of every finished run; `magpie score` and their own tools read them.
+    """
     from recipes.verbs import annotations
 
     for path in annotations.write(load(recipe, overrides), out):
@@ -133,8 +141,10 @@ def agreement(
     limit: Annotated[int | None, Option(help="Only so many pairs, spread evenly.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a judge about pairs that people judged, in both orders; the figure is stored and printed
-    beside its scores."""
+    """Ask a judge about pairs that people judged.
+
+    In both orders; the figure is stored and printed beside the judge's scores.
+    """
     from eval.judging.people.against_people import Labelled
     from recipes.verbs import agreement as agreeing
 

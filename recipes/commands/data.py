@@ -17,8 +17,10 @@ PANEL = "Make data"
 
 @app.command(rich_help_panel=PANEL)
 def filters(as_json: AsJson = False) -> None:
-    """List the named filter strategies with rule and source, and reward models with the threshold
-    that belongs to each."""
+    """List filter strategies and reward models.
+
+    Each strategy with its rule and source; each reward model with the threshold that belongs to it.
+    """
     from recipes.verbs.filter import show_filters
 
     show_filters(as_json=as_json)
@@ -88,8 +90,10 @@ def filter_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Apply a filter to any tagged data set: what stopped how many rows, and the rows that were
-    chosen."""
+    """Filter any tagged data set.
+
+    Prints what stopped how many rows, and writes the rows that were chosen.
+    """
     from recipes.exchange import likeness
     from recipes.verbs import filter as filtering
 
@@ -111,8 +115,10 @@ def template(
         str | None, Option(help="A Jinja file in place of the tokenizer's chat template.")
     ] = None,
 ) -> None:
-    """Print a model's pre-query template: text, token ids, stop ids, what was derived or
-    overridden, and what it was tested against."""
+    """Print a model's pre-query template.
+
+    Text, token ids, stop ids, what was derived or overridden, and what it was tested against.
+    """
     from synth.chat.describe import described
 
     print(json.dumps(described(model, system_prompt, chat_template), indent=2, ensure_ascii=False))
@@ -155,8 +161,10 @@ def import_(
         int | None, Option(min=1, help="Show how the first rows would be read; write nothing.")
     ] = None,
 ) -> None:
-    """Read anybody's data into our form, or any other, and count failed rows and failed tags by
-    reason."""
+    """Read anybody's data into our form, or any other.
+
+    Failed rows and failed tags are counted by reason.
+    """
     from recipes.exchange import import_data, reading
 
     how = reading.of(map_, join=join, split=split, config=config, revision=revision, as_=as_)
@@ -213,8 +221,10 @@ def answer(
     form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
     store: Annotated[Path, Option(help="Folder that keeps every answer.")] = Path("runs"),
 ) -> None:
-    """Answer prompts that exist with any model or service; the same command continues what was
-    stopped, and buys nothing twice."""
+    """Answer prompts with any model or service.
+
+    The same command continues what was stopped, and buys nothing twice.
+    """
     from recipes.exchange import reading
     from recipes.verbs import answer as answering
 
@@ -259,8 +269,10 @@ def export(
     ] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Write data, or an arm of a recipe, in a published form with a dataset card; or what it
-    trained, with a model card."""
+    """Write data or models in published forms, with a card.
+
+    Data, or an arm of a recipe, with a dataset card; or what a recipe trained, with a model card.
+    """
     from recipes.exchange import export_data, export_model
 
     target = export_data.Target(out, form, licence, push, private)
@@ -314,8 +326,10 @@ def tag(
     as_: Annotated[str | None, Option("--as", help="Of preference data: sft.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure any file by models or rules and write its rows with the new columns; what is there
-    already is not measured again."""
+    """Measure any file by models or rules.
+
+    Its rows are written with the new columns; what is there already is not measured again.
+    """
     from recipes.exchange import reading, tag_data
     from recipes.verbs import tag as tagging
 

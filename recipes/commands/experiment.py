@@ -40,7 +40,10 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make everything that the recipe asks for and is not made yet, then print the answer."""
+    """Make what a recipe asks for; print the answer.
+
+    What is made already is reused, and the same command continues what was stopped.
+    """
     from core.errors import UserError, nearest
     from recipes.stages import graph
     from recipes.stages.session import Trainings
@@ -74,8 +77,11 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show in ten lines what would run, what is reused, what it costs and which difference it can
-    find; with --all also every stage, the field that caused it, and every training."""
+    """Say what would run, what it costs and what it can find.
+
+    Ten lines; with --stages also every stage, the field that caused it, and every training. Starts
+    nothing.
+    """
     from recipes.stages import graph
     from recipes.verbs.planning import plan as planning
     from recipes.verbs.planning.trainings import Hardware
@@ -87,7 +93,7 @@ def plan(
 
 @app.command(rich_help_panel=PANEL)
 def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Print the path of the recipe's report."""
+    """Print the path of the report."""
     from core.errors import UserError
 
     path = load(recipe, overrides).recipe.folder / "report.html"

@@ -21,8 +21,10 @@ def why(
     what: Annotated[str, Argument(help="ARM, ARM/SEED, ARM/SEED/PROMPT or a row's id.")],
     overrides: Overrides = None,
 ) -> None:
-    """Lead from a score back to judgments, answers, checkpoint, selection and rows; or from a row
-    to the arms that took it."""
+    """Go back from a score to its rows, or from a row to arms.
+
+    From a score by judgments, answers, checkpoint and selection to the rows.
+    """
     from recipes.verbs.why import explain
 
     for line in explain(load(recipe, overrides), what):
@@ -34,8 +36,10 @@ def doctor(
     recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Check versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with
-    what to do."""
+    """Check this machine, and what a recipe needs of it.
+
+    Versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with what to do.
+    """
     from recipes.verbs.readiness import doctor as checks
 
     raise Exit(checks.main(load(recipe, overrides).recipe if recipe else None))
@@ -49,8 +53,11 @@ def memory(
     gpu_memory: GpuMemory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what each GPU holds while the recipe trains (every ZeRO stage, recomputation, adapters),
-    whether it fits, and the smallest change that would. Exits with 1 where it does not."""
+    """Say what each GPU holds while a recipe trains.
+
+    At every ZeRO stage, with every recomputation, with adapters; whether it fits, and the smallest
+    change that would. Exits with 1 where it does not fit.
+    """
     from recipes.verbs.readiness import memory as of_training
 
     asked = load(recipe, overrides).recipe

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-app = Typer(
-    help="Score annotation, battle and judgment files that exist already.", no_args_is_help=True
-)
+app = Typer(help="Score annotation and battle files that exist already.", no_args_is_help=True)
 Files = Annotated[list[Path], Argument(help="Annotation, battle or judgment files.")]
 AsJson = Annotated[bool, Option("--json", help="Print a list with one object a model.")]
 Data = Annotated[

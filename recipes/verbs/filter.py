@@ -228,7 +228,14 @@ def _counter(source: str | Path, models: Models) -> TokenCounter:
             # Some libraries log to stdout when they are imported, where --json is read.
             with redirect_stdout(sys.stderr):
                 for batch in rows.read(source):
-                    counts.update(count_tokens(config, base, to_form(batch, "messages")))
+                    answered = to_form(batch, "messages")
+                    if len(answered):
+                        counts.update(count_tokens(config, base, answered))
+            if not counts:
+                raise UserError(
+                    f"--tokens: no row of {source} has a response whose tokens could be counted; "
+                    "give the budget in --rows."
+                )
         return pl.Series(map(counts.get, frame["id"]), dtype=pl.Int64)
 
     return count
