@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 from filelock import FileLock
 
-from core.cells import merging
+from core.cells import merging, references
 from core.cells.damage import damaged, is_hurt, set_aside
 from core.cells.journal import Journal, frames, is_journal, journals, taken_up
 from core.cells.merging import FILES, GROUP, ROWS, merged
@@ -99,7 +99,9 @@ class Column:
         version of this program wrote."""
         check_version(root)
         key = digest(dict(determines))[:16]
-        return cls(root / "columns" / name / key, fields, determines, root)
+        folder = root / "columns" / name / key
+        references.opened(folder)
+        return cls(folder, fields, determines, root)
 
     # -- writing -----------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def plan(
 ) -> None:
     """Say what would run, what it costs and what it can find.
 
-    Ten lines; with --stages also every stage, the field that caused it, and every training. Starts
+    Ten lines; with --all also every stage, the field that caused it, and every training. Starts
     nothing.
     """
     from recipes.stages import graph

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from core import models
+from core.cells.references import columns_opened
 from core.errors import UserError
 from core.sending.purse import Bill, Ledger
 from core.servers import Servers
@@ -162,8 +163,10 @@ def _outcome(
         session.retry = retry
         stopped = False
         try:
-            with session.damage.noted():
+            with session.damage.noted(), columns_opened() as columns:
                 _walk(loaded, session)
+            if not planning:
+                session.references.write(columns, whole=trainings == ALL)
         except StopHere:
             stopped = True
         except UserError as error:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from core.cells.damage import Damage
+from core.cells.references import REFERS, References, columns_opened
 from core.errors import UserError
-from core.files import file_digest, read_json, write_changed
+from core.files import write_changed
 from core.sending.purse import Bill
 from core.servers import Servers
 from core.store import (
@@ -44,8 +45,6 @@ returns what the manifest counts."""
 Results = dict[str, Result | None]
 """Results by name; None in a plan: it must be made first."""
 
-HELD: Final = "held.json"
-"""The file beside a recipe's large files that says what they hold."""
 UNMADE: Final = "unmade"
 """In the manifest of what a plan puts in the place of a result whose content nobody knows yet."""
 SHOWN_FIELDS = 3
@@ -153,6 +152,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._remembered = self.folder / "specs.json"
+        self.references = References(self.folder / REFERS)
         self.damage = Damage(self.log.say, moves=not self.starts_nothing)
         self._last: dict[str, Any] = {}
         if self._remembered.is_file():
@@ -199,6 +199,8 @@ class Session:
     def note(self, name: str, state: State, why: str, path: Path | None = None) -> None:
         """Add a line to the plan; while running, also say it."""
         self.steps.append(Step(name, state, why, path))
+        if path is not None:
+            self.references.note(name, path)
         if not self.planning:
             self.log.step(name, state, why)
 
@@ -262,8 +264,12 @@ class Session:
                 build.facts.update(facts)
                 build.content = stage.content
                 folders = {name: parent.path for name, parent in stage.parents.items() if parent}
-                build.counts.update(stage.make(build.path, log, folders))
+                with columns_opened() as columns:
+                    build.counts.update(stage.make(build.path, log, folders))
+                build.facts["columns"] = sorted(columns)
             made = self.store.finished(stage.kind, key)
+            self.references.note(stage.name, made.path)
+            self.references.write(columns)
             counts = made.manifest["counts"]
             facts = {"output": made.digest, "path": made.path.name, "counts": counts}
             parents = [_made(parent) for parent in stage.parents.values() if parent]
@@ -352,36 +358,6 @@ def _made(result: Result) -> Made:
     it."""
     fields = [str(result.manifest.get(name, "")) for name in ("name", "stage", "key", "digest")]
     return Made(*fields)
-
-
-def says(folder: Path, held: Mapping[str, str]) -> bool:
-    """Whether it is said in one of a recipe's folders that its large files hold just this."""
-    return _held(folder) == held
-
-
-def say(folder: Path, held: Mapping[str, str]) -> None:
-    """Say in one of a recipe's folders what its large files hold (name -> digest), so that nobody
-    need read them to know."""
-    write_changed(folder / HELD, json.dumps(dict(held), indent=1))
-
-
-def told(folder: Path) -> str:
-    """Digest of what one of a recipe's folders holds; of its large files, of what is said of
-    them."""
-    held = _held(folder)
-    if not held:
-        return tree_digest(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != HELD)
-    return digest([[path.name, held.get(path.name) or file_digest(path)] for path in files])
-
-
-def _held(folder: Path) -> dict[str, str]:
-    """What is said of the large files; {} where nothing is."""
-    path = folder / HELD
-    held: dict[str, str] = (
-        read_json(path, f"remove {folder} and run again") if path.is_file() else {}
-    )
-    return held
 
 
 def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:

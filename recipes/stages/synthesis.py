@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.files import link, write_changed
 from core.store import Counts, Result, digest
 from core.tracking import TABLE_ROWS, Log
-from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage, say, says
+from recipes.stages.session import REUSE, RUN, WAITS, Session, Stage
+from recipes.stages.sets.held import say, says
 from recipes.stages.tokens import (
     Contents,
     Conversations,

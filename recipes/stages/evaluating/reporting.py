@@ -15,7 +15,8 @@ from core.sending.purse import Ledger
 from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.schema import Recipe
-from recipes.stages.session import Session, Stage, told
+from recipes.stages.session import Session, Stage
+from recipes.stages.sets.held import told
 from recipes.stages.walk import Arms
 
 if TYPE_CHECKING:
