@@ -46,8 +46,8 @@ ORDER = {
     "recipes": [
         {"cli"},
         {"commands"},
-        {"verbs", "launching", "comparisons"},
         {"upkeep"},
+        {"verbs", "launching", "comparisons"},
         {"exchange"},
         {"stages"},
         {"report"},

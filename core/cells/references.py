@@ -33,23 +33,29 @@ class References:
         """STAGE/KEY by the name of the stage, as noted before."""
         self.columns: set[str] = set()
         """NAME/KEY of columns, as noted before."""
+        self.ever: set[str] = set()
+        """The same and those that it referred to before that, and does no more."""
         self._now: dict[str, str] = {}
         with suppress(OSError, UserError, KeyError, TypeError, AttributeError):
             noted = read_json(path)
             results = {str(name): str(at) for name, at in noted["results"].items()}
             self.results, self.columns = results, set(map(str, noted["columns"]))
+            self.ever = self.columns | set(map(str, noted["dropped"]))
             self.known = True
 
     def note(self, name: str, folder: Path) -> None:
-        """The stage of this name is, or is to be, the result in this folder."""
-        self._now[name] = "/".join(folder.parts[-2:])
+        """The stage of this name is, or is to be, the result in this folder; of what is no result
+        (a column) nothing is noted."""
+        if folder.parts[-3] == "results":
+            self._now[name] = "/".join(folder.parts[-2:])
 
     def write(self, columns: Set[str], *, whole: bool = False) -> None:
         """Keep what was noted, beside what was noted before; in its place where this is the
         `whole`."""
         results = self._now if whole else {**self.results, **self._now}
         kept = columns if whole else self.columns | columns
-        noted = {"results": results, "columns": sorted(kept)}
+        dropped = sorted(self.ever - kept)
+        noted = {"results": results, "columns": sorted(kept), "dropped": dropped}
         write_changed(self.path, json.dumps(noted, indent=1))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Typer
+from typer import Argument, Exit, Option, Typer
 
 from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load
 
@@ -100,3 +100,46 @@ def track_sync(
     print(f"{len(done.sent)} runs uploaded{left}{failed}")
     if done.failed:
         raise Exit(1)
+
+
+Where = Annotated[str, Argument(help="Folder of a store, or a recipe: its store.")]
+
+
+@app.command("ls", rich_help_panel=PANEL)
+def list_store(
+    where: Where = "runs",
+    everything: Annotated[
+        bool, Option("--all", help="Also every result and column, and who refers to it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List a store's recipes, their results and sizes.
+
+    And what no recipe refers to, which `magpie gc` removes.
+    """
+    from recipes.upkeep import listing
+
+    listing.main(listing.root_of(where), everything=everything, as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def gc(
+    where: Where = "runs",
+    forget: Annotated[
+        list[str] | None,
+        Option(help="Also a recipe, by its name, and what only it refers to (repeatable)."),
+    ] = None,
+    yes: Annotated[bool, Option("--yes", help="Remove without a question.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no recipe of a store refers to.
+
+    Shows it first, and asks. Nothing that a recipe's last run read or made is removed, nothing that
+    was written within the last hour, and no column but those that a recipe once referred to.
+    """
+    from typer import confirm
+
+    from recipes.upkeep import listing, removal
+
+    asked = removal.Asked(tuple(forget or ()), yes, as_json)
+    removal.main(listing.root_of(where), asked, confirm)
