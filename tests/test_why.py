@@ -53,7 +53,7 @@ def test_an_arm_with_seeds_is_no_prompt(
     monkeypatch.setattr(graph, "plan", lambda _: Outcome([], scores, False))
     monkeypatch.setattr(why, "_run", lambda *given: iter([f"run {given[2]}"]))
     monkeypatch.setattr(why, "_cell", lambda *given: iter([f"{given[3]} under {given[2]}"]))
-    assert lines(path, "theirs") == ["run theirs/0"]
+    assert lines(path, "theirs") == ["run theirs/0", "run theirs/1"]
     assert lines(path, "theirs/1") == ["run theirs/1"]
     assert lines(path, "theirs/1/p7") == ["p7 under ['theirs/1']"]
     assert lines(path, "theirs/p7") == ["p7 under ['theirs/0', 'theirs/1']"]

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from typer import Option, Typer
+from typer import Argument, Option, Typer
 
 from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load
 
 app = Typer()
 
 PANEL = "Experiment"
+
+
+@app.command(rich_help_panel=PANEL)
+def init(
+    file: Annotated[Path, Argument(help="File to write.")] = Path("recipe.yaml"),
+    gpus: Annotated[
+        int | None, Option(min=1, help="GPUs of another machine, in place of this one's.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, Option(min=1, help="GiB of each of them (default: 80).")
+    ] = None,
+) -> None:
+    """Write a commented recipe for this machine, to begin with.
+
+    Its models fit this machine, or GPUs that are stated; `magpie plan` takes it as it is.
+    """
+    from recipes.verbs.readiness import first_recipe, needs
+
+    first_recipe.write(file, needs.place(gpus, gpu_memory or (80 if gpus else None)))
+    print(f"{file} is written; `magpie doctor {file}` and `magpie plan {file}` come next")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -35,14 +35,23 @@ def why(
 def doctor(
     recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, Option(min=1, help="GPUs of another machine, in place of this one's.")
+    ] = None,
+    gpu_memory: Annotated[float | None, Option(min=1, help="GiB of each of them.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine, and what a recipe needs of it.
 
-    Versions, GPUs, disk, memory, W&B, model paths and access to gated models, each with what to do.
+    Versions, GPUs, memory, W&B; of a recipe: what each of its stages needs (GPUs, memory, disk,
+    packages), its models and access to gated ones, keys. Each with what to do. Exits with 1 where
+    something fails.
     """
     from recipes.verbs.readiness import doctor as checks
+    from recipes.verbs.readiness import needs
 
-    raise Exit(checks.main(load(recipe, overrides).recipe if recipe else None))
+    asked = load(recipe, overrides).recipe if recipe else None
+    raise Exit(checks.main(asked, needs.place(gpus, gpu_memory), as_json=as_json))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -78,11 +78,12 @@ def _recipe(found: Contents, name: str) -> tuple[object, ...]:
     of = found.of(name)
     alone = [thing for thing in of if thing.recipes == (name,)]
     ran = [path.stat().st_mtime for path in _marks(found.root / "recipes" / name)]
+    columns = sum(thing.kind == COLUMN for thing in of)
     return (
         name,
-        day(max(ran)) if ran else "never",
+        day(max(ran, default=0)) or "never",
         sum(thing.kind == RESULT for thing in of),
-        sum(thing.kind == COLUMN for thing in of) if found.recipes[name].known else "not known",
+        columns if found.recipes[name].known else "not known",
         size(sum(thing.size for thing in of)),
         size(sum(thing.size for thing in alone)),
     )

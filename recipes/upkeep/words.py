@@ -21,11 +21,8 @@ def day(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes as a person reads them, in powers of ten as disks are sold."""
-    for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, power in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= power:
-            return (
-                f"{count / power:.3g} {unit}"
-                if count < 1000 * power
-                else f"{count / power:,.0f} {unit}"
-            )
+            held = count / power
+            return f"{held:.3g} {unit}" if held < 1000 else f"{held:,.0f} {unit}"
     return f"{count} bytes"

