@@ -1,4 +1,4 @@
-"""What a recipe's stages need of a machine, the recipe that fits one, and rows that rules refuse."""
+"""What stages need of a machine, the recipe that fits one, and rows that rules refuse."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_first_recipe_without_a_gpu_is_loaded_and_is_not_overwritten(tmp_path:
     assert recipe.name == "my-first" and set(recipe.arms) == {"good", "random"}
     with pytest.raises(UserError, match="exists already"):
         first_recipe.write(path, LAPTOP)
-    with pytest.raises(UserError, match="ends with .yaml"):
+    with pytest.raises(UserError, match=r"ends with \.yaml"):
         first_recipe.write(tmp_path / "recipe.txt", LAPTOP)
 
 
