@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 REMEDY = "remove that file and run again"
 
 
+def cache_folder() -> Path:
+    """Where converted models and remembered digests live: MAGPIE_CACHE, else ~/.cache/magpie."""
+    return Path(os.environ.get("MAGPIE_CACHE") or Path.home() / ".cache" / "magpie")
+
+
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as handle:

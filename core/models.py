@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import sys
@@ -25,8 +24,17 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from core.errors import UserError, first_line, nearest
-from core.files import clear_leftovers, file_digest, read_json, replacing, write_atomic
+from core.files import (
+    cache_folder,
+    clear_leftovers,
+    file_digest,
+    read_json,
+    replacing,
+    write_atomic,
+)
 from core.pretrained.control_tokens import encode, shield
+from core.pretrained.hub import commit_of, out_of_reach
+from core.pretrained.snapshots import TEXTS, snapshot
 from core.store import digest
 
 if TYPE_CHECKING:
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded/"
 UNRESOLVED = "unresolved"
+_FOLDER = "loaded_from"
+"""Attribute of a tokenizer that was loaded from the hub: its folder here."""
 DEMO_MODELS = ("SmolLM2-135M-Instruct", "all-MiniLM-L6-v2")
 
 # What makes a model what it is: configuration, tokenizer and weights. A README or a trainer's
@@ -59,10 +69,12 @@ class Model:
         """What stands for the model in a key: its revision, or its name where that is not known."""
         return [self.name, UNRESOLVED] if self.revision == UNRESOLVED else self.revision
 
-
-def cache_folder() -> Path:
-    """Where converted models and remembered digests live: MAGPIE_CACHE, else ~/.cache/magpie."""
-    return Path(os.environ.get("MAGPIE_CACHE") or Path.home() / ".cache" / "magpie")
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model of the hub; None of a folder, and where it is not known."""
+        if self.revision == UNRESOLVED or Path(self.path).is_dir():
+            return None
+        return self.revision
 
 
 def resolve(model: str, revision: str | None = None) -> Model:
@@ -91,7 +103,7 @@ def resolve(model: str, revision: str | None = None) -> Model:
             f"model '{model}' is neither a folder, nor embedded/NAME, "
             f"nor a hub id of the form organisation/name{hint}"
         )
-    return Model(model, model, _hub_commit(model, revision))
+    return Model(model, model, commit_of(model, revision) or UNRESOLVED)
 
 
 def _nearest_sibling(folder: Path) -> str:
@@ -150,33 +162,32 @@ def _content_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _hub_commit(repo: str, revision: str | None) -> str:
-    """The commit that `revision` (None: the newest) of a hub model is, asked of the hub, else of
-    its local cache, else UNRESOLVED."""
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+def folder(model: Model, say: Callable[[str], None] | None = None) -> Path:
+    """The folder of a resolved model with its weights, downloaded now where it is on the hub and
+    not in its cache; `say` hears of that. Raises UserError when it cannot be had."""
+    if model.commit is None and Path(model.path).is_dir():
+        return Path(model.path)
+    commit = _known_commit(model)
+    return snapshot(model.path, commit, say=say) if say else snapshot(model.path, commit)
 
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
-        except RevisionNotFoundError as error:
-            raise UserError(
-                f"model {repo} has no revision '{revision}' on the hub; "
-                "name a branch, tag or commit that it has."
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise UserError(
-                f"the hub knows no model {repo}, or it is private: "
-                "check the name, and set HF_TOKEN if it is yours."
-            ) from error
-        # no network, a proxy, a broken hub: huggingface_hub changed its HTTP library, and with it
-        # these types, twice
-        except Exception:
-            pass  # what an earlier download left is the next best source
-    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(cached).parent.name if isinstance(cached, str) else UNRESOLVED
+
+def text_folder(model: Model) -> Path:
+    """As `folder`, without the weights: configuration, tokenizer, templates."""
+    if model.commit is None and Path(model.path).is_dir():
+        return Path(model.path)
+    return snapshot(model.path, _known_commit(model), parts=TEXTS)
+
+
+def _known_commit(model: Model) -> str:
+    """Raises UserError for a model of the hub whose commit nobody knows here."""
+    if model.commit is None:
+        why = out_of_reach() or "it did not answer"
+        raise UserError(
+            f"the hub cannot be reached ({why}) and its cache does not hold {model.name}: run "
+            f"`hf download {model.path}` where there is a network, with the same HF_HOME, or give "
+            "a folder."
+        )
+    return model.commit
 
 
 def tokenizer_path(model: str) -> str:
@@ -202,16 +213,24 @@ def without_torch() -> None:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a resolved model path (a folder or a hub id), for a caller who changes it.
-    Raises UserError when it cannot be loaded."""
+    """The tokenizer of a resolved model path (a folder, or a hub id with its commit, a branch or a
+    tag), for a caller who changes it. Raises UserError when it cannot be loaded."""
     from transformers import AutoTokenizer
 
+    here = Path(path) if Path(path).is_dir() else text_folder(resolve(path, revision))
     try:
-        return AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=False
-        )
+        loaded = AutoTokenizer.from_pretrained(here, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the tokenizer of {path} cannot be loaded: {first_line(error)}") from error
+    if str(here) != path:
+        loaded.name_or_path = path
+        vars(loaded)[_FOLDER] = str(here)
+    return loaded
+
+
+def files_of(tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The folder that a tokenizer was loaded from."""
+    return Path(vars(tokenizer).get(_FOLDER, tokenizer.name_or_path))
 
 
 @functools.lru_cache(maxsize=8)

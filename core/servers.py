@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.sending.client import Client
 from core.serving.vllm_server import Seeds, VllmServer, make_servers, on_all_gpus
+from core.serving.weights import local
 from core.wire import FollowUp, Reply, Request, ServerSpec, Target
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Servers:
                 f"finish it before sending to {spec.model}"
             )
         self.release()
+        local(spec, self.say)  # downloaded before anything starts
         name = re.sub(r"[^\w.-]+", "-", Path(spec.model).name) or "model"
         self._live = make_servers(
             spec, lambda replica: self._logs / f"vllm-{name}-{replica}.log", self.engine_seeds

@@ -15,6 +15,7 @@ from core.models import UNRESOLVED, Model, tokenizer
 from core.sending.account import Account
 from core.sending.purse import Ledger, Purse
 from core.servers import Endpoint, Servers
+from core.serving.weights import spec_at
 from core.store import digest
 from core.wire import ServerSpec
 from synth.chat.templates import worded
@@ -50,7 +51,7 @@ class Served:
                 f"{self.model.name} is asked through chats (`api: chat`), but this needs its "
                 "tokenizer: take a model that is asked by token ids."
             )
-        own = tokenizer(self.model.path)
+        own = tokenizer(self.model.path, self.model.commit)
         if self.config is None:
             return own
         template = chat_template_of(self.config)
@@ -170,7 +171,4 @@ def spec_of(config: ModelConfig, resolve: Resolve) -> tuple[Model, ServerSpec]:
         known = Model(config.model, config.model, config.revision or UNRESOLVED)
         return known, ServerSpec(model=config.model, **config.server)
     model = resolve(config.model, config.revision)
-    block = dict(config.server)
-    if config.revision:
-        block["args"] = {"revision": config.revision, **block.get("args", {})}
-    return model, ServerSpec(model=model.path, **block)
+    return model, spec_at(model, config.server)

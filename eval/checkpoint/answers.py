@@ -50,7 +50,7 @@ def run(
     several = config.answers_per_prompt
     asked = samples.each(prompts(str(inputs["prompts"])), several)
     wanted = {prompt.id: prompt for prompt in asked}
-    path = models.resolve(model).path
+    path = str(models.folder(models.resolve(model)))
     tokenizer = models.tokenizer(path)
     stops = stop_ids(path)
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
@@ -107,11 +107,6 @@ def stop_ids(path: str) -> list[int]:
     if own is not None:
         ids.add(int(own))
     file = Path(path) / "generation_config.json"
-    if not file.is_file() and not Path(path).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(path, "generation_config.json")
-        file = Path(cached) if isinstance(cached, str) else file
     if file.is_file():
         listed = json.loads(file.read_text()).get("eos_token_id") or []
         ids.update(listed if isinstance(listed, list) else [listed])

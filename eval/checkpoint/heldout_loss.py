@@ -61,7 +61,7 @@ def run(
     be.
     """
     conversations = _conversations(inputs["heldout"])
-    path = models.resolve(model).path
+    path = str(models.folder(models.resolve(model)))
     tokenizer = models.tokenizer(path)
     stops = stop_ids(path)
     asked: dict[str, Scored] = {}

@@ -47,7 +47,7 @@ def reached(config: TasksConfig, model: str, servers: Servers) -> Iterator[Reach
     otherwise. Raises UserError when a server does not start.
     """
     backend, own = backend_of(config)
-    path = models.resolve(model).path
+    path = str(models.folder(models.resolve(model)))
     chat = has_chat_template(str(own.get("pretrained") or path))
     evaluate = {"apply_chat_template": chat, **config.evaluate}
     if backend in SERVED and "base_url" not in own:

@@ -19,6 +19,7 @@ from core import models
 from core.columns import FAILED, OK
 from core.errors import UserError
 from core.sending.chat import usage
+from core.serving.weights import spec_at
 from core.store import digest
 from core.wire import Reply, Request, ServerSpec, reward_request, rewards
 from eval.judging import settle, templates
@@ -80,10 +81,11 @@ class Scorer(Asker):
 
     def _spec(self) -> ServerSpec:
         judge = self.judge
-        path = models.resolve(judge.model, judge.revision).path
-        self.name, self.tokenizer = short_name(judge.model), models.tokenizer(path)
+        model = models.resolve(judge.model, judge.revision)
+        self.name = short_name(judge.model)
+        self.tokenizer = models.tokenizer(model.path, model.commit)
         args = {"runner": "pooling", **judge.server.get("args", {})}
-        return ServerSpec(model=path, **judge.server | {"args": args})
+        return spec_at(model, judge.server | {"args": args})
 
     def _request(self, question: Question, draft: Draft) -> Request:
         assert self.tokenizer is not None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from core.models import cache_folder
+from core.files import cache_folder
 from core.store import digest
 from recipes.exchange import tag_data
 from recipes.exchange.tag_data import Tagger, Written

@@ -57,7 +57,8 @@ class Embedder:
 
     def __call__(self, ids: pl.Series) -> NDArray[np.float32]:
         """float32 [len(ids), d], of unit length."""
-        from core.models import cache_folder, resolve
+        from core.files import cache_folder
+        from core.models import resolve
         from synth.duplicates import embeddings
 
         distinct, back = np.unique([self.places[name] for name in ids], return_inverse=True)
@@ -72,7 +73,8 @@ class Embedder:
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts (labels), float32 [n, d]."""
-        from core.models import cache_folder, resolve
+        from core.files import cache_folder
+        from core.models import resolve
         from synth.duplicates import embeddings
 
         return embeddings.vectors(cache_folder(), texts, texts, resolve(self.model, None))
@@ -88,7 +90,8 @@ class Comparer:
         self, ids: pl.Series, queries: Path
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """float32 [len(ids), d] and [queries, d], of unit length."""
-        from core.models import cache_folder, resolve
+        from core.files import cache_folder
+        from core.models import resolve
         from recipes.stages.tokens import student
         from synth.tags.scores.hidden_states import compared
         from synth.tags.scores.queries import read_queries

@@ -18,6 +18,7 @@ import polars as pl
 from core.columns import MESSAGES, OK, Column
 from core.errors import UserError
 from core.files import write_atomic
+from core.models import Model
 from core.store import canonical, digest
 from recipes.stages.walk import Arms
 from synth.context import Conversation, Resolve, Student
@@ -188,7 +189,7 @@ def token_counter(
     }
     fields = {"of": pl.String(), "tokens": pl.Int64()}
     column = Column.open(pool.root, "student_tokens", determines, fields)
-    return TokenCounts(pool, column, None if planning else partial(count_tokens, train, base.path))
+    return TokenCounts(pool, column, None if planning else partial(count_tokens, train, base))
 
 
 def student_of(train: TrainConfig | None, arms: Arms, resolve: Resolve) -> Student | None:
@@ -204,7 +205,8 @@ def student(train: TrainConfig, resolve: Resolve) -> Student:
     from core.models import tokenizer
     from train import chat
 
-    own = tokenizer(resolve(train.base, train.revision).path)
+    base = resolve(train.base, train.revision)
+    own = tokenizer(base.path, base.commit)
     template = chat.choose(train, own).training
     everything = not train.trainer_arguments()["assistant_only_loss"]
     determines: dict[str, Any] = {"template": digest(template)[:16]}
@@ -219,18 +221,18 @@ def student(train: TrainConfig, resolve: Resolve) -> Student:
     return Student(train.base, train.revision, determines, encode)
 
 
-def count_tokens(config: TrainConfig, base: str, rows: pl.DataFrame) -> dict[str, int]:
+def count_tokens(config: TrainConfig, base: Model, rows: pl.DataFrame) -> dict[str, int]:
     """Non-pad tokens of conversations [id, messages] under the student's chat template, by id;
-    `base` is its resolved path."""
-    from core.models import tokenizer
+    `base` is it."""
+    from core.models import text_folder, tokenizer
     from train import chat
     from train.data import tokens as data
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "selection.parquet"
         rows.write_parquet(path)
-        template = chat.choose(config, tokenizer(base)).training
-        counted = data.token_counts(path, base, template)
+        template = chat.choose(config, tokenizer(base.path, base.commit)).training
+        counted = data.token_counts(path, str(text_folder(base)), template)
     return dict(counted.select("id", "tokens").iter_rows())
 
 
@@ -246,7 +248,7 @@ def counting(
                 "a budget in tokens needs the student's tokenizer and chat template (`train`); "
                 "give the budget in rows instead."
             )
-        return count_tokens(train, resolve(train.base, train.revision).path, rows)
+        return count_tokens(train, resolve(train.base, train.revision), rows)
 
     if train is None:
         return count, None
@@ -259,6 +261,7 @@ def knows_tools(config: TrainConfig, resolve: Resolve) -> bool:
     from train import chat
     from train.data import tools
 
-    own = tokenizer(resolve(config.base, config.revision).path)
+    base = resolve(config.base, config.revision)
+    own = tokenizer(base.path, base.commit)
     chosen = chat.choose(config, own)
     return all(tools.knows_tools(own, each) for each in (chosen.training, chosen.inference))

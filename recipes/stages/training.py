@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, nearest
-from core.models import Model
+from core.models import UNRESOLVED, Model, folder
 from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.schema import Recipe
@@ -220,7 +220,6 @@ def _alignment(
     from train import launch
     from train.data import pairs
     from train.settings import engine
-    from train.settings.base import snapshot
 
     seed = int(run.rpartition("/")[2])
     spec = {
@@ -233,7 +232,7 @@ def _alignment(
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         session.servers.release()
-        base = str(snapshot(finished)) if finished else served_path(inputs["base"])
+        base = str(folder(finished, log.say)) if finished else served_path(inputs["base"])
         named = config.model_copy(update={"base": base})
         return launch.run(named, inputs, out, base=base, seed=seed, log=log)
 
@@ -248,19 +247,19 @@ def _alignment(
 
 
 def _finished(model: Model) -> Result:
-    return Result(Path(model.path), {"digest": digest(["model", model.determines])})
+    named = f"{model.path}@{model.commit}" if model.commit else model.path
+    return Result(Path(named), {"digest": digest(["model", model.determines])})
 
 
 def _tokens(config: TrainConfig, base: Model, name: str, chosen: Result | None) -> Stage:
     """The stage that tokenises and packs a selection, for all seeds that train on it."""
     from train.data import tokens
-    from train.settings.base import snapshot
 
     spec = {"tokens": tokens.determines(config), "base": base.determines}
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         rows = inputs["selection"] / "selection.parquet"
-        return tokens.make(config, str(snapshot(base)), rows, out, log)
+        return tokens.make(config, str(folder(base, log.say)), rows, out, log)
 
     return Stage(f"tokens/{name}", spec, {"selection": chosen}, make)
 
@@ -273,7 +272,6 @@ def _training(
     from train import launch
     from train.data import tokens as data
     from train.settings import engine
-    from train.settings.base import snapshot
 
     seed = int(run.rpartition("/")[2])
     spec = {
@@ -287,8 +285,8 @@ def _training(
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
         session.servers.release()
-        folder = str(snapshot(base))
-        return launch.run(config, inputs, out, base=folder, seed=seed, log=log)
+        here = str(folder(base, log.say))
+        return launch.run(config, inputs, out, base=here, seed=seed, log=log)
 
     return Stage(
         f"train/{run}",
@@ -333,7 +331,10 @@ def _reports(config: TrainConfig) -> bool:
 
 
 def served_path(checkpoint: Path) -> str:
-    """The folder (or hub id) to serve for a checkpoint: a training's result, or a finished
-    model."""
-    folder = checkpoint / "checkpoint"
-    return str(folder if folder.is_dir() else checkpoint)
+    """The folder to serve for a checkpoint: a training's result, or a finished model (of the hub:
+    NAME@COMMIT, downloaded now where need be)."""
+    trained = checkpoint / "checkpoint"
+    if trained.is_dir() or checkpoint.is_dir():
+        return str(trained if trained.is_dir() else checkpoint)
+    name, _, commit = str(checkpoint).partition("@")
+    return str(folder(Model(name, name, commit or UNRESOLVED)))

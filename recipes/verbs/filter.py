@@ -224,7 +224,7 @@ def _counter(source: str | Path, models: Models) -> TokenCounter:
 
     def count(frame: pl.DataFrame) -> pl.Series:
         if not counts:
-            base = resolve(config.base, None).path
+            base = resolve(config.base, None)
             # Some libraries log to stdout when they are imported, where --json is read.
             with redirect_stdout(sys.stderr):
                 for batch in rows.read(source):

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.models import files_of
 from core.pretrained.control_tokens import control_tokens, encode, shield
 from synth.chat.encoding import pair
 from synth.chat.templates import around_user, template_of
@@ -223,7 +224,7 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, headers: str) -> tuple[int, ..
     ends |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
     if tokenizer.pad_token_id != tokenizer.unk_token_id:  # Llama-2 style: pad = <unk>
         ends.add(tokenizer.pad_token_id)
-    ends.update(_generation_ends(str(tokenizer.name_or_path)))
+    ends.update(_generation_ends(files_of(tokenizer)))
     return tuple(sorted(ends - {None}))
 
 
@@ -254,21 +255,11 @@ def _stop_strings(
 
 
 @functools.lru_cache(maxsize=32)
-def _generation_ends(name: str) -> tuple[int, ...]:
+def _generation_ends(folder: Path) -> tuple[int, ...]:
     """The end ids of the model's own generation_config.json, where it has one (Llama-3 lists two
     there)."""
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(
-            name,
-            "generation_config.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError):
-        return ()
-    ends = json.loads(Path(path).read_text()).get("eos_token_id") if path else None
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     if isinstance(ends, int):
         return (ends,)
     return tuple(ends or ())

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.files import read_json, read_parquet, replacing, write_atomic
-from core.models import Model
+from core.models import Model, folder
 from core.store import canonical, digest
 from synth.duplicates.blocks import Ints, Vectors, slices
 
@@ -200,7 +200,7 @@ class _Kept:
     @functools.cached_property
     def encoder(self) -> Any:
         """The model, loaded when the first text is embedded."""
-        return _load(self.model.path)
+        return _load(str(folder(self.model)), self.model.name)
 
     def embed(self, texts: Sequence[str]) -> list[int]:
         """The place of each text's vector; vectors that are not there yet are appended."""
@@ -259,17 +259,17 @@ def _digest(text: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model_path: str) -> Any:
+def _load(path: str, name: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     # the loading bar would break into the run's own progress
     logging.disable_progress_bar()
     try:
-        return SentenceTransformer(model_path, trust_remote_code=False)
+        return SentenceTransformer(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the embedding model {model_path} cannot be loaded: {reason}") from error
+        raise UserError(f"the embedding model {name} cannot be loaded: {reason}") from error
 
 
 def _encode(encoder: Any, texts: list[str]) -> Vectors:

@@ -44,7 +44,10 @@ def environment(config: TrainConfig) -> dict[str, str]:
     # one core of a hundred.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // ranks))
     said = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
-    said |= {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}  # all is here, see settings.base
+    said |= {
+        "OMP_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+    }  # all is here
     if not gpus():
         return {**said, **MALLOC}
     chosen = any(name in os.environ for name in (*SEGMENTS, *OLDER_NAMES))

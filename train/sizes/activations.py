@@ -19,8 +19,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError, first_line
-from core.files import read_json, write_atomic
-from core.models import cache_folder
+from core.files import cache_folder, read_json, write_atomic
 from core.store import digest
 from train.sizes.shapes import Shape
 

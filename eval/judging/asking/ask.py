@@ -20,6 +20,7 @@ from core.pretrained import control_tokens
 from core.sending.chat import most_tokens, usage
 from core.sending.purse import Purse
 from core.servers import Servers
+from core.serving.weights import spec_at
 from core.tracking import Log
 from core.wire import Reply, Request, ServerSpec
 from eval.judging import templates, verdicts
@@ -227,12 +228,12 @@ class Asker:
         hosted = bool(judge.server.get("urls"))
         if hosted and judge.asks_by == "chat":
             return ServerSpec(model=judge.model, **judge.server)
-        path = models.resolve(judge.model, judge.revision).path
+        model = models.resolve(judge.model, judge.revision)
         self.name = None if hosted else short_name(judge.model)
         if judge.asks_by == "completions":
-            self.tokenizer = models.tokenizer(path)
+            self.tokenizer = models.tokenizer(model.path, model.commit)
             self.code_of_token = self._code_tokens(self.tokenizer)
-        return ServerSpec(model=path, **judge.server)
+        return spec_at(model, judge.server)
 
     def _code_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """The protocol's codes by the names that a server gives their tokens."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.models import Model
+from core.models import Model, folder
 from core.store import digest
 from synth.context import Conversation, Resolve, Student
 from synth.duplicates import embeddings
@@ -112,9 +112,9 @@ class HiddenStates:
             device, kind = "cpu", torch.float32
             if torch.cuda.is_available():
                 device, kind = "cuda", torch.bfloat16
-            at = self.student.revision
+            here = folder(self.model)
             try:
-                self._loaded = AutoModel.from_pretrained(self.model.path, revision=at, dtype=kind)
+                self._loaded = AutoModel.from_pretrained(here, dtype=kind)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{self.model.name} cannot be loaded: {reason}") from error
