@@ -32,6 +32,7 @@ from core.files import (
     replacing,
     write_atomic,
 )
+from core.pretrained import hub
 from core.pretrained.control_tokens import encode, shield
 from core.pretrained.hub import commit_of, out_of_reach
 from core.pretrained.snapshots import TEXTS, snapshot
@@ -169,6 +170,13 @@ def folder(model: Model, say: Callable[[str], None] | None = None) -> Path:
         return Path(model.path)
     commit = _known_commit(model)
     return snapshot(model.path, commit, say=say) if say else snapshot(model.path, commit)
+
+
+def check_access(model: Model) -> None:
+    """Raises UserError where the hub does not let us have a model: it is gated, or private. A model
+    that is here, and a hub out of reach, pass."""
+    if model.commit is not None:
+        hub.check_access(model.path, model.commit)
 
 
 def text_folder(model: Model) -> Path:

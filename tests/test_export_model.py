@@ -19,6 +19,7 @@ from recipes.exchange import export_model
 from recipes.exchange.export_data import Target
 from recipes.stages import graph
 from tests import small_recipe
+from tests.loopback_hub import TOKEN, Hub
 from tests.scripted_server import ScriptedServer
 from tests.test_import_export import hub  # noqa: F401  # a fixture
 from train import chat, launch
@@ -144,23 +145,14 @@ def test_what_is_not_trained_is_refused(
 
 
 def test_push_sends_weights_and_card_to_a_model_repository(
-    hub: Any,  # noqa: F811
+    hub: Hub,  # noqa: F811
     made: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     target = Target(None, "model", licence="apache-2.0", push="me/model", private=True)
     export_model.main(str(made), target, arm="good")
-    created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
-    assert created["type"] == "model" and created["visibility"] == "private"
-    sent = {
-        json.loads(line)["value"]["path"]
-        for path, _, body in hub.asked
-        if "/api/models/me/model/commit/main" in path
-        for line in body.splitlines()
-        if json.loads(line)["key"] == "file"
-    }
-    assert {"README.md", "model.safetensors", "adapter/adapter_model.safetensors"} <= sent
-    assert "hf_secret" not in capsys.readouterr().out
+    sent = hub.repositories["me/model"]
+    assert sent.kind == "models" and sent.private
+    names = {"README.md", "model.safetensors", "adapter/adapter_model.safetensors"}
+    assert names <= sent.files.keys() and len(hub.uploads) > 0, "weights are LFS files"
+    assert TOKEN not in capsys.readouterr().out

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.loopback_hub import Hub, Repository
+from tests.loopback_hub import LARGE, Hub, Repository
 
 pytestmark = pytest.mark.process
 
@@ -96,6 +96,8 @@ REPOSITORIES = {
         {"README.md": CONFIGURED.encode(), "en/a.jsonl": line("hello"), "de/a.jsonl": line("hallo")}
     ),
     "me/plain": Repository({"rows.jsonl": line("plain")}),
+    "me/gated": Repository({"rows.jsonl": line("gated")}, gated=True),
+    "me/large": Repository({"rows.jsonl": line("large " + "x" * LARGE)}),
 }
 
 WANTED: dict[str, dict[str, Any]] = {
@@ -110,6 +112,8 @@ WANTED: dict[str, dict[str, Any]] = {
     "other config": {"import": "me/languages", "config": "fr"},
     "plain": {"import": "me/plain"},
     "nowhere": {"import": "me/nowhere"},
+    "gated": {"import": "me/gated"},
+    "large": {"import": "me/large"},
 }
 
 
@@ -141,6 +145,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict
         ("revision", ["first 0"]),
         ("config", ["hallo"]),
         ("plain", ["plain"]),
+        ("large", ["large " + "x" * LARGE]),
     ],
 )
 def test_a_split_a_configuration_or_a_revision_is_read(
@@ -154,10 +159,11 @@ def test_a_split_a_configuration_or_a_revision_is_read(
     [
         ("no split", "me/ultrachat has the splits train_sft, test_sft and no `train`; say which"),
         ("other split", "me/ultrachat has no split train_sfk; did you mean 'train_sft'?"),
-        ("other revision", "Revision 'v2' doesn't exist"),
+        ("other revision", "data set me/ultrachat has no revision 'v2' on the hub"),
         ("no config", "me/languages has several configurations; say which with --config"),
         ("other config", "no configuration fr; say which with --config"),
         ("nowhere", "me/nowhere is neither a file here nor to be had from the hub"),
+        ("gated", "me/gated is gated: ask for access at http"),
     ],
 )
 def test_what_is_not_there_or_not_said_is_a_sentence_with_what_there_is(

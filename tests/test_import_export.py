@@ -3,17 +3,16 @@ arms, cards, and a push to a hub on loopback."""
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from huggingface_hub import constants
 from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
@@ -23,10 +22,12 @@ from recipes.cli import app
 from recipes.exchange import export_data, import_data
 from recipes.exchange.export_data import Target
 from recipes.stages import graph
+from synth.published import files
 from synth.published.files import hub as hub_rows
 from synth.published.rows import read as read_rows
 from synth.published.rows import write as write_rows
 from tests import small_recipe
+from tests.loopback_hub import TOKEN, Fault, Hub, point_at
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row23, row25
 
@@ -300,7 +301,10 @@ def test_sharegpt_with_strange_roles_or_silent_turns_is_a_failed_row(tmp_path: P
     ]
 
 
-def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(tmp_path: Path) -> None:
+def test_a_data_set_as_the_hub_streams_it_is_read_in_batches_by_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "commit", lambda name, revision: revision)
     (tmp_path / "data").mkdir()
     published_set(row23, None).write_parquet(tmp_path / "data" / "train-00000.parquet")
     parts = list(
@@ -514,109 +518,88 @@ def test_texts_of_models_are_plain_text_in_the_card(tmp_path: Path) -> None:
     assert "<img" not in card and "<b>" not in card and "&lt;img src=x" in card
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few calls of the hub that creating a data set and uploading small files take."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.asked.append((self.path, self.headers.get("Authorization"), body))  # type: ignore[attr-defined]
-        if self.path == "/api/repos/create":
-            self.answer(
-                {"url": f"{self.server.url}/datasets/me/set", "name": "me/set", "id": "me/set"}
-            )  # type: ignore[attr-defined]
-        elif self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            self.answer(
-                {
-                    "files": [
-                        {
-                            "path": f["path"],
-                            "uploadMode": "regular",
-                            "shouldIgnore": False,
-                            "oid": None,
-                        }
-                        for f in files
-                    ]
-                }
-            )
-        elif "/commit/main" in self.path:
-            address = f"{self.server.url}/datasets/me/set/commit/{'0' * 40}"  # type: ignore[attr-defined]
-            self.answer(
-                {"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""}
-            )
-        else:
-            self.answer({"warnings": [], "errors": []})
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers.get("Authorization"), b""))  # type: ignore[attr-defined]
-        self.answer({"id": "me/set", "sha": "0" * 40, "siblings": [], "private": True})
-
-    def answer(self, body: dict[str, Any]) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-
 @pytest.fixture
-def hub() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked, server.status, server.url = [], 200, f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with nothing on it, and the token that may write."""
+    with Hub({}) as served:
+        point_at(served.url, tmp_path, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield served
 
 
 def test_push_creates_a_private_repository_and_uploads_shards_and_card(
-    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     target = Target(None, "23", licence="other", push="me/set", private=True)
     export_data.main(str(tmp_path / "set.parquet"), target)
-    created = next(json.loads(body) for path, _, body in hub.asked if path == "/api/repos/create")
-    assert created["visibility"] == "private" and created["type"] == "dataset"
-    lines = [
-        json.loads(line)
-        for path, _, body in hub.asked
-        if "/commit/main" in path
-        for line in body.splitlines()
-    ]
-    files = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"])
-        for line in lines
-        if line["key"] == "file"
-    }
-    assert set(files) == {"README.md", "data/train-00000.parquet"}
-    (tmp_path / "sent.parquet").write_bytes(files["data/train-00000.parquet"])
+    made = hub.repositories["me/set"]
+    assert made.private and made.kind == "datasets"
+    assert set(made.files) == {"README.md", "data/train-00000.parquet"}
+    (tmp_path / "sent.parquet").write_bytes(made.files["data/train-00000.parquet"])
     assert len(pl.read_parquet(tmp_path / "sent.parquet")) == 46
-    assert {key for path, key, _ in hub.asked if path.startswith("/api/")} == {
-        "Bearer hf_secret"
-    }  # a freed port may get strangers' calls
+    assert hub.tokens == {TOKEN}
     printed = capsys.readouterr()
-    assert "pushed to" in printed.out and "hf_secret" not in printed.out + printed.err
+    assert "pushed to" in printed.out and TOKEN not in printed.out + printed.err
 
 
-def test_push_without_a_token_or_to_a_hub_that_refuses_is_one_sentence(
-    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_large_shards_are_uploaded_before_the_commit_and_a_second_push_adds_to_it(
+    hub: Hub, tmp_path: Path
+) -> None:
+    texts = [hashlib.sha512(b"%d" % n).hexdigest() for n in range(1800)]  # nothing compresses them
+    rows = pl.DataFrame({"instruction": texts[:900], "output": texts[900:]})
+    rows.write_ndjson(tmp_path / "set.jsonl")
+    export_data.main(str(tmp_path / "set.jsonl"), Target(None, "messages", "mit", "me/set"))
+    first = hub.repositories["me/set"]
+    (shard,) = (body for path, body in first.files.items() if path.startswith("data/"))
+    assert list(hub.uploads.values()) == [shard]
+    (tmp_path / "sent.parquet").write_bytes(shard)
+    assert len(pl.read_parquet(tmp_path / "sent.parquet")) == 900
+    export_data.main(str(tmp_path / "set.jsonl"), Target(None, "messages", "mit", "me/set"))
+    assert hub.repositories["me/set"] is first, "what exists is committed to, not made anew"
+
+
+def test_push_without_a_token_is_one_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published_set(row23, None).write_parquet(tmp_path / "set.parquet")
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    target = Target(None, "23", push="me/set")
+    monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="HF_TOKEN"):
-        export_data.main(str(tmp_path / "set.parquet"), target)
+        export_data.main(str(tmp_path / "set.parquet"), Target(None, "23", push="me/set"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault("/create", 403), "the hub did not take me/set: the hub forbids data set me/set"),
+        (Fault("/preupload/", 403), "did not take me/set: the hub forbids data set me/set"),
+        (Fault("/commit/", 403), "did not take me/set: the hub forbids data set me/set"),
+        (Fault("/create", 400, headers={"X-Error-Message": "Bad name"}), "400: Bad name"),
+    ],
+)
+def test_a_hub_that_refuses_a_push_is_one_sentence_without_the_token(
+    hub: Hub, tmp_path: Path, fault: Fault, sentence: str
+) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
+    hub.faults.append(fault)
+    with pytest.raises(UserError, match=sentence) as refused:
+        export_data.main(str(tmp_path / "set.parquet"), Target(None, "23", push="me/set"))
+    assert TOKEN not in str(refused.value)
+
+
+def test_a_push_with_a_token_that_the_hub_does_not_know_is_one_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    hub.status = 403
-    with pytest.raises(UserError, match="did not take me/set") as refused:
-        export_data.main(str(tmp_path / "set.parquet"), target)
+    with pytest.raises(UserError, match="does not accept the token in HF_TOKEN") as refused:
+        export_data.main(str(tmp_path / "set.parquet"), Target(None, "23", push="me/set"))
     assert "hf_secret" not in str(refused.value)
+
+
+def test_a_push_without_a_network_is_one_sentence_at_once(hub: Hub, tmp_path: Path) -> None:
+    published_set(row23, None).write_parquet(tmp_path / "set.parquet")
+    hub.__exit__(None, None, None)
+    with pytest.raises(UserError, match=r"--push me/set needs the hub, and .* cannot be reached"):
+        export_data.main(str(tmp_path / "set.parquet"), Target(None, "23", push="me/set"))

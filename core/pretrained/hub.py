@@ -32,6 +32,12 @@ Kind = Literal["model", "dataset"]
 NOUNS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_ADDRESSES = re.compile(
+    r"\(Request ID: [^)]*\)\s*|\s*((for|on|from) (url:? )?)?\S*https?://\S+"
+    r"|\s*For more information\b.*",
+    re.IGNORECASE,
+)
+
 _knocked: dict[str, tuple[float, str | None]] = {}
 _commits: dict[str, str] = {}
 _knocking = threading.Lock()
@@ -234,6 +240,7 @@ def _gated(what: str, repo: str, kind: Kind) -> str:
 
 
 def _by_status(status: int, what: str, error: BaseException) -> str:
+    """What a status that has no class of its own means."""
     if status == 401:
         return f"the hub does not accept the token in HF_TOKEN for {what}; make a new one there."
     if status == 403:
@@ -272,7 +279,7 @@ def plain(error: BaseException) -> str:
     """The innermost thing that an error says, without addresses, in at most 200 characters."""
     said = [text for each in causes(error) if (text := " ".join(str(each).split()))]
     best = said[-1] if said else type(error).__name__
-    return re.sub(r"\(Request ID: [^)]*\)\s*", "", best)[:200].rstrip(". ")
+    return _ADDRESSES.sub("", best)[:200].rstrip(". ")
 
 
 def status_of(error: BaseException) -> int:
@@ -288,15 +295,3 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
-
-
-def quiet_variables() -> dict[str, str]:
-    """The environment in which the hub's libraries draw no bars and print no lines of their own."""
-    return {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_VERBOSITY": "critical",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "DATASETS_VERBOSITY": "critical",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }

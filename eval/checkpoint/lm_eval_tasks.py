@@ -25,6 +25,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import finite, write_atomic
+from core.pretrained.hub import offline_variables
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
@@ -129,7 +130,12 @@ def _evaluate(config: TasksConfig, how: Reached, out: Path) -> None:
                 [sys.executable, "-m", "eval.checkpoint.lm_eval_tasks", str(path)],
                 stdout=lines,
                 stderr=subprocess.STDOUT,
-                env={"TOKENIZERS_PARALLELISM": "false", **os.environ, **how.env},
+                env={
+                    "TOKENIZERS_PARALLELISM": "false",
+                    **os.environ,
+                    **offline_variables(),
+                    **how.env,
+                },
                 check=False,
             )
     finally:

@@ -14,6 +14,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ import polars as pl
 
 from core.errors import UserError, json_kind, nearest
 from core.files import write_atomic
+from core.pretrained.hub import refusal, require
 from core.store import Counts, digest
 
 SHIPPED = {"magpie-48": Path(__file__).parent / "data" / "magpie-48.jsonl"}
@@ -286,13 +288,19 @@ def download(repo: str, name: str, *, fetch: bool = True) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    with suppress(OSError):  # not in its cache
+        return Path(hf_hub_download(repo, name, repo_type="dataset", local_files_only=True))
     try:
-        return Path(hf_hub_download(repo, name, repo_type="dataset", local_files_only=not fetch))
+        if not fetch:
+            raise UserError("it is not downloaded yet")
+        require(name)
+        return Path(hf_hub_download(repo, name, repo_type="dataset"))
     # The hub's client raises a dozen kinds: offline, gated, renamed, proxy.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        known = isinstance(error, UserError)
+        reason = str(error) if known else refusal(error, repo, "dataset")
         raise UserError(
-            f"{name} of the hub's {repo} cannot be fetched ({reason}); "
+            f"{name} of the hub's {repo} cannot be fetched ({reason.rstrip('.')}); "
             "download it elsewhere and give its path."
         ) from error
 

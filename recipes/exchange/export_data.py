@@ -13,6 +13,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import replacing
+from core.pretrained.hub import Kind, refusal, require
 from recipes.exchange import card, import_data, recipe_rows
 from recipes.exchange.other_rows import Export
 from recipes.stages.environment import environment
@@ -140,8 +141,8 @@ def pushed(folder: Path, repo: str, token: str, *, private: bool, kind: str = "d
     own words when it refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
+    require(f"--push {repo}")
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     try:
         hub.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
@@ -149,7 +150,9 @@ def pushed(folder: Path, repo: str, token: str, *, private: bool, kind: str = "d
         done = hub.upload_folder(
             repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Upload {what}"
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        text = str(error).replace(token, "HF_TOKEN").strip()
-        raise UserError(f"the hub did not take {repo}: {' '.join(text.split())[:300]}") from error
+    # The hub's errors have no common class, and its HTTP library's are among them.
+    except Exception as error:
+        said: Kind = "dataset" if kind == "dataset" else "model"
+        text = refusal(error, repo, said).replace(token, "HF_TOKEN")
+        raise UserError(f"the hub did not take {repo}: {text}") from error
     return str(done)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from core.columns import FAILED, MESSAGES, OK
-from core.files import write_atomic
+from core.files import read_json, write_atomic
 from core.tracking import Log
 from synth.config.rows import ImportConfig
 from synth.measures import TOKENS, Measures
 from synth.pool.columns import INSTRUCTION_FIELDS
 from synth.pool.pool import Pool
 from synth.pool.short_columns import digest_pairs, digest_texts
+from synth.published import files
 from synth.published.files import Notes
 from synth.published.forms import of_turn, or_null, sampling_fields
 from synth.published.rows import read
@@ -36,7 +38,7 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
     One that was killed begins again: what it had copied is then there twice, and alike, which
     columns allow.
     """
-    path = str(source.import_)
+    path, source = str(source.import_), _at_one_commit(pool, source, log)
     fields = {name: kind for name, kind in INSTRUCTION_FIELDS.items() if name != "tokens"}
     done = 0
     notes = Notes()
@@ -55,6 +57,22 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
         log.say(f"instructions: not read: {why}")
     own = {"own": pool.own_columns} if pool.own_columns else {}
     write_atomic(pool.import_marker, json.dumps({"limit": source.limit, **own}))
+
+
+def _at_one_commit(pool: Pool, source: ImportConfig, log: Log) -> ImportConfig:
+    """A data set of the hub at the commit that an import has begun with, whatever became of it
+    since: one that was killed, or that asks for more rows, goes on with the same data."""
+    path = str(source.import_)
+    if any(isinstance(each, Path) for each in files.sources(path)):
+        return source
+    note = pool.instruction.folder / "commit.json"
+    if note.is_file():
+        commit = str(read_json(note)["commit"])
+    else:
+        commit = files.commit(path, source.revision)
+        write_atomic(note, json.dumps({"commit": commit}))
+    log.say(f"instructions: {path} is read at its commit {commit[:12]}")
+    return source.model_copy(update={"revision": commit})
 
 
 def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:

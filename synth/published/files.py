@@ -19,6 +19,14 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.errors import UserError, nearest
+from core.pretrained.hub import (
+    HubError,
+    check_access,
+    commit_of,
+    endpoint,
+    out_of_reach,
+    refusal,
+)
 from synth.config.rows import Reading
 from synth.published import json_rows
 
@@ -195,21 +203,41 @@ def _csv(path: Path, batch: int) -> Iterator[Part]:
 
 
 def hub(name: str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:
-    """Rows of a split of a hub data set, streamed. Raises UserError where it cannot be had, and
-    where several splits or configurations leave open which is meant."""
+    """Rows of a split of a hub data set, streamed, at the commit that its revision is now. Raises
+    UserError where it cannot be had, and where several splits or configurations leave open which is
+    meant."""
+    at = how.model_copy(update={"revision": commit(name, how.revision)})
     try:
-        from datasets import load_dataset_builder
+        from datasets import config, load_dataset_builder
 
-        builder = _builder(load_dataset_builder, name, how)
+        # The hub's client tries each request six times itself.
+        config.STREAMING_OPEN_MAX_RETRIES = config.STREAMING_READ_MAX_RETRIES = 3
+        builder = _builder(load_dataset_builder, name, at)
         rows = builder.as_streaming_dataset(split=_split(name, builder, how)).with_format("arrow")
         yield from _rows(rows.iter(batch_size=batch), name, batch)
     except UserError:
         raise
     except Exception as error:  # the hub client's many ways to say that it cannot be reached
-        raise UserError(
-            f"data set {name} is neither a file here nor to be had from the hub: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+        raise _not_had(name, refusal(error, name, "dataset")) from error
+
+
+def commit(name: str, revision: str | None) -> str:
+    """The commit that a revision of a hub data set is (None: the newest). Raises UserError where
+    the hub cannot be asked, knows none, or does not let us have it."""
+    if (why := out_of_reach()) is not None:
+        raise _not_had(name, f"{endpoint()} cannot be reached ({why})")
+    try:
+        found = commit_of(name, revision, "dataset") or "main"
+        check_access(name, found, "dataset")
+    except HubError as error:
+        raise _not_had(name, str(error)) from error
+    return found
+
+
+def _not_had(name: str, why: str) -> UserError:
+    return UserError(
+        f"data set {name} is neither a file here nor to be had from the hub: {why.rstrip('.')}."
+    )
 
 
 def _builder(load: Callable[..., Any], name: str, how: Reading) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.pretrained.hub import offline_variables
 
 PACKAGES = {
     "flash_attention_2": "flash_attn",
@@ -60,7 +62,12 @@ def fetch(model_init: Mapping[str, Any]) -> None:
         return
     command = [sys.executable, "-m", __name__, json.dumps(needed)]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        command,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **offline_variables()},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         *_, last = ["no output", *done.stderr.strip().splitlines()]

@@ -16,6 +16,7 @@ from typing import Any
 from core.errors import UserError
 from core.files import read_json
 from core.models import EMBEDDED, prepare_embedded
+from core.pretrained.hub import refusal, require
 from train.sizes import bases
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -79,12 +80,14 @@ def _download(base: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
+        require("its config.json")
         return Path(hf_hub_download(base, "config.json", revision=revision, etag_timeout=5))
     # Any error: the hub client changed its HTTP library, and with it these types, twice.
     except Exception as error:
+        why = str(error) if isinstance(error, UserError) else refusal(error, base)
         raise UserError(
             f"the shape of {base} is not known: it is no folder and none of the usual bases, and "
-            f"the hub gives no config.json ({type(error).__name__}); run again with a network, or "
+            f"the hub gives no config.json ({why.rstrip('.')}); run again with a network, or "
             "name a folder."
         ) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from core.files import write_atomic
+from core.pretrained.hub import PATIENCE, out_of_reach
 
 REMEMBERED = "licence.json"
 
@@ -28,7 +29,7 @@ def licence_of(source: str, revision: str | None, folder: Path, *, ask: bool) ->
     if remembered.is_file():
         known: str | None = json.loads(remembered.read_text())["licence"]
         return known
-    if not ask:
+    if not ask or out_of_reach() is not None:
         return None
     with suppress(Exception):  # the hub client's many ways to say that it cannot be reached
         stated = _of_hub(source, revision)
@@ -60,7 +61,7 @@ def _front(text: str) -> str | None:
 def _of_hub(name: str, revision: str | None) -> str | None:
     from huggingface_hub import HfApi
 
-    card = HfApi().dataset_info(name, revision=revision).card_data
+    card = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).card_data
     return _plain(card.get("license")) if card is not None else None
 
 
