@@ -7,15 +7,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help install models demo test test-fast test-all check inputs clean
+.PHONY: help install models demo test test-fast test-all check inputs mutants benchmarks clean
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
 	@echo "make test      install, then the tests (about 12 minutes on 2 cores)"
 	@echo "make test-fast the tests that start no process (about 3 minutes)"
 	@echo "make test-all  the slow tier as well"
+	@echo "make mutants  200 small slips in what figures rest on: do the tests notice? (40 minutes)"
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make inputs    10,000 malformed inputs against whoever reads them (about 10 minutes)"
+	@echo "make benchmarks  every figure of docs/benchmarks.md, and the page (about 40 minutes, idle)"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
@@ -56,6 +58,13 @@ test-all: models
 # Campaigns (tests/campaigns/): what they found lies below runs/.
 inputs: install
 	$(BIN)/python -m tests.campaigns.inputs --count 10000 --cli 200
+
+mutants: models
+	$(BIN)/python -m benchmarks.mutants --seed 0 --sample 200
+
+# Every benchmark that stands in docs/benchmarks.md, one after the other; a stopped run continues.
+benchmarks: models
+	$(BIN)/python -m benchmarks
 
 check: install
 	$(BIN)/ruff format --check -q .
