@@ -302,9 +302,14 @@ def known(out: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
+def equivalent() -> dict[str, str]:
+    """Mutations that change nothing which can be observed, by name, each with the reason."""
+    return dict(json.loads(EQUIVALENT.read_text()))
+
+
 def told(sample: list[Mutant], results: dict[str, dict[str, Any]]) -> str:
     """The table: by module how many were noticed, then every survivor by name."""
-    reasons: dict[str, str] = json.loads(EQUIVALENT.read_text())
+    reasons = equivalent()
     lines = [f"{'module':36} {'mutants':>8} {'noticed':>8} {'equivalent':>11} {'survived':>9}"]
     sums = [0, 0, 0, 0]
     survivors, equal = [], []
