@@ -76,12 +76,18 @@ def _plain(value: Any) -> Any:
 
 
 def check_version(root: Path) -> None:
-    """Raises UserError for a store that a newer version of this program wrote."""
+    """Raises UserError for a store that a newer version of this program wrote, and for one of which
+    that cannot be told."""
+    path = root / "store.json"
+    remedy = 'restore it from a copy, or write {"version": 2} into it'
     with suppress(FileNotFoundError):
-        written = read_json(root / "store.json", 'restore it from a copy, or write {"version": 2}')
-        if written["version"] > LAYOUT:
+        written = read_json(path, remedy)
+        version = written.get("version") if isinstance(written, dict) else None
+        if type(version) is not int or version < 1:
+            raise UserError(f"{path} does not say how the files of the store lie; {remedy}.")
+        if version > LAYOUT:
             raise UserError(
-                f"the store {root} has layout {written['version']} and this version of "
+                f"the store {root} has layout {version} and this version of "
                 f"magpie-harness knows layouts up to {LAYOUT}; install the version that wrote it, "
                 "or give another `store:`."
             )
@@ -185,13 +191,13 @@ class Store:
         of before there were seals.
         """
         folder, memory = self.folder(stage, key), Memory(self.memory(stage, key))
-        manifest = _manifest(folder, key, memory, self.root)
+        manifest = manifest_of(folder, key, memory, self.root)
         if manifest is None:
             return None
         within = manifest.get("within") or (content if isinstance(content, str) else "")
         start = f"{within}/" if within else ""
         fatal = {}
-        for name, why in _broken(folder, manifest, memory, content).items():
+        for name, why in broken_files(folder, manifest, memory, content).items():
             if name.startswith(start):
                 fatal[name] = why
             else:
@@ -257,7 +263,7 @@ class Store:
                 "files": files,
             } | ({"within": within} if within else {})
             text = json.dumps(finite(manifest), default=_plain, allow_nan=False)
-            manifest = with_seal(json.loads(text))
+            manifest = seals.with_seal(json.loads(text))
             remove(final)  # has no manifest: an earlier run was killed between the next two steps
             partial.rename(final)
             fsync_folder(final.parent)
@@ -265,18 +271,7 @@ class Store:
             Memory(self.memory(stage, key)).remember(final, files, {"manifest": manifest})
 
 
-def with_seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with the seal of what it says."""
-    return {**manifest, "seal": _seal(manifest)}
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """What a manifest says, as a digest."""
-    said = {name: value for name, value in manifest.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(folder: Path, key: str, memory: Memory, root: Path) -> dict[str, Any] | None:
+def manifest_of(folder: Path, key: str, memory: Memory, root: Path) -> dict[str, Any] | None:
     """What the manifest of a result says, or the copy of one that was lost or changed; None where
     there is no result, or nothing says what it is."""
     copy = memory.held.get("manifest")
@@ -306,7 +301,7 @@ def _complaint(manifest: Any, key: str) -> str | None:
     """What is wrong with what a manifest says; None where nothing is."""
     if not isinstance(manifest, dict):
         return "holds no manifest"
-    if "seal" in manifest and manifest["seal"] != _seal(manifest):
+    if "seal" in manifest and manifest["seal"] != seals.seal_of(manifest):
         return seals.CHANGED
     if manifest.get("key") != key:
         return "is another result's"
@@ -314,14 +309,20 @@ def _complaint(manifest: Any, key: str) -> str | None:
     return None if whole else "lacks its digest or its counts"
 
 
-def _broken(
-    folder: Path, manifest: Mapping[str, Any], memory: Memory, content: Content | None
+def broken_files(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    memory: Memory,
+    content: Content | None,
+    *,
+    anew: bool = False,
 ) -> dict[str, str]:
     """What is wrong with the files of a result, by name. One of before there were seals is judged
-    by its digest once, then sealed in the memory."""
+    by its digest once, then sealed in the memory. Files are read `anew` even where they are known
+    by size and times."""
     kept = manifest.get("files", memory.held.get("seals"))
     if seals.is_seals(kept):
-        return seals.broken(folder, kept, memory)
+        return seals.broken(folder, kept, memory, anew=anew)
     if content is None:
         return {}
     files = seals.sealed(folder, seals.names_below(folder, [MANIFEST]))

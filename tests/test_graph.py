@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from core.cells.seals import with_seal
 from core.errors import UserError
-from core.store import with_seal
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome

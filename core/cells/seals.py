@@ -7,6 +7,7 @@ that a look at a folder is a `stat` a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -92,6 +93,19 @@ class Memory:
         """Whether a file of this size and these times was found to have this digest."""
         return bool(self._files.get(name) == [sha256, *identity(stat)])
 
+    def sealed(self, folder: Path, names: Iterable[str]) -> Seals:
+        """As the function `sealed`, without reading what is known by size and times; and remember
+        them."""
+        stats = {name: (folder / name).stat() for name in names}
+        known = {
+            name: str(self.digest(name))
+            for name, stat in stats.items()
+            if self.knows(name, str(self.digest(name)), stat)
+        }
+        new = sealed(folder, [name for name in stats if name not in known])
+        old = {name: {"bytes": stats[name].st_size, "sha256": known[name]} for name in known}
+        return {**old, **new}
+
     def digest(self, name: str) -> str | None:
         """The digest that a file was found to have; None where none is remembered."""
         known = self._files.get(name)
@@ -103,11 +117,17 @@ class Memory:
         return files if isinstance(files, dict) else {}
 
 
-def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory) -> dict[str, str]:
+def broken(
+    folder: Path,
+    seals: Mapping[str, Mapping[str, Any]],
+    memory: Memory,
+    *,
+    anew: bool = False,
+) -> dict[str, str]:
     """What is wrong with files of a folder by name; {} where all hold what their seals say.
 
-    Files are read that the memory does not know as they are now. Raises UserError for one that
-    cannot be read.
+    Files are read that the memory does not know as they are now, or all `anew`. Raises UserError
+    for one that cannot be read.
     """
     wrong: dict[str, str] = {}
     unread: dict[str, os.stat_result] = {}
@@ -121,7 +141,7 @@ def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory)
             raise unreadable(folder / name, error) from error
         if stat.st_size != seal["bytes"]:
             wrong[name] = CHANGED if stat.st_size else EMPTIED
-        elif not memory.knows(name, str(seal["sha256"]), stat):
+        elif anew or not memory.knows(name, str(seal["sha256"]), stat):
             unread[name] = stat
     good: Seals = {}
     digests = _digests([folder / name for name in unread])
@@ -133,6 +153,17 @@ def broken(folder: Path, seals: Mapping[str, Mapping[str, Any]], memory: Memory)
     if good:
         memory.remember(folder, good)
     return wrong
+
+
+def with_seal(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a JSON file says, with the seal of it."""
+    return {**said, "seal": seal_of(said)}
+
+
+def seal_of(said: Mapping[str, Any]) -> str:
+    """What a JSON file says, as a digest."""
+    held = {name: value for name, value in said.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def is_seals(value: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from core.cells.damage import hurt
 from core.columns import MESSAGES, OK, Column
 from core.errors import UserError
 from core.files import write_atomic
@@ -91,16 +92,26 @@ class Contents:
 
     def keep(self, known_as: str, content: str) -> None:
         """Remember a content."""
-        write_atomic(self.folder / known_as[:32], content)
+        name = known_as[:32]
+        write_atomic(self.folder / name, f"{content} {_check(name, content)}")
 
     def all(self) -> set[str | None]:
         """Every content that is remembered."""
         return {self._read(path) for path in self.folder.glob("[0-9a-f]*")}
 
     def _read(self, path: Path) -> str | None:
-        """What a file holds; None where that is no digest."""
-        content = path.read_text(errors="replace")
-        return content if re.fullmatch("[0-9a-f]{64}", content) else None
+        """What a file holds; None where that is no digest, or was changed since."""
+        content, _, check = path.read_text(errors="replace").partition(" ")
+        # what was kept of before has no check
+        if re.fullmatch("[0-9a-f]{64}", content) and check in ("", _check(path.name, content)):
+            return content
+        hurt(path, "was changed after it was made; the texts that it tells of are read again")
+        return None
+
+
+def _check(name: str, content: str) -> str:
+    """What ends a file of this name that holds this content."""
+    return hashlib.sha256(f"{name} {content}".encode()).hexdigest()[:16]
 
 
 def as_messages(rows: pl.DataFrame) -> pl.DataFrame:

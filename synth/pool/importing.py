@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from core.cells.seals import with_seal
 from core.columns import FAILED, MESSAGES, OK
 from core.files import read_json, write_atomic
 from core.tracking import Log
@@ -56,7 +57,7 @@ def import_rows(pool: Pool, source: ImportConfig, log: Log) -> None:
     for why in notes.unreadable.values():
         log.say(f"instructions: not read: {why}")
     own = {"own": pool.own_columns} if pool.own_columns else {}
-    write_atomic(pool.import_marker, json.dumps({"limit": source.limit, **own}))
+    write_atomic(pool.import_marker, json.dumps(with_seal({"limit": source.limit, **own})))
 
 
 def _at_one_commit(pool: Pool, source: ImportConfig, log: Log) -> ImportConfig:

@@ -12,19 +12,23 @@ and `texts` reads words by slices.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core.cells.content import beside, frame_digest
+from core.cells.damage import hurt
 from core.cells.merging import FILES
+from core.cells.seals import seal_of
 from core.columns import FAILED, OK, STATUS, Column
+from core.errors import UserError
+from core.files import read_json
 from core.store import Counts, canonical, digest
 from synth.chat.encoding import pair
 from synth.config.rows import ImportConfig
@@ -106,12 +110,26 @@ class Pool:
         source = self.config.rows
         if not isinstance(source, ImportConfig):
             return False
-        if not self.import_marker.is_file():
+        done = self._imported()
+        if done is None:
             return True
-        done = json.loads(self.import_marker.read_text())
         limit = done["limit"]
         more = limit is not None and (source.limit is None or source.limit > limit)
         return more or not {*self.own_columns} <= {*done.get("own", ())}
+
+    def _imported(self) -> dict[str, Any] | None:
+        """What the marker says; None where there is none, or where it is damaged: then the rows are
+        imported again, and those that are there are left alone."""
+        try:
+            done = read_json(self.import_marker)
+        except FileNotFoundError:
+            return None
+        except UserError:
+            done = None
+        if not isinstance(done, dict) or done.get("seal", seal_of(done)) != seal_of(done):
+            hurt(self.import_marker, "was changed after it was made; the rows are imported again")
+            return None
+        return done if "limit" in done else None
 
     @property
     def own_columns(self) -> list[str]:
