@@ -146,7 +146,7 @@ def _is_torn(data: bytes, at: int) -> bool:
     """Whether what begins at a place, which is the last frame, was not written to its end."""
     left = len(data) - at
     if left < _HEAD.size:
-        return True
+        return data[at:].startswith(_MAGIC[:left])
     magic, length, _ = _HEAD.unpack_from(data, at)
     return bool(magic == _MAGIC and left < _HEAD.size + length)
 

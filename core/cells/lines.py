@@ -37,12 +37,21 @@ def sealed_lines(path: Path, lost: str) -> Iterator[dict[str, Any]]:
     held = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     sealed = any(_END.search(line) for _, line in held)
     for at, (number, line) in enumerate(held):
-        torn = at == len(held) - 1 and lines[-1] and not line.endswith(b"}")
+        torn = at == len(held) - 1 and bool(lines[-1]) and _is_torn(line)
         record = _record(line, sealed)
         if record is not None:
             yield record
         elif not torn:
             hurt(path, f"line {number} was changed after it was written; {lost}")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line can be the beginning of a record, and no more."""
+    try:
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except ValueError:
+        return line.startswith(b"{") and not line.endswith(b"}")
+    return False
 
 
 def _record(line: bytes, sealed: bool) -> dict[str, Any] | None:

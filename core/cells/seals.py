@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from core.errors import UserError
 from core.files import file_digest, read_json, write_atomic
@@ -166,7 +166,7 @@ def seal_of(said: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
-def is_seals(value: Any) -> bool:
+def is_seals(value: Any) -> TypeGuard[Seals]:
     """Whether this has the form of seals."""
     return isinstance(value, dict) and all(
         isinstance(seal, dict) and {"bytes", "sha256"} <= {*seal} for seal in value.values()

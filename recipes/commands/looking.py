@@ -55,6 +55,25 @@ def doctor(
 
 
 @app.command(rich_help_panel=PANEL)
+def verify(
+    where: Annotated[str, Argument(help="Folder of a store, or a recipe: its store.")] = "runs",
+    overrides: Overrides = None,
+    repair: Annotated[
+        bool,
+        Option("--repair", help="Set aside what is damaged; of a recipe, also make it again."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every file of a store and compare it with what was written.
+
+    Names what is damaged and exits with 1 where anything is; with --repair it is set aside.
+    """
+    from recipes.upkeep import verifying
+
+    raise Exit(verifying.main(where, overrides or [], repair=repair, as_json=as_json))
+
+
+@app.command(rich_help_panel=PANEL)
 def memory(
     recipe: RecipeFile,
     overrides: Overrides = None,

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from core import models
+from core.cells import kept
 from core.cells.references import columns_opened
 from core.errors import UserError
 from core.sending.purse import Bill, Ledger
@@ -163,6 +164,8 @@ def _outcome(
         session.retry = retry
         stopped = False
         try:
+            if not planning:
+                kept.open_again(store.root, recipe.name)
             with session.damage.noted(), columns_opened() as columns:
                 _walk(loaded, session)
             if not planning:
@@ -173,6 +176,8 @@ def _outcome(
             raise loaded.source.sentence(error) from error
         finally:
             servers.ledger.close()
+            if not planning:
+                kept.seal(store.root, recipe.name)
     return Outcome(session.steps, session.results, stopped, session.bills, session.damage.found)
 
 

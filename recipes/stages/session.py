@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from core.cells import kept
 from core.cells.damage import Damage
 from core.cells.references import REFERS, References, columns_opened
 from core.errors import UserError
@@ -151,12 +152,13 @@ class Session:
     _specs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._remembered = self.folder / "specs.json"
+        self._remembered = self.folder / kept.SPECS
         self.references = References(self.folder / REFERS)
         self.damage = Damage(self.log.say, moves=not self.starts_nothing)
-        self._last: dict[str, Any] = {}
-        if self._remembered.is_file():
-            self._last = json.loads(self._remembered.read_text())
+        with self.damage.noted():
+            kept.look(self.store.root, self.name)
+            last = kept.said(self.store.root, self.name, kept.SPECS)
+        self._last: dict[str, Any] = last if isinstance(last, dict) else {}
 
     @property
     def folder(self) -> Path:

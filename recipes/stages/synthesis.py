@@ -271,7 +271,7 @@ def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -
     new = write_changed(folder / "funnel.json", funnel)
     _keep_scores(folder / SCORES, chosen.scores)
     linked = chosen_here.is_file() and chosen_here.samefile(selection)
-    if not new and linked and says(folder, held):
+    if not new and linked and says(folder, held) and (folder / DROPPED).is_file():
         return
     chosen.dropped.write_parquet(folder / DROPPED)
     link(selection, chosen_here)

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from core.files import read_json, write_atomic
+from core.cells import kept
+from core.files import write_atomic
 from core.store import digest
 from eval.config import EvalConfig
 from recipes.stages.session import Session
 from recipes.stages.walk import Arms
 
-FILE = "declared.json"
+FILE = kept.DECLARED
 
 
 def of(config: EvalConfig, arms: Arms) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def declare(session: Session, config: EvalConfig, arms: Arms, runs: Sequence[str
     """Keep what is declared, before any of `runs` is scored, and say as sentences what was changed
     after one was. A plan keeps nothing."""
     path = session.folder / FILE
-    before: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    before: list[dict[str, Any]] = kept.said(session.store.root, session.name, FILE) or []
     now = of(config, arms)
     if not before or before[-1]["digest"] != digest(now):
         scored = sum(bool(session.last(f"score/{run}")) for run in runs)
