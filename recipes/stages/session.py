@@ -152,7 +152,6 @@ class Session:
     _specs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._remembered = self.folder / kept.SPECS
         self.references = References(self.folder / REFERS)
         self.damage = Damage(self.log.say, moves=not self.starts_nothing)
         with self.damage.noted():
@@ -311,8 +310,8 @@ class Session:
         """Called after each group of stages: remembers their specs, and stops here when `--until`
         asks for it."""
         if not self.planning:
-            specs = json.dumps({**self._last, **self._specs}, indent=1)
-            write_changed(self._remembered, specs)
+            last = {**self._last, **self._specs}
+            write_changed(self.folder / kept.SPECS, json.dumps(last, indent=1))
             self.log.tell_reused()
         if self.until == name:
             raise StopHere
@@ -372,7 +371,6 @@ def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    if isinstance(value, str) and len(value) == 64:  # a digest
-        text = value[:12]
+    digested = isinstance(value, str) and len(value) == 64
+    text = "unset" if value is None else str(value)[: 12 if digested else None]
     return text if len(text) <= 60 else text[:57] + "..."
