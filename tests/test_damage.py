@@ -188,6 +188,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "columns/answered/*/journal-*.cells": (flipped, flipped_late, zeroed, swapped),
     "columns/answered/*/journal-*.jsonl": (flipped, flipped_late, other_content),
     "recipes/pool/specs.json": (*JSON, deleted),
+    "recipes/pool/refers.json": (*JSON, deleted),
     "recipes/pool/select/good/funnel.json": (*JSON, deleted),
     "recipes/pool/select/good/held.json": (*JSON, deleted),
     "recipes/pool/select/good/dropped.parquet": (*BYTES, deleted),

@@ -24,7 +24,7 @@ DECLARED = "declared.json"
 COPIED = (DECLARED, SPECS)
 """Files of which a copy is kept."""
 _SPENT = "spent"
-_WRITTEN = (*COPIED, "report.html", "select", "measure", "tables", "figures", _SPENT)
+_WRITTEN = (*COPIED, "refers.json", "report.html", "select", "measure", "tables", "figures", _SPENT)
 """The files and folders that only runs write."""
 
 

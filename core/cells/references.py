@@ -14,6 +14,7 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from core.cells.seals import seal_of, with_seal
 from core.errors import UserError
 from core.files import read_json, write_changed
 
@@ -38,6 +39,8 @@ class References:
         self._now: dict[str, str] = {}
         with suppress(OSError, UserError, KeyError, TypeError, AttributeError):
             noted = read_json(path)
+            if noted.get("seal", seal_of(noted)) != seal_of(noted):
+                raise UserError("what a recipe refers to was changed after it was noted")
             results = {str(name): str(at) for name, at in noted["results"].items()}
             self.results, self.columns = results, set(map(str, noted["columns"]))
             self.ever = self.columns | set(map(str, noted["dropped"]))
@@ -56,7 +59,7 @@ class References:
         kept = columns if whole else self.columns | columns
         dropped = sorted(self.ever - kept)
         noted = {"results": results, "columns": sorted(kept), "dropped": dropped}
-        write_changed(self.path, json.dumps(noted, indent=1))
+        write_changed(self.path, json.dumps(with_seal(noted), indent=1))
 
 
 _opened: set[str] | None = None

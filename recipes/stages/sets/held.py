@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from core.cells.damage import left_out
 from core.files import file_digest, read_json, write_changed
 from core.store import digest, tree_digest
 
@@ -38,7 +39,7 @@ def told(folder: Path) -> str:
 def _held(folder: Path) -> dict[str, str]:
     """What is said of the large files; {} where nothing is."""
     path = folder / HELD
-    held: dict[str, str] = (
-        read_json(path, f"remove {folder} and run again") if path.is_file() else {}
-    )
+    if left_out(path) or not path.is_file():
+        return {}
+    held: dict[str, str] = read_json(path, f"remove {folder} and run again")
     return held
