@@ -371,6 +371,7 @@ def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    digested = isinstance(value, str) and len(value) == 64
-    text = "unset" if value is None else str(value)[: 12 if digested else None]
+    text = "unset" if value is None else str(value)
+    if isinstance(value, str) and len(value) == 64:  # a digest
+        text = value[:12]
     return text if len(text) <= 60 else text[:57] + "..."
