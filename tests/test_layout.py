@@ -50,7 +50,7 @@ ORDER = {
         {"verbs", "launching", "comparisons"},
         {"exchange"},
         {"stages"},
-        {"report"},
+        {"report", "checks"},
         {"schema"},
         {"blocks"},
     ],

@@ -29,7 +29,7 @@ def test_a_task_files_data_is_found_beside_it_wherever_the_process_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    task = lm_eval_tasks._task(str(lm_eval_tasks.SHIPPED["everyday-science"]))
+    task = lm_eval_tasks.read_task(str(lm_eval_tasks.SHIPPED["everyday-science"]))
     assert isinstance(task, dict)
     data = Path(task["dataset_kwargs"]["data_files"]["test"])
     assert data.is_absolute() and len(data.read_text().splitlines()) == 32
@@ -49,8 +49,8 @@ def test_the_shipped_questions_have_four_different_choices_and_an_answer_among_t
 def test_a_task_file_with_functions_goes_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("task: mine\nprocess_docs: !function utils.process\n")
-    assert lm_eval_tasks._task(str(path)) == "mine"
-    assert lm_eval_tasks._task("arc_challenge") == "arc_challenge"
+    assert lm_eval_tasks.read_task(str(path)) == "mine"
+    assert lm_eval_tasks.read_task("arc_challenge") == "arc_challenge"
 
 
 def test_lm_eval_knows_every_task_that_our_names_stand_for() -> None:

@@ -276,22 +276,25 @@ def sampling_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def completion_fields() -> frozenset[str]:
-    """What the installed vLLM's /v1/completions knows, read from its source without importing it
-    (seconds); empty where there is no vLLM.
+def completion_fields(api: str = "completions") -> frozenset[str]:
+    """What the installed vLLM's /v1/completions (or /v1/chat/completions, by `api: chat`) knows,
+    read from its source without importing it (seconds); empty where there is no vLLM.
 
     vLLM drops a field that it does not know without a word.
     """
     vllm = importlib.util.find_spec("vllm")
     if vllm is None or vllm.origin is None:
         return frozenset()
-    source = Path(vllm.origin).parent / "entrypoints" / "openai" / "completion" / "protocol.py"
+    folder, request = "completion", "CompletionRequest"
+    if api == "chat":
+        folder, request = "chat_completion", "ChatCompletionRequest"
+    source = Path(vllm.origin).parent / "entrypoints" / "openai" / folder / "protocol.py"
     if not source.is_file():
         return frozenset()
     return frozenset(
         field.target.id
         for node in ast.parse(source.read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "CompletionRequest"
+        if isinstance(node, ast.ClassDef) and node.name == request
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     )

@@ -233,10 +233,10 @@ def requested(
     changed: list[dict[str, Any]] = []
     for entry in expanded:
         if isinstance(entry, str):
-            plain.append(_task(entry))
+            plain.append(read_task(entry))
             continue
         name = str(entry.get("task", ""))
-        own = _task(name)
+        own = read_task(name)
         if isinstance(own, str):
             changed.append({**entry, "task": own} if name else dict(entry))
         else:
@@ -279,7 +279,7 @@ def pooled(
     return merged
 
 
-def _task(name: str) -> str | dict[str, Any]:
+def read_task(name: str) -> str | dict[str, Any]:
     """A task by its name, or the content of a YAML file with `data_files` made absolute (lm-eval
     reads them relative to the process).
 

@@ -75,7 +75,7 @@ def run(
     if only is not None and (trained or until is not None):
         raise UserError("--only makes one training and nothing else: no --until, no --trained.")
     loaded = load(recipe, overrides)
-    outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry)
+    outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry, judged=True)
     if not outcome.stopped:
         terminal.show(loaded, outcome, as_json=as_json)
 
@@ -109,7 +109,7 @@ def plan(
 
     loaded = load(recipe, overrides)
     hardware = Hardware(gpus, gpu_memory, gpu, mfu)
-    planning.show(loaded, graph.plan(loaded), hardware, stages=stages, as_json=as_json)
+    planning.show(loaded, graph.plan(loaded, judged=True), hardware, stages=stages, as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -118,7 +118,7 @@ def _sized(asked: Asked, on: str) -> tuple[int, int | None]:
 def _before(loaded: Loaded) -> tuple[str, bool]:
     """The last stage before the trainings, and whether anything up to it is to be made."""
     until = graph.BEFORE_TRAINING
-    steps = graph.plan(loaded).steps
+    steps = graph.plan(loaded, judged=True).steps
     shared = [step for step in steps if step.name.partition("/")[0] in BEFORE]
     return until, any(step.state != REUSE for step in shared)
 

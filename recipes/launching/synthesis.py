@@ -82,7 +82,7 @@ def main(recipe_file: str, overrides: list[str], *, on: str, tasks: int, dry_run
     recipe = loaded.recipe
     settings = _settings(loaded, on)
     # A wrong model name or filter shows in the plan, not on a worker.
-    for planned in graph.plan(loaded).steps:
+    for planned in graph.plan(loaded, judged=True).steps:
         if planned.name.partition("/")[0] in ("instructions", "measure"):
             why = f" ({planned.why})" if planned.why else ""
             print(f"# {planned.name}: {planned.state}{why}")

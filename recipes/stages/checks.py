@@ -1,45 +1,25 @@
-"""Everything that can be found wrong in a recipe before anything is spent: models, sampling
-parameters, TRL's own keys."""
+"""What can be found wrong in a recipe by its arms and results before anything is spent: models,
+queries, trainings, the cap on GPU hours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError, nearest
+from core.errors import UserError
 from core.files import write_atomic
-from core.serving.devices import gpus
-from core.store import Result, content_of_files, digest
+from core.store import Result
+from recipes.checks import libraries, questions
 from recipes.schema import Recipe, Source
 from recipes.stages import preferences
 from recipes.stages.preferences import Named
 from recipes.stages.session import Session, Stage
 from recipes.stages.walk import Arms
-from synth.config.synthesis import SynthConfig
-from synth.config.tags import OwnConfig, TagConfig, TagsConfig
 from synth.context import Resolve
 from synth.tags.scores.queries import refuse_prompts
 from train.config import TrainConfig
-
-OURS = (
-    "model",
-    "prompt",
-    "n",
-    "best_of",
-    "stream",
-    "stream_options",
-    "echo",
-    "use_beam_search",
-    "structured_outputs",
-    "return_token_ids",
-)
-"""What the harness says in a request itself, or what would make answers that nobody reads."""
-
-
-JUDGES = ("trl", "transformers", "accelerate", "deepspeed", "peft")
-"""Packages that judge a `train:` block."""
 
 
 def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
@@ -56,6 +36,11 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
     best_of = recipe.synth.best_of_reward if recipe.synth.responses else None
     if best_of is not None:
         named.append(("the reward model of synth.responses", best_of.model, best_of.revision))
+    for keys, block in questions.models(recipe, ()):
+        # Other models are found when they are first served; a folder that is not here never is.
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", block.model)
+        if not hub and not block.server.get("urls"):
+            named.append((".".join((*keys, "model")), block.model, block.revision))
     for place, model, revision in [*named, *preferences.models(recipe.synth, arms)]:
         try:
             resolve(model, revision)
@@ -79,16 +64,13 @@ def queries(recipe: Recipe, arms: Arms, prompts: Path | None) -> None:
         refuse_prompts(Path(rule.choose.arguments[0]).expanduser(), files, own.ngram)
 
 
-def trainer(config: TrainConfig, source: Source, root: Path) -> None:
+def trainer(config: TrainConfig, source: Source) -> None:
     """Let TRL and DeepSpeed judge the `train:` or `dpo:` block. Importing them takes seconds, so a
-    block that these versions accepted once, with the files that it names, is not asked about again
-    (remembered below the store's `root`). What this machine lacks is looked for each time."""
+    block that these versions accepted once, with the files that it names, is not asked about again.
+    What this machine lacks is looked for each time."""
     from train.settings import arguments, machine
 
-    files = [config.deepspeed, config.chat_template_path, config.inference_template]
-    contents = [content_of_files(each) if isinstance(each, str) else None for each in files]
-    judged = [config, contents, bool(gpus()), [version(package) for package in JUDGES]]
-    accepted = root / "checked" / digest(judged)[:16]
+    accepted = libraries.memory(questions.training(config))
     try:
         if not accepted.exists():
             arguments.check(config)
@@ -97,61 +79,6 @@ def trainer(config: TrainConfig, source: Source, root: Path) -> None:
             machine.check(config)
     except UserError as error:
         raise UserError(f"{source.at((config.block, 'trainer'))}: {error}") from error
-
-
-def sampling(synth: SynthConfig) -> None:
-    """Refuse sampling parameters that vLLM would ignore, with the nearest valid name. Models on
-    other people's servers (`urls`) take what they take.
-
-    Raises UserError naming the place in the recipe.
-    """
-    from core.serving.vllm_server import completion_fields
-
-    known = completion_fields() - set(OURS)
-    for place, parameters, server in _samplings(synth):
-        for name in parameters:
-            if name in OURS:
-                raise UserError(
-                    f"{place}.{name} is not for a recipe to say: every request asks for one text, "
-                    "in a form of the harness's own."
-                )
-            if known and not server.get("urls") and name not in known:
-                hint = nearest(name, known)
-                raise UserError(f"{place}: vLLM knows no sampling parameter '{name}'{hint}")
-
-
-def asked_tags(tags: TagsConfig) -> Iterator[tuple[str, TagConfig | OwnConfig]]:
-    """(place, settings) of everything that language models are asked to tag."""
-    for name in ("quality", "difficulty", "category", "pair_score"):
-        yield f"synth.tags.{name}", getattr(tags, name)
-    for name, own in tags.own.items():
-        if own.prompt is None:
-            continue
-        yield f"synth.tags.own.{name}", own
-
-
-def _samplings(
-    synth: SynthConfig,
-) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """(place, sampling, the server block of the model that samples so) of everything that synthesis
-    samples."""
-    teacher, responder = synth.teacher.server, (synth.responder or synth.teacher).server
-    yield "synth.instruction", synth.instruction, teacher
-    yield "synth.response", synth.response, responder
-    entries = synth.grid if isinstance(synth.grid, tuple) else ()
-    for number, entry in enumerate(entries):
-        yield f"synth.grid[{number}].sampling", entry.sampling, teacher
-    tags = synth.tags
-    for place, tag in asked_tags(tags):
-        yield f"{place}.sampling", tag.sampling, (tag.model or synth.teacher).server
-    if tags.safety is not None:
-        yield "synth.tags.safety.sampling", tags.safety.sampling, tags.safety.server
-    if tags.base is not None:
-        yield "synth.tags.base.sampling", tags.base.sampling, tags.base.server
-    if synth.responses is not None:
-        yield "synth.responses.sampling", synth.best_of_sampling, responder
-    if synth.preferences is not None:
-        yield "synth.preferences.sampling", synth.preferences.sampling, responder
 
 
 HOUR = 3600.0

@@ -24,6 +24,7 @@ from core.sending.purse import Bill, Ledger
 from core.servers import Servers
 from core.store import Result, Store
 from core.tracking import Log
+from recipes.checks import files, libraries, sampled
 from recipes.schema import Loaded, Recipe
 from recipes.stages import checks, preferences, synthesis, training
 from recipes.stages.eval_prompts import eval_prompts
@@ -76,10 +77,10 @@ class Outcome:
     """What is wrong with files and folders of the store that are damaged."""
 
 
-def plan(loaded: Loaded) -> Outcome:
-    """Which stages are done, which must run, and why. Starts nothing, writes nothing but remembered
-    model digests."""
-    return _outcome(loaded, True, None, ALL)
+def plan(loaded: Loaded, *, judged: bool = False) -> Outcome:
+    """Which stages are done, which must run, and why. Writes nothing but remembered digests, starts
+    nothing but, where it is to be `judged`, the checks of its settings by their own libraries."""
+    return _outcome(loaded, True, None, ALL, judged=judged)
 
 
 def run(
@@ -88,6 +89,7 @@ def run(
     trainings: Trainings = ALL,
     *,
     retry: bool = False,
+    judged: bool = False,
 ) -> Outcome:
     """Make whatever is missing, up to the stage `until` (default: all), of the recipe's `trainings`
     (default: all); what servers failed at is asked again, with `retry` also what they failed at for
@@ -96,12 +98,12 @@ def run(
     if trainings.finished:
         _check_made(loaded)
     if trainings.only is None:
-        return _outcome(loaded, False, until, trainings, retry=retry)
+        return _outcome(loaded, False, until, trainings, retry=retry, judged=judged)
     arm = loaded.recipe.arms.get(trainings.only.partition("/")[0])
     config = loaded.recipe.dpo if arm and arm.dpo is not None else loaded.recipe.train
     if config is not None and config.machine_rank:
         return _joined(loaded, config, trainings.only)
-    outcome = _outcome(loaded, True, "train", trainings)
+    outcome = _outcome(loaded, True, "train", trainings, judged=judged)
     name = f"train/{trainings.only}"
     if name not in outcome.results:
         waits = next(step.why for step in outcome.steps if step.name == name)
@@ -151,6 +153,7 @@ def _outcome(
     trainings: Trainings,
     *,
     retry: bool = False,
+    judged: bool = False,
 ) -> Outcome:
     """A walk over all stages. A run of one training plans everything else."""
     recipe = loaded.recipe
@@ -161,7 +164,7 @@ def _outcome(
         servers.retry = retry
         servers.ledger = Ledger(recipe.folder / "spent")
         session = Session(store, recipe.name, planning, tracker, servers, log, until, trainings)
-        session.retry = retry
+        session.retry, session.judged = retry, judged
         stopped = False
         try:
             if not planning:
@@ -202,13 +205,16 @@ def _walk(loaded: Loaded, session: Session) -> None:
 def _check(loaded: Loaded, session: Session, arms: Arms, resolve: Resolve) -> None:
     """Refuse what can be found wrong before anything is spent."""
     recipe = loaded.recipe
-    checks.sampling(recipe.synth)
+    sampled.check(recipe.synth, recipe.eval)
+    files.check(recipe)
     checks.models(recipe, arms, resolve)
     prompts = eval_prompts(recipe.eval, arms, session.store.root, planning=session.starts_nothing)
     checks.queries(recipe, arms, prompts)
+    if session.judged:
+        libraries.judge(recipe, loaded.source, resolve, session.log.say)
     for config in (recipe.train, recipe.dpo):
         if config is not None and not session.starts_nothing:
-            checks.trainer(config, loaded.source, session.store.root)
+            checks.trainer(config, loaded.source)
 
 
 def _from_pool(session: Session, recipe: Recipe, arms: Arms, resolve: Resolve) -> Selections:

@@ -13,7 +13,7 @@ from core.errors import UserError, first_line, nearest
 from core.serving.devices import gpus
 from train import chat
 from train.config import OWNED, DpoConfig, Job, TrainConfig
-from train.settings import contradictions, engine, machine
+from train.settings import contradictions, engine, machine, values
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention implementations that read position ids and so keep packed documents from attending to
@@ -116,6 +116,7 @@ def check(config: TrainConfig) -> None:
     if not isinstance(config, DpoConfig):
         _check_attention(config, packing=settings["packing"])
     engine.check(config)
+    values.check_model_init(f"{config.block}.model_init", config.model_init, config.base)
     _check_lora(config, config.lora or {})
     _check_trainer(config, settings)
 
@@ -160,6 +161,7 @@ def _check_lora(config: TrainConfig, lora: dict[str, Any]) -> None:
         if key not in known:
             hint = nearest(key, known)
             raise UserError(f"{config.block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
+    values.check(f"{config.block}.lora", LoraConfig, lora)
     try:
         LoraConfig(**lora)
     except (TypeError, ValueError) as error:
@@ -179,6 +181,7 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
             raise UserError(
                 f"{config.block}.trainer: {kind.__name__} has no argument '{key}'{hint}"
             )
+    values.check(f"{config.block}.trainer", kind, settings)
     # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
     # are judged where they run.
     neutral = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}

@@ -1,0 +1,223 @@
+"""The files that a recipe names: each is there, and its beginning is what it should be. Looked at
+before anything is spent; what a whole file holds is judged where it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from core.errors import UserError, first_line, nearest
+from core.files import read_json
+from recipes.checks.sampled import asked_tags
+from recipes.schema import Recipe, with_random
+from synth.filters.arm import Choosing, PartConfig
+from train.config import SHIPPED_TEMPLATES
+
+TEMPLATES = (".jinja", ".jinja2", ".j2")
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError, beginning with the place in the recipe, for the first file that is not there
+    or not what it should be."""
+    for place, path, judge in [
+        *_of_training(recipe),
+        *_of_synthesis(recipe),
+        *_of_arms(recipe),
+        *_of_evaluation(recipe),
+    ]:
+        file = Path(path).expanduser()
+        if not file.exists():
+            raise UserError(f"{place}: {path} does not exist{_beside(file)}.")
+        try:
+            judge(file)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+        except OSError as error:
+            raise UserError(f"{place}: {path} cannot be read ({error.strerror}).") from error
+    store = Path(recipe.store)
+    if store.exists() and not store.is_dir():
+        raise UserError(f"store: {store} is a file; name a folder.")
+
+
+Named = Iterator[tuple[str, str, Callable[[Path], None]]]
+"""(place, path, what judges the file) of what a recipe names."""
+
+
+def _beside(file: Path) -> str:
+    """A hint for a mistyped name."""
+    if not file.parent.is_dir():
+        return f" (there is no folder {file.parent})"
+    names = [each.name for each in file.parent.iterdir()][:1000]
+    hint = nearest(file.name, names)
+    return hint if "did you mean" in hint else ""
+
+
+def _of_training(recipe: Recipe) -> Named:
+    for block in (recipe.train, recipe.dpo):
+        if block is None:
+            continue
+        for name in ("chat_template_path", "inference_template"):
+            given = getattr(block, name)
+            if given is not None and given not in SHIPPED_TEMPLATES:
+                yield f"{block.block}.{name}", given, template
+        if isinstance(block.deepspeed, str):
+            yield f"{block.block}.deepspeed", block.deepspeed, _json_object
+    if recipe.launch.template is not None:
+        yield "launch.template", recipe.launch.template, template
+
+
+def _of_synthesis(recipe: Recipe) -> Named:
+    synth = recipe.synth
+    for number, prompt in enumerate(synth.system_prompts):
+        if prompt.file is not None:
+            yield f"synth.system_prompts.{number}.file", prompt.file, text
+    for place, tag in asked_tags(synth.tags):
+        if tag.prompt is not None:
+            yield f"{place}.prompt", tag.prompt, template
+    for name in ("teacher", "responder"):
+        model = getattr(synth, name)
+        if model is not None and model.chat_template is not None:
+            yield f"synth.{name}.chat_template", model.chat_template, template
+    if synth.tags.decontaminate.file is not None:
+        yield "synth.tags.decontaminate.file", synth.tags.decontaminate.file, data
+    if not isinstance(synth.rows, int) and _is_path(synth.rows.import_):
+        yield "synth.rows.import", synth.rows.import_, data
+
+
+def _of_arms(recipe: Recipe) -> Named:
+    for name, arm in recipe.arms.items():
+        parts: dict[str, Choosing] = {f"arms.{name}": arm}
+        for part, config in (arm.mix or {}).items():
+            if isinstance(config, PartConfig):
+                parts[f"arms.{name}.mix.{part}"] = config
+        for place, each in parts.items():
+            if each.data is not None and _is_path(each.data):
+                yield f"{place}.data", each.data, data
+
+
+def _of_evaluation(recipe: Recipe) -> Named:
+    config, arms = recipe.eval, with_random(recipe)
+    if config is None:
+        return
+    for name in ("alpaca", "arena", "wildbench", "mtbench"):
+        block = getattr(config, name)
+        prompts = [*_texts(block, name, "prompt"), *_texts(block, name, "reward_prompt")]
+        yield from ((place, each, template) for place, each in prompts if _is_template(each))
+        sets = [*_texts(block, name, "prompts"), *_texts(block, name, "baseline")]
+        for place, each in [*sets, *_texts(block, name, "references")]:
+            if _is_path(each) and each not in arms:
+                yield place, each, data
+    named = {"eval.prompts": config.prompts}
+    if config.checks is not None:
+        named["eval.checks.prompts"] = config.checks.prompts
+    if config.heldout is not None and config.heldout.foreign is not None:
+        named["eval.heldout.foreign.data"] = config.heldout.foreign.data
+    yield from ((place, given, data) for place, given in named.items() if _is_path(given))
+
+
+def _texts(block: object, name: str, key: str) -> list[tuple[str, str]]:
+    """(place, text) of a key of a benchmark's block: one, or one a category."""
+    value = getattr(block, key, None)
+    if isinstance(value, dict):
+        return [(f"eval.{name}.{key}.{each}", str(text)) for each, text in value.items()]
+    return [(f"eval.{name}.{key}", value)] if isinstance(value, str) else []
+
+
+def _is_template(name: str) -> bool:
+    return name.endswith(TEMPLATES)
+
+
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz", ".zst", ".arrow", ".txt")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is of a file or folder here, and not of a set on the hub or of an arm."""
+    marked = name.startswith(("/", "./", "../", "~")) or name.lower().endswith(SUFFIXES)
+    return marked or Path(name).exists()
+
+
+def template(file: Path) -> None:
+    """Raise UserError for a text that is no Jinja template."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    source = _read(file)
+    try:
+        environment.parse(_without_markers(source))
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{file} is no Jinja template (line {error.lineno}: {error.message})."
+        ) from error
+
+
+def _without_markers(source: str) -> str:
+    """A training template without the markers of what the assistant wrote, which are no Jinja."""
+    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
+
+
+def text(file: Path) -> None:
+    """Raise UserError for a file that is no UTF-8 text, or is empty."""
+    if not _read(file).strip():
+        raise UserError(f"{file} is empty.")
+
+
+def _read(file: Path) -> str:
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a file in it.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text (byte {error.start}).") from error
+
+
+def _json_object(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a JSON file.")
+    if not isinstance(read_json(file, "correct it"), dict):
+        raise UserError(f"{file} holds no JSON object; DeepSpeed's configuration is one.")
+
+
+def data(file: Path) -> None:
+    """Raise UserError for data whose header or first record cannot be read; of a folder, the first
+    of its files."""
+    if file.is_dir():
+        inside = sorted(p for p in file.rglob("*") if p.is_file() and p.suffix in SUFFIXES)
+        if not inside:
+            raise UserError(f"the folder {file} holds no file of data ({', '.join(SUFFIXES[:5])}).")
+        file = inside[0]
+    if file.stat().st_size == 0:
+        raise UserError(f"{file} is empty.")
+    with file.open("rb") as handle:
+        beginning = handle.read(4)
+    if file.suffix == ".parquet":
+        _parquet(file)
+    elif file.suffix == ".jsonl":
+        _first_line(file)
+    elif file.suffix == ".gz" and beginning[:2] != b"\x1f\x8b":
+        raise UserError(f"{file} is no gzip file, whatever its name says.")
+
+
+def _parquet(file: Path) -> None:
+    import polars as pl
+
+    try:
+        pl.read_parquet_schema(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{file} is no Parquet file ({first_line(error)}).") from error
+
+
+def _first_line(file: Path) -> None:
+    """Raise UserError where the first line that is not blank is no JSON."""
+    try:
+        with file.open(encoding="utf-8-sig") as handle:
+            line = next((line for line in handle if line.strip()), "")
+        if not line:
+            raise UserError(f"{file} holds no record.")
+        json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text ({first_line(error)}).") from error
+    except ValueError as error:
+        raise UserError(f"{file}: its first record is not valid JSON ({error}).") from error

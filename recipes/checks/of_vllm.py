@@ -1,0 +1,153 @@
+"""Server arguments and sampling, judged by vLLM: `python -m recipes.checks.of_vllm ASKED OUT`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from core.errors import UserError, first_line, nearest
+from core.serving.devices import gpus
+from core.serving.vllm_server import command_line, cpu_defaults, sampling_defaults
+from recipes.checks.libraries import serve
+
+ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
+"""A recipe's machine may have more GPUs than this one; `magpie doctor` counts them."""
+
+
+def answer(question: Mapping[str, Any]) -> str | None:
+    """What vLLM says against one question, beginning with its place."""
+    place, value = question["place"], question["value"]
+    try:
+        if question["kind"] == "sampling":
+            _sampling(place, value["api"], value["sampling"])
+        else:
+            _engine(place, value["args"], value["model"])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _sampling(place: str, api: str, sampling: Mapping[str, Any]) -> None:
+    """Raise UserError for a value that a request with it would be refused for."""
+    from pydantic import ValidationError
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    try:
+        if api == "chat":
+            chat = ChatCompletionRequest(messages=[], model="model", **sampling)
+            chat.to_sampling_params(chat.max_tokens or 16, {})
+        else:
+            asked = CompletionRequest(prompt="text", model="model", **sampling)
+            asked.to_sampling_params(asked.max_tokens or 16, {})
+    except ValidationError as error:
+        raise UserError(_first(place, error)) from error
+    except Exception as error:  # its own classes among them, which are no ValueErrors
+        raise UserError(f"{place}: vLLM refuses it: {first_line(error)}") from error
+
+
+def _first(place: str, error: Any) -> str:
+    """The first problem of a pydantic error, in its words, without its classes."""
+    problem = error.errors()[0]
+    key = next((str(part) for part in problem["loc"] if str(part)[:1].islower()), "")
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "needs")
+    given = problem.get("input")
+    shown = f" (it is {given!r})" if isinstance(given, (str, int, float)) else ""
+    return f"{place}{f'.{key}' if key else ''}: {message.splitlines()[0]}{shown}"
+
+
+def _engine(place: str, args: Mapping[str, Any], model: str | None) -> None:
+    """Raise UserError for an argument that vLLM's parser does not know or cannot read, for a value
+    that its configuration classes refuse, and where the model is here (`model`: its folder) for
+    what does not fit it."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    read = _parsed(place, args)
+    for name in args:
+        _field(place, name, getattr(read, name, None))
+    if model is None:
+        return
+    settings = {**sampling_defaults(args), **args}
+    if not gpus():
+        settings = cpu_defaults(settings)
+    whole = _parsed(place, {**settings, **ALONE})
+    whole.model = model
+    try:
+        AsyncEngineArgs.from_cli_args(whole).create_engine_config()
+    except Exception as error:
+        # what this machine lacks is found by the run, or by `magpie doctor`
+        if not _of_recipe(error):
+            return
+        raise UserError(f"{place}: vLLM refuses it for this model: {_cause(error)}") from error
+
+
+def _of_recipe(error: Exception) -> bool:
+    """Whether an error is about the arguments, and not about a machine where vLLM finds no
+    device."""
+    from vllm.platforms import current_platform
+
+    kinds = (ValueError, TypeError, NotImplementedError)
+    said = isinstance(error, kinds) or type(error).__module__.startswith("vllm")
+    return said and bool(current_platform.device_type)
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what vLLM says; of a pydantic error the first problem."""
+    if hasattr(error, "errors"):
+        with suppress(LookupError, TypeError):
+            return str(error.errors()[0]["msg"]).removeprefix("Value error, ").splitlines()[0]
+    return first_line(error)
+
+
+def _parsed(place: str, args: Mapping[str, Any]) -> Any:
+    """The arguments as vLLM's server reads its command line."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM has no types
+        """Says what is wrong instead of ending the process."""
+
+        def error(self, message: str) -> Any:
+            raise UserError(message)
+
+    parser = make_arg_parser(Parser(prog="vllm"))
+    known = {action.dest for action in parser._actions}
+    for name in args:
+        if name not in known:
+            raise UserError(f"{place}: vLLM knows no argument '{name}'{nearest(name, known)}")
+    try:
+        return parser.parse_args(command_line(args))
+    except UserError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{place}: vLLM refuses it: {said}") from error
+
+
+def _field(place: str, name: str, value: Any) -> None:
+    """Raise UserError for a value that the configuration class with a field of this name refuses
+    (the parser takes `--max-model-len -5`)."""
+    import dataclasses
+    from typing import Annotated
+
+    import vllm.config
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    for kind in vars(vllm.config).values():
+        if value is None or not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            continue
+        info = getattr(kind, "__pydantic_fields__", {}).get(name)
+        if info is None or not info.metadata:
+            continue
+        try:
+            whole: Any = Annotated[info.annotation, *info.metadata]
+            TypeAdapter(whole).validate_python(value)
+        except ValidationError as error:
+            raise UserError(_first(f"{place}.{name}", error)) from error
+        except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
+            continue
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:], answer)
