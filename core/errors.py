@@ -23,6 +23,10 @@ from types import TracebackType
 class UserError(Exception):
     """One clear sentence for the user: what, where (file, row, field), and what to do."""
 
+    def __init__(self, sentence: str = "") -> None:
+        """A sentence that ends with a hint (`did you mean 'x'?`) ends there."""
+        super().__init__(sentence.replace("'?.", "'?"))
+
 
 class Stopped(Exception):
     """A run that was asked to stop (SIGTERM, SIGUSR1), saved what it had and ended: the same

@@ -27,10 +27,10 @@ class ServerSpec(BaseModel):
     """OpenAI-compatible servers to use, each up to but without /v1; no server is started then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key for `urls`."""
-    replicas: int | None = Field(None, ge=1)
+    replicas: int | None = Field(None, ge=1, le=10_000)
     """vLLM servers to start, each on its own GPUs (tensor x pipeline x data parallel size of
     them). None: as many as the GPUs of the machine hold, one without GPUs."""
-    max_in_flight: int = Field(128, ge=1)
+    max_in_flight: int = Field(128, ge=1, le=100_000)
     """Requests in flight at each server that is started, so `replicas` times as many in all; over
     all `urls` together."""
     timeout: float = Field(600, gt=0)

@@ -10,24 +10,32 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from core.errors import UserError, json_kind, nearest
+from core.errors import UserError, nearest
+from core.wire import ServerSpec
 from eval.config import EvalConfig
+from recipes.blocks import refusals, written
 from recipes.blocks.added_arms import control_arms, random_arms
-from recipes.blocks.stated import Expected, LaunchConfig
+from recipes.blocks.stated import Expected, LaunchConfig, safe_name
+from recipes.blocks.written import COMMAND_LINE, Keys
 from synth.config.synthesis import SynthConfig
 from synth.filters.arm import ArmConfig, check_alignments, check_mixtures, check_shuffled
 from train.config import DpoConfig, TrainConfig
 
 HERE = Path(__file__).parent
-COMMAND_LINE = ("command line", 1)
 
 
 class Recipe(BaseModel):
@@ -35,9 +43,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """Names the run, its W&B group and its report; part of no key."""
-    store: str = "runs"
+    name: str
+    """Names the run, its W&B group and its report; part of no key. A safe file name."""
+    store: str = Field("runs", min_length=1)
     """Folder of all results and columns; recipes that share it share what is measured."""
     synth: SynthConfig
     """Rows and tags."""
@@ -79,6 +87,19 @@ class Recipe(BaseModel):
         """Where its runs leave what a person looks for."""
         return Path(self.store) / "recipes" / self.name
 
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        return safe_name(name)
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_named(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
+        for name, arm in arms.items():
+            for each in (name, *(arm.mix or ())):
+                safe_name(each, "an arm's name")
+        return arms
+
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
         """Refuse parts that contradict each other."""
@@ -86,6 +107,10 @@ class Recipe(BaseModel):
         check_mixtures(arms)
         check_shuffled(arms)
         check_alignments(arms, {"preferences": self.synth.preferences, **dict(self)})
+        if self.dpo is not None and self.dpo.base:
+            raise ValueError(
+                "`dpo.base` is not for a recipe to say: an arm's `dpo: ARM` names what goes on"
+            )
         if self.baseline is not None and self.baseline not in arms:
             hint = nearest(self.baseline, arms)
             raise ValueError(f"baseline: no arm is called '{self.baseline}'{hint}")
@@ -118,7 +143,6 @@ def with_random(recipe: Recipe) -> dict[str, ArmConfig]:
 # -- loading ---------------------------------------------------------------------------------------
 
 Block = dict[str, Any]
-Keys = tuple[str, ...]
 Lines = dict[Keys, tuple[str, int]]
 
 
@@ -130,12 +154,12 @@ class Source:
     lines: Lines
 
     def at(self, loc: Sequence[object]) -> str:
-        """`file:line` of the nearest enclosing key that was written."""
+        """`file:line` of the nearest enclosing key that was written, or `command line`."""
         keys = tuple(map(str, loc))
         while keys and keys not in self.lines:
             keys = keys[:-1]
-        file, line = self.lines.get(keys, (self.path, 1))
-        return f"{file}:{line}"
+        file, line = self.lines.get(keys, (str(self.path), 1))
+        return file if file == COMMAND_LINE else f"{file}:{line}"
 
     def sentence(self, error: UserError) -> UserError:
         """Put file and line before a sentence that begins with a dotted key (`arms.magpie.where:
@@ -168,18 +192,23 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Loaded:
     data, lines = _extended(file)
     for text in overrides:
         keys = override(data, text)
-        parents = {keys[:depth]: COMMAND_LINE for depth in range(1, len(keys))}
-        lines = {**parents, **lines, keys: COMMAND_LINE}
+        parents = {keys[:depth]: (COMMAND_LINE, 1) for depth in range(1, len(keys))}
+        lines = {**parents, **lines, keys: (COMMAND_LINE, 1)}
     arms = data.setdefault("arms", {})
     if isinstance(arms, dict):
         data["arms"] = {name: arm for name, arm in arms.items() if arm is not None}
     source = Source(file, lines)
     try:
-        return Loaded(Recipe.model_validate(data), source)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(error, source)) from error
+        raise UserError(_explain(error, source, data)) from error
     except UserError as error:
         raise source.sentence(error) from error
+    changed = refusals.coerced(data, recipe)
+    if changed is not None:
+        loc, sentence = changed
+        raise UserError(f"{source.at(loc)}: `{_dotted(loc)}`: {sentence}.")
+    return Loaded(recipe, source)
 
 
 def _find(path: str | Path) -> Path:
@@ -190,7 +219,8 @@ def _find(path: str | Path) -> Path:
         return file
     if name in packaged:
         return packaged[name]
-    raise UserError(f"recipe {path} does not exist; shipped recipes are {', '.join(packaged)}.")
+    what = "is a folder, not a recipe file" if file.is_dir() else "does not exist"
+    raise UserError(f"recipe {path} {what}; shipped recipes are {', '.join(packaged)}.")
 
 
 def _extended(file: Path) -> tuple[Block, Lines]:
@@ -198,7 +228,14 @@ def _extended(file: Path) -> tuple[Block, Lines]:
     data, lines = _read(file)
     if "extends" not in data:
         return data, lines
-    base_file = (file.parent / str(data.pop("extends"))).resolve()
+    extends = data.pop("extends")
+    if not isinstance(extends, str):
+        at = f"{file}:{lines['extends',][1]}"
+        raise UserError(f"{at}: `extends` names one recipe file, not {refusals.shown(extends)}.")
+    base_file = (file.parent / extends).resolve()
+    if not base_file.is_file():
+        at = f"{file}:{lines['extends',][1]}"
+        raise UserError(f"{at}: `extends` names {base_file}, which does not exist.")
     base, base_lines = _read(base_file)
     if "extends" in base:
         raise UserError(
@@ -211,33 +248,18 @@ def _extended(file: Path) -> tuple[Block, Lines]:
 def _read(file: Path) -> tuple[Block, Lines]:
     """A file's mapping, and the line of each of its keys."""
     try:
-        text = file.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise UserError(f"recipe {file} does not exist.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", error)
-        raise UserError(f"{file}:{line}: not valid YAML ({problem}).") from error
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: a recipe is UTF-8 text, and byte {error.start} is none; save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"recipe {file} cannot be read ({error.strerror}).") from error
+    data, lines = written.read(text, str(file))
     if not isinstance(data, dict):
-        raise UserError(f"{file}:1: a recipe is a mapping of keys, not {json_kind(data)}.")
-    lines: Lines = {}
-    for keys, line in _keys(node):
-        if keys in lines:
-            raise UserError(f"{file}:{line}: `{'.'.join(keys)}` is written twice.")
-        lines[keys] = (str(file), line)
-    return data, lines
-
-
-def _keys(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
-    """Every key of a mapping, with those above it, and its line."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*above, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from _keys(value, here)
+        what = refusals.shown(data) if data is None or isinstance(data, str) else "a list"
+        raise UserError(f"{file}:1: a recipe is a mapping of keys (it is {what}).")
+    return data, {keys: (str(file), line) for keys, line in lines.items()}
 
 
 def _merge(base: Block, top: Block) -> Block:
@@ -251,54 +273,61 @@ def _merge(base: Block, top: Block) -> Block:
 
 
 def override(data: Block, text: str, example: str = "train.trainer.num_train_epochs=1") -> Keys:
-    """Put the value of `key.path=value` into `data`, and return its path of keys. Raises UserError,
-    with `example`, for a text of another form."""
+    """Put the value of `key.path=value` into `data`, and return its path of keys; an entry of a
+    list goes by its number, from 0. Raises UserError, with `example`, for a text of another form,
+    and for an entry that the list does not have."""
     dotted, sign, value = text.partition("=")
     keys = tuple(dotted.split("."))
-    if not sign or not all(keys):
+    if not sign or not all(keys) or dotted != dotted.strip():
         form = f"key.path=value (for example {example})"
         raise UserError(f"override '{text}' has no form {form}.")
-    here = data
-    for key in keys[:-1]:
-        if not isinstance(here.get(key), dict):
-            here[key] = {}
-        here = here[key]
-    try:
-        here[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{text}': the value is not valid YAML.") from error
+    here: Any = data
+    for depth, key in enumerate(keys[:-1]):
+        at = _entry(here, key, text)
+        below = here[at] if isinstance(here, list) else here.get(at)
+        if isinstance(below, str) and below.startswith("preset:") and keys[depth + 1] != "preset":
+            below = here[at] = {"preset": below.removeprefix("preset:")}
+        if not isinstance(below, (dict, list)):
+            below = here[at] = {}
+        here = below
+    here[_entry(here, keys[-1], text)] = written.value(value, f"override '{text}'")
     return keys
+
+
+def _entry(here: Block | list[Any], key: str, text: str) -> Any:
+    """A key of a mapping, or the number of a list's entry."""
+    if isinstance(here, dict):
+        return key
+    if key.isascii() and key.isdigit() and int(key) < len(here):
+        return int(key)
+    raise UserError(
+        f"override '{text}': there stands a list of {len(here)}; name its entry by a number from 0"
+        f"{f' to {len(here) - 1}' if here else ''}, or give the whole list."
+    )
 
 
 # -- what is wrong ---------------------------------------------------------------------------------
 
 
-def _explain(error: ValidationError, source: Source) -> str:
+def _explain(error: ValidationError, source: Source, data: Block) -> str:
     """One sentence for the first problem, an unknown key before any other."""
-    problems = error.errors()
-    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-    first = (unknown or problems)[0]
-    loc = [key for key in first["loc"] if not _is_alternative(key)]
-    key = ".".join(map(str, loc))
-    if unknown:
+    problem, loc, same = refusals.first(error.errors(), data)
+    key = _dotted(loc)
+    if problem["type"] == "extra_forbidden":
         what = f"unknown key `{key}`{nearest(str(loc[-1]), _valid_keys(loc[:-1]))}"
-    elif first["type"] == "missing":
+        if loc[:-1] in (("train",), ("dpo",)):
+            what += f" (what goes to TRL stands in `{loc[0]}.trainer`)"
+    elif same[0]["type"] == "missing":
         what = f"`{key}` is missing"
+    elif key:
+        what = f"`{key}`: {refusals.said(same)}"
     else:
-        message = str(first["msg"]).removeprefix("Value error, ")
-        given = first.get("input")
-        plain = given is None or isinstance(given, (str, int, float))
-        shown = f" (it is {given!r})" if plain else ""
-        what = f"`{key}`: {message}{shown}" if key else message
+        what = refusals.said(same)
     return f"{source.at(loc)}: {what}."
 
 
-def _is_alternative(key: int | str) -> bool:
-    """Whether pydantic names by this which type of a union it tried; nobody wrote it."""
-    return isinstance(key, str) and ("[" in key or key in ALTERNATIVES)
-
-
-ALTERNATIVES = ("int", "float", "ImportConfig", "PartConfig", "str", "ModelConfig")
+def _dotted(loc: Sequence[object]) -> str:
+    return ".".join(map(str, loc))
 
 
 def _valid_keys(loc: Sequence[object]) -> list[str]:
@@ -307,11 +336,21 @@ def _valid_keys(loc: Sequence[object]) -> list[str]:
     for key in loc:
         inner: list[Any] = []
         for place in places:
-            if typing.get_origin(place) is dict:
-                inner += _alternatives(typing.get_args(place)[1])
-            inner += _alternatives(_names(place).get(str(key)))
+            inner += _alternatives(_below(place, str(key)))
         places = inner
     return [name for place in places for name in _names(place)]
+
+
+def _below(annotation: Any, key: str) -> Any:
+    """The annotation of what stands under a key, or of an entry of a list."""
+    kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if key == "server":  # checked where it is written, by the class that it ends up in
+        return ServerSpec
+    if kind is dict:
+        return inner[1]
+    if kind in (tuple, list):
+        return inner[0]
+    return _names(annotation).get(key)
 
 
 def _names(annotation: Any) -> Block:

@@ -17,6 +17,7 @@ from core.servers import Endpoint, Servers
 from core.store import Store
 from core.tracking import Log
 from core.wire import ServerSpec
+from recipes.checks import libraries
 from tests.scripted_server import ScriptedServer
 
 TEACHER = "embedded/SmolLM2-135M-Instruct"
@@ -97,6 +98,13 @@ def _same_folder() -> Iterator[None]:
     before = Path.cwd()
     yield
     os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _libraries_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM, TRL and lm-eval are not asked about every recipe of a test: their checkers have tests
+    of their own, and processes that a test starts ask them."""
+    monkeypatch.setattr(libraries, "judge", lambda *_: None)
 
 
 @pytest.fixture

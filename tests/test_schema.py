@@ -126,7 +126,7 @@ def test_the_command_line_exits_2_with_one_line(tmp_path: Path) -> None:
 def test_an_override_replaces_one_value_and_is_named_in_errors(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     assert load(path, ["synth.rows=99"]).recipe.synth.rows == 99
-    with pytest.raises(UserError, match=r"command line:1: unknown key `synth\.rowz`"):
+    with pytest.raises(UserError, match=r"command line: unknown key `synth\.rowz`"):
         load(path, ["synth.rowz=99"])
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_SEED = 2**32
+"""Seeds that numpy's generator, which the trainer seeds, takes."""
 
 SHIPPED_TEMPLATES = ("chatml", "gemma", "llama3", "smollm2")
 """Chat templates in `train/templates`: NAME_training.jinja (with generation markers) and NAME.jinja
@@ -73,7 +76,8 @@ class TrainConfig(BaseModel):
     same token ids as the training template."""
 
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    """One training for each seed; a seed fixes the data order and the adapter's initial weights."""
+    """One training for each seed (0 or more, none twice); a seed fixes the data order and the
+    adapter's initial weights."""
 
     tokens_per_step: int | None = Field(None, ge=1)
     """Non-pad tokens in one optimizer step over all devices and accumulation;
@@ -91,11 +95,11 @@ class TrainConfig(BaseModel):
     """A DeepSpeed configuration of your own, verbatim: a JSON file or the mapping itself. It
     replaces `zero_stage` and `offload`."""
 
-    num_processes: int | None = Field(None, ge=1)
+    num_processes: int | None = Field(None, ge=1, le=100_000)
     """Processes over all machines, one a device. None: the GPUs of this machine times
     `num_machines`, or one process without a GPU."""
 
-    num_machines: int = Field(1, ge=1)
+    num_machines: int = Field(1, ge=1, le=10_000)
     """Machines that train together; `magpie launch` writes the scripts that start them."""
 
     machine_rank: int | None = Field(None, ge=0)
@@ -149,6 +153,16 @@ class TrainConfig(BaseModel):
     """Seconds that a training has to finish its step and to save, once it is asked to stop
     (SIGTERM, SIGUSR1, Ctrl-C, the end of a job); what has not ended then is killed. A checkpoint of
     an 8B model is 112 GB."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        for at, seed in enumerate(seeds):
+            if not 0 <= seed < MOST_SEED:
+                raise ValueError(f"a seed is a whole number from 0 to {MOST_SEED - 1}, not {seed}")
+            if seed in seeds[:at]:
+                raise ValueError(f"seed {seed} is there twice, which would be one training")
+        return seeds
 
     @model_validator(mode="after")
     def _agree(self) -> TrainConfig:

@@ -30,7 +30,7 @@ def preset(name: str) -> Known:
     known = presets()
     if name not in known:
         other = nearest(name, known)
-        raise ValueError(f"'{name}' is no preset of a judge ({', '.join(known)}){other}")
+        raise ValueError(f"'{name}' is no preset of a judge{other}")
     return known[name]
 
 

@@ -3,9 +3,24 @@ rows are there, and how a cluster is asked for machines."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+LONGEST_NAME = 100
+"""Characters of a name that is part of files' names."""
+
+
+def safe_name(name: str, what: str = "a name") -> str:
+    """A name as it is. Raises ValueError for one that is no safe name of a file and a folder on
+    every machine: `..`, one with a slash or a space, one that a command takes for an option."""
+    if re.fullmatch(r"\w[\w.-]*(?<!\.)", name) and len(name) <= LONGEST_NAME:
+        return name
+    raise ValueError(
+        f"{what} becomes a file's: letters, digits, `_`, `-` and `.` (neither `-` nor `.` first, "
+        f"no `.` last), {LONGEST_NAME} characters at most, not {name[: LONGEST_NAME + 1]!r}"
+    )
 
 
 class ExpectedRows(BaseModel):

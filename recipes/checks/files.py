@@ -3,12 +3,14 @@ before anything is spent; what a whole file holds is judged where it is read."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from core.errors import UserError, first_line, nearest
+from core.errors import UserError, first_line
 from core.files import read_json
 from recipes.checks.sampled import asked_tags
 from recipes.schema import Recipe, with_random
@@ -49,9 +51,9 @@ def _beside(file: Path) -> str:
     """A hint for a mistyped name."""
     if not file.parent.is_dir():
         return f" (there is no folder {file.parent})"
-    names = [each.name for each in file.parent.iterdir()][:1000]
-    hint = nearest(file.name, names)
-    return hint if "did you mean" in hint else ""
+    names = [each.name for each in islice(file.parent.iterdir(), 1000)]
+    close = difflib.get_close_matches(file.name, names, n=1, cutoff=0.75)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _of_training(recipe: Recipe) -> Named:

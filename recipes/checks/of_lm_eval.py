@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from core.errors import UserError, nearest
 from eval.checkpoint.lm_eval_tasks import YAML, expand
-from recipes.checks.libraries import serve
+from recipes.checks.answering import serve
 
 NUMBERS: dict[str, tuple[float, str]] = {
     "num_fewshot": (0, "a whole number of 0 or more"),
@@ -63,8 +64,8 @@ def _task(place: str, entry: str | Mapping[str, Any]) -> None:
 
 def _near(name: str) -> str:
     """The nearest of thousands of names; none of them where none is near."""
-    hint = nearest(name, _known())
-    return hint if "did you mean" in hint else ""
+    close = difflib.get_close_matches(name, _known(), n=1, cutoff=0.75)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _file(place: str, path: Path) -> None:

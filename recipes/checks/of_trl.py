@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import UserError
-from recipes.checks.libraries import serve
+from recipes.checks.answering import serve
 from train.config import DpoConfig, TrainConfig
 from train.settings import arguments
 

@@ -10,7 +10,7 @@ from typing import Any
 from core.errors import UserError, first_line, nearest
 from core.serving.devices import gpus
 from core.serving.vllm_server import command_line, cpu_defaults, sampling_defaults
-from recipes.checks.libraries import serve
+from recipes.checks.answering import serve
 
 ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
 """A recipe's machine may have more GPUs than this one; `magpie doctor` counts them."""

@@ -11,6 +11,7 @@ from core.errors import UserError, nearest
 from core.serving.vllm_server import completion_fields
 from eval.config import EvalConfig
 from eval.protocols import PAIRWISE, RATED, AnswersConfig, JudgeConfig
+from recipes.blocks.refusals import shown
 from synth.config.models import ModelConfig
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import OwnConfig, TagConfig, TagsConfig
@@ -109,7 +110,7 @@ def check(synth: SynthConfig, config: EvalConfig | None) -> None:
     Raises UserError naming the place in the recipe.
     """
     for each in [*of_synthesis(synth), *(of_evaluation(config) if config else ())]:
-        known = completion_fields(each.api) - set(OURS)
+        known = {n for n in completion_fields(each.api) if n[0] != "_"} - set(OURS)
         for name, value in each.sampling.items():
             if name in OURS:
                 raise UserError(
@@ -118,6 +119,7 @@ def check(synth: SynthConfig, config: EvalConfig | None) -> None:
                 )
             if known and not each.server.get("urls") and name not in known:
                 hint = nearest(name, known)
+                hint = hint if "did you mean" in hint else ""
                 raise UserError(f"{each.place}: vLLM knows no sampling parameter '{name}'{hint}.")
             _value(f"{each.place}.{name}", name, value)
 
@@ -146,5 +148,4 @@ def _value(at: str, name: str, value: Any) -> None:
     whole = number and (kind is float or float(value).is_integer())
     fine = whole and low <= value <= high and not (name == "top_p" and value == 0)
     if not fine:
-        shown = f"'{value}'" if isinstance(value, str) else value
-        raise UserError(f"{at}: needs {needed} (it is {shown}).")
+        raise UserError(f"{at}: needs {needed} (it is {shown(value)}).")

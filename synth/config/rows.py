@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from synth.config.models import STRICT, Verbatim
 
+MOST_ROWS = 1_000_000_000
+"""Rows of one pool: a billion, which is a slip of the finger rather than a plan."""
+
 
 class Reading(BaseModel):
     """How someone's data is read, where that does not follow from the data itself."""
@@ -56,7 +59,7 @@ class ImportConfig(Reading):
 
     import_: str = Field(alias="import")
     """Anybody's data: hub id, file or folder (docs/files.md lists the layouts that are known)."""
-    limit: int | None = None
+    limit: int | None = Field(default=None, ge=1)
     """Take the first rows only."""
     answers: Literal["keep", "missing", "all"] = "keep"
     """What becomes of the rows' answers. `keep`: they are taken as they are, and a row without one
@@ -70,7 +73,7 @@ class GridCell(BaseModel):
     """Part of the instructions, with sampling of its own."""
 
     model_config = STRICT
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1, le=MOST_ROWS)
     """How many of them; the cells' rows sum to `synth.rows`."""
     sampling: Verbatim
     """What differs from `synth.instruction`: SamplingParams, verbatim."""

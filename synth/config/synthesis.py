@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from synth.config.models import STRICT, ModelConfig, Verbatim
-from synth.config.rows import FirstTokenConfig, GridCell, ImportConfig, SystemPromptConfig
+from synth.config.rows import (
+    MOST_ROWS,
+    FirstTokenConfig,
+    GridCell,
+    ImportConfig,
+    SystemPromptConfig,
+)
 from synth.config.tags import TagsConfig
 
 
@@ -28,7 +34,7 @@ class PreferencesConfig(BaseModel):
     """Preference pairs over the rows that arms chose."""
 
     model_config = STRICT
-    k: int = Field(default=5, ge=2)
+    k: int = Field(default=5, ge=2, le=1000)
     """Answers an instruction, each with a seed of its own."""
     sampling: Verbatim = Field(default_factory=lambda: {"temperature": 0.8, "max_tokens": 4096})
     """SamplingParams of the answers, verbatim."""
@@ -51,7 +57,7 @@ class ResponsesConfig(BaseModel):
     """Several answers to each instruction, of which one is the row's response."""
 
     model_config = STRICT
-    n: int = Field(ge=2)
+    n: int = Field(ge=2, le=1000)
     """Answers an instruction, each with a seed of its own; the same cells as those of
     `preferences`, so n = 4 beside k = 5 buys nothing twice."""
     keep: Literal["reward"] = "reward"
@@ -76,9 +82,9 @@ class SynthConfig(BaseModel):
     """The aligned model that writes instructions (and responses, unless `responder` is given)."""
     responder: ModelConfig | None = None
     """Another model for the responses."""
-    rows: Annotated[int, Field(ge=1)] | ImportConfig = 1000
+    rows: Annotated[int, Field(ge=1, le=MOST_ROWS)] | ImportConfig = 1000
     """How many instructions to draw, or `{import: ...}` for rows that exist."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the pool: with the model, template and sampling it fixes every row's id and its own
     sampling seed."""
     seeds: Literal["per_row", "none"] = "per_row"
@@ -110,7 +116,7 @@ class SynthConfig(BaseModel):
     responses: ResponsesConfig | None = None
     """Best of n: several answers to each instruction, the one with the highest reward is the row's
     response. `response` is then the sampling of further turns only."""
-    turns: int = Field(default=1, ge=1)
+    turns: int = Field(default=1, ge=1, le=100)
     """User's messages in a conversation. Beyond 1, rows that an arm chose are continued: the
     teacher writes the next user's message, and so on."""
     end_with: Literal["assistant", "user"] = "assistant"

@@ -239,9 +239,9 @@ class MinhashConfig(BaseModel):
     threshold: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of word n-grams from which two instructions are near-duplicates; of 20
     words one may differ at 0.7 and n-grams of 3."""
-    ngram: int = Field(default=3, ge=1)
+    ngram: int = Field(default=3, ge=1, le=100)
     """Words in an n-gram."""
-    permutations: int = Field(default=128, ge=8)
+    permutations: int = Field(default=128, ge=8, le=10_000)
     """Hashes in a signature: more are more exact and take more memory (4 bytes each a row)."""
 
 

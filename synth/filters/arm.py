@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from core.errors import UserError, nearest
 from synth.config.models import STRICT
-from synth.config.rows import Reading
+from synth.config.rows import MOST_ROWS, Reading
 
 Kind = Literal["pool", "data", "recipe", "mix", "shuffled", "model", "dpo"]
 _FILTER = ("strategy", "params", "where", "choose")
@@ -22,9 +22,9 @@ class Budget(BaseModel):
     """How much an arm selects, in absolute terms, so that no arm depends on another."""
 
     model_config = STRICT
-    rows: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Rows."""
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1, le=10_000 * MOST_ROWS)
     """Non-pad tokens after the student's chat template."""
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,11 @@ def check(config: TrainConfig) -> None:
         )
     if not isinstance(config, DpoConfig):
         _check_replaced(settings)
+    _check_values(config, settings)
     contradictions.check(config)
     if not isinstance(config, DpoConfig):
         _check_attention(config, packing=settings["packing"])
     engine.check(config)
-    values.check_model_init(f"{config.block}.model_init", config.model_init, config.base)
     _check_lora(config, config.lora or {})
     _check_trainer(config, settings)
 
@@ -152,6 +153,17 @@ def _check_attention(config: TrainConfig, *, packing: bool) -> None:
         )
 
 
+def _check_values(config: TrainConfig, settings: dict[str, Any]) -> None:
+    """Raise UserError for a value of another type than its library says, or out of its range."""
+    from peft import LoraConfig
+    from trl import DPOConfig, SFTConfig
+
+    kind = DPOConfig if isinstance(config, DpoConfig) else SFTConfig
+    values.check(f"{config.block}.trainer", kind, settings)
+    values.check(f"{config.block}.lora", LoraConfig, config.lora or {})
+    values.check_model_init(f"{config.block}.model_init", config.model_init, config.base)
+
+
 def _check_lora(config: TrainConfig, lora: dict[str, Any]) -> None:
     """Raise UserError for a key or a value that LoraConfig refuses."""
     from peft import LoraConfig
@@ -161,7 +173,6 @@ def _check_lora(config: TrainConfig, lora: dict[str, Any]) -> None:
         if key not in known:
             hint = nearest(key, known)
             raise UserError(f"{config.block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
-    values.check(f"{config.block}.lora", LoraConfig, lora)
     try:
         LoraConfig(**lora)
     except (TypeError, ValueError) as error:
@@ -181,7 +192,6 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
             raise UserError(
                 f"{config.block}.trainer: {kind.__name__} has no argument '{key}'{hint}"
             )
-    values.check(f"{config.block}.trainer", kind, settings)
     # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
     # are judged where they run.
     neutral = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
@@ -190,9 +200,20 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
             arguments = kind(**{**settings, **neutral, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(
-                f"{config.block}.trainer is refused by {kind.__name__}: {first_line(error)}"
+                f"{config.block}.trainer is refused by {kind.__name__}: {_refusal(error)}"
             ) from error
     _check_engine(config, arguments)
+
+
+def _refusal(error: Exception) -> str:
+    """What the trainer's arguments say, with the nearest of a long list of names in its place."""
+    said = first_line(error)
+    listed = re.match(r"(\S+) is not a valid (\w+), please select one of \[(.*)\]", said)
+    if listed is None:
+        return said
+    given, kind, names = listed.groups()
+    known = re.findall(r"'([^']+)'", names)
+    return f"'{given}' is no {kind}{nearest(given, known)}"
 
 
 def _check_engine(config: TrainConfig, arguments: Any) -> None:

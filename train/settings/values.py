@@ -69,7 +69,7 @@ def check(at: str, kind: type, settings: Mapping[str, Any]) -> None:
     known = hints(kind)
     for name, value in settings.items():
         if name in known and not fits(value, known[name]):
-            needed = " or ".join(dict.fromkeys(words(known[name])))
+            needed = " or ".join(dict.fromkeys(w for w in words(known[name]) if w != "null"))
             raise UserError(f"{at}.{name}: needs {needed} (it is {shown(value)}).")
         bound = out_of_range(name, value)
         if bound is not None:
