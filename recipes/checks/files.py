@@ -6,11 +6,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from core.errors import UserError, first_line
+from core.errors import UserError, first_line, nearest
 from core.files import read_json
 from recipes.checks.sampled import asked_tags
 from recipes.schema import Recipe, with_random
@@ -31,7 +31,8 @@ def check(recipe: Recipe) -> None:
     ]:
         file = Path(path).expanduser()
         if not file.exists():
-            raise UserError(f"{place}: {path} does not exist{_beside(file)}.")
+            shipped = SHIPPED_TEMPLATES if place.endswith("_template") or "chat_" in place else ()
+            raise UserError(f"{place}: {path} does not exist{_beside(file, shipped)}.")
         try:
             judge(file)
         except UserError as error:
@@ -47,8 +48,10 @@ Named = Iterator[tuple[str, str, Callable[[Path], None]]]
 """(place, path, what judges the file) of what a recipe names."""
 
 
-def _beside(file: Path) -> str:
-    """A hint for a mistyped name."""
+def _beside(file: Path, shipped: Sequence[str]) -> str:
+    """A hint for a mistyped name: of a file there, or of what is `shipped`."""
+    if shipped and file.name == str(file):
+        return nearest(file.name, shipped)
     if not file.parent.is_dir():
         return f" (there is no folder {file.parent})"
     names = [each.name for each in islice(file.parent.iterdir(), 1000)]
@@ -71,6 +74,7 @@ def _of_training(recipe: Recipe) -> Named:
 
 
 def _of_synthesis(recipe: Recipe) -> Named:
+    """Prompts, templates and data that the rows and their tags name."""
     synth = recipe.synth
     for number, prompt in enumerate(synth.system_prompts):
         if prompt.file is not None:
@@ -100,6 +104,7 @@ def _of_arms(recipe: Recipe) -> Named:
 
 
 def _of_evaluation(recipe: Recipe) -> Named:
+    """Prompt sets, baselines, references and judges' templates."""
     config, arms = recipe.eval, with_random(recipe)
     if config is None:
         return

@@ -110,10 +110,10 @@ def answers(questions: Sequence[Question]) -> list[str | None]:
     once. One that is not installed says nothing, and neither does one that fails to start: a run
     finds that out, where it matters."""
     with tempfile.TemporaryDirectory(prefix="magpie-checks-") as folder:
-        running = {
-            library: _Asked(library, [q for q in questions if q.library == library], Path(folder))
-            for library in dict.fromkeys(q.library for q in questions)
-        }
+        by_library: dict[str, list[Question]] = {}
+        for question in questions:
+            by_library.setdefault(question.library, []).append(question)
+        running = {name: _Asked(name, own, Path(folder)) for name, own in by_library.items()}
         try:
             said = {library: iter(asked.answers()) for library, asked in running.items()}
         finally:

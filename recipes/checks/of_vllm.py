@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from types import NoneType
 from typing import Any
 
 from core.errors import UserError, first_line, nearest
 from core.serving.devices import gpus
 from core.serving.vllm_server import command_line, cpu_defaults, sampling_defaults
+from recipes.blocks import refusals
 from recipes.checks.answering import serve
 
 ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
 """A recipe's machine may have more GPUs than this one; `magpie doctor` counts them."""
+
+
+READ = {
+    "int": "a whole number",
+    "float": "a number",
+    "human_readable_int": "a whole number (or 8k)",
+    "human_readable_int_or_auto": "a whole number (or 8k, or auto)",
+    "optional_type": "another kind of value",
+}
+"""What vLLM's parser reads, in words."""
 
 
 def answer(question: Mapping[str, Any]) -> str | None:
@@ -52,10 +65,7 @@ def _first(place: str, error: Any) -> str:
     """The first problem of a pydantic error, in its words, without its classes."""
     problem = error.errors()[0]
     key = next((str(part) for part in problem["loc"] if str(part)[:1].islower()), "")
-    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "needs")
-    given = problem.get("input")
-    shown = f" (it is {given!r})" if isinstance(given, (str, int, float)) else ""
-    return f"{place}{f'.{key}' if key else ''}: {message.splitlines()[0]}{shown}"
+    return f"{place}{f'.{key}' if key else ''}: {refusals.said([problem]).splitlines()[0]}"
 
 
 def _engine(place: str, args: Mapping[str, Any], model: str | None) -> None:
@@ -65,6 +75,7 @@ def _engine(place: str, args: Mapping[str, Any], model: str | None) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     read = _parsed(place, args)
+    _quantization(place, args.get("quantization"))
     for name in args:
         _field(place, name, getattr(read, name, None))
     if model is None:
@@ -83,6 +94,15 @@ def _engine(place: str, args: Mapping[str, Any], model: str | None) -> None:
         raise UserError(f"{place}: vLLM refuses it for this model: {_cause(error)}") from error
 
 
+def _quantization(place: str, method: Any) -> None:
+    """Raise UserError for a method that vLLM does not have; its parser takes any text."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    if method is not None and method not in QUANTIZATION_METHODS:
+        hint = nearest(str(method), QUANTIZATION_METHODS)
+        raise UserError(f"{place}.quantization: vLLM has no method '{method}'{hint}")
+
+
 def _of_recipe(error: Exception) -> bool:
     """Whether an error is about the arguments, and not about a machine where vLLM finds no
     device."""
@@ -97,8 +117,13 @@ def _cause(error: Exception) -> str:
     """The first sentence of what vLLM says; of a pydantic error the first problem."""
     if hasattr(error, "errors"):
         with suppress(LookupError, TypeError):
-            return str(error.errors()[0]["msg"]).removeprefix("Value error, ").splitlines()[0]
-    return first_line(error)
+            return _sentence(str(error.errors()[0]["msg"]).removeprefix("Value error, "))
+    return _sentence(first_line(error))
+
+
+def _sentence(text: str) -> str:
+    """The first sentence of a long text."""
+    return re.split(r"\. (?=[A-Z])", text.splitlines()[0])[0]
 
 
 def _parsed(place: str, args: Mapping[str, Any]) -> Any:
@@ -113,15 +138,32 @@ def _parsed(place: str, args: Mapping[str, Any]) -> Any:
             raise UserError(message)
 
     parser = make_arg_parser(Parser(prog="vllm"))
-    known = {action.dest for action in parser._actions}
-    for name in args:
+    known = {action.dest: action for action in parser._actions}
+    for name, value in args.items():
         if name not in known:
             raise UserError(f"{place}: vLLM knows no argument '{name}'{nearest(name, known)}")
+        if known[name].nargs == 0 and not isinstance(value, (bool, NoneType)):
+            shown = refusals.shown(value)
+            raise UserError(f"{place}.{name}: needs true or false (it is {shown})")
     try:
         return parser.parse_args(command_line(args))
     except UserError as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{place}: vLLM refuses it: {said}") from error
+        raise UserError(_of_parser(place, " ".join(str(error).split()))) from error
+
+
+def _of_parser(place: str, said: str) -> str:
+    """What argparse says of an option, in the words of recipes."""
+    found = re.fullmatch(r"argument --([\w-]+)\S*: (.*)", said)
+    if found is None:
+        return f"{place}: vLLM refuses it: {said}"
+    at = f"{place}.{found[1].replace('-', '_')}"
+    choice = re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", found[2])
+    if choice is not None:
+        return f"{at}: needs one of {choice[2]} (it is {choice[1]})"
+    value = re.fullmatch(r"invalid (\w+) value: (.*)", found[2])
+    if value is not None:
+        return f"{at}: needs {READ.get(value[1], 'another kind of value')} (it is {value[2]})"
+    return f"{at}: vLLM refuses it: {found[2]}"
 
 
 def _field(place: str, name: str, value: Any) -> None:
