@@ -252,7 +252,7 @@ def test_a_setting_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
     for more, sentence in [
         (("--prices", "cheap"), "--prices 0.15,0.60"),
         (("--budget", "3"), "`budget` needs `prices`"),
-        (("--answers", "some"), "answers: Input should be 'keep', 'missing' or 'all'"),
+        (("--answers", "some"), "answers: needs one of 'keep', 'missing', 'all'"),
         (("--map", "question"), "--map"),
     ]:
         result = told(tmp_path, "http://127.0.0.1:9", *more)

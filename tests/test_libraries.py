@@ -12,7 +12,9 @@ from recipes import schema
 from recipes.checks import libraries, questions
 from recipes.checks.libraries import Library
 from recipes.checks.questions import Question
+from tests import small_recipe
 from tests.test_refused import BASE
+from train.config import TrainConfig
 
 JUDGE = libraries.judge
 """As it is where no fixture stands in its place."""
@@ -102,3 +104,57 @@ def test_libraries_answer_in_processes_at_once_and_one_that_is_not_here_says_not
     ]
     said = libraries.answers(asked)
     assert said == ["a.b: 1 is odd", None, None, None, None, None]
+
+
+SOUND: list[tuple[str, str, dict[str, Any]]] = [
+    ("vllm", "engine", {"args": {"max_model_len": 2048, "tensor_parallel_size": 8}, "model": None}),
+    ("vllm", "engine", {"args": {"gpu_memory_utilization": 0.9}, "model": None}),
+    ("vllm", "sampling", {"api": "completions", "sampling": {"temperature": 1.0, "top_k": 5}}),
+    ("vllm", "sampling", {"api": "chat", "sampling": {"max_tokens": 99}}),
+    ("trl", "training", {"trainer": {"learning_rate": 1e-5, "lr_scheduler_type": "cosine"}}),
+    ("lm_eval", "tasks", {"tasks": ["everyday-science", {"group": "mmlu", "num_fewshot": 5}]}),
+    ("lm_eval", "tasks", {"tasks": ["open-llm-leaderboard-v1"], "evaluate": {"limit": 0.1}}),
+]
+WRONG: list[tuple[str, str, dict[str, Any], str]] = [
+    ("vllm", "engine", {"args": {"max_modle_len": 5}}, "did you mean 'max_model_len'"),
+    ("vllm", "engine", {"args": {"max_model_len": -5}}, "max_model_len: needs -1 or more"),
+    ("vllm", "engine", {"args": {"max_model_len": "x"}}, "max_model_len: needs a whole number"),
+    ("vllm", "engine", {"args": {"gpu_memory_utilization": 1.7}}, "needs 1 or less (it is 1.7)"),
+    ("vllm", "engine", {"args": {"enable_prefix_caching": "maybe"}}, "needs true or false"),
+    ("vllm", "engine", {"args": {"runner": "polling"}}, "runner: needs one of 'auto'"),
+    ("vllm", "engine", {"args": {"quantization": "awk"}}, "did you mean 'awq'"),
+    ("vllm", "engine", {"args": {"max_model_len": 99_999}, "model": "here"}, "is greater than"),
+    ("vllm", "sampling", {"api": "chat", "sampling": {"logit_bias": "x"}}, "needs a mapping"),
+    ("vllm", "sampling", {"sampling": {"repetition_penalty": -1}}, "must be greater than zero"),
+    ("trl", "training", {"trainer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
+    ("trl", "training", {"trainer": {"learning_rate": "hot"}}, "needs a number (it is 'hot')"),
+    ("lm_eval", "tasks", {"tasks": ["nosuchtask"]}, "lm-eval knows no task 'nosuchtask'"),
+    ("lm_eval", "tasks", {"tasks": ["helaswag"]}, "did you mean 'hellaswag'"),
+    ("lm_eval", "tasks", {"tasks": [{"task": "boolq", "fewshot": 1}]}, "no setting 'fewshot'"),
+    ("lm_eval", "tasks", {"tasks": [], "evaluate": {"limitt": 1}}, "did you mean 'limit'"),
+    ("lm_eval", "tasks", {"tasks": [], "evaluate": {"batch_size": "x"}}, "or auto"),
+    ("lm_eval", "tasks", {"tasks": [], "backend": "hff"}, "did you mean 'hf'"),
+]
+
+
+def _question(library: str, kind: str, value: dict[str, Any], model: str) -> Question:
+    """A question with what the checker also reads filled in."""
+    if library == "trl":
+        config = TrainConfig(base=model, chat_template_path="chatml", trainer=value["trainer"])
+        value = {"block": "train", "config": config.model_dump(mode="json")}
+    elif library == "lm_eval":
+        value = {"tasks": [], "backend": None, "evaluate": {}, **value}
+    else:
+        value = {"api": "completions", "model": None, **value}
+        value["model"] = model if value["model"] else None
+    return Question(library, kind, ("place",), value)
+
+
+@pytest.mark.slow
+def test_vllm_trl_and_lm_eval_judge_what_is_theirs(tmp_path: Path) -> None:
+    model = str(small_recipe.model(tmp_path / "model"))
+    asked = [*SOUND, *(case[:3] for case in WRONG)]
+    said = libraries.answers([_question(*case, model) for case in asked])
+    assert said[: len(SOUND)] == [None] * len(SOUND)
+    wrong = zip(WRONG, said[len(SOUND) :], strict=True)
+    assert [(case, told) for case, told in wrong if case[3] not in (told or "")] == []

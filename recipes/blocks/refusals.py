@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from core.errors import nearest
 
 Problem = Mapping[str, Any]
@@ -167,6 +169,16 @@ def _hint(problems: Sequence[Problem], given: Any) -> str:
     names = re.findall(r"'([^']*)'", " ".join(words))
     hint = nearest(given, names) if isinstance(given, str) and given else ""
     return hint if "did you mean" in hint else ""
+
+
+def sentence(error: ValidationError, data: Any) -> str:
+    """`key`: what is needed, of the first problem of a block that was checked by itself."""
+    problem, path, same = first(error.errors(), data)
+    key = ".".join(map(str, path))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`"
+    what = "is missing" if same[0]["type"] == "missing" else said(same)
+    return f"{key}: {what}" if key else what
 
 
 def coerced(data: Any, checked: Any, at: Loc = ()) -> tuple[Loc, str] | None:

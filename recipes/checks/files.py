@@ -203,6 +203,10 @@ def data(file: Path) -> None:
         _parquet(file)
     elif file.suffix == ".jsonl":
         _first_line(file)
+    elif file.suffix == ".json":
+        _json(file)
+    elif file.suffix in (".csv", ".tsv"):
+        _header(file)
     elif file.suffix == ".gz" and beginning[:2] != b"\x1f\x8b":
         raise UserError(f"{file} is no gzip file, whatever its name says.")
 
@@ -214,6 +218,33 @@ def _parquet(file: Path) -> None:
         pl.read_parquet_schema(file)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{file} is no Parquet file ({first_line(error)}).") from error
+
+
+WHOLE = 20_000_000
+"""Bytes of a JSON file up to which all of it is parsed here."""
+
+
+def _json(file: Path) -> None:
+    """Raise UserError for a file that is no JSON; of a large one only its beginning is looked
+    at."""
+    if file.stat().st_size <= WHOLE:
+        read_json(file, "correct it")
+        return
+    with file.open("rb") as handle:
+        beginning = handle.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if beginning[:1] not in (b"[", b"{"):
+        raise UserError(f"{file} is no JSON: it begins with neither [ nor {{.")
+
+
+def _header(file: Path) -> None:
+    """Raise UserError for a table without the names of its columns, and for one that is no text."""
+    try:
+        with file.open(encoding="utf-8-sig") as handle:
+            header = handle.readline()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text (byte {error.start}).") from error
+    if not header.strip() or "\0" in header:
+        raise UserError(f"{file}: its first line names no columns.")
 
 
 def _first_line(file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from core.errors import UserError
 from core.files import file_digest
 from core.serving.devices import gpus
 from core.store import content_of_files, digest
@@ -103,12 +104,20 @@ def _engine(
     """The arguments of a server of ours; `model`: of a model that is here its folder, whose
     configuration decides what fits."""
     folder, content = None, None
-    if model is not None:
-        path = Path(resolve(model, None).path) if _is_local(model) else Path("no")
+    if model is not None and _is_local(model):
+        path = _folder(model, resolve)
         if (path / "config.json").is_file():
             folder, content = str(path), file_digest(path / "config.json")
     value = {"args": dict(server.get("args") or {}), "model": folder}
     return Question("vllm", "engine", (*place, "server", "args"), value, [content, bool(gpus())])
+
+
+def _folder(model: str, resolve: Resolve) -> Path:
+    """Where a model lies; nowhere for one that cannot be had, which is said where it is needed."""
+    try:
+        return Path(resolve(model, None).path)
+    except UserError:
+        return Path("nowhere")
 
 
 def _is_local(model: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import UserError
+from recipes.blocks.refusals import sentence
 from synth.config.rows import Reading
 
 
@@ -21,9 +22,9 @@ def of(map_: Sequence[str] | None, **given: Any) -> Reading:
     try:
         return Reading.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(each) for each in first["loc"]) or "options"
-        raise UserError(f"--{option}: {first['msg'].removeprefix('Value error, ')}.") from error
+        said = sentence(error, settings)
+        option = "--" if error.errors()[0]["loc"] else "options: "
+        raise UserError(f"{option}{said}.") from error
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,6 @@ queries, trainings, the cap on GPU hours."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,8 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
         named.append(("the reward model of synth.responses", best_of.model, best_of.revision))
     for keys, block in questions.models(recipe, ()):
         # Other models are found when they are first served; a folder that is not here never is.
-        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", block.model)
-        if not hub and not block.server.get("urls"):
+        named_here = block.model.startswith(("/", "./", "../", "~")) or "/" not in block.model
+        if named_here and not block.server.get("urls"):
             named.append((".".join((*keys, "model")), block.model, block.revision))
     for place, model, revision in [*named, *preferences.models(recipe.synth, arms)]:
         try:

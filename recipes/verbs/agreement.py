@@ -19,6 +19,7 @@ from eval.judging.people.against_people import Labelled
 from eval.presets import judges as presets
 from eval.protocols import AlpacaProtocol, AnswersConfig, JudgeConfig, PairwiseProtocol
 from recipes import schema
+from recipes.blocks.refusals import sentence
 from recipes.verbs.terminal import say, table
 
 
@@ -77,8 +78,6 @@ def _of_model(model: str, overrides: list[str]) -> AlpacaProtocol:
     try:
         judge = JudgeConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"judge {model}: `{key}`: {first['msg']}.") from error
+        raise UserError(f"judge {model}: {sentence(error, settings)}.") from error
     asked = presets.settings(judge.preset, "alpaca")
     return AlpacaProtocol(judge=judge, answers=AnswersConfig(), order="both", **asked)

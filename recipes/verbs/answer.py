@@ -21,6 +21,7 @@ from core.columns import FAILED, OK
 from core.errors import UserError
 from core.servers import Servers
 from core.tracking import Tracker
+from recipes.blocks.refusals import sentence
 from recipes.exchange import import_data
 from recipes.schema import override
 from synth.config.models import ModelConfig
@@ -141,10 +142,7 @@ def _config(wanted: Wanted, responder: Responder) -> SynthConfig:
         given = {"teacher": teacher, "rows": ImportConfig.model_validate(wanted.rows)}
         return SynthConfig.model_validate({**given, "response": wanted.response()})
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{at}: {message}." if at else f"{message}.") from error
+        raise UserError(f"{sentence(error, {})}.") from error
 
 
 def answer(pool: Pool, tracker: Tracker, root: Path) -> None:

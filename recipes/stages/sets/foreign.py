@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.store import Counts, Result, content_of_files
 from core.tracking import Log
 from eval.config import ForeignConfig
+from recipes.blocks.refusals import sentence
 from recipes.stages.session import Session, Stage
 from recipes.stages.tokens import as_messages, rows_digest
 from synth.config.rows import Reading
@@ -33,9 +34,7 @@ def foreign_rows(session: Session, config: ForeignConfig) -> Result | None:
         how = Reading.model_validate(config.reading)
         files.sources(config.data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{AT}.reading.{key}: {first['msg']}") from error
+        raise UserError(f"{AT}.reading.{sentence(error, config.reading)}.") from error
     except UserError as error:
         raise UserError(f"{AT}.data: {error}") from error
 
