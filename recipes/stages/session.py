@@ -140,7 +140,8 @@ class Session:
     """Trainings ("ARM/SEED") that are left out because they are not finished, and why."""
     retry: bool = False
     """Whether also what servers failed at for good is asked again."""
-    judged: bool = False  # by the libraries that its settings are for, before anything else
+    judged: bool = False
+    """Whether other libraries judge their settings first, each in a process of its own."""
     unjudged: dict[str, str] = field(default_factory=dict)
     """Trainings that no judge compares, because the baseline's of their seed is left out: which."""
     planned: dict[str, int] = field(default_factory=dict)
