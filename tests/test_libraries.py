@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from core.errors import UserError
 from recipes import schema
 from recipes.checks import libraries, questions
+from recipes.checks.answering import ACCEPTED
 from recipes.checks.libraries import Library
 from recipes.checks.questions import Question
 from tests import small_recipe
@@ -58,7 +60,12 @@ def test_servers_of_others_are_not_asked_about(loaded: schema.Loaded) -> None:
     assert {each.library for each in asked} == {"trl", "lm_eval"}
 
 
-def _judged(loaded: schema.Loaded, monkeypatch: pytest.MonkeyPatch, says: str | None) -> list[int]:
+def _judged(
+    loaded: schema.Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    says: str | None,
+    told: Callable[[str], object] = str,
+) -> list[int]:
     """How many questions were asked of libraries that all say `says`."""
     asked: list[int] = []
 
@@ -67,17 +74,36 @@ def _judged(loaded: schema.Loaded, monkeypatch: pytest.MonkeyPatch, says: str | 
         return [says for _ in open_]
 
     monkeypatch.setattr(libraries, "answers", answers)
-    JUDGE(loaded.recipe, loaded.source, _resolved, lambda _: None)
+    JUDGE(loaded.recipe, loaded.source, _resolved, told)
     return asked
 
 
 def test_what_was_accepted_is_not_asked_again_until_a_version_changes(
     loaded: schema.Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _judged(loaded, monkeypatch, None)
-    assert first[0] >= 6 and _judged(loaded, monkeypatch, None) == []
+    first = _judged(loaded, monkeypatch, ACCEPTED)
+    assert first[0] >= 6 and _judged(loaded, monkeypatch, ACCEPTED) == []
     monkeypatch.setattr(libraries, "_version", lambda names: f"{names[0]} 99")
+    assert _judged(loaded, monkeypatch, ACCEPTED) == first
+
+
+def test_a_check_that_fails_itself_refuses_nothing_is_said_and_made_again(
+    loaded: schema.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    first = _judged(loaded, monkeypatch, None, told.append)
     assert _judged(loaded, monkeypatch, None) == first
+    assert told[-1].startswith("not checked, because the check itself failed: server arguments")
+
+
+def test_a_library_that_is_not_here_is_named_and_not_asked(
+    loaded: schema.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(libraries, "_version", lambda names: "" if names[0] == "vllm" else "1")
+    assert _judged(loaded, monkeypatch, ACCEPTED, told.append) == [2]
+    assert told[0] == "not installed here, so not checked: server arguments and sampling (vLLM)"
+    assert "trainings (TRL), tasks (lm-eval)" in told[1] and "vLLM" not in told[1]
 
 
 def test_what_was_refused_is_asked_again_and_names_its_place(
@@ -89,21 +115,20 @@ def test_what_was_refused_is_asked_again_and_names_its_place(
 
 
 @pytest.mark.process
-def test_libraries_answer_in_processes_at_once_and_one_that_is_not_here_says_nothing(
+def test_libraries_answer_in_processes_of_their_own_and_one_that_fails_says_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here = Library("tests.a_checker", (("pydantic",),), "here", "things")
-    gone = Library("tests.a_checker", (("no-such-package",),), "gone", "things")
     broken = Library("tests.no_checker", (("pydantic",),), "broken", "things")
-    named = {"here": here, "gone": gone, "broken": broken}
+    named = {"here": here, "broken": broken}
     monkeypatch.setattr(libraries, "LIBRARIES", named)
     asked = [
         Question(library, "kind", ("a", "b"), {"value": value})
         for value in (1, 2)
-        for library in ("here", "gone", "broken")
+        for library in ("here", "broken")
     ]
     said = libraries.answers(asked)
-    assert said == ["a.b: 1 is odd", None, None, None, None, None]
+    assert said == ["a.b: 1 is odd", None, ACCEPTED, None]
 
 
 SOUND: list[tuple[str, str, dict[str, Any]]] = [
@@ -155,6 +180,6 @@ def test_vllm_trl_and_lm_eval_judge_what_is_theirs(tmp_path: Path) -> None:
     model = str(small_recipe.model(tmp_path / "model"))
     asked = [*SOUND, *(case[:3] for case in WRONG)]
     said = libraries.answers([_question(*case, model) for case in asked])
-    assert said[: len(SOUND)] == [None] * len(SOUND)
+    assert said[: len(SOUND)] == [ACCEPTED] * len(SOUND)
     wrong = zip(WRONG, said[len(SOUND) :], strict=True)
     assert [(case, told) for case, told in wrong if case[3] not in (told or "")] == []

@@ -22,6 +22,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.files import write_atomic
 from core.store import digest
+from recipes.checks.answering import ACCEPTED
 from recipes.checks.questions import Question, of_recipe
 from recipes.schema import Recipe, Source
 from synth.context import Resolve
@@ -77,28 +78,39 @@ def _version(names: Iterable[str]) -> str:
 def judge(recipe: Recipe, source: Source, resolve: Resolve, say: Callable[[str], None]) -> None:
     """Raise UserError, with the place in the recipe, for the first setting that its own library
     refuses. `say` is told what is asked about, where anything is."""
-    open_ = [each for each in of_recipe(recipe, resolve) if not memory(each).exists()]
+    questions = of_recipe(recipe, resolve)
+    here = [each for each in questions if all(LIBRARIES[each.library].versions)]
+    absent = _names(each for each in questions if each not in here)
+    if absent:
+        say(f"not installed here, so not checked: {absent}")
+    open_ = [each for each in here if not memory(each).exists()]
     if not open_:
         return
-    asked = {each.library for each in open_}
-    names = [
-        f"{library.what} ({library.name})" for key, library in LIBRARIES.items() if key in asked
-    ]
-    say(f"checking {', '.join(names)}; what is accepted is remembered, half a minute this once")
-    refused = answers(open_)
-    for question, sentence in zip(open_, refused, strict=True):
-        if sentence is None:
+    say(f"checking {_names(open_)}; what is accepted is remembered, half a minute this once")
+    said = answers(open_)
+    for question, sentence in zip(open_, said, strict=True):
+        if sentence == ACCEPTED:
             write_atomic(memory(question), "")
-    problems = [(q, s) for q, s in zip(open_, refused, strict=True) if s is not None]
+    silent = [q for q, s in zip(open_, said, strict=True) if s is None]
+    if silent:
+        say(f"not checked, because the check itself failed: {_names(silent)}")
+    problems = [(q, s) for q, s in zip(open_, said, strict=True) if s]
     if problems:
         question, sentence = problems[0]
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
         raise UserError(f"{source.at(question.place)}: {sentence.removesuffix('.')}{more}.")
 
 
+def _names(questions: Iterable[Question]) -> str:
+    """What is asked about, and of whom."""
+    asked = {each.library for each in questions}
+    named = [library for key, library in LIBRARIES.items() if key in asked]
+    return ", ".join(f"{library.what} ({library.name})" for library in named)
+
+
 def memory(question: Question) -> Path:
     """The file that is there where these versions accepted this value."""
-    from core.models import cache_folder
+    from core.files import cache_folder
 
     versions = LIBRARIES[question.library].versions
     known = [VERSION, question.library, question.kind, question.value, versions, question.content]
@@ -106,9 +118,9 @@ def memory(question: Question) -> Path:
 
 
 def answers(questions: Sequence[Question]) -> list[str | None]:
-    """What each question's library says against it, None for nothing; the libraries are asked at
-    once. One that is not installed says nothing, and neither does one that fails to start: a run
-    finds that out, where it matters."""
+    """What each question's library says against it (ACCEPTED: nothing); the libraries are asked at
+    once. None where it says nothing at all, because it fails or hangs: a run finds that out, where
+    it matters."""
     with tempfile.TemporaryDirectory(prefix="magpie-checks-") as folder:
         by_library: dict[str, list[Question]] = {}
         for question in questions:
@@ -131,9 +143,6 @@ class _Asked:
         self._out = folder / f"{library}.json"
         asked = folder / f"{library}.asked.json"
         asked.write_text(json.dumps([each.asked() for each in questions]))
-        self._process: subprocess.Popen[bytes] | None = None
-        if not all(LIBRARIES[library].versions):
-            return
         argv = [sys.executable, "-m", LIBRARIES[library].module, str(asked), str(self._out)]
         self._process = subprocess.Popen(
             argv,
@@ -144,25 +153,17 @@ class _Asked:
         )
 
     def answers(self) -> list[str | None]:
-        """Its answers, when it has ended. Raises UserError where it hangs."""
-        if self._process is None:
-            return [None] * self._count
+        """Its answers, when it has ended; none of one that fails or hangs."""
         try:
             self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(
-                f"checking the recipe's settings took more than {PATIENCE:.0f} s; try again when "
-                "the machine is less busy."
-            ) from error
-        try:
             said: list[str | None] = json.loads(self._out.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, subprocess.TimeoutExpired):
             return [None] * self._count
         return said
 
     def end(self) -> None:
         """Kill it, should it still run."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
