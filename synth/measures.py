@@ -1,7 +1,8 @@
 """What a column is: everything that can be measured of a row, declared once, light.
 
 What computes a measure is in synth/pool/computed.py, how a column follows from others in
-synth/published/derived.py, and the order of a published form's columns in synth/published/forms.py.
+synth/published/cells/derived.py, and the order of a published form's columns in
+synth/published/forms.py.
 """
 
 from __future__ import annotations

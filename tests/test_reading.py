@@ -138,7 +138,7 @@ def test_nan_is_a_failed_tag(tmp_path: Path, name: str) -> None:
         saved(path, rows)
     found, counted, _ = taken(path)
     assert found["instruct_reward"].to_list() == [1.5, None, None]
-    assert counted.tags == {("instruct_reward", "'NaN' is not of the column's kind"): 2}
+    assert counted.tags == {("instruct_reward", "no number: 'NaN'"): 2}
 
 
 @pytest.mark.parametrize("name", ["broken.parquet", "broken.json", "broken.jsonl.zst"])

@@ -337,7 +337,7 @@ def test_failed_tags_are_counted_by_column_and_reason(tmp_path: Path) -> None:
     data = read(path, [rule("input_quality >= 'good' AND instruct_reward > -12")])
     assert data.failed == {
         "input_quality": {"unknown label 'Good'": 2, "null": 1},
-        "instruct_reward": {"no number: 'nan'": 1, "null": 1},
+        "instruct_reward": {"no number: 'NaN'": 1, "null": 1},
     }
     assert kept(path, "input_quality >= 'good' AND instruct_reward > -12") == ["u0"]
     lines = saved(tmp_path / "set.jsonl", rows[:4])

@@ -13,7 +13,7 @@ import polars as pl
 import yaml
 
 from synth.measures import GENERATORS
-from synth.published.derived import DERIVED
+from synth.published.cells.derived import DERIVED
 from synth.published.forms import Form, not_failed
 
 DATA = "data/train-*.parquet"

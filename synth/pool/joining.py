@@ -11,7 +11,7 @@ from core.cells.content import beside, first_of_each
 from core.columns import FAILED, OK, STATUS
 from synth.measures import TOKENS, Field_, Measure
 from synth.pool.columns import PoolColumns
-from synth.published.derived import DERIVED, inputs, ranks
+from synth.published.cells.derived import DERIVED, inputs, ranks
 
 if TYPE_CHECKING:
     from synth.measures import PolarsType, PolarsTypes

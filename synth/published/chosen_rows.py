@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.files import replacing
-from synth.published.files import files, holds_lines, parts
+from synth.published.files import files, first_line, holds_lines, parts, whole
 from synth.published.json_rows import lines
 from synth.published.rows import Writer, checked_ending, parquet_file, read
 
@@ -113,12 +113,18 @@ def _ordered(
 
 
 def _parquet(held: list[Path]) -> Iterator[Piece]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in held:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH):
-                yield len(batch), partial(_taken, batch)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in whole(file.iter_batches(BATCH)):
+                    yield len(batch), partial(_taken, batch)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read as Parquet: {first_line(error)}; get it again."
+            ) from error
 
 
 def _taken(batch: pa.RecordBatch, places: NDArray[np.int64]) -> pa.Table:
@@ -152,7 +158,7 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
     first = next(tables, None)
     if first is None:
         raise UserError("no row was chosen, so there is nothing to write.")
-    with parquet_file(path, "zstd") as add:
+    with parquet_file(path, "zstd", checksums=True) as add:
         add(first)
         for table in tables:
             add(table)

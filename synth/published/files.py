@@ -12,7 +12,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +43,19 @@ _CSV_BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of one file: `name` of the file, what its places are called ("row" or "line"), and
-    the place of each row."""
+    """Some rows of one file: `name` of the file, what its places are called ("row" or "line"), the
+    place of each row, and the places whose texts hold half a character
+    (`json_rows.spelled`)."""
 
     frame: pl.DataFrame
     name: str
     unit: str
     places: pl.Series
+    halves: frozenset[int] = frozenset()
 
     def head(self, rows: int) -> Part:
         """The first rows only."""
-        return Part(self.frame.head(rows), self.name, self.unit, self.places.head(rows))
+        return replace(self, frame=self.frame.head(rows), places=self.places.head(rows))
 
 
 @dataclass
@@ -102,9 +104,11 @@ def parts_of(
     except UserError:
         raise
     except Exception as error:  # how a packed file is damaged: zstandard has errors of its own
-        if source.suffix not in _PACKED and not isinstance(error, OSError):
+        if source.suffix not in _PACKED and not isinstance(error, (OSError, UnicodeError)):
             raise
-        raise UserError(f"{source} cannot be read: {first_line(error)}") from error
+        raise UserError(
+            f"{source} cannot be read: {first_line(error)}; repair it, or get it again."
+        ) from error
 
 
 def _check_names(columns: Iterable[str], source: Path) -> None:
@@ -150,8 +154,8 @@ def _file(path: Path, batch: int, first: int | None) -> Iterator[Part]:
     elif path.name.endswith(tuple(e for e in ENDINGS if e.startswith((".csv", ".tsv")))):
         yield from _csv(path, batch)
     else:
-        for unit, places, frame in json_rows.frames(path, batch, first):
-            yield Part(frame, path.name, unit, places)
+        for held in json_rows.frames(path, batch, first):
+            yield Part(held.rows, path.name, held.unit, held.places, held.halves)
 
 
 def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str, batch: int) -> Iterator[Part]:
@@ -167,11 +171,26 @@ def _parquet(path: Path, batch: int) -> Iterator[Part]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    done = 0
     try:
-        with pq.ParquetFile(path) as file:
-            yield from _rows(file.iter_batches(batch_size=batch), path.name, batch)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for part in _rows(whole(file.iter_batches(batch_size=batch)), path.name, batch):
+                yield part
+                done += len(part.frame)
+            told = file.metadata.num_rows
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet: {first_line(error)}; repair it, or get it again."
+        ) from error
+    if done != told:
+        raise UserError(f"{path} holds {done:,} rows and says {told:,}; get it again.")
+
+
+def whole(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches. Raises Arrow's error where a text is no UTF-8, which it reads unseen."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def _csv(path: Path, batch: int) -> Iterator[Part]:
@@ -198,8 +217,8 @@ def _csv(path: Path, batch: int) -> Iterator[Part]:
                 ),
             )
             yield from _rows(reader, path.name, batch)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} cannot be read as CSV: {first_line(error)}") from error
+    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read as CSV: {first_line(error)}; repair it.") from error
 
 
 def hub(name: str, batch: int, how: Reading = AS_IT_IS) -> Iterator[Part]:

@@ -12,7 +12,8 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -37,13 +38,49 @@ def opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.open(path), CHUNK)
     if path.suffix == ".zst":
+        return io.BufferedReader(_Zstandard(path), CHUNK)
+    return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of a .zst file. (zstandard's own reader takes a file that is cut off for one that
+    ends there.) Raises EOFError for that, and zstandard's error for a damaged one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._begun = path.open("rb"), False
+        self._held = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held and (more := self._more()) is not None:
+            self._held = memoryview(more)
+        size = min(len(buffer), len(self._held))
+        buffer[:size], self._held = self._held[:size], self._held[size:]
+        return size
+
+    def _more(self) -> bytes | None:
+        """What the next bytes of the file hold; None at its end."""
         import zstandard
 
-        pieces = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True
-        )
-        return io.BufferedReader(pieces, CHUNK)
-    return path.open("rb")
+        packed = self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)
+        if not packed:
+            if self._begun:
+                raise EOFError("the compressed file is cut off before its end")
+            return None
+        told = []
+        while packed:
+            if not self._begun:  # a file may hold several frames
+                self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), True
+            told.append(self._frame.decompress(packed))
+            packed = self._frame.unused_data if self._frame.eof else b""
+            self._begun = not self._frame.eof
+        return b"".join(told)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def lines(path: Path, batch: int) -> Iterator[list[Numbered]]:
@@ -117,12 +154,20 @@ def _broken(path: Path, why: str) -> NoReturn:
     raise UserError(f"{path} is not valid JSON: {why}; repair the file.")
 
 
-def frames(
-    path: Path, batch: int, first: int | None = None
-) -> Iterator[tuple[str, pl.Series, pl.DataFrame]]:
-    """(what places are called, the place of each row, the rows), of a JSON or JSON Lines file, in
-    batches that all have the columns and types that follow from the whole file, or from those
-    `first` rows that are wanted of it.
+@dataclass(frozen=True)
+class Frame:
+    """Some rows of a file: what their places are called, the place of each, and those places whose
+    texts hold half a character (see `spelled`)."""
+
+    rows: pl.DataFrame
+    unit: str
+    places: pl.Series
+    halves: frozenset[int]
+
+
+def frames(path: Path, batch: int, first: int | None = None) -> Iterator[Frame]:
+    """The rows of a JSON or JSON Lines file, in batches that all have the columns and types that
+    follow from the whole file, or from those `first` rows that are wanted of it.
 
     The file is read twice: a first batch may hold nothing but nulls where a later one holds texts.
     Raises UserError with the line or row of what is not valid, and for a column of values that no
@@ -133,10 +178,43 @@ def frames(
     def batches() -> Iterator[list[Numbered]]:
         return _first(numbered(path, batch), first)
 
-    schema, level = _schema(path, unit, batches)
+    schema, level = _schema(path, unit, lambda: map(_spelled, batches()))
     for held in batches():
         places = pl.Series([number for number, _ in held], dtype=pl.Int64)
-        yield unit, places, _frame(held, path, unit, schema, level)
+        whole = _spelled(held)
+        pairs = zip(held, whole, strict=True)
+        halves = frozenset(number for (number, line), (_, now) in pairs if now is not line)
+        yield Frame(_frame(whole, path, unit, schema, level), unit, places, halves)
+
+
+def _spelled(held: Sequence[Numbered]) -> list[Numbered]:
+    return [(number, spelled(line)) for number, line in held]
+
+
+def spelled(line: bytes) -> bytes:
+    """The same JSON, where a text holds half of a surrogate pair (\\ud83d without the other) with
+    its escape spelled out as text: no UTF-8 text holds it, and polars reads NUL."""
+    if not _HALF.search(line):
+        return line
+    told = _ESCAPE.sub(_whole, line)
+    return line if told == line else told
+
+
+_HALF = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F])"
+)
+"""What may be half of a pair."""
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|u[dD][89a-fA-F][\da-fA-F]{2}|.)",
+    re.DOTALL,
+)
+"""One escape of a text, a pair of surrogates as one."""
+
+
+def _whole(escape: re.Match[bytes]) -> bytes:
+    """An escape, with one more backslash where it is half of a pair."""
+    text = escape[0]
+    return b"\\" + text if len(text) == 6 and text[2] in b"dD" else text
 
 
 def _first(batches: Iterator[list[Numbered]], rows: int | None) -> Iterator[list[Numbered]]:
@@ -160,12 +238,12 @@ def _numbered(path: Path) -> tuple[str, Callable[[Path, int], Iterator[list[Numb
     try:
         if isinstance(json.loads(first), dict) and rest.strip().startswith(b"{"):
             return "line", lines
-    except ValueError:
+    except (ValueError, RecursionError):
         first = head
     try:
         json.loads(path.read_bytes() if len(head) < CHUNK else head)
-    except ValueError as error:
-        _broken(path, str(error))
+    except (ValueError, RecursionError) as error:
+        _broken(path, _said(error))
     raise UserError(
         f"{path} is JSON but no list; give a list of rows, "
         "or name a file of one object a line .jsonl."
@@ -236,21 +314,30 @@ def _frame(
         alike = [_levelled(row) for row in rows] if level else rows
         return pl.from_dicts(alike, schema=schema, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        raise _unlike(path, error) from error
+        raise _unlike(path, error, _differ(rows, held, unit)) from error
 
 
 def _object(line: bytes, where: str, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         kind = "JSON" if where.split()[-2] == "row" else "JSON Lines"
         raise UserError(
-            f"{path} is not valid {kind}: {where.removeprefix(f'{path} ')}: {error}; "
+            f"{path} is not valid {kind}: {where.removeprefix(f'{path} ')}: {_said(error)}; "
             "repair or remove it."
         ) from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is JSON but no object; every one must be a row.")
     return row
+
+
+def _said(error: ValueError | RecursionError) -> str:
+    """Why JSON cannot be read, in a reader's words."""
+    if isinstance(error, RecursionError):
+        return "its values lie within one another deeper than can be read"
+    if isinstance(error, UnicodeDecodeError):  # json guesses UTF-16 where there are zeros
+        return f"no UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})"
+    return str(error)
 
 
 def _levelled(value: Any) -> Any:
@@ -270,8 +357,32 @@ class _UnlikeError(UserError):
     """A column holds values of different kinds."""
 
 
-def _unlike(path: Path, error: Exception) -> _UnlikeError:
+def _unlike(path: Path, error: Exception, where: str = "") -> _UnlikeError:
+    told = where or str(error).splitlines()[0][:200]
     return _UnlikeError(
-        f"{path}: one column holds values of different kinds "
-        f"({str(error).splitlines()[0][:200]}); make them alike."
+        f"{path}: one column holds values of different kinds ({told}); make them alike."
     )
+
+
+def _differ(rows: Sequence[Mapping[str, Any]], held: Sequence[Numbered], unit: str) -> str:
+    """The first column whose values are of two kinds, and in which rows; "" where they differ
+    deeper."""
+    seen: dict[str, tuple[str, int]] = {}
+    for row, (number, _) in zip(rows, held, strict=True):
+        for name, value in row.items():
+            kind = _KINDS.get(type(value))
+            if kind is None:
+                continue
+            first, at = seen.setdefault(name, (kind, number))
+            if first != kind:
+                return f"`{name}` is {first} in {unit} {at} and {kind} in {unit} {number}"
+    return ""
+
+
+_KINDS = {
+    **dict.fromkeys((int, float, bool), "a number"),
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
+"""Type of a JSON value -> what to call it."""

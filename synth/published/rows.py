@@ -155,9 +155,12 @@ def checked_ending(path: Path) -> str:
 
 
 @contextmanager
-def parquet_file(path: Path, compression: str) -> Iterator[Callable[[pa.Table], None]]:
+def parquet_file(
+    path: Path, compression: str, *, checksums: bool = False
+) -> Iterator[Callable[[pa.Table], None]]:
     """Write one Parquet file, table by table, in the types of the first; it appears when it is
-    whole. Raises UserError when it would hold no table."""
+    whole. `checksums`: each page with its own, so that whoever reads it sees a flipped bit. Raises
+    UserError when it would hold no table."""
     import pyarrow.parquet as pq
 
     writers: list[pq.ParquetWriter] = []
@@ -165,7 +168,12 @@ def parquet_file(path: Path, compression: str) -> Iterator[Callable[[pa.Table], 
 
         def add(table: pa.Table) -> None:
             if not writers:
-                writer = pq.ParquetWriter(temporary, table.schema, compression=compression)
+                writer = pq.ParquetWriter(
+                    temporary,
+                    table.schema,
+                    compression=compression,
+                    write_page_checksum=checksums,
+                )
                 writers.append(opened.enter_context(writer))
             writers[0].write_table(table.cast(writers[0].schema))
 
@@ -176,7 +184,7 @@ def parquet_file(path: Path, compression: str) -> Iterator[Callable[[pa.Table], 
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
-    with parquet_file(path, "zstd") as add:
+    with parquet_file(path, "zstd", checksums=True) as add:
         yield lambda rows: add(_plain(rows.to_arrow()))
 
 

@@ -23,7 +23,8 @@ from synth.filters.rule import Rule
 from synth.filters.where import Node
 from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
-from synth.published.derived import MIN_SIMILAR_ID, derived, inputs
+from synth.published.cells.derived import MIN_SIMILAR_ID, derived, inputs
+from synth.published.cells.failed import NO_NUMBER
 from synth.published.files import AS_IT_IS, files, first_line
 from synth.published.forms import failed_value, is_ours, names_of
 from synth.published.layouts import recognised
@@ -33,6 +34,8 @@ from synth.tags.language_codes import code_of
 _HELD_OUT = ("heldout", "reserved")
 FINISHED = "response_finish_reason"
 """Read wherever it is there: choices may leave out answers that were cut off."""
+_NO_NUMBER = "no number: "
+"""Before the name of a column of numbers: what a file held there that is none."""
 NO_RESPONSE, TWICE = "no response", "the id occurs twice"
 
 
@@ -96,7 +99,7 @@ def read(source: str | Path, rules: Sequence[Rule]) -> Tagged:
         parts = [_collected(batch, name, asked) for batch in batches]
     if not sum(map(len, parts)):
         raise UserError(f"{source} holds no rows.")
-    frame, failed = _typed(pl.concat(parts, how="vertical_relaxed"), asked)
+    frame, failed = _typed(pl.concat(parts, how="diagonal_relaxed"), asked)
     twice = pl.when(~pl.col("id").is_first_distinct()).then(pl.lit(TWICE))
     frame = frame.with_columns(out=twice.otherwise("out"))
     out = dict(frame["out"].drop_nulls().value_counts(sort=True).iter_rows())
@@ -216,12 +219,17 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
     held = [(pl.col(f) if f in schema else pl.lit(False)).alias(f) for f in _HELD_OUT]
     fields = asked.measures.fields
     values = [_ours(c, schema, fields) for c in sorted(read)]
+    if "failed_tags" in schema:  # a number that is none is null by now
+        numbers = [c for c in sorted(asked.columns) if fields[c].kind == "number"]
+        values += [failed_value(c).alias(f"{_NO_NUMBER}{c}") for c in numbers]
     ours = scan.select(*values, _out(spoken, schema), *held)
     if "repeat_count" in read and "min_similar_id" in read:
         ours = ours.with_columns(MIN_SIMILAR_ID)
     ours = ours.with_columns(asked.derived[c].alias(c) for c in lacking)
     answers = [leaf.expr.alias(words) for words, leaf in asked.tests.items()]
-    short = sorted((asked.columns | {FINISHED}) & {*ours.collect_schema()})
+    told = {*ours.collect_schema()}
+    short = sorted((asked.columns | {FINISHED}) & told)
+    short += sorted(name for name in told if name.startswith(_NO_NUMBER))
     try:
         return ours.select("id", *short, *answers, "out", *_HELD_OUT).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -266,15 +274,17 @@ def _typed(frame: pl.DataFrame, asked: _Asked) -> tuple[pl.DataFrame, dict[str, 
     for column in sorted(asked.columns):
         raw = frame[column]
         values, odd, word = _values(raw, column, asked.measures.fields[column])
+        if f"{_NO_NUMBER}{column}" in frame.columns:
+            odd = odd.append(frame[f"{_NO_NUMBER}{column}"].drop_nulls())
         frame = frame.with_columns(values.alias(column))
         reasons: Counter[str] = Counter()
         for value, n in odd.value_counts().iter_rows():
             reasons[word.format(str(value)[:40])] += n
-        if raw.null_count():
-            reasons["not measured" if column == "language" else "null"] += raw.null_count()
+        if nulls := values.null_count() - len(odd):
+            reasons["not measured" if column == "language" else "null"] += nulls
         if reasons:
             failed[column] = dict(reasons.most_common())
-    return frame, failed
+    return frame.drop(pl.selectors.starts_with(_NO_NUMBER)), failed
 
 
 def _values(raw: pl.Series, column: str, declared: Field_) -> tuple[pl.Series, pl.Series, str]:
@@ -283,8 +293,10 @@ def _values(raw: pl.Series, column: str, declared: Field_) -> tuple[pl.Series, p
         values = raw.cast(pl.Enum(declared.labels), strict=False)
         return values, raw.filter(values.is_null() & raw.is_not_null()), "unknown label '{}'"
     if declared.kind == "number":
-        values = raw.cast(pl.Float64, strict=False).fill_nan(None)
-        return values, raw.filter(values.is_null() & raw.is_not_null()), "no number: '{}'"
+        values = raw.cast(pl.Float64, strict=False)
+        values = values.zip_with(values.is_finite().fill_null(False), values.clear(len(values)))
+        odd = raw.filter(values.is_null() & raw.is_not_null())
+        return values, odd.cast(pl.String, strict=False), NO_NUMBER
     if column == "exact_duplicate" and raw.dtype != pl.Boolean:
         raw = ~raw.is_first_distinct()
     if declared.kind == "bool" and raw.dtype not in (pl.Boolean, pl.Null):

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from core.columns import FAILED, MESSAGES, OK
+from core.columns import MESSAGES
 from core.store import digest
 from synth.config.rows import Reading
 from synth.measures import DECLARED
-from synth.published.derived import MIN_SIMILAR_ID
+from synth.published.cells.derived import MIN_SIMILAR_ID
+from synth.published.cells.failed import GOOD, ODD, as_number, damaged, finite, labels, with_status
 from synth.published.files import AS_IT_IS, Notes, Part
 from synth.published.forms import (
     PLAIN_TURNS,
     PUBLISHED,
-    TAG_LABELS,
     TROUBLE,
     conversation_of,
     is_ours,
@@ -36,7 +36,7 @@ from synth.published.forms import (
     turn_of,
 )
 from synth.published.layouts import JOINED, Layout, laid_out, recognised
-from synth.published.turns import ANSWERS, KNOWN_ROLES, conversations, is_plain
+from synth.published.turns import ANSWERS, conversations, is_plain
 from synth.tags.language_codes import code_of
 
 VERSION = 2
@@ -44,11 +44,7 @@ VERSION = 2
 
 _DIGESTS = ("prompt_id", "conversation_hash")
 """Ids that follow from a content: rows of the same content share them."""
-_GOOD = "_good"
-"""Whether a rated answer is a good one."""
 _LED = "conversations began with the assistant: what it said before the user is left out"
-_ODD = "_odd_"
-"""Before the name of a column that holds what was not of that column's kind, until it is told."""
 _OWN_TYPES: PolarsTypes = {
     "messages": MESSAGES,
     "source_conversations": PLAIN_TURNS,
@@ -92,9 +88,10 @@ def to_ours(
     if is_ours(frame.columns):
         seen.hashes.update(frame["id"].hash().to_list())
         # JSON does not say what a null or an empty list is of.
-        return frame.with_columns(
+        frame = frame.with_columns(
             [pl.col(n).cast(t) for n, t in _OWN_TYPES.items() if n in frame.columns]
         )
+        return damaged(finite(frame), part)
     layout = recognised(frame.schema, part.name, how)
     if notes is not None:
         notes.layouts.setdefault(layout.line, part.name)
@@ -107,7 +104,7 @@ def to_ours(
     extra = [pl.col(c).alias(name) for c, name in names.items() if c not in used]
     ours = frame.with_row_index("_row").select("_row", *known, *extra)
     if layout.rated:
-        ours = ours.with_columns(truth(layout.rated).alias(_GOOD))
+        ours = ours.with_columns(truth(layout.rated).alias(GOOD))
     if layout.talk:
         ours = _told(ours, frame, layout, plain)
     else:
@@ -117,11 +114,11 @@ def to_ours(
     ours = ours.drop("_row", "_led", strict=False)
     ours = ours.with_columns(source_columns=pl.lit(json.dumps(list(names.items()))))
     ours = _identified(ours, seen, _weak(frame, held.get("id", ())))
-    ours = _labels(_with_language(ours))
+    ours = labels(_with_language(ours))
     if {"min_similar_id", "repeat_count"} <= set(ours.columns):
         ours = ours.with_columns(MIN_SIMILAR_ID)
     silent = bool(prompts) or (prompts is None and not layout.answered and not layout.talk)
-    return _ordered(_status(ours, part, prompts=silent))
+    return _ordered(with_status(ours, part, prompts=silent))
 
 
 def truth(column: str) -> pl.Expr:
@@ -172,11 +169,9 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     kind = declared.plain
     if not any(_foreign(schema[h], kind) for h in held):
         plain = value.cast(kind, strict=True)
-        if not any(schema[h].is_float() for h in held):
+        if not kind.is_float():
             return [plain.alias(name)]
-        # JSON of Python's has NaN where a score could not be had
-        odd = pl.when(plain.is_nan()).then(pl.lit("NaN")).alias(f"{_ODD}{name}")
-        return [plain.fill_nan(None).alias(name), odd]
+        return as_number(name, plain, plain.cast(pl.String))
     number: pl.Expr
     text: pl.Expr
     if any(schema[h].is_nested() for h in held):
@@ -186,7 +181,9 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
         number, text = pl.lit(None, kind), value.cast(pl.String)
     else:
         number, text = value.cast(kind, strict=False), value.cast(pl.String)
-    return [number.alias(name), pl.when(number.is_null()).then(text).alias(f"{_ODD}{name}")]
+    if kind.is_float():
+        return as_number(name, number, text)
+    return [number.alias(name), pl.when(number.is_null()).then(text).alias(f"{ODD}{name}")]
 
 
 def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
@@ -322,66 +319,7 @@ def _with_language(ours: pl.DataFrame) -> pl.DataFrame:
         return ours
     odd = own.zip_with(codes.is_null(), pl.Series([None], dtype=pl.String))
     kept = [] if "source_language" in ours.columns else [own.alias("source_language")]
-    return ours.with_columns(codes, odd.alias(f"{_ODD}language"), *kept)
-
-
-def _labels(ours: pl.DataFrame) -> pl.DataFrame:
-    """A label that is no label is that row's failed tag, null in its column and kept in
-    `failed_tags`."""
-    trouble, cleaned = [], []
-    for name, labels in TAG_LABELS.items():
-        if name in ours.columns:
-            bad = ~pl.col(name).is_in(labels)
-            trouble.append(pl.when(bad).then(_trouble(name, name, "unknown label '{}'")))
-            cleaned.append(pl.when(~bad).then(name).alias(name))
-    odd = [c for c in ours.columns if c.startswith(_ODD)]
-    for column in odd:
-        item = _trouble(column.removeprefix(_ODD), column, "'{}' is not of the column's kind")
-        trouble.append(pl.when(pl.col(column).is_not_null()).then(item))
-    failed = pl.concat_list(trouble).list.drop_nulls() if trouble else pl.lit([], TROUBLE)
-    return ours.with_columns(*cleaned, failed_tags=failed.cast(TROUBLE)).drop(odd)
-
-
-def _trouble(name: str, value: str, reason: str) -> pl.Expr:
-    """The failed tag `name` whose value stands in a column."""
-    why = pl.format(reason, pl.col(value).str.slice(0, 40))
-    return pl.struct(column=pl.lit(name), reason=why, value=pl.col(value))
-
-
-def _status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFrame:
-    """Which rows are failed rows, and why; every id is made the row's own. `prompts`: a row needs
-    no response."""
-    again = pl.col("_again")
-    ours = ours.with_columns(
-        or_null(name, ours.columns, kind)
-        for name, kind in ((_GOOD, pl.Boolean), ("_odd", pl.String))
-    )
-    place = pl.format("{} {} {}", pl.lit(part.name), pl.lit(part.unit), pl.lit(part.places))
-    at = pl.format(" ({})", place)
-    role, text = of_turn("role"), of_turn("content")
-    turns = pl.col("messages").list
-    strange = turns.eval(role.filter(~role.is_in(KNOWN_ROLES))).list.first()
-    silent = turns.eval(_blank(text) & (role != "tool")).list.any().fill_null(False)
-    odd = pl.format("a part of kind '{}' in a turn{}", "_odd", at)
-    reasons = (
-        pl.when(again).then(pl.format("the id {} occurs twice{}", "id", at)),
-        pl.when(pl.col(_GOOD).not_()).then(pl.format("a rejected answer{}", at)),
-        pl.when(pl.col("_odd").is_not_null()).then(odd),
-        pl.when(_blank(pl.col("instruction"))).then(pl.format("no instruction{}", at)),
-        pl.when(_blank(pl.col("response")) & ~pl.lit(prompts)).then(pl.format("no response{}", at)),
-        pl.when(strange.is_not_null()).then(pl.format("a turn of role '{}'{}", strange, at)),
-        pl.when(silent).then(pl.format("a turn without text{}", at)),
-    )
-    reason = pl.coalesce(reasons).cast(pl.String)
-    return ours.with_columns(
-        id=pl.when(again).then(pl.format("{}#{}", "id", place)).otherwise("id"),
-        reason=reason,
-        status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
-    ).drop("_again", "_odd", _GOOD)
-
-
-def _blank(text: pl.Expr) -> pl.Expr:
-    return text.fill_null("").str.strip_chars() == ""
+    return ours.with_columns(codes, odd.alias(f"{ODD}language"), *kept)
 
 
 def _ordered(ours: pl.DataFrame) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import polars as pl
 
 from core.columns import MESSAGES
 from synth.measures import DECLARED
-from synth.published.derived import DERIVED
+from synth.published.cells.derived import DERIVED
 from synth.published.forms import (
     FORM_COLUMNS,
     PLAIN_TURNS,

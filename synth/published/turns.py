@@ -248,12 +248,18 @@ def _with_calls(
             pl.col("_turn").struct.field("tool_calls").alias("_raw"),
         )
         written = [_calls(raw) for raw in calls["_raw"].to_list()]
+        unread = pl.Series([each is None for each in written], dtype=pl.Boolean)
         told = told.join(
-            calls.select("_row", "_at", _calls=pl.Series(written, dtype=pl.List(pl.String))),
+            calls.select(
+                "_row",
+                "_at",
+                _calls=pl.Series(written, dtype=pl.List(pl.String)),
+                _unread=pl.when(unread).then(pl.lit("tool_calls that are none")),
+            ),
             on=["_row", "_at"],
             how="left",
             maintain_order="left",
-        )
+        ).with_columns(odd=pl.coalesce("odd", "_unread"))
     calls = told.select("_row", "_at", "thought", "content", "_calls").explode("_calls")
     calls = calls.drop_nulls("_calls").with_columns(
         role=pl.lit("tool_call"),
@@ -268,13 +274,17 @@ def _with_calls(
 
 def _calls(raw: Any) -> list[str] | None:
     """Calls as chat APIs return them ({function: {name, arguments}}), each as JSON {name,
-    arguments}."""
-    held = json.loads(raw) if isinstance(raw, str) else raw
-    if not held:
+    arguments}; None where they are nothing of the kind."""
+    held = _loaded(raw) if isinstance(raw, str) else raw
+    if held in (None, "", [], {}):
+        return []
+    if not isinstance(held, list) or not all(isinstance(call, dict) for call in held):
         return None
     texts = []
     for call in held:
         told = call.get("function") or call
+        if not isinstance(told, dict):
+            return None
         given = told.get("arguments")
         arguments = _loaded(given) if isinstance(given, str) else _without_nulls(given)
         texts.append(
@@ -286,7 +296,7 @@ def _calls(raw: Any) -> list[str] | None:
 def _loaded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

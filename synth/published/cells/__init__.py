@@ -1,0 +1,1 @@
+"""What of a row's cells follows from others, and which cells and rows failed."""

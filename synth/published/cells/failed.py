@@ -1,0 +1,178 @@
+"""Which cells and rows of a file that nobody here wrote failed, and why.
+
+A cell that is no label, no finite number or nothing of its column's kind is that row's failed tag:
+null in its column, and kept as text in `failed_tags`. A row whose texts cannot be trained on is a
+failed row. Neither is dropped, and nothing of it is altered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import polars as pl
+
+from core.columns import FAILED, MESSAGES, OK
+from synth.measures import DECLARED
+from synth.published.files import Part
+from synth.published.forms import PUBLISHED, TAG_LABELS, TROUBLE, of_turn, or_null
+from synth.published.turns import KNOWN_ROLES
+
+GOOD = "_good"
+"""Whether a rated answer is a good one."""
+ODD = "_odd_"
+"""Before the name of a column that holds what was not of that column's kind, until it is told."""
+NO_NUMBER = "no number: '{}'"
+"""Why a cell of a column of numbers failed: also NaN and the infinities."""
+HALF = "half a character"
+"""A surrogate without the other of its pair, which no UTF-8 text holds."""
+NUL = "a NUL character"
+_SPELLED = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+"""How `json_rows.spelled` writes half a character."""
+_SPOKEN = ("id", "instruction", "response")
+
+
+def as_number(name: str, value: pl.Expr, text: pl.Expr) -> list[pl.Expr]:
+    """A column of numbers, and the texts of what is none in it. (JSON of Python's has NaN and
+    Infinity where a score could not be had.)"""
+    good = value.is_finite().fill_null(False)
+    odd = pl.when(~good).then(text).alias(f"{ODD}{name}")
+    return [pl.when(good).then(value).alias(name), odd]
+
+
+def finite(ours: pl.DataFrame) -> pl.DataFrame:
+    """Rows of our form; a score that is no finite number is that row's failed tag."""
+    scores = [n for n in PUBLISHED if n in ours.columns and ours.schema[n].is_float()]
+    odd = [n for n in scores if not ours[n].is_finite().all()]
+    if not odd:
+        return ours
+    pairs = [as_number(n, pl.col(n), pl.col(n).cast(pl.String)) for n in odd]
+    marked = ours.with_columns(each for pair in pairs for each in pair)
+    return _added(marked, [_odd(f"{ODD}{n}") for n in odd]).drop(f"{ODD}{n}" for n in odd)
+
+
+def labels(ours: pl.DataFrame) -> pl.DataFrame:
+    """`failed_tags` of each row; what failed is null in its column."""
+    trouble: list[pl.Expr] = []
+    cleaned = []
+    for name, known in TAG_LABELS.items():
+        if name in ours.columns:
+            bad = ~pl.col(name).is_in(known)
+            trouble.append(pl.when(bad).then(_trouble(name, name, "unknown label '{}'")))
+            cleaned.append(pl.when(~bad).then(name).alias(name))
+    odd = [c for c in ours.columns if c.startswith(ODD)]
+    trouble += [_odd(column) for column in odd]
+    failed = pl.concat_list(trouble).list.drop_nulls() if trouble else pl.lit([], TROUBLE)
+    return ours.with_columns(*cleaned, failed_tags=failed.cast(TROUBLE)).drop(odd)
+
+
+def _odd(column: str) -> pl.Expr:
+    """The failed tag of what was not of its column's kind; null where nothing was."""
+    name = column.removeprefix(ODD)
+    counted = name in DECLARED and DECLARED[name].kind == "number"
+    reason = NO_NUMBER if counted else "'{}' is not of the column's kind"
+    return pl.when(pl.col(column).is_not_null()).then(_trouble(name, column, reason))
+
+
+def _trouble(name: str, value: str, reason: str) -> pl.Expr:
+    """The failed tag `name` whose value stands in a column."""
+    why = pl.format(reason, pl.col(value).str.slice(0, 40))
+    return pl.struct(column=pl.lit(name), reason=why, value=pl.col(value))
+
+
+def _added(ours: pl.DataFrame, tags: Sequence[pl.Expr]) -> pl.DataFrame:
+    """Rows with more failed tags."""
+    more = pl.concat_list(tags).list.drop_nulls().cast(TROUBLE)
+    before = pl.col("failed_tags").cast(TROUBLE).fill_null([])
+    return ours.with_columns(failed_tags=before.list.concat(more))
+
+
+def with_status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFrame:
+    """Which rows are failed rows, and why; every id is made the row's own. `prompts`: a row needs
+    no response."""
+    again = pl.col("_again")
+    ours = ours.with_columns(
+        or_null(name, ours.columns, kind)
+        for name, kind in ((GOOD, pl.Boolean), ("_odd", pl.String))
+    )
+    place = _place(part)
+    at = pl.format(" ({})", place)
+    role, text = of_turn("role"), of_turn("content")
+    turns = pl.col("messages").list
+    strange = turns.eval(role.filter(~role.is_in(KNOWN_ROLES))).list.first()
+    silent = turns.eval(_blank(text) & (role != "tool")).list.any().fill_null(False)
+    odd = pl.format("a part of kind '{}' in a turn{}", "_odd", at)
+    reasons = (
+        pl.when(again).then(pl.format("the id {} occurs twice{}", "id", at)),
+        pl.when(pl.col(GOOD).not_()).then(pl.format("a rejected answer{}", at)),
+        pl.when(pl.col("_odd").is_not_null()).then(odd),
+        pl.when(_blank(pl.col("instruction"))).then(pl.format("no instruction{}", at)),
+        pl.when(_blank(pl.col("response")) & ~pl.lit(prompts)).then(pl.format("no response{}", at)),
+        pl.when(strange.is_not_null()).then(pl.format("a turn of role '{}'{}", strange, at)),
+        pl.when(silent).then(pl.format("a turn without text{}", at)),
+    )
+    reason = pl.coalesce(reasons).cast(pl.String)
+    ours = ours.with_columns(
+        id=pl.when(again).then(pl.format("{}#{}", "id", place)).otherwise("id"),
+        reason=reason,
+        status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
+    )
+    return damaged(ours.drop("_again", "_odd", GOOD), part)
+
+
+def _place(part: Part) -> pl.Expr:
+    return pl.format("{} {} {}", pl.lit(part.name), pl.lit(part.unit), pl.lit(part.places))
+
+
+def _blank(text: pl.Expr) -> pl.Expr:
+    return text.fill_null("").str.strip_chars() == ""
+
+
+def damaged(ours: pl.DataFrame, part: Part) -> pl.DataFrame:
+    """Rows of our form; one whose id, instruction, response or turns hold NUL or half a character
+    is a failed row. Half a character in another text is that row's failed tag."""
+    nul = ours.select(_spoken(ours, _has_nul)).to_series()
+    half = part.places.is_in(sorted(part.halves))
+    if not (nul.any() or half.any()):
+        return ours
+    known = (*_SPOKEN, *TAG_LABELS, "source_columns", "status", "reason")
+    others = [n for n, kind in ours.schema.items() if kind == pl.String and n not in known]
+    marked = ours.with_columns(_nul=nul, _half=half)
+    if half.any():
+        held = [pl.col("_half") & _is_spelled(pl.col(n)).fill_null(False) for n in others]
+        tags = [
+            pl.when(here).then(_trouble(n, n, f"{HALF}: '{{}}'"))
+            for n, here in zip(others, held, strict=True)
+        ]
+        marked = _added(marked, tags) if tags else marked
+        # What is in no text of the row is in one within a list or object.
+        told = pl.col("failed_tags").list.eval(_is_spelled(pl.element().struct.field("value")))
+        spoken = _spoken(ours, _is_spelled)
+        marked = marked.with_columns(_half=pl.col("_half") & (spoken | ~told.list.any()))
+    return _refused(_refused(marked, "_half", HALF, part), "_nul", NUL, part)
+
+
+def _refused(ours: pl.DataFrame, column: str, why: str, part: Part) -> pl.DataFrame:
+    """Rows without a column that says which of them fail; those that had not failed fail now."""
+    now = pl.col(column) & (pl.col("status").cast(pl.String) == OK)
+    reason = pl.format("{} in a text ({})", pl.lit(why), _place(part))
+    return ours.with_columns(
+        reason=pl.when(now).then(reason).otherwise("reason"),
+        status=pl.when(now).then(pl.lit(FAILED)).otherwise(pl.col("status").cast(pl.String)),
+    ).drop(column)
+
+
+def _spoken(ours: pl.DataFrame, holds: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
+    """Whether a row's id, instruction, response or a turn is a text of some kind."""
+    texts = [holds(pl.col(n)) for n in _SPOKEN if ours.schema.get(n) == pl.String]
+    if ours.schema.get("messages") == MESSAGES:
+        turns = pl.col("messages").list.eval(holds(of_turn("content")) | holds(of_turn("role")))
+        texts.append(turns.list.any())
+    return pl.any_horizontal([pl.lit(False), *(text.fill_null(False) for text in texts)])
+
+
+def _has_nul(text: pl.Expr) -> pl.Expr:
+    return text.str.contains("\0", literal=True)
+
+
+def _is_spelled(text: pl.Expr) -> pl.Expr:
+    return text.str.contains(_SPELLED)

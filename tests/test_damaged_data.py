@@ -1,0 +1,276 @@
+"""Data files that nobody here wrote: what is damaged in a row is that row's failed tag or makes it
+a failed row, counted alike by `import` and `filter`; a damaged file is one sentence with its
+name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from core.errors import UserError
+from recipes.verbs import filter as filtering
+from synth.published import json_rows, rows, tagged
+from synth.published.cells.failed import HALF, NUL
+
+ROWS = 4
+NEVER = "instruct_reward > -100"
+IN_TEXT = f"{HALF} in a text", f"{NUL} in a text"
+
+
+def row(at: int, **other: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"u{at}",
+        "instruction": f"ask {at}",
+        "response": f"say {at}",
+        "input_quality": "good",
+        "instruct_reward": 1.5,
+        "note": "x",
+        **other,
+    }
+
+
+def saved(path: Path, *odd: Mapping[str, Any]) -> Path:
+    """ROWS good rows after the odd ones, as JSON Lines, JSON, CSV or Parquet by the name."""
+    held = [row(at, **each) for at, each in enumerate(odd)]
+    held += [row(at) for at in range(len(odd), len(odd) + ROWS)]
+    if path.suffix == ".parquet":
+        pl.DataFrame(held).write_parquet(path)
+    elif path.suffix == ".csv":
+        pl.DataFrame(held).write_csv(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(held))
+    else:
+        path.write_text("".join(json.dumps(each) + "\n" for each in held))
+    return path
+
+
+def imported(path: Path) -> tuple[pl.DataFrame, rows.Counted]:
+    counted = rows.Counted()
+    frames = list(counted.watch(rows.read(path, prompts=None)))
+    return pl.concat(frames, how="diagonal_relaxed"), counted
+
+
+def filtered(path: Path, where: str = NEVER) -> tagged.Tagged:
+    rules = filtering.rules_of([filtering.UNNAMED], {"where": where, "choose": "all"})
+    return tagged.read(path, rules)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
+def test_a_reward_that_is_no_finite_number_is_a_failed_tag_of_both_verbs(
+    tmp_path: Path, name: str
+) -> None:
+    odd = [{"instruct_reward": float(word)} for word in ("nan", "inf", "-inf", "inf")]
+    path = saved(tmp_path / name, *odd)
+    frame, counted = imported(path)
+    said = {"no number: 'inf'": 2, "no number: 'NaN'": 1, "no number: '-inf'": 1}
+    assert {reason: n for (_, reason), n in counted.tags.items()} == said
+    assert frame["instruct_reward"].to_list() == [None] * 4 + [1.5] * ROWS
+    assert filtered(path).failed == {"instruct_reward": said}
+
+
+def test_the_file_that_import_writes_is_filtered_like_the_one_that_it_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jsonl", {"instruct_reward": float("inf")}, {"instruction": "a\0"})
+    rows.write(rows.read(path), tmp_path / "ours.parquet", "magpie")
+    before, after = filtered(path), filtered(tmp_path / "ours.parquet")
+    assert before.failed == after.failed and before.out == after.out == {IN_TEXT[1]: 1}
+
+
+def test_a_score_of_a_file_of_ours_is_looked_at_too(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.parquet"
+    rows.write(rows.read(saved(tmp_path / "a.jsonl")), ours, "magpie")
+    reward = pl.Series([float("inf"), float("nan"), 1.0, 1.0])
+    texts = pl.Series(["a\0", "b", "c", "d"])
+    altered = pl.read_parquet(ours).with_columns(instruct_reward=reward, response=texts)
+    altered.write_parquet(ours)
+    frame, counted = imported(ours)
+    assert counted.tags.total() == 2 and frame["instruct_reward"].null_count() == 2
+    assert counted.failed == {IN_TEXT[1]: 1} and frame["response"][0] == "a\0"
+
+
+@pytest.mark.parametrize("column", ["instruction", "response", "uuid"])
+@pytest.mark.parametrize(("text", "why"), [("a\ud800b", IN_TEXT[0]), ("a\udfff", IN_TEXT[0])])
+def test_half_a_character_in_a_text_makes_a_failed_row(
+    tmp_path: Path, column: str, text: str, why: str
+) -> None:
+    path = saved(tmp_path / "a.jsonl", {column: text})
+    frame, counted = imported(path)
+    assert counted.failed == {why: 1} and counted.examples[why] == "a.jsonl line 1"
+    kept = frame["id" if column == "uuid" else column][0]
+    assert kept == text.encode("unicode_escape").decode()
+    assert filtered(path).out == {why: 1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("column", ["instruction", "response", "uuid"])
+def test_nul_in_a_text_makes_a_failed_row_and_stays(tmp_path: Path, name: str, column: str) -> None:
+    path = saved(tmp_path / name, {column: "a\0b"})
+    frame, counted = imported(path)
+    assert counted.failed == filtered(path).out == {IN_TEXT[1]: 1}
+    assert frame["id" if column == "uuid" else column][0] == "a\0b"
+
+
+def test_half_a_character_in_a_turn_makes_a_failed_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\ud83d!"}]
+    later = [*turns[:1], {"role": "assistant", "content": "r"}, *turns]
+    good = [*turns[:1], {"role": "assistant", "content": "\\ud83d is half a pair \U0001f600"}]
+    held = ({"messages": each} for each in (turns, later, good))
+    path.write_text("".join(json.dumps(each) + "\n" for each in held))
+    _, counted = imported(path)
+    assert counted.failed == {IN_TEXT[0]: 2}
+
+
+def test_half_a_character_elsewhere_is_a_failed_tag_of_that_column(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jsonl", {"note": "\ud800"}, {"input_quality": "go\ud800"})
+    frame, counted = imported(path)
+    assert counted.failed == {}
+    assert counted.tags == Counter(
+        {("note", f"{HALF}: '\\ud800'"): 1, ("input_quality", "unknown label 'go\\ud800'"): 1}
+    )
+    assert frame["note"][0] == "\\ud800"
+
+
+def test_half_a_character_within_an_object_makes_a_failed_row(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jsonl", {"note": {"deep": "\ud800"}})
+    lines = path.read_text().splitlines()[:1] * 2
+    path.write_text("\n".join([lines[0], lines[0].replace("\\ud800", "fine").replace("u0", "u9")]))
+    _, counted = imported(path)
+    assert counted.failed == {IN_TEXT[0]: 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "spelled"),
+    [
+        (rb'"\ud83d\ude00"', None),
+        (rb'"\\ud83d"', None),
+        (rb'"\\\\ud83d"', None),
+        (rb'"\uD83D\uDE00\ud83d\ude00"', None),
+        (rb'"\u00e9"', None),
+        (rb'"\ud83d"', rb'"\\ud83d"'),
+        (rb'"\ude00"', rb'"\\ude00"'),
+        (rb'"\ud83d\ud83d\ude00"', rb'"\\ud83d\ud83d\ude00"'),
+        (rb'"\ud83d\ude00\ude00"', rb'"\ud83d\ude00\\ude00"'),
+        (rb'"\\\ud83d"', rb'"\\\\ud83d"'),
+        (rb'"\ud83d\n\ude00"', rb'"\\ud83d\n\\ude00"'),
+    ],
+    ids=range(11),
+)
+def test_only_half_a_character_is_spelled_out(line: bytes, spelled: bytes | None) -> None:
+    assert json_rows.spelled(line) == (spelled or line)
+
+
+def test_calls_that_are_none_make_a_failed_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    fine = json.dumps([{"function": {"name": "f", "arguments": "{}"}}])
+    calls = ["{no json", "[5]", '[{"function": 7}]', '"text"', "[]", "", None, fine]
+    held = [{"messages": [{"role": "user", "content": "q"}, _says(given)]} for given in calls]
+    path.write_text("".join(json.dumps(each) + "\n" for each in held))
+    frame, counted = imported(path)
+    assert counted.failed == {"a part of kind 'tool_calls that are none' in a turn": 4}
+    assert frame["status"].to_list() == ["failed"] * 4 + ["ok"] * 4
+
+
+def _says(calls: str | None) -> dict[str, Any]:
+    return {"role": "assistant", "content": "r", "tool_calls": calls}
+
+
+LINES = "".join(json.dumps(row(at)) + "\n" for at in range(400)).encode()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_packed_file_that_is_cut_off_is_refused_wherever_it_is_cut(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    whole = zstandard.compress(LINES) if name.endswith(".zst") else gzip.compress(LINES)
+    for at in range(1, len(whole), 97):
+        path.write_bytes(whole[:at])
+        with pytest.raises(UserError, match=name):
+            list(rows.read(path))
+    path.write_bytes(whole)
+    assert sum(map(len, rows.read(path))) == 400
+
+
+def test_a_zst_file_of_several_frames_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    half = len(LINES.splitlines(keepends=True)[0]) * 3
+    path.write_bytes(zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:]))
+    assert sum(map(len, rows.read(path))) == 400
+
+
+def _flipped(whole: bytes, seed: int) -> bytes:
+    drawn = random.Random(seed)
+    at = drawn.randrange(len(whole))
+    return whole[:at] + bytes([whole[at] ^ (1 << drawn.randrange(8))]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize("use", [imported, filtered])
+def test_a_flipped_bit_never_is_a_defect(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame([row(at) for at in range(50)]).write_parquet(path)
+    whole = path.read_bytes()
+    for seed in range(40):
+        path.write_bytes(_flipped(whole, seed))
+        try:
+            use(path)
+        except UserError as error:
+            assert "a.parquet" in str(error)
+
+
+def test_a_flipped_bit_in_a_file_of_ours_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "ours.parquet"
+    rows.write(rows.read(saved(tmp_path / "a.jsonl")), path, "magpie")
+    whole = path.read_bytes()
+    begin = whole.index(b"ask 1") if b"ask 1" in whole else 200
+    path.write_bytes(whole[: begin + 1] + bytes([whole[begin + 1] ^ 1]) + whole[begin + 2 :])
+    with pytest.raises(UserError, match=r"ours.parquet cannot be read as Parquet"):
+        list(rows.read(path))
+
+
+def test_a_parquet_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    texts = pl.Series([b"good", b"\xed\xa0\x80"]).to_arrow(compat_level=pl.CompatLevel.oldest())
+    strings = pa.Array.from_buffers(pa.large_string(), 2, texts.buffers())
+    table = pa.Table.from_arrays([strings, strings], ["instruction", "response"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet cannot be read .* UTF8"):
+        list(rows.read(tmp_path / "a.parquet"))
+
+
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", json.dumps(row(0)).encode("latin-1") + b"\n{\xe9}", "line 2: no UTF-8 text"),
+        ("a.jsonl", LINES[:200].decode().encode("utf-16"), "no UTF-8 text"),
+        ("a.jsonl", f'{{"instruction": {DEEP}}}'.encode(), "line 1: its values lie within"),
+        ("a.json", f'[{{"instruction": {DEEP}}}]'.encode(), "row 1: its values lie within"),
+        ("a.json", DEEP[:20_000].encode(), "is not valid JSON"),
+        ("a.csv", "instruction,response\ncaf\xe9,b\n".encode("latin-1"), "cannot be read"),
+        ("a.jsonl", b'{"a": 1}\n{"a": [1]}\n', "`a` is a number in line 1 and a list in line 2"),
+        ("a.parquet", b"", "cannot be read as Parquet"),
+        ("a.parquet", b"PAR1 no parquet PAR1", "cannot be read as Parquet"),
+    ],
+    ids=["latin", "utf16", "deep", "deep list", "open list", "csv", "kinds", "empty", "none"],
+)
+def test_a_damaged_file_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for use in (imported, filtered):
+        with pytest.raises(UserError, match=name) as refused:
+            use(path)
+        assert says in str(refused.value) or name == "a.parquet"
