@@ -23,7 +23,8 @@ from typing import Any, Literal, cast, get_args
 
 import polars as pl
 
-from core.errors import UserError, nearest
+from core.errors import UserError, first_line, nearest
+from core.sending.wandb_address import netrc_key, unreachable
 
 TABLE_ROWS = 1000
 """Rows of a table that go to W&B; the files hold all of them."""
@@ -102,7 +103,7 @@ class Tracker:
     ) -> None:
         self.project, self.group, self.folder = project, group, folder
         self.mode: WandbMode = wandb_mode() if mode == "wandb" else "off"
-        self._offline_is_known = self.mode != "offline"
+        self._checked = False
 
     @contextmanager
     def stage(
@@ -116,13 +117,6 @@ class Tracker:
     ) -> Iterator[StageLog]:
         """The log of one stage. `key` makes the run id, so that a continued stage continues its
         run; `trainer`: a child process writes the metrics."""
-        if not self._offline_is_known:
-            self._offline_is_known = True
-            print(
-                "W&B: no API key, so runs are written offline below "
-                f"{self.folder / 'wandb'} (upload later with `magpie track sync {self.folder}`)",
-                file=sys.stderr,
-            )
         run_id = f"{job_type}-{key[:12]}"
         log = StageLog(self, _Stage(name, job_type, run_id, dict(config), trainer))
         failed = True
@@ -133,6 +127,26 @@ class Tracker:
             failed = False
         finally:
             log.close(failed)
+
+    def begin(self) -> WandbMode:
+        """The mode that runs are written in, once there is something to write: without a key, or
+        where W&B does not answer or refuses the key, offline, which is said once."""
+        if not self._checked:
+            self._checked = True
+            if self.mode == "offline" and not os.environ.get("WANDB_MODE"):
+                self.lost("no API key")
+            elif self.mode == "online" and (why := unreachable()):
+                self.lost(why)
+        return self.mode
+
+    def lost(self, why: str) -> None:
+        """From now on runs are written offline: W&B is no reason to end one."""
+        self.mode = "offline"
+        print(
+            f"W&B: {why}, so runs are written offline below {self.folder / 'wandb'} "
+            f"(upload later with `magpie track sync {self.folder}`)",
+            file=sys.stderr,
+        )
 
 
 class Pace:
@@ -198,8 +212,7 @@ def wandb_mode() -> WandbMode:
         raise UserError(f"WANDB_MODE is '{asked}' in the environment{hint}.")
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    return "online" if netrc.is_file() and "wandb" in netrc.read_text() else "offline"
+    return "online" if netrc_key("wandb") else "offline"
 
 
 @dataclass(frozen=True)
@@ -224,6 +237,7 @@ class StageLog(Log):
         self._run: Any = None
         self._bar: Any = None
         self._task: Any = None
+        self._given_up = False
         self._last_line = 0.0
         self._pace = Pace()
 
@@ -268,19 +282,22 @@ class StageLog(Log):
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
         super().metrics(values, step)
-        if not self._stage.trainer and (run := self._open()):
-            run.log(values, step=step)
+        if not self._stage.trainer:
+            with self._tracked() as run:
+                if run:
+                    run.log(values, step=step)
 
     def table(self, name: str, rows: pl.DataFrame) -> None:
-        if run := self._open():
-            import wandb
+        with self._tracked() as run:
+            if run:
+                import wandb
 
-            shown = rows.head(TABLE_ROWS)
-            cells = [list(map(_cell, row)) for row in shown.iter_rows()]
-            run.log({name: wandb.Table(columns=shown.columns, data=cells)})
+                shown = rows.head(TABLE_ROWS)
+                cells = [list(map(_cell, row)) for row in shown.iter_rows()]
+                run.log({name: wandb.Table(columns=shown.columns, data=cells)})
 
     def trainer_env(self) -> dict[str, str]:
-        if self._tracker.mode == "off":
+        if self._tracker.begin() == "off":
             return {}
         return {
             "WANDB_PROJECT": self._tracker.project,
@@ -297,7 +314,9 @@ class StageLog(Log):
     def finish(
         self, facts: Mapping[str, Any], made: Made | None = None, of: Sequence[Made] = ()
     ) -> None:
-        if run := self._open():
+        with self._tracked() as run:
+            if not run:
+                return
             counts = facts.get("counts", {})
             rest = {name: fact for name, fact in facts.items() if name != "counts"}
             run.config.update(rest, allow_val_change=True)
@@ -315,7 +334,33 @@ class StageLog(Log):
                 self._bar.update(self._task, total=whole, completed=whole)
             self._bar.stop()
         if self._run is not None:
-            self._run.finish(exit_code=int(failed))
+            with self._tracked() as run:
+                if run:
+                    run.finish(exit_code=int(failed))
+
+    @contextmanager
+    def _tracked(self) -> Iterator[Any]:
+        """The W&B run to write to (None: there is none). What W&B raises is said once, and the
+        stage goes on without it."""
+        run = None
+        if not self._given_up:
+            try:
+                run = self._open()
+            except UserError:
+                raise
+            except Exception as error:  # W&B has many kinds
+                self._give_up(error)
+        try:
+            yield run
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._given_up = True
+        self.say(
+            f"W&B: {self._stage.name} is not tracked any further ({first_line(error)}); the run "
+            "goes on."
+        )
 
     def _continues(self) -> bool:
         """Whether W&B may find this run begun. Offline that is so where an earlier attempt's files
@@ -333,33 +378,44 @@ class StageLog(Log):
 
     def _open(self) -> Any:
         """The W&B run, opened now if need be; None when tracking is off."""
-        if self._run is None and self._tracker.mode != "off":
+        if self._run is None and self._tracker.begin() != "off":
             try:
                 import wandb
             except ImportError as error:
                 raise UserError(
                     "`track: wandb` needs the wandb package; install it or say `track: none`."
                 ) from error
-            settings = wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                x_disable_stats=True,
-                x_disable_machine_info=True,
-            )
-            self._run = wandb.init(
-                project=self._tracker.project,
-                group=self._tracker.group,
-                job_type=self._stage.job_type,
-                name=self._stage.name,
-                id=self.run_id,
-                resume="allow" if self._continues() else None,
-                mode=self._tracker.mode,
-                dir=self._folder(),
-                config=self._stage.config,
-                settings=settings,
-            )
+            try:
+                self._run = self._begun(wandb)
+            except wandb.errors.Error as error:
+                if self._tracker.mode != "online":
+                    raise
+                self._tracker.lost(f"no run can be opened ({first_line(error)})")
+                self._run = self._begun(wandb)
         return self._run
+
+    def _begun(self, wandb: Any) -> Any:
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            init_timeout=60,
+            finish_timeout=120,  # what is not sent by then is kept, and sent by `track sync`
+        )
+        return wandb.init(
+            project=self._tracker.project,
+            group=self._tracker.group,
+            job_type=self._stage.job_type,
+            name=self._stage.name,
+            id=self.run_id,
+            resume="allow" if self._continues() else None,
+            mode=self._tracker.mode,
+            dir=self._folder(),
+            config=self._stage.config,
+            settings=settings,
+        )
 
 
 def lineage(run: Any, made: Made, of: Sequence[Made]) -> None:

@@ -230,8 +230,10 @@ _ERROR = re.compile(
 
 
 _FALLOUT = re.compile(
-    r"closed by peer|Connection reset|Broken pipe|remote process exited|ncclRemoteError|"
-    r"ncclSystemError|Watchdog caught collective|DistStoreError"
+    r"closed by peer|Connection (?:reset|refused|closed)|Broken pipe|remote process exited|"
+    r"nccl(?:Remote|System|Internal)Error|NCCL|gloo|[Ww]atchdog|DistStoreError|DistNetworkError|"
+    r"DistBackendError|[Tt]imed? ?out|monitoredBarrier|TCPStore|[Rr]endezvous|pair\.cc|"
+    r"recvBytes|sendBytes|SignalException|Socket"
 )
 """What ranks say when another has gone."""
 
@@ -250,6 +252,27 @@ def _saved(out: Path) -> int:
     )
 
 
+def _crashes(text: str) -> list[str]:
+    """A sentence for the first rank that a signal ended which nobody sends: a crash in a
+    library."""
+    ended = (int(number) for number in re.findall(r"exitcode\s*:\s*-(\d+)", text))
+    crashed = [number for number in ended if number in _CRASHES]
+    return [
+        f"a training process crashed ({signal.Signals(number).name}: {_CRASHES[number]})."
+        for number in crashed[:1]
+    ]
+
+
+_CRASHES: dict[int, str] = {
+    signal.SIGBUS: "often too little shared memory in /dev/shm",
+    signal.SIGSEGV: "a fault in a library or a driver",
+    signal.SIGABRT: "a library gave up; its words stand before in the log",
+    signal.SIGFPE: "a fault in a library or a driver",
+    signal.SIGILL: "a library is built for another processor",
+}
+"""Signals that a process causes itself, and what they mean most often."""
+
+
 def _reason(out: Path, beginning: int, code: int | None) -> str:
     """One sentence on why the trainer ended: what a rank wrote down, else the signal, else the
     first error line of the log. What ranks say of a peer that is gone comes last."""
@@ -262,5 +285,5 @@ def _reason(out: Path, beginning: int, code: int | None) -> str:
         return KILLED
     errors = filter(None, map(_ERROR.match, text.splitlines()))
     lines = [error[1] for error in errors if "ChildFailedError" not in error[0]]
-    causes = [*(f"{line}." for line in lines if not _FALLOUT.search(line)), *noted]
+    causes = [*(f"{line}." for line in lines if not _FALLOUT.search(line)), *_crashes(text), *noted]
     return causes[0] if causes else f"exit code {code} without an error line."

@@ -30,7 +30,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,8 +69,9 @@ class Saves:
 class Supervised:
     """A command under a supervisor, seen from the harness; its output is appended to `log`.
 
-    `scratch` is a short temporary folder for the command's sockets, named in the environment
-    variable `scratch_variable` and removed at the end.
+    `scratch` is a short temporary folder for the command's sockets and whatever else it leaves,
+    named in TMPDIR and in the environment variable `scratch_variable`, and removed at the end; the
+    lock on it is the supervisor's too.
     """
 
     def __init__(
@@ -85,10 +85,15 @@ class Supervised:
     ) -> None:
         """Start the supervisor, and with it the command in the environment `env`; returns at
         once. `saves`: how the command is asked to save its work before it is ended."""
-        folder = tempfile.mkdtemp(prefix="magpie-")
-        self.scratch = Path(folder)
+        # Imported here: this file is also run as a script that sees no module of ours.
+        from core.serving import temporary
+
+        self._temporary = temporary.make()
+        self.scratch = self._temporary.folder
+        folder = str(self.scratch)
         self._token = secrets.token_hex(16)
         ours = {_OWNER: str(os.getpid()), _TOKEN: self._token}
+        ours |= self._temporary.environment()
         ours |= {_SCRATCH: folder, scratch_variable: folder}
         self._patience = POLITE + PATIENCE
         if saves is not None:
@@ -105,6 +110,7 @@ class Supervised:
                 stderr=subprocess.STDOUT,
                 env={**env, **ours},
                 start_new_session=True,
+                pass_fds=[self._temporary.lock],
             )
         self._gone = threading.Event()
         threading.Thread(target=self._watch, name=f"watch-{self.pid}", daemon=True).start()
@@ -153,7 +159,7 @@ class Supervised:
         if how is None or how.si_code != os.CLD_EXITED:
             _kill_until_gone(lambda: _of_session(self.pid, self._token))
         self._process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._temporary.remove()
         self._gone.set()
 
 

@@ -107,7 +107,7 @@ def of_wildbench(path: Path) -> Iterator[Part]:
         task = str(row["session_id"])
         if task in tasks:
             raise UserError(f"{path}, row {number}: the task {task} is scored a second time.")
-        tasks[task] = wildbench.rating(row["score"])
+        tasks[task] = wildbench.rating_of(row)
     for model, tasks in models.items():
         items = frame(list(tasks), list(tasks.values()))
         yield Part(model, "wildbench", "wb_score", items, path, True)

@@ -15,6 +15,7 @@ from eval.files import judgments, lm_eval_samples, values
 from eval.files.judgments import LengthControl
 from eval.files.kinds import MADE_BY, Kind, kind_of
 from eval.files.parts import Named, Part, files_of, named
+from eval.prompt_sets.prompts import is_folder
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def read(arguments: Sequence[str], asked: Asked) -> Items:
     against different models or asked about different documents, and for an arm that has an item
     twice.
     """
+    is_folder(asked.length_control.data)
     placed: list[_Placed] = []
     notes: list[str] = []
     unnamed: list[Part] = []

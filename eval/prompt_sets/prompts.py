@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -229,12 +230,25 @@ def _prompt(record: Mapping[str, Any], where: str) -> Prompt:
             "uid": str(name),
             "prompt": str(text),
         }:
-            return Prompt(str(name), text, category, tuple(record.get("history") or ()))
+            return Prompt(str(name), text, category, _history(record.get("history"), where))
         case {"question_id": str(name) | int(name), "turns": [{"content": str(text)}, *_]}:
             return Prompt(str(name), text, category)
     raise UserError(
         f"{where}: no prompt; a record needs id and prompt (or uid and prompt, or instruction)."
     )
+
+
+def _history(given: Any, where: str) -> tuple[dict[str, str], ...]:
+    """What was said before a prompt."""
+    turns = given or []
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+        for turn in turns
+    ):
+        raise UserError(f"{where}: `history` is no list of turns, each with role and content.")
+    return tuple(turns)
 
 
 def _answer(record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -305,6 +319,12 @@ def download(repo: str, name: str, *, fetch: bool = True) -> Path:
         ) from error
 
 
+def is_folder(data: Path | None) -> None:
+    """Raises UserError where a folder that was named with --data is none."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data} is no folder; check the path.")
+
+
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, record) from a .jsonl file (number = line), from a .json file that holds one list
     (number = place in it, from 1), both also as .gz, or from a .parquet file (number = row).
@@ -338,12 +358,29 @@ def _values(path: Path) -> Iterable[tuple[int, Any]]:
 def _parsed(path: Path, first: int, text: str) -> Any:
     """The value of JSON text that begins in line `first`."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        return _spelled(value) if _HALF.search(text) else value
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from error
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
         raise UserError(f"{path}, line {first}: JSON that cannot be read ({error}).") from error
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""What may be half of a surrogate pair."""
+
+
+def _spelled(value: Any) -> Any:
+    """The same value, where a text holds half a character (a surrogate without the other) with its
+    escape spelled out: no UTF-8 file, request or digest holds it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, list):
+        return [_spelled(each) for each in value]
+    if isinstance(value, dict):
+        return {_spelled(name): _spelled(each) for name, each in value.items()}
+    return value
 
 
 def located(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -109,8 +109,15 @@ def _of_model(model: str, rows: Sequence[Row], where: str) -> Judged:
     preference = np.array([row.get("preference") for row in rows], dtype=np.float64)
     preference[preference == 0] = 1.5  # how old files write a tie
     preference[~((preference >= 1) & (preference <= 2))] = np.nan
+    preference[[not _answered(row) for row in rows]] = np.nan
     lengths = [_characters(rows, output) for output in ("output_2", "output_1")]
     return Judged(model, baselines[0], instructions, preference, *lengths)
+
+
+def _answered(row: Row) -> bool:
+    """Whether both answers are texts, as far as the row has them: nobody can have preferred an
+    answer that is null or a number."""
+    return all(isinstance(row.get(output, ""), str) for output in ("output_1", "output_2"))
 
 
 def _characters(rows: Sequence[Row], output: str) -> Floats:
@@ -119,8 +126,12 @@ def _characters(rows: Sequence[Row], output: str) -> Floats:
 
 
 def read(path: Path) -> list[Judged]:
-    """`judged` of an annotation file (.json, .jsonl, .gz too)."""
-    return judged((row for _, row in records(path)), str(path))
+    """`judged` of an annotation file (.json, .jsonl, .gz too). Raises UserError also for one that
+    holds no annotation."""
+    models = judged((row for _, row in records(path)), str(path))
+    if not models:
+        raise UserError(f"{path} holds no annotations.")
+    return models
 
 
 def win_rate(model: Judged) -> dict[str, Any]:

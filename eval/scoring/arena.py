@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -121,7 +121,7 @@ def read(paths: Iterable[Path]) -> list[Games]:
     """
     battles: list[tuple[str, Row]] = []
     piles: dict[tuple[str, str], _Pile] = {}
-    for where, record in chain.from_iterable(map(located, paths)):
+    for where, record in chain.from_iterable(map(_some, paths)):
         if "winner" in record:
             battles.append((where, record))
         elif {"games", "model"} <= record.keys() and {"uid", "question_id"} & record.keys():
@@ -133,6 +133,16 @@ def read(paths: Iterable[Path]) -> list[Games]:
             )
     judged = [pile.games() for pile in piles.values()]
     return judged + (_battles(battles) if battles else [])
+
+
+def _some(path: Path) -> Iterator[tuple[str, Row]]:
+    """The records of a file. Raises UserError where there is none."""
+    found = 0
+    for each in located(path):
+        found += 1
+        yield each
+    if not found:
+        raise UserError(f"{path} holds no judgments.")
 
 
 def _add_judgment(record: Row, where: str, piles: dict[tuple[str, str], _Pile]) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 from eval import stats
 from eval.prompt_sets.prompts import HUB, download, records, text_id
 from eval.scoring.alpaca import BASELINE, Judged
@@ -94,22 +94,51 @@ def load_reference(data: Path | None) -> Reference:
     naming what is missing.
     """
     difficulties, gamed_rows, outputs = tables(data)
-    places, values = pl.read_csv(difficulties).get_columns()[:2]
-    positions = np.full(int(places.to_numpy().max()) + 1, np.nan)
-    positions[places.to_numpy()] = values.to_numpy()
-    instructions = [str(row["instruction"]) for _, row in records(outputs)]
+    positions = _positions(difficulties)
+    instructions = [str(row.get("instruction")) for _, row in records(outputs)]
     if len(instructions) != len(positions):
         raise UserError(
             f"{outputs} has {len(instructions)} outputs but {difficulties} has {len(positions)} "
             "difficulties; they must be one set."
         )
-    gamed = pl.read_csv(gamed_rows)
-    length, difficulty, preference = (
-        gamed[column].to_numpy()
-        for column in ("std_delta_len", "instruction_difficulty", "preference")
-    )
+    gamed = _table(gamed_rows, _GAMED)
+    length, difficulty, preference = (gamed[column].to_numpy() for column in _GAMED)
     by_instruction = dict(zip(instructions, positions.tolist(), strict=True))
     return Reference(positions, by_instruction, (np.tanh(length), difficulty, preference))
+
+
+_GAMED = ("std_delta_len", "instruction_difficulty", "preference")
+
+
+def _positions(path: Path) -> Floats:
+    """The difficulty at each position of AlpacaEval's outputs; nan where there is none."""
+    table = _table(path, ())
+    places = table.to_series(0).to_list()
+    whole = all(isinstance(place, int) and 0 <= place < _MOST for place in places)
+    if not places or not whole or len(table.columns) < 2 or not table.dtypes[1].is_numeric():
+        raise UserError(f"{path} is no table of positions and difficulties; get it again.")
+    positions = np.full(max(places) + 1, np.nan)
+    positions[places] = table.to_series(1).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return positions
+
+
+_MOST = 1_000_000
+"""More instructions than any set of AlpacaEval's has."""
+
+
+def _table(path: Path, numbers: Sequence[str]) -> pl.DataFrame:
+    """A CSV file. Raises UserError where it cannot be read, or lacks one of these columns of
+    numbers."""
+    try:
+        table = pl.read_csv(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as CSV ({first_line(error)}); get it again."
+        ) from error
+    for name in numbers:
+        if name not in table.columns or not table[name].dtype.is_numeric():
+            raise UserError(f"{path} has no column of numbers `{name}`; get it again.")
+    return table
 
 
 def tables(data: Path | None, *, fetch: bool = True) -> tuple[Path, Path, Path]:

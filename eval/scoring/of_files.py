@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import UserError, nearest
 from core.files import finite
 from eval import stats
-from eval.prompt_sets.prompts import located
+from eval.prompt_sets.prompts import is_folder, located
 from eval.scoring import alpaca, arena, length_control, style_control, wildbench
 from eval.scoring.stored import short_name
 
@@ -35,7 +35,7 @@ def score_alpaca(
     Other prompts or another baseline get `length_controlled_minimal` with its standard error
     instead, which is not AlpacaEval's figure. Raises UserError for malformed files.
     """
-    _check(files, compat)
+    _check(files, compat, data)
     models = [(path, model) for path in files for model in alpaca.read(path)]
     reference = None
     missing = ""
@@ -43,8 +43,6 @@ def score_alpaca(
         try:
             reference = length_control.load_reference(data)
         except UserError as error:
-            if data is not None and not data.is_dir():
-                raise UserError(f"--data {data} is not a folder.") from error
             missing = str(error)
     rows = []
     for path, model in models:
@@ -129,7 +127,7 @@ def score_arena(
     which needs `data`, a folder with the models' and the baseline's answer files (*answer*.jsonl).
     Raises UserError for malformed files.
     """
-    _check(files, compat)
+    _check(files, compat, data)
     for name in sorted(set(control) - style_control.CONTROLS.keys()):
         hint = nearest(name, style_control.CONTROLS)
         raise UserError(f"style control '{name}' is unknown{hint}.")
@@ -222,7 +220,7 @@ def score_wildbench(
     secondary_tags (from the hub's allenai/WildBench), without which there is no macro score. The
     official rules are ours here.
     """
-    _check(files, compat)
+    _check(files, compat, data)
     tags = _tags(data) if data is not None else None
     rows: list[Row] = []
     for path in files:
@@ -259,9 +257,10 @@ def _tags(data: Path) -> dict[str, list[str]]:
     return tags
 
 
-def _check(files: Sequence[Path], compat: str | None) -> None:
+def _check(files: Sequence[Path], compat: str | None, data: Path | None) -> None:
     if compat not in (None, "official"):
         raise UserError(f"--compat {compat} is unknown; it can be 'official'.")
+    is_folder(data)
     if not files:
         raise UserError("there is nothing to score: name one or more judgment files.")
     for path in files:

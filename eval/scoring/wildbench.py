@@ -66,6 +66,13 @@ def rating(text: Any) -> float | None:
     return value if 1 <= value <= 10 else None
 
 
+def rating_of(row: Row) -> float | None:
+    """The rating of a stored judgment; None also where its `model_output` is no text (null, a
+    number), so that there was nothing to judge."""
+    answered = isinstance(row.get("model_output", ""), str)
+    return rating(row["score"]) if answered else None
+
+
 def adjusted(score: float) -> float:
     """A mean rating on the published scale, where 5 is 0."""
     return (score - 5) * 2
@@ -103,7 +110,7 @@ def score(
 
 def _score(tasks: Mapping[str, Row], tags: Mapping[str, list[str]] | None) -> dict[str, Any]:
     """One model's figures."""
-    ratings = {task: rating(row["score"]) for task, row in tasks.items()}
+    ratings = {task: rating_of(row) for task, row in tasks.items()}
     values = [value for value in ratings.values() if value is not None]
     mean = stats.mean_interval(values) if values else stats.NOTHING
     whole = [task for task, row in tasks.items() if is_whole(row.get("model_output", "unknown"))]

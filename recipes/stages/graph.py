@@ -22,6 +22,7 @@ from core.cells.references import columns_opened
 from core.errors import UserError
 from core.sending.purse import Bill, Ledger
 from core.servers import Servers
+from core.serving import temporary
 from core.store import Result, Store
 from core.tracking import Log
 from recipes.checks import files, libraries, sampled
@@ -159,7 +160,7 @@ def _outcome(
     recipe = loaded.recipe
     store = Store(Path(recipe.store))
     log = Log()
-    with Servers(log, store.root / "logs") as servers:
+    with temporary.own(), Servers(log, store.root / "logs") as servers:
         tracker = tracker_of(recipe, store)
         servers.retry = retry
         servers.ledger = Ledger(recipe.folder / "spent")

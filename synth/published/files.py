@@ -168,6 +168,7 @@ def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str, batch: int) ->
 
 
 def _parquet(path: Path, batch: int) -> Iterator[Part]:
+    """Rows of a Parquet file; checksums, encodings and the number of rows are checked."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -20,7 +20,7 @@ import polars as pl
 
 from core.errors import UserError, nearest
 from eval import stats
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.prompts import is_folder, records
 
 PAIRS: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
@@ -61,11 +61,12 @@ def pairs(dataset: str, folder: Path) -> pl.DataFrame:
     annotators). Raises UserError for an unknown set, a missing file, or a record that is none of
     them.
     """
+    is_folder(folder)
     path = _file(dataset, folder)
-    return pl.DataFrame(
-        [_pair(record, f"{path}, record {number}", number) for number, record in records(path)],
-        schema=PAIRS,
-    )
+    rows = [_pair(record, f"{path}, record {number}", number) for number, record in records(path)]
+    if not rows:
+        raise UserError(f"{path} holds no labelled pair.")
+    return pl.DataFrame(rows, schema=PAIRS)
 
 
 def _file(dataset: str, folder: Path) -> Path:
@@ -108,10 +109,10 @@ def _pair(record: dict[str, Any], where: str, number: int) -> dict[str, Any]:
         raise UserError(f"{where}: the prompt and both answers must be texts.")
     try:
         votes = [int(label) for label in labels]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         votes = [-1]
     if not set(votes) <= {0, 1, 2}:
-        raise UserError(f"{where}: the human labels {list(labels)} are not all 0 (tie), 1 or 2.")
+        raise UserError(f"{where}: the human labels {labels!r} are not all 0 (tie), 1 or 2.")
     name = str(record.get("id", record.get("idx", number - 1)))
     # PandaLM's True is a JSON true.
     return dict(zip(PAIRS, (name, *map(str, texts), majority(votes), votes), strict=True))
