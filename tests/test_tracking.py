@@ -29,9 +29,12 @@ def test_without_a_key_runs_are_offline_and_it_is_said_once(
 ) -> None:
     made = tracker(tmp_path)
     assert made.mode == "offline"
+    with made.stage("none", "select", "none" * 4, {}):
+        pass
+    assert capfd.readouterr().err == ""  # nothing was tracked
     for name in ("one", "two"):
-        with made.stage(name, "select", name * 4, {}):
-            pass
+        with made.stage(name, "train", name * 4, {}, trainer=True) as log:
+            log.trainer_env()
     said = capfd.readouterr().err
     assert said.count("no API key") == 1 and f"`magpie track sync {tmp_path}`" in said
 
