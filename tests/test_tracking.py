@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from core.tracking import Log, Made, Pace, Tracker, clock, lineage, wandb_mode
+from core.sending.pace import Pace, clock
+from core.tracking import Log, Made, Tracker, lineage, wandb_mode
 from tests import wandb_file
 
 
