@@ -348,6 +348,7 @@ class StageLog(Log):
         return self._run
 
     def _begun(self, wandb: Any) -> Any:
+        """A W&B run in the tracker's mode."""
         settings = wandb.Settings(
             silent=True,
             console="off",
