@@ -63,10 +63,10 @@ def damaged(path: Path, why: str, root: Path | None) -> None:
     """
     noting = _noting
     if noting is None:
-        raise UserError(
-            f"{path}: {why}; `magpie verify RECIPE --repair`, or a run of its recipe, sets it "
-            "aside and makes it again."
-        )
+        remedy = "remove it and run again"
+        if root is not None:
+            remedy = f"`magpie verify {root} --repair` sets it aside, and a run makes it again"
+        raise UserError(f"{path}: {why}; {remedy}.")
     if path in noting.found and not noting.moves:
         return
     if noting.moves:

@@ -186,6 +186,8 @@ def identity(stat: os.stat_result) -> list[int]:
 
 def _digests(paths: list[Path]) -> list[str]:
     """sha256 of each file, several read at once."""
+    if len(paths) < 2:
+        return [_digest(path) for path in paths]
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(_digest, paths))
 
