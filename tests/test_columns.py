@@ -85,9 +85,7 @@ def test_an_unreadable_part_is_one_sentence(tmp_path: Path) -> None:
     made.cut()
     (part,) = made.parts()
     part.write_bytes(b"cut")
-    with pytest.raises(
-        UserError, match="is no Parquet file; .*run again|sets it aside, and a run makes it again"
-    ):
+    with pytest.raises(UserError, match="sets it aside, and a run makes it again"):
         made.read()
 
 

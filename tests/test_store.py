@@ -80,7 +80,7 @@ def test_a_broken_manifest_is_one_sentence(store: Store) -> None:
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text("{")
     with pytest.raises(
-        UserError, match="not valid JSON; `magpie verify .* --repair` sets it aside"
+        UserError, match=r"not valid JSON; `magpie verify .* --repair` sets it aside"
     ):
         store.find("score", "k" * 64)
 
