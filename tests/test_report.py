@@ -282,7 +282,7 @@ def test_a_judge_that_follows_the_order_is_named_and_a_steady_one_is_not() -> No
         for b, pairs, share in counted
     ]
     [warning] = outcome.judge_warnings(judges)
-    assert warning.startswith("alpaca: ") and "only 30 % of 40 pairs" in warning
+    assert warning.startswith("alpaca: ") and "in 30 % of 40 pairs" in warning
 
 
 def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:
@@ -394,6 +394,7 @@ def test_the_page_shows_headline_scores_funnel_and_ledger(
     assert (
         tab.locator("#headline")
         .inner_text()
+        .split(". ", 1)[1]
         .startswith("On alpaca (win_rate), the primary benchmark: ")
     )
     assert cells(tab, "#score-table thead th") == [
@@ -423,7 +424,7 @@ def test_the_page_shows_headline_scores_funnel_and_ledger(
     assert "0 in every run: truncated rows." in cells(tab, "#training p")
     assert (
         cells(tab, "#tags .cards figcaption")[3]
-        == "input_quality measured on "
+        == "incomplete measured on "
         + cells(tab, "#tags .cards figcaption")[3].split("measured on ")[1]
     )
 

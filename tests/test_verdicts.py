@@ -325,10 +325,18 @@ def test_costs_are_summed_by_stage_and_bills_by_model(tmp_path: Path) -> None:
             "spent": tmp_path / "spent",
         }
     )
-    train, judge = shown["rows"]
+    train, judge, scores = shown["rows"]
     assert train == {"name": "training", "results": 2, "seconds": 90.0, "tokens": 900}
     assert (judge["name"], judge["calls"], judge["money"]) == ("judging: alpaca", 7, 0.5)
-    assert shown["seconds"] == 95.0
+    assert scores["seconds"] == 9.0
+    assert shown["total"] == {
+        "seconds": 104.0,
+        "prompt_tokens": 900,
+        "tokens": 970,
+        "calls": 7,
+        "money": pytest.approx(0.3),
+        "training_hours": pytest.approx(90 / 3600),
+    }
     assert shown["bills"] == [
         {
             "model": "gpt",

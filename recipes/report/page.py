@@ -25,6 +25,8 @@ from markupsafe import Markup
 
 from core.files import write_atomic
 from core.store import Counts, canonical
+from eval.comparing.shown import scales
+from eval.judging.people import labelled
 from recipes.report import beside, sources, tables
 from recipes.report.drawing import figures, marks
 from recipes.report.sections import (
@@ -32,16 +34,26 @@ from recipes.report.sections import (
     costs,
     judge_card,
     nearest,
+    origins,
     pool_map,
     pool_tags,
     selections,
     training,
 )
 from recipes.report.sources import Colours, Inputs, Record
-from recipes.report.verdicts import controls, disagreement, leaderboard, lengths, outcome, seeds
+from recipes.report.verdicts import (
+    controls,
+    disagreement,
+    duels,
+    leaderboard,
+    lengths,
+    outcome,
+    seeds,
+    words,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 4
+VERSION = 5
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -66,7 +78,7 @@ def build(
     with people. stored: the embeddings of texts that the store holds, for the map of the pool.
     Raises UserError when a file that is there cannot be read.
     """
-    comparison = sources.of_stage(inputs, "comparison", "comparison.json")
+    comparison = _inside(sources.of_stage(inputs, "comparison", "comparison.json"))
     arms = sources.arms(inputs, comparison)
     colours = {arm: figures.css_class(place) for place, arm in enumerate(arms)}
     data, left_out = browser.gather(inputs, colours)
@@ -78,11 +90,11 @@ def build(
         "arms": [{"name": arm, "css": css} for arm, css in colours.items()],
         "notes": [*comparison.get("notes", []), *notes],
         **_compared(inputs, comparison, colours),
-        **_judged(inputs, people or {}),
+        **_judged(inputs, recipe, people or {}),
         **_chosen(inputs, recipe, colours),
         "map": pool_map.pool_map(inputs, colours, stored),
         **training.training(inputs, colours),
-        "costs": costs.costs(inputs),
+        **_origins(inputs, provenance),
         **_browsed(data, left_out),
         "provenance": provenance,
     }
@@ -122,7 +134,8 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
     by_seed = seeds.scores(table)
     return {
         "comparison": comparison,
-        "headline": outcome.headline(comparison),
+        "headline": outcome.headline(comparison) | {"sentence": words.answer(comparison)},
+        "duels": duels.duels(comparison),
         "board": leaderboard.leaderboard(comparison, colours, by_seed),
         "scores": outcome.scores(comparison, colours, by_seed),
         "components": outcome.components(comparison),
@@ -135,13 +148,36 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
     }
 
 
-def _judged(inputs: Inputs, people: Mapping[str, Sequence[str]]) -> Record:
-    """How the judges behaved."""
+def _inside(comparison: Record) -> Record:
+    """A comparison whose scores keep their intervals inside their scales."""
+    if "scores" not in comparison:
+        return comparison
+    return {**comparison, "scores": list(map(scales.shown, comparison["scores"]))}
+
+
+def _judged(
+    inputs: Inputs, recipe: Mapping[str, Any], people: Mapping[str, Sequence[str]]
+) -> Record:
+    """Who judged, and how they behaved."""
     judges = judge_card.judgings(inputs)
+    labels = inputs.get("people", Path())
     return {
         "judges": judges,
-        "cards_of_judges": judge_card.cards(judges, people),
+        "cards_of_judges": judge_card.cards(judges, people, recipe),
+        "unusable": outcome.unusable(judges),
         "warnings": outcome.judge_warnings(judges),
+        "labels": labelled.sentences(sources.read_object(labels)) if labels.is_file() else [],
+    }
+
+
+def _origins(inputs: Inputs, provenance: Sequence[Record]) -> Record:
+    """What made the results, what was declared beforehand, and what all of it cost."""
+    spent = costs.costs(inputs)
+    return {
+        "costs": spent,
+        "totals": origins.totals(spent["total"]),
+        "made_with": origins.made_with(provenance),
+        "declared": origins.declared(inputs),
     }
 
 

@@ -26,6 +26,8 @@ Record = dict[str, Any]
 """A JSON object, or a row."""
 
 REMEDY = "remove that result's folder and run again"
+MADE = "made/"
+"""Begins the names of inputs that only say what they cost and where they come from."""
 NAMED = ("stage", "key", "digest", "seconds", "spec", "started", "counts")
 """Fields of a manifest that have a place of their own on the page; the others are its facts."""
 
@@ -168,7 +170,7 @@ def _provenance(name: str, path: Path) -> Record:
     manifest = read_object(path / MANIFEST)
     digest = files.file_digest(path) if path.is_file() else str(manifest.get("digest", ""))
     return {
-        "name": name,
+        "name": name.removeprefix(MADE),
         "there": path.exists(),
         "key": str(manifest.get("key", ""))[:16],
         "digest": digest[:16],

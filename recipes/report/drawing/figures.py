@@ -83,12 +83,14 @@ class Shares:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: (x, y) points in order of x; `dash` numbers the dash pattern."""
+    """One line: (x, y) points in order of x; `dash` numbers the dash pattern; `rings` are (x, y) of
+    what was measured beside it, the loss of data that were held out say."""
 
     name: str
     css: str
     points: Points
     dash: int = 0
+    rings: Points = ()
 
 
 def css_class(index: int) -> str:
@@ -211,7 +213,7 @@ def curves(runs: Sequence[Curve], label: str) -> Markup:
     """Lines over steps on common axes: the finite points of each run, at most about `CURVE_POINTS`
     of them."""
     runs = [replace(run, points=_thin(run.points)) for run in runs]
-    points = [point for run in runs for point in run.points]
+    points = [point for run in runs for point in (*run.points, *run.rings)]
     if not points:
         return nothing("no step was logged")
     height, top, bottom = 250, 8, 216
@@ -233,6 +235,8 @@ def _curve(run: Curve, x: Scale, y: Scale) -> Iterator[Markup]:
     yield path(f"curve {run.css} dash{run.dash % DASHES}", through and f"M{through}")
     for end in placed[-1:]:
         yield circle(f"point {run.css}", *end, 2.5)
+    for step, value in run.rings:
+        yield circle(f"ring {run.css}", x(step), y(value), 4.5)
 
 
 def _steps(runs: Sequence[Curve], x: Scale, top: float, bottom: float) -> Iterator[Markup]:

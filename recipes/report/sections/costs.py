@@ -102,7 +102,7 @@ def _pool(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
 def _results(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
     """The results of every stage that is counted here."""
     for name, folder in inputs.items():
-        stage, _, rest = name.partition("/")
+        stage, _, rest = name.removeprefix(sources.MADE).partition("/")
         if stage not in STAGES or not folder.is_dir():
             continue
         manifest = sources.read_object(folder / MANIFEST)

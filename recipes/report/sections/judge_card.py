@@ -26,16 +26,61 @@ def judgings(inputs: Inputs) -> list[Record]:
         counts = sources.read_object(folder / MANIFEST).get("counts") or {}
         if "rows" in counts:
             bias = longer_preferred(folder / "judgments.parquet")
-            judges.append({"benchmark": benchmark, "name": run.name, **counts, **bias})
+            known = {"benchmark": benchmark, "name": run.name, "revision": _revision(folder)}
+            judges.append({**known, **counts, **bias})
     return judges
 
 
-def cards(judges: Sequence[Record], people: Mapping[str, Sequence[str]]) -> list[Record]:
-    """One card a benchmark, over the judgings of all runs: games, judged, models, asked, the means
-    of the biases weighted by what they were measured on, and `people`: sentences on the judge's
-    agreement with people (none: it was not measured).
+def _revision(folder: Path) -> str | None:
+    """The judge's revision, as the judgments' own key has it; None where several judged."""
+    spec = (sources.read_object(folder / MANIFEST).get("spec") or {}).get("spec") or {}
+    revision = ((spec.get("cell") or {}).get("judge") or {}).get("revision")
+    return str(revision) if revision else None
 
-    `people`: benchmark -> sentences.
+
+def asked(
+    recipe: Mapping[str, Any], benchmark: str, judges: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """How the judges of a benchmark were asked, as (what, how): model and revision of each, the
+    mode, the order of the answers, the prompt, sampling; what the recipe does not say is left
+    out."""
+    config = recipe.get("eval") or {}
+    block = config.get(benchmark) or {}
+    each = block.get("judges") or [block.get("judge") or config.get("judge") or {}]
+    revisions = sorted({judge["revision"] for judge in judges if judge.get("revision")})
+    said = [("model", ", ".join(str(one["model"]) for one in each if one.get("model")))]
+    stated = [str(one["revision"]) for one in each if one.get("revision")]
+    said.append(("revision", ", ".join(name[:12] for name in revisions or stated)))
+    how = [block.get(name) for name in ("version", "mode")]
+    said.append(("mode", ", ".join(map(str, filter(None, how)))))
+    said.append(("order of the answers", _order(block)))
+    prompt = block.get("prompt")
+    said.append(
+        ("prompt", ", ".join(prompt.values()) if isinstance(prompt, dict) else prompt or "")
+    )
+    sampling = block.get("sampling") or {}
+    said.append(("sampling", ", ".join(f"{name} {value}" for name, value in sampling.items())))
+    return [(what, how) for what, how in said if how]
+
+
+def _order(block: Mapping[str, Any]) -> str:
+    """Which answer the judge sees first."""
+    if block.get("kind") == "arena":
+        return "both, two games a prompt"
+    order = block.get("order")
+    return "both" if order == "both" else "drawn at random, one a prompt" * bool(order)
+
+
+def cards(
+    judges: Sequence[Record],
+    people: Mapping[str, Sequence[str]],
+    recipe: Mapping[str, Any] | None = None,
+) -> list[Record]:
+    """One card a benchmark, over the judgings of all runs: games, judged, models, how they were
+    asked (see `asked`), the means of the biases weighted by what they were measured on, tokens and
+    money, and `people`: sentences on the judge's agreement with people (none: it was not measured).
+
+    `people`: benchmark -> sentences. `recipe`: the resolved one.
     """
     cards = []
     for benchmark in dict.fromkeys(judge["benchmark"] for judge in judges):
@@ -53,7 +98,11 @@ def cards(judges: Sequence[Record], people: Mapping[str, Sequence[str]]) -> list
                 "longer": _mean(own, "longer", "unequal"),
                 "unequal": _sum(own, "unequal"),
                 "mass": _mean(own, "mass", "judged"),
+                "calls": _sum(own, "asked"),
+                "prompt_tokens": _sum(own, "prompt_tokens"),
+                "tokens": _sum(own, "tokens"),
                 "money": _sum(own, "money"),
+                "asked": asked(recipe or {}, benchmark, own),
                 "people": list(people.get(benchmark, [])),
             }
         )

@@ -67,8 +67,9 @@ def cards(
         labels = _labels(columns[name].field.labels, values)
         if values.is_empty():
             never.append(f"{name} ({note})" if "failed" in note else name)
-        elif values.n_unique() == 1 and len(values) == len(pool):
-            constants.append(f"{name} = {_label(values[0])}")
+        elif values.n_unique() == 1:
+            rare = f" ({note})" if len(values) < len(pool) else ""
+            constants.append(f"{name} = {_label(values[0])}{rare}")
         elif values.dtype.is_numeric():
             found.append(_numbers(name, shown) | {"name": name, "note": note})
         elif labels:

@@ -10,11 +10,12 @@ import polars as pl
 
 from core import models
 from core.errors import UserError
-from core.files import write_changed
+from core.files import file_digest, write_changed
 from core.sending.purse import Ledger
 from core.store import Counts, Result, digest
 from core.tracking import Log
 from recipes.schema import Recipe
+from recipes.stages.evaluating import declared
 from recipes.stages.session import Session, Stage
 from recipes.stages.sets.held import told
 from recipes.stages.walk import Arms
@@ -42,12 +43,17 @@ REPORTED = {
 def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | None) -> None:
     """The page, and a copy of it where a person finds it: STORE/recipes/NAME/report.html, its
     tables and figures beside it."""
+    from eval.judging.people import labelled
     from recipes.report import beside, page
     from recipes.report.sections import judges
 
     measured, funnels = _measured(session.folder), _funnels(session.folder, arms)
-    shown = {**measured, **_shown_results(session.results), **funnels}
+    kept = {"declared": declared.FILE, "people": labelled.FILE}
+    beside_it = {name: session.folder / file for name, file in kept.items()}
+    beside_it = {name: path for name, path in beside_it.items() if path.is_file()}
+    shown = {**measured, **_shown_results(session.results), **funnels, **beside_it}
     snapshot = {name: told(path) for name, path in {**measured, **funnels}.items()}
+    snapshot |= {name: file_digest(path) for name, path in beside_it.items()}
     settings = recipe.model_dump(mode="json")
     notes = judges.judge_lines(recipe, session.results)
     people = judges.people(recipe, session.results)
@@ -117,6 +123,10 @@ def _funnels(folder: Path, arms: Arms) -> dict[str, Path]:
 
 
 def _shown_results(results: Mapping[str, Result]) -> dict[str, Path]:
+    """The results that the page reads; the others by name alone, for their cost and where they come
+    from."""
+    from recipes.report import sources
+
     shown = {}
     for name, result in results.items():
         stage, _, rest = name.partition("/")
@@ -124,4 +134,6 @@ def _shown_results(results: Mapping[str, Result]) -> dict[str, Path]:
             shown[f"{REPORTED[stage]}/{rest}" if rest else REPORTED[stage]] = result.path
         elif stage == "prompts":
             shown[name] = result.path / "prompts.jsonl"
+        if stage not in (*REPORTED, "report"):
+            shown[f"{sources.MADE}{name}"] = result.path
     return shown
