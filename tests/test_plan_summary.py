@@ -14,9 +14,11 @@ from eval.comparing.metrics import Declared
 from eval.comparing.planning.before import Design
 from recipes.schema import load
 from recipes.stages import graph
+from recipes.stages.session import Step
 from recipes.stages.walk import Arms
 from recipes.verbs.planning import plan as planning
 from recipes.verbs.planning.detectable import design_of, of_recipe
+from recipes.verbs.planning.grouped import groups
 from recipes.verbs.planning.trainings import Hardware, trainings
 
 EIGHT_B = "llama3-8b-magpie-pro-300k"
@@ -130,3 +132,19 @@ def test_what_is_not_known_is_said(tmp_path: Path, changes: list[str], says: str
     recipe = load(EIGHT_B, [*changes, f"store={tmp_path}"]).recipe
     found = of_recipe(recipe, Arms.of(recipe), None if "tasks" in changes[0] else 500)
     assert found["difference"] is None and says in found["rests_on"]
+
+
+def test_a_kind_of_stages_is_one_line_with_the_reason_of_its_own() -> None:
+    steps = [
+        Step("select/a", "reuse", ""),
+        Step("train/a/0", "waits", "depends on tokens"),
+        Step("train/a/1", "run", "train.trainer.max_steps: 2 -> 3"),
+        Step("train/b/0", "run", "not made yet"),
+        Step("train/c/0", "reuse", ""),
+        Step("score/a/0", "waits", "depends on heldout"),
+    ]
+    train, score = groups(steps)
+    assert (train.kind, train.runs, train.reused) == ("train", 3, 1)
+    assert train.why == "train.trainer.max_steps: 2 -> 3 (and 1 more)"
+    assert (score.kind, score.why) == ("score", "depends on heldout")
+    assert groups([Step("select/a", "reuse", "")]) == []

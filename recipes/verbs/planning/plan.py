@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from recipes.stages.session import REUSE
 from recipes.stages.walk import Arms
 from recipes.verbs.planning import detectable
 from recipes.verbs.planning import trainings as of_trainings
+from recipes.verbs.planning.grouped import groups
 from recipes.verbs.terminal import say, table
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ BEFORE = ("instructions", "measure")
 def show(
     loaded: Loaded, outcome: Outcome, hardware: Hardware, *, stages: bool, as_json: bool
 ) -> None:
-    """Print the summary, and with `stages` one line a stage and what each training needs; as JSON
-    everything."""
+    """Print the summary and a line a kind of stage that is left, or with `stages` one line a stage
+    and what each training needs; as JSON everything."""
     trained = of_trainings.trainings(loaded.recipe, outcome, hardware)
     told = summary(loaded.recipe, outcome, trained)
     steps = outcome.steps
@@ -43,6 +45,7 @@ def show(
         shown = {
             "recipe": loaded.recipe.name,
             "summary": told,
+            "groups": [asdict(group) for group in groups(steps)],
             "steps": listed,
             "trainings": trained,
             "peak_disk_bytes": told["peak_disk_bytes"],
@@ -56,6 +59,9 @@ def show(
         for line in of_trainings.lines(trained, hardware):
             say(line)
     else:
+        left = [(group.kind, group.runs, group.reused, group.why) for group in groups(steps)]
+        if left:
+            table(["stage", "run", "reused", "why"], left)
         say("every stage and training: the same command with --all")
 
 
