@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> list[str]:
 def test_the_table_says_who_is_better_and_the_notes_what_decided(files: list[str]) -> None:
     done = compare(*files)
     assert done.exit_code == 0
-    assert "better is better (these two models)" in done.stdout
+    assert "better is better\tthese two models" in done.stdout
     assert "values value is the only figure here" in done.stdout
 
 
