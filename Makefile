@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help install models demo test test-fast test-all check inputs mutants benchmarks clean
+.PHONY: help install models demo test test-fast test-all check inputs faults mutants benchmarks clean
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
@@ -18,6 +18,7 @@ help:
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make inputs    10,000 malformed inputs against whoever reads them (about 10 minutes)"
 	@echo "make benchmarks  every figure of docs/benchmarks.md, and the page (about 40 minutes, idle)"
+	@echo "make faults    300 faults over all stages (at most 120 minutes; goes on where it was)"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
@@ -65,6 +66,9 @@ mutants: models
 # Every benchmark that stands in docs/benchmarks.md, one after the other; a stopped run continues.
 benchmarks: models
 	$(BIN)/python -m benchmarks
+
+faults: install
+	$(BIN)/python -m tests.campaigns.faults --count 300 --minutes 120
 
 check: install
 	$(BIN)/ruff format --check -q .
