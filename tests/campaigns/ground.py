@@ -231,9 +231,10 @@ def held(store: Path) -> dict[str, str]:
     """What a store holds: the digest of each result, and of each column's cells."""
     found = {}
     for manifest in sorted((store / "results").glob("*/*/manifest.json")):
-        if not manifest.parent.name.startswith(".") and "." not in manifest.parent.name:
-            name = manifest.parent.relative_to(store).as_posix()
-            found[name] = json.loads(manifest.read_text())["digest"]
+        # The page's key holds the recipe's settings, and among them where the store is.
+        stage, key = manifest.parent.relative_to(store / "results").parts
+        if stage != "report" and "." not in key:
+            found[f"results/{stage}/{key}"] = json.loads(manifest.read_text())["digest"]
     for folder in sorted((store / "columns").glob("*/*")):
         parts = sorted(folder.glob("part-*.parquet"))
         if parts:

@@ -16,6 +16,9 @@ import psutil
 from tests.campaigns.ground import TIMEOUT, Ground, Place, processes
 from tests.scripted_server import FAULTS, Fault, ScriptedServer
 
+APPEARS = 30.0
+"""Seconds in which a process that is to be killed appears, or the fault strikes nothing."""
+
 Undo = Callable[[], None]
 TRAINING = ("train",)
 OWN = ("instructions", "tags", "responses")
@@ -81,14 +84,23 @@ def _killed(*words: str) -> Callable[[Scene], None]:
     """SIGKILL to the first process of the case whose command line holds a word."""
 
     def act(scene: Scene) -> None:
-        for process in processes(scene.place):
-            with suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                if process.pid != scene.pid and all(word in line for word in words):
-                    process.send_signal(signal.SIGKILL)
-                    return
+        stop = time.monotonic() + APPEARS
+        while time.monotonic() < stop and psutil.pid_exists(scene.pid):
+            if any(_hit(process, words) for process in processes(scene.place)):
+                return
+            time.sleep(0.02)
 
     return act
+
+
+def _hit(process: psutil.Process, words: tuple[str, ...]) -> bool:
+    """Kill a process whose command line holds these words; whether it is one."""
+    with suppress(psutil.Error):
+        line = " ".join(process.cmdline())
+        if all(word in line for word in words):
+            process.send_signal(signal.SIGKILL)
+            return True
+    return False
 
 
 def _misbehaves(fault: Fault) -> Callable[[Scene], None]:
