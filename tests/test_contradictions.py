@@ -311,7 +311,9 @@ def test_the_cpu_trains_in_the_format_of_weights_of_16_bits() -> None:
 
 
 def judge(given: TrainConfig, root: Path) -> None:
-    checks.trainer(given, Source(Path("recipe.yaml"), {}), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAGPIE_CACHE", str(root))
+        checks.trainer(given, Source(Path("recipe.yaml"), {}))
 
 
 def test_a_deepspeed_file_that_changed_is_judged_anew(tmp_path: Path) -> None:
