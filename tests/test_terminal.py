@@ -53,6 +53,13 @@ def test_what_does_not_fit_side_by_side_is_stacked_with_the_columns_names() -> N
     assert not any(line.startswith("  against") for line in lines[lines.index("random") :])
 
 
+def test_a_line_is_filled_to_its_width_and_no_further() -> None:
+    _, _, *lines = drawn(16 + 2 + 3, ["why", "n"], [["aaaa bbbb cccccc dddd e", "1,0"]])
+    assert lines == ["aaaa bbbb cccccc  1,0", "dddd e"]
+    _, _, *lines = drawn(15 + 2 + 3, ["why", "n"], [["aaaa bbbb cccccc dddd e", "1,0"]])
+    assert lines == ["aaaa bbbb        1,0", "cccccc dddd e"]
+
+
 def test_letters_of_east_asia_count_twice() -> None:
     _, _, wide, narrow = drawn(60, ["a", "b"], [["漢字", "x"], ["abcd", "x"]])
     assert wide.index("x") + 2 == narrow.index("x")
