@@ -145,7 +145,8 @@ def test_who_beats_only_one_has_not_won() -> None:
 
 
 def test_nobody_has_won_where_nothing_can_be_told() -> None:
-    told = comparison(pair("a", "c", "cannot tell"), pair("b", "c", "cannot tell"))
+    finer = pair("b", "c", "cannot tell") | {"detectable": 2.5}
+    told = comparison(pair("a", "c", "cannot tell"), finer)
     assert words.answer(told).startswith("Nobody won. ")
     assert words.told(told) == ([], ["a and c", "b and c"]) and words.smallest(told) == 3.5
 
