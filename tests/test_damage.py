@@ -427,7 +427,8 @@ def test_a_part_that_is_gone_is_measured_again(copied: Made) -> None:
     assert "response" in reasons(copied.pool)["measure"]
 
 
-def test_frames_behind_a_damaged_one_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 7, 40], ids=["magic", "length", "cells"])
+def test_frames_behind_a_damaged_one_count(tmp_path: Path, place: int) -> None:
     column = column_of(tmp_path)
     column.append([{"id": "0", "text": "first"}])
     (path,) = tmp_path.rglob("journal-*.cells")
@@ -436,7 +437,7 @@ def test_frames_behind_a_damaged_one_count(tmp_path: Path) -> None:
     second = path.stat().st_size
     column.append([{"id": "3", "text": "fourth"}])
     data = bytearray(path.read_bytes())
-    data[(first + second) // 2] ^= 1
+    data[first + place] ^= 1
     path.write_bytes(data)
     noting = Damage(lambda line: None, moves=False)
     with noting.noted():

@@ -135,9 +135,11 @@ def _is_parquet(path: Path) -> bool:
         return begins == _ENDS == handle.read()
 
 
-def is_named(path: Path) -> bool:
-    """Whether a part's name ends in its digest."""
-    return _NAMED.search(path.name) is not None
+def is_known(path: Path, root: Path) -> bool:
+    """Whether there is a digest to compare a part with: in its name, or remembered."""
+    memory = memory_of(path.parent, root)
+    remembered = memory is not None and memory.digest(path.name) is not None
+    return remembered or _NAMED.search(path.name) is not None
 
 
 def read_anew(path: Path, root: Path) -> str | None:

@@ -210,8 +210,9 @@ def check_column(root: Path, folder: Path, found: Found) -> None:
     found.parts += len(parts)
     found.read(*parts)
     for path in parts:
+        known = whole.is_known(path, root)
         why = whole.read_anew(path, root)
-        if why is None and not whole.is_named(path):
+        if why is None and not known:
             found.unsealed.append(str(path.relative_to(root)))
             why = _unreadable(path)
         if why is not None:
