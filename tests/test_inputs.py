@@ -84,7 +84,7 @@ def spoiled(rows: list[dict[str, Any]], name: str = "rows.jsonl", **values: Any)
         ("lm-eval samples", spoiled(sound.samples()[0], "s.jsonl", metrics=[[]]), "list of names"),
         ("lm-eval samples", spoiled(sound.samples()[0], "s.jsonl", doc_hash=3), "`doc_hash`"),
         ("import", spoiled(sound.layouts()[2], **{"a\x00b": 1}), "NUL"),
-        ("recipe", b"", "not null"),
+        ("recipe", b"", "it is empty"),
     ],
 )
 def test_what_the_campaign_found_is_refused_by_its_place(
