@@ -1,5 +1,6 @@
-"""The pages on data: every command runs as it stands there (those that need GPUs or the hub: their
-options are read), every recipe block loads."""
+"""README.md and the pages in docs/: every command runs as it stands there (those that need GPUs or
+the hub: their options are read), every recipe block loads, every link leads somewhere, and the
+pages of fields are what the schema says."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ from core.models import resolve
 from recipes import schema
 from recipes.cli import app
 from recipes.stages import graph
-from tests import small_recipe
+from tests import recipe_fields, small_recipe
 from tests.scripted_server import ScriptedServer
 from tests.test_published import row25
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+IN_ORDER = (
     "launch",
     "data",
     "generation",
@@ -35,20 +37,21 @@ PAGES = (
     "filters",
     "arms",
     "files",
-    "clusters",
-    "training",
-    "scale",
-    "comparing",
 )
-"""The pages on data and training, in the order in which a person reads them."""
-TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in PAGES)
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
-    for line in block.splitlines()
-    if line.startswith("magpie ")
-]
+"""Pages of which a command reads what one on an earlier page wrote."""
+PAGES = {
+    "README": (ROOT / "README.md").read_text(),
+    **{page: (DOCS / f"{page}.md").read_text() for page in IN_ORDER},
+    **{path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))},
+}
+BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "README.md")
+LINKED = [*(ROOT / name for name in BESIDE), *sorted(DOCS.rglob("*.md"))]
+TEXT = "\n".join(PAGES.values())
+SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+COMMANDS = [line for block in SHELL for line in block.splitlines() if line.startswith("magpie ")]
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+NAMED = {name: block for block in BLOCKS for name in re.findall(r"\A# ([\w-]+\.yaml)\n", block)}
+"""Recipes that commands name: blocks whose first line is their file's name."""
 TEN_MINUTES = 2_300
 """Words of English that a person reads in ten minutes."""
 ELSEWHERE = ("# needs GPUs", "# needs the hub")
@@ -119,16 +122,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         mixed = {"mix": {"magpie-pro": 0.7, "theirs": theirs}, "budget": {"rows": 10}}
         mixture = {"extends": "recipe.yaml", "arms": {"mixed": mixed}}
         (made / "mixture.yaml").write_text(yaml.safe_dump(mixture))
+        for name, block in NAMED.items():
+            (made / name).write_text(block)
         yield made
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_read_in_ten_minutes(page: str) -> None:
-    assert len((DOCS / f"{page}.md").read_text().split()) < TEN_MINUTES
+@pytest.mark.parametrize("page", [path for path in LINKED if path.parent != ROOT])
+def test_a_page_is_read_in_ten_minutes(page: Path) -> None:
+    assert len(page.read_text().split()) < TEN_MINUTES
 
 
 def test_the_pages_have_commands_and_recipes() -> None:
-    assert len(COMMANDS) > 15 and len(BLOCKS) > 8
+    assert len(COMMANDS) > 40 and len(BLOCKS) > 25 and len(NAMED) == 3
+
+
+def test_every_command_in_a_block_is_one_that_is_tried() -> None:
+    """Blocks of another kind than `sh` hold none, and none is hidden behind a prompt."""
+    inside = re.findall(r"^```\w*\n.*?^```", TEXT, re.S | re.M)
+    said = [line for block in inside for line in block.splitlines() if "magpie " in line]
+    shown = [line for line in said if re.match(r"\W*magpie [a-z]", line)]
+    assert [line for line in shown if line not in COMMANDS and not line.startswith("#")] == []
+
+
+def test_a_verb_that_a_page_names_exists() -> None:
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    named = {verb for path in LINKED for verb in re.findall(r"`magpie ([a-z]+)", path.read_text())}
+    assert len(named) > 15 and named - verbs == set()
+
+
+def anchors(text: str) -> set[str]:
+    """Where a link into a page may lead: its headings as GitHub names them, and its own anchors."""
+    heads = [re.sub(r"[^\w\- ]", "", head.lower()) for head in re.findall(r"^#+ (.*)", text, re.M)]
+    return {head.replace(" ", "-") for head in heads} | set(re.findall(r'<a id="(.*?)">', text))
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text())
+    for path, anchor in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def test_the_pages_of_fields_are_what_the_schema_says() -> None:
+    """After a field or its docstring changed: `python -m tests.recipe_fields`."""
+    written = {path.name: path.read_text() for path in recipe_fields.FOLDER.glob("*.md")}
+    assert written == recipe_fields.pages()
+
+
+def test_every_block_of_a_recipe_has_a_page() -> None:
+    told = [block for _, held in recipe_fields.PAGES.values() for block in held]
+    assert sorted(told) == sorted(recipe_fields.blocks(schema.json_schema()))
 
 
 def test_the_commands_of_the_pages_run_in_order(
@@ -150,6 +195,9 @@ def test_the_commands_of_the_pages_run_in_order(
 def test_a_command_that_cannot_run_here_has_real_options(command: str) -> None:
     name, *given = shlex.split(command, comments=True)[1:]
     verb = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    if name in ("score", "track"):
+        name, *given = given
+        verb = verb.commands[name]
     assert verb.make_context(name, given).params
 
 
@@ -169,10 +217,13 @@ def test_a_recipe_block_loads(block: str, folder: Path, monkeypatch: pytest.Monk
             "magpie-pro": {"strategy": "magpie-pro"},
             "random": {"choose": "hash_order", "budget": {"rows": 10}},
         },
+        "train": {"base": "my-model", "chat_template_path": "chatml"},
     }
     path = folder / "block.yaml"
-    path.write_text(yaml.safe_dump(merged(around, yaml.safe_load(block))))
-    assert schema.load(path).recipe.name == "block"
+    said = yaml.safe_load(block)
+    whole = "name" in said
+    path.write_text(block if whole else yaml.safe_dump(merged(around, said)))
+    assert schema.load(path).recipe.name == (said["name"] if whole else "block")
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
