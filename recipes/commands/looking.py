@@ -25,10 +25,12 @@ def why(
 
     From a score by judgments, answers, checkpoint and selection to the rows.
     """
+    from recipes.verbs.terminal import plain
     from recipes.verbs.why import explain
 
-    for line in explain(load(recipe, overrides), what):
-        print(line)
+    for lines in explain(load(recipe, overrides), what):
+        for line in lines.split("\n"):  # models wrote some of it
+            print(plain(line))
 
 
 @app.command(rich_help_panel=PANEL)

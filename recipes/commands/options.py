@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -9,9 +10,28 @@ from typer import Argument, Option
 if TYPE_CHECKING:
     from recipes.schema import Loaded
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
+
+
+def recipe_names(begun: str) -> list[str]:
+    """For the shell: shipped recipes and YAML files that begin so, and folders on the way."""
+    names = [path.stem for path in sorted(SHIPPED.rglob("*.yaml"))]
+    typed, _, last = begun.rpartition("/")
+    folder = Path(f"{typed}/" if typed or begun.startswith("/") else ".").expanduser()
+    beside = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in beside:
+        if path.suffix in (".yaml", ".yml") or (path.is_dir() and not path.name.startswith(".")):
+            name = f"{path.name}/" if path.is_dir() else path.name
+            names.append(begun.removesuffix(last) + name if last else begun + name)
+    return [name for name in names if name.startswith(begun)]
+
+
 RecipeFile = Annotated[
     str,
-    Argument(help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k)."),
+    Argument(
+        help="Recipe file, or the name of a shipped one (demo, llama3-8b-magpie-pro-300k).",
+        autocompletion=recipe_names,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")

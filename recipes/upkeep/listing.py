@@ -12,7 +12,7 @@ from core.errors import UserError
 from recipes.upkeep import contents, removal
 from recipes.upkeep.contents import COLUMN, RESULT, UNFINISHED, Contents, Thing
 from recipes.upkeep.words import day, plain, size
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 
 
 def root_of(where: str) -> Path:
@@ -46,9 +46,9 @@ def main(root: Path, *, everything: bool, as_json: bool) -> None:
             (thing.name, thing.kind, day(thing.changed), size(thing.size), _who(thing))
             for thing in sorted(found.things, key=lambda thing: (thing.kind, thing.name))
         ]
-        table(["what", "", "written", "size", "referred to by"], rows)
+        table(["what", "kind", "written", "size", "referred to by"], rows)
     for line in lines(found, going):
-        print(line)
+        say(line)
 
 
 def lines(found: Contents, going: list[Thing]) -> Iterator[str]:

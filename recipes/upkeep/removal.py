@@ -16,7 +16,7 @@ from core.store import MANIFEST, Store
 from recipes.upkeep import contents
 from recipes.upkeep.contents import COLUMN, PARTIAL, RESULT, UNFINISHED, Contents, Thing
 from recipes.upkeep.words import day, plain, size
-from recipes.verbs.terminal import table
+from recipes.verbs.terminal import say, table
 
 FRESH = 3600.0
 """Seconds that everything stays after it was written: a run may be about to say that it refers to
@@ -58,12 +58,12 @@ def main(root: Path, asked: Asked, confirm: Callable[[str], bool]) -> None:
         return
     total = size(sum(thing.size for thing in going))
     if not asked.yes and not (sys.stdin.isatty() and confirm(f"Remove these ({total})?")):
-        print("nothing was removed; --yes removes without a question")
+        say("nothing was removed; --yes removes without a question")
         return
     gone, failed = _removed(root, asked.forget, going)
     for sentence in failed:
-        print(sentence)
-    print(f"{len(gone)} removed, {size(sum(thing.size for thing in gone))}")
+        say(sentence)
+    say(f"{len(gone)} removed, {size(sum(thing.size for thing in gone))}")
 
 
 def _hint(name: str, known: Contents) -> str:
@@ -72,16 +72,16 @@ def _hint(name: str, known: Contents) -> str:
 
 def _show(going: Sequence[Thing], forget: Iterable[str]) -> None:
     for name in forget:
-        print(f"recipe {name}: its page, funnels and ledger of what was paid go as well")
+        say(f"recipe {name}: its page, funnels and ledger of what was paid go as well")
     if not going:
-        print("no recipe has left anything behind")
+        say("no recipe has left anything behind")
         return
     rows = [
         (thing.kind, thing.name, day(thing.changed), size(thing.size), thing.path.name)
         for thing in going
     ]
-    table(["", "what", "written", "size", "folder"], rows)
-    print("kept: all else, and whatever was written within the last hour")
+    table(["kind", "what", "written", "size", "folder"], rows)
+    say("kept: all else, and whatever was written within the last hour")
 
 
 def unreferred(found: Contents, now: float) -> list[Thing]:

@@ -43,7 +43,7 @@ def main(recipe: Recipe | None, where: Place, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([found._asdict() for found in checks], indent=2))
     else:
-        table(["", "check", "what to do"], checks)
+        table(["state", "check", "what to do"], checks)
     return int(any(found.state == "fail" for found in checks))
 
 
