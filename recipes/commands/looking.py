@@ -66,7 +66,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every file of a store and compare it with what was written.
+    """Compare every file of a store with what was written.
 
     Names what is damaged and exits with 1 where anything is; with --repair it is set aside.
     """
