@@ -37,14 +37,6 @@ IN_ORDER = (
     "filters",
     "arms",
     "files",
-<<<<<<< HEAD
-=======
-    "clusters",
-    "training",
-    "scale",
-    "comparing",
-    "upkeep",
->>>>>>> 8df1f0c (The shell completes recipes; tables of ls, gc and doctor fit the terminal; a page on the first hour and on keeping a store)
 )
 """Pages of which a command reads what one on an earlier page wrote."""
 PAGES = {
