@@ -30,7 +30,7 @@ from eval.comparing.scores import read
 from eval.comparing.sequential import Look
 from eval.comparing.shown.notes import notes
 
-VERSION = 6
+VERSION = 7
 """Part of the key of a comparison; raised when the same scores would give another one."""
 
 

@@ -253,7 +253,7 @@ def test_the_terminal_table_shows_score_difference_and_verdict(tmp_path: Path) -
         baseline="b",
     )
     [figure] = figures(result)
-    assert figure.title.startswith("bench metric (primary, of these two checkpoints, ")
+    assert figure.title.startswith("bench win_rate (primary, of these two checkpoints, ")
     first, second = figure.rows
     assert first["against b"].startswith("+") and first["verdict"] == "better"
     assert second["arm"] == "b" and second["verdict"] == "baseline"
@@ -347,3 +347,14 @@ def test_only_a_verdict_that_one_is_better_is_said_to_hang_on_missing_values(
 
 def test_equal_values_have_no_error() -> None:
     assert stats.residuals([0.3, 0.1 + 0.2]).variance == 0
+
+
+def test_a_difference_that_is_all_rounding_is_no_difference(tmp_path: Path) -> None:
+    first = {f"p{i}": 0.1 + 0.2 * (i % 3) for i in range(30)}
+    other = {f"p{i}": 0.3 * ((i + 1) % 3) for i in range(30)}
+    shift = (sum(other.values()) - sum(first.values())) / 30
+    second = {name: value - shift for name, value in other.items()}
+    inputs = {"a": scores(tmp_path / "a", first), "b": scores(tmp_path / "b", second)}
+    compare.run(inputs, tmp_path / "out", Declared("bench", "b"))
+    (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"]
+    assert row["difference"] == 0

@@ -89,3 +89,14 @@ def test_the_overlap_stands_beside_every_difference(found: dict[str, Any], tmp_p
     assert any("b/1 was trained on near-duplicates of 1 of 2 texts" in n for n in shown["notes"])
     assert any("a and c have 95% of their rows in common" in note for note in shown["notes"])
     assert not any("a and b have" in note for note in shown["notes"])
+
+
+def test_many_trainings_that_repeat_what_they_are_measured_on_are_one_sentence() -> None:
+    near = [
+        {"run": run, "measured_on": "heldout", "near": count, "of": 117}
+        for run, count in (("a/0", 2), ("a/1", 1), ("b/0", 6), ("b/1", 0))
+    ]
+    assert overlap.sentences({"near": near, "pairs": []}, []) == [
+        "3 trainings saw near-duplicates of 1 to 6 of 117 texts of heldout (b/0 the most): their "
+        "figures there are better than they should be."
+    ]

@@ -33,8 +33,9 @@ class Estimate:
 
     @property
     def value(self) -> float:
-        """The mean difference."""
-        return self.pair.part.mean
+        """The mean difference; 0 where it is no more than rounding leaves."""
+        largest = max(float(abs(self.pair.x).max()), float(abs(self.pair.y).max()))
+        return float(stats.without_rounding(np.array(self.pair.part.mean), largest))
 
     @property
     def bounds(self) -> tuple[float, float]:

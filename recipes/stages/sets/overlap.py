@@ -138,16 +138,31 @@ def told(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     return comparison | {"differences": differences, "overlap": found, "notes": notes}
 
 
+def _repeated(runs: Sequence[Mapping[str, Any]]) -> str:
+    """That runs were trained on near-duplicates of texts that they are measured on."""
+    most = max(runs, key=lambda one: int(one["near"]))
+    texts = f"of {most['of']} texts of {most['measured_on']}"
+    if len(runs) == 1:
+        return (
+            f"{most['run']} was trained on near-duplicates of {most['near']} {texts}: its figures "
+            "there are better than they should be."
+        )
+    fewest = min(int(one["near"]) for one in runs)
+    span = str(fewest) if fewest == most["near"] else f"{fewest} to {most['near']}"
+    return (
+        f"{len(runs)} trainings saw near-duplicates of {span} {texts} ({most['run']} the most): "
+        "their figures there are better than they should be."
+    )
+
+
 def sentences(found: Mapping[str, Any], asked: Collection[frozenset[str]]) -> list[str]:
     """What a reader must know of these overlaps: repeated texts, and arms that are nearly one,
     where their difference is `asked` for (a control has the rows of its arm)."""
-    said = [
-        f"{one['run']} was trained on near-duplicates of {one['near']} of {one['of']} texts of "
-        f"{one['measured_on']}: its figures there are better than they should be."
-        for one in found["near"]
-        if one["near"]
-    ]
-    return said + [
+    near: dict[str, list[Mapping[str, Any]]] = {}
+    for one in found["near"]:
+        if one["near"]:
+            near.setdefault(one["measured_on"], []).append(one)
+    return [_repeated(runs) for runs in near.values()] + [
         f"{one['a']} and {one['b']} have {one['jaccard']:.0%} of their rows in common (Jaccard): "
         "they can differ by no more than the rest makes."
         for one in found["pairs"]
