@@ -271,7 +271,7 @@ def _columns(store: Path) -> list[str]:
     )
 
 
-def _always_finished(self: Store, stage: str, key: str) -> Result:
+def _always_finished(self: Store, stage: str, key: str, *_: object) -> Result:
     return Result(self.folder(stage, key), {"digest": digest([stage, key]), "counts": {}})
 
 
