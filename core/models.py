@@ -35,7 +35,7 @@ from core.files import (
 from core.pretrained import hub
 from core.pretrained.control_tokens import encode, shield
 from core.pretrained.hub import commit_of, out_of_reach
-from core.pretrained.snapshots import TEXTS, snapshot
+from core.pretrained.snapshots import TEXTS, cached, snapshot
 from core.store import digest
 
 if TYPE_CHECKING:
@@ -177,6 +177,13 @@ def check_access(model: Model) -> None:
     that is here, and a hub out of reach, pass."""
     if model.commit is not None:
         hub.check_access(model.path, model.commit)
+
+
+def is_here(model: Model) -> bool:
+    """Whether all of a resolved model is on this machine."""
+    if model.commit is None:
+        return Path(model.path).is_dir()
+    return cached(model.path, model.commit) is not None
 
 
 def text_folder(model: Model) -> Path:

@@ -24,7 +24,9 @@ from core.store import digest
 PATIENCE = 5.0
 """Seconds in which the hub answers a small question, or counts as out of reach."""
 AGAIN = 60.0
-"""Seconds for which a hub that was in or out of reach is not knocked at again."""
+"""Seconds for which a hub out of reach is not knocked at again."""
+STILL = 10.0
+"""Seconds for which one that answered is taken to be there."""
 BUSY = (429, 500, 502, 503, 504)
 """Statuses that pass by themselves."""
 
@@ -40,6 +42,7 @@ _ADDRESSES = re.compile(
 
 _knocked: dict[str, tuple[float, str | None]] = {}
 _commits: dict[str, str] = {}
+_allowed: set[str] = set()
 _knocking = threading.Lock()
 
 Answer = TypeVar("Answer")
@@ -57,17 +60,17 @@ def endpoint() -> str:
 
 
 def out_of_reach() -> str | None:
-    """Why the hub cannot be asked, None where it can. It is asked once in AGAIN seconds."""
+    """Why the hub cannot be asked, None where it can. What was found holds for a while."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
     address = endpoint()
     with _knocking:
-        when, why = _knocked.get(address, (-AGAIN, None))
-        if time.monotonic() - when >= AGAIN:
+        until, why = _knocked.get(address, (0.0, None))
+        if time.monotonic() >= until:
             why = _knock(address)
-            _knocked[address] = (time.monotonic(), why)
+            _knocked[address] = (time.monotonic() + (AGAIN if why else STILL), why)
     return why
 
 
@@ -174,9 +177,9 @@ def check_access(repo: str, commit: str, kind: Kind = "model") -> None:
     from huggingface_hub.utils._http import hf_raise_for_status
 
     here = try_to_load_from_cache(repo, "config.json", revision=commit, repo_type=kind)
-    if isinstance(here, str) or out_of_reach() is not None:
-        return
     address = f"{endpoint()}/api/{kind}s/{repo}/auth-check"
+    if isinstance(here, str) or address in _allowed or out_of_reach() is not None:
+        return
 
     def ask() -> None:
         answer = get_session().get(address, headers=build_hf_headers(), timeout=PATIENCE)
@@ -184,6 +187,7 @@ def check_access(repo: str, commit: str, kind: Kind = "model") -> None:
 
     try:
         patiently(ask)
+        _allowed.add(address)
     except RepositoryNotFoundError as error:  # gated, private
         raise HubError(refusal(error, repo, kind)) from error
     except Exception as error:

@@ -40,12 +40,8 @@ def snapshot(
 
     lacks = lacks_of if parts is PARTS else lacks_texts
     # The hub is asked even for what is whole here, and a machine without a network waits for it.
-    with suppress(OSError):  # nothing of it is here yet
-        here = snapshot_download(
-            repo, revision=commit, allow_patterns=list(parts), local_files_only=True
-        )
-        if lacks(Path(here)) is None:
-            return Path(here)
+    if (here := cached(repo, commit, parts)) is not None:
+        return here
     by_hand = f"run `hf download {repo}` where there is a network, with the same HF_HOME"
     if (why := hub.out_of_reach()) is not None:
         raise hub.HubError(
@@ -66,6 +62,21 @@ def snapshot(
             "a model needs config.json, a tokenizer and *.safetensors weights."
         )
     return folder
+
+
+def cached(repo: str, commit: str, parts: Sequence[str] = PARTS) -> Path | None:
+    """The folder of a model at a commit, where it is whole in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    lacks = lacks_of if parts is PARTS else lacks_texts
+    with suppress(OSError):  # nothing of it is here yet
+        here = Path(
+            snapshot_download(
+                repo, revision=commit, allow_patterns=list(parts), local_files_only=True
+            )
+        )
+        return here if lacks(here) is None else None
+    return None
 
 
 def _failed(error: Exception, repo: str, commit: str, by_hand: str) -> str:

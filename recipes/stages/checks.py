@@ -9,6 +9,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import write_atomic
+from core.models import check_access
 from core.store import Result
 from recipes.checks import libraries, questions
 from recipes.schema import Recipe, Source
@@ -22,8 +23,8 @@ from train.config import TrainConfig
 
 
 def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
-    """Resolve every model that the recipe names. Raises UserError naming the place in the
-    recipe."""
+    """Resolve every model that the recipe names, and see that the hub lets us have it. Raises
+    UserError naming the place in the recipe."""
     teacher, train = recipe.synth.teacher, recipe.train
     named: list[Named] = []
     if not teacher.hosted:  # a service that chats knows its model by name
@@ -36,13 +37,12 @@ def models(recipe: Recipe, arms: Arms, resolve: Resolve) -> None:
     if best_of is not None:
         named.append(("the reward model of synth.responses", best_of.model, best_of.revision))
     for keys, block in questions.models(recipe, ()):
-        # Other models are found when they are first served; a folder that is not here never is.
-        named_here = block.model.startswith(("/", "./", "../", "~")) or "/" not in block.model
-        if named_here and not block.server.get("urls"):
+        # An embedded one is made when it is first served.
+        if not block.model.startswith("embedded/") and not block.server.get("urls"):
             named.append((".".join((*keys, "model")), block.model, block.revision))
     for place, model, revision in [*named, *preferences.models(recipe.synth, arms)]:
         try:
-            resolve(model, revision)
+            check_access(resolve(model, revision))
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
 

@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from core.errors import UserError
+from core.models import Model as Resolved
+from core.models import check_access, is_here
+from core.pretrained.hub import out_of_reach
 from core.serving.devices import gpus
 from core.tracking import wandb_mode
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
@@ -252,25 +255,18 @@ def _model(what: str, name: str, revision: str | None) -> Check:
         return Check("fail", what, str(error))
     if Path(model.path).is_dir():
         return Check("ok", f"{what} ({model.revision[:12]})")
-    return _hub(what, name)
+    return _hub(what, model)
 
 
-def _hub(what: str, model: str) -> Check:
-    """Whether the hub lets us have a (possibly gated) model: token and licence."""
-    from huggingface_hub import auth_check, get_token
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
+def _hub(what: str, model: Resolved) -> Check:
+    """Whether the hub lets us have a (possibly gated) model."""
+    if is_here(model):
+        return Check("ok", f"{what}: in the hub's cache ({model.revision[:12]})")
     try:
-        auth_check(model, token=get_token())
-    except GatedRepoError:
-        login = "set HF_TOKEN (`hf auth login`)"
-        advice = f"accept its licence on the hub page of {model} and {login}"
-        return Check("fail", f"{what}: gated", advice)
-    except RepositoryNotFoundError:
-        advice = "check the name, or set HF_TOKEN to an account that may read it"
-        return Check("fail", f"{what}: not on the hub, or private", advice)
-    # Any transport error: the hub client changed its HTTP library, and with it these types, twice.
-    except Exception as error:
-        problem = f"{what}: the hub cannot be asked ({type(error).__name__})"
+        check_access(model)
+    except UserError as error:
+        return Check("fail", f"{what}: not to be had", str(error))
+    if (why := out_of_reach()) is not None:
+        problem = f"{what}: the hub cannot be asked ({why})"
         return Check("warn", problem, "run again with a network, or give a local folder")
     return Check("ok", f"{what}: the hub grants access")
