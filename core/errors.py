@@ -24,8 +24,10 @@ class UserError(Exception):
     """One clear sentence for the user: what, where (file, row, field), and what to do."""
 
     def __init__(self, sentence: str = "") -> None:
-        """A sentence that ends with a hint (`did you mean 'x'?`) ends there."""
-        super().__init__(sentence.replace("'?.", "'?"))
+        """A sentence that ends with a hint (`did you mean 'x'?`) ends there, and what follows one
+        is a sentence of its own."""
+        ended = sentence.replace("'?.", "'?")
+        super().__init__(re.sub(r"(?<='\?); (\w)", lambda next_: f" {next_[1].upper()}", ended))
 
 
 class Stopped(Exception):

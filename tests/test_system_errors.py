@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from core.errors import UserError, of_system
+from core.errors import UserError, nearest, of_system
 from recipes import cli
 
 FULL = Path("/dev/full")
@@ -148,3 +148,10 @@ def test_a_defect_stays_one(
 ) -> None:
     code, said = ended(monkeypatch, capsys, error)
     assert code == 1 and "a defect" in said
+
+
+def test_what_follows_a_hint_is_a_sentence_of_its_own() -> None:
+    hint = nearest("longst", ["longest", "all"])
+    assert str(UserError(f"no 'longst'{hint}; there are two.")) == (
+        "no 'longst'; did you mean 'longest'? There are two."
+    )
