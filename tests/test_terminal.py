@@ -179,6 +179,22 @@ def test_the_reference_has_no_interval_in_the_table() -> None:
     assert [row["score"] for row in figure.rows] == ["54 [51, 57]", "2 [0, 8]", "50 (reference)"]
 
 
+@pytest.mark.parametrize(
+    ("winner", "said"), [("a", "better"), ("c", "worse"), ("b", "b is better")]
+)
+def test_a_verdict_is_told_as_seen_from_the_row_s_own_arm(winner: str, said: str) -> None:
+    [figure] = figures(comparison(pair("a", "c", f"{winner} is better")))
+    assert [row["verdict"] for row in figure.rows] == [said, "", "baseline"]
+
+
+def test_a_difference_that_is_told_the_other_way_round_turns_its_interval() -> None:
+    row = next(
+        each for each in values(comparison(pair("c", "a", "c is better"))) if each["against"]
+    )
+    ends = (row["simultaneous_lower"], row["simultaneous_upper"])
+    assert (row["arm"], row["difference"], ends) == ("a", -4.0, (-7.0, -1.0))
+
+
 def test_a_control_stands_beside_the_arm_that_it_is_made_of() -> None:
     row = {**pair("again", "c", "cannot tell"), "arm": "again", "of": "c"}
     control = {"benchmark": "alpaca", "metric": "win_rate", "negative": [row], "shuffled": []}

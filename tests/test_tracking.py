@@ -162,6 +162,13 @@ def test_another_thing_that_is_counted_begins_anew(done: int, unit: str) -> None
     assert pace.rate(done, 21.0) is None and pace.seconds(21.0) == 1.0
 
 
+def test_a_count_that_is_told_twice_has_no_first_item_yet() -> None:
+    pace = Pace()
+    for done, now in ((5, 0.0), (5, 30.0), (6, 40.0)):  # five are here from before
+        pace.count(done, "rows", now)
+    assert pace.rate(6, 50.0) is None and pace.rate(26, 50.0) == 2.0
+
+
 def test_slow_work_is_counted_by_the_minute_and_long_times_by_the_hour() -> None:
     pace = Pace()
     for done, now in ((0, 0.0), (1, 1.0), (3, 121.0)):
