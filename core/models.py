@@ -168,6 +168,8 @@ def folder(model: Model, say: Callable[[str], None] | None = None) -> Path:
     not in its cache; `say` hears of that. Raises UserError when it cannot be had."""
     if model.commit is None and Path(model.path).is_dir():
         return Path(model.path)
+    if Path(model.path).is_absolute():
+        raise UserError(f"the folder of the model {model.name}, {model.path}, is no longer there.")
     commit = _known_commit(model)
     return snapshot(model.path, commit, say=say) if say else snapshot(model.path, commit)
 

@@ -567,6 +567,7 @@ def test_a_slurm_chain_on_two_nodes_makes_what_one_process_makes(
 
 @needs_slurm
 @pytest.mark.stack
+@pytest.mark.slow
 def test_a_slurm_node_lost_in_the_middle_costs_time_only(
     tmp_path: Path, llama: Path, alone: Path, slurm_nodes: SlurmCluster
 ) -> None:

@@ -197,11 +197,11 @@ def test_an_arm_that_is_added_runs_alone(selected: Path, monkeypatch: pytest.Mon
     """All results of the recipe count as made, and then a plan with further arms is looked at."""
     known: set[tuple[str, str]] = set()
 
-    def remember(self: Store, stage: str, key: str) -> Result:
+    def remember(self: Store, stage: str, key: str, *_: object) -> Result:
         known.add((stage, key))
         return Result(self.folder(stage, key), {"digest": digest([stage, key]), "counts": {}})
 
-    def recall(self: Store, stage: str, key: str) -> Result | None:
+    def recall(self: Store, stage: str, key: str, *_: object) -> Result | None:
         return remember(self, stage, key) if (stage, key) in known else None
 
     monkeypatch.setattr(Store, "find", remember)
@@ -247,7 +247,7 @@ def test_an_arm_that_takes_every_row_has_no_second_sample(tmp_path: Path, llama:
         ({"of": "randm", "shuffled": 0.5}, "no other arm is called 'randm'"),
         ({"of": "random"}, "named by two keys"),
         ({"of": "random", "shuffled": 0.5, "budget": {"rows": 3}}, "`of` and `shuffled` alone"),
-        ({"of": "random", "shuffled": 1.5}, "less than or equal to 1"),
+        ({"of": "random", "shuffled": 1.5}, "needs 1 or less"),
         (
             {"mix": {"wrong": 0.5, "random": 0.5}, "budget": {"rows": 4}},
             "control with wrong answers",

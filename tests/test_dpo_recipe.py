@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from core.errors import UserError
 from recipes import schema
@@ -33,10 +34,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(folder: Path, llama: Path, arm: dict[str, Any], **more: Any) -> Path:
     """The small recipe, trained, with an arm `aligned`."""
     path = small_recipe.recipe(folder, llama, "http://127.0.0.1:9", train=True)
-    given = schema.yaml.safe_load(path.read_text())
+    given = yaml.safe_load(path.read_text())
     given["arms"]["aligned"] = arm
     given = {**given, "dpo": DPO, **more}
-    path.write_text(schema.yaml.safe_dump(given, sort_keys=False))
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
     return path
 
 
@@ -148,10 +149,10 @@ def test_a_recipe_trains_makes_pairs_goes_on_and_compares_both(llama: Path, tmp_
         path = recipe(tmp_path, llama, {"dpo": "good"})
         where = {"model": str(llama), "server": {"urls": [server.url], "max_in_flight": 16}}
         made = {"k": 3, "sampling": {"temperature": 0.8, "max_tokens": 40}, "reward": where}
-        given = schema.yaml.safe_load(path.read_text().replace("http://127.0.0.1:9", server.url))
+        given = yaml.safe_load(path.read_text().replace("http://127.0.0.1:9", server.url))
         given["synth"]["preferences"] = {**made, "test_share": 0.0, "arms": ["good"]}
         given["arms"] = {name: given["arms"][name] for name in ("good", "random", "aligned")}
-        path.write_text(schema.yaml.safe_dump(given))
+        path.write_text(yaml.safe_dump(given))
         outcome = graph.run(schema.load(path))
     log = (outcome.results["train/aligned/0"].path / "log.jsonl").read_text().splitlines()
     assert "rewards/margins" in json.loads(log[-1])

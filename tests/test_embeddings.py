@@ -39,7 +39,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def afresh(texts: list[str], model: Model) -> Vectors:
-    return embeddings._encode(embeddings._load(model.path), texts)
+    return embeddings._encode(embeddings._load(model.path, model.name), texts)
 
 
 def ids(n: int) -> list[str]:
@@ -164,7 +164,7 @@ def test_a_missing_text_lost_vectors_and_no_model_are_one_sentence(
     file.write_bytes(b"")
     with pytest.raises(UserError, match="has lost vectors"):
         vectors(tmp_path, ids(1), TEXTS[:1], minilm)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is no longer there"):
         vectors(tmp_path, ids(1), TEXTS[:1], Model("nothing", f"{tmp_path}/nothing", "none"))
 
 

@@ -132,8 +132,14 @@ def test_what_is_declared_anew_after_the_scores_is_said(finished: Path, tmp_path
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("eval.heldout.foreign.data=nowhere.jsonl", "eval.heldout.foreign.data: data file"),
-        ("eval.heldout.foreign.reading={slit: train}", "eval.heldout.foreign.reading.slit"),
+        (
+            "eval.heldout.foreign.data=nowhere.jsonl",
+            "eval.heldout.foreign.data: nowhere.jsonl does not exist",
+        ),
+        (
+            "eval.heldout.foreign.reading={slit: train}",
+            "eval.heldout.foreign.reading: unknown key `slit`",
+        ),
     ],
 )
 def test_foreign_rows_that_cannot_be_read_are_a_sentence(

@@ -252,6 +252,7 @@ def test_the_loss_through_vllm_is_that_of_a_transformers_forward(
 
 
 @pytest.mark.stack
+@pytest.mark.slow
 def test_a_real_model_answers_and_judges_four_prompts_in_both_ways(
     tmp_path: Path, vllm: Servers
 ) -> None:

@@ -398,6 +398,7 @@ def test_a_prompt_longer_than_the_server_takes_is_a_failed_cell_that_is_not_sent
 
 
 @pytest.mark.stack
+@pytest.mark.slow
 def test_real_judge_answers_in_both_modes(teacher_endpoint: Endpoint, teacher: Model) -> None:
     tokenizer = tokenizer_of(teacher.path)
     texts = [

@@ -372,6 +372,7 @@ def test_local_completions_ask_our_server_with_its_key_length_and_ends_of_turn(
 
 
 @pytest.mark.stack
+@pytest.mark.slow
 def test_a_server_of_ours_gives_lm_eval_the_outcomes_of_the_model_in_process(
     tmp_path: Path,
 ) -> None:

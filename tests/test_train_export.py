@@ -141,6 +141,7 @@ def test_an_adapter_is_merged_into_its_base_and_kept_beside_it(
 
 
 @pytest.mark.stack
+@pytest.mark.slow
 def test_vllm_stops_at_the_end_of_turn(
     base: Path, template: chat.Chat, tmp_path: Path, vllm: Servers
 ) -> None:

@@ -41,6 +41,8 @@ ZERO_OR_MORE = frozenset(
     )
 )
 SHARES = frozenset(["lora_dropout", "label_smoothing", "label_smoothing_factor", "warmup_ratio"])
+ALONE = frozenset(["loss_type"])
+"""Lists of texts of which TRL takes one by itself too."""
 BELOW_ONE = frozenset(("adam_beta1", "adam_beta2"))
 
 WORDS: dict[Any, str] = {
@@ -68,7 +70,8 @@ def check(at: str, kind: type, settings: Mapping[str, Any]) -> None:
     than the class `kind` says, or out of its range."""
     known = hints(kind)
     for name, value in settings.items():
-        if name in known and not fits(value, known[name]):
+        alone = name in ALONE and isinstance(value, str)
+        if name in known and not alone and not fits(value, known[name]):
             needed = " or ".join(dict.fromkeys(w for w in words(known[name]) if w != "null"))
             raise UserError(f"{at}.{name}: needs {needed} (it is {shown(value)}).")
         bound = out_of_range(name, value)

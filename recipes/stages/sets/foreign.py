@@ -34,7 +34,7 @@ def foreign_rows(session: Session, config: ForeignConfig) -> Result | None:
         how = Reading.model_validate(config.reading)
         files.sources(config.data)
     except ValidationError as error:
-        raise UserError(f"{AT}.reading.{sentence(error, config.reading)}.") from error
+        raise UserError(f"{AT}.reading: {sentence(error, config.reading)}.") from error
     except UserError as error:
         raise UserError(f"{AT}.data: {error}") from error
 
