@@ -76,7 +76,10 @@ GROUPS: Mapping[str, tuple[Benchmark, ...]] = {
     ),
     "Scores: against alpaca_eval and the official Arena loop": (
         Benchmark("bench_alpaca_lc", ("--data", f"{SHARED}/data/eval/alpaca_eval")),
-        Benchmark("bench_arena_bootstrap"),
+        Benchmark(
+            "bench_arena_bootstrap",
+            ("--battles", f"{SHARED}/data/eval/arena_hard/battles_gpt-4-0613.jsonl"),
+        ),
         Benchmark("bench_compare", (f"{SHARED}/data/eval/alpaca_eval",)),
     ),
     "As rows grow": (

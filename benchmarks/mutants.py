@@ -61,8 +61,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/data/tokens.py": ("tokens", "train_data", "order"),
     "train/sizes/schedule.py": ("plan", "train_data"),
     "eval/judging/verdicts.py": ("judges", "ratings", "wildbench", "arena"),
-    "core/columns.py": ("columns", "pool", "turns", "overlap"),
-    "core/store.py": ("store", "columns", "leases", "trainings", "data_arms"),
+    "core/columns.py": ("columns", "pool", "turns", "overlap", "damage"),
+    "core/store.py": ("store", "columns", "leases", "trainings", "damage"),
 }
 """Module -> the tests that are meant to notice (tests/test_NAME.py), quickest first."""
 

@@ -62,6 +62,12 @@ def test_the_part_that_was_cut_first_counts(tmp_path: Path) -> None:
     assert made.read()["label"].to_list() == ["good"]
 
 
+def test_a_column_says_what_determines_its_cells(tmp_path: Path) -> None:
+    made = column(tmp_path, tagger="a")
+    made.append([{"id": "x", "label": "good", "rank": 2.0}])
+    assert '"tagger": "a"' in (made.folder / "column.json").read_text()
+
+
 def test_labels_come_back_ordered(tmp_path: Path) -> None:
     made = column(tmp_path)
     made.append(

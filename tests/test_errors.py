@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from eval import stats
-from eval.comparing.arms import Arm, Family, between_seeds, pairs, seed_parts
+from eval.comparing.arms import Arm, Family, beside_prompts, between_seeds, pairs, seed_parts
 from eval.comparing.errors import Errors, Part, detectable, power
 from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
 
@@ -154,3 +154,20 @@ def test_a_true_difference_is_found_as_often_as_said() -> None:
     said = power(0.38, errors, (stats.t_critical(199), stats.t_critical(4)))
     assert 0.5 < said < 0.95
     assert found / trials == pytest.approx(said, abs=0.06)
+
+
+def test_without_a_difference_an_interval_leaves_out_0_as_often_as_its_level_on_both_sides() -> (
+    None
+):
+    errors = Errors(Part(1.0), Part(0.0))
+    assert power(0.0, errors, (1.959964, 1.0)) == pytest.approx(0.05, abs=1e-6)
+    assert power(-3.0, errors, (1.959964, 1.0)) == pytest.approx(
+        power(3.0, errors, (1.959964, 1.0))
+    )
+
+
+def test_what_seeds_and_prompts_leave_of_a_cell_is_worked_out_from_two_of_each() -> None:
+    # residuals of +1 and -1, four squares over one degree of freedom
+    assert beside_prompts(np.array([[0.0, 0.0], [0.0, 4.0]])) == pytest.approx(4.0)
+    assert math.isnan(beside_prompts(np.array([[0.0, 4.0]])))
+    assert math.isnan(beside_prompts(np.array([[0.0], [4.0]])))

@@ -206,3 +206,7 @@ def test_groups_stand_in_one_order_whatever_the_process_hashes() -> None:
         "Planning & Reasoning",
         "Math & Data Analysis",
     ]
+
+
+def test_a_judge_that_breaks_a_line_inside_a_string_is_read() -> None:
+    assert verdicts.closing_score('{"score": "7", "strengths": "short\nand plain"}') == 7.0
