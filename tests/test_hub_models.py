@@ -20,6 +20,7 @@ from core.serving.weights import local, spec_at
 from core.wire import ServerSpec
 from recipes.stages.training import served_path
 from tests.loopback_hub import TOKEN, Fault, Hub, Repository, commit, point_at
+from train.sizes import shapes
 
 TEXTS = {
     "config.json": b"{}",
@@ -265,6 +266,31 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds_and_once(
         for name in ("a", "b", "c"):
             assert resolve(f"me/{name}").revision == models.UNRESOLVED
         assert time.monotonic() - started < 3
+
+
+def test_a_hub_that_is_there_but_answers_nothing_is_asked_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "PATIENCE", 0.3)
+    hub.faults.append(Fault("/api/|/resolve/", wait=1.0))
+    for name in ("base", "gated", "mine"):
+        assert resolve(f"me/{name}").revision == models.UNRESOLVED
+        check_access(resolve(f"me/{name}"))
+    assert hub.of("me/gated", "") + hub.of("me/mine", "") == 0
+    assert asking.out_of_reach()
+
+
+def test_the_shapes_of_several_models_wait_once_for_a_silent_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "PATIENCE", 0.3)
+    hub.faults.append(Fault("/resolve/", wait=1.0))
+    started = time.monotonic()
+    for name in ("base", "gated", "mine"):
+        with pytest.raises(UserError, match=r"the hub gives no config\.json"):
+            shapes.shape_of(f"me/{name}")
+    assert hub.of("me/gated", "") + hub.of("me/mine", "") == 0
+    assert time.monotonic() - started < 20
 
 
 def test_a_name_that_is_looked_up_for_ever_is_given_up_too(

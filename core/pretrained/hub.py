@@ -81,6 +81,20 @@ def require(what: str) -> None:
         raise HubError(f"{what} needs the hub, and {endpoint()} cannot be reached ({why}).")
 
 
+def lost(error: BaseException) -> bool:
+    """Whether the hub took a question and never answered. It then counts as out of reach for a
+    while, so that what is asked next does not wait for it too."""
+    broken = any(
+        isinstance(each, OSError) or "TransportError" in {c.__name__ for c in type(each).__mro__}
+        for each in causes(error)
+    )
+    if not broken or any(status_of(each) for each in causes(error)):
+        return False
+    with _knocking:
+        _knocked[endpoint()] = (time.monotonic() + AGAIN, plain(error))
+    return True
+
+
 def offline_variables() -> dict[str, str]:
     """For the environment of a child whose libraries would wait for a hub that is out of reach."""
     return {"HF_HUB_OFFLINE": "1"} if out_of_reach() is not None else {}
@@ -151,6 +165,10 @@ def _asked(repo: str, revision: str | None, kind: Kind) -> str | None:
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise HubError(refusal(error, repo, kind, revision)) from error
+    except Exception as error:
+        if lost(error):
+            return None
+        raise
     return str(said.sha)
 
 
@@ -193,6 +211,7 @@ def check_access(repo: str, commit: str, kind: Kind = "model") -> None:
     except Exception as error:
         if status_of(error) in (401, 403):
             raise HubError(refusal(error, repo, kind)) from error
+        lost(error)
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

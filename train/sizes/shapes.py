@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import UserError
 from core.files import read_json
 from core.models import EMBEDDED, prepare_embedded
-from core.pretrained.hub import refusal, require
+from core.pretrained.hub import PATIENCE, lost, refusal, require
 from train.sizes import bases
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -77,13 +77,16 @@ def _cached(base: str, revision: str | None) -> Path | None:
 
 def _download(base: str, revision: str | None) -> Path:
     """config.json of a base, from the hub. Raises UserError where that cannot be had."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
         require("its config.json")
-        return Path(hf_hub_download(base, "config.json", revision=revision, etag_timeout=5))
+        # A download that gets no answer is tried again by its client for minutes; this is not.
+        get_hf_file_metadata(hf_hub_url(base, "config.json", revision=revision), timeout=PATIENCE)
+        return Path(hf_hub_download(base, "config.json", revision=revision, etag_timeout=PATIENCE))
     # Any error: the hub client changed its HTTP library, and with it these types, twice.
     except Exception as error:
+        lost(error)
         why = str(error) if isinstance(error, UserError) else refusal(error, base)
         raise UserError(
             f"the shape of {base} is not known: it is no folder and none of the usual bases, and "
