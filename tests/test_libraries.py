@@ -115,6 +115,24 @@ def test_what_was_refused_is_asked_again_and_names_its_place(
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("train.trainer.max_length: needs 1 or more (it is -5)", "command line"),
+        ("train.trainer: no 'learning_rat' is known", "command line"),
+        ("train.trainer.bf16: needs true or false (it is 'maybe')", "r.yaml:7"),
+        ("train.trainer: no 'bf17' is known", "r.yaml:6"),
+        ("it fails", "r.yaml:6"),
+    ],
+)
+def test_what_is_refused_is_where_it_was_written_itself(sentence: str, said: str) -> None:
+    block, told = ("train", "trainer"), ("command line", 1)
+    lines = {block: ("r.yaml", 6), (*block, "bf16"): ("r.yaml", 7)}
+    lines |= {(*block, "max_length"): told, (*block, "learning_rat"): told}
+    source = schema.Source(Path("r.yaml"), lines)
+    assert libraries.where(block, sentence, source) == said
+
+
 def test_libraries_answer_in_processes_of_their_own_and_one_that_fails_says_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
