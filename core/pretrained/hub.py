@@ -84,15 +84,18 @@ def require(what: str) -> None:
 def lost(error: BaseException) -> bool:
     """Whether the hub took a question and never answered. It then counts as out of reach for a
     while, so that what is asked next does not wait for it too."""
-    broken = any(
-        isinstance(each, OSError) or "TransportError" in {c.__name__ for c in type(each).__mro__}
-        for each in causes(error)
-    )
-    if not broken or any(status_of(each) for each in causes(error)):
+    asked = list(causes(error))
+    if any(map(status_of, asked)) or not any(map(_of_network, asked)):
         return False
     with _knocking:
         _knocked[endpoint()] = (time.monotonic() + AGAIN, plain(error))
     return True
+
+
+def _of_network(error: BaseException) -> bool:
+    """Whether an error is one of a connection, whichever library makes it."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return isinstance(error, OSError) or "TransportError" in names
 
 
 def offline_variables() -> dict[str, str]:
