@@ -83,6 +83,10 @@ def spoiled(rows: list[dict[str, Any]], name: str = "rows.jsonl", **values: Any)
         ("WildBench judgments", spoiled(sound.wildbench()[1], model_outputs=[]), "is a list"),
         ("lm-eval samples", spoiled(sound.samples()[0], "s.jsonl", metrics=[[]]), "list of names"),
         ("lm-eval samples", spoiled(sound.samples()[0], "s.jsonl", doc_hash=3), "`doc_hash`"),
+        ("WildBench tasks", spoiled(sound.wild_tasks()[0], secondary_tags=6.0), "secondary_tags"),
+        ("WildBench tasks", spoiled(sound.wild_tasks()[0], tags=6), "list of texts"),
+        ("WildBench tasks", jsonl([{"id": 1, "prompt": "a", "history": 7}]), "list of messages"),
+        ("preferences", jsonl([{"prompt": "a", "completion": [[1]], "label": True}]), "response="),
         ("import", spoiled(sound.layouts()[2], **{"a\x00b": 1}), "NUL"),
         ("recipe", b"", "it is empty"),
     ],
@@ -102,6 +106,48 @@ def test_a_list_that_a_csv_spells_is_a_failed_tag(tmp_path: Path) -> None:
     (frame,) = read(tmp_path / "rows.csv")
     assert frame["other_task_category"].to_list() == [None] * 4
     assert [each[0]["value"] for each in frame["failed_tags"]] == ["['Math']"] * 4
+
+
+def test_a_list_where_an_id_belongs_leaves_the_ids_that_are_texts(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"uuid": f"u{at}", "instruction": f"Ask {at}.", "response": "Yes."} for at in range(3)
+    ]
+    rows[1]["id"] = []
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(rows).data)
+    (frame,) = read(tmp_path / "rows.jsonl")
+    assert frame["id"].to_list() == ["u0", "u1", "u2"]
+    assert frame["status"].to_list() == ["ok"] * 3
+
+
+def test_a_list_in_the_first_of_two_ids_is_told_beside_the_other(tmp_path: Path) -> None:
+    row = {"uuid": ["z"], "id": "a", "instruction": "Ask.", "response": "Yes."}
+    (tmp_path / "rows.jsonl").write_bytes(jsonl([row]).data)
+    (frame,) = read(tmp_path / "rows.jsonl")
+    assert frame["id"].to_list() == ["a"]
+    assert [each["column"] for each in frame["failed_tags"].to_list()[0]] == ["id"]
+
+
+@pytest.mark.parametrize("odd", [{"a": 1}, [["Math"]], [{"a": 1}]])
+def test_what_is_no_list_of_texts_is_a_failed_tag(tmp_path: Path, odd: Any) -> None:
+    rows = [{"id": "a", "instruction": "Ask.", "response": "Yes.", "other_task_category": odd}]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(rows).data)
+    (frame,) = read(tmp_path / "rows.jsonl")
+    assert frame["other_task_category"].to_list() == [None]
+    assert frame["failed_tags"].to_list()[0][0]["value"] == "a list or object"
+
+
+@pytest.mark.parametrize(("who", "what"), [("from", "value"), ("role", "content")])
+def test_turns_that_led_are_kept_whatever_the_order_of_their_fields(
+    tmp_path: Path, who: str, what: str
+) -> None:
+    said = [("gpt", "Hello."), ("human", "Ask."), ("gpt", "Yes.")]
+    talk = [{what: text, who: speaker} for speaker, text in said]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl([{"id": "a", "conversations": talk}]).data)
+    (frame,) = read(tmp_path / "rows.jsonl")
+    assert frame["source_conversations"].to_list() == [
+        [{"from": speaker, "value": text} for speaker, text in said]
+    ]
+    assert frame["response"].to_list() == ["Yes."]
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def _wildbench(record: Mapping[str, Any], where: str) -> Task:
     match record:
         case {"conversation_input": [*before, {"role": "user", "content": str(text)}]}:
             pass
-        case {"prompt": str(text)}:
-            before = list(record.get("history") or ())
+        case {"prompt": str(text), **rest}:
+            before = _history(rest, where)
         case _:
             raise UserError(
                 f"{where}: a WildBench task needs conversation_input that ends with the user's "
@@ -84,8 +84,8 @@ def _wildbench(record: Mapping[str, Any], where: str) -> Task:
     checklist = _texts(record, "checklist", where)
     if not checklist:
         raise UserError(f"{where}: the WildBench task {name} has no checklist.")
-    own_tags = [record.get("primary_tag"), *(record.get("secondary_tags") or ())]
-    tags = record.get("tags") or [tag for tag in own_tags if tag]
+    own_tags = [record.get("primary_tag"), *_texts(record, "secondary_tags", where)]
+    tags = _texts(record, "tags", where) or [tag for tag in own_tags if tag]
     return Task(
         id=str(name),
         prompt=text,
@@ -94,6 +94,13 @@ def _wildbench(record: Mapping[str, Any], where: str) -> Task:
         checklist=checklist,
         tags=tuple(dict.fromkeys(map(str, tags))),
     )
+
+
+def _history(record: Mapping[str, Any], where: str) -> list[Any]:
+    held = record.get("history") or ()
+    if not isinstance(held, (list, tuple)):
+        raise UserError(f"{where}: history must be a list of messages.")
+    return list(held)
 
 
 def _message(message: Any, where: str) -> dict[str, str]:

@@ -46,6 +46,11 @@ def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
     if layout.rejected:
         made, names = _pairs(frame, layout), ("prompt", "chosen", "rejected")
     elif layout.rated:
+        if not layout.talk and layout.answered is None:
+            raise UserError(
+                f"{part.name}: no column holds the answers that {layout.rated} rates; say which "
+                "does: --map response=COLUMN."
+            )
         made, names = _rated(frame, layout), ("prompt", "completion", "label")
     else:
         raise UserError(

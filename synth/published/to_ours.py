@@ -36,7 +36,7 @@ from synth.published.forms import (
     turn_of,
 )
 from synth.published.layouts import JOINED, Layout, laid_out, recognised
-from synth.published.turns import ANSWERS, conversations, is_plain
+from synth.published.turns import ANSWERS, conversations, fields_of, is_plain
 from synth.tags.language_codes import code_of
 
 VERSION = 2
@@ -162,28 +162,43 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     What is of another kind is null there, and stands as text in a column of its own until it is
     some row's failed tag.
     """
-    value = pl.coalesce(held)
     declared = DECLARED[name]
     if declared.kind == "other":
-        return [value.alias(name)]
+        return [pl.coalesce(held).alias(name)]
     kind = declared.plain
-    if not any(_foreign(schema[h], kind) for h in held):
+    nested = [h for h in held if _apart(schema[h], kind)]
+    # A list has no type in common with a text: what is nested is told beside the others.
+    fit = [h for h in held if h not in nested]
+    value = pl.coalesce(fit) if fit else pl.lit(None)
+    if not nested and not any(_foreign(schema[h], kind) for h in held):
         plain = value.cast(kind, strict=True)
         if not kind.is_float():
             return [plain.alias(name)]
         return as_number(name, plain, plain.cast(pl.String))
     number: pl.Expr
     text: pl.Expr
-    if any(schema[h].is_nested() for h in held):
-        number = pl.lit(None, kind)
-        text = pl.when(value.is_not_null()).then(pl.lit("a list or object"))
+    if nested:
+        number = value.cast(kind, strict=False)
+        odd = pl.any_horizontal(pl.col(h).is_not_null() for h in nested)
+        text = pl.when(odd).then(pl.lit("a list or object")).otherwise(value.cast(pl.String))
     elif kind == pl.List(pl.String):  # as a CSV file has it
         number, text = pl.lit(None, kind), value.cast(pl.String)
     else:
         number, text = value.cast(kind, strict=False), value.cast(pl.String)
     if kind.is_float():
         return as_number(name, number, text)
-    return [number.alias(name), pl.when(number.is_null()).then(text).alias(f"{ODD}{name}")]
+    # The first of the names has no other place for what it holds.
+    told = number.is_null() | (
+        pl.col(held[0]).is_not_null() if held[0] in nested else pl.lit(False)
+    )
+    return [number.alias(name), pl.when(told).then(text).alias(f"{ODD}{name}")]
+
+
+def _apart(given: pl.DataType, kind: PolarsType) -> bool:
+    """Whether a column of lists or objects has no type in common with values of `kind`."""
+    inner = given.inner if isinstance(given, pl.List) else None
+    texts = inner is not None and not inner.is_nested()
+    return given.is_nested() and not (texts and kind == pl.List(pl.String))
 
 
 def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
@@ -262,8 +277,10 @@ def _conversations(ours: pl.DataFrame) -> pl.DataFrame:
             unlike = pl.col("_talk").ne_missing(conversation_of(ours, "from", "value"))
             ours = ours.with_columns(source_conversations=pl.when(unlike).then(talk))
         elif ours["_led"].any():  # what an assistant said before the user
-            given = pl.struct(of_turn("role").alias("from"), of_turn("content").alias("value"))
-            as_read = talk.list.eval(given).cast(PLAIN_TURNS)
+            held = fields_of(ours.schema["_talk"])
+            sides = ("from", "value") if "from" in held else ("role", "content")
+            given = [of_turn(n).alias(f) for n, f in zip(sides, ("from", "value"), strict=True)]
+            as_read = talk.list.eval(pl.struct(given)).cast(PLAIN_TURNS)
             ours = ours.with_columns(source_conversations=pl.when("_led").then(as_read))
     return ours.drop("_talk", "_messages", "_thought", strict=False)
 
