@@ -61,12 +61,21 @@ def remembered_digest(path: Path, memory: Path) -> str:
     note = memory / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
     with suppress(OSError, UserError, AttributeError):
         known = read_json(note)
-        if {name: known.get(name) for name in is_now} == is_now and known.get("sha256"):
+        same = {name: known.get(name) for name in is_now} == is_now
+        # a note of before there were checks has none
+        if same and known.get("check", _check(known)) == _check(known) and known.get("sha256"):
             return str(known["sha256"])
     sha256 = file_digest(path)
     if time.time() - max(stat.st_mtime, stat.st_ctime) > 2 and path.stat() == stat:
-        write_atomic(note, json.dumps({**is_now, "sha256": sha256}))
+        said = {**is_now, "sha256": sha256}
+        write_atomic(note, json.dumps({**said, "check": _check(said)}))
     return sha256
+
+
+def _check(note: dict[str, Any]) -> str:
+    """A digest of what a note says."""
+    said = sorted((name, value) for name, value in note.items() if name != "check")
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -117,6 +117,10 @@ def test_a_data_sets_licence_is_asked_once(
     assert licence_of(name, None, tmp_path, ask=True) == licence
     asked = len(hub.asked)
     assert licence_of(name, None, tmp_path, ask=True) == licence and len(hub.asked) == asked
+    kept = tmp_path / "licence.json"
+    for damaged in ('{"licence": "gpl", "seal": "0"}', "{}", "[]", ""):
+        kept.write_text(damaged)
+        assert licence_of(name, None, tmp_path, ask=True) == licence
 
 
 def test_a_licence_without_a_network_is_not_known_and_asked_for_later(

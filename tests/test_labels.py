@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from core.cells.seals import with_seal
 from core.errors import UserError
 from eval.judging.people import against_people
 from eval.judging.people import labelled as said_by_people
@@ -144,6 +145,24 @@ def test_the_same_pairs_come_out_again_and_others_never_over_a_key(
     assert written(loaded, tmp_path, 6) == first
     with pytest.raises(UserError, match="holds the key of other pairs"):
         written(loaded, tmp_path, 7)
+
+
+def test_a_key_that_was_damaged_is_a_sentence_and_never_guessed(tmp_path: Path) -> None:
+    pair = {"id": "p", "item": "i", "a": "x", "b": "y", "seeds": ["0", "0"], "a_first": True}
+    whole = with_seal({"recipe": "r", "benchmark": "alpaca", "pairs": [pair]})
+    path = tmp_path / "key.json"
+    text = json.dumps(whole)
+    path.write_text(text)
+    assert labelled._key(path)["pairs"] == [pair]
+    turned = text.replace('"a_first": true', '"a_first": false')
+    unsealed = json.dumps({"recipe": "r", "benchmark": "alpaca", "pairs": [pair | {"a": 5}]})
+    for bad in (turned, unsealed, text[:-9], "", "null", "[]", '{"recipe": "r"}', "\x00" * 9):
+        path.write_text(bad)
+        with pytest.raises(UserError, match=r"key\.json .*; restore it from a copy"):
+            labelled._key(path)
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist; labels are read beside their key"):
+        labelled._key(path)
 
 
 def test_labels_give_the_judges_agreement_and_the_difference_that_people_see(

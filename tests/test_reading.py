@@ -175,6 +175,17 @@ def test_a_file_is_hashed_once_and_again_when_it_changed(
     assert remembered_digest(path, tmp_path / "digests") == "new" and hashed == [path]
 
 
+def test_a_remembered_digest_that_was_changed_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "a.jsonl", [PAIR])
+    monkeypatch.setattr("core.files.time.time", lambda: path.stat().st_ctime + 60)
+    first = remembered_digest(path, tmp_path / "digests")
+    [note] = (tmp_path / "digests").iterdir()
+    note.write_text(note.read_text().replace(first, f"{'0' * 63}1"))
+    assert remembered_digest(path, tmp_path / "digests") == first
+
+
 # -- what users state ------------------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +153,23 @@ def test_nothing_is_removed_without_an_answer(store: Path) -> None:
     assert "nothing was removed" in result.stdout and recipe.is_dir()
     result = CliRunner().invoke(app, ["gc", str(store), "--forget", "other", "--yes"])
     assert result.exit_code == 0 and not recipe.exists()
+
+
+def test_what_a_run_took_up_while_the_question_stood_open_stays(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "FRESH", -1.0)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    going = removal.unreferred(contents.read(store), time.time())
+    taken, other = going[0].path, going[1].path
+
+    def asked(_: str) -> bool:
+        for file in (path for path in taken.rglob("*") if path.is_file()):
+            os.utime(file, (time.time() + 99, time.time() + 99))
+        return True
+
+    removal.main(store, removal.Asked(), asked)
+    assert taken.exists() and not other.exists()
 
 
 def test_a_recipe_that_the_store_does_not_have_is_a_sentence(store: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from core.cells.seals import seal_of
 from core.errors import UserError
 from core.files import finite as as_json
 from core.files import read_json, write_atomic
@@ -39,6 +40,34 @@ NAMED = {1: 1, -1: 2, 0: 0}
 """A vote for `a`, for `b`, for neither, as the better of two answers."""
 
 
+def _key(path: Path) -> dict[str, Any]:
+    """The key of labels, who is who in each pair. Raises UserError where there is none, and for one
+    that was damaged: what labels mean is never guessed."""
+    remedy = (
+        "restore it from a copy, or write the same pairs to a new folder (`magpie label` with the "
+        "same arms and count, --out) and take its key"
+    )
+    try:
+        known = read_json(path, remedy)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; labels are read beside their key.") from error
+    kinds = {"id": str, "item": str, "a": str, "b": str, "a_first": bool, "seeds": list}
+    whole = (
+        isinstance(known, dict)
+        and all(isinstance(known.get(name), str) for name in ("recipe", "benchmark"))
+        and isinstance(known.get("pairs"), list)
+        and all(
+            isinstance(pair, dict)
+            and all(isinstance(pair.get(name), kind) for name, kind in kinds.items())
+            and len(pair["seeds"]) == 2
+            for pair in known["pairs"]
+        )
+    )
+    if not whole or known.get("seal", seal_of(known)) != seal_of(known):
+        raise UserError(f"{path} was changed after it was made; {remedy}.")
+    return dict(known)
+
+
 def write(loaded: Loaded, files: Sequence[Path], key: Path) -> dict[str, Any]:
     """Read labels beside their key, write what they say to STORE/recipes/NAME/people.json and the
     judge's agreement to where every score finds it, and return it.
@@ -48,10 +77,10 @@ def write(loaded: Loaded, files: Sequence[Path], key: Path) -> dict[str, Any]:
     of answers that are not the recipe's any more.
     """
     recipe, results = loaded.recipe, graph.plan(loaded).results
-    known = read_json(key)
-    if known.get("recipe") != recipe.name:
-        raise UserError(f"{key} is of the recipe {known.get('recipe')}, not of {recipe.name}.")
-    benchmark = str(known["benchmark"])
+    known = _key(key)
+    if known["recipe"] != recipe.name:
+        raise UserError(f"{key} is of the recipe {known['recipe']}, not of {recipe.name}.")
+    benchmark = known["benchmark"]
     labels = read(files, known)
     judge = _judge(recipe, results, benchmark)
     asked: dict[tuple[str, str], dict[str, Pair]] = {}

@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from core.cells.seals import with_seal
 from core.errors import UserError
 from core.files import write_atomic
 from core.store import Result
@@ -35,6 +36,8 @@ SHOWN = ("alpaca", "arena", "wildbench")
 
 CHOICES = {"A": 1, "B": 2, "tie": 0, "same": 0, "=": 0}
 """What a person may write, any case, and which answer it names."""
+
+_FORM: dict[str, Any] = {"indent": 1, "ensure_ascii": False}
 
 COLUMNS = ("pair", "prompt", "answer_A", "answer_B", "label")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
@@ -105,7 +108,7 @@ def write(loaded: Loaded, asked: Asked, out: Path) -> list[Path]:
     # Mixed, so that nobody sees which pairs belong together.
     random.Random(asked.seed).shuffle(chosen)
     shown = [asdict(pair) | {"answers": list(map(_digest, pair.answers))} for pair in chosen]
-    key = {"recipe": recipe.name, "benchmark": benchmark, "pairs": shown}
+    key = with_seal({"recipe": recipe.name, "benchmark": benchmark, "pairs": shown})
     out.mkdir(parents=True, exist_ok=True)
     _keep(out / "key.json", key)
     write_atomic(out / "labels.csv", table(chosen))
@@ -115,8 +118,10 @@ def write(loaded: Loaded, asked: Asked, out: Path) -> list[Path]:
 
 def _keep(path: Path, key: dict[str, Any]) -> None:
     """Write the key, never over another's: labels that were made would lose their meaning."""
-    text = json.dumps(key, indent=1, ensure_ascii=False)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    text = json.dumps(key, **_FORM)
+    known = json.dumps({name: said for name, said in key.items() if name != "seal"}, **_FORM)
+    # one of before there were seals says the same without it
+    if path.exists() and path.read_bytes() not in (text.encode(), known.encode()):
         raise UserError(
             f"{path.parent} holds the key of other pairs, which labels may exist for; "
             "give another folder as --out."

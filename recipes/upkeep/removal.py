@@ -60,7 +60,10 @@ def main(root: Path, asked: Asked, confirm: Callable[[str], bool]) -> None:
     if not asked.yes and not (sys.stdin.isatty() and confirm(f"Remove these ({total})?")):
         say("nothing was removed; --yes removes without a question")
         return
-    gone, failed = _removed(root, asked.forget, going)
+    # a run may have come to refer to some of it while the question stood open
+    shown_paths = {thing.path for thing in going}
+    now = unreferred(contents.read(root, asked.forget), time.time())
+    gone, failed = _removed(root, asked.forget, [t for t in now if t.path in shown_paths])
     for sentence in failed:
         say(sentence)
     say(f"{len(gone)} removed, {size(sum(thing.size for thing in gone))}")

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from core.files import write_atomic
+from core.cells.seals import seal_of, with_seal
+from core.errors import UserError
+from core.files import read_json, write_atomic
 from core.pretrained.hub import PATIENCE, out_of_reach
 
 REMEMBERED = "licence.json"
@@ -26,14 +28,19 @@ def licence_of(source: str, revision: str | None, folder: Path, *, ask: bool) ->
     if path.exists():
         return _of_card(path)
     remembered = folder / REMEMBERED
-    if remembered.is_file():
-        known: str | None = json.loads(remembered.read_text())["licence"]
-        return known
+    with suppress(OSError, UserError):  # a damaged one is asked for again
+        said = read_json(remembered)
+        if (
+            isinstance(said, dict)
+            and "licence" in said
+            and said.get("seal", seal_of(said)) == seal_of(said)
+        ):
+            return _plain(said.get("licence"))
     if not ask or out_of_reach() is not None:
         return None
     with suppress(Exception):  # the hub client's many ways to say that it cannot be reached
         stated = _of_hub(source, revision)
-        write_atomic(remembered, json.dumps({"licence": stated}))
+        write_atomic(remembered, json.dumps(with_seal({"licence": stated})))
         return stated
     return None
 
