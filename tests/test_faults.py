@@ -37,6 +37,13 @@ def test_every_fault_is_done_to_every_stage_that_it_can_be_done_to() -> None:
     assert {stage for _, stage in drawn} == STAGES.keys()
 
 
+def test_one_of_every_fault_comes_first_and_chosen_ones_keep_their_numbers() -> None:
+    drawn = cases(PAIRS, 3)
+    assert {case.harm for case in drawn[: len(HARMS)]} == HARMS.keys()
+    chosen = cases(PAIRS, 3, "Ctrl-C,launcher")
+    assert chosen == [c for c in drawn if c.harm in ("Ctrl-C", "SIGKILL of the launcher")]
+
+
 def test_a_second_round_comes_at_other_moments_and_a_seed_draws_the_same() -> None:
     drawn = cases(2 * PAIRS, 3)
     assert drawn == cases(2 * PAIRS, 3) != cases(2 * PAIRS, 4)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tests.campaigns.ground import (
     ASKED,
+    GROUPS,
     STAGES,
     Ground,
     Place,
@@ -64,16 +65,19 @@ class Outcome:
 
 
 def cases(count: int, seed: int, only: str = "") -> list[Case]:
-    """`count` cases: every pair of a fault and a stage in turn, shuffled, then again at other
-    moments."""
+    """`count` cases: one of every fault, then every other pair of a fault and a stage, shuffled,
+    then all again at other moments. Of these, the faults that hold one of the words in `only`,
+    separated by commas."""
     dice = random.Random(seed)
-    chosen = {name: harm for name, harm in HARMS.items() if only in name}
-    pairs = [(name, stage) for name, harm in chosen.items() for stage in harm.stages]
+    pairs = [(name, stage) for name, harm in HARMS.items() for stage in harm.stages]
     dice.shuffle(pairs)
+    first = set({pair[0]: pair for pair in reversed(pairs)}.values())
+    pairs.sort(key=lambda pair: pair not in first)
     numbers = counter()
-    return [
+    drawn = [
         Case(next(numbers), *pairs[n % len(pairs)], round(dice.random(), 3)) for n in range(count)
     ]
+    return [case for case in drawn if any(word in case.harm for word in only.split(","))]
 
 
 def tried(ground: Ground, case: Case) -> Outcome:
@@ -109,7 +113,8 @@ def _done(
     pid = ground.start(place)
     struck = harm.before or _awaited(ground, place, case, before, pid)
     if not harm.before and struck:
-        undo = harm.act(Scene(ground, place, pid, dice))
+        scene = Scene(ground, place, pid, dice)
+        undo, struck = harm.act(scene), scene.hit
     code = ground.zygote.wait(pid, PATIENCE)
     ground.model.bad = []
     if code is None:
@@ -200,7 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="words of the faults to try")
+    parser.add_argument("--only", default="", help="words of the faults to try, with commas")
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     args = parser.parse_args()
@@ -210,12 +215,12 @@ def main() -> int:
     known = {each.case for each in outcomes}
     left = [case for case in cases(args.count, args.seed, args.only) if case not in known]
     with Ground(args.out.resolve() / "work") as ground:
-        for mode in sorted({HARMS[case.harm].mode for case in left}):
-            ground.learn(mode, ("select",) if mode == "own" else ("select", "train", "judge", ""))
         for case in left:
             if time.monotonic() > stop:
                 print(f"{args.minutes:g} minutes are over; the same command goes on")
                 break
+            if (mode := HARMS[case.harm].mode) not in ground.totals:
+                ground.learn(mode, ("select",) if mode == "own" else GROUPS)
             outcomes.append(tried(ground, case))
             with path.open("a") as handle:
                 handle.write(json.dumps(asdict(outcomes[-1])) + "\n")

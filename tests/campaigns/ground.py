@@ -109,7 +109,11 @@ class Zygote:
         """End it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:  # libraries' threads at the interpreter's end
+            self._process.kill()
+            self._process.wait()
 
 
 @dataclass

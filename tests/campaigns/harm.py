@@ -46,6 +46,8 @@ class Scene:
     place: Place
     pid: int
     dice: random.Random
+    hit: bool = True
+    """Whether the fault found what it strikes."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,26 @@ def _stopped(scene: Scene) -> None:
         process.resume()
 
 
-def _killed(*words: str) -> Callable[[Scene], None]:
-    """SIGKILL to the first process of the case whose command line holds a word."""
+def _killed(*words: str, but: str = "supervisor.py") -> Callable[[Scene], None]:
+    """SIGKILL to the first process of the case whose command line holds these words and not the
+    other."""
 
     def act(scene: Scene) -> None:
         stop = time.monotonic() + APPEARS
-        while time.monotonic() < stop and psutil.pid_exists(scene.pid):
-            if any(_hit(process, words) for process in processes(scene.place)):
+        while time.monotonic() < stop and scene.ground.zygote.wait(scene.pid, 0) is None:
+            if any(_hit(process, words, but) for process in processes(scene.place)):
                 return
             time.sleep(0.02)
+        scene.hit = False
 
     return act
 
 
-def _hit(process: psutil.Process, words: tuple[str, ...]) -> bool:
-    """Kill a process whose command line holds these words; whether it is one."""
+def _hit(process: psutil.Process, words: tuple[str, ...], but: str) -> bool:
+    """Kill a process whose command line holds these words and not the other; whether it is one."""
     with suppress(psutil.Error):
         line = " ".join(process.cmdline())
-        if all(word in line for word in words):
+        if all(word in line for word in words) and not (but and but in line):
             process.send_signal(signal.SIGKILL)
             return True
     return False
@@ -193,10 +197,12 @@ HARMS: Mapping[str, Harm] = {
     },
     "SIGKILL of the API server": Harm(_killed("tests.campaigns.served"), OWN, True, "own"),
     "SIGKILL of the server's supervisor": Harm(
-        _killed("supervisor.py", "served"), OWN, True, "own"
+        _killed("supervisor.py", "served", but=""), OWN, True, "own"
     ),
     "SIGKILL of the harness, own server": Harm(_signal(signal.SIGKILL), OWN, mode="own"),
     "SIGKILL of a rank": Harm(_killed("tiny_trainer", " rank"), TRAINING),
-    "SIGKILL of the launcher": Harm(_killed("tiny_trainer"), TRAINING),
-    "SIGKILL of the trainer's supervisor": Harm(_killed("supervisor.py", "tiny_trainer"), TRAINING),
+    "SIGKILL of the launcher": Harm(_killed("tiny_trainer", but=" rank"), TRAINING),
+    "SIGKILL of the trainer's supervisor": Harm(
+        _killed("supervisor.py", "tiny_trainer", but=""), TRAINING
+    ),
 }
