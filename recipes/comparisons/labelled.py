@@ -40,6 +40,14 @@ NAMED = {1: 1, -1: 2, 0: 0}
 """A vote for `a`, for `b`, for neither, as the better of two answers."""
 
 
+def _is_pair(pair: Any) -> bool:
+    """Whether a pair of a key has all that labels are read by."""
+    kinds = {"id": str, "item": str, "a": str, "b": str, "a_first": bool, "seeds": list}
+    if not isinstance(pair, dict) or len(pair.get("seeds") or ()) != 2:
+        return False
+    return all(isinstance(pair.get(name), kind) for name, kind in kinds.items())
+
+
 def _key(path: Path) -> dict[str, Any]:
     """The key of labels, who is who in each pair. Raises UserError where there is none, and for one
     that was damaged: what labels mean is never guessed."""
@@ -51,17 +59,11 @@ def _key(path: Path) -> dict[str, Any]:
         known = read_json(path, remedy)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; labels are read beside their key.") from error
-    kinds = {"id": str, "item": str, "a": str, "b": str, "a_first": bool, "seeds": list}
     whole = (
         isinstance(known, dict)
         and all(isinstance(known.get(name), str) for name in ("recipe", "benchmark"))
         and isinstance(known.get("pairs"), list)
-        and all(
-            isinstance(pair, dict)
-            and all(isinstance(pair.get(name), kind) for name, kind in kinds.items())
-            and len(pair["seeds"]) == 2
-            for pair in known["pairs"]
-        )
+        and all(map(_is_pair, known["pairs"]))
     )
     if not whole or known.get("seal", seal_of(known)) != seal_of(known):
         raise UserError(f"{path} was changed after it was made; {remedy}.")
