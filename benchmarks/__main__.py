@@ -209,7 +209,9 @@ def _section(benchmark: Benchmark, kept: Path) -> list[str]:
         f"{on['python']}, {versions}; {found['seconds']:,.0f} s, of the processor "
         f"{found['cpu_seconds']:,.0f} s; load {found['load_before']} before it."
     )
-    missed = ["It ended with an error: a bar that it holds itself to was missed.", ""]
+    crashed = any("Error" in line for line in found["said"])
+    why = found["said"][0] if crashed else "a bar that it holds itself to was missed"
+    missed = [f"It ended with an error: {why}.", ""]
     ended = missed if found["status"] else []
     return [*asked, "```text", found["printed"], "```", "", *ended, conditions]
 
