@@ -133,6 +133,7 @@ def test_what_is_refused_is_where_it_was_written_itself(sentence: str, said: str
     assert libraries.where(block, sentence, source) == said
 
 
+@pytest.mark.process
 def test_libraries_answer_in_processes_of_their_own_and_one_that_fails_says_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
