@@ -244,7 +244,11 @@ class StageLog(Log):
         with self._tracked() as run:
             if run:
                 import wandb
+                from wandb.sdk.data_types._private import MEDIA_TMP
 
+                # made when wandb was loaded, perhaps by a run of this process that has ended and
+                # taken its temporary folder along
+                Path(MEDIA_TMP.name).mkdir(parents=True, exist_ok=True)
                 shown = rows.head(TABLE_ROWS)
                 cells = [list(map(_cell, row)) for row in shown.iter_rows()]
                 run.log({name: wandb.Table(columns=shown.columns, data=cells)})

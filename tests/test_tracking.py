@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_a_run_holds_group_job_type_metrics_table_and_digests(tmp_path: Path) ->
     assert any(row.get("judgments/nrows") == 1 for row in run.history)
     assert run.config["inputs"] == {"answers": "digest-in"} and run.config["output"] == "digest-out"
     assert run.summary["rows"] == 3
+
+
+@pytest.mark.process
+def test_a_table_is_kept_though_the_folder_that_wandb_was_loaded_in_is_gone(tmp_path: Path) -> None:
+    from wandb.sdk.data_types._private import MEDIA_TMP
+
+    shutil.rmtree(MEDIA_TMP.name, ignore_errors=True)
+    with tracker(tmp_path).stage("judge/a/0", "judge", "b" * 20, {}) as log:
+        log.table("judgments", pl.DataFrame({"item": ["a"]}))
+        log.metrics({"judged": 3.0})
+    assert wandb_file.read(tmp_path)["judge-" + "b" * 12].history[-1]["judged"] == 3
 
 
 @pytest.mark.process
