@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,12 @@ def test_a_run_holds_group_job_type_metrics_table_and_digests(tmp_path: Path) ->
 
 
 @pytest.mark.process
-def test_a_table_is_kept_though_the_folder_that_wandb_was_loaded_in_is_gone(tmp_path: Path) -> None:
+def test_a_table_is_kept_though_the_folder_that_wandb_was_loaded_in_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wandb.sdk.data_types._private import MEDIA_TMP
 
-    shutil.rmtree(MEDIA_TMP.name, ignore_errors=True)
+    monkeypatch.setattr(MEDIA_TMP, "name", str(tmp_path / "gone" / "media"))
     with tracker(tmp_path).stage("judge/a/0", "judge", "b" * 20, {}) as log:
         log.table("judgments", pl.DataFrame({"item": ["a"]}))
         log.metrics({"judged": 3.0})
