@@ -8,6 +8,7 @@ Paths in a recipe are relative to the folder where `magpie` runs.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -161,11 +162,21 @@ class Source:
         file, line = self.lines.get(keys, (str(self.path), 1))
         return file if file == COMMAND_LINE else f"{file}:{line}"
 
+    def where(self, sentence: str, block: Sequence[str] = ()) -> str:
+        """Where a setting was written that a sentence is about. The sentence begins with its keys,
+        or with those of the block that holds it (else `block`), and then has the setting's name in
+        quotes."""
+        keys = tuple(sentence.partition(":")[0].split("."))
+        at = tuple(block) if block and keys[0] != block[0] else keys
+        named = [(*at, name) for name in re.findall(r"'([^']+)'", sentence)]
+        return self.at(next((each for each in named if each in self.lines), at))
+
     def sentence(self, error: UserError) -> UserError:
         """Put file and line before a sentence that begins with a dotted key (`arms.magpie.where:
         ...`)."""
-        keys = str(error).partition(":")[0].split(".")
-        return UserError(f"{self.at(keys)}: {error}") if keys[0] in Recipe.model_fields else error
+        said = str(error)
+        known = said.partition(":")[0].split(".")[0] in Recipe.model_fields
+        return UserError(f"{self.where(said)}: {said}") if known else error
 
 
 @dataclass(frozen=True)

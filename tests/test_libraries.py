@@ -130,7 +130,7 @@ def test_what_is_refused_is_where_it_was_written_itself(sentence: str, said: str
     lines = {block: ("r.yaml", 6), (*block, "bf16"): ("r.yaml", 7)}
     lines |= {(*block, "max_length"): told, (*block, "learning_rat"): told}
     source = schema.Source(Path("r.yaml"), lines)
-    assert libraries.where(block, sentence, source) == said
+    assert source.where(sentence, block) == said
 
 
 @pytest.mark.process
@@ -202,3 +202,12 @@ def test_vllm_trl_and_lm_eval_judge_what_is_theirs(tmp_path: Path) -> None:
     assert said[: len(SOUND)] == [ACCEPTED] * len(SOUND)
     wrong = zip(WRONG, said[len(SOUND) :], strict=True)
     assert [(case, told) for case, told in wrong if case[3] not in (told or "")] == []
+
+
+def test_a_sampling_parameter_on_the_command_line_is_refused_there() -> None:
+    block = ("eval", "answers", "sampling")
+    source = schema.Source(
+        Path("r.yaml"), {block: ("r.yaml", 6), (*block, "zzz"): ("command line", 1)}
+    )
+    sentence = "eval.answers.sampling: vLLM knows no sampling parameter 'zzz'."
+    assert str(source.sentence(UserError(sentence))) == f"command line: {sentence}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -99,17 +98,8 @@ def judge(recipe: Recipe, source: Source, resolve: Resolve, say: Callable[[str],
     if problems:
         question, sentence = problems[0]
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
-        at = where(question.place, sentence, source)
+        at = source.where(sentence, question.place)
         raise UserError(f"{at}: {sentence.removesuffix('.')}{more}.")
-
-
-def where(place: Sequence[str], sentence: str, source: Source) -> str:
-    """Where a setting was written against which a library says a sentence. The sentence begins with
-    its keys, or with the block that holds it, and then has the setting's name in quotes."""
-    keys = tuple(sentence.partition(":")[0].split("."))
-    at = keys if keys[0] == place[0] else tuple(place)
-    named = [(*at, name) for name in re.findall(r"'([^']+)'", sentence)]
-    return source.at(next((each for each in named if each in source.lines), at))
 
 
 def _names(questions: Iterable[Question]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from recipes.upkeep import contents, removal
@@ -14,21 +14,33 @@ from recipes.upkeep.contents import COLUMN, RESULT, UNFINISHED, Contents, Thing
 from recipes.upkeep.words import day, plain, size
 from recipes.verbs.terminal import say, table
 
+if TYPE_CHECKING:
+    from recipes.schema import Loaded
+
 
 def root_of(where: str) -> Path:
-    """The folder of a store: `where` itself, or the store of the recipe that it names. Raises
-    UserError for what is neither."""
+    """The folder of the store that `where` names, as `named` finds it."""
+    return named(where)[0]
+
+
+def named(where: str, overrides: Sequence[str] = ()) -> tuple[Path, Loaded | None]:
+    """The folder of a store (`where` itself, or the store of the recipe that it names), and that
+    recipe. Raises UserError for what is neither."""
     from recipes import schema
 
     folder = Path(where).expanduser()
     if folder.is_dir():
-        return folder
+        return folder, None
     try:
-        return Path(schema.load(where).recipe.store)
+        loaded = schema.load(where, overrides)
     except UserError as error:
-        if Path(where).suffix or folder.exists():
+        if Path(where).suffix or folder.exists() or where in {p.stem for p in schema.shipped()}:
             raise
-        raise UserError(f"{where} is neither the folder of a store nor a recipe.") from error
+        raise UserError(
+            f"{where} is neither the folder of a store nor a recipe: go to where the store lies, "
+            "or name it, or one of its recipes."
+        ) from error
+    return Path(loaded.recipe.store), loaded
 
 
 def main(root: Path, *, everything: bool, as_json: bool) -> None:

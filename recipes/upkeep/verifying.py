@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from core.cells.damage import Damage
 from core.tracking import Log
-from recipes import schema
 from recipes.schema import Loaded
 from recipes.upkeep import verified
+from recipes.upkeep.listing import named
 
 
 def main(where: str, overrides: list[str], *, repair: bool, as_json: bool) -> int:
     """Verify the store `where`, or that of the recipe that it names; with `repair` set aside what
     is damaged, and run the recipe. Returns the exit code: 1 where anything is damaged still."""
-    loaded = None if Path(where).expanduser().is_dir() else schema.load(where, overrides)
-    root = Path(loaded.recipe.store) if loaded else Path(where).expanduser()
+    root, loaded = named(where, overrides)
     found = verified.verify(root, Damage(Log().say, moves=repair))
     if as_json:
         print(json.dumps(verified.as_json(found), indent=2))
