@@ -20,7 +20,7 @@ import zstandard
 
 from core.errors import UserError
 from recipes.verbs import filter as filtering
-from synth.published import json_rows, rows, tagged
+from synth.published import files, json_rows, rows, tagged
 from synth.published.cells.failed import HALF, NUL
 
 ROWS = 4
@@ -274,3 +274,13 @@ def test_a_damaged_file_is_one_sentence(
         with pytest.raises(UserError, match=name) as refused:
             use(path)
         assert says in str(refused.value) or name == "a.parquet"
+
+
+@pytest.mark.parametrize("turn", ['"\\u0000": "x"', '"more": [{"\\u0000": 1}]'])
+def test_a_field_whose_name_holds_nul_is_named(tmp_path: Path, turn: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"id": "a", "conversations": [{"from": "human", "value": "Why?", ' + turn + "}]}\n"
+    )
+    with pytest.raises(UserError, match=r"the name of the field of `conversations` .* holds NUL"):
+        list(files.parts(path, 10))

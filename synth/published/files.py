@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ def parts_of(
         return
     try:
         for part in _file(source, batch, first):
-            _check_names(part.frame.columns, source)
+            _check_names(part.frame.schema, source)
             yield part
     except UserError:
         raise
@@ -111,11 +111,23 @@ def parts_of(
         ) from error
 
 
-def _check_names(columns: Iterable[str], source: Path) -> None:
-    """Raise UserError for a column whose name no table can have."""
-    for column in columns:
-        if "\x00" in column:
-            raise UserError(f"{source}: the name of the column {column!r} holds NUL; rename it.")
+def _check_names(schema: Mapping[str, pl.DataType], source: Path) -> None:
+    """Raise UserError for a column, or a field in one, whose name no table can have."""
+    for column, kind in schema.items():
+        for name in (column, *_fields(kind)):
+            if "\x00" in name:
+                what = "column" if name == column else f"field of `{column}`"
+                raise UserError(f"{source}: the name of the {what} {name!r} holds NUL; rename it.")
+
+
+def _fields(kind: pl.DataType) -> Iterator[str]:
+    """The names of all fields in a column of this type."""
+    if isinstance(kind, (pl.List, pl.Array)):
+        yield from _fields(kind.inner)  # type: ignore[arg-type]
+    elif isinstance(kind, pl.Struct):
+        for field in kind.fields:
+            yield field.name
+            yield from _fields(field.dtype)  # type: ignore[arg-type]
 
 
 def parts(
@@ -205,8 +217,11 @@ def _csv(path: Path, batch: int) -> Iterator[Part]:
         header = next(csv.reader(text, delimiter=mark), [])
     if len({*header}) < len(header) or not header:
         raise UserError(f"{path}: the first line of a CSV file must name its columns, each once.")
+    # Arrow reads ahead in a thread of its own. Where that reads a Python file it can outlive the
+    # interpreter, and abort it; a file of Arrow's own needs no Python.
+    packed = path.suffix in (".gz", ".zst")
     try:
-        with json_rows.opened(path) as handle:
+        with json_rows.opened(path) if packed else pa.OSFile(str(path)) as handle:
             reader = pa_csv.open_csv(
                 handle,
                 pa_csv.ReadOptions(block_size=_CSV_BLOCK),
