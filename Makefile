@@ -18,7 +18,7 @@ help:
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make inputs    10,000 malformed inputs against whoever reads them (about 10 minutes)"
 	@echo "make benchmarks  every figure of docs/benchmarks.md, and the page (about 40 minutes, idle)"
-	@echo "make faults    300 faults over all stages (at most 120 minutes; goes on where it was)"
+	@echo "make faults    300 faults over all stages, 40 on real vLLM and TRL (at most 120 minutes; goes on where it was)"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
@@ -68,7 +68,7 @@ benchmarks: models
 	$(BIN)/python -m benchmarks
 
 faults: install
-	$(BIN)/python -m tests.campaigns.faults --count 300 --minutes 120
+	$(BIN)/python -m tests.campaigns.faults --count 300 --real 40 --minutes 120
 
 check: install
 	$(BIN)/ruff format --check -q .

@@ -64,6 +64,19 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
     return answered
 
 
+def kind(body: dict[str, Any]) -> str:
+    """Which stage a request belongs to."""
+    if body.get("prompt_logprobs") is not None or body.get("echo"):
+        return "heldout"
+    if "structured_outputs" in body or "logprob_token_ids" in body:
+        return "tags"
+    if body.get("temperature") == 1.0:
+        return "instructions"
+    if body.get("max_tokens") == 40:
+        return "responses"
+    return "judging" if len(body["prompt"]) > 150 else "answers"
+
+
 def recipe(folder: Path, llama: Path, url: str, *, train: bool = False, **changes: Any) -> Path:
     """Write `folder`/recipe.yaml: three arms over 100 rows; with `train`, also SFT and the
     evaluation. `changes` are dotted with `__`."""

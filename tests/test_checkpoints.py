@@ -88,7 +88,7 @@ def test_the_newest_complete_checkpoint_is_found_by_every_rank(tmp_path: Path) -
     assert resumable(tmp_path, []) == [newest, newest]
 
 
-@pytest.mark.parametrize("harm", ["unmarked", "missing", "short", "of rank 1"])
+@pytest.mark.parametrize("harm", ["unmarked", "missing", "short", "flipped", "of rank 1"])
 def test_an_incomplete_checkpoint_is_set_aside_and_named(tmp_path: Path, harm: str) -> None:
     older, newer = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
     if harm == "unmarked":
@@ -97,6 +97,8 @@ def test_an_incomplete_checkpoint_is_set_aside_and_named(tmp_path: Path, harm: s
         (newer / "global_step5" / "mp_rank_00_model_states.pt").unlink()
     elif harm == "short":
         (newer / "model.safetensors").write_bytes(b"123")
+    elif harm == "flipped":
+        (newer / "model.safetensors").write_bytes(b"12344")
     else:
         (newer / OF_RANK_1).write_bytes(b"1")
     said: list[str] = []

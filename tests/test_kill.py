@@ -31,19 +31,6 @@ IN_FLIGHT = 16
 """Requests in flight at most in the small recipe."""
 
 
-def kind(body: dict[str, Any]) -> str:
-    """Which stage a request belongs to."""
-    if body.get("prompt_logprobs") is not None or body.get("echo"):
-        return "heldout"
-    if "structured_outputs" in body or "logprob_token_ids" in body:
-        return "tags"
-    if body.get("temperature") == 1.0:
-        return "instructions"
-    if body.get("max_tokens") == 40:
-        return "responses"
-    return "judging" if len(body["prompt"]) > 150 else "answers"
-
-
 class Killer:
     """Answers like the scripted model; at the n-th request of a kind it kills the harness."""
 
@@ -53,7 +40,7 @@ class Killer:
         self.pid = 0
 
     def __call__(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
-        asked = kind(body)
+        asked = small_recipe.kind(body)
         self.seen[asked] += 1
         if (
             self.when is not None

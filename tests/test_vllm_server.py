@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.models import Model, render, tokenizer
 from core.sending import client
 from core.servers import Endpoint, Servers
-from core.serving import vllm_server
+from core.serving import health, vllm_server
 from core.tracking import Log
 from core.wire import Request, ServerSpec
 
@@ -219,6 +219,23 @@ def test_a_server_that_died_between_two_streams_is_restarted(servers: Servers, o
     list(endpoint.stream(ask(1)))
     os.kill(server_processes(servers)[1].pid, signal.SIGKILL)
     assert all(r.body for r in endpoint.stream(ask(5)))
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_is_ended_and_started_again(
+    servers: Servers, own: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PATIENCE", 0.2)
+    said: list[str] = []
+    servers.say = said.append
+    spec = ServerSpec(model="m", max_in_flight=4, timeout=0.5, args={"behaviour": "slow"})
+    replies = servers.serve(spec).stream(ask(20))
+    got = [next(replies)]
+    hung = server_processes(servers)[1]
+    hung.suspend()
+    got += replies
+    assert sorted(r.key for r in got if r.body) == sorted(f"row-{i}" for i in range(20))
+    assert not hung.is_running() and "m hangs; starting it again" in " ".join(said)
 
 
 @pytest.mark.process

@@ -15,14 +15,13 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.serving import health
 from core.serving.devices import gpus, pinned
 from core.serving.supervisor import Supervised
 from core.serving.weights import local
@@ -35,6 +34,9 @@ COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
 START_TIMEOUT = 3600.0
 """Seconds a server may take to load before it counts as hanging (70B weights from a network disk
 take many minutes)."""
+
+HANGS = "hangs"
+"""What is wrong with a server that runs and does not answer."""
 
 Seeds = Callable[[str], int]
 """Gives a model's server an engine seed that none was started with."""
@@ -114,23 +116,26 @@ class VllmServer:
                 continue
             # /v1/models wants our key, so a stranger on this port cannot be taken for our server;
             # it answers once the engine is ready.
-            if self._get("/v1/models", timeout=5) == 200:
+            if health.status(f"{self.url}/v1/models", self.key) == 200:
                 return
             if time.monotonic() > deadline:
                 self.stop()
                 raise self._failure(f"is silent after {START_TIMEOUT:.0f} s", self.complaint())
             time.sleep(0.25)
 
-    def healthy(self) -> bool:
-        """True when the engine behind the server lives (vLLM's /health says 503 otherwise); asked
-        up to three times, a second apart."""
+    def illness(self) -> str:
+        """Why the server is to be started again, "" where it works: it ended, its engine did
+        (vLLM's /health says 503 then; asked up to three times, a second apart), or it hangs."""
+        code = 0
         for pause in (1, 1, 0):
             if not self.running:
-                return False
-            if self._get("/health", timeout=10) == 200:
-                return True
+                return self.complaint()
+            code = health.status(f"{self.url}/health", self.key)
+            if code == 200:
+                still = health.stands_still(self.url, self.key, self._spec.request_model)
+                return HANGS if still else ""
             time.sleep(pause)
-        return False
+        return self.complaint() if code else HANGS
 
     def revive(
         self, seen: int, limit: int, say: Callable[[str], None], abandon: threading.Event
@@ -143,13 +148,13 @@ class VllmServer:
         with self._reviving:
             if self.generation != seen:
                 return True
-            if self._closed or abandon.is_set() or self.healthy():
+            if self._closed or abandon.is_set() or not (complaint := self.illness()):
                 return False
-            complaint = self.complaint()
             self.stop()
             if self.generation >= limit:
                 raise self._failure("died again and again", complaint)
-            say(f"the vLLM server for {self._spec.model} died ({complaint}); starting it again")
+            how = HANGS if complaint == HANGS else f"died ({complaint})"
+            say(f"the vLLM server for {self._spec.model} {how}; starting it again")
             self.start()
             self.wait_ready(abandon)
             self.generation += 1
@@ -194,19 +199,6 @@ class VllmServer:
                 return handle.read().decode(errors="replace")
         except OSError:
             return ""
-
-    def _get(self, path: str, timeout: float) -> int:
-        """The status of a GET request, 0 where there is no answer."""
-        headers = {"Authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(self.url + path, headers=headers)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(request, timeout=timeout) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except (OSError, ValueError):
-            return 0
 
     def _environment(self) -> dict[str, str]:
         """The run's own environment, our defaults where it is silent, then the recipe's; the key

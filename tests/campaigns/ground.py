@@ -8,26 +8,24 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import psutil
 import yaml
-from filelock import FileLock, Timeout
 
 from tests import small_recipe
+from tests.campaigns import real
+from tests.campaigns.remains import MARK, Place, held
+from tests.campaigns.served import NOTES
 from tests.scripted_server import Fault, ScriptedServer
-from tests.test_kill import kind
 
 ROOT = Path(__file__).parents[2]
-MARK = "MAGPIE_FAULT_CASE"
-"""The variable by which every process of a case is known, whatever became of its parents."""
 
 GROUPS = ("select", "train", "judge", "")
 """Where a store is copied for the cases of the stages after it ("": the end)."""
@@ -40,7 +38,7 @@ STAGES: dict[str, str] = {
     "train": "train",
     "answers": "judge",
     "judging": "judge",
-    "heldout": "",
+    "heldout": "judge",
     "score": "",
     "compare": "",
 }
@@ -48,7 +46,7 @@ STAGES: dict[str, str] = {
 ASKED = ("instructions", "tags", "responses", "answers", "judging", "heldout")
 """Stages whose moments are requests; those of the others are what the run says."""
 TIMEOUT = 2.0
-"""Seconds that a request may take."""
+"""Seconds that a request may take; of a real vLLM four times that."""
 
 
 class Model:
@@ -62,7 +60,7 @@ class Model:
 
     def __call__(self, path: str, body: dict[str, Any]) -> dict[str, Any] | Fault:
         with self._lock:
-            self.seen[kind(body)] += 1
+            self.seen[small_recipe.kind(body)] += 1
             if self.bad:
                 return self.bad.pop()
         return small_recipe.answer(path, body)
@@ -117,43 +115,19 @@ class Zygote:
 
 
 @dataclass
-class Place:
-    """One case's folder: its store, recipe, log and folder for temporary files."""
-
-    folder: Path
-    store: Path
-    mode: str
-    until: str
-    runs: int = 0
-
-    @property
-    def temporary(self) -> Path:
-        """What TMPDIR is."""
-        return self.folder / "t"
-
-    @property
-    def log(self) -> Path:
-        """What its harnesses say."""
-        return self.folder / "said.txt"
-
-    def said(self) -> str:
-        """All that its harnesses said."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-
-@dataclass
 class Ground:
     """What all cases share."""
 
     folder: Path
     model: Model = field(default_factory=Model)
     totals: dict[str, Counter[str]] = field(default_factory=dict)
-    """Mode -> stage -> requests of a run without faults."""
+    """Mode -> stage -> requests of a run without faults, and steps of its trainings."""
     wanted: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     """(mode, group) -> what a store holds after it."""
 
     def __enter__(self) -> Ground:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix="faults-"))
         self.zygote = Zygote()
         self.server = ScriptedServer(self.model, delay=0.02).__enter__()
         self.llama = self.folder / "llama"
@@ -164,36 +138,47 @@ class Ground:
     def __exit__(self, *_: object) -> None:
         self.server.__exit__()
         self.zygote.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def place(self, name: str, mode: str, until: str, store: Path | None = None) -> Place:
         """A folder with the recipe; its store is empty."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        made = Place(folder, store or folder / "store", mode, until)
-        made.temporary.mkdir(parents=True)
-        server: dict[str, Any] = {"max_in_flight": 8, "timeout": TIMEOUT}
-        server |= {} if mode == "own" else {"urls": [self.server.url]}
-        path = small_recipe.recipe(folder, self.llama, self.server.url, train=True, synth__rows=60)
-        recipe = yaml.safe_load(path.read_text())
+        folder.mkdir(parents=True)
+        temporary = Path(tempfile.mkdtemp(dir=self.temporary))
+        made = Place(folder, store or folder / "store", mode, until, temporary)
+        recipe = real.recipe(folder, self.llama, mode) if real.is_real(mode) else self._small(made)
         recipe["store"] = str(made.store)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return made
+
+    def _small(self, place: Place) -> dict[str, Any]:
+        """The small recipe on the scripted server, or on servers of the run's own."""
+        url = self.server.url
+        path = small_recipe.recipe(place.folder, self.llama, url, train=True, synth__rows=60)
+        recipe: dict[str, Any] = yaml.safe_load(path.read_text())
+        server: dict[str, Any] = {"max_in_flight": 8, "timeout": TIMEOUT, "urls": [url]}
+        if place.mode == "own":
+            server = {"max_in_flight": 2, "timeout": TIMEOUT}
         recipe["synth"]["teacher"]["server"] = server
         recipe["eval"]["judge"]["server"] = recipe["eval"]["answers"]["server"] = server
         del recipe["arms"]["same"]
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        return made
+        return recipe
 
     def start(self, place: Place) -> int:
         """Start the command of a place."""
         place.runs += 1
         argv = ["run", str(place.folder / "recipe.yaml")]
         argv += ["--until", place.until] if place.until else []
-        env = {MARK: place.folder.name, "TMPDIR": str(place.temporary)}
-        return self.zygote.start(
-            argv, env=env, log=str(place.log), own=place.mode == "own", trainer=True
-        )
+        env = {MARK: place.folder.name, "TMPDIR": str(place.temporary), NOTES: str(place.notes)}
+        own, tiny = place.mode == "own", not real.is_real(place.mode)
+        pid = self.zygote.start(argv, env=env, log=str(place.log), own=own, trainer=tiny)
+        place.sessions.add(pid)
+        return pid
 
-    def learn(self, mode: str, groups: tuple[str, ...] = GROUPS) -> None:
+    def learn(self, mode: str) -> None:
         """Run without any fault, group by group, keeping the store before each."""
+        groups = real.GROUPS if real.is_real(mode) else GROUPS
         memory = self.folder / f"{mode}-learned.json"
         if memory.exists() and (known := json.loads(memory.read_text()))["code"] == code_digest():
             self.totals[mode] = Counter(known["totals"])
@@ -210,9 +195,12 @@ class Ground:
             before = self.model.seen.copy()
             code = self.zygote.wait(self.start(place), 600)
             assert code == 0, place.said()[-2000:]
-            self.totals[mode] += self.model.seen - before
+            answered = Counter(words[1] for words in place.noted() if words[0] == "answered")
+            self.totals[mode] += self.model.seen - before + answered
             self.wanted[mode, group] = held(place.store)
             store = place.store
+        logs = (store / "results" / "train").glob("*/log.jsonl")
+        self.totals[mode]["train"] = sum(log.read_text().count("\n") for log in logs)
         wanted = {group: self.wanted[mode, group] for group in groups}
         learned = {"code": code_digest(), "totals": self.totals[mode], "wanted": wanted}
         memory.write_text(json.dumps(learned))
@@ -229,69 +217,3 @@ def code_digest() -> str:
     packages = ("core", "synth", "train", "eval", "recipes", "tests/campaigns")
     files = [path for name in packages for path in sorted((ROOT / name).rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def held(store: Path) -> dict[str, str]:
-    """What a store holds: the digest of each result, and of each column's cells."""
-    found = {}
-    for manifest in sorted((store / "results").glob("*/*/manifest.json")):
-        # The page's key holds the recipe's settings, and among them where the store is.
-        stage, key = manifest.parent.relative_to(store / "results").parts
-        if stage != "report" and "." not in key:
-            found[f"results/{stage}/{key}"] = json.loads(manifest.read_text())["digest"]
-    for folder in sorted((store / "columns").glob("*/*")):
-        parts = sorted(folder.glob("part-*.parquet"))
-        if parts:
-            cells = pl.concat([pl.read_parquet(part) for part in parts], how="diagonal").sort("id")
-            text = cells.select(sorted(cells.columns)).write_ndjson().encode()
-            found[folder.relative_to(store).as_posix()] = hashlib.sha256(text).hexdigest()
-    return found
-
-
-def unlike(store: Path, wanted: dict[str, str]) -> Iterator[str]:
-    """What of a store is not what a run without faults leaves."""
-    now = held(store)
-    for name in sorted(wanted.keys() | now.keys()):
-        if name not in now:
-            yield f"{name} is missing"
-        elif name in wanted and now[name] != wanted[name]:
-            yield f"{name} holds something else"
-        elif name not in wanted:
-            yield f"{name} is there besides"
-
-
-def doubled(store: Path) -> Iterator[str]:
-    """Columns that hold an id twice."""
-    for folder in (store / "columns").glob("*/*"):
-        parts = [pl.read_parquet(p, columns=["id"]) for p in folder.glob("part-*.parquet")]
-        if parts and (ids := pl.concat(parts)["id"]).n_unique() != len(ids):
-            yield f"{folder.name} holds {len(ids) - ids.n_unique()} ids twice"
-
-
-def left_over(place: Place) -> Iterator[str]:
-    """Processes, temporary files and locks that are still there."""
-    for process in processes(place):
-        yield f"process: {' '.join(process.cmdline())[:120]}"
-    for path in sorted(place.temporary.rglob("*")):
-        yield f"temporary: {path.relative_to(place.temporary)}"
-    for path in sorted(place.store.rglob("*")):
-        if path.name.endswith((".tmp", ".partial")):
-            yield f"unfinished: {path.relative_to(place.store)}"
-        if path.suffix == ".lock" and path.is_file():
-            try:
-                FileLock(path).acquire(timeout=0).lock.release()
-            except Timeout:
-                yield f"held: {path.relative_to(place.store)}"
-
-
-def processes(place: Place) -> list[psutil.Process]:
-    """Every process of a place that lives."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            own = process.environ().get(MARK) == place.folder.name
-            if own and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found

@@ -88,11 +88,12 @@ def harness(asked: dict[str, Any]) -> int:
 def _replace(asked: dict[str, Any]) -> None:
     """Put the scripted server in the place of vLLM, and the tiny trainer in that of TRL."""
     from core.sending import client
-    from core.serving import vllm_server
+    from core.serving import health, vllm_server
     from train import machines
 
     root = Path(__file__).parents[2]
     client.BACKOFF = (0.01, 0.1)
+    health.HANGS = 10.0
     if asked.get("own"):
         served = ["env", "-C", str(root), sys.executable, "-m", "tests.campaigns.served"]
         vllm_server.COMMAND = served

@@ -2,8 +2,9 @@
 
 The trainer writes a checkpoint file by file on every rank and resumes from the newest folder
 whatever it holds; a kill in between leaves a folder that fails to load. So a list of all files with
-their sizes is written last, after every rank has saved, and only a checkpoint that still matches
-its list is resumed from.
+their sizes and sums is written last, after every rank has saved, and only a checkpoint that still
+matches its list is resumed from: torch checks no sums when it loads, and a flipped bit would go on
+as a weight.
 
 On a file system that machines share, one machine may see for a while what another has not got, or
 an older size. So each rank lists the files that it wrote and checks those that it reads; and what
@@ -17,7 +18,9 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,9 @@ state (DeepSpeed), its random numbers (transformers)."""
 Gather = Callable[[Any], list[Any]]
 """A value of this rank -> the values of all ranks, by rank."""
 
+PIECE, THREADS = 1 << 24, 4
+"""Bytes of a file that are summed up at once, and how many such pieces together."""
+
 
 def own(names: Iterable[str], rank: int, world: int) -> list[str]:
     """Those files of a checkpoint that a rank answers for: its own, and rank 0 for everything that
@@ -54,36 +60,61 @@ def own(names: Iterable[str], rank: int, world: int) -> list[str]:
     ]
 
 
-def written(folder: Path, rank: int, world: int) -> dict[str, int]:
-    """Name -> bytes of the files that a rank wrote into a checkpoint, durable from here on."""
+Written = dict[str, tuple[int, int]]
+"""Name -> (bytes, sum) of files in a checkpoint."""
+
+
+def written(folder: Path, rank: int, world: int) -> Written:
+    """The files that a rank wrote into a checkpoint, durable from here on."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    sizes = {}
+    found = {}
     for name in sorted(own(names, rank, world)):
         if Path(name).name == MARK:
             continue
         fsync_tree(folder / name)
-        sizes[name] = (folder / name).stat().st_size
-    return sizes
+        found[name] = (folder / name).stat().st_size, summed(folder / name)
+    return found
+
+
+def summed(path: Path) -> int:
+    """A sum of what a file holds: the CRC-32 of those of its pieces, which several threads read."""
+    with path.open("rb") as handle, ThreadPoolExecutor(THREADS) as pool:
+        number, size = handle.fileno(), os.fstat(handle.fileno()).st_size
+        pieces = pool.map(
+            lambda at: zlib.crc32(os.pread(number, PIECE, at)).to_bytes(4, "big"),
+            range(0, size, PIECE),
+        )
+        return zlib.crc32(b"".join(pieces))
+
+
+def listed(files: Written) -> dict[str, dict[str, int]]:
+    """What a mark says of files."""
+    return {
+        "files": {name: size for name, (size, _) in files.items()},
+        "sums": {name: total for name, (_, total) in files.items()},
+    }
 
 
 def mark(
-    folder: Path, processes: int, files: Iterable[dict[str, int]], per_step: int | None = None
+    folder: Path, processes: int, files: Iterable[Written], per_step: int | None = None
 ) -> None:
     """Write the completeness mark of a checkpoint folder from what each rank has `written`; call it
     on one rank, after all have. `per_step`: the packs (of DPO: the pairs) of an optimizer step."""
-    every: dict[str, int] = {}
+    every: Written = {}
     for of_rank in files:
         every |= of_rank
-    made = {"processes": processes, "per_step": per_step, "files": every}
+    made = {"processes": processes, "per_step": per_step, **listed(every)}
     write_atomic(folder / MARK, json.dumps(made, indent=2))
 
 
-def fault(folder: Path, rank: int = 0, world: int = 1) -> str | None:
+def fault(folder: Path, rank: int = 0, world: int = 1, *, reads: bool = True) -> str | None:
     """Why a checkpoint folder is not complete as this rank sees it ("it has no completeness mark",
     "x is missing"), or None when it is. The rank looks at the files that it answers for (by
-    default: at all)."""
+    default: at all); without `reads`, at their sizes alone."""
     try:
-        files: dict[str, int] = read_json(folder / MARK)["files"]
+        made = read_json(folder / MARK)
+        files: dict[str, int] = made["files"]
+        sums: dict[str, int] = made.get("sums", {}) if reads else {}  # older ones have none
     except (OSError, UserError, KeyError):
         return "it has no completeness mark"
     for name in own(files, rank, world):
@@ -96,6 +127,8 @@ def fault(folder: Path, rank: int = 0, world: int = 1) -> str | None:
             return f"{name} is missing"
         if size != files[name]:
             return f"{name} has {size} bytes instead of {files[name]}"
+        if name in sums and summed(folder / name) != sums[name]:
+            return f"{name} does not hold what was written"
     return None
 
 

@@ -69,6 +69,10 @@ def convert(
     Raises UserError where a step would not be what it was, where the disk has no room, and where
     DeepSpeed cannot convert the checkpoint; Stopped when this process is asked to stop meanwhile.
     """
+    # What as many processes made they read themselves, each its part.
+    newest = _newest(out / "scratch", reads=False)
+    if newest is None or read_json(newest / checkpoints.MARK)["processes"] == processes:
+        return
     newest = _newest(out / "scratch")
     if newest is None:
         return
@@ -132,10 +136,11 @@ def repair(optimizer: Any, resumed: Path | None, processes: int) -> None:
             state["step"] = count.to(weight.device, copy=True) if on_device else count.clone()
 
 
-def _newest(scratch: Path) -> Path | None:
+def _newest(scratch: Path, *, reads: bool = True) -> Path | None:
     """The checkpoint that the ranks will go on from; incomplete ones they set aside."""
     folders = (folder for _, folder in checkpoints.steps(scratch))
-    return next((folder for folder in folders if checkpoints.fault(folder) is None), None)
+    whole = (folder for folder in folders if checkpoints.fault(folder, reads=reads) is None)
+    return next(whole, None)
 
 
 def _is_copy(path: Path) -> bool:
@@ -237,10 +242,6 @@ def _mark_anew(checkpoint: Foreign) -> None:
     """List what was added; written last, so that half of it counts for nothing."""
     folder = checkpoint.folder
     fsync_tree(folder)
-    files = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != checkpoints.MARK
-    }
-    made = checkpoint.made | {"elastic": True, "files": files}
+    files = checkpoints.written(folder, 0, 1)
+    made = checkpoint.made | {"elastic": True, **checkpoints.listed(files)}
     write_atomic(folder / checkpoints.MARK, json.dumps(made, indent=2))
