@@ -153,7 +153,7 @@ def _done(
     if last != 0:
         wrong += [f"the same command ends with {last}", *_ended(place)]
         return scene.hit, code, again, wrong
-    wanted = ground.wanted[place.mode, place.until]
+    wanted = ground.wanted[real.plain(place.mode), place.until]
     wrong += [*unlike(place.store, wanted), *doubled(place.store), *_settled(place)]
     return scene.hit, code, again, wrong
 
@@ -227,8 +227,8 @@ def main() -> int:
             if time.monotonic() > stop:
                 print(f"{args.minutes:g} minutes are over; the same command goes on")
                 break
-            if case.how.mode not in ground.totals:
-                ground.learn(case.how.mode)
+            if real.plain(case.how.mode) not in ground.totals:
+                ground.learn(real.plain(case.how.mode))
             outcome = tried(ground, case)
             with path.open("a") as handle:
                 handle.write(json.dumps(asdict(outcome)) + "\n")

@@ -207,7 +207,7 @@ class Ground:
 
     def copied(self, place: Place) -> None:
         """Put what is finished before the place's group into its store."""
-        finished = self.folder / f"{place.mode}-{place.until}"
+        finished = self.folder / f"{real.plain(place.mode)}-{place.until}"
         if finished.is_dir():
             shutil.copytree(finished, place.store, dirs_exist_ok=True)
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import psutil
 
+from tests.campaigns import real
 from tests.campaigns.ground import ASKED, Ground
 from tests.campaigns.remains import Place, of_role
 
@@ -31,7 +32,7 @@ Reached = Callable[[], bool]
 def watch(ground: Ground, place: Place, stage: str, moment: float, before: Counter[str]) -> Reached:
     """Says, asked again and again, whether the moment has come; `before` is what the scripted
     server had been asked."""
-    total = ground.totals[place.mode].get(stage, 0)
+    total = ground.totals[real.plain(place.mode)].get(stage, 0)
     wanted = 1 + int(moment * max(0, total - 2))
     if stage == "train":
         return _trained(place, wanted)

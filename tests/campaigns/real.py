@@ -28,6 +28,11 @@ def is_real(mode: str) -> bool:
     return mode.startswith("real")
 
 
+def plain(mode: str) -> str:
+    """The mode whose runs without faults are those of this one too."""
+    return mode.partition(" ")[0]
+
+
 def recipe(folder: Path, llama: Path, mode: str) -> dict[str, Any]:
     """One arm, trained once and asked; in mode "real worker", vLLM's worker is a process of its
     own."""
