@@ -96,6 +96,24 @@ def test_a_model_that_all_were_judged_against_can_be_the_baseline(tmp_path: Path
     assert (found["a"], found["b"], found["difference"]) == ("mine", "base", pytest.approx(35.0))
 
 
+def test_a_file_of_games_without_a_verdict_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "m.jsonl", [judgment("q0", "none", "none", baseline="o3")])
+    error = compare(f"a={path}", f"b={path}").exception
+    assert isinstance(error, UserError)
+    assert "m.jsonl: no item in it has a value" in str(error)
+    assert "none of its games has a verdict" in str(error)
+
+
+def test_a_model_none_of_whose_games_has_a_verdict_is_left_out_with_a_note(tmp_path: Path) -> None:
+    rows = [judgment("q0", "A>B", "A>B", baseline="o3")]
+    given = [f"{name}={lines(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
+    rows = [judgment("q0", "none", "none", baseline="o3", model="silent")]
+    (tmp_path / "all").mkdir()
+    lines(tmp_path / "all" / "m.jsonl", [judgment("q0", "A>B", "A>B", baseline="o3"), *rows])
+    comparison = as_json(*given, tmp_path / "all")
+    assert any(note.startswith("silent is left out") for note in comparison["notes"])
+
+
 def test_a_model_scores_by_definition_only_where_the_others_were_judged_against_it(
     tmp_path: Path,
 ) -> None:

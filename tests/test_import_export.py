@@ -603,3 +603,14 @@ def test_a_push_without_a_network_is_one_sentence_at_once(hub: Hub, tmp_path: Pa
     hub.__exit__(None, None, None)
     with pytest.raises(UserError, match=r"--push me/set needs the hub, and .* cannot be reached"):
         export_data.main(str(tmp_path / "set.parquet"), Target(None, "23", push="me/set"))
+
+
+def test_a_field_of_turns_that_holds_nothing_but_null_is_written(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    odd = [{**turns[0], "note": None}, turns[1]]
+    path = tmp_path / "rows.jsonl"
+    rows = [{"messages": each} for each in (turns, turns, odd, turns)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.parquet"
+    import_data.write(read_rows(path), out, "magpie")
+    assert pl.read_parquet(out)["instruction"].to_list() == ["Why?"] * 4

@@ -77,7 +77,10 @@ def of_arena(files: Sequence[Path]) -> Judged:
     parts, notes = [], []
     for games in arena.read(files):
         by_question = arena.items(games)
-        if games.model == games.baseline or not by_question:
+        if games.model == games.baseline:
+            continue
+        if not by_question:
+            notes.append(f"{games.model} is left out: none of its games has a verdict.")
             continue
         if games.unjudged:
             notes.append(f"{games.model}: {games.unjudged} games without a verdict count nowhere.")

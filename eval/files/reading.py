@@ -107,6 +107,11 @@ def _of_argument(given: Named, asked: Asked) -> _Found:
     found = _Found()
     for kind, files in kinds.items():
         _read_kind(kind, files, asked, found)
+    if not found.parts:
+        raise UserError(
+            f"{given.path}: no item in it has a value; nothing to compare. "
+            + " ".join(dict.fromkeys(found.notes))
+        )
     return found
 
 

@@ -123,7 +123,8 @@ class Writer:
 
     def _aligned(self, rows: pl.DataFrame) -> pl.DataFrame:
         """A later batch with the columns and types of the first."""
-        self._schema = self._schema or rows.schema
+        if self._schema is None:
+            self._schema = pl.Schema({n: _typed(kind) for n, kind in rows.schema.items()})
         new = [c for c in rows.columns if c not in self._schema]
         if new:
             raise UserError(
@@ -145,6 +146,18 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         self._open.__exit__(kind, error, trace)
+
+
+def _typed(kind: pl.DataType) -> pl.DataType:
+    """The same type, text in place of what holds nothing but null: Polars hands Arrow such a field
+    of a list's rows shorter than its neighbours, and later rows may hold a value."""
+    if kind == pl.Null:
+        return pl.String()
+    if isinstance(kind, pl.List):
+        return pl.List(_typed(kind.inner))
+    if isinstance(kind, pl.Struct):
+        return pl.Struct([pl.Field(each.name, _typed(each.dtype)) for each in kind.fields])
+    return kind
 
 
 def checked_ending(path: Path) -> str:
