@@ -67,7 +67,7 @@ GROUPS: Mapping[str, tuple[Benchmark, ...]] = {
         ),
         Benchmark("bench_distilabel", ("--rows", "100"), "distilabel"),
     ),
-    "Filters: against `datasets`": (
+    "Filters: against `datasets` and DuckDB": (
         Benchmark("bench_filtering", ("--rows", "500000", "--runs", "2")),
     ),
     "Neighbours: against FAISS": (Benchmark("bench_neighbors", ("--rows", "50000")),),
