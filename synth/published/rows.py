@@ -30,6 +30,7 @@ from synth.published.to_published import to_form
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from polars._typing import PolarsDataType as PolarsType
 
 BATCH = 10_000
 """Rows in memory at once."""
@@ -148,7 +149,7 @@ class Writer:
         self._open.__exit__(kind, error, trace)
 
 
-def _typed(kind: pl.DataType) -> pl.DataType:
+def _typed(kind: PolarsType) -> PolarsType:
     """The same type, text in place of what holds nothing but null: Polars hands Arrow such a field
     of a list's rows shorter than its neighbours, and later rows may hold a value."""
     if kind == pl.Null:
