@@ -19,6 +19,7 @@ from core.cells import kept, seals, whole
 from core.cells.damage import ASIDE, Damage
 from core.columns import Column
 from core.errors import UserError
+from core.models import Model
 from core.store import Store
 from eval.judging.asking.journal import Journal
 from recipes import schema
@@ -26,7 +27,8 @@ from recipes.stages import graph
 from recipes.stages.graph import Outcome
 from recipes.stages.tokens import Contents
 from recipes.upkeep import verified
-from tests import small_recipe
+from synth.duplicates import embeddings
+from tests import small_recipe, test_kept_vectors
 from tests import test_judged_recipe as judged
 from tests.scripted_server import Fault, ScriptedServer
 
@@ -79,6 +81,7 @@ def build(folder: Path, url: str) -> Made:
         assert tokens is not None
         (tokens.path / "tokens.arrow").write_bytes(b"ARROW1" + bytes(range(255)) * 9)
     leave_journals(made.store)
+    keep_vectors(made.store)
     return made
 
 
@@ -95,6 +98,12 @@ def leave_journals(root: Path) -> None:
         for number in range(3):
             journal.write({"id": f"row-{number}", "text": "a judgment " * 9, "status": "ok"})
         raise KeyboardInterrupt
+
+
+def keep_vectors(root: Path) -> None:
+    """Vectors of a few texts, and the names by which they are known."""
+    model, texts = Model("letters", "", "a revision"), ["egg", "an egg", "two eggs"]
+    embeddings.vectors(root, texts, texts, model, test_kept_vectors.Letters(), texts)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +196,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "columns/quality/*/column.json": JSON,
     "columns/answered/*/journal-*.cells": (flipped, flipped_late, zeroed, swapped),
     "columns/answered/*/journal-*.jsonl": (flipped, flipped_late, other_content),
+    "vectors/*/vectors.f32": (*BYTES, deleted),
+    "vectors/*/rows-*.parquet": BYTES,
+    "vectors/*/known-*.parquet": BYTES,
+    "vectors/*/model.json": JSON,
     "recipes/pool/specs.json": (*JSON, deleted),
     "recipes/pool/refers.json": (*JSON, deleted),
     "recipes/pool/select/good/funnel.json": (*JSON, deleted),
@@ -240,6 +253,8 @@ def verify_one(store: Path, path: Path) -> dict[Path, str]:
             verified.check_result(store, store / kind / rest[0] / rest[1], found)
         elif kind == "columns":
             verified.check_column(store, store / kind / rest[0] / rest[1], found)
+        elif kind == "vectors":
+            verified.check_vectors(store, path.parent, found)
         elif kind == "recipes":
             kept.look(store, rest[0], anew=True)
         else:
@@ -260,7 +275,8 @@ def test_verify_names_what_is_damaged(
     path = restored(file_of(made.store, kind))
     way(path)
     found = verify_one(made.store, path)
-    assert any(path == each or each in path.parents for each in found), found
+    named = path.name in " ".join(found.values())  # vectors are by the part that names them
+    assert named or any(path == each or each in path.parents for each in found), found
 
 
 # -- plans and runs --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.models import Model, resolve
-from synth.duplicates import embeddings
+from synth.duplicates import embeddings, kept_vectors
 from synth.duplicates.embeddings import Vectors, vectors
 
 TEXTS = [f"How do I cook {n} eggs?" for n in ("two", "three", "four", "five", "six")]
@@ -69,14 +69,14 @@ def test_what_the_store_holds_is_read_once_and_then_only_what_is_new(
     tmp_path: Path, minilm: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors(tmp_path, ids(2), TEXTS[:2], minilm)
-    embeddings._index.cache_clear()  # as another process finds it
+    embeddings._found.cache_clear()  # as another process finds it
     read: list[Path] = []
 
     def noted(path: Path) -> pl.DataFrame:
         read.append(path)
         return pl.read_parquet(path)
 
-    monkeypatch.setattr(embeddings, "read_parquet", noted)
+    monkeypatch.setattr(kept_vectors, "read_parquet", noted)
     for count in (2, 2, 4, 4):
         made = vectors(tmp_path, ids(count), TEXTS[:count], minilm)
     assert len(read) == 1, "its own new part is known too"
@@ -95,7 +95,7 @@ def test_texts_that_are_known_by_a_digest_are_not_read_again(tmp_path: Path, min
     first = vectors(tmp_path, ids(5), TEXTS, minilm, known_as=names)
     again = vectors(tmp_path, ids(3), unread(), minilm, known_as=[names[n] for n in (4, 0, 4)])
     assert (again == first[[4, 0, 4]]).all()
-    embeddings._index.cache_clear()  # another process
+    embeddings._found.cache_clear()  # another process
     again = vectors(tmp_path, ids(5), unread(), minilm, known_as=names)
     assert (again == first).all()
     with pytest.raises(AssertionError, match="a text was read"):
@@ -117,12 +117,12 @@ def test_slices_and_memory_maps_give_the_same_vectors(
     turned = vectors(tmp_path / "b", ids(5), TEXTS[::-1], minilm)
     assert isinstance(turned, np.memmap) and (turned == mapped[::-1]).all()
     assert sorted(
-        p.name for p in (tmp_path / "b").rglob("*") if p.is_file() and p.name != ".lock"
-    ) == [
+        p.name[:17] for p in (tmp_path / "b").rglob("*") if p.is_file() and p.name != ".lock"
+    )[-5:] == [
         "model.json",
-        "rows-000000000000.parquet",
-        "rows-000000000002.parquet",
-        "rows-000000000004.parquet",
+        "rows-000000000000",
+        "rows-000000000002",
+        "rows-000000000004",
         "vectors.f32",
     ]
 
@@ -162,7 +162,7 @@ def test_a_missing_text_lost_vectors_and_no_model_are_one_sentence(
     vectors(tmp_path, ids(1), TEXTS[:1], minilm)
     [file] = tmp_path.rglob("vectors.f32")
     file.write_bytes(b"")
-    with pytest.raises(UserError, match="has lost vectors"):
+    with pytest.raises(UserError, match=r"rows 0 to 1 of vectors\.f32"):
         vectors(tmp_path, ids(1), TEXTS[:1], minilm)
     with pytest.raises(UserError, match="is no longer there"):
         vectors(tmp_path, ids(1), TEXTS[:1], Model("nothing", f"{tmp_path}/nothing", "none"))

@@ -4,17 +4,19 @@ conversations. Both are kept in the cache folder."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from core.cells.damage import Damage
 from core.errors import UserError
+from core.files import cache_folder
 from recipes.schema import load
 from synth.measures import SHIPPED, Measures
 from synth.published import chosen_rows
@@ -40,6 +42,9 @@ class Models:
         return own.measures(load(self.recipe).recipe.synth.tags) if self.recipe else SHIPPED
 
 
+_MENDED = Damage(partial(print, file=sys.stderr), moves=True)
+"""Vectors of the cache folder that are damaged are made again at once."""
+
 NO_MODELS = Models()
 """Where none is named."""
 
@@ -57,27 +62,21 @@ class Embedder:
 
     def __call__(self, ids: pl.Series) -> NDArray[np.float32]:
         """float32 [len(ids), d], of unit length."""
-        from core.files import cache_folder
-        from core.models import resolve
-        from synth.duplicates import embeddings
-
         distinct, back = np.unique([self.places[name] for name in ids], return_inverse=True)
         rows = pl.Series(distinct)
-        vectors = embeddings.vectors(
-            cache_folder(),
-            self.ids.gather(rows).to_list(),
-            chosen_rows.texts(self.source, rows),
-            resolve(self.model, None),
-        )
-        return vectors[back]
+        texts = chosen_rows.texts(self.source, rows)
+        return self._vectors(self.ids.gather(rows).to_list(), texts)[back]
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts (labels), float32 [n, d]."""
-        from core.files import cache_folder
+        return self._vectors(texts, texts)
+
+    def _vectors(self, names: Sequence[str], texts: Iterable[str | None]) -> NDArray[np.float32]:
         from core.models import resolve
         from synth.duplicates import embeddings
 
-        return embeddings.vectors(cache_folder(), texts, texts, resolve(self.model, None))
+        with _MENDED.noted():
+            return embeddings.vectors(cache_folder(), names, texts, resolve(self.model, None))
 
 
 class Comparer:
@@ -90,7 +89,6 @@ class Comparer:
         self, ids: pl.Series, queries: Path
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """float32 [len(ids), d] and [queries, d], of unit length."""
-        from core.files import cache_folder
         from core.models import resolve
         from recipes.stages.tokens import student
         from synth.tags.scores.hidden_states import compared
@@ -102,7 +100,7 @@ class Comparer:
         template = self.models.chat_template_path
         config = TrainConfig(base=self.models.student, chat_template_path=template)
         names = self.ids.filter(self.ids.is_in(ids.implode())).to_list()
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _MENDED.noted():
             trained, asked = student(config, resolve), read_queries(queries)
             pairs = self._pairs(set(names))
             rows, of_queries = compared(cache_folder(), names, pairs, asked, trained, resolve)

@@ -20,6 +20,8 @@ from core.errors import UserError, first_line
 from core.files import read_json
 from core.store import MANIFEST, broken_files, check_version, digest, manifest_of
 from recipes.stages.tokens import Contents
+from synth.duplicates.kept_vectors import Index
+from synth.duplicates.known_texts import Known
 
 PARTIAL = ".partial"
 LINES = ("spent-*.jsonl", "replies-*.jsonl", "journal-*.jsonl")
@@ -67,6 +69,8 @@ def verify(root: Path, damage: Damage) -> Found:
                 check_result(root, folder, found)
         for folder in sorted((root / "columns").glob("*/*")):
             check_column(root, folder, found)
+        for folder in sorted((root / "vectors").glob("*")):
+            check_vectors(root, folder, found)
         found.read(*(root / "selections").glob("*"))
         Contents(root).all()  # which tells of what it cannot read
         for pattern in LINES:
@@ -137,6 +141,16 @@ def check_result(root: Path, folder: Path, found: Found) -> None:
         else:
             damaged(folder, f"{name} {why}", root)
             return
+
+
+def check_vectors(root: Path, folder: Path, found: Found) -> None:
+    """The vectors of one model: what its parts name, and the names by which texts are known."""
+    index = Index(folder, root)
+    index.read(anew=True)
+    Known(index).places(())
+    found.parts += len(index.parts)
+    found.read(*(path for path in folder.iterdir() if path.is_file()))
+    found.unsealed += [str(path.relative_to(root)) for path in index.seal()]
 
 
 def check_lines(path: Path, found: Found) -> None:

@@ -2,9 +2,9 @@
 whichever pool, measure or run asks for it.
 
 One folder a model revision, `ROOT/vectors/KEY/`: `vectors.f32` holds the rows (float32, appended),
-`rows-PLACE.parquet` the digests of the texts whose vectors begin at row PLACE. A part is published
-after its vectors are on disk, so what a killed run had finished is there, and bytes behind the last
-part are written over.
+`rows-PLACE-DIGEST.parquet` the digests of the texts whose vectors begin at row PLACE
+(synth/duplicates/kept_vectors.py). A part is published after its vectors are on disk, so what a
+killed run had finished is there, and bytes behind the last part are written over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,15 +19,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from core.cells.seals import with_seal
 from core.errors import UserError
-from core.files import read_json, read_parquet, replacing, write_atomic
+from core.files import write_atomic
 from core.models import Model, folder
 from core.store import canonical, digest
 from synth.duplicates.blocks import Ints, Vectors, slices
+from synth.duplicates.kept_vectors import FLOAT, INFO, Index
+from synth.duplicates.known_texts import Known
 
 VERSION = 1
 """Part of the folder's key: raised when a text's vector would be another."""
@@ -73,12 +74,12 @@ def vectors(
     taken from `texts`.
     Raises UserError when a text is missing (null), or when the model cannot be loaded.
     """
-    folder = root / "vectors" / digest(_cell(model))[:16]
+    folder = _folder(root, model)
     folder.mkdir(parents=True, exist_ok=True)
     # a second run waits, then finds what this one has embedded
     with FileLock(str(folder / ".lock")), service.open() if service else nullcontext():
-        kept = _Kept(folder, model, service)
-        if known_as is not None and (known := kept.index.known(known_as)) is not None:
+        kept = _Kept(root, model, service)
+        if known_as is not None and (known := kept.known.places(known_as)) is not None:
             return kept.rows(known)
         places = np.empty(len(ids), np.int64)
         done = 0
@@ -99,103 +100,40 @@ def vectors(
         if done != len(ids):
             raise ValueError(f"{len(ids)} ids came with {done} texts")
         if known_as is not None:
-            kept.index.keep(known_as, places)
+            kept.known.keep(known_as, places)
+        kept.index.remember()
         return kept.rows(places)
 
 
 def stored(root: Path, texts: Sequence[str], model: Model) -> Vectors | None:
     """Unit vectors of texts that were embedded before, as in `vectors`; None where one of them was
     not. Embeds nothing and waits for nobody."""
-    folder = root / "vectors" / digest(_cell(model))[:16]
-    if not folder.is_dir():
+    if not _folder(root, model).is_dir():
         return None
-    kept = _Kept(folder, model)
+    kept = _Kept(root, model)
     places = [kept.index.places.get(_digest(text)) for text in texts]
     found = [place for place in places if place is not None]
     return kept.rows(np.array(found, np.int64)) if len(found) == len(places) else None
 
 
-class _Index:
-    """Where a folder holds the vector of each text, by the text's digest."""
-
-    def __init__(self, folder: Path) -> None:
-        """Nothing is read yet."""
-        self.folder = folder
-        self.parts: dict[Path, int] = {}  # and when each was written (ns)
-        self.places: dict[bytes, int] = {}
-        self.count = 0
-        self._named: list[pl.DataFrame] = []
-
-    def known(self, names: Sequence[str]) -> Ints | None:
-        """The places of vectors that were kept under these names; None where one was not."""
-        while (part := self.folder / f"known-{len(self._named):06d}.parquet").exists():
-            self._named.append(read_parquet(part))
-        if not self._named:
-            return None
-        places = pl.concat(self._named).filter(pl.col("place") < self.count).unique("name")
-        asked = pl.DataFrame({"name": pl.Series(names, dtype=pl.String)})
-        found = asked.join(places, on="name", how="left", maintain_order="left")["place"]
-        return None if found.null_count() else found.to_numpy()
-
-    def keep(self, names: Sequence[str], places: Ints) -> None:
-        """Remember under which names vectors lie where; for whoever holds the folder's lock."""
-        self.known(())  # what others have kept meanwhile
-        new = pl.DataFrame({"name": pl.Series(names, dtype=pl.String), "place": places})
-        for before in self._named:
-            new = new.join(before, on=["name", "place"], how="anti")
-        part = self.folder / f"known-{len(self._named):06d}.parquet"
-        with replacing(part) as temporary:
-            new.unique("name").write_parquet(temporary)
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._named.clear()
-        self.parts.clear()
-        self.places.clear()
-        self.count = 0
-
-    def read(self) -> None:
-        """Read what was added since, by whichever process; all anew where a part is another or has
-        gone."""
-        paths = sorted(self.folder.glob("rows-*.parquet"))
-        there = {path: path.stat().st_mtime_ns for path in paths}
-        if any(there.get(part) != written for part, written in self.parts.items()):
-            self.forget()
-        for part in (path for path in paths if path not in self.parts):
-            self.add(part, read_parquet(part)["digest"].to_list())
-
-    def add(self, part: Path, digests: Sequence[bytes]) -> None:
-        """Take in what a part names."""
-        self.parts[part] = part.stat().st_mtime_ns
-        self.places.update(zip(digests, itertools.count(self.count)))
-        self.count += len(digests)
-
-
-_index = functools.lru_cache(maxsize=2)(_Index)
-"""The index of a folder, built once a process: a million rows take seconds, and every arm that
-chooses by likeness asks."""
+@functools.lru_cache(maxsize=2)
+def _found(folder: Path, root: Path) -> tuple[Index, Known]:
+    """What is known of a folder, built once a process: a million rows take seconds, and every arm
+    that chooses by likeness asks."""
+    index = Index(folder, root)
+    return index, Known(index)
 
 
 class _Kept:
     """The vectors of one model that the store holds: `index` says where."""
 
-    def __init__(self, folder: Path, model: Model, service: Encoder | None = None) -> None:
-        """Raises UserError where the file of vectors is shorter than what is known to be in it."""
-        folder = folder.resolve()
+    def __init__(self, root: Path, model: Model, service: Encoder | None = None) -> None:
+        """Looks at what is there; what is damaged is dealt with as core/cells/damage.py says."""
+        root = root.resolve()
         self.model, self.service = model, service
-        self.file, self.info = folder / "vectors.f32", folder / "model.json"
-        self.index, self.folder = _index(folder), folder
+        self.folder = _folder(root, model)
+        self.index, self.known = _found(self.folder, root)
         self.index.read()
-        self.width = read_json(self.info)["dimensions"] if self.info.exists() else 0
-        size = self.file.stat().st_size if self.file.exists() else 0
-        if self.index.count and size < max(self._bytes(self.index.count), 1):
-            raise UserError(
-                f"{folder} has lost vectors that its rows-*.parquet name; "
-                "remove that folder and run again."
-            )
-
-    def _bytes(self, rows: int) -> int:
-        return rows * self.width * np.dtype(np.float32).itemsize
 
     @functools.cached_property
     def encoder(self) -> Any:
@@ -217,41 +155,36 @@ class _Kept:
         return _encode(self.encoder, texts)
 
     def _append(self, digests: list[bytes], vectors: Vectors) -> None:
-        """Publish vectors: first the rows on disk, then the part that names them."""
-        if not self.width:
-            self.width = vectors.shape[1]
-            about = {**_cell(self.model), "name": self.model.name, "dimensions": self.width}
-            write_atomic(self.info, canonical(about))
-        with self.file.open("r+b" if self.file.exists() else "w+b") as handle:
-            # over what a killed run left behind the last part
-            handle.seek(self._bytes(self.index.count))
-            handle.write(vectors.tobytes())
-            handle.truncate()
-            handle.flush()
-            os.fsync(handle.fileno())
-        part = self.folder / f"rows-{self.index.count:012d}.parquet"
-        with replacing(part) as temporary:
-            pl.DataFrame({"digest": digests}, schema={"digest": pl.Binary}).write_parquet(temporary)
-        self.index.add(part, digests)
+        """Publish vectors, and beside them what they are of."""
+        self.index.add(digests, vectors)
+        info = self.folder / INFO
+        if not info.exists():
+            about = {**_cell(self.model), "name": self.model.name, "dimensions": self.index.width}
+            write_atomic(info, canonical(with_seal(about)))
 
     def rows(self, places: Ints) -> Vectors:
         """The vectors at `places`, in that order."""
         if not len(places):
-            return np.empty((0, self.width), np.float32)
-        stored = np.memmap(self.file, np.float32, "r", shape=(self.index.count, self.width))
+            return np.empty((0, self.index.width), np.float32)
+        shape = self.index.count, self.index.width
+        stored = np.memmap(self.index.file, np.float32, "r", shape=shape)
         if (np.diff(places) == 1).all():  # a new pool's vectors lie as its rows do: no copy
             return stored[places[0] : places[-1] + 1]
-        if self._bytes(len(places)) <= IN_MEMORY:
+        if len(places) * shape[1] * FLOAT <= IN_MEMORY:
             taken: Vectors = stored[places]
             return taken
         # a file without a name; the map keeps it alive
         with tempfile.TemporaryFile(dir=self.folder) as handle:
             copy: np.memmap[Any, np.dtype[np.float32]] = np.memmap(
-                handle, np.float32, "w+", shape=(len(places), self.width)
+                handle, np.float32, "w+", shape=(len(places), shape[1])
             )
         for part in slices(len(places), SLICE):
             copy[part] = stored[places[part]]
         return copy
+
+
+def _folder(root: Path, model: Model) -> Path:
+    return root / "vectors" / digest(_cell(model))[:16]
 
 
 def _digest(text: str) -> bytes:
