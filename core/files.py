@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -213,9 +214,26 @@ def read_json_lines(path: Path, remedy: str = REMEDY) -> Iterator[tuple[int, Any
         raise UserError(f"{path} is no UTF-8 text ({error}); {remedy}.") from error
 
 
+class RepeatedKeyError(ValueError):
+    """An object of JSON names a key twice: one of the values would silently count."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} stands twice in one object")
+        self.key = key
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of a JSON parser: an object whose keys differ. Raises
+    RepeatedKeyError."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RepeatedKeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return made
+
+
 def _line(path: Path, number: int, line: str, remedy: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=each_once)
     except ValueError as error:
         where = f"{path} line {number}"
         raise UserError(f"{where} is not valid JSON ({error}); {remedy}.") from error

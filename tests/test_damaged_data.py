@@ -19,9 +19,13 @@ import pytest
 import zstandard
 
 from core.errors import UserError
+from core.files import read_json_lines
+from eval.prompt_sets.prompts import records
 from recipes.verbs import filter as filtering
-from synth.published import files, json_rows, rows, tagged
+from synth.filters.choosing import listed
+from synth.published import files, json_rows, pairs, rows, tagged
 from synth.published.cells.failed import HALF, NUL
+from synth.published.cells.repeated import repeated
 
 ROWS = 4
 NEVER = "instruct_reward > -100"
@@ -96,6 +100,135 @@ def test_a_score_of_a_file_of_ours_is_looked_at_too(tmp_path: Path) -> None:
     frame, counted = imported(ours)
     assert counted.tags.total() == 2 and frame["instruct_reward"].null_count() == 2
     assert counted.failed == {IN_TEXT[1]: 1} and frame["response"][0] == "a\0"
+
+
+SCORED = [(n, o) for n in ("a.jsonl", "a.json", "a.csv") for o in (1.5, None)]
+
+
+@pytest.mark.parametrize(("name", "others"), [*SCORED, ("a.parquet", None)])
+def test_true_and_false_are_no_reward(tmp_path: Path, name: str, others: float | None) -> None:
+    """Also where no other row has a number, and whatever stands in a later batch."""
+    held = [row(0, instruct_reward=True), row(1, instruct_reward=False)]
+    held += [row(at, instruct_reward=others) for at in range(2, 5)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pl.DataFrame(held).write_parquet(path)
+    elif name == "a.csv":
+        lines = [
+            ",".join("" if v is None else json.dumps(v) for v in each.values()) for each in held
+        ]
+        path.write_text("\n".join([",".join(held[0]), *lines]))
+    else:
+        lines = [json.dumps(each) for each in held]
+        path.write_text(f"[{','.join(lines)}]" if name == "a.json" else "\n".join(lines))
+    said = {"no number: 'true'": 1, "no number: 'false'": 1}
+    for batch in (1, 2, 100):
+        counted = rows.Counted()
+        frame = pl.concat(list(counted.watch(rows.read(path, batch=batch))), how="diagonal_relaxed")
+        assert {reason: n for (_, reason), n in counted.tags.items() if "no" in reason} == said
+        assert frame["instruct_reward"].to_list() == [None, None, *[others] * 3]
+    failed = filtered(path).failed["instruct_reward"]
+    assert {reason: n for reason, n in failed.items() if reason != "null"} == said
+
+
+def test_true_in_a_file_of_ours_is_no_reward(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.parquet"
+    rows.write(rows.read(saved(tmp_path / "a.jsonl")), ours, "magpie")
+    altered = pl.read_parquet(ours).with_columns(instruct_reward=pl.lit(True))
+    altered.write_parquet(ours)
+    frame, counted = imported(ours)
+    assert counted.tags == {("instruct_reward", "no number: 'true'"): ROWS}
+    assert frame["instruct_reward"].null_count() == ROWS
+    assert filtered(ours).failed == {"instruct_reward": {"no number: 'true'": ROWS}}
+
+
+def test_a_reward_under_either_of_two_names_is_found_beside_a_truth(tmp_path: Path) -> None:
+    """True under the first name of a column hides the number under the second as any value does."""
+    path = saved(tmp_path / "a.jsonl", {"instruct_reward": True, "reward": 2.5})
+    frame, counted = imported(path)
+    assert counted.tags[("instruct_reward", "no number: 'true'")] == 1
+    assert frame["instruct_reward"].to_list()[1:] == [1.5] * ROWS
+
+
+def test_a_column_of_truths_and_numbers_that_is_no_score_keeps_both(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jsonl", {"note": True}, {"note": 1.5}, {"note": None})
+    frame, counted = imported(path)
+    assert frame["note"].to_list()[:3] == ["true", "1.5", None] and not counted.tags
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_truths_and_numbers_within_an_object_are_refused(tmp_path: Path, batch: int) -> None:
+    path = saved(tmp_path / "a.jsonl", {"note": [{"deep": True}]}, {"note": [{"deep": 2}]})
+    lines = path.read_text().splitlines()[:2]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"`note\[\]\.deep` is true or false in one row and a num"):
+        list(rows.read(path, batch=batch))
+
+
+TURNS = '[{"from": "human", "value": "a"}, {"from": "gpt", "from": "gpt", "value": "b"}]'
+TWICE = {
+    "instruct_reward": '"response": "b", "instruct_reward": 1, "instruct_reward": 9',
+    "response": '"response": "b", "response": "b"',
+    "note": '"response": "b", "note": null, "note": null',
+    "deep": '"response": "b", "x": {"deep": 1, "d\\u0065ep": 2}',
+    "from": f'"conversations": {TURNS}',
+}
+
+
+@pytest.mark.parametrize("key", TWICE)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_row_that_names_a_key_twice_is_a_failed_row(tmp_path: Path, name: str, key: str) -> None:
+    path = tmp_path / name
+    line = f'{{"instruction": "a", {TWICE[key]}}}'
+    good = line.replace(f'"{key}"', f'"{key}_", "{key}"', 1).replace(f'_", "{key}"', '_"', 1)
+    lines = [good, line, json.dumps({"instruction": "c", "response": "d"})]
+    path.write_text(f"[{', '.join(lines)}]" if name == "a.json" else "\n".join(lines))
+    frame, counted = imported(path)
+    why = f"the key `{key}` stands twice"
+    assert counted.failed[why] == 1 and len(frame) == 3
+    assert counted.examples[why] == f"{name} {'row' if name == 'a.json' else 'line'} 2"
+    rules = filtering.rules_of(
+        [filtering.UNNAMED], {"where": "response_length > 0", "choose": "all"}
+    )
+    assert tagged.read(path, rules).out[why] == 1
+
+
+def test_whatever_arrow_cannot_read_is_looked_at_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    content = '{"instruction": "a", "response": "\\ud800", "note": 1e999, "note": "x"}'
+    path.write_text(content + "\n" + json.dumps(row(1)) + "\n")
+    assert imported(path)[1].failed.total() == 1
+    assert repeated([(1, content.encode()), (2, b"{}")]) == {1: "note"}
+    long = b'{"a": "' + b"x" * 5_000_000 + b'", "b": 1, "b": 2}'
+    assert repeated([(7, long), (8, b'{"a": "y"}')]) == {7: "b"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_record_that_names_a_key_twice_is_refused(tmp_path: Path, name: str) -> None:
+    """As annotations and prompts are read, of which each counts."""
+    path = tmp_path / name
+    lines = ['{"id": "a", "prompt": "b"}', '{"id": "a", "id": "b"}']
+    path.write_text("\n".join(lines) if name == "a.jsonl" else f"[{lines[0]},\n{lines[1]}]")
+    place = "a.jsonl, line 2" if name == "a.jsonl" else "a.json"
+    with pytest.raises(UserError, match=f"{place}: the key 'id' stands twice .* keep one of its"):
+        list(records(path))
+    if name == "a.jsonl":
+        with pytest.raises(UserError, match="line 2 .*the key 'id' stands twice"):
+            list(read_json_lines(path))
+
+
+def test_true_is_no_score_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"id": "a", "score": true}\n')
+    with pytest.raises(UserError, match="score True is no finite number"):
+        listed.read_listed(tmp_path / "list.jsonl")
+
+
+def test_preferences_that_name_a_key_twice_are_failed_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
+    path.write_text(f'{good}\n{good[:-1]}, "chosen": "c"}}\n')
+    (frame,) = pairs.read(str(path), None, files.AS_IT_IS, files.Notes())
+    assert frame["reason"].to_list() == [None, "the key `chosen` stands twice (a.jsonl line 2)"]
 
 
 @pytest.mark.parametrize("column", ["instruction", "response", "uuid"])

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from core.errors import UserError, json_kind, nearest
-from core.files import write_atomic
+from core.files import RepeatedKeyError, each_once, write_atomic
 from core.pretrained.hub import refusal, require
 from core.store import Counts, digest
 
@@ -358,8 +358,11 @@ def _values(path: Path) -> Iterable[tuple[int, Any]]:
 def _parsed(path: Path, first: int, text: str) -> Any:
     """The value of JSON text that begins in line `first`."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=each_once)
         return _spelled(value) if _HALF.search(text) else value
+    except RepeatedKeyError as error:
+        where = path if "\n" in text.strip() else f"{path}, line {first}"
+        raise UserError(f"{where}: {error}; keep one of its values.") from error
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}).") from error

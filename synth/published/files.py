@@ -44,18 +44,29 @@ _CSV_BLOCK = 1 << 24
 @dataclass(frozen=True)
 class Part:
     """Some rows of one file: `name` of the file, what its places are called ("row" or "line"), the
-    place of each row, and the places whose texts hold half a character
-    (`json_rows.spelled`)."""
+    place of each row, the places whose texts hold half a character (`json_rows.spelled`), and
+    those that name a key twice, with that key."""
 
     frame: pl.DataFrame
     name: str
     unit: str
     places: pl.Series
     halves: frozenset[int] = frozenset()
+    repeated: Mapping[int, str] = field(default_factory=dict)
 
     def head(self, rows: int) -> Part:
         """The first rows only."""
         return replace(self, frame=self.frame.head(rows), places=self.places.head(rows))
+
+    @property
+    def twice(self) -> pl.Series:
+        """Why a row is refused that names a key twice; null for the others."""
+        keys = [self.repeated.get(place) for place in self.places] if self.repeated else []
+        told = [
+            key and f"the key `{key}` stands twice ({self.name} {self.unit} {place})"
+            for key, place in zip(keys, self.places, strict=False)
+        ]
+        return pl.Series(told or [None] * len(self.places), dtype=pl.String)
 
 
 @dataclass
@@ -167,7 +178,7 @@ def _file(path: Path, batch: int, first: int | None) -> Iterator[Part]:
         yield from _csv(path, batch)
     else:
         for held in json_rows.frames(path, batch, first):
-            yield Part(held.rows, path.name, held.unit, held.places, held.halves)
+            yield Part(held.rows, path.name, held.unit, held.places, held.halves, held.repeated)
 
 
 def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str, batch: int) -> Iterator[Part]:

@@ -21,6 +21,14 @@ from typing import IO, Any, NoReturn
 import polars as pl
 
 from core.errors import UserError
+from synth.published.cells.alike import (
+    CONTENTS,
+    differ,
+    levelled,
+    truths_apart,
+    with_truths_told,
+)
+from synth.published.cells.repeated import repeated
 
 Numbered = tuple[int, bytes]
 """A row of a file, with its line or its number from 1."""
@@ -156,13 +164,14 @@ def _broken(path: Path, why: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Frame:
-    """Some rows of a file: what their places are called, the place of each, and those places whose
-    texts hold half a character (see `spelled`)."""
+    """Some rows of a file: what their places are called, the place of each, those places whose
+    texts hold half a character (see `spelled`), and those that name a key twice, with that key."""
 
     rows: pl.DataFrame
     unit: str
     places: pl.Series
     halves: frozenset[int]
+    repeated: Mapping[int, str]
 
 
 def frames(path: Path, batch: int, first: int | None = None) -> Iterator[Frame]:
@@ -184,7 +193,8 @@ def frames(path: Path, batch: int, first: int | None = None) -> Iterator[Frame]:
         whole = _spelled(held)
         pairs = zip(held, whole, strict=True)
         halves = frozenset(number for (number, line), (_, now) in pairs if now is not line)
-        yield Frame(_frame(whole, path, unit, schema, level), unit, places, halves)
+        rows = _frame(whole, path, unit, schema, level)
+        yield Frame(rows, unit, places, halves, repeated(whole))
 
 
 def _spelled(held: Sequence[Numbered]) -> list[Numbered]:
@@ -268,14 +278,11 @@ def _alike(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
     for column, kind in frame.schema.items():
         turn = kind.inner if isinstance(kind, pl.List) else None
         fields = turn.fields if isinstance(turn, pl.Struct) else []
-        for name in (f.name for f in fields if f.name in _CONTENTS and f.dtype == pl.String):
+        for name in (f.name for f in fields if f.name in CONTENTS and f.dtype == pl.String):
             spelled = pl.element().struct.field(name).str.starts_with('[{"')
             if frame.select(pl.col(column).list.eval(spelled).list.any().any()).item():
                 raise _unlike(path, ValueError(f"{column}: texts and lists of parts"))
     return frame
-
-
-_CONTENTS = ("content", "value")
 
 
 def _common(path: Path, parts: Iterator[pl.DataFrame]) -> pl.Schema | None:
@@ -286,8 +293,8 @@ def _common(path: Path, parts: Iterator[pl.DataFrame]) -> pl.Schema | None:
             seen = empty
         elif seen.schema != empty.schema:
             try:
-                seen = pl.concat([seen, empty], how="diagonal_relaxed")
-            except pl.exceptions.PolarsError as error:
+                seen = pl.concat(truths_apart(seen, empty), how="diagonal_relaxed")
+            except (pl.exceptions.PolarsError, TypeError) as error:
                 raise _unlike(path, error) from error
     return None if seen is None else seen.schema
 
@@ -311,10 +318,10 @@ def _frame(
         pass  # the sentence below says which row; what is odd but valid is read by Python
     rows = [_object(line, f"{path} {unit} {number}", path) for number, line in held]
     try:
-        alike = [_levelled(row) for row in rows] if level else rows
+        alike = with_truths_told([levelled(row) for row in rows] if level else rows, schema)
         return pl.from_dicts(alike, schema=schema, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        raise _unlike(path, error, _differ(rows, held, unit)) from error
+        raise _unlike(path, error, differ(rows, held, unit)) from error
 
 
 def _object(line: bytes, where: str, path: Path) -> dict[str, Any]:
@@ -340,19 +347,6 @@ def _said(error: ValueError | RecursionError) -> str:
     return str(error)
 
 
-def _levelled(value: Any) -> Any:
-    """The same value with every turn's content as a list of parts."""
-    if isinstance(value, list):
-        return [_levelled(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    told = {name: _levelled(each) for name, each in value.items()}
-    for name in _CONTENTS:
-        if isinstance(told.get(name), str) and ({"role", "from"} & {*told}):
-            told[name] = [{"type": "text", "text": told[name]}]
-    return told
-
-
 class _UnlikeError(UserError):
     """A column holds values of different kinds."""
 
@@ -362,27 +356,3 @@ def _unlike(path: Path, error: Exception, where: str = "") -> _UnlikeError:
     return _UnlikeError(
         f"{path}: one column holds values of different kinds ({told}); make them alike."
     )
-
-
-def _differ(rows: Sequence[Mapping[str, Any]], held: Sequence[Numbered], unit: str) -> str:
-    """The first column whose values are of two kinds, and in which rows; "" where they differ
-    deeper."""
-    seen: dict[str, tuple[str, int]] = {}
-    for row, (number, _) in zip(rows, held, strict=True):
-        for name, value in row.items():
-            kind = _KINDS.get(type(value))
-            if kind is None:
-                continue
-            first, at = seen.setdefault(name, (kind, number))
-            if first != kind:
-                return f"`{name}` is {first} in {unit} {at} and {kind} in {unit} {number}"
-    return ""
-
-
-_KINDS = {
-    **dict.fromkeys((int, float, bool), "a number"),
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-}
-"""Type of a JSON value -> what to call it."""

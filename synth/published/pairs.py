@@ -68,9 +68,10 @@ def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
     rest = [c for c in frame.columns if c not in used and c not in id_names]
     whole = pl.concat([frame.select(*ids, *rest), made], how="horizontal")
     where = [f" ({part.name} {part.unit} {place})" for place in part.places]
-    reason = pl.col("reason")
+    twice = pl.lit(part.twice)
+    reason = pl.coalesce(twice, pl.col("reason") + pl.Series(where))
     return whole.with_columns(
-        reason=reason + pl.Series(where),
+        reason=reason,
         status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
         failed_tags=pl.lit([], TROUBLE),
     )

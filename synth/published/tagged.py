@@ -239,7 +239,10 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
 def _ours(column: str, schema: pl.Schema, fields: Mapping[str, Field_]) -> pl.Expr:
     """A column under our name: the first of its names that holds a value. Labels as text, odd ones
     too."""
-    value = pl.coalesce(_named(column, schema))
+    names, truths = _named(column, schema), column in fields and fields[column].kind == "number"
+    value = pl.coalesce(
+        pl.col(n).cast(pl.String) if truths and schema[n] == pl.Boolean else n for n in names
+    )
     if column in fields and fields[column].labels:
         value = value.cast(pl.String)
         if "failed_tags" in schema:

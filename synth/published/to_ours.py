@@ -169,14 +169,12 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     nested = [h for h in held if _apart(schema[h], kind)]
     # A list has no type in common with a text: what is nested is told beside the others.
     fit = [h for h in held if h not in nested]
-    value = pl.coalesce(fit) if fit else pl.lit(None)
+    value = pl.coalesce(_of_kind(h, schema[h], kind) for h in fit) if fit else pl.lit(None)
     if not nested and not any(_foreign(schema[h], kind) for h in held):
         plain = value.cast(kind, strict=True)
         if not kind.is_float():
             return [plain.alias(name)]
         return as_number(name, plain, plain.cast(pl.String))
-    number: pl.Expr
-    text: pl.Expr
     if nested:
         number = value.cast(kind, strict=False)
         odd = pl.any_horizontal(pl.col(h).is_not_null() for h in nested)
@@ -194,6 +192,13 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     return [number.alias(name), pl.when(told).then(text).alias(f"{ODD}{name}")]
 
 
+def _of_kind(column: str, given: pl.DataType, kind: PolarsType) -> pl.Expr:
+    """A column that is to hold values of `kind`; true and false are no numbers, and stand there in
+    words."""
+    truths = given == pl.Boolean and kind in (pl.Float64, pl.Int64)
+    return pl.col(column).cast(pl.String) if truths else pl.col(column)
+
+
 def _apart(given: pl.DataType, kind: PolarsType) -> bool:
     """Whether a column of lists or objects has no type in common with values of `kind`."""
     inner = given.inner if isinstance(given, pl.List) else None
@@ -203,12 +208,12 @@ def _apart(given: pl.DataType, kind: PolarsType) -> bool:
 
 def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
     """Whether values of the type `given` may not be had as `kind`: texts that should be numbers,
-    lists that should be texts."""
+    truths too, lists that should be texts."""
     whole = kind == pl.Int64 and given.is_float()
     return (
         whole
         or given.is_nested() != (kind == pl.List(pl.String))
-        or (given == pl.String and kind in (pl.Float64, pl.Int64))
+        or (given in (pl.String, pl.Boolean) and kind in (pl.Float64, pl.Int64))
     )
 
 

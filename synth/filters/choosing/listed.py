@@ -78,7 +78,7 @@ def _score(value: Any, path: Path, number: int) -> float | None:
         score = float(value)
     except (TypeError, ValueError):
         score = math.nan
-    if not math.isfinite(score):
+    if not math.isfinite(score) or isinstance(value, bool):
         raise UserError(f"{path}, row {number}: the score {value!r} is no finite number.")
     return score
 

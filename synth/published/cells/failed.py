@@ -39,13 +39,25 @@ def as_number(name: str, value: pl.Expr, text: pl.Expr) -> list[pl.Expr]:
     return [pl.when(good).then(value).alias(name), odd]
 
 
+def number(column: str, kind: pl.DataType) -> pl.Expr:
+    """A column as numbers: null for a text that is none, and for true and false."""
+    if kind == pl.Boolean:
+        return pl.lit(None, pl.Float64)
+    return pl.col(column).cast(pl.Float64, strict=False)
+
+
 def finite(ours: pl.DataFrame) -> pl.DataFrame:
     """Rows of our form; a score that is no finite number is that row's failed tag."""
-    scores = [n for n in PUBLISHED if n in ours.columns and ours.schema[n].is_float()]
-    odd = [n for n in scores if not ours[n].is_finite().all()]
+    scores = [n for n in PUBLISHED if n in ours.columns and DECLARED[n].kind == "number"]
+    kinds = {n: ours.schema[n] for n in scores if not ours.schema[n].is_nested()}
+    odd = [
+        n
+        for n, kind in kinds.items()
+        if kind in (pl.Boolean, pl.String) or (kind.is_float() and not ours[n].is_finite().all())
+    ]
     if not odd:
         return ours
-    pairs = [as_number(n, pl.col(n), pl.col(n).cast(pl.String)) for n in odd]
+    pairs = [as_number(n, number(n, kinds[n]), pl.col(n).cast(pl.String)) for n in odd]
     marked = ours.with_columns(each for pair in pairs for each in pair)
     return _added(marked, [_odd(f"{ODD}{n}") for n in odd]).drop(f"{ODD}{n}" for n in odd)
 
@@ -128,8 +140,11 @@ def _blank(text: pl.Expr) -> pl.Expr:
 
 
 def damaged(ours: pl.DataFrame, part: Part) -> pl.DataFrame:
-    """Rows of our form; one whose id, instruction, response or turns hold NUL or half a character
-    is a failed row. Half a character in another text is that row's failed tag."""
+    """Rows of our form; one that names a key twice is a failed row, and one whose id, instruction,
+    response or turns hold NUL or half a character. Half a character in another text is that row's
+    failed tag."""
+    if part.repeated:
+        ours = _failing(ours, pl.lit(part.twice))
     nul = ours.select(_spoken(ours, _has_nul)).to_series()
     half = part.places.is_in(sorted(part.halves))
     if not (nul.any() or half.any()):
@@ -153,12 +168,17 @@ def damaged(ours: pl.DataFrame, part: Part) -> pl.DataFrame:
 
 def _refused(ours: pl.DataFrame, column: str, why: str, part: Part) -> pl.DataFrame:
     """Rows without a column that says which of them fail; those that had not failed fail now."""
-    now = pl.col(column) & (pl.col("status").cast(pl.String) == OK)
     reason = pl.format("{} in a text ({})", pl.lit(why), _place(part))
+    return _failing(ours, pl.when(pl.col(column)).then(reason)).drop(column)
+
+
+def _failing(ours: pl.DataFrame, reason: pl.Expr) -> pl.DataFrame:
+    """Rows that fail now where there is a reason, and had not failed before."""
+    now = reason.is_not_null() & (pl.col("status").cast(pl.String) == OK)
     return ours.with_columns(
         reason=pl.when(now).then(reason).otherwise("reason"),
         status=pl.when(now).then(pl.lit(FAILED)).otherwise(pl.col("status").cast(pl.String)),
-    ).drop(column)
+    )
 
 
 def _spoken(ours: pl.DataFrame, holds: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
