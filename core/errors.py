@@ -56,6 +56,15 @@ def json_kind(value: object) -> str:
     return (names | more).get(type(value), "another value")
 
 
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text for a terminal, its lines as they are: characters that steer one, which the name of a
+    file may hold, are spelled out."""
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -69,7 +69,8 @@ def remembered_digest(path: Path, memory: Path) -> str:
     sha256 = file_digest(path)
     if time.time() - max(stat.st_mtime, stat.st_ctime) > 2 and path.stat() == stat:
         said = {**is_now, "sha256": sha256}
-        write_atomic(note, json.dumps({**said, "check": _check(said)}))
+        with suppress(OSError):  # where nothing can be remembered it is worked out each time
+            write_atomic(note, json.dumps({**said, "check": _check(said)}))
     return sha256
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import json
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -27,10 +26,9 @@ from core.errors import UserError, first_line, nearest
 from core.files import (
     cache_folder,
     clear_leftovers,
-    file_digest,
     read_json,
+    remembered_digest,
     replacing,
-    write_atomic,
 )
 from core.pretrained import hub
 from core.pretrained.control_tokens import encode, shield
@@ -134,20 +132,8 @@ def folder_revision(folder: Path) -> str:
             f"folder {folder} holds no *.safetensors weights; other formats can run code when "
             "loaded, so save it as safetensors first."
         )
-    memory = cache_folder() / "digests" / f"{digest(str(folder))[:32]}.json"
-    remembered: dict[str, list[Any]] = {}
-    with suppress(OSError, UserError):
-        remembered = read_json(memory)
-    known: dict[str, list[Any]] = {}
-    for name, path in files.items():
-        stat = path.stat()
-        size, time, content = remembered.get(name, (-1, 0, ""))
-        if (size, time) != (stat.st_size, stat.st_mtime_ns):
-            content = file_digest(path)
-        known[name] = [stat.st_size, stat.st_mtime_ns, content]
-    if known != remembered:
-        write_atomic(memory, json.dumps(known))
-    return digest([[name, content] for name, (_, _, content) in known.items()])
+    memory = cache_folder() / "digests"
+    return digest([[name, remembered_digest(path, memory)] for name, path in files.items()])
 
 
 def _content_files(folder: Path) -> Iterator[Path]:

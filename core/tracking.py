@@ -23,7 +23,7 @@ from typing import Any, Literal, cast, get_args
 
 import polars as pl
 
-from core.errors import UserError, first_line, nearest
+from core.errors import UserError, first_line, nearest, shown
 from core.sending.pace import Pace, clock
 from core.sending.wandb_address import netrc_key, unreachable
 
@@ -52,7 +52,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
     def step(self, name: str, state: str, why: str) -> None:
         """A stage is reused or run. In a terminal what is reused is one line for all of a kind in

@@ -124,7 +124,9 @@ def _only_tokenizes(words: list[str]) -> bool:
 
 
 def _end(code: int, sentence: str) -> None:
-    print(f"magpie: {sentence}", file=sys.stderr)
+    from core.errors import shown
+
+    print(f"magpie: {shown(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

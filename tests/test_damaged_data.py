@@ -213,7 +213,7 @@ def test_a_record_that_names_a_key_twice_is_refused(tmp_path: Path, name: str) -
     with pytest.raises(UserError, match=f"{place}: the key 'id' stands twice .* keep one of its"):
         list(records(path))
     if name == "a.jsonl":
-        with pytest.raises(UserError, match="line 2 .*the key 'id' stands twice"):
+        with pytest.raises(UserError, match=r"line 2 .*the key 'id' stands twice"):
             list(read_json_lines(path))
 
 

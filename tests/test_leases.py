@@ -52,6 +52,35 @@ def test_a_living_holder_on_another_machine_keeps_it(tmp_path: Path) -> None:
     assert Lease(tmp_path / "x").acquire() == f"process {os.getpid()} on n7, Slurm job 31"
 
 
+DAMAGED = (
+    b"[1, 2]",
+    b"null",
+    b'"text"',
+    b"7",
+    b"{]",
+    b"\xff\xfe",
+    b'{"token": 5, "pid": 1}',
+    b'{"token": "../../x", "pid": 1, "since": 0}',
+    b'{"token": "a", "pid": "../1", "since": 0}',
+    b'{"token": "a", "pid": 1}',
+    b"[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_lease_is_one_of_nobody_known(tmp_path: Path, text: bytes) -> None:
+    """It holds as long as one of another machine may, and is then taken over."""
+    path = tmp_path / "x"
+    path.write_bytes(text)
+    assert Lease(path).acquire() == "process 0 on a machine"
+    at = path.stat().st_mtime - PATIENCE - 1
+    os.utime(path, (at, at))
+    mine = Lease(path)
+    assert mine.acquire() is None
+    mine.release()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_silent_holder_on_another_machine_is_taken_over(tmp_path: Path) -> None:
     of_another_machine(tmp_path / "x", PATIENCE + 30)
     mine = Lease(tmp_path / "x")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from core import models
 from core.errors import UserError
+from core.files import cache_folder
 from core.models import Model, render, resolve, tokenizer
 
 LLAMA3 = (
@@ -177,14 +177,27 @@ def test_a_revision_ignores_files_that_are_not_the_model(folder: Path) -> None:
 def test_weights_are_read_once_for_a_revision(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("core.files.time.time", lambda: folder.stat().st_ctime + 60)
     first = resolve(str(folder)).revision
     read: list[Path] = []
-    monkeypatch.setattr(models, "file_digest", lambda path: read.append(path) or "other")
+    monkeypatch.setattr("core.files.file_digest", lambda path: read.append(path) or "other")
     assert resolve(str(folder)).revision == first and read == []
     stat = (folder / "model.safetensors").stat()
     os.utime(folder / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     resolve(str(folder))
     assert [path.name for path in read] == ["model.safetensors"]
+
+
+def test_a_remembered_digest_of_weights_that_was_changed_is_not_believed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.files.time.time", lambda: folder.stat().st_ctime + 60)
+    first = resolve(str(folder)).revision
+    for note in (cache_folder() / "digests").glob("*.json"):
+        held = json.loads(note.read_text())
+        if held["path"].startswith(str(folder.resolve())):
+            note.write_text(json.dumps({**held, "sha256": "0" * 64}))
+    assert resolve(str(folder)).revision == first
 
 
 def test_a_folder_without_weights_or_config_is_refused(folder: Path) -> None:

@@ -56,6 +56,42 @@ def test_a_folder_that_nobody_holds_is_swept_and_only_that(short: Path) -> None:
     assert sorted(short.iterdir()) == [other]
 
 
+def test_a_folder_of_another_machine_is_left_to_it(short: Path) -> None:
+    """Its lock may not reach here; one of this machine before it started again holds nothing."""
+    other, restarted, mine = (short / f"magpie-{name}" for name in ("other", "restarted", "mine"))
+    here = temporary._machine()
+    said = ("n7 another-boot", f"{here.split()[0]} another-boot", f"n7 {here.split()[1]}")
+    for folder, text in zip((other, restarted, mine), said, strict=True):
+        folder.mkdir()
+        (folder / ".held").write_text(text)
+    temporary.sweep()
+    assert [*short.iterdir()] == [other]
+
+
+def test_no_link_is_followed(short: Path, tmp_path: Path) -> None:
+    """What somebody else puts into a shared temporary folder leads to no file of ours."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / ".held").touch()
+    (short / "magpie-link").symlink_to(precious)
+    planted = short / "magpie-planted"
+    planted.mkdir()
+    (planted / ".held").symlink_to(precious / ".held")
+    temporary.sweep()
+    assert (precious / ".held").exists() and planted.is_dir()
+
+
+def test_a_folder_of_another_user_is_left_alone(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = short / "magpie-theirs"
+    theirs.mkdir()
+    (theirs / ".held").touch()
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    temporary.sweep()
+    assert theirs.is_dir()
+
+
 def test_sockets_have_room_under_a_long_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGPIE_TMPDIR", "/scratch/" + "x" * 60)
     assert temporary.base() == Path("/tmp")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import UserError, shown
 
 ASIDE = "aside"
 """The folder of a store that holds what was set aside, under the paths that it had."""
@@ -71,9 +71,10 @@ def damaged(path: Path, why: str, root: Path | None) -> None:
         return
     if noting.moves:
         place = set_aside(path, root)
-        noting.say(f"damaged: {path}: {why}; it is now {place}" if place else f"{path}: {why}")
+        moved = f"; it is now {place}" if place else ""
+        noting.say(shown(f"damaged: {path}: {why}{moved}"))
     elif path not in noting.found:
-        noting.say(f"damaged: {path}: {why}; a run sets it aside and makes it again")
+        noting.say(shown(f"damaged: {path}: {why}; a run sets it aside and makes it again"))
     noting.found[path] = why
 
 
@@ -82,7 +83,7 @@ def hurt(path: Path, why: str) -> None:
     found = _told if _noting is None else _noting.found
     if path not in found:
         found[path] = why
-        text = f"damaged: {path}: {why}"
+        text = shown(f"damaged: {path}: {why}")
         print(text, file=sys.stderr, flush=True) if _noting is None else _noting.say(text)
 
 

@@ -2,8 +2,8 @@
 wherever they differ from what they should be: sealed when a run ends, looked at when the next plan
 or run begins.
 
-What is damaged a run sets aside, and writes anew; what was declared beforehand and what stages were
-last made by cannot be made again, and are put right from their copies.
+What is damaged a run sets aside, and writes anew; what was declared beforehand, what stages were
+last made by and what was paid cannot be made again, and are put right from their copies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from core.cells import seals
 from core.cells.damage import damaged, hurt, mends, set_aside
+from core.cells.lines import records
 from core.cells.seals import Memory
 from core.errors import UserError
 from core.files import read_json, write_atomic
@@ -24,6 +25,8 @@ DECLARED = "declared.json"
 COPIED = (DECLARED, SPECS)
 """Files of which a copy is kept."""
 _SPENT = "spent"
+SUMMED = 2**16
+"""Bytes of a ledger of which a copy is kept."""
 _WRITTEN = (*COPIED, "refers.json", "report.html", "select", "measure", "tables", "figures", _SPENT)
 """The files and folders that only runs write."""
 
@@ -38,7 +41,7 @@ def look(root: Path, recipe: str, *, anew: bool = False) -> None:
     for name, why in seals.broken(folder, kept, memory, anew=anew).items():
         copy = (memory.held.get("copies") or {}).get(name)
         if name.startswith(f"{_SPENT}/"):
-            hurt(folder / name, f"{why}; what it says was paid may be too little")
+            _money(folder / name, why, copy, memory, root)
         elif copy is not None:
             hurt(folder / name, f"{why}; the copy of it in {memory.path} counts")
             if mends():
@@ -48,6 +51,28 @@ def look(root: Path, recipe: str, *, anew: bool = False) -> None:
             for snapshot in _same(folder / name, root / "snapshots"):
                 damaged(snapshot, why, root)
             damaged(folder / name, why, root)
+
+
+def _money(path: Path, why: str, copy: str | None, memory: Memory, root: Path) -> None:
+    """A ledger was changed since a run sealed it. One that says less than its copy is put right
+    from that; one that says more was written on by a run that was killed."""
+    if copy is None:
+        hurt(path, f"{why}; what it says was paid may be too little")
+        return
+    if path.exists() and _paid(path.read_bytes()) >= _paid(copy.encode()):
+        hurt(path, f"{why}; it says no less than it did, and counts")
+        return
+    hurt(path, f"{why}; the copy of it in {memory.path} counts")
+    if mends():
+        if path.exists():
+            set_aside(path, root)
+        write_atomic(path, copy)
+
+
+def _paid(ledger: bytes) -> float:
+    """The money that a ledger's whole lines say."""
+    said = [record.get("money") for _, record in records(ledger) if record is not None]
+    return sum(money for money in said if isinstance(money, int | float))
 
 
 def said(root: Path, recipe: str, name: str) -> Any:
@@ -76,7 +101,8 @@ def seal(root: Path, recipe: str) -> None:
     names = [name for name in seals.names_below(folder) if _is_sealed(name)]
     with suppress(OSError, UserError):  # another run of this recipe may be writing them
         files = memory.sealed(folder, names)
-        copies = {name: (folder / name).read_text() for name in COPIED if name in files}
+        copied = [name for name in files if name in COPIED or _is_small_ledger(name, files)]
+        copies = {name: (folder / name).read_text() for name in copied}
         memory.remember(folder, files, {"seals": files, "copies": copies}, only=names)
 
 
@@ -85,6 +111,12 @@ def open_again(root: Path, recipe: str) -> None:
     memory = _memory(root, recipe)
     if memory.held.get("seals"):
         memory.remember(_folder(root, recipe), {}, {"seals": None})
+
+
+def _is_small_ledger(name: str, files: seals.Seals) -> bool:
+    """Whether a file says what was paid, and a run has summed it up: one that was killed left a
+    line a reply."""
+    return name.startswith(f"{_SPENT}/") and files[name]["bytes"] <= SUMMED
 
 
 def _is_sealed(name: str) -> bool:

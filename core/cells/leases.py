@@ -143,14 +143,27 @@ def _lease(path: Path) -> dict[str, Any] | None:
     """What a lease says of its holder, and its `age` in seconds; None where nobody has it. One that
     was not signed yet has an empty token."""
     try:
-        with path.open() as file:  # opening asks a network file system for the file as it is now
+        # opening asks a network file system for the file as it is now
+        with path.open(errors="replace") as file:
             text, modified = file.read(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    held: dict[str, Any] = {"token": "", "pid": 0, "host": "a machine", "machine": "", "job": ""}
-    with suppress(ValueError):
-        held |= json.loads(text)
-    return {**held, "age": _clock(path.parent) - modified}
+    return {**_signed(text), "age": _clock(path.parent) - modified}
+
+
+def _signed(text: str) -> dict[str, Any]:
+    """What the text of a lease says of its holder; of a damaged one, as of one that was not signed
+    yet, that nobody is known."""
+    nobody = {"token": "", "pid": 0, "host": "a machine", "machine": "", "job": "", "since": None}
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return nobody
+    if not isinstance(said, dict) or not isinstance(said.get("since", ""), int | float | None):
+        return nobody
+    held = {name: said.get(name, value) for name, value in nobody.items()}
+    texts = all(isinstance(held[name], str) for name in ("token", "host", "machine", "job"))
+    return held if texts and type(held["pid"]) is int and held["token"].isalnum() else nobody
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

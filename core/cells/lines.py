@@ -30,19 +30,30 @@ def sealed_line(record: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "crc": "{check:08x}"}}'
 
 
-def sealed_lines(path: Path, lost: str) -> Iterator[dict[str, Any]]:
+def sealed_lines(path: Path, lost: str, wrong: list[int] | None = None) -> Iterator[dict[str, Any]]:
     """The records of a file of such lines, of which those of before there were checksums have none.
-    What is `lost` with a damaged line ends the sentence that tells of it."""
-    lines = path.read_bytes().split(b"\n")
+    What is `lost` with a damaged line ends the sentence that tells of it; its number is put into
+    `wrong`."""
+    for number, record in records(path.read_bytes()):
+        if record is not None:
+            yield record
+            continue
+        if wrong is not None:
+            wrong.append(number)
+        hurt(path, f"line {number} was changed after it was written; {lost}")
+
+
+def records(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """The lines of such a file by number, None where one was changed; a torn last one is left
+    out."""
+    lines = data.split(b"\n")
     held = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     sealed = any(_END.search(line) for _, line in held)
     for at, (number, line) in enumerate(held):
-        torn = at == len(held) - 1 and bool(lines[-1]) and _is_torn(line)
         record = _record(line, sealed)
-        if record is not None:
-            yield record
-        elif not torn:
-            hurt(path, f"line {number} was changed after it was written; {lost}")
+        torn = at == len(held) - 1 and bool(lines[-1]) and _is_torn(line)
+        if record is not None or not torn:
+            yield number, record
 
 
 def _is_torn(line: bytes) -> bool:

@@ -42,7 +42,7 @@ class Account:
     def open(self) -> Iterator[None]:
         """The journal is at hand in the block, and the purse knows what others spent; the journal
         is removed when the block ends well, and kept for the next run when it does not."""
-        self.purse.spent = self.ledger.bills().get(self.model, Bill()).money
+        self.purse.spent = self.ledger.spent(self.model, self.purse.budget)
         try:
             with self._journal.open():
                 yield

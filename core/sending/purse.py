@@ -14,6 +14,7 @@ from typing import NamedTuple, TextIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.cells.lines import sealed_line, sealed_lines
+from core.errors import UserError
 from core.files import write_atomic
 
 
@@ -63,11 +64,31 @@ class Ledger:
 
     def bills(self) -> dict[str, Bill]:
         """What was paid by all processes so far, by model."""
+        return self._bills()[0]
+
+    def spent(self, model: str, budget: float | None) -> float:
+        """What was paid of a model so far, in money. Raises UserError where there is a budget to
+        keep and a line of the ledger is damaged: what it says was paid is too little."""
+        bills, damaged = self._bills()
+        if budget is not None and damaged:
+            path, number = damaged[0]
+            raise UserError(
+                f"{path}, line {number} was changed after it was written, so what was spent is not "
+                f"known, and the budget of {model} ({budget:g}) cannot be kept; restore that file "
+                "from a copy, or move it away, so that what it held does not count."
+            )
+        return bills.get(model, Bill()).money
+
+    def _bills(self) -> tuple[dict[str, Bill], list[tuple[Path, int]]]:
+        """What was paid by model, and the lines that were changed since, by file and number."""
         sums: defaultdict[str, Bill] = defaultdict(Bill)
+        damaged = []
         for path in sorted(self.folder.glob("spent-*.jsonl")):
-            for model, bill in _lines(path):
+            wrong: list[int] = []
+            for model, bill in _lines(path, wrong):
                 sums[model] = sums[model].plus(bill)
-        return dict(sums)
+            damaged += [(path, number) for number in wrong]
+        return dict(sums), damaged
 
     def add(self, model: str, bill: Bill) -> None:
         """Remember what a reply cost."""
@@ -93,11 +114,11 @@ class Ledger:
             write_atomic(self.path, "\n".join(lines) + "\n")
 
 
-def _lines(path: Path) -> list[tuple[str, Bill]]:
+def _lines(path: Path, wrong: list[int] | None = None) -> list[tuple[str, Bill]]:
     """The lines of a ledger's file; one that a kill cut in two is left out, and one that was
-    changed since, which is told of."""
+    changed since, which is told of and put among the `wrong`."""
     read = []
-    for entry in sealed_lines(path, "what it cost is not in the bill"):
+    for entry in sealed_lines(path, "what it cost is not in the bill", wrong):
         with suppress(TypeError, KeyError):
             read.append((str(entry.pop("model")), Bill(**entry)))
     return read
@@ -121,7 +142,7 @@ class Purse:
 
     def __post_init__(self) -> None:
         if self.ledger is not None:
-            self.spent += self.ledger.bills().get(self.name, Bill()).money
+            self.spent += self.ledger.spent(self.name, self.budget)
 
     def cost(self, prompt_tokens: float, tokens: float) -> float:
         """Price of so many tokens; 0 without prices."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import getpass
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,24 +67,55 @@ def make() -> Temporary:
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base()))
     new = folder / ".new"
-    lock = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    lock = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    os.write(lock, _machine().encode())
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     new.rename(folder / _HELD)  # nobody sees it before it is held
     return Temporary(folder, lock)
 
 
 def sweep() -> None:
-    """Remove the folders of this user's processes that were killed."""
-    for held in base().glob(f"{PREFIX}*/{_HELD}"):
-        with contextlib.suppress(OSError):
-            if held.stat().st_uid != os.getuid():
-                continue
-            lock = os.open(held, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(held.parent, ignore_errors=True)
-            finally:
-                os.close(lock)
+    """Remove the folders of this user's processes that were killed.
+
+    Anybody may write into a shared temporary folder: no link is followed, and what is not this
+    user's own is left alone. Where machines share the folder, a lock may not reach from one to
+    another: each removes its own.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        shared = _opened(opened, str(base()), os.O_DIRECTORY)
+        for name in sorted(path.name for path in base().glob(f"{PREFIX}*")):
+            with contextlib.suppress(OSError), contextlib.ExitStack() as inside:
+                folder = _opened(inside, name, os.O_DIRECTORY | os.O_NOFOLLOW, shared)
+                held = _opened(inside, _HELD, os.O_RDWR | os.O_NOFOLLOW, folder)
+                if _is_own(folder) and _is_own(held) and _was_here(os.read(held, 200)):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=shared)
+
+
+def _opened(stack: contextlib.ExitStack, name: str, flags: int, folder: int | None = None) -> int:
+    """A descriptor of a file in a folder (a descriptor too), closed with the stack."""
+    descriptor = os.open(name, flags | os.O_CLOEXEC, dir_fd=folder)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _is_own(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_uid == os.getuid()
+
+
+def _was_here(said: bytes) -> bool:
+    """Whether the maker of a folder ran on this machine, since it started or before; one of a
+    version that did not say so counts as here."""
+    host, _, boot = said.decode(errors="replace").partition(" ")
+    here, _, now = _machine().partition(" ")
+    return not said or now == boot or here == host
+
+
+@functools.cache
+def _machine() -> str:
+    """This machine, and which of its starts this is; of containers on it the second alone."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot}"
 
 
 _OWN: list[Temporary] = []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GAP = "  "
 NARROWEST = 12
 """A column of words is not made narrower than this: below, rows are stacked."""
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 _INSIDE = re.compile(r"(?<=\[)[^\]\[]{1,40}(?=\])")
 """What stands in brackets, an interval say, which no line may tear apart."""
 _UNIT = re.compile(r"(?<=\d) %")
