@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from core.cells import seals
 from core.cells.damage import ASIDE, Damage
+from core.cells.leases import leased
 from core.errors import UserError
 from core.models import Model
+from core.store import Store
 from recipes.upkeep import verified
 from synth.duplicates import embeddings, kept_vectors
 
@@ -234,6 +237,28 @@ def test_verify_seals_vectors_of_before(root: Path) -> None:
     assert len(found.unsealed) == 3 and not found.damaged
     flip(folder(root) / "vectors.f32", 3 * 8 * 4)
     assert embed(root)[1] == TEXTS[2:4]
+
+
+def test_verify_sets_nothing_aside_where_a_run_is_writing(root: Path) -> None:
+    """Its vectors, under their lock; a result, under its lease."""
+    store = Store(root)
+    with store.build("score", "a" * 64, {}) as build:
+        assert build is not None
+        (build.path / "scores.json").write_text("[1]")
+    result = store.folder("score", "a" * 64)
+    (result / "scores.json").write_text("[2]")
+    flip(folder(root) / "vectors.f32", 9)
+
+    def verify() -> tuple[list[str], set[Path]]:
+        said: list[str] = []
+        return said, {*verified.verify(root, Damage(said.append, moves=True)).damaged}
+
+    with FileLock(str(folder(root) / ".lock")), leased(Path(f"{result}.lease"), "", None):
+        said, found = verify()
+    assert found == {parts(root)[0], result} and (result / "scores.json").exists()
+    assert sum("another run" in line and "verify it again afterwards" in line for line in said) == 2
+    assert verify()[1] == found and not result.exists() and len(parts(root)) == 2
+    assert verify()[1] == set()
 
 
 def test_a_part_of_before_that_names_more_than_it_has_does_not_count(root: Path) -> None:

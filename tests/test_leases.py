@@ -39,6 +39,15 @@ def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
+def test_braces_in_the_name_of_a_store_are_no_places_to_fill(tmp_path: Path) -> None:
+    with (
+        leased(tmp_path / "x", "", None),
+        pytest.raises(UserError, match=r"process \d+ on .* makes it in a\{b\}"),
+        leased(tmp_path / "x", "{holder} makes it in a{b}", None),
+    ):
+        pass
+
+
 def test_who_waits_gets_it_when_it_is_given_back(tmp_path: Path) -> None:
     first, said = Lease(tmp_path / "x"), list[str]()
     assert first.acquire() is None

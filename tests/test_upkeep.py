@@ -82,6 +82,33 @@ def test_what_the_last_runs_do_not_name_is_left_behind(shared: Path) -> None:
     assert {name for name in left(shared) if "select/random" not in name} == LEFT
 
 
+def test_what_killed_processes_left_is_removed_and_no_log_of_this_month(store: Path) -> None:
+    old, key = time.time() - contents.LOGGED - 60, next((store / "results/select").iterdir()).name
+    made = {
+        f"results/select/.{key}.deadbeef.tmp/part": True,
+        f"results/select/.{key}.lease.unsigned.grave": True,
+        "results/select/0123456789abcdef.lease": True,
+        "columns/quality/.part-0.parquet.12345678.tmp": True,
+        "verified/results/select/0123456789abcdef.json": True,
+        "verified/recipes/none.json": True,
+        "logs/vllm-old.log": True,
+        f"verified/results/select/{key}.json": False,
+        "logs/vllm-new.log": False,
+    }
+    for name, goes in made.items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text("x")
+        if goes:
+            os.utime(store / name, (old, old))
+    going = {thing.name for thing in removal.unreferred(contents.read(store), time.time())}
+    wanted = {name.removesuffix("/part") for name, goes in made.items() if goes}
+    assert going & {name.removesuffix("/part") for name in made} == wanted
+    removal.main(store, removal.Asked(yes=True), lambda question: True)
+    assert {name for name in made if (store / name).exists()} == {
+        n for n, g in made.items() if not g
+    }
+
+
 def test_a_run_that_changes_nothing_refers_to_the_same(shared: Path) -> None:
     refers = References(shared / "recipes/changed" / REFERS)
     assert refers.columns >= {

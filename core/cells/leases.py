@@ -128,7 +128,7 @@ def leased(path: Path, complaint: str, waiting: Callable[[str], None] | None) ->
     told = False
     while (holder := lease.acquire()) is not None:
         if waiting is None:
-            raise UserError(complaint.format(holder=holder))
+            raise UserError(complaint.replace("{holder}", holder))
         if not told:
             waiting(f"waiting for {holder}, which has {path}")
             told = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 
 from core.cells.damage import ASIDE
 from core.cells.references import REFERS, References
+from core.cells.seals import VERIFIED
 from core.errors import UserError
 from core.files import read_json
 from core.store import MANIFEST, canonical
@@ -20,14 +22,18 @@ from recipes.stages.synthesis import POOL
 
 PARTIAL = ".partial"
 
-RESULT, UNFINISHED, COLUMN, SNAPSHOT, DAMAGED = (
+RESULT, UNFINISHED, COLUMN, SNAPSHOT, DAMAGED, LEFTOVER = (
     "result",
     "unfinished",
     "column",
     "snapshot",
     "set aside",
+    "leftover",
 )
-"""What a thing can be."""
+"""What a thing can be. A leftover is what killed processes left under temporary names, what is
+remembered of files that are gone, or a log that nothing has written to for LOGGED."""
+LOGGED = 30 * 24 * 3600.0
+"""Seconds after which a log is a leftover."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,29 @@ def read(root: Path, forget: tuple[str, ...] = ()) -> Contents:
         if _is_set_aside(path):
             size, changed = measured(path, seen)
             found.things.append(Thing(DAMAGED, path.name, path, size, changed))
+    found.things += _leftovers(root, seen)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name not in ("results", "columns", "snapshots", ASIDE):
             found.other[folder.name] = measured(folder, seen)[0]
     return found
+
+
+def _leftovers(root: Path, seen: set[tuple[int, int]]) -> Iterator[Thing]:
+    """What nobody reads any more."""
+    temporary = [path for pattern in (".*.tmp", ".*.grave") for path in root.rglob(pattern)]
+    within = {path for path in temporary if not {*path.parents}.isdisjoint(temporary)}
+    # a holder touches its lease: one that stood still was left by a process that is gone
+    leases = [*(root / "results").glob("*/*.lease")]
+    remembered = [
+        path
+        for path in (root / VERIFIED).rglob("*.json")
+        if not (root / path.relative_to(root / VERIFIED).with_suffix("")).exists()
+    ]
+    old = time.time() - LOGGED
+    logs = [path for path in (root / "logs").rglob("*.log") if path.stat().st_mtime < old]
+    for path in sorted({*temporary, *leases, *remembered, *logs} - within):
+        size, changed = measured(path, seen)
+        yield Thing(LEFTOVER, str(path.relative_to(root)), path, size, changed)
 
 
 def _snapshot(root: Path, recipe: str) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.cells.leases import leased
+from core.cells.seals import VERIFIED
 from core.errors import UserError, nearest
 from core.files import remove
 from core.store import MANIFEST, Store
@@ -108,6 +109,7 @@ def _removed(
     gone, failed = [], []
     for name in forget:
         remove(root / "recipes" / name)
+        remove(root / VERIFIED / "recipes" / f"{name}.json")
     for thing in going:
         try:
             _remove(root, thing)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock
 
 from core.cells import journal, kept, seals, whole
 from core.cells.damage import Damage, damaged, hurt
+from core.cells.leases import leased
 from core.cells.lines import sealed_lines
 from core.cells.seals import Memory
 from core.errors import UserError, first_line
-from core.files import read_json
+from core.files import only_holder, read_json
 from core.store import MANIFEST, broken_files, check_version, digest, manifest_of
 from recipes.stages.tokens import Contents
 from synth.duplicates.kept_vectors import Index
@@ -66,11 +69,15 @@ def verify(root: Path, damage: Damage) -> Found:
             found.read(*(path for path in folder.rglob("*") if path.is_file()))
         for folder in sorted((root / "results").glob("*/*")):
             if folder.is_dir():
-                check_result(root, folder, found)
+                lease = Path(f"{folder}.lease")
+                alone = partial(leased, lease, f"{folder}: another run ({{holder}}) {HOLDS}", None)
+                _checked(check_result, root, folder, found, damage, alone)
         for folder in sorted((root / "columns").glob("*/*")):
-            check_column(root, folder, found)
+            alone = partial(_locked, folder)
+            _checked(check_column, root, folder, found, damage, alone)
         for folder in sorted((root / "vectors").glob("*")):
-            check_vectors(root, folder, found)
+            alone = partial(_locked, folder)
+            _checked(check_vectors, root, folder, found, damage, alone)
         found.read(*(root / "selections").glob("*"))
         Contents(root).all()  # which tells of what it cannot read
         for pattern in LINES:
@@ -78,6 +85,45 @@ def verify(root: Path, damage: Damage) -> Found:
                 check_lines(path, found)
     found.seconds = time.monotonic() - began
     return found
+
+
+Check = Callable[[Path, Path, Found], None]
+"""Reads one folder of a store, and deals with what is damaged in it."""
+HOLDS = "is writing it right now, so what is damaged there stays; verify it again afterwards"
+
+
+def _checked(
+    check: Check,
+    root: Path,
+    folder: Path,
+    found: Found,
+    damage: Damage,
+    alone: Callable[[], AbstractContextManager[object]],
+) -> None:
+    """Check a folder; where something is set aside, no run may be writing there meanwhile: `alone`
+    holds it. Where one is, what is damaged is named, and stays."""
+    seen = Damage(lambda line: None, moves=False)
+    with seen.noted():
+        check(root, folder, found)
+    if not seen.found:
+        return
+    again = Found()
+    if not damage.moves:
+        check(root, folder, again)
+        return
+    try:
+        with alone():
+            check(root, folder, again)
+    except UserError as error:
+        damage.say(str(error))
+        damage.found.update(seen.found)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(str(folder / ".lock"))
+    with only_holder(lock, f"{folder}: another run {HOLDS}."):
+        yield
 
 
 def lines(found: Found, *, repaired: bool) -> Iterator[str]:
