@@ -3,6 +3,7 @@ how to say where the others are."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -40,12 +41,12 @@ def with_truths_told(
             for place, kind in _leaves(value, name):
                 kinds.setdefault(place, set()).add(kind)
     mixed = {place for place, found in kinds.items() if bool in found and found & {int, float}}
-    if deeper := sorted(mixed - {name for row in rows for name in row}):
+    if deeper := sorted(mixed - {*itertools.chain.from_iterable(rows)}):
         raise TypeError(f"`{deeper[0]}` is true or false in one row and a number in another")
     mixed |= {name for name, kind in (schema or {}).items() if kind == pl.String}
     if not mixed & {*kinds}:
         return rows
-    return [{name: _told(v) if name in mixed else v for name, v in row.items()} for row in rows]
+    return [_with_told(row, mixed) for row in rows]
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, type]]:
@@ -60,8 +61,11 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, type]]:
             yield from _leaves(each, f"{place}.{name}")
 
 
-def _told(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
+def _with_told(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """A row whose truths and numbers under these names are in words."""
+    plain = (bool, int, float)
+    told = {n: json.dumps(v) for n, v in row.items() if n in names and isinstance(v, plain)}
+    return {**row, **told}
 
 
 def truths_apart(*frames: pl.DataFrame) -> list[pl.DataFrame]:
@@ -80,10 +84,8 @@ def truths_apart(*frames: pl.DataFrame) -> list[pl.DataFrame]:
         elif places:
             where = min(places)
             raise TypeError(f"`{where}` is true or false in one row and a number in another")
-    return [
-        frame.with_columns(pl.col(n).cast(pl.String) for n in mixed if n in frame.columns)
-        for frame in frames
-    ]
+    as_text = pl.selectors.by_name(*mixed, require_all=False).cast(pl.String)
+    return [frame.with_columns(as_text) for frame in frames]
 
 
 def _truths(kind: pl.DataType, place: str, wanted: type[pl.DataType] | None) -> Iterator[str]:
