@@ -2,9 +2,10 @@
 
     python -m benchmarks.mutants --seed 0 --sample 200
 
-A mutation turns one comparison, arithmetic operator, number, truth value, `and`/`or` or `not` of a
-module into its neighbour. Its tests run in a process forked from one that has the libraries loaded,
-over a copy of the tree. Every result is appended to `--out`, so that a stopped campaign continues.
+What a mutation is, is in `mutations.py`; how it meets its tests, in `mutant_runs.py`. All of it
+runs over a copy of the tree. Every result is appended to `--out`, so that a stopped campaign
+continues, and one of changed code or tests does only what changed: a mutant that was noticed stays
+so while its module is the same, one that was not is met again when its module's tests change.
 Mutations that change nothing which can be observed are named in `equivalent_mutants.json`, each
 with its reason; the share noticed is of those that are left.
 """
@@ -12,196 +13,75 @@ with its reason; the share noticed is of those that are left.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.mutant_runs import meet
+from benchmarks.mutations import ROOT, Mutant, mutants
+
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 TREE = ("core", "synth", "train", "eval", "recipes", "tests", "benchmarks")
-MARKS = "not slow and not stack and not process"
-SLACK = 30
-"""Seconds that a mutant's tests may take beyond five times what they take unmutated."""
 
 TESTS: dict[str, tuple[str, ...]] = {
-    "eval/stats.py": ("stats", "errors", "arena", "alpaca", "compare", "sequential"),
+    "eval/stats.py": ("stats", "errors", "sequential", "arena", "alpaca", "compare"),
     "eval/compare.py": ("compare", "controls_compared", "planning", "duels", "tasks"),
-    "eval/comparing/arms.py": ("errors", "planning", "controls_compared", "compare"),
+    "eval/comparing/arms.py": ("errors", "sequential", "planning", "compare", "controls_compared"),
     "eval/comparing/differences.py": ("planning", "sequential", "compare", "errors"),
     "eval/comparing/errors.py": ("errors", "planning", "compare"),
-    "eval/comparing/estimates.py": ("errors", "planning", "compare", "sequential"),
-    "eval/scoring/length_control.py": ("alpaca", "compare"),
+    "eval/comparing/estimates.py": ("errors", "planning", "sequential", "compare"),
+    "eval/comparing/metrics.py": ("compare", "controls_compared", "tasks", "duels", "terminal"),
+    "eval/comparing/missing.py": ("compare", "planning"),
+    "eval/comparing/scores.py": ("compare", "tasks", "duels"),
+    "eval/comparing/sequential.py": ("sequential", "planning"),
+    "eval/scoring/length_control.py": ("alpaca", "compare", "damaged_results"),
     "eval/scoring/arena.py": ("arena", "result_files", "annotations"),
-    "synth/filters/where.py": ("where", "choose", "tagged"),
-    "synth/filters/choices.py": ("choose", "strategies", "schedule"),
+    "synth/filters/where.py": ("where", "choose", "schedule", "tagged", "own_columns"),
+    "synth/filters/choices.py": ("choose", "strategies", "schedule", "rds_rip"),
+    "synth/filters/choosing/kinds.py": ("choose", "strategies", "schedule", "rds_rip", "scale"),
+    "synth/filters/choosing/facility.py": ("strategies",),
+    "synth/filters/choosing/label_gain.py": ("strategies",),
+    "synth/filters/choosing/lazy.py": ("strategies",),
+    "synth/filters/choosing/near_queries.py": ("rds_rip", "strategies"),
     "synth/filters/schedule.py": ("schedule", "choose", "strategies"),
     "synth/filters/orders.py": ("choose", "strategies", "tagged", "data_arms"),
+    "synth/filters/ranking.py": ("schedule", "choose", "strategies", "tagged", "scale"),
     "synth/filters/rule.py": ("schedule", "strategies", "tagged", "own_columns", "hygiene"),
-    "synth/filters/arm.py": ("schedule", "strategies", "mixing", "tagged", "hygiene"),
-    "synth/filters/verdicts.py": ("tagged", "schedule"),
-    "synth/generate/sampling_grid.py": ("grid",),
+    "synth/filters/arm.py": ("schedule", "strategies", "mixing", "mixtures", "tagged", "controls"),
+    "synth/filters/mixing.py": ("mixing", "mixtures"),
+    "synth/filters/verdicts.py": ("schedule", "tagged", "choose"),
+    "synth/generate/sampling_grid.py": ("grid", "pool"),
     "synth/published/forms.py": ("published", "import_export", "any_data"),
+    "synth/published/to_ours.py": ("published", "import_export", "reading", "imported_layouts"),
+    "synth/published/to_published.py": ("published", "import_export"),
     "synth/tags/sanitize.py": ("sanitize",),
     "synth/pool/columns.py": ("pool", "engine_seeds", "families"),
     "train/data/order.py": ("order", "tokens"),
-    "train/data/packs.py": ("order", "tokens"),
-    "train/data/rows.py": ("train_data", "tokens", "exactness"),
+    "train/data/packs.py": ("order", "tokens", "train_data"),
+    "train/data/pairs.py": ("dpo",),
+    "train/data/parts.py": ("tokens", "train_data"),
+    "train/data/rows.py": ("train_data", "tokens"),
     "train/data/tokens.py": ("tokens", "train_data", "order"),
+    "train/data/tools.py": ("train_data", "dpo"),
     "train/sizes/schedule.py": ("plan", "train_data"),
-    "eval/judging/verdicts.py": ("judges", "ratings", "wildbench", "arena"),
-    "core/columns.py": ("columns", "pool", "turns", "overlap", "damage"),
+    "eval/judging/verdicts.py": ("judges", "ratings", "rewarding", "wildbench", "arena"),
+    "core/columns.py": ("columns", "pool", "turns", "overlap", "scale", "damage"),
     "core/store.py": ("store", "columns", "leases", "trainings", "damage"),
+    "core/cells/content.py": ("scale", "columns"),
+    "core/cells/journal.py": ("columns", "damage", "pool"),
+    "core/cells/merging.py": ("columns", "scale", "damage"),
+    "core/cells/seals.py": ("store", "damage", "scale"),
+    "core/cells/whole.py": ("columns", "scale", "damage"),
 }
-"""Module -> the tests that are meant to notice (tests/test_NAME.py), quickest first."""
-
-COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-}
-OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Div,
-    ast.Mod: ast.FloorDiv,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One mutation of one module: its `place`-th node becomes the `choice`-th of its neighbours."""
-
-    module: str
-    place: int
-    choice: int
-    line: int
-    column: int
-    text: str
-    """The line as it stands."""
-    before: str
-    after: str
-
-    @property
-    def name(self) -> str:
-        """What is mutated, in words that stay true when lines move."""
-        return f"{self.module}: {self.text}: {self.before} -> {self.after} (column {self.column})"
-
-    @property
-    def source(self) -> str:
-        """The whole module, mutated."""
-        tree = ast.parse((ROOT / self.module).read_text())
-        node = next(old for at, old in enumerate(_code(tree)) if at == self.place)
-        changed = _Exchange(node, _neighbours(node)[self.choice]).visit(tree)
-        return ast.unparse(ast.fix_missing_locations(changed))
-
-    @property
-    def key(self) -> str:
-        """What a result is stored under: the mutation, and the module as it stands."""
-        text = (ROOT / self.module).read_text()
-        said = [self.module, self.place, self.choice, text]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
-
-
-def mutants(module: str) -> list[Mutant]:
-    """Every mutation of a module."""
-    text = (ROOT / module).read_text()
-    lines = text.splitlines()
-    found = []
-    for place, node in enumerate(_code(ast.parse(text))):
-        for choice, after in enumerate(_neighbours(node)):
-            line: int = getattr(node, "lineno", 1)
-            words = (lines[line - 1].strip(), ast.unparse(node), ast.unparse(after))
-            column: int = getattr(node, "col_offset", 0)
-            found.append(Mutant(module, place, choice, line, column, *words))
-    return found
-
-
-def _code(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a module that are run: no annotation, decorator or version."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.arg):
-            continue
-        if isinstance(node, ast.Assign) and "VERSION" in ast.unparse(node.targets[0]):
-            continue
-        if isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                yield node.value
-                yield from _code(node.value)
-            continue
-        yield node
-        if isinstance(node, ast.ClassDef):
-            yield from _code(ast.Module(node.body, []))
-            continue
-        if isinstance(node, ast.FunctionDef):
-            for part in [*node.body, *node.args.defaults, *node.args.kw_defaults]:
-                if part is not None:
-                    yield part
-                    yield from _code(part)
-            continue
-        yield from _code(node)
-
-
-def _neighbours(node: ast.AST) -> list[ast.expr]:
-    """What the node could have been by a slip."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
-        ops = [COMPARISONS[type(node.ops[0])](), *node.ops[1:]]
-        return [ast.Compare(node.left, ops, node.comparators)]
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        if isinstance(node.left, (ast.JoinedStr, ast.Constant)) and _is_text(node.left):
-            return []
-        return [ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)]
-    if isinstance(node, ast.BoolOp):
-        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        return [ast.BoolOp(other, node.values)]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub, ast.Invert)):
-        return [node.operand]
-    if isinstance(node, ast.Constant):
-        return _other_constants(node.value)
-    return []
-
-
-def _other_constants(value: object) -> list[ast.expr]:
-    if isinstance(value, bool):
-        return [ast.Constant(not value)]
-    if isinstance(value, (int, float)):
-        return [ast.Constant(value + 1)]
-    return []
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
-
-
-class _Exchange(ast.NodeTransformer):
-    def __init__(self, place: ast.AST, after: ast.expr) -> None:
-        self.place, self.after = place, after
-
-    def visit(self, node: ast.AST) -> Any:
-        return self.after if node is self.place else self.generic_visit(node)
+"""Module -> its tests (tests/test_NAME.py) that start no process, most telling first. Not here:
+`train/data/feeding.py`, which only a training's own process imports."""
 
 
 def drawn(sample: int, seed: int) -> list[Mutant]:
@@ -210,96 +90,51 @@ def drawn(sample: int, seed: int) -> list[Mutant]:
     return random.Random(seed).sample(everything, min(sample, len(everything)))
 
 
-def _loaded() -> None:
-    """What nearly every test loads, so that a fork has it already. No module of this project."""
-    import jinja2
-    import numpy as np
-    import polars as pl
-    import pyarrow.parquet
-    import pydantic
-    import pytest
-    import scipy.stats
-    import yaml
-
-    del jinja2, np, pl, pyarrow, pydantic, pytest, scipy, yaml
+def files_of(module: str) -> list[str]:
+    """The test files of a module."""
+    return [f"tests/test_{name}.py" for name in TESTS[module]]
 
 
-def _tests(tree: Path, module: str, log: Path) -> int:
-    """Pytest's exit status for the module's tests in a tree, run in this very process."""
-    import pytest
-
-    os.chdir(tree)
-    sys.path.insert(0, str(tree))
-    os.environ.setdefault("MAGPIE_SHARED", str(ROOT.parent / "shared"))
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    files = [f"tests/test_{name}.py" for name in TESTS[module]]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", MARKS]
-    return int(pytest.main([*options, *files]))
-
-
-def outcome(tree: Path, module: str, limit: float, log: Path) -> tuple[str, float]:
-    """`passed`, `failed` or `hung` (longer than `limit` seconds), and the seconds."""
-    start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        status = 70
-        try:
-            status = _tests(tree, module, log)
-        finally:
-            os._exit(status)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        seconds = time.monotonic() - start
-        if ended:
-            return ("passed" if status == 0 else "failed"), seconds
-        if seconds > limit:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "hung", seconds
-        time.sleep(0.05)
-
-
-def _copied(folder: Path) -> Path:
-    for name in TREE:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    return folder
-
-
-def work(out: Path, mine: list[Mutant], folder: Path) -> None:
-    """Meet each mutant with its tests, and append what came of it to `out`."""
-    _loaded()
-    tree = _copied(folder / "tree")
-    usual: dict[str, float] = {}
-    for mutant in mine:
-        module = mutant.module
-        log = folder / "log.txt"
-        if module not in usual:
-            result, usual[module] = outcome(tree, module, 600, log)
-            if result != "passed":
-                raise SystemExit(
-                    f"{module}: its tests do not pass as it stands:\n{log.read_text()}"
-                )
-        path = tree / module
-        as_is = path.read_text()
-        path.write_text(mutant.source)
-        shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-        result, seconds = outcome(tree, module, 5 * usual[module] + SLACK, log)
-        path.write_text(as_is)
-        shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-        said = {"key": mutant.key, "name": mutant.name, "line": mutant.line}
-        with out.open("a") as file:
-            file.write(json.dumps({**said, "result": result, "seconds": round(seconds, 1)}) + "\n")
+def _tests_digest(module: str) -> str:
+    texts = [(ROOT / file).read_bytes() for file in files_of(module)]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 
 def known(out: Path) -> dict[str, dict[str, Any]]:
-    """What is known of mutants already, by key."""
+    """What is known of mutants already, by key: what came last."""
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     return {row["key"]: row for row in rows}
+
+
+def missing(sample: list[Mutant], out: Path) -> list[Mutant]:
+    """Those of which nothing is known that still holds."""
+    rows, tests = known(out), {module: _tests_digest(module) for module in TESTS}
+
+    def holds(mutant: Mutant) -> bool:
+        row = rows.get(mutant.key)
+        if row is None:
+            return False
+        return bool(row["result"] != "passed" or row["tests of"] == tests[mutant.module])
+
+    return [mutant for mutant in sample if not holds(mutant)]
+
+
+def work(out: Path, mine: list[Mutant], folder: Path) -> None:
+    """Meet each of these mutants with its tests, and append what came of it to `out`."""
+    before = len(out.read_text().splitlines()) if out.exists() else 0
+
+    def say(mutant: Mutant, result: dict[str, Any]) -> None:
+        said = {"key": mutant.key, "name": mutant.name, "line": mutant.line}
+        row = {**said, **result, "tests of": _tests_digest(mutant.module)}
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def said() -> set[str]:
+        lines = out.read_text().splitlines()[before:] if out.exists() else []
+        return {json.loads(line)["key"] for line in lines}
+
+    modules = list(dict.fromkeys(mutant.module for mutant in mine))
+    meet(mine, {module: files_of(module) for module in modules}, folder, say, said)
 
 
 def equivalent() -> dict[str, str]:
@@ -331,6 +166,29 @@ def told(sample: list[Mutant], results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _copied(folder: Path) -> Path:
+    for name in TREE:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def _in_a_copy(arguments: list[str], workers: int) -> bool:
+    """Run the campaign by several processes over a copy of the tree; whether all came to its
+    end."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = _copied(Path(folder) / "tree")
+        shared = os.environ.get("MAGPIE_SHARED", str(ROOT.parent / "shared"))
+        environment = {**os.environ, "PYTHONPATH": str(tree), "MAGPIE_SHARED": shared}
+        command = [sys.executable, "-m", "benchmarks.mutants", *arguments]
+        started = [
+            subprocess.Popen([*command, "--share", f"{place}/{workers}"], cwd=tree, env=environment)
+            for place in range(workers)
+        ]
+        return not any([process.wait() for process in started])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=200)
@@ -343,23 +201,20 @@ def main() -> None:
     if chosen.only:
         for name in [name for name in TESTS if name != chosen.only]:
             del TESTS[name]
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    out: Path = chosen.out.absolute()
     sample = drawn(chosen.sample, chosen.seed)
-    todo = [mutant for mutant in sample if mutant.key not in known(chosen.out)]
-    todo.sort(key=lambda mutant: mutant.module)
+    todo = sorted(missing(sample, out), key=lambda mutant: list(TESTS).index(mutant.module))
     if chosen.share:
         place, of = map(int, chosen.share.split("/"))
         size = -(-len(todo) // of)
         with tempfile.TemporaryDirectory() as folder:
-            work(chosen.out, todo[place * size : (place + 1) * size], Path(folder))
+            work(out, todo[place * size : (place + 1) * size], Path(folder))
         return
-    command = [sys.executable, "-m", "benchmarks.mutants", *sys.argv[1:]]
-    shares = [f"{place}/{chosen.workers}" for place in range(chosen.workers)]
-    started = [subprocess.Popen([*command, "--share", share], cwd=ROOT) for share in shares]
-    failed = [process.wait() for process in started]
-    if any(failed):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [*sys.argv[1:], "--out", str(out)]
+    if todo and not _in_a_copy(arguments, min(chosen.workers, len(todo))):
         raise SystemExit("a worker stopped; run the same command again")
-    print(told(sample, known(chosen.out)))
+    print(told(sample, known(out)))
 
 
 if __name__ == "__main__":

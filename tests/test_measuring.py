@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from benchmarks import __main__ as all_of_them
-from benchmarks import mutants
+from benchmarks import mutant_runs, mutants
 from benchmarks.__main__ import Benchmark
+from synth.filters.verdicts import held_out
 
 GROUPS = {"Start-up": (Benchmark("bench_help", ("--runs", "2")),)}
 KEPT: dict[str, Any] = {
@@ -65,10 +68,36 @@ def test_every_benchmark_of_the_page_is_there() -> None:
 @pytest.mark.parametrize("module", ["synth/filters/verdicts.py", "eval/comparing/differences.py"])
 def test_every_mutation_is_another_module_that_compiles(module: str) -> None:
     found = mutants.mutants(module)
-    sources = {mutant.source for mutant in found}
+    sources = {ast.unparse(mutant.tree) for mutant in found}
     assert len(sources) == len(found) > 10
     for source in sources:
         compile(source, module, "exec")
+
+
+def test_every_mutation_has_a_name_of_its_own() -> None:
+    names = [mutant.name for module in mutants.TESTS for mutant in mutants.mutants(module)]
+    assert len(names) == len(set(names)) > 2000
+
+
+def test_what_is_called_equivalent_is_a_mutation_of_the_code_as_it_stands() -> None:
+    names = {mutant.name for module in mutants.TESTS for mutant in mutants.mutants(module)}
+    assert not set(mutants.equivalent()) - names
+
+
+def test_a_mutation_of_a_function_is_met_by_whoever_imported_it() -> None:
+    before = held_out.__code__
+    (mutant,) = [
+        one
+        for one in mutants.mutants("synth/filters/verdicts.py")
+        if one.function == "held_out" and (one.before, one.after) == ("64", "65")
+    ]
+    ids = pl.Series([f"{row}" for row in range(50)])
+    try:
+        assert mutant_runs.exchange(mutant, [held_out]) == 1
+        mutated = held_out(ids, 0.25)
+    finally:
+        held_out.__code__ = before
+    assert mutated.to_list() != held_out(ids, 0.25).to_list()
 
 
 def test_a_sample_of_mutations_is_the_same_for_the_same_seed() -> None:
