@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import types
 from collections import defaultdict
 from collections.abc import Callable, Generator
@@ -244,6 +245,8 @@ def forked(run: Callable[[], int], limit: float, log: Path) -> tuple[str, float]
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             status = run()
+        except BaseException:
+            log.write_text(traceback.format_exc())
         finally:
             os._exit(status)
     while True:
@@ -355,7 +358,7 @@ class _Meeting:
             if not exchange(mutant, functions):
                 by.write_text("nothing to exchange")
                 return 0
-            for item, after in zip(items, [*items[1:], None], strict=True):
+            for item, after in zip(items, [*items, None][1:], strict=True):
                 by.write_text(item.nodeid)
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 if session.testsfailed:

@@ -41,7 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "eval/comparing/missing.py": ("compare", "planning"),
     "eval/comparing/scores.py": ("compare", "tasks", "duels"),
     "eval/comparing/sequential.py": ("sequential", "planning"),
-    "eval/scoring/length_control.py": ("alpaca", "compare", "damaged_results"),
+    "eval/scoring/length_control.py": ("length_control", "alpaca", "compare", "damaged_results"),
     "eval/scoring/arena.py": ("arena", "result_files", "annotations"),
     "synth/filters/where.py": ("where", "choose", "schedule", "tagged", "own_columns"),
     "synth/filters/choices.py": ("choose", "strategies", "schedule", "rds_rip"),
