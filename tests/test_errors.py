@@ -10,7 +10,19 @@ import pytest
 import scipy.stats
 
 from eval import stats
-from eval.comparing.arms import Arm, Family, beside_prompts, between_seeds, pairs, seed_parts
+from eval.comparing.arms import (
+    Arm,
+    Asked,
+    Family,
+    Noise,
+    beside_prompts,
+    beside_shared_seeds,
+    between_seeds,
+    of_seeds_prompts,
+    pairs,
+    seed_parts,
+    shared_items,
+)
 from eval.comparing.errors import Errors, Part, detectable, power
 from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
 
@@ -171,3 +183,121 @@ def test_what_seeds_and_prompts_leave_of_a_cell_is_worked_out_from_two_of_each()
     assert beside_prompts(np.array([[0.0, 0.0], [0.0, 4.0]])) == pytest.approx(4.0)
     assert math.isnan(beside_prompts(np.array([[0.0, 4.0]])))
     assert math.isnan(beside_prompts(np.array([[0.0], [4.0]])))
+
+
+def test_differences_move_together_where_they_share_an_arm_and_against_each_other_behind_it() -> (
+    None
+):
+    rng = np.random.default_rng(11)
+    family = Family("b", "m", [arm(name, rng.normal(size=(3, 20))) for name in "abc"])
+    found = pairs(family, None)
+    assert [pair.a.name + pair.b.name for pair in found] == ["ab", "ac", "bc"]
+    # one third of one seed's variance is left in the mean of three
+    expected = np.array([[2, 1, -1], [1, 2, 1], [-1, 1, 2]]) / 3
+    assert seed_parts(family, found).covariance == pytest.approx(expected)
+
+
+def test_a_finished_model_adds_no_seeds_and_an_arm_of_two_half_of_ones_variance() -> None:
+    rng = np.random.default_rng(12)
+    members = [
+        arm("a", rng.normal(size=(2, 20)), ("0", "1")),
+        arm("b", rng.normal(size=(3, 20))),
+        arm("finished", rng.normal(size=(1, 20)), ()),
+    ]
+    family = Family("b", "m", members)
+    found = pairs(family, None)
+    made = seed_parts(family, found)
+    pooled = between_seeds(members)
+    shares = [1 / 2 + 1 / 3, 1 / 2, 1 / 3]
+    assert np.diag(made.covariance) == pytest.approx(shares)
+    assert [part.variance for part in made.parts] == pytest.approx(
+        [pooled.variance * share for share in shares]
+    )
+    assert {part.df for part in made.parts} == {3.0} == {pooled.df}
+
+
+def test_a_finished_model_under_one_checkpoint_of_a_trained_baseline_holds_all_of_its_luck() -> (
+    None
+):
+    rng = np.random.default_rng(13)
+    members = [
+        arm("a", rng.normal(size=(3, 20))),
+        arm("b", rng.normal(size=(3, 20))),
+        arm("finished", rng.normal(size=(1, 20)), ()),
+        Arm("base", *[[f"q{k}" for k in range(20)]] * 2, np.full((1, 20), 50.0), (), 0, True),
+    ]
+    family = Family("b", "win_rate", members, trained_baseline=SEEDS)
+    found = pairs(family, "base")
+    made = seed_parts(family, found)
+    share = {"a": 1 / 3, "b": 1 / 3, "finished": 1.0, "base": 1 / 3}
+    names = [(pair.a.name, pair.b.name) for pair in found]
+    assert np.diag(made.covariance) == pytest.approx([share[a] + share[b] for a, b in names])
+    of_seeds = between_seeds(members).variance
+    by_pair = dict(zip(names, made.parts, strict=True))
+    assert by_pair["a", "base"].variance == pytest.approx(of_seeds / 3)
+    assert by_pair["finished", "base"].variance == pytest.approx(of_seeds)
+    assert by_pair["a", "finished"].variance == pytest.approx(of_seeds * (1 / 3 + 1))
+
+
+def test_what_arms_do_not_share_under_a_seed_is_the_residual_of_arms_by_seeds() -> None:
+    a = arm("a", np.array([[1.0, 1.0], [4.0, 4.0], [9.0, 9.0]]))
+    b = arm("b", np.array([[2.0, 2.0], [4.0, 4.0], [4.0, 4.0]]), ("2", "1", "0"))
+    # scores by seed: a 1, 4, 9; b 4, 4, 2: half of what differs between the differences
+    apart = np.array([1.0 - 4, 4 - 4, 9 - 2])
+    expected = ((apart - apart.mean()) ** 2).sum() / 2 / 2
+    assert beside_shared_seeds([a, b]) == Part(pytest.approx(expected), 2.0)
+    assert beside_shared_seeds([a]) is None
+    assert beside_shared_seeds([a, arm("c", np.ones((2, 2)), ("2", "7"))]) is None
+
+
+def test_pairs_share_the_items_that_both_have_in_the_same_place() -> None:
+    a = Arm("a", ["p", "q", "r"], ["1", "1", "2"], np.array([[1.0, 2.0, 3.0]]))
+    b = Arm("b", ["r", "s", "p"], ["2", "3", "1"], np.array([[10.0, 20.0, 30.0]]))
+    (pair,) = pairs(Family("b", "m", [a, b]), None)
+    assert (pair.x.tolist(), pair.y.tolist()) == ([[1.0, 3.0]], [[30.0, 10.0]])
+    assert pair.part.mean == -18.0 and len(pair.part.sums) == 2
+    assert pairs(Family("b", "m", [a, Arm("c", ["t"], ["9"], np.ones((1, 1)))]), None) == []
+
+
+def test_pairs_with_fewer_items_in_common_than_either_was_asked_are_named() -> None:
+    def of(name: str, items: str, asked: str = "") -> Arm:
+        missing = Asked([*asked], [*asked], np.full((1, len(asked)), math.nan)) if asked else None
+        return Arm(name, [*items], [*items], np.ones((1, len(items))), asked=missing)
+
+    def shared(*members: Arm) -> list[tuple[str, str, int, int]]:
+        return shared_items(Family("b", "m", list(members)))
+
+    assert shared(of("a", "pqr"), of("b", "pqr")) == []
+    assert shared(of("a", "pqr"), of("b", "pqs")) == [("a", "b", 2, 3)]
+    assert shared(of("a", "pqr"), of("b", "pq")) == []  # all that the smaller one was asked
+    assert shared(of("a", "p"), of("b", "q")) == [("a", "b", 0, 1)]
+    assert shared(of("a", "pq", "pqr"), of("b", "pqr")) == []  # only unjudged
+    assert shared(of("a", "p", "pq"), of("b", "q", "pq")) == [("a", "b", 0, 2)]
+    only = Family("b", "m", [of("a", "p"), of("b", "q")], compared=frozenset())
+    assert shared_items(only) == [] == pairs(only, None)
+
+
+def test_of_averaged_values_the_share_of_their_number_is_left() -> None:
+    assert Noise(4, 8.0).share == 2.0 and Noise().share == 0.0
+
+
+def test_the_interval_of_one_pair_is_named_by_the_larger_part() -> None:
+    assert Errors(Part(1.0, 10.0), Part(2.0, 3.0)).interval(0.0, 9).df == 3.0
+    assert Errors(Part(2.0, 10.0), Part(2.0, 3.0)).interval(0.0, 9).df == 10.0
+
+
+def test_a_part_without_variance_adds_nothing_whatever_its_critical_value() -> None:
+    assert Errors(Part(4.0), Part(0.0)).half_width(2.0, math.nan) == 4.0
+    assert Errors(Part(0.0), Part(9.0)).half_width(math.nan, 2.0) == 6.0
+
+
+def test_what_a_finite_set_of_prompts_makes_of_the_seeds_part_is_each_arms_residual() -> None:
+    rng = np.random.default_rng(14)
+    a, b = arm("a", rng.normal(size=(3, 20))), arm("b", rng.normal(size=(1, 20)), ("0",))
+    (pair,) = pairs(Family("b", "m", [a, b]), None)
+    assert of_seeds_prompts(pair) == pytest.approx(beside_prompts(a.values) / 60)
+    c = arm("c", rng.normal(size=(2, 20)), ("0", "1"))
+    (pair,) = pairs(Family("b", "m", [a, c]), None)
+    assert of_seeds_prompts(pair) == pytest.approx(
+        beside_prompts(a.values) / 60 + beside_prompts(c.values) / 40
+    )

@@ -215,3 +215,63 @@ def test_estimates_of_different_degrees_each_get_their_own_t() -> None:
 def test_an_estimate_without_variance_has_no_critical_value() -> None:
     found = stats.simultaneous(np.diag([1.0, 0.0]), np.array([5.0, 5.0]), resamples=1000)
     assert found[0] > 0 and math.isnan(found[1])
+
+
+def test_one_degree_of_freedom_is_enough_for_students_t_and_less_is_not() -> None:
+    assert stats.t_critical(1) == pytest.approx(12.7062, abs=1e-4)
+    assert stats.t_critical(math.inf) == pytest.approx(1.959964, abs=1e-6)
+    assert math.isnan(stats.t_critical(0.99)) and math.isnan(stats.t_critical(math.nan))
+    found = stats.simultaneous(np.eye(2), np.array([1.0, 0.5]))
+    assert found[0] == stats.t_critical(1) and math.isnan(found[1])
+    assert math.isnan(stats.max_t_critical(np.ones((2, 1)), df=0.5))
+
+
+def test_percentiles_leave_half_of_the_rest_outside_on_each_side() -> None:
+    draws = np.arange(1001.0)
+    assert stats.percentiles(draws) == pytest.approx((25.0, 975.0))
+    assert stats.percentiles(draws, 0.9) == pytest.approx((50.0, 950.0))
+    found = stats.draws_interval(3.0, draws, 7.0, 8, level=0.8)
+    assert (found.value, found.lower, found.upper) == pytest.approx((3.0, 100.0, 900.0))
+    assert found.standard_error == pytest.approx(draws.std(ddof=1))
+
+
+@pytest.mark.parametrize("groups", [2, 11, 12])
+def test_sign_flips_are_exact_up_to_twelve_clusters(groups: int) -> None:
+    x = np.random.default_rng(groups).normal(0.3, 1, (groups, 2))
+    every = np.array(list(product((1, -1), repeat=groups)))
+    expected = (abs(every @ x) >= abs(x.sum(axis=0)) - 1e-9).mean(axis=0)
+    assert stats.sign_flips(x) == expected.tolist()
+
+
+def test_above_twelve_clusters_sign_flips_are_drawn_for_each_cluster_alone() -> None:
+    x = np.random.default_rng(5).normal(0.4, 1, (13, 1))
+    every = np.array(list(product((1, -1), repeat=13)))
+    expected = (abs(every @ x) >= abs(x.sum())).mean()
+    (found,) = stats.sign_flips(x, resamples=20_500)
+    assert found == pytest.approx(expected, abs=0.01)
+    assert (found * 20_501) == pytest.approx(round(found * 20_501))
+
+
+def test_estimates_on_the_same_clusters_share_their_errors() -> None:
+    of_x = stats.residuals([1.0, 2.0, 6.0], ["a", "b", "c"])
+    of_y = stats.residuals([3.0, 5.0], ["d", "b"])
+    assert of_x.sums[2] > 0 and of_y.sums[0] > 0  # c, and b
+    errors = stats.joint_errors([(of_x, ["a", "b", "c"]), (of_y, ["d", "b"])])
+    assert errors[:, 0].tolist() == [*of_x.sums, 0.0]
+    assert errors[:, 1].tolist() == [0.0, of_y.sums[0], 0.0, of_y.sums[1]]
+    alone = stats.joint_errors([(stats.residuals([1.0]), ["a"])])
+    assert alone.tolist() == [[0.0]]  # one cluster has no known error
+
+
+def test_what_rounding_leaves_is_no_spread_of_differences_of_large_numbers() -> None:
+    values = [0.0, 1e-10, 2e-10]
+    assert stats.residuals(values, scale=1000.0).variance == 0
+    assert stats.residuals(values).variance > 0
+    assert stats.without_rounding(np.array([1e-12, 3e-12]), 2.0).tolist() == [0.0, 3e-12]
+
+
+def test_every_cluster_is_drawn_alike_and_each_resample_on_its_own() -> None:
+    counts = np.concatenate(list(stats.bootstrap_counts(40, 4000, seed=1)))
+    assert counts.mean(axis=0) == pytest.approx(np.ones(40), abs=0.08)
+    assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / 40, abs=0.03)
+    assert len({tuple(row) for row in counts.tolist()}) == 4000
