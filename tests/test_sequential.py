@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from eval import stats
-from eval.comparing.arms import Arm, Family, beside_prompts
+from eval.comparing.arms import Arm, Family, beside_prompts, of_seeds_prompts
 from eval.comparing.differences import differences
-from eval.comparing.estimates import CANNOT_TELL, estimates
-from eval.comparing.sequential import FEWEST, GIVEN_UP_AFTER, Look, look, order
+from eval.comparing.errors import Errors, Part
+from eval.comparing.estimates import CANNOT_TELL, Estimate, estimates
+from eval.comparing.sequential import FEWEST, GIVEN_UP_AFTER, Look, _decided, look, order
 
 
 def family(values: dict[str, np.ndarray], planned: int) -> Family:
@@ -134,3 +136,79 @@ def test_what_prompts_add_to_one_seeds_score_is_told_from_the_seeds() -> None:
     rng = np.random.default_rng(10)
     values = rng.normal(0, 2, (4, 5000)) + rng.normal(0, 9, (1, 5000)) + 7 * np.arange(4)[:, None]
     assert beside_prompts(values) == pytest.approx(4, rel=0.05)
+
+
+def decided(one: Estimate, planned: int, seeds: float = 0.0, equal: float = 0.0) -> float:
+    """How often a pair is decided after all planned prompts, by drawing the prompts to come: their
+    mean is as little known as the difference, and varies around it by their number."""
+    rng = np.random.default_rng(0)
+    judged = len(one.pair.part.sums)
+    left, variance = planned - judged, one.errors.items.variance
+    true = rng.normal(one.value, math.sqrt(variance), 400_000)
+    coming = rng.normal(true, math.sqrt(variance * judged / left))
+    final = (judged * one.value + left * coming) / planned
+    critical = one.criticals[0] / one.pair.stretch
+    half = math.sqrt(critical**2 * variance * judged / planned + one.criticals[1] ** 2 * seeds)
+    return float(((abs(final) > half) | (abs(final) + half < equal)).mean())
+
+
+@pytest.mark.parametrize(("shift", "known"), [(0.25, 150), (-0.2, 150), (0.0, 60), (0.4, 60)])
+def test_a_pair_is_given_up_by_how_often_the_prompts_to_come_would_decide_it(
+    shift: float, known: int
+) -> None:
+    rng = np.random.default_rng(16)
+    base = rng.normal(0, 1, known)
+    (one,) = estimates(family({"a": base + rng.normal(shift, 1, known), "b": base}, 200), None)
+    assert _decided(one, None) == pytest.approx(decided(one, 200), abs=0.003)
+    for equivalent in (0.05, 0.3, 0.5):
+        expected = decided(one, 200, equal=equivalent)
+        assert _decided(one, equivalent) == pytest.approx(expected, abs=0.003)
+
+
+def test_of_the_seeds_part_what_prompts_make_of_it_shrinks_with_further_prompts() -> None:
+    rng = np.random.default_rng(17)
+    luck = np.array([[-0.15], [0.0], [0.15]])
+    a, b = rng.normal(0.5, 1, (3, 80)) + luck, rng.normal(0, 1, (3, 80)) - luck
+    (one,) = estimates(family({"a": a, "b": b}, 200), None)
+    of_prompts, share = of_seeds_prompts(one.pair), 80 / 200
+    assert one.errors.seeds.variance > of_prompts > 0
+    left = one.errors.seeds.variance - of_prompts * (1 - share)
+    assert _decided(one, None) == pytest.approx(decided(one, 200, left), abs=0.003)
+    # seeds that came out closer than prompts alone make them
+    closer = replace(one, errors=Errors(one.errors.items, Part(of_prompts / 10, 4.0)))
+    expected = decided(closer, 200, of_prompts * share)
+    assert _decided(closer, None) == pytest.approx(expected, abs=0.003)
+
+
+def test_all_planned_prompts_judged_a_pair_is_never_decided_later() -> None:
+    rng = np.random.default_rng(18)
+    whole = family({"a": rng.normal(0, 1, 100), "b": rng.normal(0, 1, 100)}, 100)
+    (pair,) = look(whole).pairs
+    assert pair.hopeless and look(whole).stop
+    same = family({"a": np.ones(60), "b": np.ones(60)}, 100)
+    assert not look(same).pairs[0].hopeless  # they differ in nothing so far
+
+
+def test_a_look_counts_the_prompts_of_the_pair_that_has_fewest() -> None:
+    rng = np.random.default_rng(19)
+    arms = family({"a": rng.normal(0, 1, 60), "b": rng.normal(0, 1, 50)}, 200)
+    assert look(arms).judged == 50 and look(arms).planned == 200
+    assert look(family({"a": np.ones(4)}, 200)).judged == 0
+    assert not look(family({"a": np.ones(4)}, 0)).stop  # nothing to decide
+
+
+def test_of_few_planned_prompts_all_are_enough_to_stop() -> None:
+    rng = np.random.default_rng(20)
+    a, b = rng.normal(9, 1, 10), rng.normal(0, 1, 10)
+    assert not look(family({"a": a[:9], "b": b[:9]}, 10)).stop
+    assert look(family({"a": a, "b": b}, 10)).pairs[0].verdict == "a is better"
+    assert look(family({"a": a, "b": b}, 10)).stop
+
+
+def test_a_pair_is_given_up_from_a_third_of_the_planned_prompts_on() -> None:
+    rng = np.random.default_rng(21)
+    luck = np.array([[-5.0], [0.0], [5.0]])  # nothing is decided by prompts alone
+    a, b = rng.normal(0, 1, (3, 100)) + luck, rng.normal(0, 1, (3, 100)) - luck
+    for known, given_up in ((99, False), (100, True)):
+        (pair,) = look(family({"a": a[:, :known], "b": b[:, :known]}, 300)).pairs
+        assert pair.hopeless == given_up

@@ -126,4 +126,5 @@ def _decided(one: Estimate, equivalent: float | None) -> float:
     if equivalent is not None and equivalent > half:
         room = equivalent - half
         found += ndtr((room - one.value) / spread) - ndtr((-room - one.value) / spread)
-    return float(found)
+    # beyond twice the half width both hold for some differences, and one of them for all
+    return min(1.0, float(found))
