@@ -38,7 +38,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "eval/comparing/errors.py": ("errors", "planning", "compare"),
     "eval/comparing/estimates.py": ("errors", "planning", "sequential", "compare"),
     "eval/comparing/metrics.py": ("compare", "controls_compared", "tasks", "duels", "terminal"),
-    "eval/comparing/missing.py": ("compare", "planning"),
+    "eval/comparing/missing.py": ("missing_values", "planning", "compare"),
     "eval/comparing/scores.py": ("compare", "tasks", "duels"),
     "eval/comparing/sequential.py": ("sequential", "planning"),
     "eval/scoring/length_control.py": ("length_control", "alpaca", "compare", "damaged_results"),

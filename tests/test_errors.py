@@ -4,6 +4,7 @@ and how often it finds what is not there."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,3 +302,35 @@ def test_what_a_finite_set_of_prompts_makes_of_the_seeds_part_is_each_arms_resid
     assert of_seeds_prompts(pair) == pytest.approx(
         beside_prompts(a.values) / 60 + beside_prompts(c.values) / 40
     )
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+@pytest.mark.parametrize("value", [-3.0, -1.0, 1.0, 3.0])
+@pytest.mark.parametrize("half", [0.5, 1.0, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize("matters", [None, 1.5, 2.0, 4.0, 8.0])
+def test_a_verdict_follows_from_the_interval_and_from_what_would_matter(
+    value: float, half: float, lower_is_better: bool, matters: float | None
+) -> None:
+    a, b = arm("a", np.full((1, 4), value), ()), arm("b", np.zeros((1, 4)), ())
+    (one,) = estimates(Family("b", "m", [a, b]), None)
+    one = replace(one, errors=Errors(Part(half**2)), criticals=(1.0, math.nan))
+    (said,) = verdicts([one], lower_is_better=lower_is_better, equivalent=matters)
+    ahead = "a" if (value > 0) != lower_is_better else "b"
+    least, most = abs(value) - half, abs(value) + half  # by how much it is ahead
+    expected = CANNOT_TELL
+    if least > 0:
+        expected = f"{ahead} is better"
+    elif matters is not None and most < matters:
+        expected = f"equal within {matters:g}"
+    elif matters is not None and least > -matters:
+        expected = f"{ahead} is no worse"
+    assert said == expected
+
+
+def test_without_any_spread_only_the_exact_test_tells_arms_apart() -> None:
+    def said(items: int) -> list[str]:
+        a, b = arm("a", np.ones((1, items)), ()), arm("b", np.zeros((1, items)), ())
+        return verdicts(estimates(Family("b", "m", [a, b]), None), equivalent=9.0)
+
+    # of 5 items that all differ alike a sign test has p = 2/32, of 6 p = 2/64
+    assert said(5) == [CANNOT_TELL] and said(6) == ["a is better"]
