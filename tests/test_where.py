@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from itertools import product
+from typing import Any
+
 import polars as pl
 import pytest
 
 from core.errors import UserError
 from synth.filters.where import parse
-from synth.measures import COLUMNS, QUALITY
+from synth.measures import COLUMNS, QUALITY, Field_
 
 FIELDS = {name: field for name, (_, field) in COLUMNS.items()}
 
@@ -159,3 +163,110 @@ def test_a_test_on_a_text_can_be_answered_beforehand(text: str) -> None:
     assert short.select(answered.expr.alias("x"))["x"].to_list() == values(text)
     assert answered.columns == where.root.columns, "it still names what it is about"
     assert [leaf.text for leaf in answered.leaves()] == [leaf.text for leaf in where.root.leaves()]
+
+
+# ------------------------------------------------------- random predicates, worked out row by row
+
+ROWS = [dict(zip("abc", cells, strict=True)) for cells in product([0, 1, None], repeat=3)]
+NUMBERS = {name: Field_("number") for name in "abc"}
+
+
+def drawn(rng: random.Random, depth: int) -> tuple[Any, ...]:
+    """A random predicate: (AND | OR, left, right), (NOT, inner), or (column,) for column > 0."""
+    op = rng.choice(["AND", "OR", "NOT", "leaf"] if depth else ["leaf"])
+    if op == "leaf":
+        return (rng.choice("abc"),)
+    return (op, *(drawn(rng, depth - 1) for _ in range(1 if op == "NOT" else 2)))
+
+
+def written(node: tuple[Any, ...]) -> str:
+    if len(node) == 1:
+        return f"{node[0]} > 0"
+    if len(node) == 2:
+        return f"NOT ({written(node[1])})"
+    return f"({written(node[1])}) {node[0]} ({written(node[2])})"
+
+
+def value(node: tuple[Any, ...], row: dict[str, int | None]) -> bool | None:
+    """Kleene's logic: unknown where what is unmeasured could make it either."""
+    if len(node) == 1:
+        cell = row[node[0]]
+        return None if cell is None else cell > 0
+    if len(node) == 2:
+        inner = value(node[1], row)
+        return None if inner is None else not inner
+    sides = [value(side, row) for side in node[1:]]
+    decides = node[0] == "OR"
+    if decides in sides:
+        return decides
+    return None if None in sides else not decides
+
+
+def asked(node: tuple[Any, ...], row: dict[str, int | None], columns: set[str]) -> bool:
+    """Whether a cell of these columns is unmeasured and behind nothing that is decided."""
+    if value(node, row) is not None:
+        return False
+    if len(node) == 1:
+        return node[0] in columns
+    return any(asked(side, row, columns) for side in node[1:])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_predicate_is_kleenes_logic_and_asks_only_for_what_could_decide_it(seed: int) -> None:
+    node = drawn(random.Random(seed), 4)
+    where = parse(written(node), NUMBERS)
+    table = pl.DataFrame(ROWS, schema=dict.fromkeys("abc", pl.Float64))
+
+    def of(expr: pl.Expr) -> list[bool | None]:
+        return table.with_columns(expr.alias("x"))["x"].to_list()
+
+    assert of(where.root.expr) == [value(node, row) for row in ROWS]
+    for columns in ({"a"}, {"b", "c"}):
+        expected = [asked(node, row, columns) for row in ROWS]
+        assert of(where.root.needs(frozenset(columns))) == expected
+    # what a person reads of it means the same, whole and term by term
+    assert of(parse(where.root.text, NUMBERS).root.expr) == of(where.root.expr)
+    terms = [parse(term.text, NUMBERS).root.expr for term in where.predicates()]
+    assert of(pl.all_horizontal(terms)) == of(where.root.expr)
+    assert where.columns == {leaf.text[0] for leaf in where.root.leaves()}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a > 0 AND TRUE OR 1", "the result must be true or false, not the constant 1"),
+        ("a = TRUE", "`a` is a number; True is not"),
+        ("b = 'x'", "`b` is true or false; 'x' is neither"),
+        ("c = 3", "`c` is text; 3 is not"),
+        ("c > a", "`c` (text) and `a` (number) cannot be compared with >"),
+        ("c > d", "cannot be compared with >"),
+        ("d > c", "cannot be compared with >"),
+        ("e = 'x'", "`e` is a list; ask ARRAY_CONTAINS(e, 'label')"),
+        ("e = f", "cannot be compared with ="),
+        ("ARRAY_CONTAINS(c, 'x')", "looks into a list; `c` is no list but a text column"),
+        ("ARRAY_CONTAINS(e, 'z')", "'z' is no label of `e`"),
+        ("ARRAY_CONTAINS(e, c)", "needs a fixed label in quotes"),
+        ("a LIKE 'x%'", "`a` is a number column: it is not a text column"),
+    ],
+)
+def test_kinds_that_do_not_go_together_are_one_sentence(text: str, says: str) -> None:
+    labels = ("x", "y")
+    fields = {
+        "a": Field_("number"),
+        "b": Field_("bool"),
+        "c": Field_("text"),
+        "d": Field_("text"),
+        "e": Field_("labels", members=labels),
+        "f": Field_("labels", members=labels),
+    }
+    with pytest.raises(UserError) as error:
+        parse(text, fields)
+    assert says in str(error.value)
+
+
+def test_texts_may_be_compared_with_each_other_for_equality() -> None:
+    fields = {"c": Field_("text"), "d": Field_("text")}
+    table = pl.DataFrame({"c": ["x", "x", None], "d": ["x", "y", "y"]})
+    for text, expected in (("c = d", [True, False, None]), ("c <> d", [False, True, None])):
+        found = table.select(parse(text, fields).root.expr.alias("x"))["x"]
+        assert found.to_list() == expected
