@@ -145,7 +145,7 @@ class Index:
         sealed = next((part.width for part in parts if part.width), None)
         info, said = self.folder / INFO, None
         with suppress(FileNotFoundError):
-            said = _dimensions_in(info)
+            said = _dimensions_in(info, sealed=bool(parts and parts[0].sealed))
             if parts and (said is None or sealed not in (None, said)):
                 hurt(info, "was changed after it was made; the vectors are there without it")
                 if mends():
@@ -324,12 +324,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _dimensions_in(info: Path) -> int | None:
-    """What the file beside the vectors says of them; None where it cannot be believed. Raises
-    FileNotFoundError where there is none."""
+def _dimensions_in(info: Path, *, sealed: bool) -> int | None:
+    """What the file beside the vectors says of them; None where it cannot be believed: one that was
+    written with `sealed` parts has a seal too. Raises FileNotFoundError where there is none."""
     with suppress(UserError):
         held = read_json(info)
-        if isinstance(held, dict) and held.get("seal", seals.seal_of(held)) == seals.seal_of(held):
+        if not isinstance(held, dict):
+            return None
+        seal = seals.seal_of(held)
+        if held.get("seal", None if sealed else seal) == seal:
             width = held.get("dimensions")
             return width if type(width) is int and width > 0 else None
     return None
