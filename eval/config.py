@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +91,13 @@ class TasksConfig(Block):
     """Arguments of lm_eval.simple_evaluate, verbatim: limit, num_fewshot, batch_size, gen_kwargs …
     `apply_chat_template` is true where the checkpoint has a chat template, unless it is given
     here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_mapping(cls, given: Any) -> Any:
+        if isinstance(given, (str, list)):
+            raise ValueError("is a mapping of keys, of which `tasks` has the names: {tasks: [...]}")
+        return given
 
     @field_validator("tasks")
     @classmethod

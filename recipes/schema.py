@@ -244,9 +244,17 @@ def _extended(file: Path) -> tuple[Block, Lines]:
         at = f"{file}:{lines['extends',][1]}"
         raise UserError(f"{at}: `extends` names one recipe file, not {refusals.shown(extends)}.")
     base_file = (file.parent / extends).resolve()
+    packaged = {recipe.stem: recipe for recipe in shipped()}
+    name = extends.removesuffix(".yaml")
+    if not base_file.is_file() and name in packaged:
+        base, base_lines = _extended(packaged[name])
+        return _merge(base, data), base_lines | lines
     if not base_file.is_file():
         at = f"{file}:{lines['extends',][1]}"
-        raise UserError(f"{at}: `extends` names {base_file}, which does not exist.")
+        hint = nearest(extends, packaged)
+        raise UserError(
+            f"{at}: `extends` names {base_file}, which does not exist, and no shipped recipe{hint}."
+        )
     base, base_lines = _read(base_file)
     if "extends" in base:
         raise UserError(

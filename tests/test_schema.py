@@ -146,6 +146,26 @@ def test_extends_of_an_extending_recipe_is_refused(tmp_path: Path) -> None:
         load(write(tmp_path, "extends: middle.yaml\nname: child\n"))
 
 
+def test_extends_names_a_shipped_recipe_too(tmp_path: Path) -> None:
+    """Also one that extends another; a file beside it of that name comes first."""
+    for name in ("smollm2-filter-comparison", "llama3-8b-magpie-air-300k", "demo.yaml"):
+        child = load(write(tmp_path, f"extends: {name}\nname: child\nsynth: {{rows: 77}}\n"))
+        assert child.recipe.synth.rows == 77
+        shipped = load(name.removesuffix(".yaml")).recipe
+        assert child.recipe.arms == shipped.arms and child.recipe.train == shipped.train
+    write(tmp_path, MINIMAL, "demo.yaml")
+    child = load(write(tmp_path, "extends: demo.yaml\nname: child\n"))
+    assert set(child.recipe.arms) == set(load(tmp_path / "demo.yaml").recipe.arms)
+    with pytest.raises(UserError, match=r"recipe.yaml:1: `extends` .* did you mean 'demo'\?"):
+        load(write(tmp_path, "extends: demoo\nname: child\n"))
+
+
+@pytest.mark.parametrize("given", ["[x]", "x", "arc_easy"])
+def test_tasks_without_their_block_are_told_of_it(tmp_path: Path, given: str) -> None:
+    with pytest.raises(UserError, match=r"`eval.tasks`: .* `tasks` has the names: \{tasks: \["):
+        load(write(tmp_path, MINIMAL), [f"eval.tasks={given}"])
+
+
 def test_a_random_arm_of_equal_size_is_added_unless_declined(tmp_path: Path) -> None:
     recipe = load(write(tmp_path, MINIMAL)).recipe
     added = with_random(recipe)["random"]

@@ -86,7 +86,7 @@ def judge(recipe: Recipe, source: Source, resolve: Resolve, say: Callable[[str],
     open_ = [each for each in here if not memory(each).exists()]
     if not open_:
         return
-    say(f"checking {_names(open_)}; what is accepted is remembered, half a minute this once")
+    say(f"checking {_names(open_)}: up to half a minute; what is accepted is not asked again")
     said = answers(open_)
     for question, sentence in zip(open_, said, strict=True):
         if sentence == ACCEPTED:

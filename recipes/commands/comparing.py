@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from recipes.commands import scoring
-from recipes.commands.options import AsJson, Overrides, RecipeFile, load
+from recipes.commands.options import AsJson, Overrides, RecipeFile, load, told
 
 app = Typer()
 
@@ -107,6 +107,7 @@ def write_annotations(
     recipe: RecipeFile,
     overrides: Overrides = None,
     out: Annotated[Path, Option(help="Folder to write to.")] = Path("annotations"),
+    as_json: AsJson = False,
 ) -> None:
     """Write judgments as files of alpaca_eval and Arena-Hard.
 
@@ -114,8 +115,12 @@ def write_annotations(
     """
     from recipes.verbs import annotations
 
-    for path in annotations.write(load(recipe, overrides), out):
-        print(path)
+    def write() -> dict[str, list[str]]:
+        files = [str(path) for path in annotations.write(load(recipe, overrides), out)]
+        print("\n".join(files))
+        return {"files": files}
+
+    told(write, as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from recipes.commands.options import AsJson
+from recipes.commands.options import AsJson, told
 
 app = Typer()
 
@@ -160,6 +160,7 @@ def import_(
     head: Annotated[
         int | None, Option(min=1, help="Show how the first rows would be read; write nothing.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read anybody's data into our form, or any other.
 
@@ -168,7 +169,8 @@ def import_(
     from recipes.exchange import import_data, reading
 
     how = reading.of(map_, join=join, split=split, config=config, revision=revision, as_=as_)
-    import_data.verb(source, out, import_data.Wanted(form, limit, head, as_), how)
+    wanted = import_data.Wanted(form, limit, head, as_)
+    told(lambda: import_data.verb(source, out, wanted, how), as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -220,6 +222,7 @@ def answer(
     ] = None,
     form: Annotated[str, Option(help="magpie (ours), 23, 25, sharegpt or messages.")] = "magpie",
     store: Annotated[Path, Option(help="Folder that keeps every answer.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Answer prompts with any model or service.
 
@@ -234,7 +237,8 @@ def answer(
     responder = answering.Responder(
         model, model_revision, url or (), api_key_env, api, server or (), prices, budget
     )
-    answering.main(wanted, responder, answering.Output(out, form, store))
+    output = answering.Output(out, form, store)
+    told(lambda: answering.main(wanted, responder, output), as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -268,6 +272,7 @@ def export(
         Option(help="Upload to this repository of the hub (write token in HF_TOKEN)."),
     ] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write data or models in published forms, with a card.
 
@@ -277,7 +282,7 @@ def export(
 
     target = export_data.Target(out, form, licence, push, private)
     verb = export_model.main if form == "model" else export_data.main
-    verb(source, target, arm=arm, seed=seed)
+    told(lambda: verb(source, target, arm=arm, seed=seed), as_json=as_json)
 
 
 @app.command(rich_help_panel=PANEL)

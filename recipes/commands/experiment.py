@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -113,11 +114,11 @@ def plan(
 
 
 @app.command(rich_help_panel=PANEL)
-def report(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def report(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the path of the report."""
     from core.errors import UserError
 
     path = load(recipe, overrides).recipe.folder / "report.html"
     if not path.is_file():
         raise UserError(f"{path} does not exist yet; make it with `magpie run {recipe}`.")
-    print(path)
+    print(json.dumps({"report": str(path)}) if as_json else path)

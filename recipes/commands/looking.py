@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load
+from recipes.commands.options import AsJson, GpuMemory, Gpus, Overrides, RecipeFile, load, told
 
 app = Typer()
 
@@ -110,6 +111,7 @@ app.add_typer(track, name="track", rich_help_panel=PANEL)
 def track_sync(
     recipe: Annotated[str, Argument(help="Recipe, or the folder of a store.")],
     overrides: Annotated[list[str] | None, Argument(help="Dotted overrides.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Upload what was reported offline to W&B: every run once, also after kills.
 
@@ -122,12 +124,16 @@ def track_sync(
     root = Path(recipe)
     if not (root / "wandb").is_dir():
         root = Path(schema.load(recipe, overrides or []).recipe.store)
-    done = uploading.sync(root, print)
-    for name, why in done.failed.items():
-        print(f"{name}: not uploaded ({why})")
-    left = f", {len(done.live)} still written to and left for the next call" if done.live else ""
-    failed = f", {len(done.failed)} not taken" if done.failed else ""
-    print(f"{len(done.sent)} runs uploaded{left}{failed}")
+    done = uploading.Uploaded()
+
+    def sync() -> dict[str, Any]:
+        nonlocal done
+        done = uploading.sync(root, print)
+        for line in uploading.lines(done):
+            print(line)
+        return asdict(done)
+
+    told(sync, as_json=as_json)
     if done.failed:
         raise Exit(1)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
+
+from core.files import finite
 
 if TYPE_CHECKING:
     from recipes.schema import Loaded
@@ -43,6 +49,17 @@ GpuMemory = Annotated[
     float | None, Option(min=1, help="GiB of each GPU; default: as the recipe states.")
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+
+
+def told(verb: Callable[[], Mapping[str, Any]], *, as_json: bool) -> None:
+    """Do what a verb does, which says so on stdout; with `as_json` that goes to stderr, and what
+    was done is one JSON document on stdout."""
+    if not as_json:
+        verb()
+        return
+    with redirect_stdout(sys.stderr):
+        done = verb()
+    print(json.dumps(finite(dict(done)), indent=2))
 
 
 def load(recipe: str, overrides: list[str] | None) -> Loaded:

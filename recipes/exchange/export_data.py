@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -61,8 +62,11 @@ class Target:
             )
 
 
-def main(source: str, target: Target, *, arm: str | None = None, seed: int | None = None) -> None:
-    """Write `source`, or what an arm of a recipe chose, to its target, and say what was done."""
+def main(
+    source: str, target: Target, *, arm: str | None = None, seed: int | None = None
+) -> dict[str, Any]:
+    """Write `source`, or what an arm of a recipe chose, to its target, and say what was done, which
+    is returned too."""
     form = import_data.checked(target.form)
     token = os.environ.get("HF_TOKEN", "").strip()
     target.check(token)
@@ -79,13 +83,27 @@ def main(source: str, target: Target, *, arm: str | None = None, seed: int | Non
             rows = _folder(export, figures, folder, form, target.licence)
         failed = f"; {figures.failed:,} failed rows left out" if figures.failed else ""
         print(f"{rows:,} rows in the form {form} written to {folder}{failed}")
-        if form in ("sharegpt", "messages"):
-            others = ", ".join(sorted({*figures.columns} - _CONVERSATION))
-            print(f"this form holds the conversation only; left out: {others}")
-        for line in card.licences(card.writers(figures, export.provenance)):
+        others = sorted({*figures.columns} - _CONVERSATION)
+        if form not in ("sharegpt", "messages"):
+            others = []
+        if others:
+            print(f"this form holds the conversation only; left out: {', '.join(others)}")
+        licences = [*card.licences(card.writers(figures, export.provenance))]
+        for line in licences:
             print(f"licence of the teacher, to be checked before publishing: {line}")
+        where = None
         if target.push:
-            print(f"pushed to {pushed(folder, target.push, token, private=target.private)}")
+            where = pushed(folder, target.push, token, private=target.private)
+            print(f"pushed to {where}")
+    return {
+        "written": rows,
+        "failed": figures.failed,
+        "form": form,
+        "out": str(target.out) if target.out else None,
+        "columns_left_out": others,
+        "licences": licences,
+        "pushed": where,
+    }
 
 
 def _opened(source: str, arm: str | None, seed: int | None) -> Export:

@@ -94,9 +94,12 @@ class Trained:
         return config.base, config.revision
 
 
-def main(source: str, target: Target, *, arm: str | None = None, seed: int | None = None) -> None:
+def main(
+    source: str, target: Target, *, arm: str | None = None, seed: int | None = None
+) -> dict[str, Any]:
     """Write the checkpoint of a recipe's arm to `target.out` with its card, upload it to
-    `target.push`, and say what was done. Raises UserError for a recipe that has not trained it."""
+    `target.push`, and say what was done, which is returned too. Raises UserError for a recipe that
+    has not trained it."""
     token = os.environ.get("HF_TOKEN", "").strip()
     target.check(token)
     trained = find(load(source), arm, seed)
@@ -108,9 +111,17 @@ def main(source: str, target: Target, *, arm: str | None = None, seed: int | Non
         )
         if licence is None:
             print(f"the licence of {trained.base[0]} is not known here: give it with --license.")
+        where = None
         if target.push:
             where = pushed(folder, target.push, token, private=target.private, kind="model")
             print(f"pushed to {where}")
+    return {
+        "recipe": trained.recipe.name,
+        "run": trained.run,
+        "licence": licence,
+        "out": str(target.out) if target.out else None,
+        "pushed": where,
+    }
 
 
 def find(loaded: Loaded, arm: str | None, seed: int | None) -> Trained:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -28,6 +29,10 @@ WIDTH = 160
 _SHOWN = ("instruction", "thinking", "response")
 
 
+Told = dict[str, Any]
+"""What was done, as plain data."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to become of a source: its form, how many rows, or only a look at the first; and
@@ -39,23 +44,22 @@ class Wanted:
     as_: str | None = None
 
 
-def verb(source: str, out: Path | None, wanted: Wanted, how: Reading) -> None:
+def verb(source: str, out: Path | None, wanted: Wanted, how: Reading) -> Told:
     """`magpie import`. Raises UserError for options that do not go together."""
     if wanted.head is not None:
-        show_head(source, wanted.head, how)
-    elif out is None:
+        return show_head(source, wanted.head, how)
+    if out is None:
         raise UserError("say where to write: --out FILE.parquet, or --head 5 for a look only.")
-    elif wanted.as_ == "preferences":
+    if wanted.as_ == "preferences":
         if wanted.form != "magpie":
             raise UserError("--as preferences writes TRL's form; leave --form out.")
-        preferences(source, out, limit=wanted.limit, how=how)
-    else:
-        main(source, out, form=wanted.form, limit=wanted.limit, how=how)
+        return preferences(source, out, limit=wanted.limit, how=how)
+    return main(source, out, form=wanted.form, limit=wanted.limit, how=how)
 
 
-def main(source: str, out: Path, *, form: str, limit: int | None, how: Reading = AS_IT_IS) -> None:
+def main(source: str, out: Path, *, form: str, limit: int | None, how: Reading = AS_IT_IS) -> Told:
     """Read `source`, write it to a file or a folder of shards, and print how it was taken and the
-    counts."""
+    counts, which are returned too."""
     spare(source, out)
     counted, notes = Counted(), Notes()
     rows = read(source, limit, how=how, prompts=None, notes=notes)
@@ -64,9 +68,10 @@ def main(source: str, out: Path, *, form: str, limit: int | None, how: Reading =
         print(line)
     as_form = f" in the form {form}" if form != "magpie" else ""
     print(f"{written:,} rows written to {out}{as_form}")
+    return _counts(counted, notes) | {"written": written, "form": form, "out": str(out)}
 
 
-def preferences(source: str, out: Path, *, limit: int | None, how: Reading) -> None:
+def preferences(source: str, out: Path, *, limit: int | None, how: Reading) -> Told:
     """Read preference data, write TRL's form of it, and print the counts."""
     spare(source, out)
     counted, notes = Counted(), Notes()
@@ -76,15 +81,30 @@ def preferences(source: str, out: Path, *, limit: int | None, how: Reading) -> N
     for line in [*lines(counted), *remarks(notes)]:
         print(line)
     print(f"{written:,} rows of preference data written to {out}")
+    return _counts(counted, notes) | {"written": written, "form": "TRL", "out": str(out)}
 
 
-def show_head(source: str, rows: int, how: Reading) -> None:
+def _counts(counted: Counted, notes: Notes) -> Told:
+    """What was read, as plain data."""
+    firsts = {
+        reason: {"rows": n, "first": counted.examples[reason]}
+        for reason, n in counted.failed.items()
+    }
+    tags = [
+        {"column": column, "reason": reason, "cells": n}
+        for (column, reason), n in counted.tags.items()
+    ]
+    return {"read": counted.rows, "failed": firsts, "failed_tags": tags, **asdict(notes)}
+
+
+def show_head(source: str, rows: int, how: Reading) -> Told:
     """Print how a source is taken and what its first rows then are; nothing is written."""
-    notes = Notes()
+    notes, shown = Notes(), list[dict[str, Any]]()
     for frame in told(read(source, rows, how=how, prompts=None, notes=notes), notes):
         extra = [c for c in frame.columns if c not in (*_SHOWN, *OWN_COLUMNS, "id")]
         print(f"other columns: {', '.join(extra) or 'none'}")
         for row in frame.iter_rows(named=True):
+            shown.append({n: row[n] for n in ("id", *_SHOWN, "messages", "reason") if row.get(n)})
             print(f"{row['id']}" + (f" FAILED: {row['reason']}" if row["reason"] else ""))
             for name in (n for n in _SHOWN if row.get(n)):
                 print(f"  {name}: {' '.join(row[name].split())[:WIDTH]}")
@@ -92,6 +112,7 @@ def show_head(source: str, rows: int, how: Reading) -> None:
                 print(f"  messages: {', '.join(turn['role'] for turn in row['messages'])}")
     for line in remarks(notes):
         print(line)
+    return {"rows": shown, **asdict(notes)}
 
 
 def told(frames: Iterable[pl.DataFrame], notes: Notes) -> Iterator[pl.DataFrame]:

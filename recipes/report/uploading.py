@@ -66,6 +66,15 @@ class Uploaded:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def lines(done: Uploaded) -> Iterator[str]:
+    """What was uploaded, and what was not, for a reader."""
+    for name, why in done.failed.items():
+        yield f"{name}: not uploaded ({why})"
+    left = f", {len(done.live)} still written to and left for the next call" if done.live else ""
+    failed = f", {len(done.failed)} not taken" if done.failed else ""
+    yield f"{len(done.sent)} runs uploaded{left}{failed}"
+
+
 def sync(root: Path, say: Callable[[str], None]) -> Uploaded:
     """Upload the offline runs below the store `root` that were not uploaded before.
 
@@ -189,7 +198,7 @@ def _continue(file: RunFile, done: Uploaded, say: Callable[[str], None]) -> None
     name = file.path.parent.name
     try:
         project, entity, own = _about(file.path)
-        there = lines(project, entity, file.run)
+        there = lines_there(project, entity, file.run)
     except DecodeError as error:
         done.failed[name] = f"{file.path} is damaged ({error})"
         return
@@ -235,7 +244,7 @@ QUERY = """query RunLines($project: String!, $entity: String, $name: String!) {
 }"""
 
 
-def lines(project: str, entity: str | None, run: str) -> int:
+def lines_there(project: str, entity: str | None, run: str) -> int:
     """How many lines of history W&B holds of a run; 0 where it has none."""
     import httpx
 

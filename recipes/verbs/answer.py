@@ -107,8 +107,9 @@ class Output:
     store: Path
 
 
-def main(wanted: Wanted, responder: Responder, output: Output) -> None:
-    """Answer, write the rows, print what was answered, what failed and what it cost."""
+def main(wanted: Wanted, responder: Responder, output: Output) -> dict[str, Any]:
+    """Answer, write the rows, print what was answered, what failed and what it cost, which is
+    returned too."""
     form = import_data.checked(output.form)
     import_data.spare(wanted.rows["import"], output.path)
     if output.path.suffix not in (".parquet", ".jsonl"):
@@ -122,10 +123,19 @@ def main(wanted: Wanted, responder: Responder, output: Output) -> None:
     written = import_data.write(_watched(rows(pool), failed), output.path, form)
     for reason, count in failed.most_common():
         print(f"{count:,} x {reason}")
-    for line in spending.lines(pool.context.ledger().bills()):
+    bills = pool.context.ledger().bills()
+    for line in spending.lines(bills):
         print(line)
     answered = written - failed.total()
     print(f"{written:,} rows written to {output.path}, {answered:,} of them with an answer")
+    return {
+        "written": written,
+        "answered": answered,
+        "failed": dict(failed.most_common()),
+        "spent": {model: bill._asdict() for model, bill in bills.items()},
+        "form": form,
+        "out": str(output.path),
+    }
 
 
 def _watched(frames: Iterable[pl.DataFrame], failed: Counter[str]) -> Iterator[pl.DataFrame]:

@@ -111,7 +111,8 @@ def stored(root: Path, texts: Sequence[str], model: Model) -> Vectors | None:
     if not _folder(root, model).is_dir():
         return None
     kept = _Kept(root, model)
-    places = [kept.index.places.get(_digest(text)) for text in texts]
+    known = kept.index.places
+    places = [known.get(_digest(text)) for text in texts]
     found = [place for place in places if place is not None]
     return kept.rows(np.array(found, np.int64)) if len(found) == len(places) else None
 
@@ -147,6 +148,7 @@ class _Kept:
         fresh = {key: t for key, t in zip(digests, texts, strict=True) if key not in known}
         if fresh:
             self._append(list(fresh), self._encoded(list(fresh.values())))
+            known = self.index.places
         return [known[key] for key in digests]
 
     def _encoded(self, texts: list[str]) -> Vectors:

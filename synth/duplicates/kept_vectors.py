@@ -77,11 +77,22 @@ class Index:
         self.folder, self.root, self.file = folder, root, folder / FILE
         self._memory = Memory(root / VERIFIED / "vectors" / f"{folder.name}.json")
         self.parts: list[Part] = []
-        self.places: dict[bytes, int] = {}
+        self._places: dict[bytes, int] = {}
+        self._placed = 0
+        """Parts whose texts are among them."""
         self.width = 0
         """Dimensions of a vector; 0 where there is none yet."""
         self._whole: list[Any] | None = None
         """The file of vectors and the parts as they were when they were found to fit."""
+
+    @property
+    def places(self) -> dict[bytes, int]:
+        """The row of each text's vector, by the text's digest. A million take seconds, and whoever
+        knows the texts by names needs none."""
+        for part in self.parts[self._placed :]:
+            self._places.update(zip(part.digests, itertools.count(part.place)))
+        self._placed = len(self.parts)
+        return self._places
 
     @property
     def count(self) -> int:
@@ -209,13 +220,8 @@ class Index:
     def _keep_to(self, parts: list[Part]) -> None:
         """Know these parts, and no others."""
         if self.parts != parts[: len(self.parts)]:
-            self.parts, self.places = [], {}
-        for part in parts[len(self.parts) :]:
-            self._take(part)
-
-    def _take(self, part: Part) -> None:
-        self.parts.append(part)
-        self.places.update(zip(part.digests, itertools.count(part.place)))
+            self._places, self._placed = {}, 0
+        self.parts = parts
 
     def _put_aside(self, bad: Mapping[Path, str]) -> None:
         """Deal with damaged parts: one sentence, however many they are."""
@@ -246,7 +252,7 @@ class Index:
         names = pl.Series("digest", digests, pl.Binary)
         path = written(self.folder, f"rows-{place:012d}", names.to_frame(), about)
         seen = identity(path.stat())
-        self._take(Part(path, seen, names, place, True, self.width, about["vectors"]))
+        self.parts.append(Part(path, seen, names, place, True, self.width, about["vectors"]))
         self._whole = _mark(self.file.stat(), self.parts) if whole else None
 
     def remember(self) -> None:

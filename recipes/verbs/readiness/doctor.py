@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -105,13 +105,13 @@ def of_recipe(recipe: Recipe, where: Place) -> Iterator[Check]:
             yield from needs.of_training(config, where)
             yield from needs.of_packages(config)
     yield from needs.of_disk(recipe, served, where)
-    for place, model, revision in models_of(recipe):
-        yield _model(f"{place}: {model}", model, revision)
+    named = models_of(recipe)
+    yield from _said_once(_model(f"{place}: {model}", model, at) for place, model, at in named)
     blocks = [block for block in blocks_of(recipe).values() if block is not None]
-    named = [("model", block.model, block.server.get("api_key_env")) for block in blocks]
+    keys = [("model", block.model, block.server.get("api_key_env")) for block in blocks]
     judges = judges_of(recipe.eval)
-    named += [("judge", judge.model, judge.server.get("api_key_env")) for judge in judges]
-    for what, model, key in dict.fromkeys(named):
+    keys += [("judge", judge.model, judge.server.get("api_key_env")) for judge in judges]
+    for what, model, key in dict.fromkeys(keys):
         if key:
             has = f"key for {what} {model} in ${key}"
             yield check(bool(os.environ.get(key)), has, f"export {key}=...")
@@ -258,6 +258,23 @@ def _model(what: str, name: str, revision: str | None) -> Check:
     return _hub(what, model)
 
 
+_UNASKED = ": the hub cannot be asked"
+
+
+def _said_once(checks: Iterable[Check]) -> Iterator[Check]:
+    """Checks of models; that the hub cannot be asked is one of them, for all."""
+    unasked = []
+    for found in checks:
+        if _UNASKED in found.what:
+            unasked.append(found)
+        else:
+            yield found
+    if unasked:
+        names = ", ".join(found.what.partition(_UNASKED)[0] for found in unasked)
+        why = unasked[0].what.partition(_UNASKED)[2]
+        yield unasked[0]._replace(what=f"the hub cannot be asked{why} of {names}")
+
+
 def _hub(what: str, model: Resolved) -> Check:
     """Whether the hub lets us have a (possibly gated) model."""
     if is_here(model):
@@ -267,6 +284,6 @@ def _hub(what: str, model: Resolved) -> Check:
     except UserError as error:
         return Check("fail", f"{what}: not to be had", str(error))
     if (why := out_of_reach()) is not None:
-        problem = f"{what}: the hub cannot be asked ({why})"
+        problem = f"{what}{_UNASKED} ({why})"
         return Check("warn", problem, "run again with a network, or give a local folder")
     return Check("ok", f"{what}: the hub grants access")
