@@ -13,7 +13,16 @@ from eval.comparing.arms import Arm, Family, beside_prompts, of_seeds_prompts
 from eval.comparing.differences import differences
 from eval.comparing.errors import Errors, Part
 from eval.comparing.estimates import CANNOT_TELL, Estimate, estimates
-from eval.comparing.sequential import FEWEST, GIVEN_UP_AFTER, Look, _decided, look, order
+from eval.comparing.sequential import (
+    FEWEST,
+    GIVEN_UP_AFTER,
+    Look,
+    _decided,
+    _differing,
+    _still,
+    look,
+    order,
+)
 
 
 def family(values: dict[str, np.ndarray], planned: int) -> Family:
@@ -212,3 +221,46 @@ def test_a_pair_is_given_up_from_a_third_of_the_planned_prompts_on() -> None:
     for known, given_up in ((99, False), (100, True)):
         (pair,) = look(family({"a": a[:, :known], "b": b[:, :known]}, 300)).pairs
         assert pair.hopeless == given_up
+
+
+def test_a_judge_that_never_tells_two_arms_apart_is_given_up_before_the_end() -> None:
+    alike = np.ones(400)
+
+    def at(known: int) -> Look:
+        return look(family({"a": alike[:known], "b": alike[:known]}, 400))
+
+    assert not at(140).stop, "six of the 260 left might still differ, all for the same arm"
+    assert at(180).stop and at(180).pairs[0].hopeless
+    assert at(400).stop and at(400).pairs[0].verdict == CANNOT_TELL
+
+
+def test_so_many_prompts_as_would_decide_are_what_a_pair_without_spread_waits_for() -> None:
+    """The chance that it goes by is that of a share of differing prompts drawn uniformly."""
+    (one,) = estimates(family({"a": np.ones(100), "b": np.ones(100)}, 300), None)
+    rng = np.random.default_rng(11)
+    shares = rng.uniform(size=4_000_000)
+    shares = shares[rng.binomial(100, shares) == 0]
+    later = rng.binomial(200, shares)
+    assert _still(6, 100, 300) == pytest.approx((later >= 6).mean(), abs=0.005)
+    needed = _differing(one)
+    for differing, apart in ((needed - 1, False), (needed, True)):
+        values = np.zeros(300)
+        values[:differing] = 1.0
+        (pair,) = look(family({"a": values, "b": np.zeros(300)}, 300)).pairs
+        assert (pair.lower > 0) == apart
+
+
+def test_a_judge_that_prefers_an_arm_everywhere_is_believed_at_the_first_look_that_may_stop() -> (
+    None
+):
+    """No prompt differs from another, so that there is no error, and the exact test decides."""
+    won = family({"a": np.full(FEWEST, 1.0), "b": np.full(FEWEST, 0.5)}, 400)
+    seen = look(won)
+    assert seen.stop and seen.pairs[0].verdict == "a is better"
+    (row,) = differences(won, None)
+    assert row["verdict"] == "a is better" and row["test"] == "sign flip"
+
+
+def test_a_margin_that_one_differing_prompt_would_tell_keeps_alike_arms_going() -> None:
+    alike = family({"a": np.ones(300), "b": np.ones(300)}, 400)
+    assert look(alike).stop and not look(alike, equivalent=0.1).stop

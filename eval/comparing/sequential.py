@@ -104,6 +104,20 @@ def look(
     return Look(judged, family.planned, pairs)
 
 
+def _differing(one: Estimate) -> int:
+    """How many prompts, all with the same sign, tell two arms apart that are alike on every other
+    one: their mean in its errors is then the root of m (N - 1) / (N - m)."""
+    planned, squared = one.pair.planned, (one.criticals[0] / one.pair.stretch) ** 2
+    return math.floor(squared * planned / (planned - 1 + squared)) + 1
+
+
+def _still(wanted: int, alike: int, planned: int) -> float:
+    """How often at least so many of the prompts that are left differ from the first ones, which are
+    all alike: with every share of differing prompts equally likely beforehand, the chance that the
+    `wanted` smallest of planned + 1 uniform numbers are all among those left."""
+    return math.prod((planned - alike - k) / (planned + 1 - k) for k in range(wanted))
+
+
 def _decided(one: Estimate, equivalent: float | None) -> float:
     """How often a pair would be decided after all planned prompts: the difference then is drawn
     around what it is now, with the error of the prompts that are still to come."""
@@ -120,8 +134,9 @@ def _decided(one: Estimate, equivalent: float | None) -> float:
         least = of_seeds_prompts(one.pair) * share
         squared += one.criticals[1] ** 2 * max(least, one.errors.seeds.variance - left)
     half = math.sqrt(squared)
-    if not spread > 0:  # all planned prompts are judged, or they differ in nothing so far
-        return 0.0 if judged >= one.pair.planned else 1.0
+    if not spread > 0:  # all planned prompts are judged, or none differs from another so far
+        wanted = _differing(one) if one.value == 0 and equivalent is None else 1
+        return _still(wanted, judged, one.pair.planned)
     found = ndtr((abs(one.value) - half) / spread) + ndtr((-abs(one.value) - half) / spread)
     if equivalent is not None and equivalent > half:
         room = equivalent - half
