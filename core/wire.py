@@ -127,9 +127,11 @@ class Target:
         return self.server.url if self.server else self.url
 
 
-def scoring_request(key: str, ids: list[int]) -> Request:
-    """Ask a prompt's own log-probabilities: read the reply with `prompt_losses`."""
-    return Request(key, {"prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0})
+def scoring_request(key: str, ids: list[int], more: Mapping[str, Any] | None = None) -> Request:
+    """Ask a prompt's own log-probabilities: read the reply with `prompt_losses`. `more` of the
+    body: the model, where it is not the server's own."""
+    body = {"prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    return Request(key, body | dict(more or {}))
 
 
 def prompt_losses(

@@ -141,6 +141,11 @@ class EvalConfig(Block):
     """WildBench's WB-Score: answers rated from 1 to 10 with checklists."""
     mtbench: MTBenchConfig | None = None
     """MT-Bench: two turns, each rated from 1 to 10."""
+    lora: Literal["merged", "served"] = "merged"
+    """Who answers for trainings with `train.lora`, wherever a server of ours does (answers,
+    held-out loss, lm-eval's `local-completions`): `merged`, a server for each checkpoint with the
+    adapter merged into its weights, or `served`, one server of the base with all their adapters,
+    each asked by its name. The two round differently, so their results have keys of their own."""
     heldout: HeldoutConfig | None = None
     """Loss on held-out conversations."""
     checks: ChecksConfig | None = None

@@ -28,7 +28,7 @@ from pydantic import (
 from core.errors import UserError, nearest
 from core.wire import ServerSpec
 from eval.config import EvalConfig
-from recipes.blocks import refusals, written
+from recipes.blocks import adapters, refusals, written
 from recipes.blocks.added_arms import control_arms, random_arms
 from recipes.blocks.stated import Expected, LaunchConfig, safe_name
 from recipes.blocks.written import COMMAND_LINE, Keys
@@ -117,6 +117,7 @@ class Recipe(BaseModel):
             raise ValueError(f"baseline: no arm is called '{self.baseline}'{hint}")
         if self.eval is None:
             return self
+        adapters.check(self.train, self.eval)
         finished = ("model", "dpo")
         if self.train is None and any(arm.kind not in finished for arm in self.arms.values()):
             raise ValueError("`eval` needs `train`, because some arms have no finished model")

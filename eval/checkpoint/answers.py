@@ -19,8 +19,8 @@ from core import models
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from core.wire import Request, ServerSpec
-from eval.checkpoint.asked import Questions, settle, tally
+from core.wire import Request
+from eval.checkpoint.asked import Asked, Questions, folder_of, named, server_of, settle, tally
 from eval.prompt_sets import samples
 from eval.prompt_sets.prompts import ANSWERS, prompts
 from eval.protocols import AnswersConfig
@@ -33,7 +33,7 @@ def run(
     inputs: dict[str, Path],
     out: Path,
     *,
-    model: str,
+    model: Asked,
     servers: Servers,
     log: Log,
 ) -> Counts:
@@ -41,16 +41,16 @@ def run(
     `answers_per_prompt` says: eval/prompt_sets/samples.py), in that file's order, with the columns
     of `benchmarks.ANSWERS`.
 
-    `model` is a folder, `embedded/NAME` or hub id. `inputs["earlier"]`, an answers folder, has what
-    need not be asked for. A request that failed for good leaves a row with status "failed" and the
-    reason. Counts: rows, failed, again (failed by the server's fault), failed_reasons, tokens
-    (generated), truncated (finish_reason "length"). Raises UserError when not one prompt was
-    answered.
+    `model` is a folder, `embedded/NAME`, hub id, or a checkpoint with an adapter.
+    `inputs["earlier"]`, an answers folder, has what need not be asked for. A request that failed
+    for good leaves a row with status "failed" and the reason. Counts: rows, failed, again (failed
+    by the server's fault), failed_reasons, tokens (generated), truncated (finish_reason "length").
+    Raises UserError when not one prompt was answered.
     """
     several = config.answers_per_prompt
     asked = samples.each(prompts(str(inputs["prompts"])), several)
     wanted = {prompt.id: prompt for prompt in asked}
-    path = str(models.folder(models.resolve(model)))
+    path = folder_of(model)
     tokenizer = models.tokenizer(path)
     stops = stop_ids(path)
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
@@ -59,7 +59,7 @@ def run(
         prompt = wanted[name]
         messages = [*system, *prompt.history, {"role": "user", "content": prompt.prompt}]
         ids = models.render(tokenizer, messages, add_generation_prompt=True)
-        body = {"prompt": ids, "stop_token_ids": stops, **config.sampling}
+        body = {"prompt": ids, "stop_token_ids": stops, **named(model), **config.sampling}
         if several > 1:
             body["seed"] = int(config.sampling.get("seed") or 0) + samples.number(name)
         return Request(name, body)
@@ -70,9 +70,9 @@ def run(
         fields={"answer": pl.String(), "finish_reason": pl.String(), "tokens": pl.Int64()},
         ask=ask,
         read=_answer,
-        nothing=f"{model} answered none of the {len(wanted)} prompts",
+        nothing=f"{path} answered none of the {len(wanted)} prompts",
     )
-    endpoint = servers.serve(ServerSpec(model=path, **config.server))
+    endpoint = servers.serve(server_of(model, path, config.server))
     earlier = inputs["earlier"] / "answers.parquet" if "earlier" in inputs else None
     rows = settle(questions, endpoint, out / "work", log, earlier).with_columns(
         prompt=pl.Series([prompt.prompt for prompt in wanted.values()])

@@ -10,12 +10,37 @@ from typing import Any
 
 import polars as pl
 
+from core import models
 from core.columns import FAILED, OK, Column
 from core.errors import UserError
 from core.servers import Endpoint
+from core.serving.adapters import Adapted
 from core.store import Counts
 from core.tracking import Log
-from core.wire import Reply, Request
+from core.wire import Reply, Request, ServerSpec
+
+Asked = str | Adapted
+"""A checkpoint that is asked: a folder, `embedded/NAME` or hub id with a server of its own, or one
+that the server of its base answers for."""
+
+
+def folder_of(model: Asked) -> str:
+    """The folder of its tokenizer, chat template and stop tokens."""
+    if isinstance(model, Adapted):
+        return model.checkpoint
+    return str(models.folder(models.resolve(model)))
+
+
+def server_of(model: Asked, folder: str, block: Mapping[str, Any]) -> ServerSpec:
+    """Its server, by its folder and a recipe's `server` block."""
+    if isinstance(model, Adapted):
+        return model.spec(block)
+    return ServerSpec(model=folder, **block)
+
+
+def named(model: Asked) -> dict[str, str]:
+    """What a request says of the model where it is not the server's own."""
+    return {"model": model.name} if isinstance(model, Adapted) else {}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from core.errors import UserError
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
-from core.wire import Request, ServerSpec, prompt_losses, scoring_request
+from core.wire import Request, prompt_losses, scoring_request
 from eval.checkpoint.answers import stop_ids
-from eval.checkpoint.asked import Questions, settle, tally
+from eval.checkpoint.asked import Asked, Questions, folder_of, named, server_of, settle, tally
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ def run(
     inputs: dict[str, Path],
     out: Path,
     *,
-    model: str,
+    model: Asked,
     servers: Servers,
     log: Log,
 ) -> Counts:
@@ -53,7 +53,8 @@ def run(
     tokens (those counted), status, reason].
 
     `inputs["heldout"]` is a Parquet file with `id` and `messages` (list of {role, content}).
-    `model` is a folder, `embedded/NAME` or hub id; its own chat template renders the conversations.
+    `model` is a folder, `embedded/NAME`, hub id, or a checkpoint with an adapter; its own chat
+    template renders the conversations.
     `server` is its `server:` block. A conversation that cannot be scored (no
     assistant turn, longer than the server's context) stays, failed and counted. Counts: rows,
     failed, failed_reasons, tokens, loss (mean over conversations), token_loss (mean over tokens).
@@ -61,7 +62,7 @@ def run(
     be.
     """
     conversations = _conversations(inputs["heldout"])
-    path = str(models.folder(models.resolve(model)))
+    path = folder_of(model)
     tokenizer = models.tokenizer(path)
     stops = stop_ids(path)
     asked: dict[str, Scored] = {}
@@ -71,7 +72,7 @@ def run(
             asked[name] = spans_of(tokenizer, conversations[name], stops)
         except (UserError, ValueError) as error:
             return str(error)
-        return scoring_request(name, asked[name].ids)
+        return scoring_request(name, asked[name].ids, named(model))
 
     def read(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         scored = asked.pop(name)
@@ -88,9 +89,9 @@ def run(
         fields={"loss": pl.Float64(), "tokens": pl.Int64()},
         ask=ask,
         read=read,
-        nothing=f"{model} could be scored on none of the {n} held-out conversations",
+        nothing=f"{path} could be scored on none of the {n} held-out conversations",
     )
-    endpoint = servers.serve(ServerSpec(model=path, **server))
+    endpoint = servers.serve(server_of(model, path, server))
     earlier = inputs["earlier"] / "losses.parquet" if "earlier" in inputs else None
     rows = settle(questions, endpoint, out / "work", log, earlier)
     rows.drop("again").write_parquet(out / "losses.parquet")

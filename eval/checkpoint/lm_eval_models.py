@@ -17,6 +17,7 @@ from core.servers import Servers
 from core.serving.devices import gpus
 from core.wire import ServerSpec, Target
 from eval.checkpoint.answers import stop_ids
+from eval.checkpoint.asked import Asked, folder_of, named, server_of
 from eval.config import TasksConfig
 
 SERVED = {"local-completions": "/v1/completions", "local-chat-completions": "/v1/chat/completions"}
@@ -38,22 +39,24 @@ class Reached:
 
 
 @contextmanager
-def reached(config: TasksConfig, model: str, servers: Servers) -> Iterator[Reached]:
-    """How lm-eval reaches `model` (a folder, `embedded/NAME` or hub id), while the block runs.
+def reached(config: TasksConfig, model: Asked, servers: Servers) -> Iterator[Reached]:
+    """How lm-eval reaches `model` (a folder, `embedded/NAME`, hub id, or a checkpoint with an
+    adapter), while the block runs.
 
     By `local-completions` and without a `base_url` of the recipe's, a server of ours answers
-    (`config.server`); any other backend loads the checkpoint itself, so our servers end first.
-    `apply_chat_template` is on where the checkpoint has a chat template, unless `evaluate` says
-    otherwise. Raises UserError when a server does not start.
+    (`config.server`); any other backend loads the checkpoint's own weights, so our servers end
+    first. `apply_chat_template` is on where the checkpoint has a chat template, unless `evaluate`
+    says otherwise. Raises UserError when a server does not start.
     """
     backend, own = backend_of(config)
-    path = str(models.folder(models.resolve(model)))
+    path = folder_of(model)
     chat = has_chat_template(str(own.get("pretrained") or path))
     evaluate = {"apply_chat_template": chat, **config.evaluate}
     if backend in SERVED and "base_url" not in own:
-        spec = ServerSpec(model=path, **config.server or {})
+        spec = server_of(model, path, config.server or {})
+        asked = {"model": spec.request_model, **named(model), "tokenizer": path, **own}
         with servers.targets(spec) as targets:
-            yield _by_server(backend, spec, targets[0], own, evaluate)
+            yield _by_server(backend, spec, targets[0], asked, evaluate, path)
         return
     servers.release()  # their memory
     if "pretrained" not in own and backend not in SERVED:
@@ -62,27 +65,30 @@ def reached(config: TasksConfig, model: str, servers: Servers) -> Iterator[Reach
 
 
 def _by_server(
-    backend: str, spec: ServerSpec, target: Target, own: dict[str, Any], evaluate: dict[str, Any]
+    backend: str,
+    spec: ServerSpec,
+    target: Target,
+    asked: dict[str, Any],
+    evaluate: dict[str, Any],
+    folder: str,
 ) -> Reached:
-    """Through one server of ours, with the checkpoint's own tokenizer and as many tokens as the
-    server takes."""
+    """Through one server of ours, as many tokens as it takes; `asked`: model and tokenizer, and
+    what the recipe says; `folder`: the checkpoint's."""
     templated = bool(evaluate["apply_chat_template"])
     model_args = {
-        "model": spec.request_model,
         "base_url": target.address + SERVED[backend],
-        "tokenizer": spec.model,
         "tokenizer_backend": "huggingface" if backend == "local-completions" else None,
         "num_concurrent": spec.max_in_flight,
         "max_length": _longest(target),
         "timeout": int(spec.timeout),
         # What a chat template has written stands in the text already.
-        "add_bos_token": not templated and _writes_bos(spec.model),
-        **own,
+        "add_bos_token": not templated and _writes_bos(folder),
+        **asked,
     }
     said = evaluate.get("gen_kwargs") or {}
     if isinstance(said, dict):
         # Our servers pass over generation_config.json, where a chat model's end of turn is.
-        evaluate = evaluate | {"gen_kwargs": {"stop_token_ids": stop_ids(spec.model), **said}}
+        evaluate = evaluate | {"gen_kwargs": {"stop_token_ids": stop_ids(folder), **said}}
     return Reached(backend, model_args, evaluate, {KEY: target.key or "none"})
 
 

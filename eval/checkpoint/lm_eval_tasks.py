@@ -29,6 +29,7 @@ from core.pretrained.hub import offline_variables
 from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
+from eval.checkpoint.asked import Asked
 from eval.checkpoint.lm_eval_models import Reached, reached
 from eval.checkpoint.lm_eval_values import direction, scalars
 from eval.config import TasksConfig
@@ -85,18 +86,18 @@ def run(
     inputs: Mapping[str, Path],
     out: Path,
     *,
-    model: str,
+    model: Asked,
     servers: Servers,
     log: Log,
 ) -> Counts:
     """Evaluate a checkpoint; write `out`/outcomes.parquet and `out`/results.json (lm-eval's own
     table, with its standard errors).
 
-    `model` is a folder, `embedded/NAME` or hub id; `inputs` is empty; how lm-eval reaches it, and
-    whether by its chat template, is in eval/checkpoint/lm_eval_models.py. Per-item outcomes are
-    kept, so that arms can be compared item by item. Counts: tasks, items (of all tasks and
-    metrics), chat_template (whether prompts went through it), and each task's metrics. Raises
-    UserError, with lm-eval's last line, when it fails.
+    `model` is a folder, `embedded/NAME`, hub id, or a checkpoint with an adapter; `inputs` is
+    empty; how lm-eval reaches it, and whether by its chat template, is in
+    eval/checkpoint/lm_eval_models.py. Per-item outcomes are kept, so that arms can be compared item
+    by item. Counts: tasks, items (of all tasks and metrics), chat_template (whether prompts went
+    through it), and each task's metrics. Raises UserError, with lm-eval's last line, when it fails.
     """
     names = _names(config.tasks)
     for task in names:
@@ -107,7 +108,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with reached(config, model, servers) as how:
         by = "by its chat template" if how.evaluate["apply_chat_template"] else "without a template"
-        log.say(f"lm-eval: {', '.join(names)} on {model} ({how.backend}), {by}")
+        asked = model if isinstance(model, str) else model.name
+        log.say(f"lm-eval: {', '.join(names)} on {asked} ({how.backend}), {by}")
         _evaluate(config, how, out)
     return _counts(out)
 

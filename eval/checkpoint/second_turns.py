@@ -16,7 +16,7 @@ from core.servers import Servers
 from core.store import Counts
 from core.tracking import Log
 from eval.checkpoint import answers
-from eval.checkpoint.asked import tally
+from eval.checkpoint.asked import Asked, tally
 from eval.prompt_sets.prompts import ANSWERS, Prompt, write_prompts
 from eval.prompt_sets.rated_tasks import SECOND, tasks
 from eval.protocols import AnswersConfig
@@ -30,7 +30,7 @@ def run(
     inputs: dict[str, Path],
     out: Path,
     *,
-    model: str,
+    model: Asked,
     servers: Servers,
     log: Log,
 ) -> Counts:
@@ -75,7 +75,7 @@ def _turn(
     given: dict[str, Path],
     asked: tuple[list[Prompt], Path],
     *,
-    model: str,
+    model: Asked,
     servers: Servers,
     log: Log,
 ) -> tuple[pl.DataFrame, Counts]:

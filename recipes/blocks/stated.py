@@ -44,8 +44,9 @@ class Expected(ExpectedRows):
     gpu_memory: float | None = Field(None, gt=0)
     """Memory of each, in GiB."""
     prompt_sd: float | None = Field(None, gt=0)
-    """Standard deviation over prompts of the difference between two arms, in the unit of the metric
-    that decides: for the smallest difference that the design finds."""
+    """Standard deviation over prompts of the difference between two arms, each the mean over its
+    seeds, in the unit of the metric that decides: for the smallest difference that the design
+    finds."""
     seed_sd: float | None = Field(None, ge=0)
     """Standard deviation of an arm's score over its training seeds, in the same unit."""
 

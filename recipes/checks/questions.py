@@ -12,10 +12,12 @@ from pydantic import BaseModel
 
 from core.errors import UserError
 from core.files import file_digest
+from core.serving.adapters import arguments, rank_of
 from core.serving.devices import gpus
 from core.store import content_of_files, digest
 from eval.config import TasksConfig
-from eval.protocols import AnswersConfig, JudgeConfig
+from eval.protocols import JudgeConfig
+from recipes.blocks import adapters
 from recipes.checks.sampled import Sampled, of_evaluation, of_synthesis
 from recipes.schema import Recipe
 from synth.config.models import ModelConfig
@@ -149,14 +151,14 @@ def _served(recipe: Recipe) -> Iterator[tuple[Place, str | None, Mapping[str, An
         yield ("synth", "tags", "fit"), base, recipe.synth.tags.fit.server
     if config is None:
         return
-    answered: list[tuple[Place, AnswersConfig]] = [(("eval", "answers"), config.answers)]
-    for name in ("alpaca", "arena", "wildbench", "mtbench", "checks"):
-        own = getattr(getattr(config, name), "answers", None)
-        if own is not None:
-            answered.append((("eval", name, "answers"), own))
-    for place, answers in answered:
-        yield place, base, answers.server
-    for name in ("heldout", "tasks"):
-        server = getattr(getattr(config, name), "server", None)
-        if server is not None:
-            yield ("eval", name), base, server
+    for place, server in adapters.servers(config):
+        yield place, base, _with_adapters(recipe, server)
+
+
+def _with_adapters(recipe: Recipe, server: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's server, with what vLLM is told where it holds adapters."""
+    lora = recipe.train.lora if recipe.train is not None else None
+    if lora is None or recipe.eval is None or recipe.eval.lora == "merged":
+        return server
+    told = arguments(rank_of(lora))
+    return {**server, "args": {**told, **(server.get("args") or {})}}

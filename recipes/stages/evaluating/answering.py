@@ -3,7 +3,8 @@ held-out conversations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +17,9 @@ from eval.protocols import AnswersConfig
 from recipes.schema import Recipe
 from recipes.stages.evaluating import judging
 from recipes.stages.evaluating.judging import Judged, PromptSet
+from recipes.stages.evaluating.runs import Run
 from recipes.stages.session import WAITS, Results, Session, Stage
 from recipes.stages.sets.foreign import foreign_rows
-from recipes.stages.training import served_path
 
 if TYPE_CHECKING:
     from eval.prompt_sets.prompts import Prompt
@@ -27,15 +28,13 @@ Asked = Judged | Literal["checks"]
 """A benchmark that asks checkpoints prompts, whoever scores the answers."""
 
 
-def tasks(
-    session: Session, config: TasksConfig, run: str, checkpoint: Result | None
-) -> Result | None:
+def tasks(session: Session, config: TasksConfig, run: Run) -> Result | None:
     """lm-eval's scores of a checkpoint; task files count by content."""
     from eval.checkpoint import lm_eval_tasks
     from eval.checkpoint.lm_eval_models import SERVED
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        model = served_path(inputs["checkpoint"])
+        model = run.asked(inputs["checkpoint"])
         return lm_eval_tasks.run(config, {}, out, model=model, servers=session.servers, log=log)
 
     named = {
@@ -49,8 +48,9 @@ def tasks(
     spec["VERSION"] = lm_eval_tasks.VERSION
     if config.backend in SERVED:  # our server's settings then decide too
         spec["args"] = (config.server or {}).get("args")
+        spec |= {} if "base_url" in config.model_args else run.determines
     spec["lm_eval"] = lm_eval_tasks.release()
-    return session.result(Stage(f"tasks/{run}", spec, {"checkpoint": checkpoint}, make))
+    return session.result(Stage(f"tasks/{run.name}", spec, {"checkpoint": run.checkpoint}, make))
 
 
 def answers_config(config: EvalConfig, benchmark: Asked) -> AnswersConfig:
@@ -113,39 +113,60 @@ def _prompts_file(session: Session, name: str, wanted: Sequence[Prompt]) -> Resu
     return session.result(stage) or Result(Path(), {"digest": content})
 
 
-def answers_of_run(
-    session: Session,
-    config: EvalConfig,
-    run: str,
-    checkpoint: Result | None,
-    prompt_sets: Mapping[Asked, PromptSet],
-) -> dict[Asked, Result | None]:
-    """The answers of one checkpoint by benchmark; benchmarks that ask the same prompts in the same
-    way share them."""
-    answers: dict[Asked, Result | None] = {}
-    shared: Results = {}
+@dataclass(frozen=True)
+class Question:
+    """What every checkpoint is asked: the prompts of benchmarks (`benchmarks`, which share their
+    answers because they ask the same prompts in the same way), or the conversations of a `part` of
+    its score, whose loss is measured."""
+
+    rows: Result | None
+    benchmarks: tuple[Asked, ...] = ()
+    first: bool = False
+    """Whether its benchmarks are the first of all, whose answers have the short name."""
+    part: str | None = None
+
+
+def questions(
+    config: EvalConfig, prompt_sets: Mapping[Asked, PromptSet], unseen: Results
+) -> list[Question]:
+    """All that checkpoints are asked: prompts, and `unseen` conversations by the parts of a
+    score."""
+    found: dict[str, Question] = {}
     for benchmark, prompt_set in prompt_sets.items():
-        settings = answers_config(config, benchmark)
         prompts = prompt_set.result
-        asked = digest([settings, prompts.digest if prompts else None])
-        if asked not in shared:
-            name = f"answers/{run}/{benchmark}" if shared else f"answers/{run}"
-            parents = {"checkpoint": checkpoint, "prompts": prompts}
-            shared[asked] = _answers(session, settings, name, benchmark, parents)
-        answers[benchmark] = shared[asked]
-    return answers
+        same = digest([answers_config(config, benchmark), prompts.digest if prompts else None])
+        before = found.get(same, Question(prompts, first=not found))
+        found[same] = replace(before, benchmarks=(*before.benchmarks, benchmark))
+    return [*found.values(), *(Question(rows, part=part) for part, rows in unseen.items())]
+
+
+def in_turn(runs: Sequence[Run], questions: Sequence[Question]) -> Iterator[tuple[Run, Question]]:
+    """Who is asked what, so that servers change least: what one server answers for goes through one
+    question after the other, which may have servers of their own, and every other checkpoint
+    through all of them."""
+    together = [run for run in runs if run.over is not None]
+    yield from ((run, question) for question in questions for run in together)
+    yield from ((run, question) for run in runs if run.over is None for question in questions)
+
+
+def asked(session: Session, config: EvalConfig, run: Run, question: Question) -> Result | None:
+    """A checkpoint's answers to the prompts of a question, or its loss on the conversations."""
+    if question.part is not None:
+        return heldout(session, config, run, question.part, question.rows)
+    return _answers(session, answers_config(config, question.benchmarks[0]), run, question)
 
 
 def _answers(
-    session: Session, settings: AnswersConfig, name: str, benchmark: Asked, parents: Results
+    session: Session, settings: AnswersConfig, run: Run, question: Question
 ) -> Result | None:
     """A checkpoint's answers to a prompt set; MT-Bench's questions go on for a second turn."""
     from eval.checkpoint import answers, second_turns
 
+    benchmark = question.benchmarks[0]
     two_turns = benchmark == "mtbench"
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        model = served_path(inputs["checkpoint"])
+        model = run.asked(inputs["checkpoint"])
         prompts = inputs | {"prompts": inputs["prompts"] / "prompts.jsonl"}
         ask = second_turns.run if two_turns else answers.run
         return ask(settings, prompts, out, model=model, servers=session.servers, log=log)
@@ -156,13 +177,13 @@ def _answers(
         "answers": settings.model_dump(mode="json", exclude=unsaid),
         "args": settings.server.get("args"),
         "VERSION": answers.VERSION,
-    }
+    } | run.determines
     if two_turns:
         spec["turns"] = second_turns.VERSION
     stage = Stage(
-        name,
+        f"answers/{run.name}" if question.first else f"answers/{run.name}/{benchmark}",
         spec,
-        parents,
+        {"checkpoint": run.checkpoint, "prompts": question.rows},
         make,
         content=lambda out: file_digest(out / "answers.parquet"),
         asks=True,
@@ -187,12 +208,7 @@ def unseen(session: Session, recipe: Recipe, heldout: Result | None) -> Results:
 
 
 def heldout(
-    session: Session,
-    config: EvalConfig,
-    run: str,
-    checkpoint: Result | None,
-    part: str,
-    rows: Result | None,
+    session: Session, config: EvalConfig, run: Run, part: str, rows: Result | None
 ) -> Result | None:
     """A checkpoint's loss on conversations that it was not trained on."""
     from eval.checkpoint import heldout_loss
@@ -205,17 +221,17 @@ def heldout(
             server,
             inputs | {"heldout": inputs["heldout"] / "heldout.parquet"},
             out,
-            model=served_path(inputs["checkpoint"]),
+            model=run.asked(inputs["checkpoint"]),
             servers=session.servers,
             log=log,
         )
 
-    parents = {"checkpoint": checkpoint, "heldout": rows}
+    parents = {"checkpoint": run.checkpoint, "heldout": rows}
     # fp8 has other losses than bfloat16; a recipe without engine arguments keeps its key.
-    spec: dict[str, Any] = {"VERSION": heldout_loss.VERSION}
+    spec: dict[str, Any] = {"VERSION": heldout_loss.VERSION} | run.determines
     if server.get("args"):
         spec["args"] = server["args"]
-    name = f"heldout/{run}/foreign" if part == FOREIGN else f"heldout/{run}"
+    name = f"heldout/{run.name}/foreign" if part == FOREIGN else f"heldout/{run.name}"
     return session.result(Stage(name, spec, parents, make, asks=True))
 
 

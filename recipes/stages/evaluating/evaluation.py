@@ -22,6 +22,7 @@ from recipes.stages.evaluating import (
 )
 from recipes.stages.evaluating.answering import Asked
 from recipes.stages.evaluating.judging import Judged, PromptSet
+from recipes.stages.evaluating.runs import evaluated
 from recipes.stages.session import Results, Session
 from recipes.stages.sets import overlap
 from recipes.stages.walk import HELDOUT, Arms, Selections
@@ -37,35 +38,36 @@ def stages(
 ) -> None:
     """Everything after training, over `checkpoints` (run -> its result); `selections` are the rows
     of arms, and those kept out of training."""
-    # Finished models last: the judge or the next recipe may be the same model, and then its server
-    # stays up.
-    runs = sorted(checkpoints, key=lambda name: "/" not in name)
+    checked = evaluated(recipe, arms, checkpoints)
+    runs = [run.name for run in checked]
     parts: dict[str, Results] = {run: {} for run in runs}
     if config.tasks is not None:
         asked = config.tasks.server or config.answers.server
         tasks = config.tasks.model_copy(update={"server": asked})
-        for run in runs:
-            parts[run]["tasks"] = answering.tasks(session, tasks, run, checkpoints[run])
+        for one in checked:
+            parts[one.name]["tasks"] = answering.tasks(session, tasks, one)
     session.done("tasks")
     judged: list[Judged] = [*pairwise_benchmarks(config), *rated_benchmarks(config)]
     prompt_sets = _prompt_sets(session, config, judged)
     unseen = answering.unseen(session, recipe, selections.get(HELDOUT))
-    answers: dict[str, dict[Asked, Result | None]] = {}
-    for run in runs:
-        answers[run] = answering.answers_of_run(session, config, run, checkpoints[run], prompt_sets)
-        if "checks" in prompt_sets:
-            prompts, own = prompt_sets["checks"].result, answers[run]["checks"]
-            parts[run]["checks"] = answering.followed(session, run, own, prompts)
-        for part, rows in unseen.items():
-            parts[run][part] = answering.heldout(session, config, run, checkpoints[run], part, rows)
+    answers: dict[str, dict[Asked, Result | None]] = {run: {} for run in runs}
+    questions = answering.questions(config, prompt_sets, unseen)
+    for one, question in answering.in_turn(checked, questions):
+        found = answering.asked(session, config, one, question)
+        if question.part is not None:
+            parts[one.name][question.part] = found
+        answers[one.name] |= dict.fromkeys(question.benchmarks, found)
+        if "checks" in question.benchmarks:
+            own = answering.followed(session, one.name, found, question.rows)
+            parts[one.name]["checks"] = own
     session.done("answers")
     session.done("checks")
     session.done("heldout")
     direct: Results = {}
     for benchmark in judged:
         given = {run: answers[run][benchmark] for run in runs}
-        found = _judged(session, config, arms, benchmark, given, prompt_sets[benchmark])
-        for run, results in found.items():
+        told = _judged(session, config, arms, benchmark, given, prompt_sets[benchmark])
+        for run, results in told.items():
             parts[run] |= results
         if benchmark == "alpaca" or benchmark == "arena":
             direct |= duels.duels(session, config, arms, benchmark, given, prompt_sets[benchmark])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.sending.purse import Bill
+from core.store import digest
 from eval.config import EvalConfig, pairwise_benchmarks, rated_benchmarks
+from recipes.blocks import adapters
 from recipes.stages.session import REUSE
 from recipes.stages.walk import Arms
 from recipes.verbs.planning import detectable
@@ -84,12 +86,25 @@ def summary(recipe: Recipe, outcome: Outcome, trained: list[dict[str, Any]]) -> 
         "to_run": dict(Counter(step.name.partition("/")[0] for step in left)),
         "synthesis": [f"{s.name}: {s.why}" for s in left if s.name.partition("/")[0] in BEFORE],
         "training": _training(trained, [step.name for step in left]) | {"cap": recipe.gpu_hours},
+        "served": _served(recipe, arms),
         "judges": {model: bill._asdict() for model, bill in bills.items()},
         "money": sum(bill.money for bill in bills.values()),
         "peak_disk_bytes": peak,
         "kept_disk_bytes": _kept(recipe, steps),
         "detectable": detectable.of_recipe(recipe, arms, _items(recipe, outcome)),
     }
+
+
+def _served(recipe: Recipe, arms: Arms) -> dict[str, Any] | None:
+    """Of which base servers answer for trainings by their adapters, how many servers (one for each
+    distinct block), and for whom; None where each checkpoint has a server of its own."""
+    config = recipe.eval
+    if config is None or recipe.train is None or config.lora == "merged":
+        return None
+    tuned = [name for name, arm in arms.configs.items() if arm.model is None and arm.dpo is None]
+    runs = [f"{name}/{seed}" for name in tuned for seed in arms.seeds]
+    blocks = {digest(dict(server)) for _, server in adapters.servers(config)}
+    return {"base": recipe.train.base, "servers": len(blocks), "trainings": runs}
 
 
 def _training(trained: list[dict[str, Any]], left: list[str]) -> dict[str, Any]:
@@ -186,6 +201,8 @@ def lines(told: Mapping[str, Any], hardware: Hardware) -> Iterator[str]:
         first, *more = told["synthesis"]
         yield first + (f" (and {len(more)} more)" if more else "")
     yield from _of_training(told["training"], hardware)
+    if told["served"]:
+        yield _of_served(told["served"])
     for model, bill in told["judges"].items():
         money = f", {bill['money']:,.2f} in money" if bill["money"] else ""
         read = f"{bill['prompt_tokens']:,} tokens read, {bill['tokens']:,} generated"
@@ -217,6 +234,14 @@ def _of_training(one: Mapping[str, Any], hardware: Hardware) -> Iterator[str]:
         yield f"training is refused: {one['refused']}"
     if "memory" in one:
         yield f"memory: {one['memory']}"
+
+
+def _of_served(one: Mapping[str, Any]) -> str:
+    """That one server answers for several trainings."""
+    servers = f"{one['servers']} servers" if one["servers"] > 1 else "one server"
+    trainings = len(one["trainings"])
+    answer = f"answer{'s' * (one['servers'] == 1)} for {trainings} training{'s' * (trainings > 1)}"
+    return f"{servers} of {one['base']} {answer} by their adapters (eval.lora: served)"
 
 
 def _of_detectable(one: Mapping[str, Any]) -> Iterator[str]:
