@@ -17,6 +17,7 @@ import pytest
 
 from core import models
 from core.errors import UserError
+from core.serving import adapters
 from core.serving.vllm_server import command_line
 from core.store import Counts, Result
 from eval.checkpoint import lm_eval_models
@@ -217,6 +218,12 @@ def test_the_servers_own_max_lora_rank_counts(trained: tuple[Path, ScriptedServe
         recipe(trained[0], "http://x", train__lora={**LORA, "r": 32}, eval__answers=answers)
 
 
+@pytest.mark.parametrize(("rank", "most"), [(1, 8), (8, 8), (9, 16), (320, 320), (512, 512)])
+def test_a_server_takes_ranks_up_to_the_next_that_vllm_knows(rank: int, most: int) -> None:
+    assert adapters.arguments(rank) == {"enable_lora": True, "max_lora_rank": most}
+    adapters.check({"r": rank}, most)
+
+
 def test_plain_arguments_are_served_and_a_recipe_without_adapters_has_none_to_serve(
     trained: tuple[Path, ScriptedServer],
 ) -> None:
@@ -320,6 +327,14 @@ def test_vllm_judges_a_checkpoints_server_with_the_adapters_that_it_will_hold(
     assert (args["max_model_len"], args.get("enable_lora")) == (256, told)
 
 
+RUN = """
+import sys
+from recipes import schema
+from recipes.stages import graph
+graph.run(schema.load(sys.argv[1]), "heldout")
+"""
+
+
 def started(said: str) -> int:
     return said.count("starting vLLM for")
 
@@ -337,11 +352,9 @@ def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_surviv
     with ScriptedServer(small_recipe.answer) as server:
         loaded = recipe(tmp_path, server.url, eval__answers=own)
         graph.run(loaded, "train")
-        command = [sys.executable, "-m", "recipes.cli", "run", str(loaded.source.path)]
+        command = [sys.executable, "-c", RUN, str(loaded.source.path)]
         with (tmp_path / "killed").open("wb") as said:
-            killed = subprocess.Popen(
-                [*command, "--until", "heldout"], cwd=ROOT, stdout=said, stderr=said
-            )
+            killed = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
         results = tmp_path / "store" / "results" / "answers"
         until(partial(_made, results), "the first answers", killed)
         killed.kill()
