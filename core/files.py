@@ -9,6 +9,7 @@ Only this module makes temporary names.
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -133,8 +134,9 @@ def add_named(folder: Path, write: Callable[[Path], object], name: Callable[[Pat
 def _beside(path: Path) -> Iterator[Path]:
     """A name for a neighbour of `path` that is gone after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two machines may have a process of the same number, so the name is random.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # Two machines may have a process of the same number, so a part of the name is random.
+    mark = f"{_kernel()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.name}.{mark}.tmp")
     try:
         yield temporary
     finally:
@@ -146,6 +148,24 @@ def clear_leftovers(path: Path) -> None:
     """Remove what killed processes left of `path` under temporary names; for its only writer."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         remove(leftover)
+
+
+@functools.cache
+def _kernel() -> str:
+    """Whose process numbers count here: this boot of this machine, and this container of it."""
+    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = f"{boot.read_text()}{container.readlink()}"
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that have ended left in a folder under temporary
+    names."""
+    for leftover in folder.glob(".*.tmp"):
+        kernel, _, rest = leftover.name.split(".")[-2].partition("-")
+        pid = rest.partition("-")[0]
+        if kernel == _kernel() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            remove(leftover)
 
 
 def remove(path: Path) -> None:

@@ -40,6 +40,7 @@ from core.files import (
     read_json,
     remove,
     write_atomic,
+    write_changed,
 )
 
 Counts = dict[str, Any]
@@ -55,6 +56,10 @@ depend on."""
 LAYOUT = 2
 """How files lie in a store. 1: columns in parts of 32 rows and more, by name; such a store has no
 version file, and is read as it is. 2: columns in journals and in parts in the order of the pool."""
+
+
+SAYS_LAYOUT, COPY = "store.json", ".store.json"
+"""What says how a store's files lie, and the copy of it."""
 
 
 def canonical(value: Any) -> str:
@@ -78,26 +83,47 @@ def _plain(value: Any) -> Any:
 def check_version(root: Path) -> None:
     """Raises UserError for a store that a newer version of this program wrote, and for one of which
     that cannot be told."""
-    path = root / "store.json"
+    version = layout(root)
+    if version is not None and version > LAYOUT:
+        raise UserError(
+            f"the store {root} has layout {version} and this version of "
+            f"magpie-harness knows layouts up to {LAYOUT}; install the version that wrote it, "
+            "or give another `store:`."
+        )
+
+
+def layout(root: Path) -> int | None:
+    """How the files of a store lie, None where nothing says so; by the copy where store.json is
+    damaged. Raises UserError where that does not help."""
+    path = root / SAYS_LAYOUT
+    try:
+        return _layout(path)
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        with suppress(FileNotFoundError, UserError):
+            version = _layout(root / COPY)
+            hurt(path, f"is damaged; the copy of it in {COPY} counts")
+            return version
+        raise error
+
+
+def _layout(path: Path) -> int:
+    """What such a file says."""
     remedy = 'restore it from a copy, or write {"version": 2} into it'
-    with suppress(FileNotFoundError):
-        written = read_json(path, remedy)
-        version = written.get("version") if isinstance(written, dict) else None
-        if type(version) is not int or version < 1:
-            raise UserError(f"{path} does not say how the files of the store lie; {remedy}.")
-        if version > LAYOUT:
-            raise UserError(
-                f"the store {root} has layout {version} and this version of "
-                f"magpie-harness knows layouts up to {LAYOUT}; install the version that wrote it, "
-                "or give another `store:`."
-            )
+    written = read_json(path, remedy)
+    version = written.get("version") if isinstance(written, dict) else None
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path} does not say how the files of the store lie; {remedy}.")
+    return version
 
 
 def mark_version(root: Path) -> None:
-    """Say in the store how its files lie; for whoever writes in this layout."""
+    """Say in the store how its files lie, twice; for whoever writes in this layout."""
     check_version(root)
-    if not (root / "store.json").is_file():
-        write_atomic(root / "store.json", json.dumps({"version": LAYOUT}))
+    text = json.dumps({"version": layout(root) or LAYOUT})
+    for name in (SAYS_LAYOUT, COPY):
+        write_changed(root / name, text)
 
 
 def digest(value: Any) -> str:
@@ -243,6 +269,8 @@ class Store:
                 yield None
                 return
             partial.mkdir(parents=True, exist_ok=True)
+            for leftover in partial.rglob(".*.tmp"):  # a killed attempt's
+                remove(leftover)
             started = time.time()
             build = Build(partial)
             yield build

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from core import files
 from core.errors import UserError
-from core.store import MANIFEST, Store, digest, tree_digest
+from core.store import LAYOUT, MANIFEST, Store, check_version, digest, mark_version, tree_digest
 
 
 def test_key_does_not_depend_on_the_order_of_keys() -> None:
@@ -91,3 +94,48 @@ def test_manifest_keeps_the_spec_for_a_later_plan(store: Store) -> None:
     found = store.find("train", "k" * 64)
     assert found is not None
     assert json.loads((found.path / MANIFEST).read_text())["spec"] == {"learning_rate": 2e-5}
+
+
+@pytest.mark.process
+def test_what_a_killed_process_left_half_written_is_swept_and_what_others_write_stays(
+    tmp_path: Path,
+) -> None:
+    killed = "from core.files import replacing; import os, pathlib, sys\n"
+    killed += "with replacing(pathlib.Path(sys.argv[1])) as new: new.touch(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "a.json")], check=False)
+    assert len(list(tmp_path.glob(".a.json.*.tmp"))) == 1
+    with files.replacing(tmp_path / "b.json") as temporary:
+        temporary.touch()
+        (tmp_path / ".c.json.00000000-1-12345678.tmp").touch()  # another machine's
+        files.sweep(tmp_path)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == [temporary.name, ".c.json.00000000-1-12345678.tmp"]
+
+
+def test_what_a_killed_attempt_left_half_written_is_no_part_of_a_result(store: Store) -> None:
+    partial = store.partial("select", "k" * 16)
+    (partial / "deeper").mkdir(parents=True)
+    (partial / "deeper" / ".x.json.0-1-2.tmp").touch()
+    with store.build("select", "k" * 16, {}) as build:
+        assert build is not None
+    assert [path.name for path in store.folder("select", "k" * 16).rglob("*.tmp")] == []
+
+
+@pytest.mark.parametrize("said", ["", "{", '{"version": 0}', "[2]"])
+def test_a_damaged_store_json_is_made_again_of_its_copy(
+    tmp_path: Path, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark_version(tmp_path)
+    (tmp_path / "store.json").write_text(said)
+    check_version(tmp_path)
+    assert "store.json: is damaged" in capsys.readouterr().err
+    mark_version(tmp_path)
+    assert json.loads((tmp_path / "store.json").read_text()) == {"version": LAYOUT}
+
+
+def test_the_copy_of_a_newer_stores_layout_counts_too(tmp_path: Path) -> None:
+    mark_version(tmp_path)
+    (tmp_path / ".store.json").write_text('{"version": 99}')
+    (tmp_path / "store.json").write_text("")
+    with pytest.raises(UserError, match="layout 99"):
+        check_version(tmp_path)

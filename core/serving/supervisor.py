@@ -193,7 +193,7 @@ def _kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
 
 def _is_tracker(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+        return "resource_tracker" in " ".join(process.cmdline())
     return False
 
 

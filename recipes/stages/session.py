@@ -18,7 +18,7 @@ from core.cells import kept
 from core.cells.damage import Damage
 from core.cells.references import REFERS, References, columns_opened
 from core.errors import UserError
-from core.files import write_changed
+from core.files import sweep, write_changed
 from core.sending.purse import Bill
 from core.servers import Servers
 from core.store import (
@@ -156,6 +156,8 @@ class Session:
     def __post_init__(self) -> None:
         self.references = References(self.folder / REFERS)
         self.damage = Damage(self.log.say, moves=not self.starts_nothing)
+        for folder in () if self.starts_nothing else (self.store.root, self.folder):
+            sweep(folder)
         with self.damage.noted():
             kept.look(self.store.root, self.name)
             last = kept.said(self.store.root, self.name, kept.SPECS)

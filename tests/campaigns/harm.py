@@ -21,6 +21,9 @@ from tests.scripted_server import Fault, ScriptedServer
 APPEARS = 30.0
 """Seconds in which a process that is to be killed appears, or the fault strikes nothing."""
 
+MOST = 5
+"""Bad answers in a row: one fewer than a request is asked again after."""
+
 Undo = Callable[[], None]
 TRAINING = ("train",)
 EVERYWHERE = tuple(STAGES)
@@ -131,17 +134,17 @@ def _misbehaves(fault: Fault) -> Callable[[Scene], None]:
     """The server answers some requests badly."""
 
     def act(scene: Scene) -> None:
-        scene.ground.model.bad = [fault] * (4 if fault.kind == "hang" else 12)
+        scene.ground.model.bad = [fault] * MOST
 
     return act
 
 
 def _gone(scene: Scene) -> None:
-    """The server's port is closed for a second, and open again."""
+    """The server's port is closed for half a second, and open again."""
     ground = scene.ground
     port = ground.server.port
     ground.server.__exit__()
-    time.sleep(1)
+    time.sleep(0.5)
     ground.server = ScriptedServer(ground.model, delay=0.02, port=port).__enter__()
 
 
@@ -238,7 +241,7 @@ HARMS: Mapping[str, Harm] = {
         f"export {how} after a kill": Harm(_damaged(how, 1, *EXPORTS), ("answers", "judging"))
         for how in DAMAGES
     },
-    "server gone for a second": Harm(_gone, ASKED, recovers=True),
+    "server gone for half a second": Harm(_gone, ASKED, recovers=True),
     **{
         f"server answers {name}": Harm(_misbehaves(fault), ASKED, recovers=True)
         for name, fault in BAD.items()

@@ -10,13 +10,13 @@ import yaml
 
 from tests import small_recipe
 
-GROUPS = ("select", "train", "heldout")
+GROUPS = ("select", "train", "answers")
 """Where a store is copied for the cases of the stages after it."""
 STAGES = {
     "instructions": "select",
     "responses": "select",
     "train": "train",
-    "answers": "heldout",
+    "answers": "answers",
 }
 """Stage -> the group that it is of."""
 TIMEOUT = 8.0
@@ -66,6 +66,7 @@ def recipe(folder: Path, llama: Path, mode: str) -> dict[str, Any]:
         train__zero_stage=2,
         train__trainer=trainer,
         eval__arena=None,
+        eval__heldout=None,
         eval__limit=20,
     )
     made: dict[str, Any] = yaml.safe_load(path.read_text())

@@ -44,6 +44,8 @@ class Place:
     given as environment."""
     ports: set[int] = field(default_factory=set)
     """Where its servers listened."""
+    seen: set[int] = field(default_factory=set)
+    """Processes that were seen to be of it."""
     pids: dict[str, int] = field(default_factory=dict)
     """Processes that were looked up beforehand, by what they are."""
     shared: set[str] = field(default_factory=lambda: _names(SHARED))
@@ -132,13 +134,19 @@ def left_over(place: Place) -> Iterator[str]:
         if name.startswith(LITTER):
             yield f"temporary: {tempfile.gettempdir()}/{name}"
     for name in sorted(_names(SHARED) - place.shared):
-        if not _mapped(name):
+        if _own(place, name) and not _mapped(name):
             yield f"shared memory: {name}"
     yield from _unfinished(place.store)
     for port in sorted(place.ports):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 yield f"port: {port}"
+
+
+def _own(place: Place, name: str) -> bool:
+    """Whether a piece of shared memory may be of a place: loky's names hold who made it."""
+    maker = name.removeprefix("sem.loky-").partition("-")[0]
+    return not name.startswith("sem.loky-") or (maker.isdigit() and int(maker) in place.seen)
 
 
 def _unfinished(store: Path) -> Iterator[str]:
@@ -171,6 +179,7 @@ def processes(place: Place) -> list[psutil.Process]:
                 continue
             if session in place.sessions or process.environ().get(MARK) == place.folder.name:
                 place.sessions.add(session)
+                place.seen.add(process.pid)
                 found.append(process)
     return found
 

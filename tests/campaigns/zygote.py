@@ -92,8 +92,8 @@ def _replace(asked: dict[str, Any]) -> None:
     from train import machines
 
     root = Path(__file__).parents[2]
-    client.BACKOFF = (0.01, 0.1)
-    health.HANGS = 10.0
+    client.BACKOFF = (0.2, 2.0)
+    health.HANGS = 30.0
     if asked.get("own"):
         served = ["env", "-C", str(root), sys.executable, "-m", "tests.campaigns.served"]
         vllm_server.COMMAND = served
