@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.cells import seals
-from core.cells.damage import damaged, hurt, mends
+from core.cells.damage import damaged, hurt, mends, set_aside
 from core.cells.leases import leased
 from core.cells.seals import Memory, Seals
 from core.errors import UserError, first_line
@@ -212,9 +212,9 @@ class Store:
         """The finished result under this key, or None.
 
         One whose files do not hold what its manifest says is damaged, and does not count (see
-        core/cells/damage.py; what is wrong with files beside the `content` of a result is told, and
-        it counts). Files are read once, then known by size and times. `content` judges results
-        of before there were seals.
+        core/cells/damage.py; what is wrong with files beside the `content` of a result is told, a
+        run sets them aside, and it counts). Files are read once, then known by size and times.
+        `content` judges results of before there were seals.
         """
         folder, memory = self.folder(stage, key), Memory(self.memory(stage, key))
         manifest = manifest_of(folder, key, memory, self.root)
@@ -228,6 +228,8 @@ class Store:
                 fatal[name] = why
             else:
                 hurt(folder / name, f"{why}; {within} is whole, so the result counts")
+                if mends():  # nobody reads what is wrong, and nothing is made again for it
+                    set_aside(folder / name, self.root)
         if fatal:
             name, why = next(iter(fatal.items()))
             more = f" (and {len(fatal) - 1} more files)" if len(fatal) > 1 else ""

@@ -489,3 +489,23 @@ def test_a_store_of_another_version_or_of_none_says_what_to_do(
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(UserError, match=says):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_damaged_file_beside_what_counts_is_set_aside_by_a_run_so_that_nobody_reads_it(
+    tmp_path: Path, runs: bool
+) -> None:
+    with Store(tmp_path).build("train", "k" * 16, {}) as build:
+        assert build is not None
+        (build.path / "checkpoint").mkdir()
+        (build.path / "checkpoint" / "weights").write_text("w")
+        (build.path / "ledger.json").write_text('{"trained_rows": 1}')
+        build.content = "checkpoint"
+    ledger = Store(tmp_path).folder("train", "k" * 16) / "ledger.json"
+    ledger.write_text('{"trained_r')
+    said: list[str] = []
+    with Damage(said.append, moves=runs).noted():
+        assert Store(tmp_path).find("train", "k" * 16) is not None
+    assert len(said) == 1 and "ledger.json" in said[0]
+    assert ledger.exists() != runs
+    assert len(list((tmp_path / "aside").rglob("ledger.json.*"))) == int(runs)

@@ -87,7 +87,7 @@ def _work(recipe: Recipe, arm: str, paths: list[Path | None]) -> Work:
     rows that the arm may have at most."""
     for path in filter(None, paths):
         for folder in (path, path.with_name(f"{path.name}.partial")):
-            if (folder / "ledger.json").is_file():
+            with suppress(UserError, FileNotFoundError):  # a damaged one counts nothing
                 ledger = read_json(folder / "ledger.json")
                 if {"trained_rows", "trained_tokens"} <= ledger.keys():
                     return Work(ledger["trained_rows"], ledger["trained_tokens"], "counted")
