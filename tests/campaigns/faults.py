@@ -31,8 +31,8 @@ from tests.campaigns.harm import HARMS, REAL_HARMS, Harm, Scene
 from tests.campaigns.moments import watch
 from tests.campaigns.remains import Place, doubled, left_over, processes, unlike
 
-PATIENCE = 240.0
-"""Seconds that a command may take."""
+PATIENCE = {False: 240.0, True: 900.0}
+"""Seconds that a command may take, on the real stack and not."""
 REAL_FROM = 10_000
 """The number of the first case on the real stack."""
 SAID = ("(a defect", "Traceback (most recent call last)")
@@ -138,10 +138,11 @@ def _done(
             scene.hit = reached()
             time.sleep(0.005)
         undo = harm.act(scene) if scene.hit else None
-    code = ground.zygote.wait(pid, PATIENCE)
+    patience = PATIENCE[case.real]
+    code = ground.zygote.wait(pid, patience)
     ground.model.bad = []
     if code is None:
-        return scene.hit, None, 0, [f"the run hangs for {PATIENCE:g} s", *_ended(place)]
+        return scene.hit, None, 0, [f"the run hangs for {patience:g} s", *_ended(place)]
     if undo is not None:
         undo()
     wrong = scene.wrong
@@ -149,7 +150,7 @@ def _done(
     last, again = code, 0
     # One that finished by itself is looked at as it left the store.
     while last != 0 and again < 3:
-        last = ground.zygote.wait(ground.start(place), PATIENCE)
+        last = ground.zygote.wait(ground.start(place), patience)
         again += 1
     if last != 0:
         wrong += [f"the same command ends with {last}", *_ended(place)]

@@ -193,7 +193,7 @@ class Ground:
                 shutil.copytree(store, place.store)
                 shutil.copytree(store, self.folder / f"{mode}-{group}")
             before = self.model.seen.copy()
-            code = self.zygote.wait(self.start(place), 600)
+            code = self.zygote.wait(self.start(place), 1800)
             assert code == 0, place.said()[-2000:]
             answered = Counter(words[1] for words in place.noted() if words[0] == "answered")
             self.totals[mode] += self.model.seen - before + answered

@@ -52,7 +52,7 @@ def recipe(folder: Path, llama: Path, mode: str) -> dict[str, Any]:
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
-        "ddp_timeout": 15,
+        "ddp_timeout": 60,
     }
     path = small_recipe.recipe(
         folder,
