@@ -345,12 +345,13 @@ def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_surviv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In float32, greedy: the same texts, the same losses but for rounding; one server in place of
-    four; killed after the first answers, the next run keeps them."""
+    two; killed after the first answers, the next run keeps them."""
     args = {"max_model_len": 512, "dtype": "float32"}
     own = {"sampling": {"temperature": 0, "max_tokens": 24}, "server": {"args": args}}
     monkeypatch.setattr(launch, "run", train)
     with ScriptedServer(small_recipe.answer) as server:
-        loaded = recipe(tmp_path, server.url, eval__answers=own)
+        changes = {"train__seeds": [0], "eval__answers": own}
+        loaded = recipe(tmp_path, server.url, **changes)
         graph.run(loaded, "train")
         command = [sys.executable, "-c", RUN, str(loaded.source.path)]
         with (tmp_path / "killed").open("wb") as said:
@@ -362,18 +363,16 @@ def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_surviv
         kept = {
             path.parent.name: path.stat().st_mtime_ns for path in results.glob("*/manifest.json")
         }
-        assert 1 <= len(kept) < 4
+        assert kept
         capfd.readouterr()
         served = graph.run(loaded, "heldout")
         assert started(capfd.readouterr().err) == 1
-        merged = graph.run(
-            recipe(tmp_path, server.url, eval__answers=own, eval__lora="merged"), "heldout"
-        )
-        assert started(capfd.readouterr().err) == 4
+        merged = graph.run(recipe(tmp_path, server.url, **changes, eval__lora="merged"), "heldout")
+        assert started(capfd.readouterr().err) == 2
     for name, at in kept.items():
         assert (results / name / "manifest.json").stat().st_mtime_ns == at
     texts = set()
-    for run in RUNS:
+    for run in ("good/0", "random/0"):
         paths = [outcome.results[f"answers/{run}"].path for outcome in (served, merged)]
         assert paths[0] != paths[1]
         mine, theirs = (pl.read_parquet(path / "answers.parquet") for path in paths)
@@ -384,7 +383,7 @@ def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_surviv
             for outcome in (served, merged)
         ]
         assert losses[0].to_list() == pytest.approx(losses[1].to_list(), abs=1e-4)
-    assert len(texts) == 4, "each adapter has words of its own"
+    assert len(texts) == 2, "each adapter has words of its own"
 
 
 def _made(results: Path) -> bool:
