@@ -239,6 +239,7 @@ def test_so_many_prompts_as_would_decide_are_what_a_pair_without_spread_waits_fo
     shares = rng.uniform(size=4_000_000)
     shares = shares[rng.binomial(100, shares) == 0]
     later = rng.binomial(200, shares)
+    assert _still(1, 1, 2) == pytest.approx(1 / 3), "the rule of succession"
     assert _still(6, 100, 300) == pytest.approx((later >= 6).mean(), abs=0.005)
     needed = _differing(one)
     for differing, apart in ((needed - 1, False), (needed, True)):

@@ -347,7 +347,8 @@ def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_surviv
     """In float32, greedy: the same texts, the same losses but for rounding; one server in place of
     two; killed after the first answers, the next run keeps them."""
     args = {"max_model_len": 512, "dtype": "float32"}
-    own = {"sampling": {"temperature": 0, "max_tokens": 24}, "server": {"args": args}}
+    small = {"args": args, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    own = {"sampling": {"temperature": 0, "max_tokens": 24}, "server": small}
     monkeypatch.setattr(launch, "run", train)
     with ScriptedServer(small_recipe.answer) as server:
         changes = {"train__seeds": [0], "eval__answers": own}
