@@ -88,10 +88,17 @@ def recipe(folder: Path, url: str, **changes: Any) -> schema.Loaded:
     return schema.load(path)
 
 
+URL = "http://127.0.0.1:1"
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ScriptedServer]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Iterator[tuple[Path, ScriptedServer]]:
     """A folder whose store holds the four trainings, and the server that is asked."""
-    folder = tmp_path_factory.mktemp("served")
     with ScriptedServer(small_recipe.answer) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run", train)
         graph.run(recipe(folder, server.url), "train")
@@ -172,12 +179,13 @@ def test_all_trainings_have_one_server_with_all_adapters(
     outcome = graph.plan(recipe(trained[0], trained[1].url))
     (trained[0] / "base").mkdir(exist_ok=True)
     group = OverBase(models.resolve(str(trained[0] / "base")), over(outcome).trainings)
-    block = {"args": {"dtype": "float32", "max_loras": 2}, "max_in_flight": 3}
+    block = {"args": {"dtype": "float32", "max_lora_rank": 64}, "max_in_flight": 3}
     specs = [group.adapted(run).spec(block) for run in RUNS]
     assert specs[0] == specs[1] == specs[2] == specs[3]
     said = specs[0].args
-    assert said["enable_lora"] is True and said["max_lora_rank"] == 8
-    assert (said["dtype"], said["max_loras"], specs[0].max_in_flight) == ("float32", 2, 3)
+    assert (said["enable_lora"], said["max_lora_rank"]) == (True, 64), "the recipe's own is taken"
+    assert (said["dtype"], specs[0].max_in_flight) == ("float32", 3)
+    assert group.adapted("good/0").spec({}).args["max_lora_rank"] == 8
     loaded = {each["name"]: Path(each["path"]) for each in said["lora_modules"]}
     assert [*loaded] == RUNS and all(
         (path / "adapter_model.safetensors").is_file() for path in loaded.values()
@@ -204,18 +212,22 @@ def test_all_trainings_have_one_server_with_all_adapters(
     ],
 )
 def test_an_adapter_that_no_server_could_hold_is_refused_before_anything_is_trained(
-    trained: tuple[Path, ScriptedServer], lora: dict[str, Any], sentence: str
+    folder: Path, lora: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)) as refused:
-        recipe(trained[0], trained[1].url, train__lora={**LORA, **lora})
+        recipe(folder, URL, train__lora={**LORA, **lora})
     assert str(refused.value).endswith("write `eval.lora: merged`")
-    recipe(trained[0], trained[1].url, train__lora={**LORA, **lora}, eval__lora="merged")
+    recipe(folder, URL, train__lora={**LORA, **lora}, eval__lora="merged")
 
 
-def test_the_servers_own_max_lora_rank_counts(trained: tuple[Path, ScriptedServer]) -> None:
+def test_the_servers_own_max_lora_rank_counts(folder: Path) -> None:
     answers = {"server": {"args": {"max_lora_rank": 16}}}
     with pytest.raises(UserError, match="the rank 32 is above the server's own max_lora_rank, 16"):
-        recipe(trained[0], "http://x", train__lora={**LORA, "r": 32}, eval__answers=answers)
+        recipe(folder, URL, train__lora={**LORA, "r": 32}, eval__answers=answers)
+    checks = {"answers": {"server": {"args": {"max_lora_rank": 64}}}}
+    with pytest.raises(UserError, match="the rank 32 is above the server's own max_lora_rank, 16"):
+        changes = {"eval__answers": answers, "eval__checks": checks}
+        recipe(folder, URL, train__lora={**LORA, "r": 32}, **changes)
 
 
 @pytest.mark.parametrize(("rank", "most"), [(1, 8), (8, 8), (9, 16), (320, 320), (512, 512)])
@@ -225,12 +237,12 @@ def test_a_server_takes_ranks_up_to_the_next_that_vllm_knows(rank: int, most: in
 
 
 def test_plain_arguments_are_served_and_a_recipe_without_adapters_has_none_to_serve(
-    trained: tuple[Path, ScriptedServer],
+    folder: Path,
 ) -> None:
     plain = {**LORA, "use_rslora": True, "lora_dropout": 0.1, "init_lora_weights": "gaussian"}
-    recipe(trained[0], trained[1].url, train__lora={**plain, "use_dora": False})
+    recipe(folder, URL, train__lora={**plain, "use_dora": False})
     with pytest.raises(UserError, match=r"eval.lora: `served` is for trainings with `train.lora`"):
-        recipe(trained[0], trained[1].url, train__lora=None)
+        recipe(folder, URL, train__lora=None)
 
 
 def copied(outcome: graph.Outcome, folder: Path) -> tuple[OverBase, Path]:
@@ -269,18 +281,17 @@ def test_a_checkpoint_without_an_adapter_in_safetensors_is_not_served(
 
 
 def test_finished_models_and_what_goes_on_by_dpo_have_servers_of_their_own(
-    trained: tuple[Path, ScriptedServer],
+    folder: Path,
 ) -> None:
-    folder, server = trained
     llama = {"model": str(folder / "llama")}
     arms = {
         "good": {"choose": "longest", "budget": {"rows": 10}},
         "aligned": {"dpo": "good"},
         "untuned": llama,
     }
-    preferences = {"reward": {**llama, "server": {"urls": [server.url]}}}
+    preferences = {"reward": {**llama, "server": {"urls": [URL]}}}
     loaded = recipe(
-        folder / "dpo", server.url, arms=arms, synth__preferences=preferences, dpo={"lora": LORA}
+        folder / "dpo", URL, arms=arms, synth__preferences=preferences, dpo={"lora": LORA}
     )
     names = ["good/0", "good/1", "untuned", "aligned/0"]
     found = evaluated(loaded.recipe, Arms.of(loaded.recipe), dict.fromkeys(names))
@@ -318,10 +329,10 @@ def test_lm_eval_asks_for_the_adapter_with_the_checkpoints_tokenizer(
 
 @pytest.mark.parametrize(("lora", "told"), [("served", True), ("merged", None)])
 def test_vllm_judges_a_checkpoints_server_with_the_adapters_that_it_will_hold(
-    trained: tuple[Path, ScriptedServer], lora: str, told: bool | None
+    folder: Path, lora: str, told: bool | None
 ) -> None:
     answers = {"server": {"args": {"max_model_len": 256}}}
-    loaded = recipe(trained[0], trained[1].url, eval__answers=answers, eval__lora=lora)
+    loaded = recipe(folder, URL, eval__answers=answers, eval__lora=lora)
     asked = questions.of_recipe(loaded.recipe, models.resolve)
     (args,) = (each.value["args"] for each in asked if each.kind == "engine")
     assert (args["max_model_len"], args.get("enable_lora")) == (256, told)
