@@ -1,9 +1,10 @@
 """How mutants meet their tests: a process that has collected them is forked for each mutant.
 
-First all tests run once, unmutated, over modules that note which of their statements each test
-reaches; a mutant then meets only tests that reach it, until one fails. In the fork the function's
-code is exchanged, so that whoever imported the function has the mutated one. What is not in a
-function, or was run on import, is met in a process that imports the mutated module afresh.
+First its module's tests run once, unmutated, over modules that note which of their statements each
+test reaches; a mutant then meets only tests that reach it, until one fails. In the fork the
+function's code is exchanged, so that whoever imported the function has the mutated one. What is
+not in a function, or was run on import, is met in a process that imports the mutated module
+afresh.
 """
 
 from __future__ import annotations
@@ -56,7 +57,6 @@ class Reached:
     """Of a fixture that several tests share: these tests."""
     order: list[str] = field(default_factory=list)
     """All tests."""
-    libraries: list[str] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)
     """The test files of each module."""
 
@@ -152,6 +152,7 @@ class _Notes:
 
     def __init__(self) -> None:
         self.reached = Reached()
+        self.failed: set[str] = set()
         self.within = [""]
         builtins.__dict__["__reached__"] = self.note
 
@@ -175,6 +176,10 @@ class _Notes:
         self.within.pop()
         return done
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             fixtures: dict[str, Any] = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
@@ -186,10 +191,11 @@ def _called(fixture: Any) -> str:
     return f"fixture {fixture.argname} of {fixture.baseid}"
 
 
-def reached(tests: dict[str, list[str]], folder: Path) -> Reached:
-    """Which tests reach which statements; `tests` has the files of each module. Raises SystemExit
-    where they do not pass as they stand."""
-    out, modules, files = folder / "reached.json", list(tests), _all(tests)
+def reach(files: list[str], modules: list[str], known: Reached, folder: Path) -> None:
+    """Adds to `known` which tests of these files reach which statements of these modules. Tests
+    that do not pass as they stand are left out, with a word. Raises SystemExit where the files
+    cannot be run."""
+    out, log = folder / "reached.json", folder / "log.txt"
 
     def run() -> int:
         notes = _Notes()
@@ -198,23 +204,27 @@ def reached(tests: dict[str, list[str]], folder: Path) -> Reached:
         for module in modules:
             importlib.import_module(_dotted(module))
         status = _pytest(files, folder, [notes])
-        held = notes.reached
-        lists = {name: sorted(tests) for name, tests in held.tests.items()}
+        own = notes.reached
+        lists = {name: sorted(tests) for name, tests in own.tests.items()}
         loaded = [name for name in LIBRARIES if name in sys.modules]
-        order = list(held.seconds)
-        out.write_text(json.dumps([lists, held.seconds, held.users, order, loaded]))
-        return status
+        failed = sorted(notes.failed)
+        out.write_text(json.dumps([lists, own.seconds, own.users, loaded, failed]))
+        return 0 if status in (0, 1) else status
 
-    result, _ = forked(run, 1800, folder / "log.txt")
+    result, _ = forked(run, 1800, log)
     if result != "passed":
-        log = (folder / "log.txt").read_text()
-        raise SystemExit(f"the tests do not pass as they stand:\n{log[-5000:]}")
-    lists, *others = json.loads(out.read_text())
-    return Reached({name: set(held) for name, held in lists.items()}, *others, files=tests)
-
-
-def _all(tests: dict[str, list[str]]) -> list[str]:
-    return list(dict.fromkeys(file for files in tests.values() for file in files))
+        raise SystemExit(f"these tests cannot be run:\n{log.read_text()[-5000:]}")
+    lists, seconds, users, loaded, failed = json.loads(out.read_text())
+    for name, tests in lists.items():
+        known.tests[name] |= set(tests)
+    known.seconds |= seconds
+    for name, tests in users.items():
+        known.users[name] += tests
+    known.order += [test for test in seconds if test not in failed]
+    for name in failed:
+        print(f"left out, since it does not pass as it stands: {name}", flush=True)
+    for name in loaded:
+        importlib.import_module(name)
 
 
 def _noting(module: str) -> ast.Module:
@@ -227,7 +237,7 @@ def _noting(module: str) -> ast.Module:
 
 def _pytest(files: list[str], folder: Path, plugins: list[object]) -> int:
     """Pytest's exit status, in this very process."""
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-m", MARKS]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "-m", MARKS]
     options += ["--basetemp", str(folder / "pytest"), "--rootdir", str(ROOT)]
     return int(pytest.main([*options, *files], plugins=plugins))
 
@@ -400,7 +410,7 @@ def _afresh(mutant: Mutant, files: list[str], known: Reached, folder: Path) -> d
 
     def run() -> int:
         sys.meta_path.insert(0, _Rewritten({mutant.module: lambda: mutant.tree}))
-        return _pytest(files, folder, [_Noticing(tests, by)])
+        return _pytest(["-x", *files], folder, [_Noticing(tests, by)])
 
     if not tests:
         return row("passed", 0.0, "", 0)
@@ -416,19 +426,35 @@ def meet(
     say: Said,
     said: Callable[[], set[str]],
 ) -> None:
-    """Meet each mutant with its tests. `tests`: the files of each module, most telling first.
-    `say` is told of each result; `said` has the keys of those that it was told of."""
-    known = reached(tests, folder)
-    for name in known.libraries:
-        importlib.import_module(name)
+    """Meet each mutant with its tests, module by module. `tests`: the files of each module, most
+    telling first. `say` is told of each result; `said` has the keys of what it was told of."""
+    known, ran = Reached(files=tests), set[str]()
+    for module, files in tests.items():
+        new = [file for file in files if file not in ran]
+        if new:
+            reach(new, list(tests), known, folder)
+            ran |= set(new)
+        mine = [mutant for mutant in mutants if mutant.module == module]
+        _exchanging(mine, files, known, folder, say)
+        done = said()
+        for mutant in [one for one in mine if one.key not in done]:
+            say(mutant, _afresh(mutant, files, known, folder))
+
+
+def _exchanging(
+    mutants: list[Mutant], files: list[str], known: Reached, folder: Path, say: Said
+) -> None:
+    """Meet those of a module's mutants for which exchanging code is enough."""
     quick = [one for one in mutants if _is_in_a_body(one) and not known.on_import(one)]
+    if not quick:
+        return
 
     def run() -> int:
-        return _pytest(_all(tests), folder, [_Meeting(quick, known, folder, say)])
+        return _pytest(files, folder, [_Meeting(quick, known, folder, say)])
 
-    result, _ = forked(run, 7200, folder / "meeting.txt")
+    log = folder / "meeting.txt"
+    result, _ = forked(run, 7200, log)
     if result != "passed":
-        raise SystemExit(f"the meeting failed:\n{(folder / 'meeting.txt').read_text()[-5000:]}")
-    done = said()
-    for mutant in [one for one in mutants if one.key not in done]:
-        say(mutant, _afresh(mutant, tests[mutant.module], known, folder))
+        raise SystemExit(
+            f"the mutants of {mutants[0].module} did not end:\n{log.read_text()[-5000:]}"
+        )

@@ -75,6 +75,20 @@ def test_a_pool_without_a_grid_keeps_the_ids_it_always_had() -> None:
     ]
 
 
+def test_a_place_samples_with_the_seed_that_it_always_had() -> None:
+    import hashlib
+
+    places = Plan(BASE, config(rows=200)).places
+    for index, name, seed in places.select("index", "id", "seed").rows():
+        digest = hashlib.sha256(f"{canonical(BASE)}{index}".encode()).digest()
+        assert digest.hex().startswith(name) and seed == int(digest.hex()[-8:], 16) % 2**31
+    assert places["seed"].max() > 2**30 and places["seed"].n_unique() == 200  # type: ignore[operator]
+
+
+def test_a_teacher_of_which_one_instruction_in_three_fails_fills_996_places_of_1000() -> None:
+    assert round(1000 * (1 - (1 / 3) ** DRAWS)) == 996
+
+
 def test_more_rows_of_a_cell_or_another_cell_change_no_id() -> None:
     cold = {"rows": 5, "sampling": {}}
     small = ids(grid=[cold, {"rows": 4, "sampling": HOT}])
