@@ -97,6 +97,13 @@ def test_wilson_has_its_textbook_values(k: int, n: int, low: float, high: float)
     assert stats.wilson(k, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+def test_wilson_stays_within_0_and_1() -> None:
+    for n in range(1, 300):
+        for k in (0, 1, n - 1, n):
+            low, high = stats.wilson(k, n)
+            assert 0 <= low <= high <= 1
+
+
 def test_wilson_without_trials_is_the_whole_range() -> None:
     assert stats.wilson(0, 0) == (0.0, 1.0)
 
@@ -224,6 +231,7 @@ def test_one_degree_of_freedom_is_enough_for_students_t_and_less_is_not() -> Non
     found = stats.simultaneous(np.eye(2), np.array([1.0, 0.5]))
     assert found[0] == stats.t_critical(1) and math.isnan(found[1])
     assert math.isnan(stats.max_t_critical(np.ones((2, 1)), df=0.5))
+    assert stats.max_t_critical(np.ones((2, 1)), df=1) == stats.t_critical(1)
 
 
 def test_percentiles_leave_half_of_the_rest_outside_on_each_side() -> None:
