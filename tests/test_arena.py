@@ -213,6 +213,13 @@ def test_few_questions_get_a_t_interval_within_0_and_100(tmp_path: Path) -> None
             [{"question_id": "q", "model": "m", "games": [{"score": 3}, {"score": "A>B"}]}],
             "record 1: the verdict 3 is no label",
         ),
+        (
+            [{"question_id": "q", "model_a": "a", "winner": "tie"}],
+            "record 1: a battle needs model_a and model_b",
+        ),
+        ([judgment("q", "A>B", "A>B", games=["A>B", "A>B"])], "record 1: a game is a text"),
+        ([judgment("q", "A>B", "A>B", games="A>B")], "record 1: `games` is a text"),
+        ([judgment("q", "A>B", "A>B", games=[None] * 3)], "record 1: 3 games"),
     ],
 )
 def test_malformed_records_are_one_sentence(
@@ -229,6 +236,117 @@ def test_battles_without_a_common_baseline_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="no baseline"):
         arena.read([write(tmp_path, rows)])
+
+
+# Made-up games
+
+
+def made_up(name: str, questions: int, seed: int, category: str = "") -> arena.Games:
+    """Two games a question, with clear verdicts among them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(["A>>B", "A>B", "A=B", "B>A", "B>>A"], 2 * questions)
+    played = [
+        (f"q{k // 2}", *arena.outcome(label, model_first=bool(k % 2)))
+        for k, label in enumerate(labels)
+    ]
+    return arena.Games(name, "base", category, (), *arena.arrays(played), 0)
+
+
+def test_what_a_question_adds_is_what_the_score_loses_without_it() -> None:
+    games = made_up("m", 30, 0)
+    found, whole = arena.items(games), arena.score(games)
+    assert np.mean(list(found.values())) == pytest.approx(whole)
+    for name, value in found.items():
+        kept = np.array([question != name for question in games.questions])
+        rest = games.weight[kept]
+        without = 100 * (rest @ games.outcome[kept]) / rest.sum()
+        pulled = (value - whole) / 30 * games.weight.sum() / rest.sum()
+        assert whole - without == pytest.approx(pulled)
+
+
+def test_the_interval_is_that_of_questions_drawn_again() -> None:
+    games = made_up("m", 40, 1)
+    found = arena.interval(games, resamples=300)
+    names = sorted(set(games.questions))
+    draws = []
+    for counts in np.concatenate(list(stats.bootstrap_counts(40, 300, seed=0))):
+        times = np.array([counts[names.index(question)] for question in games.questions])
+        weight = games.weight * times
+        draws.append(100 * (weight @ games.outcome) / weight.sum())
+    assert (found.lower, found.upper) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert (found.value, found.df, found.n) == (arena.score(games), 39, 40)
+    few = made_up("m", 39, 1)
+    assert arena.interval(few) == stats.mean_interval(list(arena.items(few).values()))
+
+
+def test_without_a_judged_game_there_is_no_score() -> None:
+    none = arena.Games("m", "base", "", (), [], np.empty(0), np.empty(0), 4)
+    assert math.isnan(arena.score(none)) and arena.items(none) == {}
+    assert arena.interval(none) == stats.NOTHING
+
+
+def test_the_official_interval_of_v01_draws_the_battles_of_all_models_as_pandas_does() -> None:
+    import pandas as pd
+
+    models = [made_up("m", 9, 2), made_up("n", 5, 3)]
+    battles = pd.DataFrame(
+        [
+            {"model": games.model, "won": won}
+            for games in models
+            for won, weight in zip(games.outcome, games.weight, strict=True)
+            for _ in range(int(weight))
+        ]
+    )
+    rng = np.random.RandomState(42)
+    drawn = [battles.sample(frac=1.0, replace=True, random_state=rng) for _ in range(100)]
+    for games, found in zip(models, arena.official_intervals(models), strict=True):
+        own = np.array([100 * one[one["model"] == games.model]["won"].mean() for one in drawn])
+        bounds = tuple(np.quantile(own, [0.025, 0.975]))
+        assert (found.lower, found.upper) == pytest.approx(bounds)
+        assert found.standard_error == pytest.approx(own.std(ddof=1))
+        assert found.value == arena.score(games) and math.isinf(found.df)
+        assert found.n == len(set(games.questions))
+
+
+def test_the_official_interval_of_v2_is_90_percent_of_each_models_own_battles() -> None:
+    models = [made_up("m", 9, 4, "hard_prompt"), made_up("n", 60, 5, "creative_writing")]
+    rng = np.random.default_rng(42)
+    for games, found in zip(models, arena.official_intervals(models), strict=True):
+        battles = [
+            won
+            for won, weight in zip(games.outcome, games.weight, strict=True)
+            for _ in range(int(weight))
+        ]
+        places = rng.integers(0, len(battles), size=(100, len(battles)))
+        own = [100 * np.mean([battles[k] for k in row]) for row in places]
+        assert (found.lower, found.upper) == pytest.approx(tuple(np.quantile(own, [0.05, 0.95])))
+        assert found.value == pytest.approx(np.mean(own))
+        assert found.standard_error == pytest.approx(np.std(own, ddof=1))
+
+
+def test_the_baseline_is_who_takes_part_in_every_battle(tmp_path: Path) -> None:
+    def battle(a: str, b: str, winner: str, question: str = "q") -> dict[str, Any]:
+        return {"question_id": question, "model_a": a, "model_b": b, "winner": winner}
+
+    def read(*battles: dict[str, Any]) -> list[tuple[str, str, list[float]]]:
+        found = arena.read([write(tmp_path, list(battles))])
+        return [(games.model, games.baseline, games.outcome.tolist()) for games in found]
+
+    # first or second, the outcome is the model's
+    assert read(battle("base", "m", "model_b"), battle("n", "base", "model_b")) == [
+        ("m", "base", [1.0]),
+        ("n", "base", [0.0]),
+    ]
+    # of two that always meet, the one that is model_a more often
+    assert read(
+        battle("z", "m", "model_a"), battle("m", "z", "tie"), battle("z", "m", "tie (bothbad)")
+    ) == [("m", "z", [0.0, 0.5, 0.5])]
+    assert read(battle("x", "x", "model_a")) == [("x", "x", [0.0])]
+
+
+def test_an_empty_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no judgments"):
+        arena.read([write(tmp_path, [])])
 
 
 # Style control
