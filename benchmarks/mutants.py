@@ -35,7 +35,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "eval/compare.py": ("compare", "controls_compared", "planning", "duels", "tasks"),
     "eval/comparing/arms.py": ("errors", "sequential", "planning", "compare", "controls_compared"),
     "eval/comparing/differences.py": ("planning", "sequential", "compare", "errors"),
-    "eval/comparing/errors.py": ("errors", "planning", "compare"),
+    "eval/comparing/errors.py": ("errors", "sequential", "planning", "compare"),
     "eval/comparing/estimates.py": ("errors", "planning", "sequential", "compare"),
     "eval/comparing/metrics.py": ("compare", "controls_compared", "tasks", "duels", "terminal"),
     "eval/comparing/missing.py": ("missing_values", "planning", "compare"),

@@ -358,3 +358,21 @@ def test_a_difference_that_is_all_rounding_is_no_difference(tmp_path: Path) -> N
     compare.run(inputs, tmp_path / "out", Declared("bench", "b"))
     (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"]
     assert row["difference"] == 0
+
+
+def test_a_look_is_at_the_metric_that_decides_and_in_its_direction(tmp_path: Path) -> None:
+    inputs = {}
+    for seed, name, shift in ((1, "lower", 0.0), (2, "higher", 20.0)):
+        folder = scores(tmp_path / name, draws(seed, shift, 60), metric="loss")
+        inputs[f"{name}/0"] = scores(folder, draws(seed, -shift, 60), benchmark="other")
+    planned = Declared(primary="bench", baseline="higher", planned={"bench": 90})
+    seen = compare.look(inputs, planned)
+    assert (seen.judged, seen.planned) == (60, 90)
+    assert [(one.a, one.b, one.verdict) for one in seen.pairs] == [
+        ("lower", "higher", "lower is better")
+    ]
+    other = compare.look(inputs, Declared(primary="other/win_rate", planned={"other": 60}))
+    assert [one.verdict for one in other.pairs] == ["lower is better"]
+    within = Declared(primary="bench", planned={"bench": 60}, equivalent=50.0)
+    tied = {name: scores(tmp_path / f"t{name}", draws(k, 0, 60)) for k, name in enumerate("ab")}
+    assert [one.verdict for one in compare.look(tied, within).pairs] == ["equal within 50"]
