@@ -12,7 +12,10 @@ import pytest
 
 from core.errors import UserError
 from eval import compare, stats
+from eval.comparing import metrics
+from eval.comparing.arms import Noise
 from eval.comparing.metrics import Declared
+from eval.comparing.scores import arm as arm_of
 from eval.comparing.shown.table import figures
 
 
@@ -376,3 +379,87 @@ def test_a_look_is_at_the_metric_that_decides_and_in_its_direction(tmp_path: Pat
     within = Declared(primary="bench", planned={"bench": 60}, equivalent=50.0)
     tied = {name: scores(tmp_path / f"t{name}", draws(k, 0, 60)) for k, name in enumerate("ab")}
     assert [one.verdict for one in compare.look(tied, within).pairs] == ["equal within 50"]
+
+
+def test_what_was_averaged_away_is_known_where_an_item_says_it() -> None:
+    columns = {
+        "arm": "a",
+        "seed": "0",
+        "item": ["p", "q", "r"],
+        "cluster": ["p", "q", "r"],
+        "value": [1.0, 2.0, 3.0],
+        "answers": [4.0, 8.0, None],
+        "answer_variance": [0.5, 1.5, None],
+        "judges": pl.Series([None, 3.0, None], dtype=pl.Float64),
+        "judge_variance": pl.Series([None, 0.25, None], dtype=pl.Float64),
+    }
+    own = arm_of("a", "m", pl.DataFrame(columns), False)
+    assert own is not None
+    assert (own.answers, own.judges) == (Noise(6, 1.0), Noise(3, 0.25))
+    none = pl.DataFrame(columns).with_columns(answer_variance=pl.lit(None, pl.Float64))
+    bare = arm_of("a", "m", none.drop("judge_variance"), False)
+    assert bare is not None and bare.answers == bare.judges == Noise()
+
+
+def test_an_arms_items_are_those_judged_under_every_seed_that_has_any() -> None:
+    rows = [
+        {"arm": name, "seed": seed, "item": item, "cluster": f"c{item}", "value": value}
+        for name, seed, item, value in (
+            ("a", "0", "p", 1.0), ("a", "0", "q", 2.0), ("a", "0", "r", None),
+            ("a", "1", "q", 4.0), ("a", "1", "p", 3.0),
+            ("a", "2", "p", None), ("a", "2", "q", None),
+            ("b", "0", "p", 9.0),
+        )
+    ]  # fmt: skip
+    table = pl.DataFrame(rows, schema_overrides={"value": pl.Float64})
+    own = arm_of("a", "loss", table, False)
+    assert own is not None and (own.items, own.clusters) == (["p", "q"], ["cp", "cq"])
+    assert own.seeds == ("0", "1") and own.values.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert own.unjudged == 3 * 3 - 4 and not own.by_definition
+    assert own.asked is not None and own.asked.seeds == ("0", "1", "2")
+    assert own.asked.items == ["p", "q", "r"]
+    assert np.nan_to_num(own.asked.values, nan=-1).tolist() == [
+        [1.0, 2.0, -1.0], [3.0, 4.0, -1.0], [-1.0, -1.0, -1.0],
+    ]  # fmt: skip
+    whole = arm_of("b", "loss", table, False)
+    assert whole is not None and whole.asked is None and whole.unjudged == 0
+
+
+def test_a_baseline_that_was_not_scored_scores_by_definition_where_it_is_compared_with() -> None:
+    rows = {"arm": "a", "seed": "0", "item": ["p", "q"], "cluster": ["p", "q"], "value": [1.0, 2.0]}
+    table = pl.DataFrame(rows)
+    base = arm_of("base", "win_rate", table, True)
+    assert base is not None and base.by_definition and base.seeds == ()
+    assert base.values.tolist() == [[50.0, 50.0]] and base.unjudged == 0
+    assert arm_of("base", "loss", table, True) is None
+    assert arm_of("base", "win_rate", table, False) is None
+    scored = arm_of("a", "win_rate", table, True)
+    assert scored is not None and not scored.by_definition
+
+
+def test_what_a_benchmark_judges_against_is_the_baseline_unless_it_says_otherwise() -> None:
+    assert Declared("x", "base").rival("arena") == "base"
+    apart = Declared("x", "base", judged_against={"arena": "other", "arena-creative": None})
+    assert apart.rival("arena") == "other" == apart.rival("arena-hard_prompt")
+    assert apart.rival("arena-creative") is None and apart.rival("mtbench") is None
+
+
+def test_of_a_primary_benchmark_the_length_controlled_rate_decides_or_its_first_metric() -> None:
+    families = [("other", "loss"), ("alpaca", "win_rate"), ("alpaca", "length_controlled_winrate")]
+    assert metrics.deciding("alpaca", families) == families[2]
+    assert metrics.deciding("alpaca/win_rate", families) == families[1]
+    assert metrics.deciding("alpaca", families[:2]) == families[1]
+    with pytest.raises(UserError, match="'alpca' has no scores"):
+        metrics.deciding("alpca", families)
+
+
+def test_the_better_direction_is_what_scores_say_else_what_the_metrics_name_says() -> None:
+    assert metrics.lower_is_better("win_rate", False) and not metrics.lower_is_better("loss", True)
+    assert metrics.lower_is_better("loss") and metrics.lower_is_better(
+        "wikitext word_perplexity,none"
+    )
+    assert not metrics.lower_is_better("win_rate") and not metrics.lower_is_better(
+        "ter_task acc,none"
+    )
+    assert metrics.trained_baseline("win_rate", ["0", "1"]) == ("0", "1")
+    assert metrics.trained_baseline("wb_score", ["0", "1"]) == ()

@@ -334,3 +334,18 @@ def test_without_any_spread_only_the_exact_test_tells_arms_apart() -> None:
 
     # of 5 items that all differ alike a sign test has p = 2/32, of 6 p = 2/64
     assert said(5) == [CANNOT_TELL] and said(6) == ["a is better"]
+
+
+@pytest.mark.parametrize("shared", [1, 2, 5])
+def test_all_intervals_are_as_wide_as_all_pairs_that_have_an_error_ask_for(shared: int) -> None:
+    rng = np.random.default_rng(15)
+    a, b = (arm(name, rng.normal(size=(1, 30)), ()) for name in "ab")
+    few = [f"q{k}" for k in range(shared)]
+    c = Arm("c", few, few, rng.normal(size=(1, shared)))
+    found = estimates(Family("b", "m", [a, b, c]), None)
+    known = [one.pair for one in found if shared > 1 or one.pair.b.name == "b"]
+    errors = stats.joint_errors([(pair.part, pair.clusters) for pair in known])
+    expected = stats.max_t_critical(errors, 29 if shared == 1 else shared - 1)
+    for one in found:
+        single = stats.t_critical(len(one.pair.part.sums) - 1)
+        assert one.criticals[0] == (single if single > expected else expected)
