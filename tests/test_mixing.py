@@ -11,7 +11,14 @@ import polars as pl
 import pytest
 
 from core.errors import UserError
-from synth.filters.arm import ArmConfig, check_mixtures, mixing_order
+from synth.filters.arm import (
+    ArmConfig,
+    Budget,
+    check_alignments,
+    check_mixtures,
+    check_shuffled,
+    mixing_order,
+)
 from synth.filters.mixing import interleaved, quotas, take
 
 
@@ -156,6 +163,119 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
 
 def test_thirds_written_to_six_places_are_a_whole() -> None:
     assert len(mixture(a=0.333333, b=0.333333, c=0.333334).parts) == 3
+
+
+@pytest.mark.parametrize(
+    ("third", "whole"), [(0.333335, True), (0.333336, False), (0.333333, True), (0.333332, False)]
+)
+def test_shares_sum_to_one_within_a_millionth(third: float, whole: bool) -> None:
+    if whole:
+        assert len(mixture(a=0.333333, b=0.333333, c=third).parts) == 3
+    else:
+        with pytest.raises(ValueError, match="sum to 1"):
+            mixture(a=0.333333, b=0.333333, c=third)
+
+
+def test_a_budget_is_one_row_or_token_at_least_and_in_one_unit() -> None:
+    for unit in ("rows", "tokens"):
+        assert arm(choose="all", budget={unit: 1}).budget == Budget(**{unit: 1})
+        with pytest.raises(ValueError, match="greater than or equal to 1"):
+            arm(budget={unit: 0})
+    for budget in ({}, {"rows": 1, "tokens": 1}):
+        with pytest.raises(ValueError, match="either"):
+            arm(budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("share", "right"), [(1.0, True), (0.01, True), (0.0, False), (1.1, False)]
+)
+def test_a_control_moves_a_share_of_the_answers(share: float, right: bool) -> None:
+    if right:
+        assert arm(of="a", shuffled=share).shuffled == share
+    else:
+        with pytest.raises(ValueError, match="shuffled"):
+            arm(of="a", shuffled=share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"of": "a"}, "named by two keys"),
+        ({"shuffled": 0.5}, "named by two keys"),
+        *[
+            ({"of": "a", "shuffled": 0.5, **more}, "takes `of` and `shuffled` alone")
+            for more in ({"data": "x"}, {"budget": {"rows": 1}}, {"where": "turns = 1"},
+                         {"licence": "mit"}, {"dpo": "b"})
+        ],
+        *[
+            ({"dpo": "a", **more}, "takes nothing but `data`")
+            for more in ({"budget": {"rows": 1}}, {"choose": "all"}, {"data": "x", "answers": "all"})
+        ],
+        ({"model": "m", "licence": "mit"}, "takes nothing but `model`"),
+        ({"model": "m", "budget": {"rows": 1}}, "takes nothing but `model`"),
+        ({"mix": {"a": 0.5, "b": 0.5}, "budget": {"rows": 1}, "licence": "mit"}, "with its parts"),
+        ({"dpo": "a", "split": "train"}, "has no `data`"),
+    ],
+)  # fmt: skip
+def test_arms_that_take_little_else_say_so(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        arm(**fields)
+
+
+def test_arms_of_each_kind_may_have_what_belongs_to_them() -> None:
+    assert arm(model="m", revision="v1").kind == "model"
+    assert arm(dpo="a", data="pairs.jsonl", split="train", licence="mit").kind == "dpo"
+    assert arm(data="x.jsonl", split="train", licence="mit", choose="all").kind == "data"
+    assert mixture(a=0.5, b={"share": 0.5, "data": "x", "licence": "mit"}).kind == "mix"
+    assert arm(recipe="o.yaml", arm="good").kind == "recipe" and arm(choose="all").kind == "pool"
+
+
+TRAINED: dict[str, object] = {"train": {}, "dpo": {}, "preferences": None}
+
+
+@pytest.mark.parametrize(
+    ("aligned", "given", "says"),
+    [
+        ({"dpo": "a", "data": "x"}, {"dpo": None}, "the recipe has no block `dpo`"),
+        (None, {}, "no arm goes on"),
+        ({"dpo": "b", "data": "x"}, {}, "no other arm is called 'b'"),
+        ({"dpo": "on", "data": "x"}, {}, "no other arm is called 'on'"),
+        ({"dpo": "a", "data": "x"}, {"train": None}, "'a' is not trained here"),
+        ({"dpo": "a"}, {}, "there are no pairs for it"),
+        ({"dpo": "m"}, {"preferences": {}}, "there are no pairs for it"),
+    ],
+)
+def test_an_arm_that_goes_on_from_what_there_is_not_is_refused(
+    aligned: dict[str, Any] | None, given: dict[str, object], says: str
+) -> None:
+    arms = {"a": arm(choose="all"), "m": arm(model="base")}
+    if aligned is not None:
+        arms["on"] = arm(**aligned)
+    with pytest.raises(UserError, match=says):
+        check_alignments(arms, TRAINED | given)
+
+
+def test_an_arm_goes_on_from_a_trained_one_or_from_a_finished_model() -> None:
+    arms = {"a": arm(choose="all"), "m": arm(model="base")}
+    check_alignments({**arms, "on": arm(dpo="a", data="x")}, TRAINED)
+    check_alignments({**arms, "on": arm(dpo="a")}, TRAINED | {"preferences": {}})
+    check_alignments({**arms, "on": arm(dpo="m", data="x")}, TRAINED | {"train": None})
+    check_alignments(arms, {"train": {}, "dpo": None, "preferences": None})
+    twice = {**arms, "on": arm(dpo="a", data="x"), "again": arm(dpo="on", data="x")}
+    with pytest.raises(UserError, match="'on' went on by `dpo` itself"):
+        check_alignments(twice, TRAINED)
+
+
+def test_a_control_is_made_of_an_arm_that_chooses_rows() -> None:
+    arms = {"a": arm(choose="all"), "m": arm(model="base"), "d": arm(dpo="a", data="x")}
+    check_shuffled({**arms, "s": arm(of="a", shuffled=0.5)})
+    for of, says in (("m", "chooses no rows"), ("d", "chooses no rows"), ("s", "no other arm"),
+                     ("b", "no other arm")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            check_shuffled({**arms, "s": arm(of=of, shuffled=0.5)})
+    twice = {**arms, "s": arm(of="a", shuffled=0.5), "t": arm(of="s", shuffled=0.5)}
+    with pytest.raises(UserError, match="chooses no rows"):
+        check_shuffled(twice)
 
 
 def test_a_mixture_of_an_arm_that_is_not_there_names_the_nearest() -> None:

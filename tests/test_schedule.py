@@ -12,6 +12,7 @@ import pytest
 
 from core.errors import UserError
 from synth.filters.arm import ArmConfig
+from synth.filters.orders import by_hash
 from synth.filters.rule import Rule, resolve
 from synth.filters.schedule import Selection, select, wanted
 from synth.filters.verdicts import held_out
@@ -332,3 +333,109 @@ def test_a_budget_in_tokens_that_no_row_fits_into_is_an_error() -> None:
     world.known["response"] = set(world.ids)
     with pytest.raises(UserError, match="raise the budget"):
         select(world.frame(), chosen, 0, lambda frame: pl.Series([9] * len(frame)))
+
+
+def test_the_funnel_counts_each_row_once_by_the_first_predicate_that_stopped_it() -> None:
+    world = World(heldout=0.1, failing=0.1)
+    where = "input_quality >= 'good' AND min_neighbor_distance > 0 AND response_length > 200"
+    chosen = rule(where=where, choose="longest", budget={"rows": 30})
+    world.measure([(chosen, (0,))])
+    frame = world.frame()
+    twins = set(world.truth.filter(~pl.col("heldout"))["id"].head(5))  # equal a held-out row
+    frame = frame.with_columns(reserved=pl.col("heldout") | pl.col("id").is_in(list(twins)))
+    picked = select(frame, chosen, 0)
+    terms = ["input_quality >= 'good'", "min_neighbor_distance > 0", "response_length > 200"]
+    expected = {}
+    for row in frame.iter_rows(named=True):
+        quality, distance = row["input_quality"], row["min_neighbor_distance"]
+        said = [
+            None if quality is None else QUALITY.index(quality) >= QUALITY.index("good"),
+            None if distance is None else distance > 0,
+            None if row["response_length"] is None else row["response_length"] > 200,
+        ]
+        first = next((term for term, ok in zip(terms, said, strict=True) if ok is False), None)
+        if row["reserved"]:
+            first = "held out" if row["heldout"] else "equals a held-out instruction"
+        elif row["status:response"] == "failed":
+            first = "response failed"
+        elif first is None and None in said:
+            first = "tag failed"
+        expected[row["id"]] = first or "not chosen"
+    dropped = dict(picked.dropped.iter_rows())
+    assert dropped == {i: why for i, why in expected.items() if i not in picked.ids}
+    counts = Counter(expected.values())
+    left = N - counts["held out"] - counts["equals a held-out instruction"]
+    steps = []
+    for term in terms:
+        left -= counts[term]
+        steps.append({"predicate": term, "stopped": counts[term], "left": left})
+    funnel = picked.funnel
+    assert funnel["steps"] == steps and funnel["pool"] == N
+    assert funnel["heldout"] == counts["held out"] > 0 and funnel["reserved_duplicates"] == 5
+    assert funnel["failed"] == {
+        why: counts[why] for why in ("response failed", "tag failed") if counts[why]
+    }
+    assert funnel["allowed"] == counts["not chosen"] and funnel["chosen"] == 30
+    assert funnel["chosen_tokens"] is None and funnel["budget"] == {"rows": 30}
+    assert world.ids.index(picked.ids[3]) == picked.rows[3]
+
+
+def test_a_budget_in_tokens_takes_the_rows_of_its_order_that_fit_and_no_other() -> None:
+    world = World()
+    world.known["response"] = set(world.ids)
+    sizes = pl.Series([int(length) for length in world.truth["response_length"]])
+    order = [world.ids[at] for at in by_hash(pl.Series(world.ids), 0)]
+    size = dict(zip(world.ids, sizes, strict=True))
+    for taken in (1, 7, 40):
+        exact = sum(size[i] for i in order[:taken])
+        for budget, count in ((exact, taken), (exact - 1, taken - 1), (exact + 9, taken)):
+            if count:
+                chosen = rule(choose="hash_order", budget={"tokens": budget}, allow_short=True)
+                picked = select(world.frame(), chosen, 0, lambda frame: sizes)
+                assert picked.ids == order[:count]
+                assert picked.funnel["chosen_tokens"] == sum(size[i] for i in order[:count])
+
+
+def test_a_file_of_scores_gives_the_chosen_rows_their_scores(tmp_path: Path) -> None:
+    world = World()
+    path = tmp_path / "scores.csv"
+    path.write_text("".join(["id,score\n", *(f"{i},{k}\n" for k, i in enumerate(world.ids[:9]))]))
+    chosen = rule(choose=f"ids({path})", budget={"rows": 3})
+    world.measure([(chosen, (0,))])
+    picked = select(world.frame(), chosen, 0)
+    assert picked.ids == world.ids[8:5:-1] and picked.scores is not None
+    assert picked.scores.rows() == [(i, 8 - k) for k, i in enumerate(picked.ids)]
+    plain = rule(choose="hash_order", budget={"rows": 3})
+    world.measure([(plain, (0,))])
+    assert select(world.frame(), plain, 0).scores is None
+
+
+def test_choosing_before_all_is_measured_is_a_mistake_of_the_caller() -> None:
+    chosen = rule(where=GOOD, choose="longest", budget={"rows": 3})
+    with pytest.raises(ValueError, match="before measuring"):
+        select(World().frame(), chosen, 0)
+
+
+def test_a_budget_in_tokens_without_the_students_tokenizer_is_one_sentence() -> None:
+    chosen = rule(choose="hash_order", budget={"tokens": 30})
+    with pytest.raises(UserError, match="give the budget in rows"):
+        wanted(World().frame(), [(chosen, (0,))])
+
+
+def test_before_the_first_answer_a_row_counts_256_tokens_and_then_the_mean_of_those_answered() -> (
+    None
+):
+    world = World()
+    chosen = rule(choose="hash_order", budget={"tokens": 256 * 10})
+
+    def asked(counted: list[int | None]) -> int:
+        tokens = pl.Series([*counted, *[None] * (N - len(counted))], dtype=pl.Int64)
+        return len(wanted(world.frame(), [(chosen, (0,))], lambda frame: tokens)["response"])
+
+    assert asked([]) == 10
+    assert asked([500, 524]) == 256 * 10 // 512
+    large = rule(choose="hash_order", budget={"tokens": 10**9}, allow_short=True)
+    wants = wanted(
+        world.frame(), [(large, (0,))], lambda frame: pl.Series([None] * N, dtype=pl.Int64)
+    )
+    assert len(wants["response"]) == 200  # answered before a budget is translated into rows
