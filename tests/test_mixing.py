@@ -209,7 +209,8 @@ def test_a_control_moves_a_share_of_the_answers(share: float, right: bool) -> No
         ],
         *[
             ({"dpo": "a", **more}, "takes nothing but `data`")
-            for more in ({"budget": {"rows": 1}}, {"choose": "all"}, {"data": "x", "answers": "all"})
+            for more in ({"budget": {"rows": 1}}, {"choose": "all"},
+                         {"data": "x", "answers": "all"})
         ],
         ({"model": "m", "licence": "mit"}, "takes nothing but `model`"),
         ({"model": "m", "budget": {"rows": 1}}, "takes nothing but `model`"),
