@@ -101,12 +101,13 @@ def test_the_interval_is_that_of_resampled_instructions_each_fitted_again() -> N
     assert (found.df, found.n) == (49, 50)
 
 
+@pytest.mark.parametrize("n", [9, 23])
 @pytest.mark.parametrize("seed", range(6))
 def test_c_is_the_one_of_least_held_out_loss_in_folds_that_are_dealt_from_the_last_row(
-    seed: int,
+    n: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    n, folds = 23, 4
+    folds = 4
     x = rng.normal(size=(3, n))
     y = np.clip(1 / (1 + np.exp(-(x[0] - 0.5 * x[1]))) + rng.normal(0, 0.3, n), 0, 1)
     weight = rng.choice([0.1, 1.0], n)
