@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,10 @@ TIMEOUT = 2.0
 """Seconds that a request may take; of a real vLLM four times that."""
 
 
+THREADS = ("POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+"""Threads of libraries: more of them only slow so small a recipe down."""
+
+
 class Model:
     """Answers as the scripted model; counts requests by stage, and misbehaves for a while when it
     is told to."""
@@ -73,6 +78,7 @@ class Zygote:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.campaigns.zygote"],
             cwd=ROOT,
+            env={**os.environ, **dict.fromkeys(THREADS, "1")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -172,7 +178,9 @@ class Ground:
         argv += ["--until", place.until] if place.until else []
         env = {MARK: place.folder.name, "TMPDIR": str(place.temporary), NOTES: str(place.notes)}
         own, tiny = place.mode == "own", not real.is_real(place.mode)
-        pid = self.zygote.start(argv, env=env, log=str(place.log), own=own, trainer=tiny)
+        unset = () if tiny else THREADS
+        asked = {"env": env, "unset": unset, "log": str(place.log), "own": own, "trainer": tiny}
+        pid = self.zygote.start(argv, **asked)
         place.sessions.add(pid)
         return pid
 

@@ -2,9 +2,9 @@
 reads: hundreds of harnesses then cost a fork each. Each is a process of its own, in a session of
 its own, with an environment and output of its own; SIGKILL and the rest hit it as any other.
 
-A line in is JSON {id, argv, env, log, own, trainer}; out come {id, pid}, and {id, code} at its end.
-`own`: models are served by tests.campaigns.served in place of vLLM. `trainer`: trainings are those
-of tests.campaigns.tiny_trainer.
+A line in is JSON {id, argv, env, unset, log, own, trainer}; out come {id, pid}, and {id, code} when
+it has ended. `own`: models are served by tests.campaigns.served in place of vLLM. `trainer`:
+trainings are those of tests.campaigns.tiny_trainer.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def harness(asked: dict[str, Any]) -> int:
     assert threading.active_count() == 1, "a fork of one thread alone is whole"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(asked["env"])
+    for name in asked["unset"]:
+        os.environ.pop(name, None)
     tempfile.tempdir = None
     output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
