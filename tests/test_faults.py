@@ -153,6 +153,19 @@ def test_another_cell_a_lost_result_and_a_row_too_many_are_noticed(place: Place)
     assert list(doubled(place.store)) == ["k holds 1 ids twice"]
 
 
+def test_where_cells_were_lost_other_rows_may_be_measured_and_none_otherwise(place: Place) -> None:
+    wanted = held(place.store)
+    part = next(place.store.rglob("part-0.parquet"))
+    pl.DataFrame({"id": ["b", "c"], "q": [2, 9]}).write_parquet(part)
+    said = ["columns/quality/k lacks 1 rows and has 1 others"]
+    assert list(unlike(place.store, wanted)) == said
+    assert list(unlike(place.store, wanted, lost=True)) == []
+    pl.DataFrame({"id": ["b", "c"], "q": [3, 9]}).write_parquet(part)
+    assert list(unlike(place.store, wanted, lost=True)) == [
+        "columns/quality/k holds something else"
+    ]
+
+
 def test_temporary_files_unfinished_work_and_held_locks_are_noticed(place: Place) -> None:
     (place.temporary / "torchelastic_x").mkdir()
     (place.store / "results" / "train").mkdir()

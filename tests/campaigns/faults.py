@@ -156,7 +156,11 @@ def _done(
         wrong += [f"the same command ends with {last}", *_ended(place)]
         return scene.hit, code, again, wrong
     wanted = ground.wanted[real.plain(place.mode), place.until]
-    wrong += [*unlike(place.store, wanted), *doubled(place.store), *_settled(place)]
+    wrong += [
+        *unlike(place.store, wanted, lost=harm.loses),
+        *doubled(place.store),
+        *_settled(place),
+    ]
     return scene.hit, code, again, wrong
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from tests import small_recipe
 from tests.campaigns import real
-from tests.campaigns.remains import MARK, Place, held
+from tests.campaigns.remains import MARK, Held, Place, held
 from tests.campaigns.served import NOTES
 from tests.scripted_server import Fault, ScriptedServer
 
@@ -128,7 +128,7 @@ class Ground:
     model: Model = field(default_factory=Model)
     totals: dict[str, Counter[str]] = field(default_factory=dict)
     """Mode -> stage -> requests of a run without faults, and steps of its trainings."""
-    wanted: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    wanted: dict[tuple[str, str], Held] = field(default_factory=dict)
     """(mode, group) -> what a store holds after it."""
 
     def __enter__(self) -> Ground:

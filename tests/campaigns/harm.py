@@ -60,6 +60,8 @@ class Harm:
     """Whether it is done before the run begins."""
     disk: bool = False
     """Whether the store is a small file system of its own."""
+    loses: bool = False
+    """Whether finished cells may be lost."""
 
 
 def _signal(number: int) -> Callable[[Scene], None]:
@@ -239,7 +241,7 @@ HARMS: Mapping[str, Harm] = {
     "two runs at once": Harm(_twice),
     "disk full": Harm(_full, disk=True),
     "read-only store": Harm(_read_only, before=True, disk=True),
-    **{f"files {how} after a kill": Harm(_damaged(how)) for how in DAMAGES},
+    **{f"files {how} after a kill": Harm(_damaged(how), loses=True) for how in DAMAGES},
     **{
         f"checkpoint {how} after a kill": Harm(_damaged(how, 1, *CHECKPOINTS), TRAINING)
         for how in DAMAGES
@@ -288,7 +290,7 @@ REAL_HARMS: Mapping[str, Harm] = {
     "SIGKILL of the trainer's supervisor": Harm(_killed("supervisor"), TRAINING, mode="real"),
     "rank stopped for good": Harm(_stands("rank", for_good=True), TRAINING, mode="real"),
     **{
-        f"files {how} after a kill": Harm(_damaged(how), ("responses",), mode="real")
+        f"files {how} after a kill": Harm(_damaged(how), ("responses",), mode="real", loses=True)
         for how in DAMAGES
     },
     **{

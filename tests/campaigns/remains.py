@@ -80,18 +80,25 @@ class Place:
 # -- what a store holds ----------------------------------------------------------------------------
 
 
-def held(store: Path) -> dict[str, str]:
-    """What a store holds: the digest of each result, and of each column's cells."""
-    found = {}
+Held = dict[str, dict[str, str]]
+"""Result -> {"": digest}; column -> digest of each cell by its id."""
+
+
+def held(store: Path) -> Held:
+    """What a store holds."""
+    found: Held = {}
     for manifest in sorted((store / "results").glob("*/*/manifest.json")):
         # The page's key holds the recipe's settings, and among them where the store is.
         stage, key = manifest.parent.relative_to(store / "results").parts
         if stage != "report" and "." not in key:
-            found[f"results/{stage}/{key}"] = json.loads(manifest.read_text())["digest"]
+            found[f"results/{stage}/{key}"] = {"": json.loads(manifest.read_text())["digest"]}
     for folder in sorted((store / "columns").glob("*/*")):
         if (cells := _cells(folder)) is not None:
-            text = cells.select(sorted(cells.columns)).write_ndjson().encode()
-            found[folder.relative_to(store).as_posix()] = hashlib.sha256(text).hexdigest()
+            rows = cells.select(sorted(cells.columns)).write_ndjson().splitlines()
+            digests = [hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows]
+            found[folder.relative_to(store).as_posix()] = dict(
+                zip(cells["id"].to_list(), digests, strict=True)
+            )
     return found
 
 
@@ -101,16 +108,22 @@ def _cells(folder: Path) -> pl.DataFrame | None:
     return pl.concat(parts, how="diagonal").sort("id") if parts else None
 
 
-def unlike(store: Path, wanted: dict[str, str]) -> Iterator[str]:
-    """What of a store is not what a run without faults leaves."""
+def unlike(store: Path, wanted: Held, *, lost: bool = False) -> Iterator[str]:
+    """What of a store is not what a run without faults leaves. Where cells were `lost`, the run
+    measures what it still needs, which may be other rows: cells of the same row are alike."""
     now = held(store)
     for name in sorted(wanted.keys() | now.keys()):
-        if name not in now:
+        ours, theirs = now.get(name, {}), wanted.get(name, {})
+        changed = [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]
+        if not ours:
             yield f"{name} is missing"
-        elif name in wanted and now[name] != wanted[name]:
-            yield f"{name} holds something else"
-        elif name not in wanted:
+        elif not theirs:
             yield f"{name} is there besides"
+        elif changed:
+            yield f"{name} holds something else"
+        elif ours.keys() != theirs.keys() and not lost:
+            less, more = len(theirs.keys() - ours.keys()), len(ours.keys() - theirs.keys())
+            yield f"{name} lacks {less} rows and has {more} others"
 
 
 def doubled(store: Path) -> Iterator[str]:
