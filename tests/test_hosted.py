@@ -24,7 +24,7 @@ from synth.config.models import ModelConfig
 from synth.config.synthesis import SynthConfig
 from synth.config.tags import NeighborsConfig
 from synth.context import Context, Serving
-from synth.duplicates import embeddings, services
+from synth.duplicates import embeddings, kept_vectors, services
 from synth.generate import ask
 from synth.generate.single_turn import chat_responses
 from tests.scripted_server import Fault, ScriptedServer, chat, refusal
@@ -330,7 +330,7 @@ def test_embeddings_that_were_paid_for_are_not_bought_again_after_a_kill(
     texts = [f"text {i}" for i in range(20)]
     with ScriptedServer(spelled) as server:
         with monkeypatch.context() as dying:
-            dying.setattr(embeddings, "replacing", Path.rglob)  # no part can be written
+            dying.setattr(kept_vectors, "add_named", Path.rglob)  # no part can be written
             with pytest.raises(TypeError):
                 embedded(serving(), server.url, texts)
         embedded(serving(), server.url, texts)
