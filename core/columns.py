@@ -293,7 +293,7 @@ class Column:
                 return pl.concat([self.schema.to_frame(), *held]).select(wanted)
             if not path.exists():
                 raise FileNotFoundError(path)
-            written = pl.read_parquet_schema(path)
+            written = pl.scan_parquet(path, glob=False).collect_schema()
             scan = pl.scan_parquet(path, glob=False)
             scan = scan.slice(*run) if run else scan
             known = [name for name in wanted if name in written]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 REMEDY = "remove that file and run again"
+DEEP = "its values lie within one another deeper than can be read"
 
 
 def cache_folder() -> Path:
@@ -217,6 +218,8 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid JSON ({DEEP}); {remedy}.") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from error
 
@@ -255,9 +258,9 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _line(path: Path, number: int, line: str, remedy: str) -> Any:
     try:
         return json.loads(line, object_pairs_hook=each_once)
-    except ValueError as error:
-        where = f"{path} line {number}"
-        raise UserError(f"{where} is not valid JSON ({error}); {remedy}.") from error
+    except (ValueError, RecursionError) as error:
+        where, why = f"{path} line {number}", DEEP if isinstance(error, RecursionError) else error
+        raise UserError(f"{where} is not valid JSON ({why}); {remedy}.") from error
 
 
 def read_parquet(
@@ -268,7 +271,7 @@ def read_parquet(
     import polars as pl
 
     try:
-        return pl.read_parquet(path, columns=columns)
+        return pl.read_parquet(path, columns=columns, glob=False)
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -204,6 +204,21 @@ def test_no_folder_has_more_than_twelve_entries() -> None:
     } == {}
 
 
+PATTERNS = {"read_parquet", "scan_parquet", "read_parquet_schema"}
+
+
+def test_no_path_is_taken_for_a_pattern() -> None:
+    """Polars does, where it is not told otherwise: a store may lie in a folder `runs[1]`."""
+    taken = []
+    for module, path in NAMES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                said = {keyword.arg for keyword in node.keywords}
+                if ast.unparse(node.func).startswith("pl.") and node.func.attr in PATTERNS:
+                    taken += [] if "glob" in said else [f"{module}:{node.lineno}"]
+    assert taken == [], "say glob=False (of a schema: pl.scan_parquet(..., glob=False))"
+
+
 def test_every_package_says_what_lives_in_it() -> None:
     packages = [path for path in MODULES if path.name == "__init__.py"]
     undescribed = []

@@ -60,7 +60,7 @@ def _is_torn(line: bytes) -> bool:
     """Whether a line can be the beginning of a record, and no more."""
     try:
         json.JSONDecoder().raw_decode(line.decode(errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return line.startswith(b"{") and not line.endswith(b"}")
     return False
 
@@ -75,6 +75,6 @@ def _record(line: bytes, sealed: bool) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(text.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -70,7 +70,9 @@ def settle(
     column = Column(work, questions.fields)
     missing = column.missing(ids)
     if earlier is not None and missing:
-        found = pl.read_parquet(earlier).filter(pl.col("status") == OK, pl.col("id").is_in(missing))
+        found = pl.read_parquet(earlier, glob=False).filter(
+            pl.col("status") == OK, pl.col("id").is_in(missing)
+        )
         column.append(found.select("id", *questions.fields))
         missing = column.missing(ids)
     reasons: dict[str, str] = {}

@@ -38,7 +38,9 @@ def run(inputs: dict[str, Path], out: Path) -> Counts:
     answers = {
         name: (answer, finish_reason, status, reason)
         for name, answer, finish_reason, status, reason in pl.read_parquet(
-            inputs["answers"], columns=["id", "answer", "finish_reason", "status", "reason"]
+            inputs["answers"],
+            columns=["id", "answer", "finish_reason", "status", "reason"],
+            glob=False,
         ).iter_rows()
     }
     rows = []

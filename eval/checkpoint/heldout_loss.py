@@ -107,7 +107,7 @@ def run(
 def _conversations(path: Path) -> dict[str, list[dict[str, str]]]:
     """Messages by id, in the file's order."""
     try:
-        frame = pl.read_parquet(path, columns=["id", "messages"])
+        frame = pl.read_parquet(path, columns=["id", "messages"], glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{path} cannot be read as held-out conversations ({error}); "

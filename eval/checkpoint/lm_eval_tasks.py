@@ -151,7 +151,7 @@ def _evaluate(config: TasksConfig, how: Reached, out: Path) -> None:
 
 def _counts(out: Path) -> Counts:
     results: dict[str, dict[str, Any]] = json.loads((out / "results.json").read_text())
-    outcomes = pl.read_parquet(out / "outcomes.parquet")
+    outcomes = pl.read_parquet(out / "outcomes.parquet", glob=False)
     protocol = json.loads((out / "protocol.json").read_text())
     counted = {"tasks": outcomes["task"].n_unique(), "items": outcomes.height}
     return {**counted, **protocol, "results": results}

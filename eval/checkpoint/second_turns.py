@@ -89,4 +89,4 @@ def _turn(
         write_prompts(wanted, inputs["prompts"])
         counts = answers.run(config, inputs, folder, model=model, servers=servers, log=log)
         write_atomic(finished, json.dumps(counts))
-    return pl.read_parquet(folder / "answers.parquet"), json.loads(finished.read_text())
+    return pl.read_parquet(folder / "answers.parquet", glob=False), json.loads(finished.read_text())

@@ -28,7 +28,7 @@ def read(key: str, folder: Path) -> pl.DataFrame:
         raise UserError(
             f"the scores of {key} are missing: there is no {path}; run its evaluation first."
         )
-    frame = pl.read_parquet(path)
+    frame = pl.read_parquet(path, glob=False)
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         raise UserError(

@@ -78,6 +78,6 @@ def _columns(path: Path) -> dict[str, None]:
     import polars as pl
 
     try:
-        return dict.fromkeys(pl.read_parquet_schema(path))
+        return dict.fromkeys(pl.scan_parquet(path, glob=False).collect_schema())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error

@@ -66,7 +66,7 @@ def combine(inputs: Mapping[str, Path], out: Path) -> Counts:
 def _judgments(judge: str, folder: Path) -> pl.DataFrame:
     path = folder / "judgments.parquet"
     try:
-        return pl.read_parquet(path).with_columns(judge=pl.lit(judge))
+        return pl.read_parquet(path, glob=False).with_columns(judge=pl.lit(judge))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read ({error}); run that judge first.") from error
 

@@ -276,7 +276,7 @@ def _answers(path: Path) -> dict[str, str]:
     if path.is_dir():
         file = path / "answers.parquet"
         try:
-            frame = pl.read_parquet(file, columns=["id", "answer", "status"])
+            frame = pl.read_parquet(file, columns=["id", "answer", "status"], glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{file} cannot be read as answers ({error}).") from error
         return dict(frame.filter(pl.col("status") == "ok").select("id", "answer").iter_rows())
@@ -342,7 +342,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _values(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         if path.suffix == ".parquet":
-            return enumerate(pl.read_parquet(path).iter_rows(named=True), 1)
+            return enumerate(pl.read_parquet(path, glob=False).iter_rows(named=True), 1)
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UNREADABLE as error:

@@ -86,7 +86,7 @@ def run(inputs: Inputs, out: Path) -> Counts:
 
 def _read(folder: Path, name: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(folder / name)
+        return pl.read_parquet(folder / name, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{folder / name} cannot be read ({error}); run that evaluation first."

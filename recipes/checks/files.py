@@ -215,7 +215,7 @@ def _parquet(file: Path) -> None:
     import polars as pl
 
     try:
-        pl.read_parquet_schema(file)
+        pl.scan_parquet(file, glob=False).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{file} is no Parquet file ({first_line(error)}).") from error
 

@@ -176,7 +176,9 @@ class Scores:
 @functools.cache
 def _scores(folder: Path, benchmark: str) -> Scores | None:
     """A run's scores by the first metric of a benchmark; None without that benchmark."""
-    rows = pl.read_parquet(folder / "scores.parquet").filter(pl.col("benchmark") == benchmark)
+    rows = pl.read_parquet(folder / "scores.parquet", glob=False).filter(
+        pl.col("benchmark") == benchmark
+    )
     if rows.is_empty():
         return None
     first = rows.filter(pl.col("metric") == rows["metric"].first())
@@ -193,7 +195,7 @@ def _of_first_answers(folder: Path, benchmark: str) -> Scores:
         first, out = Path(scratch) / "first", Path(scratch) / "scores"
         first.mkdir()
         for path in folder.glob("*.parquet"):
-            rows = pl.read_parquet(path)
+            rows = pl.read_parquet(path, glob=False)
             later = pl.col("item").str.contains(MARK, literal=True)
             rows.filter(~later).write_parquet(first / path.name)
         if (protocol := folder / "protocol.json").is_file():

@@ -196,7 +196,7 @@ def _answers(
         of_benchmark = results.get(f"answers/{run}/{benchmark}", shared)
         if of_benchmark is None:
             continue
-        frame = pl.read_parquet(of_benchmark.path / "answers.parquet")
+        frame = pl.read_parquet(of_benchmark.path / "answers.parquet", glob=False)
         rows = frame.filter(pl.col("status") == "ok").select("id", "answer").iter_rows()
         found[seed] = {item: text for item, text in rows if MARK not in item}
     return found

@@ -135,7 +135,7 @@ def _folder(
         data = work / "data"
         frames = figures.watch(export.frames)
         rows = import_data.shards(frames, data, form, "train-{:05d}.parquet")
-        columns = pl.read_parquet_schema(next(data.iterdir()))
+        columns = pl.scan_parquet(next(data.iterdir()), glob=False).collect_schema()
         stated = list(export.licences)
         if licence is None and len(stated) == 1 and export.licences[stated[0]] == rows:
             licence = stated[0]

@@ -38,7 +38,7 @@ def told(synth: SynthConfig, source: ImportConfig, snapshot: Path) -> pl.DataFra
     Null where it says nothing. Raises UserError when the source cannot be read any more.
     """
     known = measures(synth.tags).columns
-    names = [c for c in pl.read_parquet_schema(snapshot) if c in known]
+    names = [c for c in pl.scan_parquet(snapshot, glob=False).collect_schema() if c in known]
     if source.answers == "all":  # what it says of an answer is of one that gave way to ours
         table = measures(synth.tags).table
         ours = [m for m, each in table.items() if m == "response" or each.reads == "response"]
@@ -98,7 +98,7 @@ def provenance(
 
 def _measured(synth: SynthConfig, snapshot: Path, told: pl.DataFrame) -> list[str]:
     """The columns of the snapshot's answered rows that the recipe filled, in any row."""
-    lazy = pl.scan_parquet(snapshot).filter(pl.col("status:response") == OK)
+    lazy = pl.scan_parquet(snapshot, glob=False).filter(pl.col("status:response") == OK)
     unmeasured = ("text", "turns") if synth.turns == 1 else ("text",)
     known = measures(synth.tags).columns
     there = [c for c in lazy.collect_schema() if c in known]

@@ -124,7 +124,7 @@ def _own(loaded: Loaded, measured: pl.DataFrame, config: Choosing) -> str:
 
 def _of_selection(frames: Iterator[pl.DataFrame], selection: Path) -> Iterator[pl.DataFrame]:
     """Those of the rows that were selected, with the texts that were: an answer may be new."""
-    chosen = pl.read_parquet(selection, columns=["id", "messages"])
+    chosen = pl.read_parquet(selection, columns=["id", "messages"], glob=False)
     yield from _with_texts(frames, chosen)
 
 
@@ -180,7 +180,9 @@ def _mixed(
                 schema[column] = DECLARED[column].plain if column in DECLARED else pl.String
         parts.append((mine, itertools.chain([first], frames)))
     schema.pop("gen_input_config", None)  # each source has its own
-    selection = pl.read_parquet(folder / "selection.parquet", columns=["id", "messages"])
+    selection = pl.read_parquet(
+        folder / "selection.parquet", columns=["id", "messages"], glob=False
+    )
     for mine, frames in parts:
         names = mine.select("source", "licence", id="source_id", mixed=pl.col("id"))
         for frame in frames:

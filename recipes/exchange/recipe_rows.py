@@ -115,7 +115,7 @@ def _folder(folder: Path, loaded: Loaded, seed: int | None) -> Path:
 
 
 def _ids(selection: Path) -> pl.Series:
-    return pl.read_parquet(selection, columns=["id"])["id"]
+    return pl.read_parquet(selection, columns=["id"], glob=False)["id"]
 
 
 def _kept(frames: Iterator[pl.DataFrame], ids: pl.Series | None) -> Iterator[pl.DataFrame]:
@@ -130,7 +130,7 @@ def _scored(frames: Iterator[pl.DataFrame], file: Path) -> Iterator[pl.DataFrame
     if not file.is_file():
         yield from frames
         return
-    scores = pl.read_parquet(file).select("id", selection_score="score")
+    scores = pl.read_parquet(file, glob=False).select("id", selection_score="score")
     for frame in frames:
         yield frame.join(scores, on="id", how="left", maintain_order="left")
 
@@ -140,7 +140,7 @@ def _rows(recipe: Recipe, snapshot: Path) -> Iterator[pl.DataFrame]:
     other measured column."""
     import pyarrow.parquet as pq
 
-    lazy = pl.scan_parquet(snapshot)
+    lazy = pl.scan_parquet(snapshot, glob=False)
     schema = lazy.collect_schema()
     measured = lazy.select(pl.all().is_not_null().any()).collect().row(0, named=True)
     besides = ("temperature", "top_p", "seed", "messages", *PUBLISHED)
@@ -203,7 +203,7 @@ def _generators(recipe: Recipe) -> dict[str, str]:
 def _provenance(recipe: Recipe, snapshot: Path) -> dict[str, Any]:
     """Facts for the card, by name."""
     synth = recipe.synth
-    lazy = pl.scan_parquet(snapshot)
+    lazy = pl.scan_parquet(snapshot, glob=False)
     schema = lazy.collect_schema()
     entries = lazy.group_by("temperature", "top_p").agg(rows=pl.len())
     by_rows = entries.sort("rows", descending=True).collect()

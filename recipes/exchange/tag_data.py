@@ -219,7 +219,9 @@ class Tagged:
             return there and self.frame[column].null_count() < len(self.frame)
         held = self.pool.column(self.pool.measures.columns[column].measure, self.frame)
         parts = held.parts() if held is not None else []
-        found = [pl.scan_parquet(p).select(pl.col(column).is_not_null().any()) for p in parts]
+        found = [
+            pl.scan_parquet(p, glob=False).select(pl.col(column).is_not_null().any()) for p in parts
+        ]
         return any(each.collect().item() for each in found)
 
     def values(self, ids: pl.Series, columns: Sequence[str]) -> pl.DataFrame:

@@ -63,7 +63,7 @@ def _pairs(
     session: Session, synth: SynthConfig, context: Context, name: str, chosen: Result | None
 ) -> Result | None:
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        rows = pl.read_parquet(inputs["selection"] / "selection.parquet")
+        rows = pl.read_parquet(inputs["selection"] / "selection.parquet", glob=False)
         return preferences.build(rows, synth, context.serving(session.servers), out, log)
 
     stage = Stage(name, preferences.spec(synth, context), {"selection": chosen}, make)

@@ -256,7 +256,7 @@ def _content(session: Session, name: str, rows: Conversations) -> str | None:
 
 def _keep_scores(file: Path, scores: pl.DataFrame | None) -> None:
     """What a file of ids says of the chosen rows, where one chose."""
-    if scores is None or (file.is_file() and pl.read_parquet(file).equals(scores)):
+    if scores is None or (file.is_file() and pl.read_parquet(file, glob=False).equals(scores)):
         return
     scores.write_parquet(file)
 
@@ -282,7 +282,7 @@ def _keep_funnel(session: Session, name: str, chosen: Selection, made: Result) -
         log.table("dropped", chosen.dropped)
         contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
         text = contents.list.join("\n---\n").alias("text")
-        rows = pl.scan_parquet(selection).head(TABLE_ROWS)
+        rows = pl.scan_parquet(selection, glob=False).head(TABLE_ROWS)
         log.table("kept", rows.select("id", text).collect())
 
 

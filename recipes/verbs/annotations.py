@@ -41,7 +41,7 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
             run = name.removeprefix(f"judge/{benchmark}/")
             if recipe.eval is not None and run != name:
                 protocols = recipe.eval.protocols(benchmark)
-                games = pl.read_parquet(judged.path / "judgments.parquet")
+                games = pl.read_parquet(judged.path / "judgments.parquet", glob=False)
                 for place, text in _texts(recipe, results, protocols, run, games):
                     write_atomic(out / place, text)
                     files.append(out / place)
@@ -65,8 +65,8 @@ def _texts(
     model = run.replace("/", "-")
     if isinstance(protocol, AlpacaProtocol):
         prompts = results["prompts/alpaca"].path / "prompts.jsonl"
-        theirs = pl.read_parquet(baseline / "answers.parquet")
-        mine = pl.read_parquet(_answers(results, run, "alpaca") / "answers.parquet")
+        theirs = pl.read_parquet(baseline / "answers.parquet", glob=False)
+        mine = pl.read_parquet(_answers(results, run, "alpaca") / "answers.parquet", glob=False)
         annotations = forms.alpaca(
             benchmarks.prompts(str(prompts)),
             (theirs, mine),

@@ -27,7 +27,7 @@ TABLES = ("judgments.parquet", "ratings.parquet", "rewards.parquet")
 def lines(results: Results, run: str, item: str) -> Iterator[str]:
     """Everything that a run has of one item of any benchmark (a prompt, a task's document, a
     held-out row), in all of them. Raises UserError where it has nothing of that name."""
-    scores = pl.read_parquet(results[f"score/{run}"].path / "scores.parquet")
+    scores = pl.read_parquet(results[f"score/{run}"].path / "scores.parquet", glob=False)
     scored = list(_scored(scores, run, item))
     answered = list(_answered(results, run, item))
     if not scored and not answered:
@@ -72,7 +72,7 @@ def _answered(results: Results, run: str, item: str) -> Iterator[str]:
 
 def _answers(folder: Path, item: str) -> list[dict[str, Any]]:
     """The answers of a folder to an item, turn by turn."""
-    rows = pl.scan_parquet(folder / "answers.parquet")
+    rows = pl.scan_parquet(folder / "answers.parquet", glob=False)
     return rows.filter(_is(item, "id")).collect().to_dicts()
 
 
@@ -102,6 +102,8 @@ def _judged(results: Results, run: str, item: str) -> Iterator[str]:
             path = results[name].path / table
             if not path.is_file():
                 continue
-            for row in pl.scan_parquet(path).filter(_is(item)).collect().iter_rows(named=True):
+            for row in (
+                pl.scan_parquet(path, glob=False).filter(_is(item)).collect().iter_rows(named=True)
+            ):
                 shown = {field: row[field] for field in JUDGED if row.get(field) is not None}
                 yield f"{name}: {json.dumps(shown, ensure_ascii=False)}"

@@ -130,7 +130,7 @@ def _selected(recipe: Recipe, results: Results, arm: str, seed: str) -> Iterator
     if mixture := mixture_of(folder):
         yield from _mixture(mixture)
     if (chosen.path / "selection.parquet").is_file():
-        ids = pl.read_parquet(chosen.path / "selection.parquet", columns=["id"])["id"]
+        ids = pl.read_parquet(chosen.path / "selection.parquet", columns=["id"], glob=False)["id"]
         more = " ..." if len(ids) > 5 else ""
         rows = ", ".join(_with_seeds(recipe, ids.head(5).to_list()))
         yield f"         rows: {rows}{more} (`magpie why RECIPE ROW` for one)"
@@ -140,8 +140,10 @@ def _with_seeds(recipe: Recipe, ids: list[str]) -> Iterator[str]:
     """Rows by their ids, those of the pool that were drawn here with their sampling seed."""
     pool = recipe.folder / "measure" / "pool.parquet"
     seeds: dict[str, int | None] = {}
-    if pool.is_file() and "seed" in pl.read_parquet_schema(pool):
-        known = pl.scan_parquet(pool).filter(pl.col("id").is_in(ids)).select("id", "seed")
+    if pool.is_file() and "seed" in pl.scan_parquet(pool, glob=False).collect_schema():
+        known = (
+            pl.scan_parquet(pool, glob=False).filter(pl.col("id").is_in(ids)).select("id", "seed")
+        )
         seeds = dict(known.collect().iter_rows())
     for row in ids:
         seed = seeds.get(row)
@@ -286,7 +288,7 @@ def _in_pool(recipe: Recipe, row: str, *, whole: bool) -> dict[str, Any] | None:
     if not pool.is_file():
         return None
     named = pl.col("id") == row if whole else pl.col("id").str.starts_with(row)
-    found = pl.scan_parquet(pool).filter(named).head(2).collect()
+    found = pl.scan_parquet(pool, glob=False).filter(named).head(2).collect()
     if len(found) > 1:
         raise UserError(f"{row}: more than one row begins so; write more of it.")
     return found.row(0, named=True) if len(found) else None
@@ -323,13 +325,17 @@ def _becomes(recipe: Recipe, row: str) -> Iterator[str]:
     for dropped in sorted(selections.rglob("dropped.parquet")):
         folder = dropped.parent
         arm = folder.relative_to(selections).as_posix()
-        out = pl.scan_parquet(dropped).filter(pl.col("id") == row).collect()
+        out = pl.scan_parquet(dropped, glob=False).filter(pl.col("id") == row).collect()
         if len(out):
             rule, values = rules.get(arm.split("/")[0]), known or _row_beside(folder, row)
             said = refusals.sentence(out["reason"][0], rule, values, folder / "funnel.json")
             yield f"arm {arm}: dropped, {said}"
             continue
-        chosen = pl.scan_parquet(folder / "selection.parquet").filter(pl.col("id") == row).collect()
+        chosen = (
+            pl.scan_parquet(folder / "selection.parquet", glob=False)
+            .filter(pl.col("id") == row)
+            .collect()
+        )
         if not len(chosen):
             continue
         yield f"arm {arm}: chosen"

@@ -128,8 +128,12 @@ class Lean:
         for remembered in self._short_forms(glob.escape(path.stem)):
             # Merged meanwhile: computed again.
             with suppress(FileNotFoundError, pl.exceptions.PolarsError):
-                held = [name for name in pl.read_parquet_schema(remembered) if name not in without]
-                return pl.read_parquet(remembered, columns=held)
+                held = [
+                    name
+                    for name in pl.scan_parquet(remembered, glob=False).collect_schema()
+                    if name not in without
+                ]
+                return pl.read_parquet(remembered, columns=held, glob=False)
         return self._made(path, at).drop(without, strict=False)
 
     def _short_forms(self, stem: str) -> list[Path]:
@@ -179,7 +183,7 @@ class Lean:
             parts = []
             for each in held:
                 with suppress(OSError, pl.exceptions.PolarsError):
-                    parts.append(pl.read_parquet(each))
+                    parts.append(pl.read_parquet(each, glob=False))
             empty = self._shorten(self.column.schema.to_frame())
             self._before = pl.concat([empty, *parts]).unique(
                 self.column.key, keep="first", maintain_order=True

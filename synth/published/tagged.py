@@ -148,7 +148,7 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
     if any(file.suffix != ".parquet" for file in held):
         return []
     try:
-        scans = [pl.scan_parquet(file) for file in held]
+        scans = [pl.scan_parquet(file, glob=False) for file in held]
         schemas = [scan.collect_schema() for scan in scans]
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error

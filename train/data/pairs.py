@@ -62,7 +62,7 @@ def read_pairs(path: Path) -> pl.DataFrame:
     """The pairs [id: str, prompt, chosen, rejected: list[struct{role, content}]] of a Parquet file,
     in order. Raises UserError naming the file and what is wrong with it."""
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as preference pairs ({first_line(error)}); make them again."

@@ -76,7 +76,7 @@ def read_selection(path: Path) -> pl.DataFrame:
     """The selection [id: str, messages: list[struct{role, content}]] in training order. Raises
     UserError naming the file and the first bad row."""
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as a selection ({error}); build the selection again."

@@ -62,7 +62,7 @@ def thinking(folder: Path) -> int:
 def _raw(folder: Path) -> Answers:
     path = folder / "answers.parquet"
     try:
-        frame = pl.read_parquet(path, columns=["id", "answer", "status", "reason"])
+        frame = pl.read_parquet(path, columns=["id", "answer", "status", "reason"], glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read as answers ({error}); make them first.") from error
     return {i: (a if s == "ok" else None, r or "") for i, a, s, r in frame.iter_rows()}

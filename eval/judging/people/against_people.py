@@ -70,7 +70,7 @@ def run(
             answers = pairs.select("id", answer=side, status=pl.lit(OK), reason=pl.lit(""))
             answers.write_parquet(inputs[name] / "answers.parquet")
         counts = pairwise.run(protocol, inputs, root, work / "judged", servers=servers, log=log)
-        games = pl.read_parquet(work / "judged" / "judgments.parquet")
+        games = pl.read_parquet(work / "judged" / "judgments.parquet", glob=False)
     name = Path(labelled.name).stem
     known = {
         "dataset": name,

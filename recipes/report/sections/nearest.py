@@ -57,7 +57,7 @@ def instructions(path: Path, most: int) -> pl.DataFrame | None:
     conversation's first message. None where there is no such file, or it holds no texts."""
     if not path.exists():
         return None
-    lazy = pl.scan_parquet(path)
+    lazy = pl.scan_parquet(path, glob=False)
     names = lazy.collect_schema().names()
     if "messages" not in names:
         return None

@@ -100,7 +100,7 @@ def sample(
     They are a fixed sample of the pool, and of each arm that has fewer than FEW rows in it a fixed
     sample of its own. Only the texts of these rows are read.
     """
-    lazy = pl.scan_parquet(path)
+    lazy = pl.scan_parquet(path, glob=False)
     ids = lazy.select("id").collect()
     order = np.argsort([place(name) for name in ids["id"]], kind="stable")
     ranked = ids[order]

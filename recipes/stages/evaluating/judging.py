@@ -174,7 +174,7 @@ def compare(
 def _logged(counts: Counts, folder: Path, log: Log, *tables: str) -> Counts:
     """Counts as they are; the tables of a result are shown to the tracker."""
     for table in tables:
-        log.table(table, pl.read_parquet(folder / f"{table}.parquet"))
+        log.table(table, pl.read_parquet(folder / f"{table}.parquet", glob=False))
     return counts
 
 

@@ -87,7 +87,7 @@ def _stage(session: Session, tables: tuple[Path, ...], prompts: Result | None) -
         for name, path in zip(names, tables, strict=True):
             shutil.copyfile(path, out / name)
         asked = prompt_sets.prompts(str(inputs["prompts"] / "prompts.jsonl"))
-        answers = pl.read_parquet(inputs["baseline"] / "answers.parquet")
+        answers = pl.read_parquet(inputs["baseline"] / "answers.parquet", glob=False)
         given = dict(answers.select("id", "answer").iter_rows())
         return {"why": length_control.misfit(out, [prompt.id for prompt in asked], given)}
 

@@ -64,7 +64,7 @@ def report(session: Session, recipe: Recipe, arms: Arms, comparison: Result | No
         counts = page.build(everything, out, settings, notes, people=people, stored=stored)
         # The tracker gets the very tables that lie beside the page.
         for path in sorted((out / beside.TABLES).glob("*.parquet")):
-            log.table(path.stem, pl.read_parquet(path))
+            log.table(path.stem, pl.read_parquet(path, glob=False))
         return counts
 
     spec = {

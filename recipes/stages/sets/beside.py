@@ -24,7 +24,7 @@ def keep_rows(session: Session, name: str, rows: pl.DataFrame) -> None:
     """Keep what is known of a selection's rows [id, ...]; nothing is written where it is known
     already."""
     path = folder_of(session, name) / ROWS
-    known = pl.read_parquet(path) if path.is_file() else None
+    known = pl.read_parquet(path, glob=False) if path.is_file() else None
     if known is not None and known.schema == rows.schema and known.equals(rows):
         return
     with replacing(path) as temporary:
@@ -34,7 +34,7 @@ def keep_rows(session: Session, name: str, rows: pl.DataFrame) -> None:
 def rows_of(folder: Path) -> pl.DataFrame | None:
     """What is known of the rows of the selection in a folder; None where nothing was kept."""
     path = folder / ROWS
-    return pl.read_parquet(path) if path.is_file() else None
+    return pl.read_parquet(path, glob=False) if path.is_file() else None
 
 
 def keep_mixture(session: Session, name: str, mixture: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def texts_of(heldout: Result | None) -> set[str] | None:
     """Digests of the instructions that are held out; None while they are not written."""
     if heldout is None or not (heldout.path / "heldout.parquet").is_file():
         return None
-    rows = pl.read_parquet(heldout.path / "heldout.parquet", columns=["messages"])
+    rows = pl.read_parquet(heldout.path / "heldout.parquet", columns=["messages"], glob=False)
     return set(digest_texts(rows.select(first_asked()).to_series()))
 
 

@@ -52,7 +52,11 @@ def foreign_rows(session: Session, config: ForeignConfig) -> Result | None:
         "VERSION": VERSION,
     }
     stage = Stage(
-        "foreign", spec, {}, make, content=lambda out: rows_digest(pl.read_parquet(out / FILE))
+        "foreign",
+        spec,
+        {},
+        make,
+        content=lambda out: rows_digest(pl.read_parquet(out / FILE, glob=False)),
     )
     return session.result(stage)
 

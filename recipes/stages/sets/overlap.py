@@ -71,7 +71,7 @@ def common(runs: Sequence[str], folders: Mapping[str, Path]) -> dict[str, Any]:
 
 def _instructions(path: Path) -> pl.DataFrame:
     """[text (digest), instruction] of a selection's distinct instructions."""
-    asked = pl.scan_parquet(path).select(first_asked().alias("instruction")).collect()
+    asked = pl.scan_parquet(path, glob=False).select(first_asked().alias("instruction")).collect()
     texts = asked.with_columns(text=digest_texts(asked["instruction"]))
     return texts.select("text", "instruction").unique("text", maintain_order=True)
 
@@ -80,7 +80,7 @@ def _measured(folder: Path) -> pl.DataFrame:
     """[id, prompt] of held-out conversations, or of a prompt set."""
     rows = folder / "heldout.parquet"
     if rows.is_file():
-        return pl.read_parquet(rows).select("id", first_asked().alias("prompt"))
+        return pl.read_parquet(rows, glob=False).select("id", first_asked().alias("prompt"))
     lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     return pl.DataFrame(

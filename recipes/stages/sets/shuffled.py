@@ -48,7 +48,7 @@ def _selection(
     has."""
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:
-        rows, origin = moved(pl.read_parquet(inputs["selection"] / FILE), share)
+        rows, origin = moved(pl.read_parquet(inputs["selection"] / FILE, glob=False), share)
         rows.write_parquet(out / FILE)
         origin.write_parquet(out / ORIGIN)
         return {"rows": len(rows), "moved": int(origin["moved"].sum())}
@@ -58,12 +58,12 @@ def _selection(
         {"shuffled": share, "VERSION": VERSION},
         {"selection": source},
         make,
-        content=lambda out: rows_digest(pl.read_parquet(out / FILE)),
+        content=lambda out: rows_digest(pl.read_parquet(out / FILE, glob=False)),
     )
     made = session.result(stage)
     if made is not None and not session.planning:
         others.link(session, name, made.path / FILE)
-        known = pl.read_parquet(made.path / ORIGIN).with_columns(of=pl.lit(of))
+        known = pl.read_parquet(made.path / ORIGIN, glob=False).with_columns(of=pl.lit(of))
         beside.keep_rows(session, name, known)
     return made
 
