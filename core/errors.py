@@ -16,6 +16,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -125,6 +126,8 @@ def of_system(error: BaseException) -> str | None:
             return _unreadable(each)
         if isinstance(each, MemoryError):
             return _REMEDIES[errno.ENOMEM]
+        if isinstance(each, RuntimeError) and str(each).startswith("Symlink loop from"):
+            return _REMEDIES[errno.ELOOP].format(path=str(each).removeprefix("Symlink loop from "))
         if isinstance(each, (ConnectionError, TimeoutError)):
             return f"a connection failed ({first_line(each)}); check the network, and {_AGAIN}."
         if (number := _number(each)) is not None:
@@ -179,11 +182,11 @@ def _system(error: BaseException, number: int) -> str:
 def _room(path: str) -> str:
     """How much is left on the file system of a path, in words."""
     folder = Path(path)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         left = shutil.disk_usage(folder).free
-    except OSError:
+    except (OSError, ValueError):  # of a name that is too long, too
         return ""
     return f" ({left / 2**20:,.0f} MiB free)"
 
@@ -217,8 +220,9 @@ def _in_hand(error: BaseException) -> str:
     for each in reversed(frames):
         for value in reversed(each.tb_frame.f_locals.values()):
             name = value if isinstance(value, Path) else _name(value)
-            if isinstance(name, (str, Path)) and Path(name).exists():
-                return str(name)
+            with suppress(OSError, ValueError):  # a name that no file can have
+                if isinstance(name, (str, Path)) and Path(name).exists():
+                    return str(name)
     return ""
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from core.errors import UserError
+from core.errors import UserError, of_system
 
 if TYPE_CHECKING:
     import polars as pl
@@ -220,7 +220,9 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise
     except RecursionError as error:
         raise UserError(f"{path} is not valid JSON ({DEEP}); {remedy}.") from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise UserError(str(of_system(error))) from error
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from error
 
 

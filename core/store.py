@@ -83,6 +83,8 @@ def _plain(value: Any) -> Any:
 def check_version(root: Path) -> None:
     """Raises UserError for a store that a newer version of this program wrote, and for one of which
     that cannot be told."""
+    if any("\ud800" <= each <= "\udfff" for each in str(root)):
+        raise UserError(f"the name of the store {root} is no UTF-8 text; choose another.")
     version = layout(root)
     if version is not None and version > LAYOUT:
         raise UserError(

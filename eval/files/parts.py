@@ -76,7 +76,7 @@ def named(argument: str) -> Named:
     arm, slash, seed = name.partition("/")
     if sign and name != "" and (not arm or "/" in seed or bool(slash) != bool(seed)):
         raise UserError(f"{argument}: `{name}` is no name; write NAME=PATH or NAME/SEED=PATH.")
-    if not Path(path).exists():
+    if not path or not Path(path).exists():  # an empty name is no name of this folder
         raise UserError(
             f"{path} is neither a file nor a folder, nor the name of a shipped recipe; give result "
             "files (NAME=PATH to name them) or a recipe."

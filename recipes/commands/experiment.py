@@ -19,10 +19,11 @@ PANEL = "Experiment"
 def init(
     file: Annotated[Path, Argument(help="File to write.")] = Path("recipe.yaml"),
     gpus: Annotated[
-        int | None, Option(min=1, help="GPUs of another machine, in place of this one's.")
+        int | None,
+        Option(min=1, max=100_000, help="GPUs of another machine, in place of this one's."),
     ] = None,
     gpu_memory: Annotated[
-        float | None, Option(min=1, help="GiB of each of them (default: 80).")
+        float | None, Option(min=1, max=10_000, help="GiB of each of them (default: 80).")
     ] = None,
 ) -> None:
     """Write a commented recipe for this machine, to begin with.

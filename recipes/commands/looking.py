@@ -39,9 +39,12 @@ def doctor(
     recipe: Annotated[str | None, Argument(help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, Option(min=1, help="GPUs of another machine, in place of this one's.")
+        int | None,
+        Option(min=1, max=100_000, help="GPUs of another machine, in place of this one's."),
     ] = None,
-    gpu_memory: Annotated[float | None, Option(min=1, help="GiB of each of them.")] = None,
+    gpu_memory: Annotated[
+        float | None, Option(min=1, max=10_000, help="GiB of each of them.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, and what a recipe needs of it.

@@ -43,10 +43,11 @@ Overrides = Annotated[
     list[str] | None, Argument(help="Dotted overrides: train.trainer.num_train_epochs=1")
 ]
 Gpus = Annotated[
-    int | None, Option(min=1, help="GPUs over all machines; default: as the recipe states.")
+    int | None,
+    Option(min=1, max=100_000, help="GPUs over all machines; default: as the recipe states."),
 ]
 GpuMemory = Annotated[
-    float | None, Option(min=1, help="GiB of each GPU; default: as the recipe states.")
+    float | None, Option(min=1, max=10_000, help="GiB of each GPU; default: as the recipe states.")
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
 

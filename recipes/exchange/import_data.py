@@ -110,6 +110,8 @@ def show_head(source: str, rows: int, how: Reading) -> Told:
                 print(f"  {name}: {' '.join(row[name].split())[:WIDTH]}")
             if row["messages"]:
                 print(f"  messages: {', '.join(turn['role'] for turn in row['messages'])}")
+    if not shown:
+        raise UserError(f"{source} holds no rows.")
     for line in remarks(notes):
         print(line)
     return {"rows": shown, **asdict(notes)}

@@ -163,6 +163,8 @@ def answer(pool: Pool, tracker: Tracker, root: Path) -> None:
     ):
         draw.draw(pool, servers, log)
         frame = pool.frame()
+        if pool.drawn().is_empty():
+            raise UserError("the data holds no rows, so there is nothing to answer.")
         if frame.is_empty():
             return
         due = frame.filter(pl.col("status:response").is_null())["id"].to_list()

@@ -3,6 +3,7 @@ only."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -42,7 +43,7 @@ class Reading(BaseModel):
 
     @model_validator(mode="after")
     def _one_instruction(self) -> Reading:
-        if self.join is not None and "{" not in self.join:
+        if self.join is not None and not re.search(r"\{[^{}]+\}", self.join):
             raise ValueError("`join` names no column; write it as '{instruction}\\n\\n{input}'")
         if self.join is not None and "instruction" in self.map:
             raise ValueError("give `join`, or `instruction` in `map`, not both")

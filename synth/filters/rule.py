@@ -131,7 +131,8 @@ def _strategy(arm: ArmConfig, at: str) -> Strategy:
         return Strategy(None, "longest" if longest else "hash_order", None, "")
     if arm.strategy not in STRATEGIES:
         near = nearest(arm.strategy, STRATEGIES)
-        raise UserError(f"{at}.strategy: unknown strategy '{arm.strategy}'{near}.")
+        where = at if at.startswith("--") else f"{at}.strategy"
+        raise UserError(f"{where}: unknown strategy '{arm.strategy}'{near}.")
     return STRATEGIES[arm.strategy]
 
 

@@ -24,7 +24,7 @@ VERDICT = pl.Enum([ALLOWED, REFUSED, UNDECIDED, FAILED, RESERVED, UNANSWERED, UN
 def held_out(ids: pl.Series, share: float) -> pl.Series:
     """Which rows are held out: by hash of id, so a pool that grows never moves a row."""
     if not share:
-        return pl.Series("heldout", [False] * len(ids))
+        return pl.Series("heldout", [False] * len(ids), dtype=pl.Boolean)
     return (hash_rank(ids, "heldout") < int(share * 2**64)).alias("heldout")
 
 

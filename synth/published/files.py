@@ -89,6 +89,8 @@ def sources(source: str | Path | Sequence[str | Path]) -> list[Path | str]:
     """
     held: list[Path | str] = []
     for each in [source] if isinstance(source, (str, Path)) else source:
+        if not str(each).strip():  # a variable of a script that is not set: not all files here
+            raise UserError("the name of the data is empty; give a file, a folder or a hub id.")
         path = Path(each).expanduser()
         if path.exists():
             held += files(path)
