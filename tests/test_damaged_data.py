@@ -4,6 +4,7 @@ name."""
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import random
@@ -129,6 +130,50 @@ def test_true_and_false_are_no_reward(tmp_path: Path, name: str, others: float |
         assert frame["instruct_reward"].to_list() == [None, None, *[others] * 3]
     failed = filtered(path).failed["instruct_reward"]
     assert {reason: n for reason, n in failed.items() if reason != "null"} == said
+
+
+DAY = datetime.datetime(2020, 1, 2)
+NO_NUMBERS: dict[str, tuple[list[Any], str]] = {
+    "date": ([DAY.date(), None], "2020-01-02"),
+    "time": ([DAY, None], "2020-01-02 00:00:00.000000"),
+    "duration": ([datetime.timedelta(1), None], "a duration"),
+    "list": ([[1.0], None], "a list or object"),
+    "object": ([{"a": 1}, None], "a list or object"),
+    "bytes": ([b"x", None], "x"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_a_value_of_another_kind_is_no_reward_of_either_verb(tmp_path: Path, kind: str) -> None:
+    values, told = NO_NUMBERS[kind]
+    texts = {"uuid": ["a", "b"], "instruction": ["x", "y"], "response": ["x", "y"]}
+    pl.DataFrame({**texts, "instruct_reward": values}).write_parquet(tmp_path / "a.parquet")
+    said = {f"no number: '{told}'": 1, "null": 1}
+    _, counted = imported(tmp_path / "a.parquet")
+    assert {reason: n for (_, reason), n in counted.tags.items()} == said
+    assert filtered(tmp_path / "a.parquet").failed == {"instruct_reward": said}
+
+
+@pytest.mark.parametrize("number", [10**25, 10**60])
+def test_a_whole_number_of_any_size_is_kept_by_its_digits(tmp_path: Path, number: int) -> None:
+    path = saved(tmp_path / "a.jsonl", {"note": number}, {"note": 1})
+    rows.write(rows.read(path), tmp_path / "ours.parquet", "magpie")
+    assert pl.read_parquet(tmp_path / "ours.parquet")["note"].to_list()[:2] == [str(number), "1"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("messages", "x"), ("failed_tags", [{"column": 5}]), ("reason", [1])]
+)
+def test_a_file_that_only_looks_like_ours_is_one_sentence(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    ours = {"id": "1", "instruction": "a", "response": "b", "status": "ok", "reason": None}
+    held = {**ours, "messages": None, "failed_tags": [], column: value}
+    (tmp_path / "a.jsonl").write_text(json.dumps(held) + "\n")
+    with pytest.raises(
+        UserError, match=rf"a.jsonl has the columns of our form, and its `{column}`"
+    ):
+        list(rows.read(tmp_path / "a.jsonl"))
 
 
 def test_true_in_a_file_of_ours_is_no_reward(tmp_path: Path) -> None:

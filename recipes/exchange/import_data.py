@@ -109,7 +109,9 @@ def show_head(source: str, rows: int, how: Reading) -> Told:
             for name in (n for n in _SHOWN if row.get(n)):
                 print(f"  {name}: {' '.join(row[name].split())[:WIDTH]}")
             if row["messages"]:
-                print(f"  messages: {', '.join(turn['role'] for turn in row['messages'])}")
+                print(
+                    f"  messages: {', '.join(turn['role'] or 'nobody' for turn in row['messages'])}"
+                )
     if not shown:
         raise UserError(f"{source} holds no rows.")
     for line in remarks(notes):

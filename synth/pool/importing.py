@@ -90,7 +90,7 @@ def _unfolded(batch: pl.DataFrame) -> pl.DataFrame:
         batch = batch.with_columns(licence=pl.coalesce(stated))
     known = sampling_fields(batch.schema)
     return batch.with_columns(
-        pl.col("gen_input_config").struct.field(name).cast(pl.Float64)
+        pl.col("gen_input_config").struct.field(name).cast(pl.Float64, strict=False)
         for name in ("temperature", "top_p")
         if name in known and name not in batch.columns
     )

@@ -23,6 +23,7 @@ import polars as pl
 from core.errors import UserError
 from synth.published.cells.alike import (
     CONTENTS,
+    as_held,
     differ,
     levelled,
     truths_apart,
@@ -296,7 +297,9 @@ def _common(path: Path, parts: Iterator[pl.DataFrame]) -> pl.Schema | None:
                 seen = pl.concat(truths_apart(seen, empty), how="diagonal_relaxed")
             except (pl.exceptions.PolarsError, TypeError) as error:
                 raise _unlike(path, error) from error
-    return None if seen is None else seen.schema
+    if seen is None:
+        return None
+    return pl.Schema({name: as_held(kind) for name, kind in seen.schema.items()})
 
 
 def _frame(

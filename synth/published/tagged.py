@@ -24,7 +24,7 @@ from synth.filters.where import Node
 from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
 from synth.published.cells.derived import MIN_SIMILAR_ID, derived, inputs
-from synth.published.cells.failed import NO_NUMBER
+from synth.published.cells.failed import NO_NUMBER, worded
 from synth.published.files import AS_IT_IS, files, first_line
 from synth.published.forms import failed_value, is_ours, names_of
 from synth.published.layouts import recognised
@@ -239,10 +239,8 @@ def _collected(scan: pl.LazyFrame, source: str, asked: _Asked) -> pl.DataFrame:
 def _ours(column: str, schema: pl.Schema, fields: Mapping[str, Field_]) -> pl.Expr:
     """A column under our name: the first of its names that holds a value. Labels as text, odd ones
     too."""
-    names, truths = _named(column, schema), column in fields and fields[column].kind == "number"
-    value = pl.coalesce(
-        pl.col(n).cast(pl.String) if truths and schema[n] == pl.Boolean else n for n in names
-    )
+    names, numbers = _named(column, schema), column in fields and fields[column].kind == "number"
+    value = pl.coalesce(worded(n, schema[n]) if numbers else pl.col(n) for n in names)
     if column in fields and fields[column].labels:
         value = value.cast(pl.String)
         if "failed_tags" in schema:

@@ -18,11 +18,22 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.columns import MESSAGES
+from core.errors import UserError
 from core.store import digest
 from synth.config.rows import Reading
 from synth.measures import DECLARED
 from synth.published.cells.derived import MIN_SIMILAR_ID
-from synth.published.cells.failed import GOOD, ODD, as_number, damaged, finite, labels, with_status
+from synth.published.cells.failed import (
+    GOOD,
+    NESTED,
+    ODD,
+    as_number,
+    damaged,
+    finite,
+    labels,
+    with_status,
+    worded,
+)
 from synth.published.files import AS_IT_IS, Notes, Part
 from synth.published.forms import (
     PLAIN_TURNS,
@@ -46,6 +57,10 @@ _DIGESTS = ("prompt_id", "conversation_hash")
 """Ids that follow from a content: rows of the same content share them."""
 _LED = "conversations began with the assistant: what it said before the user is left out"
 _OWN_TYPES: PolarsTypes = {
+    "id": pl.String,
+    "instruction": pl.String,
+    "response": pl.String,
+    "status": pl.String,
     "messages": MESSAGES,
     "source_conversations": PLAIN_TURNS,
     "reason": pl.String,
@@ -86,12 +101,7 @@ def to_ours(
     added to; the others as in `rows.read`."""
     frame = part.frame
     if is_ours(frame.columns):
-        seen.hashes.update(frame["id"].hash().to_list())
-        # JSON does not say what a null or an empty list is of.
-        frame = frame.with_columns(
-            [pl.col(n).cast(t) for n, t in _OWN_TYPES.items() if n in frame.columns]
-        )
-        return damaged(finite(frame), part)
+        return damaged(finite(_typed(part, seen)), part)
     layout = recognised(frame.schema, part.name, how)
     if notes is not None:
         notes.layouts.setdefault(layout.line, part.name)
@@ -119,6 +129,23 @@ def to_ours(
         ours = ours.with_columns(MIN_SIMILAR_ID)
     silent = bool(prompts) or (prompts is None and not layout.answered and not layout.talk)
     return _ordered(with_status(ours, part, prompts=silent))
+
+
+def _typed(part: Part, seen: Seen) -> pl.DataFrame:
+    """Rows of our form in its types: JSON does not say what a null or an empty list is of. Raises
+    UserError for a column that holds something else."""
+    frame = part.frame
+    for name, kind in _OWN_TYPES.items():
+        if name in frame.columns:
+            try:
+                frame = frame.with_columns(pl.col(name).cast(kind))
+            except pl.exceptions.PolarsError as error:
+                raise UserError(
+                    f"{part.name} has the columns of our form, and its `{name}` holds something "
+                    "else; import its source again, or rename that column."
+                ) from error
+    seen.hashes.update(frame["id"].hash().to_list())
+    return frame
 
 
 def truth(column: str) -> pl.Expr:
@@ -169,7 +196,10 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     nested = [h for h in held if _apart(schema[h], kind)]
     # A list has no type in common with a text: what is nested is told beside the others.
     fit = [h for h in held if h not in nested]
-    value = pl.coalesce(_of_kind(h, schema[h], kind) for h in fit) if fit else pl.lit(None)
+    numbers = kind in (pl.Float64, pl.Int64)
+    value = pl.lit(None)
+    if fit:
+        value = pl.coalesce(worded(h, schema[h]) if numbers else pl.col(h) for h in fit)
     if not nested and not any(_foreign(schema[h], kind) for h in held):
         plain = value.cast(kind, strict=True)
         if not kind.is_float():
@@ -178,7 +208,7 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     if nested:
         number = value.cast(kind, strict=False)
         odd = pl.any_horizontal(pl.col(h).is_not_null() for h in nested)
-        text = pl.when(odd).then(pl.lit("a list or object")).otherwise(value.cast(pl.String))
+        text = pl.when(odd).then(pl.lit(NESTED)).otherwise(value.cast(pl.String))
     elif kind == pl.List(pl.String):  # as a CSV file has it
         number, text = pl.lit(None, kind), value.cast(pl.String)
     else:
@@ -192,13 +222,6 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     return [number.alias(name), pl.when(told).then(text).alias(f"{ODD}{name}")]
 
 
-def _of_kind(column: str, given: pl.DataType, kind: PolarsType) -> pl.Expr:
-    """A column that is to hold values of `kind`; true and false are no numbers, and stand there in
-    words."""
-    truths = given == pl.Boolean and kind in (pl.Float64, pl.Int64)
-    return pl.col(column).cast(pl.String) if truths else pl.col(column)
-
-
 def _apart(given: pl.DataType, kind: PolarsType) -> bool:
     """Whether a column of lists or objects has no type in common with values of `kind`."""
     inner = given.inner if isinstance(given, pl.List) else None
@@ -207,13 +230,13 @@ def _apart(given: pl.DataType, kind: PolarsType) -> bool:
 
 
 def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
-    """Whether values of the type `given` may not be had as `kind`: texts that should be numbers,
-    truths too, lists that should be texts."""
+    """Whether values of the type `given` may not be had as `kind`: texts, truths and dates that
+    should be numbers, lists that should be texts."""
     whole = kind == pl.Int64 and given.is_float()
     return (
         whole
         or given.is_nested() != (kind == pl.List(pl.String))
-        or (given in (pl.String, pl.Boolean) and kind in (pl.Float64, pl.Int64))
+        or (not given.is_numeric() and given != pl.Null and kind in (pl.Float64, pl.Int64))
     )
 
 

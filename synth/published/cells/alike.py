@@ -30,8 +30,9 @@ def levelled(value: Any) -> Any:
 def with_truths_told(
     rows: Sequence[dict[str, Any]], schema: pl.Schema | None
 ) -> Sequence[dict[str, Any]]:
-    """The same rows, where a column that holds truths and numbers, or is text by the `schema`, has
-    both in words: polars makes 1.0 and 0.0 of true and false.
+    """The same rows, where a column that holds truths and numbers, or a whole number beyond what
+    polars holds, or is text by the `schema`, has all of them in words: polars makes 1.0 and 0.0 of
+    true and false.
 
     Raises TypeError where a list or an object holds both under one name.
     """
@@ -40,7 +41,8 @@ def with_truths_told(
         for name, value in row.items():
             for place, kind in _leaves(value, name):
                 kinds.setdefault(place, set()).add(kind)
-    mixed = {place for place, found in kinds.items() if bool in found and found & {int, float}}
+    mixed = {place for place, found in kinds.items() if bool in found and len(found) > 1}
+    mixed |= {name for row in rows for name, value in row.items() if _is_beyond(value)}
     if deeper := sorted(mixed - {*itertools.chain.from_iterable(rows)}):
         raise TypeError(f"`{deeper[0]}` is true or false in one row and a number in another")
     mixed |= {name for name, kind in (schema or {}).items() if kind == pl.String}
@@ -59,6 +61,22 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, type]]:
     elif isinstance(value, dict):
         for name, each in value.items():
             yield from _leaves(each, f"{place}.{name}")
+
+
+def _is_beyond(value: Any) -> bool:
+    return type(value) is int and abs(value) >= 2**127
+
+
+def as_held(kind: pl.DataType) -> pl.DataType:
+    """A type of a column of JSON as it is read: whole numbers of more than 64 bits, which Arrow
+    holds none of, are texts."""
+    if kind in (pl.Int128, pl.UInt128):
+        return pl.String()
+    if isinstance(kind, pl.List):
+        return pl.List(as_held(kind.inner))  # type: ignore[arg-type]
+    if isinstance(kind, pl.Struct):
+        return pl.Struct({each.name: as_held(each.dtype) for each in kind.fields})  # type: ignore[arg-type]
+    return kind
 
 
 def _with_told(row: dict[str, Any], names: set[str]) -> dict[str, Any]:

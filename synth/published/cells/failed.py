@@ -23,6 +23,8 @@ ODD = "_odd_"
 """Before the name of a column that holds what was not of that column's kind, until it is told."""
 NO_NUMBER = "no number: '{}'"
 """Why a cell of a column of numbers failed: also NaN and the infinities."""
+NESTED = "a list or object"
+"""How a cell of a column of plain values is told that holds other values."""
 HALF = "half a character"
 """A surrogate without the other of its pair, which no UTF-8 text holds."""
 NUL = "a NUL character"
@@ -39,25 +41,34 @@ def as_number(name: str, value: pl.Expr, text: pl.Expr) -> list[pl.Expr]:
     return [pl.when(good).then(value).alias(name), odd]
 
 
-def number(column: str, kind: pl.DataType) -> pl.Expr:
-    """A column as numbers: null for a text that is none, and for true and false."""
-    if kind == pl.Boolean:
-        return pl.lit(None, pl.Float64)
-    return pl.col(column).cast(pl.Float64, strict=False)
+def worded(column: str, kind: pl.DataType) -> pl.Expr:
+    """A column that is to hold numbers, where whatever is neither number nor text stands in words:
+    true is not 1.0, a date no count of days."""
+    if kind.is_nested():
+        return pl.when(pl.col(column).is_not_null()).then(pl.lit(NESTED))
+    if kind.is_numeric() or kind in (pl.String, pl.Null):
+        return pl.col(column)
+    if kind == pl.Duration:  # which polars makes no text of
+        return pl.when(pl.col(column).is_not_null()).then(pl.lit("a duration"))
+    return pl.col(column).cast(pl.String, strict=False)
 
 
 def finite(ours: pl.DataFrame) -> pl.DataFrame:
     """Rows of our form; a score that is no finite number is that row's failed tag."""
     scores = [n for n in PUBLISHED if n in ours.columns and DECLARED[n].kind == "number"]
-    kinds = {n: ours.schema[n] for n in scores if not ours.schema[n].is_nested()}
+    kinds = {n: ours.schema[n] for n in scores if ours.schema[n] != pl.Null}
     odd = [
         n
         for n, kind in kinds.items()
-        if kind in (pl.Boolean, pl.String) or (kind.is_float() and not ours[n].is_finite().all())
+        if not kind.is_numeric() or (kind.is_float() and not ours[n].is_finite().all())
     ]
     if not odd:
         return ours
-    pairs = [as_number(n, number(n, kinds[n]), pl.col(n).cast(pl.String)) for n in odd]
+    words = {n: worded(n, kinds[n]) for n in odd}
+    pairs = [
+        as_number(n, word.cast(pl.Float64, strict=False), word.cast(pl.String))
+        for n, word in words.items()
+    ]
     marked = ours.with_columns(each for pair in pairs for each in pair)
     return _added(marked, [_odd(f"{ODD}{n}") for n in odd]).drop(f"{ODD}{n}" for n in odd)
 
