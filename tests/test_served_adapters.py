@@ -20,7 +20,8 @@ from core.errors import UserError
 from core.serving import adapters
 from core.serving.vllm_server import command_line
 from core.store import Counts, Result
-from eval.checkpoint import lm_eval_models
+from eval.checkpoint import heldout_loss, lm_eval_models
+from eval.checkpoint.answers import stop_ids
 from eval.config import EvalConfig, TasksConfig
 from recipes import schema
 from recipes.checks import questions
@@ -185,6 +186,8 @@ def test_all_trainings_have_one_server_with_all_adapters(
     said = specs[0].args
     assert (said["enable_lora"], said["max_lora_rank"]) == (True, 64), "the recipe's own is taken"
     assert (said["dtype"], specs[0].max_in_flight) == ("float32", 3)
+    linear = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert said["lora_target_modules"] == linear, "the head is not wrapped"
     assert group.adapted("good/0").spec({}).args["max_lora_rank"] == 8
     loaded = {each["name"]: Path(each["path"]) for each in said["lora_modules"]}
     assert [*loaded] == RUNS and all(
@@ -267,6 +270,20 @@ def test_an_adapter_with_trained_embeddings_beside_it_is_not_served(
         group.adapted("good/0")
 
 
+def test_an_adapted_head_is_not_served(
+    answered: tuple[graph.Outcome, list[Any]], tmp_path: Path
+) -> None:
+    """A pattern of `target_modules` may name it."""
+    from safetensors.torch import load_file, save_file
+
+    group, adapter = copied(answered[0], tmp_path)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights["base_model.model.lm_head.lora_A.weight"] = weights.popitem()[1]
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="train/good/0: it adapts lm_head, which vLLM does not"):
+        group.adapted("good/0")
+
+
 def test_a_checkpoint_without_an_adapter_in_safetensors_is_not_served(
     answered: tuple[graph.Outcome, list[Any]], tmp_path: Path
 ) -> None:
@@ -346,8 +363,29 @@ graph.run(schema.load(sys.argv[1]), "heldout")
 """
 
 
-def started(said: str) -> int:
-    return said.count("starting vLLM for")
+def merged_answer(checkpoint: str, model: Any, prompt: str, tokens: int) -> str:
+    """What a checkpoint's merged weights answer, greedily, by transformers."""
+    import torch
+
+    own = models.tokenizer(checkpoint)
+    asked = [{"role": "user", "content": prompt}]
+    ids = models.render(own, asked, add_generation_prompt=True)
+    stops = stop_ids(checkpoint)
+    given = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": stops}
+    made = model.generate(torch.tensor([ids]), **given)[0][len(ids) :]
+    return str(own.decode(made, skip_special_tokens=True))
+
+
+def merged_loss(checkpoint: str, model: Any, messages: list[dict[str, str]]) -> float:
+    """The loss of a checkpoint's merged weights on a conversation, by transformers."""
+    import torch
+
+    scored = heldout_loss.spans_of(models.tokenizer(checkpoint), messages, stop_ids(checkpoint))
+    with torch.no_grad():
+        logits = model(torch.tensor([scored.ids])).logits[0].double()
+    chances = torch.log_softmax(logits, -1)
+    counted = [at for start, end in scored.spans for at in range(start, end)]
+    return -sum(float(chances[at - 1, scored.ids[at]]) for at in counted) / len(counted)
 
 
 @pytest.mark.stack
@@ -355,50 +393,57 @@ def started(said: str) -> int:
 def test_a_real_server_with_adapters_answers_as_the_merged_weights_do_and_survives_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In float32, greedy: the same texts, the same losses but for rounding; one server in place of
-    two; killed after the first answers, the next run keeps them."""
+    """In float32, greedy: the same texts, the same losses but for rounding; one server for both
+    trainings; killed after the first answers, the next run keeps them."""
     args = {"max_model_len": 512, "dtype": "float32"}
     small = {"args": args, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     own = {"sampling": {"temperature": 0, "max_tokens": 24}, "server": small}
     monkeypatch.setattr(launch, "run", train)
     with ScriptedServer(small_recipe.answer) as server:
-        changes = {"train__seeds": [0], "eval__answers": own}
-        loaded = recipe(tmp_path, server.url, **changes)
+        loaded = recipe(tmp_path, server.url, train__seeds=[0], eval__answers=own)
         graph.run(loaded, "train")
         command = [sys.executable, "-c", RUN, str(loaded.source.path)]
         with (tmp_path / "killed").open("wb") as said:
             killed = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
         results = tmp_path / "store" / "results" / "answers"
-        until(partial(_made, results), "the first answers", killed)
+        until(partial(made, results), "the first answers", killed)
         killed.kill()
         exit_code(killed)
-        kept = {
-            path.parent.name: path.stat().st_mtime_ns for path in results.glob("*/manifest.json")
-        }
-        assert kept
+        kept = made(results)
         capfd.readouterr()
         served = graph.run(loaded, "heldout")
-        assert started(capfd.readouterr().err) == 1
-        merged = graph.run(recipe(tmp_path, server.url, **changes, eval__lora="merged"), "heldout")
-        assert started(capfd.readouterr().err) == 2
-    for name, at in kept.items():
-        assert (results / name / "manifest.json").stat().st_mtime_ns == at
+        assert capfd.readouterr().err.count("starting vLLM for") == 1
+    after = made(results)
+    assert kept and kept.items() <= after.items()
+    rows = pl.read_parquet(served.results["select/heldout"].path / "heldout.parquet")
+    conversations = dict(rows.select("id", "messages").iter_rows())
     texts = set()
     for run in ("good/0", "random/0"):
-        paths = [outcome.results[f"answers/{run}"].path for outcome in (served, merged)]
-        assert paths[0] != paths[1]
-        mine, theirs = (pl.read_parquet(path / "answers.parquet") for path in paths)
-        assert mine.equals(theirs) and mine["status"].unique().to_list() == ["ok"]
-        texts.add(tuple(mine["answer"]))
-        losses = [
-            pl.read_parquet(outcome.results[f"heldout/{run}"].path / "losses.parquet")["loss"]
-            for outcome in (served, merged)
-        ]
-        assert losses[0].to_list() == pytest.approx(losses[1].to_list(), abs=1e-4)
+        agrees(served, run, conversations)
+        told = pl.read_parquet(served.results[f"answers/{run}"].path / "answers.parquet")
+        texts.add(tuple(told["answer"]))
     assert len(texts) == 2, "each adapter has words of its own"
 
 
-def _made(results: Path) -> bool:
-    return any(
-        not path.parent.name.endswith(".partial") for path in results.glob("*/manifest.json")
-    )
+def agrees(served: graph.Outcome, run: str, conversations: dict[str, list[dict[str, str]]]) -> None:
+    """Holds a run's answers and losses against its merged weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = str(served.results[f"train/{run}"].path / "checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    told = pl.read_parquet(served.results[f"answers/{run}"].path / "answers.parquet")
+    assert told["status"].unique().to_list() == ["ok"]
+    for prompt, text in told.select("prompt", "answer").iter_rows():
+        assert text == merged_answer(checkpoint, model, prompt, 24)
+    losses = pl.read_parquet(served.results[f"heldout/{run}"].path / "losses.parquet")
+    assert losses.height == len(conversations)
+    for name, loss in losses.select("id", "loss").iter_rows():
+        assert loss == pytest.approx(merged_loss(checkpoint, model, conversations[name]), abs=1e-4)
+
+
+def made(results: Path) -> dict[str, int]:
+    """When each finished result was."""
+    found = results.glob("*/manifest.json")
+    whole = [path for path in found if not path.parent.name.endswith(".partial")]
+    return {path.parent.name: path.stat().st_mtime_ns for path in whole}

@@ -53,12 +53,19 @@ class Adapted:
     """The folder of the tokenizer that the server writes texts with; the same for all of them."""
     rank: int
     """The largest rank among them."""
+    modules: tuple[str, ...]
+    """Names of the modules that any of them adapts. vLLM wraps these alone: with the head wrapped
+    too, `prompt_logprobs` of an adapter end its CPU engine (0.32.0)."""
 
     def spec(self, server: Mapping[str, Any]) -> ServerSpec:
         """Its server by a recipe's `server` block, whose own arguments go before ours."""
         loaded = [{"name": name, "path": path} for name, path in self.adapters.items()]
-        ours = {"tokenizer": self.tokenizer, "lora_modules": loaded, **arguments(self.rank)}
-        args = {**ours, **(server.get("args") or {})}
+        ours = {
+            "tokenizer": self.tokenizer,
+            "lora_modules": loaded,
+            "lora_target_modules": list(self.modules),
+        }
+        args = {**ours, **arguments(self.rank), **(server.get("args") or {})}
         return ServerSpec(model=self.base, **{**server, "args": args})
 
 

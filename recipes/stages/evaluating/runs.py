@@ -35,14 +35,15 @@ class OverBase:
 
         made = {name: result.path for name, result in self.trainings.items() if result}
         checkpoints = {name: Path(served_path(path)) for name, path in sorted(made.items())}
-        ranks = [_rank(name, checkpoint / ADAPTER) for name, checkpoint in checkpoints.items()]
+        each = [_adapter(name, checkpoint / ADAPTER) for name, checkpoint in checkpoints.items()]
         return Adapted(
             checkpoint=str(checkpoints[run]),
             name=run,
             base=str(folder(self.base)),
-            adapters={name: str(each / ADAPTER) for name, each in checkpoints.items()},
+            adapters={name: str(path / ADAPTER) for name, path in checkpoints.items()},
             tokenizer=str(next(iter(checkpoints.values()))),
-            rank=max(ranks),
+            rank=max(rank for rank, _ in each),
+            modules=tuple(sorted(set.union(*(modules for _, modules in each)))),
         )
 
 
@@ -84,8 +85,9 @@ def evaluated(recipe: Recipe, arms: Arms, checkpoints: Results) -> list[Run]:
     ]
 
 
-def _rank(run: str, adapter: Path) -> int:
-    """The largest rank of a training's adapter, once that is known as one that vLLM serves."""
+def _adapter(run: str, adapter: Path) -> tuple[int, set[str]]:
+    """(the largest rank of a training's adapter, the modules that it adapts), once it is known as
+    one that vLLM serves."""
     from train.sizes.shapes import shapes
 
     instead = "write `eval.lora: merged`"
@@ -100,4 +102,10 @@ def _rank(run: str, adapter: Path) -> int:
             f"train/{run}: beside its adapter it trained {whole[0]} itself, which vLLM does not "
             f"serve; {instead}."
         )
-    return adapters.rank_of(read_json(adapter / "adapter_config.json"))
+    modules = {name.split(".")[-3] for name in weights}
+    embeddings = sorted(modules & {*adapters.EMBEDDINGS})
+    if embeddings:
+        raise UserError(
+            f"train/{run}: it adapts {embeddings[0]}, which vLLM does not serve; {instead}."
+        )
+    return adapters.rank_of(read_json(adapter / "adapter_config.json")), modules
