@@ -435,7 +435,9 @@ def agrees(served: graph.Outcome, run: str, conversations: dict[str, list[dict[s
     told = pl.read_parquet(served.results[f"answers/{run}"].path / "answers.parquet")
     assert told["status"].unique().to_list() == ["ok"]
     for prompt, text in told.select("prompt", "answer").iter_rows():
-        assert text == merged_answer(checkpoint, model, prompt, 24)
+        # vLLM holds the bytes of an unfinished character back
+        text = text.rstrip("\ufffd")
+        assert text == merged_answer(checkpoint, model, prompt, 24).rstrip("\ufffd")
     losses = pl.read_parquet(served.results[f"heldout/{run}"].path / "losses.parquet")
     assert losses.height == len(conversations)
     for name, loss in losses.select("id", "loss").iter_rows():
