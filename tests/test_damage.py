@@ -25,6 +25,7 @@ from eval.judging.asking.journal import Journal
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
+from recipes.stages.sets import held
 from recipes.stages.tokens import Contents
 from recipes.upkeep import verified
 from synth.duplicates import embeddings
@@ -509,3 +510,21 @@ def test_a_damaged_file_beside_what_counts_is_set_aside_by_a_run_so_that_nobody_
     assert len(said) == 1 and "ledger.json" in said[0]
     assert ledger.exists() != runs
     assert len(list((tmp_path / "aside").rglob("ledger.json.*"))) == int(runs)
+
+
+@pytest.mark.parametrize("text", ["", '{"a": "1"', "[1]", "null"])
+def test_what_is_said_of_large_files_and_cannot_be_read_is_said_anew(
+    tmp_path: Path, text: str
+) -> None:
+    """A run that was killed has sealed none of it."""
+    said = {"selection.parquet": "abc"}
+    held.say(tmp_path, said)
+    assert held.says(tmp_path, said)
+    (tmp_path / held.HELD).write_text(text)
+    noting = Damage(lambda line: None, moves=True)
+    with noting.noted():
+        assert not held.says(tmp_path, said)
+        assert held.told(tmp_path)
+    assert tmp_path / held.HELD in noting.found
+    held.say(tmp_path, said)
+    assert held.says(tmp_path, said)

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from filelock import FileLock
 
+from core.cells.journal import Journal
 from tests.campaigns import faults, real
 from tests.campaigns.faults import Case, Outcome, cases
 from tests.campaigns.ground import STAGES, Ground
@@ -151,6 +152,15 @@ def test_another_cell_a_lost_result_and_a_row_too_many_are_noticed(place: Place)
     assert list(unlike(place.store, {})) == ["columns/quality/k is there besides"]
     pl.DataFrame({"id": ["b"], "q": [2]}).write_parquet(part.with_name("part-1.parquet"))
     assert list(doubled(place.store)) == ["k holds 1 ids twice"]
+
+
+def test_cells_of_a_journal_that_nobody_needed_to_take_up_count(place: Place) -> None:
+    wanted = held(place.store)
+    part = next(place.store.rglob("part-0.parquet"))
+    cells = pl.read_parquet(part)
+    cells.head(1).write_parquet(part)
+    Journal(part.parent).append(cells)
+    assert held(place.store) == wanted and not list(doubled(place.store))
 
 
 def test_where_cells_were_lost_other_rows_may_be_measured_and_none_otherwise(place: Place) -> None:

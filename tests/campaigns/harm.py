@@ -192,7 +192,7 @@ def _counts(path: Path) -> bool:
     return (
         path.is_file()
         and path.stat().st_size > 0
-        and path.suffix not in (".lock", ".log")
+        and path.suffix not in (".lock", ".lease", ".log")
         and path.name != COPY
     )
 

@@ -16,6 +16,8 @@ import polars as pl
 import psutil
 from filelock import FileLock, Timeout
 
+from core.cells.journal import frames, journals
+
 MARK = "MAGPIE_FAULT_CASE"
 """The variable by which every process of a case is known, whatever became of its parents."""
 
@@ -103,9 +105,14 @@ def held(store: Path) -> Held:
 
 
 def _cells(folder: Path) -> pl.DataFrame | None:
-    """The cells of a column's parts, in the order of their ids; None where there are none."""
+    """The cells of a column's parts and of journals that no later writer needed to take up, in the
+    order of their ids; None where there are none."""
     parts = [pl.read_parquet(part) for part in sorted(folder.glob("part-*.parquet"))]
-    return pl.concat(parts, how="diagonal").sort("id") if parts else None
+    inside = pl.concat(parts, how="diagonal") if parts else None
+    for frame in (frame for journal in journals(folder) for frame in frames(journal)):
+        new = frame if inside is None else frame.join(inside, on="id", how="anti")
+        inside = new if inside is None else pl.concat([inside, new], how="diagonal")
+    return None if inside is None else inside.sort("id")
 
 
 def unlike(store: Path, wanted: Held, *, lost: bool = False) -> Iterator[str]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from core.cells.damage import left_out
+from core.cells.damage import hurt, left_out
+from core.errors import UserError
 from core.files import file_digest, read_json, write_changed
 from core.store import digest, tree_digest
 
@@ -37,9 +38,18 @@ def told(folder: Path) -> str:
 
 
 def _held(folder: Path) -> dict[str, str]:
-    """What is said of the large files; {} where nothing is."""
+    """What is said of the large files; {} where nothing is, and where it cannot be read: then they
+    are written anew, and it with them."""
     path = folder / HELD
     if left_out(path) or not path.is_file():
         return {}
-    held: dict[str, str] = read_json(path, f"remove {folder} and run again")
+    try:
+        held = read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        held = None
+    if not isinstance(held, dict):
+        hurt(path, "does not say what lies beside it; that is written anew")
+        return {}
     return held
