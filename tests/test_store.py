@@ -106,10 +106,10 @@ def test_what_a_killed_process_left_half_written_is_swept_and_what_others_write_
     assert len(list(tmp_path.glob(".a.json.*.tmp"))) == 1
     with files.replacing(tmp_path / "b.json") as temporary:
         temporary.touch()
-        (tmp_path / ".c.json.00000000-1-12345678.tmp").touch()  # another machine's
+        (tmp_path / ".c.json.00000000-99999999-12345678.tmp").touch()  # another machine's
         files.sweep(tmp_path)
         left = sorted(path.name for path in tmp_path.iterdir())
-        assert left == [temporary.name, ".c.json.00000000-1-12345678.tmp"]
+        assert left == [temporary.name, ".c.json.00000000-99999999-12345678.tmp"]
 
 
 def test_what_a_killed_attempt_left_half_written_is_no_part_of_a_result(store: Store) -> None:
