@@ -186,7 +186,7 @@ def table(outcomes: list[Outcome]) -> str:
     rows: dict[str, list[Outcome]] = defaultdict(list)
     for each in outcomes:
         rows[each.case.harm].append(each)
-    lines = ["| fault | stages | cases | in mid-run | recovered within the run | wrong |"]
+    lines = ["| fault | stages | cases | struck | recovered within the run | wrong |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for name, own in [*sorted(rows.items()), ("all", outcomes)]:
         figures = (
