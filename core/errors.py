@@ -159,7 +159,9 @@ def _number(error: BaseException) -> int | None:
         return error.errno
     said = _IN_WORDS.search(str(error))
     if said is None:
-        return None
+        # what polars' writer of Parquet says where the end of a file had no room
+        silent = "thrift: transport error" in str(error)
+        return errno.ENOSPC if silent and _is_full(_in_hand(error)) else None
     rust, c, full, read_only = said.groups()
     if full or read_only:
         return errno.ENOSPC if full else errno.EROFS
@@ -181,14 +183,24 @@ def _system(error: BaseException, number: int) -> str:
 
 def _room(path: str) -> str:
     """How much is left on the file system of a path, in words."""
+    left = _left(path)
+    return "" if left is None else f" ({left / 2**20:,.0f} MiB free)"
+
+
+def _is_full(path: str) -> bool:
+    left = _left(path) if path else None
+    return left is not None and left < 2**20
+
+
+def _left(path: str) -> int | None:
+    """Bytes that are free on the file system of a path; None where that cannot be known."""
     folder = Path(path)
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        left = shutil.disk_usage(folder).free
+        return shutil.disk_usage(folder).free
     except (OSError, ValueError):  # of a name that is too long, too
-        return ""
-    return f" ({left / 2**20:,.0f} MiB free)"
+        return None
 
 
 def _unreadable(error: BaseException) -> str:

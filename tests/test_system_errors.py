@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +156,23 @@ def test_what_follows_a_hint_is_a_sentence_of_its_own() -> None:
     assert str(UserError(f"no 'longst'{hint}; there are two.")) == (
         "no 'longst'; did you mean 'longest'? There are two."
     )
+
+
+@pytest.mark.parametrize(("free", "full"), [(2**20 - 1, True), (2**20, False)])
+def test_a_writer_that_does_not_say_that_the_disk_is_full_is_asked_about_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, full: bool
+) -> None:
+    """What polars says where the footer of a Parquet file has no room; met on a full disk."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+
+    def write(path: Path) -> None:
+        said = "parquet: File out of specification: Invalid thrift: transport error"
+        raise pl.exceptions.ComputeError(said)
+
+    try:
+        write(tmp_path / "part.parquet")
+    except pl.exceptions.ComputeError as error:
+        said = of_system(error)
+    wanted = f"there is no room left for {tmp_path / 'part.parquet'} (1 MiB free); free some, and "
+    assert said.startswith(wanted) if full and said else said is None and not full
