@@ -60,10 +60,21 @@ def json_kind(value: object) -> str:
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+LONGEST = 2_000
+"""Characters of a line for a terminal: a sentence may quote what somebody wrote."""
+
+
 def shown(text: str) -> str:
     """Text for a terminal, its lines as they are: characters that steer one, which the name of a
     file may hold, are spelled out."""
-    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    lines = (line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in text.split("\n"))
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), "\n".join(lines))
+
+
+def brief(value: object) -> str:
+    """A value as it is written, not too long."""
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:77]}..."
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@ sentence, and none in a defect."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +39,15 @@ REFUSED = (
     (("plan", "demo", "store=loop"), "loop/store.json is a link that leads back to itself"),
     (("plan", "demo", "eval.tasks=[x]"), "`eval.tasks`: is a mapping of keys, of which `tasks`"),
     (("verify", "deep"), "its values lie within one another deeper than can be read"),
+    (("plan", "demo", "train.deepspeed=pipe"), "train.deepspeed: pipe is a pipe or a device"),
+    (("plan", "demo", "train.deepspeed=/dev/zero"), "/dev/zero is a pipe or a device"),
+    (("plan", "demo", "train.deepspeed=twice.json"), "the key 'stage' stands twice in one object"),
+    (("plan", "demo", "train.deepspeed=loop"), "train.deepspeed: loop does not exist."),
+    (("plan", "demo", "train.chat_template_path=empty.jinja"), "empty.jinja is empty"),
+    (("plan", "demo", "synth.rows={import: nowhere}"), "synth.rows.import: nowhere does not exist"),
+    (("plan", "demo", "synth.rows={import: pipe}"), "synth.rows.import: pipe is a pipe"),
+    (("plan", "demo", "synth.rows={import: deep.jsonl}"), "deeper than can be read"),
+    (("import", "pipe", "--head", "1"), "pipe"),
     (("ls", "a\0b"), r"a\x00b is neither the folder of a store nor a recipe"),
     (("memory", "demo", "--gpus", "8", "--gpu-memory", "inf"), "10000"),
     (("init", "--gpus", "99999999"), "100000"),
@@ -51,6 +61,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("esc\x1b[31m.jsonl").write_text('{"no": "a"}\n')
     Path("list.json").write_text("[]")
     Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    Path("twice.json").write_text('{"zero_optimization": {"stage": 3, "stage": 1}}')
+    Path("empty.jinja").touch()
+    Path("deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "deep" / "results").mkdir(parents=True)
     (tmp_path / "deep" / "store.json").write_text("[" * 100_000)
     return tmp_path

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, brief
 from core.files import read_parquet
 from eval.files.parts import Part, frame
 from eval.prompt_sets.prompts import located
@@ -43,7 +43,9 @@ def of_values(path: Path, *, lower_is_better: bool = False) -> Part:
 def _label(row: dict[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UserError(f"{where}: `{field}` is {value!r}; it names an item: a text or a number.")
+        raise UserError(
+            f"{where}: `{field}` is {brief(value)}; it names an item: a text or a number."
+        )
     return str(value)
 
 
@@ -54,7 +56,9 @@ def _number(row: dict[str, Any], where: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, (bool, int, float)):
-        raise UserError(f"{where}: the value {value!r} is no number (null where there is none).")
+        raise UserError(
+            f"{where}: the value {brief(value)} is no number (null where there is none)."
+        )
     try:
         number = float(value)
     except OverflowError:  # an integer beyond all floating-point numbers

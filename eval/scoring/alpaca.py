@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
+from core.errors import UserError, brief
 from eval.prompt_sets.prompts import records
 from eval.scoring.stored import Row, numbered
 from eval.stats import Floats
@@ -87,7 +87,7 @@ def _check(row: Row, place: str) -> None:
     beyond = isinstance(preference, int) and abs(preference) > sys.float_info.max
     if not number or beyond:
         raise UserError(
-            f"{place}: the preference {preference!r} is not a number from 1 to 2 "
+            f"{place}: the preference {brief(preference)} is not a number from 1 to 2 "
             "(or null where unjudged)."
         )
 

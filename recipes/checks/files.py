@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from core.errors import UserError, first_line, nearest
-from core.files import read_json
+from core.files import DEEP, RepeatedKeyError, each_once, read_json
 from recipes.checks.sampled import asked_tags
 from recipes.schema import Recipe, with_random
 from synth.filters.arm import Choosing, PartConfig
@@ -33,6 +33,8 @@ def check(recipe: Recipe) -> None:
         if not file.exists():
             shipped = SHIPPED_TEMPLATES if place.endswith("_template") or "chat_" in place else ()
             raise UserError(f"{place}: {path} does not exist{_beside(file, shipped)}.")
+        if not (file.is_file() or file.is_dir()):  # reading one may never end
+            raise UserError(f"{place}: {path} is a pipe or a device; name a file.")
         try:
             judge(file)
         except UserError as error:
@@ -54,7 +56,8 @@ def _beside(file: Path, shipped: Sequence[str]) -> str:
         return nearest(file.name, shipped)
     if not file.parent.is_dir():
         return f" (there is no folder {file.parent})"
-    names = [each.name for each in islice(file.parent.iterdir(), 1000)]
+    there = islice(file.parent.iterdir(), 1000)
+    names = [each.name for each in there if each.name != file.name]  # a link that leads nowhere
     close = difflib.get_close_matches(file.name, names, n=1, cutoff=0.75)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -88,7 +91,7 @@ def _of_synthesis(recipe: Recipe) -> Named:
             yield f"synth.{name}.chat_template", model.chat_template, template
     if synth.tags.decontaminate.file is not None:
         yield "synth.tags.decontaminate.file", synth.tags.decontaminate.file, data
-    if not isinstance(synth.rows, int) and _is_path(synth.rows.import_):
+    if not isinstance(synth.rows, int) and _is_data(synth.rows.import_):
         yield "synth.rows.import", synth.rows.import_, data
 
 
@@ -99,7 +102,7 @@ def _of_arms(recipe: Recipe) -> Named:
             if isinstance(config, PartConfig):
                 parts[f"arms.{name}.mix.{part}"] = config
         for place, each in parts.items():
-            if each.data is not None and _is_path(each.data):
+            if each.data is not None and _is_data(each.data):
                 yield f"{place}.data", each.data, data
 
 
@@ -145,12 +148,18 @@ def _is_path(name: str) -> bool:
     return marked or Path(name).exists()
 
 
+def _is_data(name: str) -> bool:
+    """Whether data are a file or folder here: those of the hub are called organisation/name."""
+    return _is_path(name) or name.count("/") != 1
+
+
 def template(file: Path) -> None:
-    """Raise UserError for a text that is no Jinja template."""
+    """Raise UserError for a text that is no Jinja template, or is empty."""
     from jinja2 import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    text(file)
     source = _read(file)
     try:
         environment.parse(_without_markers(source))
@@ -185,6 +194,10 @@ def _json_object(file: Path) -> None:
         raise UserError(f"{file} is a folder; name a JSON file.")
     if not isinstance(read_json(file, "correct it"), dict):
         raise UserError(f"{file} holds no JSON object; DeepSpeed's configuration is one.")
+    try:
+        json.loads(_read(file), object_pairs_hook=each_once)
+    except RepeatedKeyError as error:
+        raise UserError(f"{file}: {error}; keep one of its values.") from error
 
 
 def data(file: Path) -> None:
@@ -255,6 +268,8 @@ def _first_line(file: Path) -> None:
         if not line:
             raise UserError(f"{file} holds no record.")
         json.loads(line)
+    except RecursionError as error:
+        raise UserError(f"{file}: its first record is not valid JSON ({DEEP}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no UTF-8 text ({first_line(error)}).") from error
     except ValueError as error:

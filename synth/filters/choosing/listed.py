@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from core.errors import UserError
+from core.errors import UserError, brief
 from core.files import read_json_lines
 
 SCHEMA = {"id": pl.String, "score": pl.Float64}
@@ -79,7 +79,7 @@ def _score(value: Any, path: Path, number: int) -> float | None:
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score) or isinstance(value, bool):
-        raise UserError(f"{path}, row {number}: the score {value!r} is no finite number.")
+        raise UserError(f"{path}, row {number}: the score {brief(value)} is no finite number.")
     return score
 
 
