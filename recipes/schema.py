@@ -88,6 +88,14 @@ class Recipe(BaseModel):
         """Where its runs leave what a person looks for."""
         return Path(self.store) / "recipes" / self.name
 
+    @field_validator("store")
+    @classmethod
+    def _at_home(cls, store: str) -> str:
+        try:
+            return str(Path(store).expanduser()) if store.startswith("~") else store
+        except RuntimeError as error:
+            raise ValueError(f"there is no such user's home: {store}") from error
+
     @field_validator("name")
     @classmethod
     def _named(cls, name: str) -> str:

@@ -42,6 +42,8 @@ REFUSED = (
     (("plan", "demo", "train.deepspeed=pipe"), "train.deepspeed: pipe is a pipe or a device"),
     (("plan", "demo", "train.deepspeed=/dev/zero"), "/dev/zero is a pipe or a device"),
     (("plan", "demo", "train.deepspeed=twice.json"), "the key 'stage' stands twice in one object"),
+    (("plan", "demo", "train.deepspeed=five.json"), "zero_optimization is a section: {stage: 2"),
+    (("plan", "demo", "eval.alpaca.baseline=nowhere"), "baseline: nowhere does not exist"),
     (("plan", "demo", "train.deepspeed=loop"), "train.deepspeed: loop does not exist."),
     (("plan", "demo", "train.chat_template_path=empty.jinja"), "empty.jinja is empty"),
     (("plan", "demo", "synth.rows={import: nowhere}"), "synth.rows.import: nowhere does not exist"),
@@ -63,6 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("loop").symlink_to("loop")
     os.mkfifo("pipe")
     Path("twice.json").write_text('{"zero_optimization": {"stage": 3, "stage": 1}}')
+    Path("five.json").write_text('{"zero_optimization": 5}')
     Path("empty.jinja").touch()
     Path("deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "deep" / "results").mkdir(parents=True)

@@ -146,6 +146,13 @@ def test_extends_of_an_extending_recipe_is_refused(tmp_path: Path) -> None:
         load(write(tmp_path, "extends: middle.yaml\nname: child\n"))
 
 
+def test_the_store_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(write(tmp_path, MINIMAL), ["store=~/runs"]).recipe.store == str(tmp_path / "runs")
+    with pytest.raises(UserError, match=r"`store`: there is no such user's home: ~nobody-here/x"):
+        load(write(tmp_path, MINIMAL), ["store=~nobody-here/x"])
+
+
 def test_extends_names_a_shipped_recipe_too(tmp_path: Path) -> None:
     """Also one that extends another; a file beside it of that name comes first."""
     for name in ("smollm2-filter-comparison", "llama3-8b-magpie-air-300k", "demo.yaml"):

@@ -115,9 +115,11 @@ def _of_evaluation(recipe: Recipe) -> Named:
         block = getattr(config, name)
         prompts = [*_texts(block, name, "prompt"), *_texts(block, name, "reward_prompt")]
         yield from ((place, each, template) for place, each in prompts if _is_template(each))
-        sets = [*_texts(block, name, "prompts"), *_texts(block, name, "baseline")]
-        for place, each in [*sets, *_texts(block, name, "references")]:
+        for place, each in [*_texts(block, name, "prompts"), *_texts(block, name, "references")]:
             if _is_path(each) and each not in arms:
+                yield place, each, data
+        for place, each in _texts(block, name, "baseline"):
+            if each not in (*arms, "hub"):
                 yield place, each, data
     named = {"eval.prompts": config.prompts}
     if config.checks is not None:

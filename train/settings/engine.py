@@ -32,13 +32,14 @@ def deepspeed_json(config: TrainConfig) -> str:
     ours for the stage. Raises UserError."""
     given = config.deepspeed
     if isinstance(given, dict):
+        _check_sections(given, config.block)
         return json.dumps(given, indent=2)
     offload = "_offload" if config.offload else ""
     ours = DEEPSPEED / f"zero{config.zero_stage}{offload}.json"
     path = ours if given is None else Path(given).expanduser()
     try:
         text = path.read_text()
-        json.loads(text)
+        _check_sections(json.loads(text), config.block)
     except OSError as error:
         raise UserError(
             f"{config.block}.deepspeed: {path} cannot be read ({error.strerror}); "
@@ -47,6 +48,20 @@ def deepspeed_json(config: TrainConfig) -> str:
     except ValueError as error:
         raise UserError(f"{config.block}.deepspeed: {path} is not valid JSON ({error}).") from error
     return text
+
+
+def _check_sections(given: object, block: str) -> None:
+    """Raise UserError where what is read of a DeepSpeed configuration is no mapping."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{block}.deepspeed: DeepSpeed's configuration is an object.")
+    if not isinstance(given.get("zero_optimization", {}), Mapping):
+        raise UserError(f"{block}.deepspeed: zero_optimization is a section: {{stage: 2, ...}}.")
+
+
+def accumulated_as(given: Mapping[str, Any]) -> Any:
+    """The type that a DeepSpeed configuration states for gradients that are added up."""
+    types = given.get("data_types")
+    return types.get(ACCUMULATION) if isinstance(types, Mapping) else None
 
 
 def half_precision(config: TrainConfig, *, on_gpu: bool) -> bool:
@@ -63,7 +78,7 @@ def adds_up_in_bf16(config: TrainConfig, accumulation: int) -> str | None:
     """
     given = json.loads(deepspeed_json(config))
     stage = given.get("zero_optimization", {}).get("stage", 0)
-    told = given.get("data_types", {}).get(ACCUMULATION) == "fp32"
+    told = accumulated_as(given) == "fp32"
     if accumulation < 2 or not half_precision(config, on_gpu=bool(gpus())) or (stage and told):
         return None
     remedy = "DeepSpeed has nothing else at zero_stage 0; use 1, 2 or 3"
@@ -228,7 +243,7 @@ def _stages(given: Mapping[str, Any], config: TrainConfig) -> Iterator[str]:
         yield f"offload_param is passed over at stage {stage}; use stage 3, or remove it."
     if optimizer and stage == 0:
         yield "offload_optimizer is passed over at stage 0; use stage 1, 2 or 3, or remove it."
-    accumulated = given.get("data_types", {}).get(ACCUMULATION)
+    accumulated = accumulated_as(given)
     half = any(given.get(kind, {}).get("enabled") is True for kind in ("bf16", "bfloat16"))
     half = half or bool(config.trainer.get("bf16"))
     if stage == 0 and half and accumulated == "fp32":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from core.serving.devices import gpus
 from train.config import DpoConfig, TrainConfig
-from train.settings.engine import deepspeed_json, half_precision
+from train.settings.engine import accumulated_as, deepspeed_json, half_precision
 from train.sizes.activations import Pass, traced
 from train.sizes.shapes import Shape
 
@@ -150,7 +150,7 @@ def engine_of(config: TrainConfig, hidden: int) -> Engine:
     stage = int(zero.get("stage", 0))
     silent = zero.get("reduce_bucket_size", BUCKET)
     formats = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
-    accumulates = (given.get("data_types") or {}).get("grad_accum_dtype")
+    accumulates = accumulated_as(given)
 
     def outside(what: str) -> bool:
         return str((zero.get(what) or {}).get("device", "none")) != "none"
