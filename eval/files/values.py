@@ -50,6 +50,7 @@ def _label(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def _number(row: dict[str, Any], where: str) -> float | None:
+    """The value of a row. Raises UserError for what is no finite number, true, false or null."""
     if "value" not in row:
         raise UserError(f"{where}: no `value`; a row has item, value and, if wanted, cluster.")
     value = row["value"]
