@@ -74,6 +74,43 @@ def test_without_packing_a_sequence_is_a_row_and_warm_up_may_be_a_share() -> Non
     assert (planned.steps, planned.warmup, planned.tokens_per_step) == (5, 1, 4_800)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "steps", "warmup"),
+    [
+        ({}, 15, 0),
+        ({"warmup_steps": 3}, 15, 3),
+        ({"warmup_steps": 1}, 15, 1),
+        ({"warmup_steps": 0.1}, 15, 2),
+        ({"warmup_ratio": 0.5}, 15, 8),
+        ({"num_train_epochs": 1.5}, 8, 0),
+        ({"max_steps": 7, "warmup_ratio": 0.5}, 7, 4),
+        ({"max_steps": 1}, 1, 0),
+        ({"max_steps": -1}, 15, 0),
+    ],
+)
+def test_steps_and_warm_up_are_those_of_the_trainer(
+    trainer: dict[str, Any], steps: int, warmup: int
+) -> None:
+    set_up = {"packing": False, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3,
+              "num_train_epochs": 3, "warmup_ratio": 0, "warmup_steps": 0}  # fmt: skip
+    planned = schedule(config(tokens_per_step=None, trainer=set_up | trainer), 100, 20_000, 4)
+    assert (planned.steps, planned.warmup) == (steps, warmup)
+    assert planned.trained_tokens == round(20_000 * steps / 5)
+
+
+@pytest.mark.parametrize(("lora", "part"), [(None, 1 / 3), ({"r": 8}, 1 / 2)])
+def test_a_dpo_adds_one_pass_forward_of_the_reference_over_all_pairs(
+    lora: dict[str, Any] | None, part: float
+) -> None:
+    shape = shape_of("meta-llama/Meta-Llama-3-8B")
+    trainer = {"per_device_train_batch_size": 1, "num_train_epochs": 2}
+    dpo = DpoConfig(pairs_per_step=8, trainer=trainer, lora=lora)
+    planned = schedule(dpo, 800, 800_000, 8)
+    assert (planned.steps_per_epoch, planned.steps, planned.empty) == (100, 200, 0)
+    plain = hours(config(lora=lora), shape, planned, 300, 1e15)
+    assert hours(dpo, shape, planned, 300, 1e15) == pytest.approx(plain * (1 + part / 2))
+
+
 def test_a_device_that_the_table_does_not_have_is_a_sentence() -> None:
     with pytest.raises(UserError, match="--gpu H900: no such device"):
         peak_of("H900")
