@@ -343,6 +343,7 @@ class _Meeting:
     def __init__(self, mutants: list[Mutant], known: Reached, folder: Path, say: Said) -> None:
         self.mutants, self.known, self.folder, self.say = mutants, known, folder, say
         self.functions: dict[str, list[types.FunctionType]] = defaultdict(list)
+        self.hung = False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -353,7 +354,8 @@ class _Meeting:
             self.functions[function.__code__.co_filename].append(function)
         gc.freeze()
         for mutant in self.mutants:
-            self._meet(mutant, session)
+            if not self.hung:
+                self._meet(mutant, session)
         return True
 
     def _meet(self, mutant: Mutant, session: pytest.Session) -> None:
@@ -377,7 +379,10 @@ class _Meeting:
 
         limit = SLACK + 5 * sum(self.known.seconds[test] for test in tests)
         result, seconds = forked(run, limit, self.folder / "log.txt")
-        if by.read_text() != "nothing to exchange":
+        # Where tests are collected with a library's threads, a fork has none of them: what hangs,
+        # and the rest of the module, is met in a process that collects them itself.
+        self.hung = result == "hung"
+        if not self.hung and by.read_text() != "nothing to exchange":
             self.say(mutant, row(result, seconds, by.read_text(), len(tests)))
 
 
@@ -408,9 +413,11 @@ def _afresh(mutant: Mutant, files: list[str], known: Reached, folder: Path) -> d
     tests, by = known.by(mutant), folder / "by.txt"
     by.write_text("")
 
+    reaching = [file for file in files if any(test.startswith(f"{file}::") for test in tests)]
+
     def run() -> int:
         sys.meta_path.insert(0, _Rewritten({mutant.module: lambda: mutant.tree}))
-        return _pytest(["-x", *files], folder, [_Noticing(tests, by)])
+        return _pytest(["-x", *reaching], folder, [_Noticing(tests, by)])
 
     if not tests:
         return row("passed", 0.0, "", 0)
