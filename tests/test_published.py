@@ -343,3 +343,126 @@ def test_values_of_another_kind_are_failed_tags_and_not_the_end_of_the_import(
     )
     told = [[(t["column"], t["value"]) for t in row] for row in read_back["failed_tags"].to_list()]
     assert told == [[("task_category", "a list or object")], [("instruct_reward", "high")], []]
+
+
+LISTED = ("a list or object", "is not of the column's kind")
+
+
+@pytest.mark.parametrize(
+    ("column", "given", "value", "odd"),
+    [
+        ("other_task_category", ["Math", "Others"], ["Math", "Others"], None),
+        ("other_task_category", [1, 2], ["1", "2"], None),
+        ("other_task_category", [{"a": 1}], None, LISTED),
+        ("other_task_category", "Math", None, ("Math", "is not of the column's kind")),
+        ("intent", 5, "5", None),
+        ("intent", ["x"], None, LISTED),
+        ("instruct_reward", "1.5", 1.5, None),
+        ("instruct_reward", True, None, ("true", "no number")),
+        ("instruct_reward", [1.0], None, ("a list or object", "no number")),
+        ("repeat_count", "2", 2, None),
+        ("repeat_count", 2.0, 2, None),
+        ("repeat_count", True, None, ("true", "no number")),
+    ],
+)
+def test_a_value_is_had_in_the_columns_kind_or_is_that_rows_failed_tag(
+    tmp_path: Path, column: str, given: Any, value: Any, odd: tuple[str, str] | None
+) -> None:
+    found = pl.concat(read(saved(tmp_path / "a.jsonl", [row25(0, **{column: given})])))
+    assert found[column].to_list() == [value] and found["status"].to_list() == ["ok"]
+    (tags,) = found["failed_tags"].to_list()
+    assert [(tag["column"], tag["value"]) for tag in tags] == ([(column, odd[0])] if odd else [])
+    assert odd is None or odd[1] in tags[0]["reason"]
+
+
+@pytest.mark.parametrize("form", ["23", "25"])
+def test_a_label_that_is_none_is_written_as_it_was_read(tmp_path: Path, form: Any) -> None:
+    row = {"23": row23, "25": row25}[form]
+    rows = [row(0), row(1, input_quality="Good"), row(2, difficulty=None, language=None)]
+    if form == "23":
+        del rows[2]["language"]
+    write(read(saved(tmp_path / "a.jsonl", rows)), tmp_path / "b.jsonl", form)
+    assert loaded(tmp_path / "b.jsonl") == rows
+
+
+def test_rows_that_were_read_from_no_file_are_written_in_the_order_of_the_cards(
+    tmp_path: Path,
+) -> None:
+    ours = {"id": ["a"], "instruction": ["Why?"], "response": ["So."], "input_quality": ["good"],
+            "own": [1]}  # fmt: skip
+    for form, first, last in (("23", "uuid", "output_length"), ("25", "uuid", "language")):
+        write(pl.DataFrame(ours), tmp_path / f"{form}.jsonl", form)  # type: ignore[arg-type]
+        (row,) = loaded(tmp_path / f"{form}.jsonl")
+        names = list(row)
+        assert (names[0], names[int(form) - 1], names[int(form) :]) == (first, last, ["own"])
+        assert row["input_quality"] == "good" and row["reward_model"] is None
+        turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+        assert row["conversations"] == turns
+    write(pl.DataFrame(ours), tmp_path / "m.jsonl", "messages")
+    assert loaded(tmp_path / "m.jsonl") == [
+        {"id": "a", "messages": [{"role": "user", "content": "Why?"},
+                                 {"role": "assistant", "content": "So."}]}
+    ]  # fmt: skip
+
+
+def test_a_file_without_its_sampling_keeps_its_names_and_their_order(tmp_path: Path) -> None:
+    rows = []
+    for number in range(2):
+        row = {name: row23(number)[name] for name in reversed(list(row23(number)))}
+        del row["gen_input_config"]
+        rows.append(row)
+    write(read(saved(tmp_path / "a.jsonl", rows)), tmp_path / "b.jsonl", "23")
+    again = loaded(tmp_path / "b.jsonl")
+    assert [list(row)[: len(rows[0])] for row in again] == [list(row) for row in rows]
+    assert [{name: row[name] for name in rows[0]} for row in again] == rows
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 4},
+    ],
+)
+def test_a_sampling_that_says_less_is_written_as_it_was_read(
+    tmp_path: Path, sampling: dict[str, Any]
+) -> None:
+    rows = [row25(number, gen_input_configs=sampling) for number in range(2)]
+    write(read(saved(tmp_path / "a.jsonl", rows)), tmp_path / "b.jsonl", "25")
+    assert loaded(tmp_path / "b.jsonl") == rows
+
+
+def test_the_lowest_similar_id_is_null_only_for_a_row_that_is_like_no_other(tmp_path: Path) -> None:
+    rows = [
+        row23(0, repeat_count=2, min_similar_uuid="u0"),
+        row23(1, repeat_count=0, min_similar_uuid=None),
+        row23(2, repeat_count=None, min_similar_uuid="u2"),
+        row23(3, repeat_count=1, min_similar_uuid="u0"),
+    ]
+    write(read(saved(tmp_path / "a.jsonl", rows)), tmp_path / "b.jsonl", "23")
+    assert loaded(tmp_path / "b.jsonl") == rows
+
+
+def test_a_conversation_of_the_rows_own_texts_is_told_from_any_other(tmp_path: Path) -> None:
+    def talk(*turns: tuple[str, str]) -> list[dict[str, str]]:
+        return [{"from": who, "value": text} for who, text in turns]
+
+    plain = row23(0)
+    question, answer = plain["input"], plain["output"]
+    others = [
+        talk(("human", question), ("gpt", "another answer")),
+        talk(("human", "another question"), ("gpt", answer)),
+        talk(("gpt", question), ("human", answer)),
+        talk(("human", question), ("gpt", answer), ("human", "more?"), ("gpt", "no")),
+        talk(("system", "be brief"), ("human", question), ("gpt", answer)),
+    ]
+    rows = [plain, *(row23(0, uuid=f"v{n}", conversations=each) for n, each in enumerate(others))]
+    found = pl.concat(read(saved(tmp_path / "a.jsonl", rows)))
+    assert found["id"].to_list() == ["u0", "v0", "v1", "v2", "v3", "v4"]
+    kept = found["status"] == "ok"
+    assert kept.to_list()[:2] == [True, True]
+    assert found["messages"].is_null().to_list()[:3] == [True, True, True]
+    assert [len(m) for m in found["messages"].to_list()[4:]] == [4, 3]
+    write(found, tmp_path / "b.jsonl", "23")
+    expected = [row for row, ok in zip(rows, kept, strict=True) if ok]
+    assert loaded(tmp_path / "b.jsonl") == expected
