@@ -23,6 +23,7 @@ from synth.pool import columns as pool_columns
 from synth.pool import draw as drawing
 from synth.pool import importing, short_columns
 from synth.pool import pool as pools
+from synth.pool.columns import PoolColumns
 from synth.pool.draw import draw
 from synth.pool.pool import Pool
 from tests.test_published import row25
@@ -392,3 +393,27 @@ def test_a_pass_in_slices_decodes_each_row_of_the_pool_about_once(
     decoded.clear()
     assert sum(len(part.drop_nulls()) for part in made.instructions(frame)) == 4000
     assert sum(decoded) <= 1.1 * 4000
+
+
+@pytest.mark.parametrize("answers", ["keep", "missing", "all"])
+@pytest.mark.parametrize("tags", ["keep", "anew"])
+def test_what_rows_brought_counts_before_what_is_measured_unless_all_is_made_anew(
+    tmp_path: Path, answers: str, tags: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    rows = {"import": str(tmp_path / "rows.jsonl"), "answers": answers, "tags": tags}
+    quality = {"model": {"model": "tagger"}}
+    config = SynthConfig.model_validate(
+        {"teacher": {"model": "m"}, "rows": rows, "tags": {"quality": quality}}
+    )
+    held = PoolColumns(config, Context(tmp_path, lambda name, _: Model(name, name, "r1")))
+
+    def sources(measure: str) -> list[str]:
+        imported = held.imports.get(measure)
+        every = held.sources(measure)
+        return ["brought" if lean.column is imported else "measured" for lean in every]
+
+    both = ["brought", "measured"]
+    assert sources("quality") == (["measured"] if tags == "anew" else both)
+    assert sources("response") == (["measured"] if answers == "all" else both)
+    assert sources("turns") == ["brought"] and sources("text") == ["measured"]

@@ -51,6 +51,12 @@ def test_what_the_original_destroys_stays(rule: Callable[[str], str], text: str)
     assert clean(text) == clean(text, "gemma") == (text, "")
 
 
+def test_a_label_at_the_end_is_cut_where_nothing_was_shown_under_it_before() -> None:
+    assert clean("What is 2 + 2?\nAnswer:") == ("What is 2 + 2?", "answer")
+    shown = "Text: good\nAnswer: positive\nText: bad\nAnswer:"
+    assert clean(shown) == (shown, "")
+
+
 def test_original_never_finds_a_label_that_ends_in_a_colon() -> None:
     text = "What is 2 + 2?\nAnswer: 4"
     assert re.search("Answer:" + "s?:", text) is None
