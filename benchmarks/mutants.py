@@ -58,7 +58,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "synth/filters/choosing/lazy.py": ("strategies",),
     "synth/filters/choosing/near_queries.py": ("rds_rip", "strategies"),
     "synth/filters/schedule.py": ("schedule", "choose", "strategies"),
-    "synth/filters/orders.py": ("choose", "strategies", "tagged"),
+    "synth/filters/orders.py": ("orders", "choose", "strategies", "tagged"),
     "synth/filters/ranking.py": ("schedule", "choose", "strategies", "tagged", "scale"),
     "synth/filters/rule.py": ("schedule", "strategies", "tagged", "own_columns", "hygiene"),
     "synth/filters/arm.py": ("schedule", "strategies", "mixing", "tagged", "mixtures"),

@@ -235,7 +235,8 @@ def unlike(
         for first in range(0, len(slice_), STEP):
             block = slice_[first : first + STEP]
             alive = _unlike_all(block, kept, threshold)
-            kept.append(block[alive])
+            if alive.any():
+                kept.append(block[alive])
             # few large products are faster than many small ones
             if len(kept) > 1 and len(kept[-2]) < BLOCK:
                 kept[-2:] = [np.concatenate(kept[-2:])]
