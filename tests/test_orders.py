@@ -103,3 +103,10 @@ def test_of_many_rows_only_the_first_are_ranked_and_are_the_same(
     for limit in (1, 7, 59, 60, 61):
         assert by_rank(values, ids, limit).tolist() == expected[:limit]
     assert hashed[0] == (values == 5).sum() < 60
+
+
+def test_a_block_without_a_row_to_keep_behind_many_kept_ones_ends_nothing() -> None:
+    vectors = unit(8192, 64)
+    vectors = np.concatenate([vectors, np.repeat(vectors[:1], 3000, axis=0)])
+    order = np.concatenate(list(unlike(lambda top, end: vectors[top:end], len(vectors), 0.9)))
+    assert order.tolist() == list(range(8192))
