@@ -25,7 +25,7 @@ from eval.comparing.arms import (
     shared_items,
 )
 from eval.comparing.errors import Errors, Part, detectable, power
-from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
+from eval.comparing.estimates import CANNOT_TELL, estimates, tested, verdicts
 
 SEEDS = ("0", "1", "2")
 
@@ -349,3 +349,29 @@ def test_all_intervals_are_as_wide_as_all_pairs_that_have_an_error_ask_for(share
     for one in found:
         single = stats.t_critical(len(one.pair.part.sums) - 1)
         assert one.criticals[0] == (single if single > expected else expected)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.6, 0.7, 1.5, 2.5])
+def test_looked_at_twice_a_p_value_is_twice_the_tests_and_never_more_than_1(value: float) -> None:
+    once = 2 * scipy.stats.norm.sf(value)
+    found = Errors(Part(4.0)).p_value(2 * 3 * value, 3.0, 2)
+    assert found == pytest.approx(min(1.0, 2 * once))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "test"), [((0, 1), "McNemar"), ((0, 100), "McNemar"), ((0, 200), "sign flip")]
+)
+def test_outcomes_of_right_and_wrong_are_compared_by_mcnemars_test(
+    outcomes: tuple[int, int], test: str
+) -> None:
+    rng = np.random.default_rng(16)
+    a, b = (arm(name, rng.choice(outcomes, (1, 30)).astype(float), ()) for name in "ab")
+    found = estimates(Family("b", "m", [a, b]), None)
+    (said,) = tested(found, 1000, 0)
+    only = int((a.values > b.values).sum()), int((a.values < b.values).sum())
+    expected = {"McNemar": stats.mcnemar(*only), "sign flip": said["p"]}[test]
+    assert said == {"p": expected, "test": test}
+    clustered = replace(b, clusters=[f"c{k // 2}" for k in range(30)])
+    paired = [replace(a, clusters=clustered.clusters), clustered]
+    (said,) = tested(estimates(Family("b", "m", paired), None), 1000, 0)
+    assert said["test"] == "sign flip"  # two items of one cluster are not independent
