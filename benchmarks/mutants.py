@@ -2,7 +2,8 @@
 
     python -m benchmarks.mutants --seed 0 --sample 200
 
-What a mutation is, is in `mutations.py`; how it meets its tests, in `mutant_runs.py`. All of it
+What a mutation is, is in `mutations.py`; how it meets its tests, in `mutant_runs.py`, by what
+`mutant_reach.py` found and in the processes of `mutant_forks.py`. All of it
 runs over a copy of the tree. Every result is appended to `--out`, so that a stopped campaign
 continues, and one of changed code or tests does only what changed: a mutant that was noticed stays
 so while its module is the same, one that was not is met again when its module's tests change.
