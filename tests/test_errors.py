@@ -25,7 +25,8 @@ from eval.comparing.arms import (
     shared_items,
 )
 from eval.comparing.errors import Errors, Part, detectable, power
-from eval.comparing.estimates import CANNOT_TELL, estimates, tested, verdicts
+from eval.comparing.estimates import CANNOT_TELL, estimates, verdicts
+from eval.comparing.estimates import tested as p_values
 
 SEEDS = ("0", "1", "2")
 
@@ -367,11 +368,11 @@ def test_outcomes_of_right_and_wrong_are_compared_by_mcnemars_test(
     rng = np.random.default_rng(16)
     a, b = (arm(name, rng.choice(outcomes, (1, 30)).astype(float), ()) for name in "ab")
     found = estimates(Family("b", "m", [a, b]), None)
-    (said,) = tested(found, 1000, 0)
+    (said,) = p_values(found, 1000, 0)
     only = int((a.values > b.values).sum()), int((a.values < b.values).sum())
     expected = {"McNemar": stats.mcnemar(*only), "sign flip": said["p"]}[test]
     assert said == {"p": expected, "test": test}
     clustered = replace(b, clusters=[f"c{k // 2}" for k in range(30)])
     paired = [replace(a, clusters=clustered.clusters), clustered]
-    (said,) = tested(estimates(Family("b", "m", paired), None), 1000, 0)
+    (said,) = p_values(estimates(Family("b", "m", paired), None), 1000, 0)
     assert said["test"] == "sign flip"  # two items of one cluster are not independent
