@@ -9,7 +9,8 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 
-from synth.tags.sanitize import Rules, sanitized
+from synth.config.synthesis import SynthConfig
+from synth.tags.sanitize import EMPTY, Rules, compute, sanitized, with_raw
 
 
 def clean(text: str | None, rules: Rules = "llama-3") -> tuple[str | None, str]:
@@ -206,3 +207,44 @@ def test_ordinary_markdown_code_and_braces_come_through_to_the_letter() -> None:
         "```python\nprint('$1')\n```\n\n| a | b |\n\n- **bold** item?"
     )
     assert clean(text) == (text, "")
+
+
+def test_a_fence_that_is_open_holds_the_label_within_it() -> None:
+    closed = "```\na\n```\nWhat does it print?\nAnswer: 4"
+    assert clean(closed) == ("```\na\n```\nWhat does it print?", "answer")
+    again = "```\na\n```\nand\n```\nb\nAnswer: 4\n```"
+    assert clean(again) == (again, "")
+
+
+CELLS = {
+    "instruction": ["Task: a", "Answer: c", None, "b"],
+    "status": ["ok", "ok", "failed", "ok"],
+    "reason": [None, None, "too long", None],
+}
+
+
+def test_the_raw_text_is_kept_and_a_cell_of_which_nothing_is_left_has_failed() -> None:
+    made = with_raw(pl.DataFrame(CELLS), "gemma")
+    assert made["raw_instruction"].to_list() == CELLS["instruction"]
+    assert made["instruction"].to_list() == ["a", None, None, "b"]
+    assert made["status"].to_list() == ["ok", "failed", "failed", "ok"]
+    assert made["reason"].to_list() == [None, EMPTY, "too long", None]
+    texts = with_raw(pl.DataFrame({"instruction": ["Task: a", "Answer: c"]}), "gemma")
+    assert texts.columns == ["instruction", "raw_instruction"]
+    assert texts["instruction"].to_list() == ["a", None]
+
+
+def test_without_rules_a_text_is_its_own_raw_text() -> None:
+    made = with_raw(pl.DataFrame(CELLS), None)
+    assert made["instruction"].to_list() == made["raw_instruction"].to_list()
+    assert made["status"].to_list() == CELLS["status"]
+
+
+def test_a_sanitized_cell_stands_beside_its_id() -> None:
+    rows = pl.DataFrame({"id": ["x", "y"], "raw_instruction": ["Task: a", "b"]})
+    config = SynthConfig.model_validate({"teacher": {"model": "m"}, "rows": 1, "sanitize": "gemma"})
+    (cells,) = compute(rows, config, None)  # type: ignore[arg-type]
+    assert cells.rows() == [("x", "a", "prefix"), ("y", "b", "")]
+    assert cells.columns[0] == "id"
+    plain = config.model_copy(update={"sanitize": None})
+    assert list(compute(rows, plain, None)) == []  # type: ignore[arg-type]
