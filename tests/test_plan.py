@@ -85,6 +85,7 @@ def test_without_packing_a_sequence_is_a_row_and_warm_up_may_be_a_share() -> Non
         ({"num_train_epochs": 1.5}, 8, 0),
         ({"max_steps": 7, "warmup_ratio": 0.5}, 7, 4),
         ({"max_steps": 1}, 1, 0),
+        ({"max_steps": 0}, 15, 0),
         ({"max_steps": -1}, 15, 0),
     ],
 )

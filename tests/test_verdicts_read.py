@@ -179,3 +179,17 @@ def test_a_choice_is_for_or_against_the_model(
 def test_a_closing_choice_says_which_of_the_two_is_better(label: str, first: float) -> None:
     found = verdicts.READ["wildbench-reward"](None, written(f'{{"choice": "{label}"}}'))
     assert isinstance(found, dict) and (found["first"], found["label"]) == (first, label)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("<think>hm</think> So.", "So."),
+        ("hm</think> So.", "So."),
+        ("<think>cut", ""),
+        ("It says <think> and </think>.", "It says <think> and </think>."),
+        ("So.", "So."),
+    ],
+)
+def test_of_an_answer_what_follows_its_thoughts_is_shown(answer: str, shown: str) -> None:
+    assert verdicts.words_of(answer) == shown
