@@ -99,6 +99,10 @@ def test_steps_and_warm_up_are_those_of_the_trainer(
     assert planned.trained_tokens == round(20_000 * steps / 5)
 
 
+def test_a_trainer_that_names_no_warm_up_has_none() -> None:
+    assert schedule(config(), 300_000, 216_000_000, 8).warmup == 0
+
+
 @pytest.mark.parametrize(("lora", "part"), [(None, 1 / 3), ({"r": 8}, 1 / 2)])
 def test_a_dpo_adds_one_pass_forward_of_the_reference_over_all_pairs(
     lora: dict[str, Any] | None, part: float
