@@ -38,7 +38,7 @@ from core.cells.journal import Journal, frames, is_journal, journals, taken_up
 from core.cells.merging import FILES, GROUP, ROWS, merged
 from core.cells.whole import named, told, whole
 from core.errors import UserError, first_line
-from core.files import add_named, only_holder, sweep, write_atomic
+from core.files import add_named, only_holder, write_atomic
 from core.store import canonical, check_version, digest, mark_version
 
 if TYPE_CHECKING:
@@ -168,7 +168,6 @@ class Column:
 
     def _say_what_it_is(self) -> None:
         spec = self.folder / "column.json"
-        sweep(self.folder)
         if not spec.exists():
             write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
         if self.root is not None:

@@ -4,6 +4,7 @@ only what it held is made again."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,12 +20,16 @@ from core.cells import kept, seals, whole
 from core.cells.damage import ASIDE, Damage
 from core.columns import Column
 from core.errors import UserError
+from core.files import replacing
 from core.models import Model
+from core.servers import Servers
 from core.store import Store
+from core.tracking import Log, Tracker
 from eval.judging.asking.journal import Journal
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
+from recipes.stages.session import Session
 from recipes.stages.sets import held
 from recipes.stages.tokens import Contents
 from recipes.upkeep import verified
@@ -528,3 +533,23 @@ def test_what_is_said_of_large_files_and_cannot_be_read_is_said_anew(
     assert tmp_path / held.HELD in noting.found
     held.say(tmp_path, said)
     assert held.says(tmp_path, said)
+
+
+@pytest.mark.parametrize("planning", [True, False])
+def test_what_killed_runs_left_half_written_in_a_store_is_swept_by_a_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planning: bool
+) -> None:
+    places = ["columns/quality/k", "snapshots", "recipes/small/select/good", "verified/results/x"]
+    monkeypatch.setattr(os, "getpid", lambda: 99_999_999)  # no process has this number
+    for place in places:
+        with pytest.raises(KeyError), replacing(tmp_path / place / "x.json") as temporary:
+            temporary.touch()
+            temporary.rename(temporary.with_name(temporary.name.replace(".x.", ".y.")))
+            raise KeyError
+    left = sorted(path.parent for path in tmp_path.rglob(".y.json.*.tmp"))
+    monkeypatch.undo()
+    tracker = Tracker("none", project="p", group="g", folder=tmp_path)
+    with Servers(Log(), tmp_path / "logs") as servers:
+        Session(Store(tmp_path), "small", planning, tracker, servers, Log())
+    now = sorted(path.parent for path in tmp_path.rglob(".y.json.*.tmp"))
+    assert len(left) == len(places) and now == (left if planning else [])

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from core.cells import kept
 from core.cells.damage import Damage
 from core.cells.references import REFERS, References, columns_opened
+from core.cells.seals import VERIFIED
 from core.errors import UserError
 from core.files import sweep, write_changed
 from core.sending.purse import Bill
@@ -156,12 +157,21 @@ class Session:
     def __post_init__(self) -> None:
         self.references = References(self.folder / REFERS)
         self.damage = Damage(self.log.say, moves=not self.starts_nothing)
-        for folder in () if self.starts_nothing else (self.store.root, self.folder):
-            sweep(folder)
+        if not self.starts_nothing:
+            self._sweep()
         with self.damage.noted():
             kept.look(self.store.root, self.name)
             last = kept.said(self.store.root, self.name, kept.SPECS)
         self._last: dict[str, Any] = last if isinstance(last, dict) else {}
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left half written, where small files are written."""
+        root = self.store.root
+        patterns = ("snapshots", "selections", "columns/*/*", "results/*", f"{VERIFIED}/*/*")
+        shared = (folder for pattern in patterns for folder in root.glob(pattern))
+        for folder in (root, *shared, self.folder, *self.folder.rglob("*")):
+            if folder.is_dir():
+                sweep(folder)
 
     @property
     def folder(self) -> Path:

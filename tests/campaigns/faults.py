@@ -164,10 +164,10 @@ def _done(
     return scene.hit, code, again, wrong
 
 
-def _settled(place: Place) -> list[str]:
-    """What is left over, once ending processes had two seconds."""
-    for _ in range(20):
-        if not (left := list(left_over(place))):
+def _settled(place: Place, harm: Harm) -> list[str]:
+    """What is left over, once ending processes had ten seconds."""
+    for _ in range(100):
+        if not (left := list(left_over(place, lost=harm.loses))):
             return []
         time.sleep(0.1)
     return left

@@ -82,6 +82,8 @@ class Place:
 # -- what a store holds ----------------------------------------------------------------------------
 
 
+PAGE = "unfinished: results/report/"
+
 Held = dict[str, dict[str, str]]
 """Result -> {"": digest}; column -> digest of each cell by its id."""
 
@@ -143,8 +145,10 @@ def doubled(store: Path) -> Iterator[str]:
 # -- what is left over -----------------------------------------------------------------------------
 
 
-def left_over(place: Place) -> Iterator[str]:
-    """Processes, temporary files, locks, ports and shared memory that are still there."""
+def left_over(place: Place, *, lost: bool = False) -> Iterator[str]:
+    """Processes, temporary files, locks, ports and shared memory that are still there. Where files
+    were `lost`, a page may have another key than the one that was begun, which `magpie gc`
+    removes."""
     for process in processes(place):
         with suppress(psutil.Error):
             yield f"process: {' '.join(process.cmdline())[:120]}"
@@ -156,7 +160,7 @@ def left_over(place: Place) -> Iterator[str]:
     for name in sorted(_names(SHARED) - place.shared):
         if _own(place, name) and not _mapped(name):
             yield f"shared memory: {name}"
-    yield from _unfinished(place.store)
+    yield from (said for said in _unfinished(place.store) if not (lost and PAGE in said))
     for port in sorted(place.ports):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
