@@ -159,7 +159,7 @@ def _done(
     wrong += [
         *unlike(place.store, wanted, lost=harm.loses),
         *doubled(place.store),
-        *_settled(place),
+        *_settled(place, harm),
     ]
     return scene.hit, code, again, wrong
 
