@@ -147,7 +147,8 @@ def _done(
         undo()
     wrong = scene.wrong
     wrong += [f"it ended with {code}"] if harm.recovers and code != 0 else []
-    last, again = code, 0
+    last: int | None = code
+    again = 0
     # One that finished by itself is looked at as it left the store.
     while last != 0 and again < 3:
         last = ground.zygote.wait(ground.start(place), patience)

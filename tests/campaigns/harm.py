@@ -164,7 +164,11 @@ def _read_only(scene: Scene) -> Undo:
     """The store's file system can only be read."""
     root = scene.place.store.parent
     subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-    return lambda: subprocess.run(["mount", "-o", "remount,rw", str(root)], check=True) and None
+
+    def undo() -> None:
+        subprocess.run(["mount", "-o", "remount,rw", str(root)], check=True)
+
+    return undo
 
 
 def _damaged(how: str, most: int = 3, *patterns: str) -> Callable[[Scene], None]:
