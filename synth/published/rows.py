@@ -149,15 +149,15 @@ class Writer:
         self._open.__exit__(kind, error, trace)
 
 
-def _typed(kind: PolarsType) -> PolarsType:
-    """The same type, text in place of what holds nothing but null: Polars hands Arrow such a field
-    of a list's rows shorter than its neighbours, and later rows may hold a value."""
-    if kind == pl.Null:
+def _typed(kind: PolarsType, listed: bool = False) -> PolarsType:
+    """The same type, text in place of fields `listed` in rows of a list that hold nothing but null:
+    Polars hands Arrow such a field shorter than its neighbours."""
+    if listed and kind == pl.Null:
         return pl.String()
     if isinstance(kind, pl.List):
-        return pl.List(_typed(kind.inner))
+        return pl.List(_typed(kind.inner, listed=True))
     if isinstance(kind, pl.Struct):
-        return pl.Struct([pl.Field(each.name, _typed(each.dtype)) for each in kind.fields])
+        return pl.Struct([pl.Field(each.name, _typed(each.dtype, listed)) for each in kind.fields])
     return kind
 
 
