@@ -132,6 +132,23 @@ def test_true_and_false_are_no_reward(tmp_path: Path, name: str, others: float |
     assert {reason: n for reason, n in failed.items() if reason != "null"} == said
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
+def test_a_count_that_is_not_whole_is_a_failed_tag_of_both_verbs(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    pl.DataFrame([row(at, repeat_count=at / 2) for at in range(4)]).write_parquet(path)
+    if name == "a.csv":
+        pl.read_parquet(path).write_csv(path)
+    elif name != "a.parquet":
+        held = pl.read_parquet(path).to_dicts()
+        lines = "".join(json.dumps(each) + "\n" for each in held)
+        path.write_text(json.dumps(held) if name == "a.json" else lines)
+    frame, counted = imported(path)
+    said = {"no whole number: '0.5'": 1, "no whole number: '1.5'": 1}
+    assert frame["repeat_count"].to_list() == [0, None, 1, None]
+    assert {reason: n for (_, reason), n in counted.tags.items()} == said
+    assert filtered(path, "repeat_count >= 0").failed == {"repeat_count": said}
+
+
 DAY = datetime.datetime(2020, 1, 2)
 NO_NUMBERS: dict[str, tuple[list[Any], str]] = {
     "date": ([DAY.date(), None], "2020-01-02"),

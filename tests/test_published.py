@@ -362,7 +362,7 @@ LISTED = ("a list or object", "is not of the column's kind")
         ("instruct_reward", [1.0], None, ("a list or object", "no number")),
         ("repeat_count", "2", 2, None),
         ("repeat_count", 2.0, 2, None),
-        ("repeat_count", True, None, ("true", "no number")),
+        ("repeat_count", True, None, ("true", "no whole number")),
     ],
 )
 def test_a_value_is_had_in_the_columns_kind_or_is_that_rows_failed_tag(

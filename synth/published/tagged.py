@@ -24,7 +24,7 @@ from synth.filters.where import Node
 from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
 from synth.published.cells.derived import MIN_SIMILAR_ID, derived, inputs
-from synth.published.cells.failed import NO_NUMBER, worded
+from synth.published.cells.failed import NO_NUMBER, NO_WHOLE, worded
 from synth.published.files import AS_IT_IS, files, first_line
 from synth.published.forms import failed_value, is_ours, names_of
 from synth.published.layouts import recognised
@@ -296,8 +296,10 @@ def _values(raw: pl.Series, column: str, declared: Field_) -> tuple[pl.Series, p
     if declared.kind == "number":
         values = raw.cast(pl.Float64, strict=False)
         values = values.zip_with(values.is_finite().fill_null(False), values.clear(len(values)))
+        if declared.whole:
+            values = values.zip_with(values.round() == values, values.clear(len(values)))
         odd = raw.filter(values.is_null() & raw.is_not_null())
-        return values, odd.cast(pl.String, strict=False), NO_NUMBER
+        return values, odd.cast(pl.String, strict=False), NO_WHOLE if declared.whole else NO_NUMBER
     if column == "exact_duplicate" and raw.dtype != pl.Boolean:
         raw = ~raw.is_first_distinct()
     if declared.kind == "bool" and raw.dtype not in (pl.Boolean, pl.Null):

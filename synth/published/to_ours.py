@@ -27,6 +27,7 @@ from synth.published.cells.failed import (
     GOOD,
     NESTED,
     ODD,
+    as_count,
     as_number,
     damaged,
     finite,
@@ -212,7 +213,8 @@ def _cast(name: str, held: Sequence[str], schema: Mapping[str, pl.DataType]) -> 
     elif kind == pl.List(pl.String):  # as a CSV file has it
         number, text = pl.lit(None, kind), value.cast(pl.String)
     else:
-        number, text = value.cast(kind, strict=False), value.cast(pl.String)
+        number = as_count(value) if kind == pl.Int64 else value.cast(kind, strict=False)
+        text = value.cast(pl.String)
     if kind.is_float():
         return as_number(name, number, text)
     # The first of the names has no other place for what it holds.
@@ -232,9 +234,9 @@ def _apart(given: pl.DataType, kind: PolarsType) -> bool:
 def _foreign(given: pl.DataType, kind: PolarsType) -> bool:
     """Whether values of the type `given` may not be had as `kind`: texts, truths and dates that
     should be numbers, lists that should be texts."""
-    whole = kind == pl.Int64 and given.is_float()
+    parts = kind == pl.Int64 and given.is_float()
     return (
-        whole
+        parts
         or given.is_nested() != (kind == pl.List(pl.String))
         or (not given.is_numeric() and given != pl.Null and kind in (pl.Float64, pl.Int64))
     )

@@ -23,6 +23,8 @@ ODD = "_odd_"
 """Before the name of a column that holds what was not of that column's kind, until it is told."""
 NO_NUMBER = "no number: '{}'"
 """Why a cell of a column of numbers failed: also NaN and the infinities."""
+NO_WHOLE = "no whole number: '{}'"
+"""Why a cell of a column of counts failed."""
 NESTED = "a list or object"
 """How a cell of a column of plain values is told that holds other values."""
 HALF = "half a character"
@@ -39,6 +41,18 @@ def as_number(name: str, value: pl.Expr, text: pl.Expr) -> list[pl.Expr]:
     good = value.is_finite().fill_null(False)
     odd = pl.when(~good).then(text).alias(f"{ODD}{name}")
     return [pl.when(good).then(value).alias(name), odd]
+
+
+def as_count(value: pl.Expr) -> pl.Expr:
+    """Counts, null where a value is none: 2.5 is not 2."""
+    real = value.cast(pl.Float64, strict=False)
+    number = pl.coalesce(value.cast(pl.Int64, strict=False), real.cast(pl.Int64, strict=False))
+    return pl.when(number.cast(pl.Float64) == real).then(number)
+
+
+def why_no_number(column: str) -> str:
+    """Why a cell of a column of numbers failed, its value to be filled in."""
+    return NO_WHOLE if DECLARED[column].whole else NO_NUMBER
 
 
 def worded(column: str, kind: pl.DataType) -> pl.Expr:
@@ -92,7 +106,7 @@ def _odd(column: str) -> pl.Expr:
     """The failed tag of what was not of its column's kind; null where nothing was."""
     name = column.removeprefix(ODD)
     counted = name in DECLARED and DECLARED[name].kind == "number"
-    reason = NO_NUMBER if counted else "'{}' is not of the column's kind"
+    reason = why_no_number(name) if counted else "'{}' is not of the column's kind"
     return pl.when(pl.col(column).is_not_null()).then(_trouble(name, column, reason))
 
 
