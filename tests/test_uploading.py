@@ -157,7 +157,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(uploading.subprocess, "run", command)
-    monkeypatch.setattr(uploading, "lines", lambda *_: 0)
+    monkeypatch.setattr(uploading, "lines_there", lambda *_: 0)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     return given
 
