@@ -614,3 +614,21 @@ def test_a_field_of_turns_that_holds_nothing_but_null_is_written(tmp_path: Path)
     out = tmp_path / "out.parquet"
     import_data.write(read_rows(path), out, "magpie")
     assert pl.read_parquet(out)["instruction"].to_list() == ["Why?"] * 4
+
+
+def test_objects_without_fields_are_written_as_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.parquet"
+    rows = [{"instruction": f"Why {n}?", "response": "So.", "more": {}} for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "more": None}]))
+    import_data.write(read_rows(path), out, "magpie")
+    assert pl.read_parquet(out)["more"].to_list() == ["{}", "{}", "{}", None]
+
+
+def test_objects_without_fields_within_others_are_refused_for_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "Why?", "response": "So.", "more": [{"a": {}}]}))
+    with pytest.raises(
+        UserError, match=r"out.parquet: Parquet cannot hold this .*leave that field"
+    ):
+        import_data.write(read_rows(path), tmp_path / "out.parquet", "magpie")
+    import_data.write(read_rows(path), tmp_path / "out.jsonl", "magpie")

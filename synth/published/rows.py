@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from polars._typing import PolarsDataType as PolarsType
 
+_BARE = pl.Struct([])
 BATCH = 10_000
 """Rows in memory at once."""
 
@@ -124,6 +125,8 @@ class Writer:
 
     def _aligned(self, rows: pl.DataFrame) -> pl.DataFrame:
         """A later batch with the columns and types of the first."""
+        bare = [n for n, kind in rows.schema.items() if kind == _BARE]
+        rows = rows.with_columns(map(_braces, bare))
         if self._schema is None:
             self._schema = pl.Schema({n: _typed(kind) for n, kind in rows.schema.items()})
         new = [c for c in rows.columns if c not in self._schema]
@@ -161,6 +164,11 @@ def _typed(kind: PolarsType, listed: bool = False) -> PolarsType:
     return kind
 
 
+def _braces(column: str) -> pl.Expr:
+    """A column of objects without fields, which Parquet cannot hold, as text."""
+    return pl.when(pl.col(column).is_not_null()).then(pl.lit("{}")).alias(column)
+
+
 def checked_ending(path: Path) -> str:
     """The ending of a file to write. Raises UserError for one that is none of ours."""
     if path.suffix not in (".parquet", ".jsonl"):
@@ -175,6 +183,7 @@ def parquet_file(
     """Write one Parquet file, table by table, in the types of the first; it appears when it is
     whole. `checksums`: each page with its own, so that whoever reads it sees a flipped bit. Raises
     UserError when it would hold no table."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     writers: list[pq.ParquetWriter] = []
@@ -182,12 +191,18 @@ def parquet_file(
 
         def add(table: pa.Table) -> None:
             if not writers:
-                writer = pq.ParquetWriter(
-                    temporary,
-                    table.schema,
-                    compression=compression,
-                    write_page_checksum=checksums,
-                )
+                try:
+                    writer = pq.ParquetWriter(
+                        temporary,
+                        table.schema,
+                        compression=compression,
+                        write_page_checksum=checksums,
+                    )
+                except pa.ArrowNotImplementedError as error:
+                    raise UserError(
+                        f"{path.name}: Parquet cannot hold this ({files.first_line(error)}); write "
+                        "a .jsonl file, or leave that field out."
+                    ) from error
                 writers.append(opened.enter_context(writer))
             writers[0].write_table(table.cast(writers[0].schema))
 
