@@ -186,29 +186,29 @@ def parquet_file(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    how = {"compression": compression, "write_page_checksum": checksums}
     writers: list[pq.ParquetWriter] = []
     with replacing(path) as temporary, ExitStack() as opened:
 
         def add(table: pa.Table) -> None:
             if not writers:
                 try:
-                    writer = pq.ParquetWriter(
-                        temporary,
-                        table.schema,
-                        compression=compression,
-                        write_page_checksum=checksums,
-                    )
+                    writer = pq.ParquetWriter(temporary, table.schema, **how)
                 except pa.ArrowNotImplementedError as error:
-                    raise UserError(
-                        f"{path.name}: Parquet cannot hold this ({files.first_line(error)}); write "
-                        "a .jsonl file, or leave that field out."
-                    ) from error
+                    raise _unheld(path, error) from error
                 writers.append(opened.enter_context(writer))
             writers[0].write_table(table.cast(writers[0].schema))
 
         yield add
         if not writers:
             raise UserError(f"{path} would hold no row at all; nothing was written.")
+
+
+def _unheld(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path.name}: Parquet cannot hold this ({files.first_line(error)}); write a .jsonl file, "
+        "or leave that field out."
+    )
 
 
 @contextmanager
