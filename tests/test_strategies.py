@@ -546,3 +546,24 @@ def test_a_cut_answer_is_replaced_by_the_next_row_of_the_order() -> None:
     made = chosen(rule(choose="hash_order", allow_cut=False, budget={"rows": 50}))
     order = [IDS[at] for at in by_hash(POOL["id"], 0)]
     assert made.ids == [name for name in order if name not in CUT][:50]
+
+
+def test_labels_are_linked_alike_however_they_are_cut_into_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dice = np.random.default_rng(3)
+    vectors = dice.normal(size=(8, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    products = vectors @ vectors.T
+    wanted = np.where(products >= 0.3, np.minimum(products, 1), 0)
+    np.fill_diagonal(wanted, 1)
+    monkeypatch.setattr(label_gain, "ROWS", 3)
+    found = label_gain._linked(vectors, 8, 0.3).toarray()
+    assert np.allclose(found, wanted, atol=1e-6)
+    assert (wanted[3:, :3] > 0).any()
+
+
+def test_labels_of_as_many_rows_stand_in_the_order_of_the_alphabet() -> None:
+    labels = pl.Series([["b"], ["c", "a"], ["d"], ["d"]])
+    graph = label_gain.label_graph(labels, lambda names: np.eye(len(names), dtype=np.float32), 0.9)
+    assert list(graph.names) == ["d", "a", "b", "c"]
