@@ -278,7 +278,7 @@ def _cli(*words: str) -> Callable[[Any, Path], list[str]]:
 
     def argv(file: File, folder: Path) -> list[str]:
         path = str(written(file, folder))
-        return [path if word == "FILE" else word for word in words]
+        return [word.replace("FILE", path) for word in words]
 
     return argv
 
@@ -335,7 +335,9 @@ TRIALS: dict[str, Trial] = {
     "WildBench judgments": Trial(
         _RECORDS(sound.wildbench(), "judgments"), _wildbench, _cli("score", "wildbench", "FILE")
     ),
-    "values": Trial(_RECORDS(sound.values(), "values"), _values, _cli("compare", "FILE")),
+    "values": Trial(
+        _RECORDS(sound.values(), "values"), _values, _cli("compare", "a=FILE", "b=FILE")
+    ),
     "lm-eval samples": Trial(_RECORDS(sound.samples(), "samples_task"), _samples),
     "compared files": Trial(
         st.one_of(
