@@ -152,11 +152,21 @@ def clear_leftovers(path: Path) -> None:
 
 
 @functools.cache
+def boot() -> str:
+    """Which start of this machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@functools.cache
+def processes() -> str:
+    """Where process numbers mean the same: this start of this machine, and this container of it."""
+    return f"{boot()} {Path('/proc/self/ns/pid').readlink()}"
+
+
+@functools.cache
 def _kernel() -> str:
-    """Whose process numbers count here: this boot of this machine, and this container of it."""
-    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    known = f"{boot.read_text()}{container.readlink()}"
-    return hashlib.sha256(known.encode()).hexdigest()[:8]
+    """The same, short enough for the name of a file."""
+    return hashlib.sha256(processes().encode()).hexdigest()[:8]
 
 
 def sweep(folder: Path) -> None:
@@ -165,8 +175,19 @@ def sweep(folder: Path) -> None:
     for leftover in folder.glob(".*.tmp"):
         kernel, _, rest = leftover.name.split(".")[-2].partition("-")
         pid = rest.partition("-")[0]
-        if kernel == _kernel() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if kernel == _kernel() and pid.isdigit() and _has_ended(int(pid)):
             remove(leftover)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether there is no such process; one of another user may be hidden, and lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def remove(path: Path) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import processes
 
 BEAT = 30.0
 """Seconds between two signs of life of whoever holds a lease."""
@@ -211,5 +212,4 @@ def _clock(folder: Path) -> float:
 @cache
 def _machine() -> str:
     """This machine since it started, and this container: where process numbers mean the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{socket.gethostname()} {processes()}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import getpass
 import os
 import shutil
@@ -19,6 +18,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from core.files import boot
 
 PREFIX = "magpie-"
 _HELD = ".held"
@@ -106,16 +107,13 @@ def _is_own(descriptor: int) -> bool:
 def _was_here(said: bytes) -> bool:
     """Whether the maker of a folder ran on this machine, since it started or before; one of a
     version that did not say so counts as here."""
-    host, _, boot = said.decode(errors="replace").partition(" ")
-    here, _, now = _machine().partition(" ")
-    return not said or now == boot or here == host
+    host, _, start = said.decode(errors="replace").partition(" ")
+    return not said or start == boot() or host == socket.gethostname()
 
 
-@functools.cache
 def _machine() -> str:
     """This machine, and which of its starts this is; of containers on it the second alone."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot}"
+    return f"{socket.gethostname()} {boot()}"
 
 
 _OWN: list[Temporary] = []
