@@ -11,14 +11,14 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 
 help:
 	@echo "make demo      install, then run the whole chain on embedded models"
-	@echo "make test      install, then the tests (about 12 minutes on 2 cores)"
+	@echo "make test      install, then the tests (about 14 minutes on 2 cores)"
 	@echo "make test-fast the tests that start no process (about 3 minutes)"
 	@echo "make test-all  the slow tier as well"
 	@echo "make mutants  200 small slips in what figures rest on: do the tests notice? (40 minutes)"
 	@echo "make check     ruff (format and rules) and mypy"
 	@echo "make inputs    10,000 malformed inputs against whoever reads them (about 10 minutes)"
 	@echo "make benchmarks  every figure of docs/benchmarks.md, and the page (about 40 minutes, idle)"
-	@echo "make faults    300 faults over all stages, 40 on real vLLM and TRL (at most 120 minutes; goes on where it was)"
+	@echo "make faults    340 faults over all stages, 40 of them on real vLLM and TRL (at most 120 minutes; goes on where it was)"
 	@echo "make install   only the environment in $(VENV)"
 
 install: $(STAMP)
