@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -18,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from core.errors import UserError
 from train.config import TrainConfig
-from train.resuming import divergence, ranks
+from train.resuming import divergence, guarded, ranks
 from train.resuming.guarded import Guarded, Guards
 from train.settings.engine import deepspeed_json
 
@@ -129,6 +131,24 @@ def logged(out: Path, kind: Any) -> list[dict[str, Any]]:
     return [line for line in history if "loss" in line]
 
 
+def beside_another() -> dict[str, float]:
+    """The figures of a log line of two devices, of which the other one began its step 2 seconds
+    sooner and waited for this one."""
+
+    def of_two(figures: torch.Tensor) -> None:
+        figures += torch.tensor([50.0, 40.0, 3.0, 0.1, 2.4, torch.nan], dtype=torch.double)
+
+    trainer = SimpleNamespace(
+        _new=torch.tensor([50, 40]),
+        _tokens=0,
+        _loss_tokens=0,
+        clock=SimpleNamespace(waits=lambda _: (0.1, 0.2, torch.nan)),
+        watch=SimpleNamespace(skipped=0),
+    )
+    with patch.object(torch.distributed, "all_reduce", of_two), patch.object(guarded, "WORLD", 2):
+        return Guarded._figures(trainer, 1.0)  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
     BASE, OUT = Path(sys.argv[1]), Path(sys.argv[2])
     TOKENIZER = AutoTokenizer.from_pretrained(BASE)
@@ -142,6 +162,7 @@ if __name__ == "__main__":
     found["plain"], found["guarded"] = (
         logged(OUT / kind.__name__, kind) for kind in (Spiky, Trainer)
     )
+    found["beside_another"] = beside_another()
     groups = torch.distributed.distributed_c10d._world.pg_map
     limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
     found["timeouts"] = [limit.total_seconds() for limit in limits]

@@ -34,11 +34,17 @@ def test_communication_that_other_kernels_hide_is_not_waited_for() -> None:
 
 
 def test_the_time_of_a_line_is_data_communication_and_the_rest() -> None:
-    on_cpu = clock.split(10.0, (1.0, 2.5, math.nan))
-    assert on_cpu == {"data_seconds": 1.0, "communication_seconds": 2.5, "compute_seconds": 6.5}
-    on_gpu = clock.split(10.0, (1.0, 2.0, 3.0))
+    on_cpu = clock.split(10.0, 1.0, 2.5, math.nan)
+    assert on_cpu == {
+        "seconds": 10.0,
+        "data_seconds": 1.0,
+        "communication_seconds": 2.5,
+        "compute_seconds": 6.5,
+    }
+    on_gpu = clock.split(10.0, 1.0, 2.0, 3.0)
     assert (on_gpu["idle_seconds"], on_gpu["compute_seconds"]) == (3.0, 4.0)
-    assert clock.split(10.0, (1.0, math.nan, math.nan)) == {"data_seconds": 1.0}, "not traced yet"
+    not_traced = clock.split(10.0, 1.0, math.nan, math.nan)
+    assert not_traced == {"seconds": 10.0, "data_seconds": 1.0}
 
 
 def test_a_clock_counts_waits_for_batches_and_in_collectives(

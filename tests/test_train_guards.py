@@ -78,6 +78,14 @@ def test_figures_that_are_gathered_later_are_those_of_trl(found: dict[str, Any])
     assert [line["num_tokens"] for line in ours] == counts and counts[-1] == 4 * counts[0] > 0
 
 
+def test_the_time_of_a_step_is_the_mean_of_all_devices(found: dict[str, Any]) -> None:
+    line = found["beside_another"]
+    assert line["seconds"] == pytest.approx(2.0)
+    assert line["communication_seconds"] == pytest.approx(1.3), "more than this device's second"
+    assert line["compute_seconds"] == pytest.approx(0.6)
+    assert line["tokens_per_second"] == pytest.approx(100 / 2.0)
+
+
 def test_every_group_waits_as_long_as_ddp_timeout_says(found: dict[str, Any]) -> None:
     assert len(found["timeouts"]) >= 2, "DeepSpeed makes one of its own"
     assert set(found["timeouts"]) == {1234.0}

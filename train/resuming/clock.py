@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,13 +145,17 @@ class Clock:
         return self._data, rest * self._shares.communication, rest * self._shares.idle
 
 
-def split(seconds: float, waits: Sequence[float]) -> dict[str, float]:
+def split(seconds: float, *waits: float) -> dict[str, float]:
     """The figures of `seconds` by what was waited for, as `Clock.waits` has it: what is not known
-    is left out, and with the communication the computing, which is the rest."""
+    is left out, and with the communication the computing, which is the rest.
+
+    All are means over the devices, `seconds` too: a device that begins a step sooner than another
+    waits for it longer than the other's step takes.
+    """
     known = {name: wait for name, wait in zip(PARTS, waits, strict=True) if not math.isnan(wait)}
     if "communication_seconds" in known:
         known["compute_seconds"] = max(0.0, seconds - sum(known.values()))
-    return known
+    return {"seconds": seconds, **known}
 
 
 def _kernels(events: Iterable[Any]) -> Iterator[tuple[str, Span]]:

@@ -232,19 +232,19 @@ class Guarded(Trainer):  # type: ignore[misc]
         return slowness.why(self._lines, self.guards.config)
 
     def _figures(self, seconds: float) -> dict[str, float]:
-        """Counts of all devices up to now, and the rates of the last `seconds`."""
-        waits = self._new.new_tensor(self.clock.waits(seconds), dtype=torch.double)
-        new = torch.cat([self._new.double(), waits])
+        """Counts of all devices up to now, and the rates of the last `seconds` of this one."""
+        times = self._new.new_tensor((seconds, *self.clock.waits(seconds)), dtype=torch.double)
+        new = torch.cat([self._new.double(), times])
         torch.distributed.all_reduce(new)
-        tokens, loss_tokens, *waited = new.tolist()
+        tokens, loss_tokens, *times_of_all = new.tolist()
+        split = clock.split(*(each / WORLD for each in times_of_all))
         self._new.zero_()
         self._tokens += int(tokens)
         self._loss_tokens += int(loss_tokens)
         figures = {
-            "tokens_per_second": tokens / seconds,
-            "loss_tokens_per_second": loss_tokens / seconds,
-            "seconds": seconds,
-            **clock.split(seconds, [each / WORLD for each in waited]),
+            "tokens_per_second": tokens / split["seconds"],
+            "loss_tokens_per_second": loss_tokens / split["seconds"],
+            **split,
             "tokens": self._tokens,
             "loss_tokens": self._loss_tokens,
             "skipped_steps": self.watch.skipped,
@@ -254,7 +254,7 @@ class Guarded(Trainer):  # type: ignore[misc]
         figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         peak = speed.peak_flops(torch.cuda.get_device_name())
         if peak and self.guards.flops:
-            figures["mfu"] = speed.mfu(tokens / seconds, self.guards.flops, WORLD, peak)
+            figures["mfu"] = speed.mfu(figures["tokens_per_second"], self.guards.flops, WORLD, peak)
         return figures
 
 
