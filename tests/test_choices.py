@@ -153,6 +153,18 @@ def hashed(ids: str, seed: int | str = "ties") -> str:
     return "".join(names.gather(by_hash(names, seed)))
 
 
+def test_rows_of_a_file_with_one_score_are_taken_in_its_order(tmp_path: Path) -> None:
+    file = tmp_path / "scores.csv"
+    ids = [f"row {number}" for number in np.random.default_rng(0).permutation(20_000)]
+    scores = [float(place % 2) for place in range(len(ids))]
+    pl.DataFrame({"id": ids, "score": scores}).write_csv(file)
+    chosen = read(f"ids({file})", "choose")
+    rows = pl.DataFrame({"id": sorted(ids)})
+    candidates = Candidates(rows, (), chosen.arguments, seed=0, limit=None, vectors=NO_VECTORS)
+    [taken] = chosen.choice.order(candidates)
+    assert rows["id"].gather(taken).to_list() == ids[1::2] + ids[::2]
+
+
 def test_low_and_top_parts_take_an_end_and_nothing_without_a_value_before_the_rest() -> None:
     rows = {"instruct_reward": [3.0, None, 1.0, 2.0]}
     assert order("part(instruct_reward, low)", rows) == "cdab"

@@ -352,6 +352,10 @@ def test_equal_values_have_no_error() -> None:
     assert stats.residuals([0.3, 0.1 + 0.2]).variance == 0
 
 
+def test_small_values_that_differ_have_an_error() -> None:
+    assert stats.residuals([1e-14, 3e-14]).variance > 0
+
+
 def test_a_difference_that_is_all_rounding_is_no_difference(tmp_path: Path) -> None:
     first = {f"p{i}": 0.1 + 0.2 * (i % 3) for i in range(30)}
     other = {f"p{i}": 0.3 * ((i + 1) % 3) for i in range(30)}

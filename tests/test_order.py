@@ -187,6 +187,13 @@ def test_too_many_devices_for_a_step_is_an_error_that_names_others() -> None:
         assert Steps(320, 32, int(count), 3).waste <= MOST_WASTE
 
 
+def test_devices_that_leave_just_a_quarter_idle_are_among_those_named() -> None:
+    with pytest.raises(UserError, match=r"Train on 1, 2, 3, 4 device\(s\), or raise"):
+        steps(320, 32_000, 300, (8, 1, 1))  # 3 packs a step: 2 and 4 devices have 4 places
+    with pytest.raises(UserError, match="batch_size to 1, or raise"):
+        steps(320, 32_000, 300, (4, 3, 1))
+
+
 def test_without_tokens_per_step_a_step_is_what_the_devices_take() -> None:
     assert steps(320, 32_000, None, (6, 2, 3)) == Steps(320, 36, 6, 2)
 
