@@ -16,7 +16,8 @@ import pytest
 
 from core.errors import UserError
 from eval.judging.pairwise import JUDGMENTS
-from eval.prompt_sets.prompts import Prompt, records
+from eval.prompt_sets.prompts import Prompt
+from eval.prompt_sets.records import records
 from eval.scoring import alpaca as reading
 from eval.scoring import arena, official_files
 

@@ -21,7 +21,7 @@ import zstandard
 
 from core.errors import UserError
 from core.files import read_json_lines
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.records import records
 from recipes.verbs import filter as filtering
 from synth.filters.choosing import listed
 from synth.published import files, json_rows, pairs, rows, tagged
@@ -271,7 +271,7 @@ def test_a_record_that_names_a_key_twice_is_refused(tmp_path: Path, name: str) -
     path = tmp_path / name
     lines = ['{"id": "a", "prompt": "b"}', '{"id": "a", "id": "b"}']
     path.write_text("\n".join(lines) if name == "a.jsonl" else f"[{lines[0]},\n{lines[1]}]")
-    place = "a.jsonl, line 2" if name == "a.jsonl" else "a.json"
+    place = "a.jsonl, line 2" if name == "a.jsonl" else "a.json, record 2"
     with pytest.raises(UserError, match=f"{place}: the key 'id' stands twice .* keep one of its"):
         list(records(path))
     if name == "a.jsonl":

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from core.errors import UserError
 from eval.scoring.of_files import score_alpaca, score_arena
 from recipes import schema
+from recipes.cli import app
 from recipes.stages import graph
 from recipes.verbs import annotations as written
 from tests import small_recipe
@@ -66,6 +68,13 @@ def test_written_judgments_score_as_the_recipe_says(tmp_path: Path) -> None:
         outcome.results[f"judge/{name}/two"].manifest["counts"] for name in ("alpaca", "arena")
     ]
     assert [c["identical"] for c in counts] == [0, 0] and counts[0]["judged"] == 24
+    done = CliRunner().invoke(
+        app, ["annotations", str(path), "--out", str(tmp_path / "more"), "--json"]
+    )
+    listed = [
+        Path(name).relative_to(tmp_path / "more") for name in json.loads(done.stdout)["files"]
+    ]
+    assert listed == [file.relative_to(tmp_path / "files") for file in files], done.stderr
     (alpaca,) = score_alpaca(files[:1])
     assert alpaca["model"] == "two" and alpaca["win_rate"] == pytest.approx(
         summary["alpaca"]["win_rate"]["value"]

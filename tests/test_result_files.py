@@ -19,7 +19,7 @@ from eval.files.judgments import LengthControl
 from eval.files.kinds import kind_of
 from eval.files.parts import named
 from eval.files.reading import Asked, Items
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.records import records
 from eval.scoring import alpaca, arena
 
 PLAIN = Asked(LengthControl(wanted=False))

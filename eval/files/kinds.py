@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import UserError
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.records import records
 
 Kind = Literal["alpaca", "arena", "wildbench", "lm-eval", "values", "scores"]
 

@@ -23,7 +23,7 @@ from core.files import read_json
 from eval.checkpoint.lm_eval_tasks import SUBJECTS
 from eval.checkpoint.lm_eval_values import direction, scalars
 from eval.files.parts import Part, frame
-from eval.prompt_sets.prompts import located
+from eval.prompt_sets.records import located
 from eval.scoring.stored import short_name
 
 NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl(?:\.gz)?")

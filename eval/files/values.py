@@ -12,7 +12,7 @@ import polars as pl
 from core.errors import UserError, brief
 from core.files import read_parquet
 from eval.files.parts import Part, frame
-from eval.prompt_sets.prompts import located
+from eval.prompt_sets.records import located
 
 BENCHMARK, METRIC = "values", "value"
 """What figures are called of a file that names neither."""

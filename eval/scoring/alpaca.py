@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError, brief
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.records import records
 from eval.scoring.stored import Row, numbered
 from eval.stats import Floats
 

@@ -26,7 +26,7 @@ import numpy as np
 from core.errors import UserError, json_kind
 from eval import stats
 from eval.judging import verdicts
-from eval.prompt_sets.prompts import located
+from eval.prompt_sets.records import located
 from eval.scoring.stored import Row
 from eval.stats import Floats
 

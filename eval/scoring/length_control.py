@@ -28,7 +28,8 @@ import polars as pl
 
 from core.errors import UserError, first_line
 from eval import stats
-from eval.prompt_sets.prompts import HUB, download, records, text_id
+from eval.prompt_sets.prompts import HUB, download, text_id
+from eval.prompt_sets.records import records
 from eval.scoring.alpaca import BASELINE, Judged
 from eval.scoring.logistic import Features, fit
 from eval.stats import Floats

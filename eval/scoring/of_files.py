@@ -16,7 +16,8 @@ from typing import Any
 from core.errors import UserError, nearest
 from core.files import finite
 from eval import stats
-from eval.prompt_sets.prompts import is_folder, located
+from eval.prompt_sets.prompts import is_folder
+from eval.prompt_sets.records import located
 from eval.scoring import alpaca, arena, length_control, style_control, wildbench
 from eval.scoring.stored import short_name
 

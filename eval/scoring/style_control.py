@@ -28,7 +28,7 @@ import numpy as np
 
 from core.errors import UserError, nearest
 from eval import stats
-from eval.prompt_sets.prompts import located
+from eval.prompt_sets.records import located
 from eval.scoring.arena import ROUNDS, Games
 from eval.scoring.stored import Row, short_name
 from eval.stats import Floats

@@ -20,7 +20,7 @@ import polars as pl
 from core.errors import UserError, json_kind
 from eval import stats
 from eval.judging.verdicts import REWARDS
-from eval.prompt_sets.prompts import records
+from eval.prompt_sets.records import records
 from eval.scoring.stored import Row, numbered
 
 GROUPS = {

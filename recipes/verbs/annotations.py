@@ -15,6 +15,7 @@ from core.files import write_atomic
 from core.store import Result
 from eval.judging import several_judges
 from eval.prompt_sets import prompts as benchmarks
+from eval.prompt_sets.records import records
 from eval.protocols import PAIRWISE, AlpacaProtocol, PairwiseProtocol
 from eval.scoring import alpaca
 from eval.scoring import official_files as forms
@@ -123,7 +124,7 @@ def _baseline(
 def _generator(path: Path) -> str:
     """Whose answers a file holds: its records' `generator` (AlpacaEval) or `model` (Arena-Hard),
     else the file's name."""
-    records = () if path.is_dir() else benchmarks.records(path)
-    first: Mapping[str, Any] = next((record for _, record in records), {})
+    held = () if path.is_dir() else records(path)
+    first: Mapping[str, Any] = next((record for _, record in held), {})
     names = map(first.get, ("generator", "model", "model_id"))
     return str(next(filter(None, names), path.name.partition(".")[0]))

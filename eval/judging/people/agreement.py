@@ -20,7 +20,8 @@ import polars as pl
 
 from core.errors import UserError, nearest
 from eval import stats
-from eval.prompt_sets.prompts import is_folder, records
+from eval.prompt_sets.prompts import is_folder
+from eval.prompt_sets.records import records
 
 PAIRS: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
