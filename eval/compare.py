@@ -28,7 +28,7 @@ from eval.comparing.planning.components import shown
 from eval.comparing.scores import arm as arm_of
 from eval.comparing.scores import read
 from eval.comparing.sequential import Look
-from eval.comparing.shown.notes import notes
+from eval.comparing.shown.notes import notes, of_primary
 
 VERSION = 7
 """Part of the key of a comparison; raised when the same scores would give another one."""
@@ -171,7 +171,10 @@ def of_items(
         "differences": differences,
         "components": components,
         "controls": sorted(controlled, key=lambda one: not one["primary"]),
-        "notes": notes(arms, scores, differences, deciding, families),
+        "notes": [
+            of_primary(deciding, beforehand=declared.beforehand),
+            *notes(arms, scores, differences, families),
+        ],
     }
     out.mkdir(parents=True, exist_ok=True)
     kept = items.select("benchmark", "metric", "arm", "seed", "item", "value")

@@ -70,10 +70,39 @@ def recipe(folder: Path, url: str, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, server: ScriptedServer) -> Path:
+def measured(tmp_path_factory: pytest.TempPathFactory, server: ScriptedServer) -> Path:
+    """A recipe of which losses can be read, and nothing is scored."""
     path = recipe(tmp_path_factory.mktemp("foreign"), server.url)
+    graph.run(schema.load(path), until="heldout")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Path:
+    path = copied(measured, tmp_path_factory.mktemp("finished") / "copy")
     graph.run(schema.load(path))
     return path
+
+
+def copied(path: Path, folder: Path) -> Path:
+    """A recipe with its store in another folder."""
+    shutil.copytree(path.parent, folder)
+    copy = folder / path.name
+    copy.write_text(copy.read_text().replace(str(path.parent / "store"), str(folder / "store")))
+    return copy
+
+
+def declared(path: Path) -> list[dict[str, Any]]:
+    """All that a recipe declared."""
+    folder = schema.load(path).recipe.folder
+    return list(json.loads((folder / "declared.json").read_text()))
+
+
+def notes(path: Path, *overrides: str) -> list[str]:
+    """What stands below the comparison of a finished recipe."""
+    results = graph.plan(schema.load(path, overrides)).results
+    comparison = json.loads((results["compare"].path / "comparison.json").read_text())
+    return list(comparison["notes"])
 
 
 def test_the_loss_on_foreign_rows_is_scored_and_compared(finished: Path) -> None:
@@ -106,7 +135,7 @@ def test_it_may_be_declared_as_what_decides(finished: Path) -> None:
 
 
 def test_what_was_declared_is_kept_before_the_first_score(finished: Path) -> None:
-    (kept,) = json.loads((schema.load(finished).recipe.folder / "declared.json").read_text())
+    (kept,) = declared(finished)  # one: a run that goes on declares nothing anew
     assert kept["declared"] == {
         "primary": "heldout",
         "baseline": "one",
@@ -114,19 +143,51 @@ def test_what_was_declared_is_kept_before_the_first_score(finished: Path) -> Non
         "seeds": [0],
     }
     assert kept["scores"] == 0
+    said = [note for note in notes(finished) if "eclared" in note]
+    assert said == [
+        "heldout is the primary benchmark, declared beforehand, and its foreign_loss decides; "
+        "every other figure is exploratory."
+    ]
+
+
+def test_it_is_declared_before_a_loss_can_be_read(measured: Path) -> None:
+    (kept,) = declared(measured)
+    assert kept["scores"] == 0 and kept["declared"]["baseline"] == "one"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_declared_when_losses_can_be_read_is_not_beforehand(
+    measured: Path, tmp_path: Path, killed: bool
+) -> None:
+    path = copied(measured, tmp_path / "copy")
+    if killed:  # before it noted what it had made
+        (schema.load(path).recipe.folder / "specs.json").unlink()
+    graph.run(schema.load(path, ["baseline=other"]))
+    assert [entry["scores"] for entry in declared(path)] == [0, 2]
+    (said,) = [note for note in notes(path, "baseline=other") if note.startswith("Declared")]
+    assert "beforehand was baseline one; other was declared on" in said
+    assert "after scores of 2 runs existed" in said
+
+
+def test_a_recipe_that_finds_the_scores_of_another_declared_nothing_beforehand(
+    measured: Path, tmp_path: Path
+) -> None:
+    path = copied(measured, tmp_path / "copy")
+    graph.run(schema.load(path, ["name=later"]))
+    said = notes(path, "name=later")
+    assert said[0].startswith("Nothing was declared before the first score: primary heldout;")
+    assert "declared when scores existed already" in said[1]
+    assert not [note for note in said if "beforehand" in note]
 
 
 def test_what_is_declared_anew_after_the_scores_is_said(finished: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(finished.parent, copy)
-    path = copy / "recipe.yaml"
-    path.write_text(path.read_text().replace(str(finished.parent / "store"), str(copy / "store")))
+    path = copied(finished, tmp_path / "copy")
     for _ in range(2):  # the second run knows it as well
         graph.run(schema.load(path, ["baseline=other"]))
-        results = graph.plan(schema.load(path, ["baseline=other"])).results
-        notes = json.loads((results["compare"].path / "comparison.json").read_text())["notes"]
-        (said,) = [note for note in notes if note.startswith("Declared beforehand")]
-        assert "baseline one; it was changed to other" in said and "2 runs had been scored" in said
+        said = notes(path, "baseline=other")
+        (changed,) = [note for note in said if note.startswith("Declared beforehand")]
+        assert "was baseline one; other was declared" in changed and "scores of 2 runs" in changed
+        assert "heldout is the primary benchmark, declared beforehand" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ class Declared:
     planned: Mapping[str, int] = field(default_factory=dict)
     """Prompts (clusters) that each benchmark judged in steps would have gone through at most; none
     for those that judge all at once."""
+    beforehand: bool = True
+    """Whether the primary was declared before there were scores."""
 
     def rival(self, benchmark: str) -> str | None:
         """The arm that a benchmark judges all others against; what a benchmark scores apart

@@ -10,19 +10,30 @@ from eval.comparing.differences import Row
 from eval.comparing.estimates import IS_BETTER
 
 
+def of_primary(deciding: tuple[str, str], *, beforehand: bool) -> str:
+    """Which benchmark and metric decide, and whether they were declared before there were
+    scores."""
+    benchmark, metric = deciding
+    if beforehand:
+        return (
+            f"{benchmark} is the primary benchmark, declared beforehand, and its {metric} decides; "
+            "every other figure is exploratory."
+        )
+    return (
+        f"{benchmark} is the primary benchmark, declared when scores existed already, and its "
+        f"{metric} decides; it is exploratory, like every other figure."
+    )
+
+
 def notes(
     arms: Mapping[str, Sequence[str]],
     scores: Sequence[Row],
     differences: Sequence[Row],
-    deciding: tuple[str, str],
     families: Sequence[Family] = (),
 ) -> list[str]:
     """What a reader must know beside the figures, as sentences. `families`: all that was to be
     compared, also pairs that could not be."""
-    said = [
-        f"{deciding[0]} is the primary benchmark, declared beforehand, and its {deciding[1]} "
-        "decides; every other figure is exploratory."
-    ]
+    said = []
     if any(d["scope"].startswith("these two checkpoints") for d in differences):
         said.append(
             "Arms with one training seed are compared as checkpoints: their intervals cover other "

@@ -44,8 +44,8 @@ def _each(values: Iterable[object]) -> list[str]:
 
 
 def declared(inputs: Inputs) -> Record:
-    """What was declared before the first score, and when; {} where nothing is kept. A change that
-    came after a score is among the page's notes."""
+    """What was declared first, when, and whether that was before the first score; {} where nothing
+    is kept. A change that came after a score is among the page's notes."""
     path = inputs.get("declared", Path())
     history = read_json(path, REMEDY) if path.is_file() else []
     if not history:

@@ -37,11 +37,19 @@ def score(session: Session, run: str, parts: Results) -> Result | None:
 
 
 def compared(
-    session: Session, config: EvalConfig, arms: Arms, runs: Sequence[str], scores: Results
+    session: Session,
+    config: EvalConfig,
+    arms: Arms,
+    runs: Sequence[str],
+    scores: Results,
+    *,
+    beforehand: bool,
 ) -> Result | None:
     """The comparison of all scored `runs`, which says what it goes without. An arm that others are
     judged against needs no scores of its own. Among the `scores` may be pairs of arms that were
-    judged directly against each other, and what selections have in common (`overlap.COMMON`)."""
+    judged directly against each other, and what selections have in common (`overlap.COMMON`).
+    `beforehand`: whether the primary was declared before there were scores (where it was not, a
+    sentence of the session says so, and is part of the key)."""
     from eval import compare
     from eval.comparing.metrics import Declared
 
@@ -59,6 +67,7 @@ def compared(
         judged_against=judged,
         equivalent=config.equivalent,
         planned=session.planned,
+        beforehand=beforehand,
     )
 
     def make(out: Path, log: Log, inputs: dict[str, Path]) -> Counts:

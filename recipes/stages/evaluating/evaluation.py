@@ -38,6 +38,7 @@ def stages(
 ) -> None:
     """Everything after training, over `checkpoints` (run -> its result); `selections` are the rows
     of arms, and those kept out of training."""
+    history = declared.declare(session, config, arms, checkpoints)
     checked = evaluated(recipe, arms, checkpoints)
     runs = [run.name for run in checked]
     parts: dict[str, Results] = {run: {} for run in runs}
@@ -72,12 +73,14 @@ def stages(
         if benchmark == "alpaca" or benchmark == "arena":
             direct |= duels.duels(session, config, arms, benchmark, given, prompt_sets[benchmark])
     session.done("judge")
-    session.remarks += declared.declare(session, config, arms, runs)
+    session.remarks += declared.sentences(history)
     scores = {run: comparing.score(session, run, parts[run]) for run in runs if parts[run]}
     session.done("score")
     measured = {name: each.result for name, each in prompt_sets.items()} | unseen
     common = overlap.overlaps(session, arms, selections, measured)
-    comparison = comparing.compared(session, config, arms, runs, scores | direct | common)
+    inputs = scores | direct | common
+    first = declared.beforehand(history)
+    comparison = comparing.compared(session, config, arms, runs, inputs, beforehand=first)
     session.done("compare")
     reporting.report(session, recipe, arms, comparison)
     session.done("report")

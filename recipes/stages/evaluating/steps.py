@@ -120,8 +120,10 @@ def _look(session: Session, judged: Judged, number: int) -> dict[str, Any] | Non
         write_atomic(out / "look.json", json.dumps({**shown, "pairs": pairs}, indent=1))
         return shown
 
+    stated = asdict(judged.declared)
+    del stated["beforehand"]  # changes no look
     spec = {
-        "declared": asdict(judged.declared),
+        "declared": stated,
         "unscored": judged.unscored,
         "score": of_checkpoint.VERSION,
         "VERSION": compare.VERSION,
