@@ -17,7 +17,7 @@ from core.errors import UserError
 from recipes.report import page
 from recipes.report.drawing import figures, marks
 from recipes.report.sections import browser, tags
-from recipes.report.verdicts import outcome
+from recipes.report.verdicts import outcome, sentence
 from synth.measures import QUALITY
 from tests.fabricated_run import HOSTILE, fabricate
 
@@ -245,22 +245,20 @@ def test_an_item_is_named_by_the_prompt_of_its_own_benchmark() -> None:
 
 
 def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found() -> None:
-    told = outcome.headline(
-        {
-            "baseline": "untuned",
-            "primary": "alpaca",
-            "differences": [
-                difference("x", "untuned", "x is better"),
-                difference("y", "untuned", "cannot tell"),
-                difference("x", "y", "x is better"),
-            ],
-        }
-    )
-    assert told["sentence"] == (
-        "On alpaca (win_rate), the primary benchmark: "
+    compared = {
+        "baseline": "untuned",
+        "primary": "alpaca",
+        "differences": [
+            difference("x", "untuned", "x is better"),
+            difference("y", "untuned", "cannot tell"),
+            difference("x", "y", "x is better"),
+        ],
+    }
+    assert sentence.answer(compared) == (
+        "x won on alpaca (win_rate), the primary benchmark: "
         "x is better than untuned; y cannot be told from untuned."
     )
-    assert told["lines"][1] == (
+    assert outcome.lines(compared)[1] == (
         "y − untuned: +3.00, simultaneous 95 % interval −2.00 to +8.00, 805 items, "
         "p = 0.010 (Holm); a difference of 7.2 would be found 8 times in 10: cannot tell."
     )
@@ -268,10 +266,10 @@ def test_the_headline_says_what_the_verdicts_say_and_what_could_have_been_found(
 
 def test_the_headline_keeps_to_checkpoints_where_there_is_one_seed() -> None:
     pair = difference("x", "y", "cannot tell", scope="these two checkpoints")
-    told = outcome.headline({"baseline": None, "primary": "alpaca", "differences": [pair]})
-    assert told["sentence"].startswith(
-        "On alpaca (win_rate), the primary benchmark: x and y cannot be told apart. "
-        "One training seed:"
+    told = sentence.answer({"baseline": None, "primary": "alpaca", "differences": [pair]})
+    assert told == (
+        "Nobody won on alpaca (win_rate), the primary benchmark: x and y cannot be told apart "
+        "(one training seed: about these checkpoints, not about the filters)."
     )
 
 
@@ -310,14 +308,14 @@ def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:
 def test_a_report_without_inputs_says_what_is_missing(tmp_path: Path) -> None:
     counts = page.build({}, tmp_path, {"name": "empty"})
     html = (tmp_path / "report.html").read_text()
-    for sentence in (
+    for said in (
         "No comparison was made",
         "No score was compared",
         "No pool was measured",
         "Nothing was trained",
         "No prompt was answered",
     ):
-        assert sentence in html
+        assert said in html
     assert (counts["arms"], counts["prompts"]) == (0, 0)
 
 
@@ -394,8 +392,8 @@ def test_the_page_shows_headline_scores_funnel_and_ledger(
     assert (
         tab.locator("#headline")
         .inner_text()
-        .split(". ", 1)[1]
-        .startswith("On alpaca (win_rate), the primary benchmark: ")
+        .split(" on ", 1)[1]
+        .startswith("alpaca (win_rate), the primary benchmark: ")
     )
     assert cells(tab, "#score-table thead th") == [
         "Benchmark",

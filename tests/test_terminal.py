@@ -12,7 +12,7 @@ import pytest
 
 from eval.comparing.shown.scales import scale, shown
 from eval.comparing.shown.table import figures, values
-from recipes.report.verdicts import words
+from recipes.report.verdicts import sentence, words
 from recipes.verbs import terminal
 
 HEAD = ["arm", "score", "against random", "verdict"]
@@ -135,19 +135,21 @@ def comparison(*differences: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def test_who_is_better_than_every_other_has_won() -> None:
     told = comparison(pair("a", "c", "a is better"), pair("b", "a", "a is better", -2.0))
-    assert words.winner(told) == "a" and words.answer(told).startswith("a won. On alpaca")
+    assert sentence.winner(told) == "a" and sentence.answer(told).startswith(
+        "a won on alpaca (win_rate)"
+    )
 
 
 def test_who_beats_only_one_has_not_won() -> None:
     told = comparison(pair("a", "c", "a is better"), pair("a", "b", "cannot tell"))
-    assert words.winner(told) == ""
-    assert words.answer(told).startswith("No arm won against all others. ")
+    assert sentence.winner(told) == ""
+    assert sentence.answer(told).startswith("No arm won against all others on ")
 
 
 def test_nobody_has_won_where_nothing_can_be_told() -> None:
     finer = pair("b", "c", "cannot tell") | {"detectable": 2.5}
     told = comparison(pair("a", "c", "cannot tell"), finer)
-    assert words.answer(told).startswith("Nobody won. ")
+    assert sentence.answer(told).startswith("Nobody won on ")
     assert words.told(told) == ([], ["a and c", "b and c"]) and words.smallest(told) == 3.5
 
 

@@ -14,7 +14,15 @@ from core.errors import UserError
 from core.sending.purse import Bill, Ledger
 from recipes.report.drawing.scatter import Cloud, Point, frame, panel, scatter
 from recipes.report.sections import costs, judge_card, nearest, pool_map
-from recipes.report.verdicts import controls, disagreement, leaderboard, lengths, outcome, seeds
+from recipes.report.verdicts import (
+    controls,
+    disagreement,
+    leaderboard,
+    lengths,
+    outcome,
+    seeds,
+)
+from recipes.report.verdicts.sentence import answer
 
 COLOURS = {"random": "s0", "x": "s1", "y": "s2"}
 
@@ -81,8 +89,7 @@ def items(values: dict[tuple[str, str], dict[str, float | None]]) -> pl.DataFram
 
 
 def sentence(**more: Any) -> str:
-    told: str = outcome.headline(comparison(**more))["sentence"]
-    return told
+    return answer(comparison(**more))
 
 
 def test_an_arm_that_loses_to_the_baseline_is_worse_than_it() -> None:
@@ -94,12 +101,107 @@ def test_arms_that_beat_the_baseline_are_named_together() -> None:
     assert sentence(differences=both).endswith(": x and y are better than random.")
 
 
-def test_many_pairs_that_cannot_be_told_apart_are_counted() -> None:
-    names = ["a", "b", "c", "d"]
-    pairs = [pair(p, q, "cannot tell") for k, p in enumerate(names) for q in names[k + 1 :]]
-    assert sentence(baseline=None, differences=[*pairs, pair("a", "e", "a is better")]).endswith(
-        ": a is better than e; 6 of 7 pairs cannot be told apart."
+def among(names: str, beaten: dict[str, str], otherwise: str = "cannot tell") -> str:
+    """The answer of arms without a baseline: each key beats the arms of its value."""
+    pairs = []
+    for k, p in enumerate(names):
+        for q in names[k + 1 :]:
+            won = [x for x, y in ((p, q), (q, p)) if y in beaten.get(x, "")]
+            pairs.append(pair(p, q, f"{won[0]} is better" if won else otherwise))
+    return sentence(baseline=None, differences=pairs, scores=[score("c", 70.0), score("a", 60.0)])
+
+
+def test_of_many_arms_only_the_first_is_said_with_counts() -> None:
+    where = " on alpaca (win_rate), the primary benchmark: "
+    twelve = "abcdefghijkl"
+    assert among(twelve, {"a": "defghijkl", "b": "defghijkl", "d": "e"}) == (
+        f"a leads{where}it is better than 9 of 11 others and cannot be told from b and c."
     )
+    assert among(twelve, {"a": twelve[1:], "b": "cd"}) == (
+        f"a won{where}it is better than all 11 others."
+    )
+    assert among(twelve, {}) == (
+        f"Nobody won{where}66 of 66 pairs cannot be told apart, and no arm is better."
+    )
+    told = among(twelve, {"c": "ab", "a": "de"})
+    assert told.startswith("c leads") and told.endswith("from d, e, f, g and 5 more.")
+    told = among("abcde", {"a": "d", "c": "d"}, "equal within 2")
+    assert told == f"c leads{where}it is better than 1 of 4 others and is as good as 3."
+
+
+def test_who_leads_is_never_an_arm_that_another_is_better_than() -> None:
+    assert among("abcdef", {"a": "bcde", "f": "a"}).startswith("f leads")
+
+
+def test_of_many_arms_beside_a_baseline_the_first_are_named_and_the_rest_counted() -> None:
+    pairs = [pair(arm, "random", f"{arm} is better") for arm in "abcdefghijklm"]
+    told = sentence(differences=pairs)
+    assert told.endswith(": a, b, c, d and 9 more are better than random.") and len(told) < 150
+
+
+def shuffled(*shares: float, verdict: str, **more: Any) -> dict[str, Any]:
+    rows = [
+        {"arm": f"s{share}", "of": "random", "share": share, "verdict": verdict} for share in shares
+    ]
+    known = {"difference": -0.1, "simultaneous_lower": -1.0, "simultaneous_upper": 0.8}
+    found = {
+        "benchmark": "alpaca",
+        "metric": "win_rate",
+        "primary": True,
+        "negative": [],
+        "shuffled": [row | known for row in rows],
+        "smallest_detected": None,
+        "sees_nothing": False,
+    }
+    return found | more
+
+
+AGAIN = {
+    "arm": "again",
+    "of": "random",
+    "difference": 2.0,
+    "simultaneous_lower": 1.0,
+    "simultaneous_upper": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("shown", "why"),
+    [
+        (
+            shuffled(0.1, 1.0, verdict="cannot tell", sees_nothing=True),
+            "not even 100% wrong answers are told from right ones",
+        ),
+        (
+            shuffled(verdict="") | {"negative": [AGAIN | {"ties": False}]},
+            "again, a second random sample, is no tie with random",
+        ),
+        (
+            shuffled(0.3, verdict="s0.3 is better", smallest_detected=0.1),
+            "30% wrong answers are better than none",
+        ),
+    ],
+)
+def test_where_a_control_failed_the_answer_begins_with_that(
+    shown: dict[str, Any], why: str
+) -> None:
+    won = [pair("x", "random", "x is better"), pair("x", "y", "x is better")]
+    told = sentence(controls=[shown], differences=won)
+    assert told.startswith(f"Not to be believed ({why}): x won on alpaca (win_rate)")
+    line = controls.line(comparison(controls=[shown]))
+    assert line["against"] and line["text"].startswith("Controls failed: ")
+    other = shown | {"metric": "another"}
+    assert sentence(controls=[other], differences=won).startswith("x won on ")
+    assert controls.line(comparison(controls=[other])) == {}
+
+
+def test_controls_that_came_out_as_they_must_cast_no_doubt() -> None:
+    good = shuffled(0.3, verdict="random is better", smallest_detected=0.3)
+    good["negative"] = [AGAIN | {"ties": True}]
+    assert sentence(controls=[good]).startswith("x won on ")
+    line = controls.line(comparison(controls=[good]))
+    assert not line["against"] and "30% wrong answers are detected" in line["text"]
+    assert "\n" not in line["text"] and controls.line(comparison()) == {}
 
 
 @pytest.mark.parametrize(
@@ -124,8 +226,8 @@ def test_the_evidence_says_what_would_settle_it_what_is_missing_and_what_arms_sh
             "worst_case": {"simultaneous_lower": -4.0, "simultaneous_upper": 9.0},
         },
     }
-    told = outcome.headline(comparison(differences=[pair("x", "random", "cannot tell") | more]))
-    assert told["lines"][0].endswith(
+    [told] = outcome.lines(comparison(differences=[pair("x", "random", "cannot tell") | more]))
+    assert told.endswith(
         ": cannot tell. 900 prompts would settle it. 3 values are missing: as losses +1.00 (cannot "
         "tell), whatever they are −4.00 to +9.00. The two have 25 % of their rows in common "
         "(Jaccard)."

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str], asked: Asked, wanted: Wanted) -> None:
 
     Raises UserError for files that are none or cannot be compared, an unknown baseline or primary.
     """
-    from recipes.report.verdicts import words
+    from recipes.report.verdicts import sentence
     from recipes.verbs import terminal
 
     items = read(arguments, asked)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], asked: Asked, wanted: Wanted) -> None:
     if wanted.as_json:
         print(json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False))
         return
-    terminal.say(words.answer(comparison))
+    terminal.say(sentence.answer(comparison))
     terminal.of_comparison(comparison)
     for note in comparison["notes"]:
         terminal.say(note, "- ")

@@ -14,7 +14,7 @@ from core.store import Result
 from recipes.report.drawing.marks import number
 from recipes.report.sections import costs
 from recipes.report.sections.judges import judge_lines
-from recipes.report.verdicts import outcome, words
+from recipes.report.verdicts import outcome, sentence, words
 from recipes.schema import Recipe
 
 NAMED = 3
@@ -32,7 +32,7 @@ MADE = {
 
 def answer(comparison: Mapping[str, Any]) -> list[str]:
     """The answer first, then what speaks against believing it."""
-    return [words.answer(comparison), *words.doubts(comparison)]
+    return [sentence.answer(comparison), *words.doubts(comparison)]
 
 
 def unusable(results: Mapping[str, Result]) -> dict[str, str]:
@@ -55,8 +55,7 @@ def notes(
 
     doubted = words.doubts(comparison)
     primary = [one for one in comparison.get("controls", []) if one["primary"]]
-    found = [sentence for one in primary for sentence in one["sentences"]]
-    found = [sentence for sentence in found if sentence not in doubted]
+    found = [said for one in primary for said in one["sentences"] if said not in doubted]
     found += comparison.get("notes", [])
     cost = recipe.folder / "measure" / "cost.json"
     if cost.is_file():

@@ -49,11 +49,11 @@ from recipes.report.verdicts import (
     lengths,
     outcome,
     seeds,
-    words,
+    sentence,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 5
+VERSION = 6
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -134,7 +134,11 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
     by_seed = seeds.scores(table)
     return {
         "comparison": comparison,
-        "headline": outcome.headline(comparison) | {"sentence": words.answer(comparison)},
+        "headline": {
+            "sentence": sentence.answer(comparison),
+            "lines": outcome.lines(comparison),
+            "controls": controls.line(comparison),
+        },
         "duels": duels.duels(comparison),
         "board": leaderboard.leaderboard(comparison, colours, by_seed),
         "scores": outcome.scores(comparison, colours, by_seed),

@@ -8,6 +8,7 @@ from typing import Any
 from eval.comparing.controls import said
 from recipes.report.drawing.figures import Interval, intervals
 from recipes.report.sources import Colours, Record
+from recipes.report.verdicts.outcome import deciding
 
 Shown = Mapping[str, Any]
 """What comparison.json says of the controls of one metric."""
@@ -48,6 +49,48 @@ def lines(shown: Shown) -> list[Record]:
     """What the controls of a metric show, a sentence each (`text`), and whether it speaks `against`
     the experiment."""
     return [{"text": text, "against": against} for text, against in said(dict(shown))]
+
+
+def doubts(comparison: Mapping[str, Any]) -> list[str]:
+    """Why the figure that decides is not to be believed, a few words each; none where its controls
+    came out as they must, or none was scored."""
+    return [reason for shown in _deciding(comparison) for reason in _reasons(shown)]
+
+
+def line(comparison: Mapping[str, Any]) -> Record:
+    """What the controls of the figure that decides show, as one line (`text`), and whether it
+    speaks `against` the experiment; {} where none was scored."""
+    for shown in _deciding(comparison):
+        told = lines(shown)
+        text = " ".join(each["text"] for each in told)
+        against = any(each["against"] for each in told)
+        return {
+            "text": f"{'Controls failed' if against else 'Controls'}: {text}",
+            "against": against,
+        }
+    return {}
+
+
+def _deciding(comparison: Mapping[str, Any]) -> list[Shown]:
+    """What is shown of the controls of the figure that decides, if anything."""
+    family = deciding(comparison)
+    every: list[Shown] = comparison.get("controls", [])
+    own = [shown for shown in every if family == (shown["benchmark"], shown["metric"])]
+    return [shown for shown in own if shown.get("negative") or shown.get("shuffled")]
+
+
+def _reasons(shown: Shown) -> Iterator[str]:
+    """What came out otherwise than it must."""
+    shuffled = shown.get("shuffled", [])
+    if shown.get("sees_nothing"):
+        largest = max(row["share"] for row in shuffled)
+        yield f"not even {largest:.0%} wrong answers are told from right ones"
+    for row in shuffled:
+        if row["verdict"] == f"{row['arm']} is better":
+            yield f"{row['share']:.0%} wrong answers are better than none"
+    for row in shown.get("negative", []):
+        if not row["ties"]:
+            yield f"{row['arm']}, a second random sample, is no tie with {row['of']}"
 
 
 def _rows(shown: Shown, colours: Colours) -> Iterator[Interval]:

@@ -15,12 +15,8 @@ from recipes.report.sources import Colours, Record
 from recipes.report.verdicts.seeds import Seeds
 
 CANNOT_TELL = "cannot tell"
-SAYS = ("better", "worse", "other", CANNOT_TELL)
-"""In this order the headline says what is known."""
 SOURCES = ("prompts", "seeds", "answers", "judges", "rest")
 """What a difference's error is made of, as comparison.json names it."""
-MOST_PAIRS = 3
-"""More pairs that cannot be told apart are counted, not named."""
 
 Entry = Mapping[str, Any]
 """A score or a difference, as comparison.json holds it."""
@@ -45,77 +41,17 @@ def primary_pairs(comparison: Entry) -> list[Entry]:
     return [pair for pair in comparison.get("differences", []) if _metric(pair) == family]
 
 
-def headline(comparison: Entry) -> Record:
-    """The primary benchmark's verdict as one sentence, and one line with the figures for each pair
-    that it rests on.
-
-    Pairs with the baseline, or all pairs where there is none. Never more than the comparison's own
-    verdicts say.
-    """
+def asked(comparison: Entry) -> list[Entry]:
+    """The differences that the answer rests on: those of the figure that decides with the baseline,
+    or all of them where there is none."""
     baseline = comparison.get("baseline")
     primary = primary_pairs(comparison)
-    pairs = [pair for pair in primary if baseline in (pair["a"], pair["b"])] or primary
-    if not pairs:
-        sentence = "No difference between arms was measured on a primary benchmark."
-        return {"sentence": sentence, "lines": []}
-    first = _metric(pairs[0])
-    verdicts = "; ".join(_verdicts(pairs, baseline))
-    sentence = f"On {first[0]} ({first[1]}), the primary benchmark: {verdicts}."
-    scopes = [str(pair.get("scope", "")) for pair in pairs]
-    if any(scope.startswith("these two checkpoints") for scope in scopes):
-        sentence += " One training seed: this is about these checkpoints, not about the filters."
-    return {"sentence": sentence, "lines": [_line(pair) for pair in pairs]}
+    return [pair for pair in primary if baseline in (pair["a"], pair["b"])] or primary
 
 
-def _verdicts(pairs: Sequence[Entry], baseline: str | None) -> list[str]:
-    """Who is better than whom, who is worse than the baseline, then who cannot be told apart."""
-    told: dict[tuple[str, str], list[str]] = {}
-    for pair in pairs:
-        one, says, other = _told(pair, baseline)
-        told.setdefault((says, other), []).append(one)
-    parts = []
-    untold = []
-    for (says, other), ones in sorted(told.items(), key=lambda entry: SAYS.index(entry[0][0])):
-        are = "are" if len(ones) > 1 else "is"
-        if says in ("better", "worse"):
-            parts.append(f"{_join(ones)} {are} {says} than {other}")
-        elif says == CANNOT_TELL and other == baseline:
-            parts.append(f"{_join(ones)} cannot be told from {other}")
-        elif says == CANNOT_TELL:
-            untold += [f"{one} and {other}" for one in ones]
-        else:
-            parts += ones
-    if len(untold) > MOST_PAIRS:
-        parts.append(f"{len(untold)} of {len(pairs)} pairs cannot be told apart")
-    elif untold:
-        parts.append(f"{_join(untold)} cannot be told apart")
-    return parts
-
-
-def _told(pair: Entry, baseline: str | None) -> tuple[str, str, str]:
-    """(arm, what is said of it, of whom): of the arm beside the baseline, else of the better one. A
-    verdict of another kind stands as it is."""
-    a, b = str(pair["a"]), str(pair["b"])
-    verdict = str(pair["verdict"])
-    says = CANNOT_TELL if verdict == CANNOT_TELL else "better"
-    winner = a if verdict == f"{a} is better" else b
-    if says == "better" and verdict != f"{winner} is better":
-        return _other(pair), "other", ""
-    loser = b if winner == a else a
-    if says == "better":
-        return (loser, "worse", winner) if winner == baseline else (winner, says, loser)
-    return (b, says, a) if a == baseline else (a, says, b)
-
-
-def _other(pair: Entry) -> str:
-    """A verdict of another kind with both arms: "equal within 2" is said of the two, "x is no
-    worse" of x."""
-    a, b = str(pair["a"]), str(pair["b"])
-    verdict = str(pair["verdict"])
-    for arm, other in ((a, b), (b, a)):
-        if verdict == f"{arm} is no worse":
-            return f"{verdict} than {other}"
-    return f"{a} and {b} are {verdict}" if verdict.startswith("equal") else verdict
+def lines(comparison: Entry) -> list[str]:
+    """The figures of each difference that the answer rests on, a line each."""
+    return [_line(pair) for pair in asked(comparison)]
 
 
 def _line(pair: Entry) -> str:
@@ -297,9 +233,3 @@ def _primary_first(entry: Entry) -> bool:
 def _is_primary(comparison: Entry, metric: Metric) -> bool:
     """Whether this figure decides."""
     return metric == deciding(comparison)
-
-
-def _join(parts: Sequence[str]) -> str:
-    """One, two and three."""
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last

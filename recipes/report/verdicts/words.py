@@ -1,39 +1,11 @@
-"""Who won, and what cannot be told, in one or two sentences: for the top of the page and the end of
-a run."""
+"""What speaks against the answer, what could be told and what could not: for the end of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from recipes.report.verdicts import controls
-from recipes.report.verdicts.outcome import CANNOT_TELL, Entry, deciding, headline, primary_pairs
-
-
-def winner(comparison: Entry) -> str:
-    """The arm that is better than every other one asked about, by the figure that decides; "" where
-    none is. What is a control cannot win."""
-    pairs = primary_pairs(comparison)
-    asked = {str(pair[side]) for pair in pairs for side in ("a", "b")}
-    asked -= set(controls.arms(comparison))
-    for arm in sorted(asked):
-        won = {other for pair in pairs if (other := _beaten(arm, pair))}
-        if len(asked) > 1 and asked - {arm} <= won:
-            return arm
-    return ""
-
-
-def answer(comparison: Entry) -> str:
-    """The answer in words: who won, or that nobody did, and what was found of each pair."""
-    said = str(headline(comparison)["sentence"])
-    if not primary_pairs(comparison):
-        return said
-    first = winner(comparison)
-    if first:
-        return f"{first} won. {said}"
-    verdicts = [str(pair["verdict"]) for pair in primary_pairs(comparison)]
-    if all(verdict == CANNOT_TELL for verdict in verdicts):
-        return f"Nobody won. {said}"
-    return f"No arm won against all others. {said}"
+from recipes.report.verdicts.outcome import CANNOT_TELL, Entry, deciding, primary_pairs
 
 
 def doubts(comparison: Entry) -> list[str]:
@@ -68,10 +40,3 @@ def told(comparison: Entry) -> tuple[Sequence[str], Sequence[str]]:
         else:
             found.append(f"{a} and {b}: {verdict}")
     return found, untold
-
-
-def _beaten(arm: str, pair: Entry) -> str:
-    """The other arm of a pair that `arm` won, else ""."""
-    if pair["verdict"] != f"{arm} is better":
-        return ""
-    return str(pair["b"] if pair["a"] == arm else pair["a"])
