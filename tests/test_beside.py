@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import polars as pl
@@ -10,19 +13,105 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
+from core.sending.purse import Bill, Ledger
 from recipes.report import beside, page, tables
 from recipes.report.drawing import figures, marks, raster, standalone
 from tests.fabricated_run import fabricate
+from tests.test_verdicts import AGAIN, shuffled
 
 FILLED = "{http://www.w3.org/2000/svg}"
 
 
+PEOPLE: dict[str, Any] = {
+    "differences": [
+        {
+            "a": "magpie",
+            "b": "random",
+            "labelled": 40,
+            "prompts": 24,
+            "worth": 52.0,
+            "difference": {"value": 4.0, "lower": -2.0, "upper": 10.0},
+            "labels_alone": {"value": 5.0, "lower": -4.0, "upper": 14.0},
+        }
+    ],
+    "agreement": {"accuracy": 0.7, "lower": 0.6, "upper": 0.8, "n": 40},
+    "people": {"pairwise": 0.8},
+}
+PART = {
+    "name": "own",
+    "from": "pool",
+    "share": 1.0,
+    "asked": 9,
+    "amount": 9,
+    "short": 0,
+    "twice": 0,
+}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a fabricated run, with what lies beside it."""
+    """The page of a fabricated run that has all that a page can show, with what lies beside it."""
     out = tmp_path_factory.mktemp("beside")
-    page.build(fabricate(out, seeds=("0", "1")), out, {"name": "demo"})
+    inputs = fabricate(out, seeds=("0", "1"))
+    path = inputs["comparison"] / "comparison.json"
+    compared = json.loads(path.read_text())
+    duel = {**compared["differences"][0], "a": "random", "b": "magpie"}
+    again = AGAIN | {"ties": True, "verdict": "cannot tell"}
+    shares = shuffled(0.3, 1.0, verdict="random is better", negative=[again])
+    for row in shares["shuffled"]:
+        row["detected"] = row["share"] > 0.5
+    overlap = {
+        "pairs": [{"a": "magpie", "b": "random", "jaccard": 0.2}],
+        "near": [{"measured_on": "alpaca", "run": "magpie/0", "of": 24, "near": 2, "examples": []}],
+    }
+    compared["arms"] += [{"name": arm, "seeds": ["0"]} for arm in ("again", "s0.3", "s1.0")]
+    more = {"head_to_head": [duel], "controls": [shares], "overlap": overlap}
+    path.write_text(json.dumps(compared | more))
+    inputs["people"] = out / "people.json"
+    inputs["people"].write_text(json.dumps(PEOPLE))
+    inputs["spent"] = out / "spent"
+    Ledger(inputs["spent"]).add("judge", Bill(3, 100, 20, 0.25))
+    mixture = {"chosen": 9, "unit": "rows", "sources": [{**PART, "licences": {"mit": 9}}]}
+    (inputs["select/random"] / "mixture.json").write_text(json.dumps(mixture))
+    page.build(inputs, out, {"name": "demo"})
     return out
+
+
+def test_every_table_and_figure_of_the_page_is_a_file_beside_it(made: Path) -> None:
+    html = (made / "report.html").read_text()
+    for kind, folder, ending in (("table", "tables", "csv"), ("figure", "figures", "svg")):
+        there = {path.stem for path in (made / folder).glob(f"*.{ending}")}
+        tags = re.findall(rf"<{kind}\b[^>]*>", html)
+        named = [re.search(r'data-file="([^"]+)"', tag) for tag in tags]
+        assert tags and all(named)
+        assert {name[1] for name in named if name} <= there
+    marked = set(re.findall(r'data-file="([^"]+)"', html))
+    beside_tables = {"controls", "head_to_head", "labels", "nearest", "judges", "mixtures"}
+    assert beside_tables | {"controls-alpaca-win_rate"} <= marked
+    assert beside_tables | {"overlap", "near_duplicates", "agreement"} <= {
+        path.stem for path in (made / "tables").glob("*.parquet")
+    }
+
+
+def test_controls_labels_and_duels_are_tables_with_the_pages_numbers(made: Path) -> None:
+    def read(name: str, *columns: str) -> list[tuple[Any, ...]]:
+        return pl.read_parquet(made / f"tables/{name}.parquet").select(columns).rows()
+
+    ends = ("difference", "simultaneous_lower", "simultaneous_upper")
+    assert read("controls", "metric", "arm", "of", "share", *ends, "detected") == [
+        ("win_rate", "again", "random", 0.0, 2.0, 1.0, 3.0, False),
+        ("win_rate", "s0.3", "random", 0.3, -0.1, -1.0, 0.8, False),
+        ("win_rate", "s1.0", "random", 1.0, -0.1, -1.0, 0.8, True),
+    ]
+    assert read("labels", "a", "labels_alone_upper", "difference_lower", "worth") == [
+        ("magpie", 14.0, -2.0, 52.0)
+    ]
+    assert read("overlap", "a", "b", "jaccard") == [("magpie", "random", 0.2)]
+    pairs = pl.read_parquet(made / "tables/differences.parquet")
+    own = pl.col("metric") == "win_rate", pl.col("a") == "magpie", pl.col("b") == "random"
+    [(size, low)] = pairs.filter(*own).select(*ends[:2]).rows()
+    [duel] = read("head_to_head", "a", "over_baseline", "over_baseline_upper")
+    assert duel == ("random", pytest.approx(-size), pytest.approx(-low))
 
 
 def test_each_table_is_there_in_three_formats_that_hold_the_same(made: Path) -> None:
@@ -125,5 +214,5 @@ def test_a_page_that_is_made_anew_leaves_nothing_of_the_last_beside_it(tmp_path:
 def test_two_figures_of_one_name_are_two_files() -> None:
     empty = {"arms": [], "funnels": [], "trainings": [], "board": {}, "lengths": {}, "map": {}}
     scores = [{"benchmark": "a/b", "metric": "m", "figure": figure()}] * 2
-    shown = {**empty, "scores": scores, "cards": [], "curves": ""}
+    shown = {**empty, "controls": [], "scores": scores, "cards": [], "curves": ""}
     assert list(beside.figures(shown)) == ["score-a-b-m", "score-a-b-m~2"]

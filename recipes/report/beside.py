@@ -45,12 +45,17 @@ def figures(shown: Record) -> dict[str, Drawn]:
     """The page's figures by the names of their files."""
     named: dict[str, Drawn] = {}
     for name, drawn in _figures(shown):
-        file = short = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] or "figure"
+        file = short = file_name(name)
         number = 2
         while file in named:
             file, number = f"{short}~{number}", number + 1
         named[file] = drawn
     return named
+
+
+def file_name(name: str) -> str:
+    """A figure's name as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] or "figure"
 
 
 def _figures(shown: Record) -> Iterator[tuple[str, Drawn]]:
@@ -60,6 +65,8 @@ def _figures(shown: Record) -> Iterator[tuple[str, Drawn]]:
     trained = {run["css"] for run in shown["trainings"]}
     if shown["board"]:
         yield "leaderboard", (shown["board"]["figure"], ())
+    for one in shown["controls"]:
+        yield f"controls-{one['benchmark']}-{one['metric']}", (one["figure"], ())
     for row in shown["scores"]:
         yield f"score-{row['benchmark']}-{row['metric']}", (row["figure"], ())
     if shown["lengths"]:

@@ -165,12 +165,14 @@ def _judged(
     """Who judged, and how they behaved."""
     judges = judge_card.judgings(inputs)
     labels = inputs.get("people", Path())
+    said = sources.read_object(labels) if labels.is_file() else {}
     return {
         "judges": judges,
         "cards_of_judges": judge_card.cards(judges, people, recipe),
         "unusable": outcome.unusable(judges),
         "warnings": outcome.judge_warnings(judges),
-        "labels": labelled.sentences(sources.read_object(labels)) if labels.is_file() else [],
+        "people": said,
+        "labels": labelled.sentences(said) if said else [],
     }
 
 
@@ -216,6 +218,7 @@ def _render(shown: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["file"] = beside.file_name
     environment.filters["number"] = marks.number
     environment.filters["plain"] = _yaml
     for name in ("script.js", "style.css"):

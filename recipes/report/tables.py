@@ -11,8 +11,8 @@ import polars as pl
 from core.store import canonical
 from recipes.report.sources import Record
 
-LEFT_OUT = ("figure", "bar")
-"""Drawn forms of what a table has as numbers."""
+LEFT_OUT = ("figure", "bar", "css", "dash")
+"""Drawn forms of what a table has as numbers, and how they are drawn."""
 
 
 def of_comparison(comparison: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
@@ -41,11 +41,20 @@ def of_page(shown: Record) -> dict[str, pl.DataFrame]:
         ]
     )
     lengths = shown["lengths"].get("rows", [])
-    tables["lengths"] = table([{**row, "css": None} for row in lengths])
+    tables["lengths"] = table(lengths)
+    tables["nearest"] = table(
+        [
+            {"item": row["item"], "prompt": row["prompt"], **near}
+            for row in shown["apart"]["rows"]
+            for near in row.get("nearest", [])
+        ]
+    )
+    tables |= _beside(shown)
     tables["judges"] = table(shown["cards_of_judges"])
     tables["judgings"] = table(shown["judges"])
     tables["costs"] = table(shown["costs"]["rows"])
     tables["bills"] = table(shown["costs"]["bills"])
+    tables |= _of_rows(shown)
     tables["filters"] = table(
         [
             {"selection": funnel["name"], "arm": funnel["arm"], **step}
@@ -53,10 +62,95 @@ def of_page(shown: Record) -> dict[str, pl.DataFrame]:
             for step in funnel["steps"]
         ]
     )
-    tables["trainings"] = table(
-        [{**row, "css": None, "dash": None, **row["ledger"]} for row in shown["trainings"]]
-    )
+    tables["trainings"] = table([{**row, **row["ledger"]} for row in shown["trainings"]])
+    tables["provenance"] = table(shown["provenance"])
     return {name: each for name, each in tables.items() if not each.is_empty()}
+
+
+def _beside(shown: Record) -> dict[str, pl.DataFrame]:
+    """What stands beside the comparison of all arms: its controls, pairs that were judged head to
+    head, people's labels, and what selections have in common with each other (`overlap`) and with
+    what arms are measured on (`near_duplicates`)."""
+    comparison, people = shown["comparison"], shown["people"]
+    common = comparison.get("overlap") or {}
+    agreed = [{"who": "judge and people", **(people.get("agreement") or {})}]
+    agreed += [{"who": "people among themselves", **(people.get("people") or {})}]
+    return {
+        "controls": table([row for one in comparison.get("controls", []) for row in controls(one)]),
+        "head_to_head": table([_duel(one) for one in shown["duels"]]),
+        "labels": table([_labelled(row) for row in people.get("differences", [])]),
+        "agreement": table([one for one in agreed if len(one) > 1]),
+        "overlap": table(common.get("pairs", [])),
+        "near_duplicates": table(common.get("near", [])),
+    }
+
+
+def controls(shown: Mapping[str, Any]) -> list[Record]:
+    """The controls of a metric, a row each: what share of its answers was moved (0 of a second
+    sample), its difference from the arm that it is made of, and whether that was detected."""
+    rows = []
+    for row in [*shown.get("negative", []), *shown.get("shuffled", [])]:
+        named = {name: shown.get(name) for name in ("benchmark", "metric", "primary")}
+        known = {"arm": row["arm"], "of": row["of"], "share": float(row.get("share", 0.0))}
+        known["detected"] = row["detected"] if "detected" in row else not row["ties"]
+        rows.append(named | known | {k: v for k, v in row.items() if k not in ("ties", *known)})
+    return rows
+
+
+def _duel(one: Record) -> Record:
+    """A pair that was judged head to head, and its difference over the baseline."""
+    over = one["over"]["pair"] if one["over"] else {}
+    sign = 1 if over.get("a") == one["a"] else -1
+    low, high = over.get("simultaneous_lower"), over.get("simultaneous_upper")
+    ends = (low, high) if sign == 1 else (high, low)
+    return {
+        **one["direct"]["pair"],
+        "over_baseline": sign * over["difference"] if over else None,
+        "over_baseline_lower": None if ends[0] is None else sign * ends[0],
+        "over_baseline_upper": None if ends[1] is None else sign * ends[1],
+    }
+
+
+def _labelled(row: Mapping[str, Any]) -> Record:
+    """What people's labels say of two arms: with the judge's word on all prompts, and alone."""
+    flat = {name: value for name, value in row.items() if not isinstance(value, dict)}
+    for name in ("difference", "labels_alone"):
+        found = row.get(name) or {}
+        flat |= {name: found.get("value")}
+        flat |= {f"{name}_{end}": found.get(end) for end in ("lower", "upper")}
+    return flat
+
+
+def _of_rows(shown: Record) -> dict[str, pl.DataFrame]:
+    """How arms came to their rows: why some were not chosen, the parts of mixtures, what each
+    column cost, and the tags of the pool and of each selection as the page has them."""
+    return {
+        "not_chosen": table(
+            [
+                {"selection": funnel["name"], "arm": funnel["arm"], "reason": reason, "rows": rows}
+                for funnel in shown["funnels"]
+                for reason, rows in funnel["reasons"]
+            ]
+        ),
+        "mixtures": table(
+            [
+                {"selection": mixture["name"], "arm": mixture["arm"], **part}
+                for mixture in shown["mixtures"]
+                for part in mixture["parts"]
+            ]
+        ),
+        "columns": table(shown["cost"].get("columns", [])),
+        "tags": table([row for card in shown["cards"] for row in _tagged(card)]),
+    }
+
+
+def _tagged(card: Record) -> list[Record]:
+    """The numbers of a tag's card, a row each cell."""
+    return [
+        {"tag": card["name"], "row": row[0], "column": column, "value": cell}
+        for row in card["rows"]
+        for column, cell in zip(card["head"][1:], row[1:], strict=True)
+    ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
