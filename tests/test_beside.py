@@ -110,7 +110,9 @@ def test_controls_labels_and_duels_are_tables_with_the_pages_numbers(made: Path)
     pairs = pl.read_parquet(made / "tables/differences.parquet")
     own = pl.col("metric") == "win_rate", pl.col("a") == "magpie", pl.col("b") == "random"
     [(size, low)] = pairs.filter(*own).select(*ends[:2]).rows()
-    [duel] = read("head_to_head", "a", "over_baseline", "over_baseline_upper")
+    [duel] = read(
+        "head_to_head", "a", "over_baseline_difference", "over_baseline_simultaneous_upper"
+    )
     assert duel == ("random", pytest.approx(-size), pytest.approx(-low))
 
 

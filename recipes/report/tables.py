@@ -99,16 +99,17 @@ def controls(shown: Mapping[str, Any]) -> list[Record]:
 
 def _duel(one: Record) -> Record:
     """A pair that was judged head to head, and its difference over the baseline."""
-    over = one["over"]["pair"] if one["over"] else {}
-    sign = 1 if over.get("a") == one["a"] else -1
-    low, high = over.get("simultaneous_lower"), over.get("simultaneous_upper")
-    ends = (low, high) if sign == 1 else (high, low)
-    return {
-        **one["direct"]["pair"],
-        "over_baseline": sign * over["difference"] if over else None,
-        "over_baseline_lower": None if ends[0] is None else sign * ends[0],
-        "over_baseline_upper": None if ends[1] is None else sign * ends[1],
-    }
+    over = _seen_from(one["a"], one["over"]["pair"]) if one["over"] else {}
+    return one["direct"]["pair"] | {f"over_baseline_{name}": end for name, end in over.items()}
+
+
+def _seen_from(arm: str, pair: Mapping[str, Any]) -> Record:
+    """A difference with its simultaneous interval, as `arm`, one of the two, sees it."""
+    sign = 1 if pair["a"] == arm else -1
+    ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
+    low, high = (None if end is None else sign * end for end in ends[::sign])
+    named = {"difference": sign * pair["difference"]}
+    return named | {"simultaneous_lower": low, "simultaneous_upper": high}
 
 
 def _labelled(row: Mapping[str, Any]) -> Record:
@@ -175,13 +176,4 @@ def _ranked(row: Record) -> Record:
     flat |= {name: score.get(name) for name in ("value", "lower", "upper", "n", "unjudged")}
     if against is None:
         return flat
-    pair = against["pair"]
-    sign = 1 if pair["a"] == row["arm"] else -1
-    ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
-    low, high = (None if end is None else sign * end for end in ends[::sign])
-    return flat | {
-        "difference": sign * pair["difference"],
-        "simultaneous_lower": low,
-        "simultaneous_upper": high,
-        "verdict": against["verdict"],
-    }
+    return flat | _seen_from(row["arm"], against["pair"]) | {"verdict": against["verdict"]}
