@@ -100,7 +100,8 @@ def controls(shown: Mapping[str, Any]) -> list[Record]:
 def _duel(one: Record) -> Record:
     """A pair that was judged head to head, and its difference over the baseline."""
     over = _seen_from(one["a"], one["over"]["pair"]) if one["over"] else {}
-    return one["direct"]["pair"] | {f"over_baseline_{name}": end for name, end in over.items()}
+    direct: Record = one["direct"]["pair"]
+    return direct | {f"over_baseline_{name}": end for name, end in over.items()}
 
 
 def _seen_from(arm: str, pair: Mapping[str, Any]) -> Record:
