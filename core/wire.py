@@ -14,6 +14,38 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_CODE = "trust_remote_code"
+_ASKS_FOR_CODE = re.compile(r"^\s*--trust|trust[-_]remote[-_]code[\"']?\s*[=:]", re.IGNORECASE)
+"""An option of a command line among the values of another, and a setting within a text."""
+
+
+def no_code(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where settings of a library, at whatever depth, would let it run code that
+    comes with a model or a data set: those are data here (SECURITY.md)."""
+    if _asks_for_code(settings):
+        raise ValueError(
+            "`trust_remote_code` is refused: a model or data set may run no code of its own here; "
+            "remove it"
+        )
+
+
+def _asks_for_code(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(
+            (_is_code(str(key)) and inner is not None and inner is not False)
+            or _asks_for_code(inner)
+            for key, inner in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return any(map(_asks_for_code, value))
+    return isinstance(value, str) and _ASKS_FOR_CODE.search(value) is not None
+
+
+def _is_code(key: str) -> bool:
+    """Whether a key names it, with dashes, in capitals or shortened as a command line allows."""
+    name = key.lower().replace("-", "_")
+    return _CODE in name or (name.startswith("trust") and _CODE.startswith(name))
+
 
 class ServerSpec(BaseModel):
     """Which model to talk to, and how it is served."""
@@ -40,6 +72,19 @@ class ServerSpec(BaseModel):
     runner: pooling}."""
     env: dict[str, str] = {}
     """Environment variables for the server processes."""
+
+    @field_validator("args", "env")
+    @classmethod
+    def _without_code(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        no_code(settings)
+        return settings
+
+    @field_validator("args")
+    @classmethod
+    def _written_here(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if "config" in args:  # a file of further arguments, which no check here would see
+            raise ValueError("`config` names a file of arguments; write those here instead")
+        return args
 
     @field_validator("urls")
     @classmethod

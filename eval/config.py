@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from core.wire import no_code
 from eval.presets import judges
 from eval.protocols import (
     PAIRWISE,
@@ -108,6 +109,12 @@ class TasksConfig(Block):
                 raise ValueError(
                     f"a mapping in `tasks` needs `task` or `group`, one name, not {entry}"
                 )
+        return value
+
+    @field_validator("tasks", "model_args", "evaluate")
+    @classmethod
+    def _without_code(cls, value: Any) -> Any:
+        no_code({"": value})
         return value
 
     @field_validator("evaluate")

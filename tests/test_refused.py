@@ -87,6 +87,20 @@ def test_the_recipe_without_a_mistake_is_accepted(recipe: Path) -> None:
     assert schema.load(recipe).recipe.train.trainer == {"learning_rate": 2e-5}  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "synth.teacher.server.args={trust_remote_code: false, hf_overrides: {rope_theta: 1e6}}",
+        "synth.teacher.server.env={VLLM_LOGGING_LEVEL: INFO}",
+        "synth.tags.fit.server={replicas: 2, args: {max_model_len: 2048}}",
+        "eval.tasks.model_args={trust_remote_code: false, dtype: bfloat16}",
+        "eval.tasks.evaluate={system_instruction: 'Never set trust_remote_code in a script.'}",
+    ],
+)
+def test_settings_that_let_no_model_run_code_are_accepted(recipe: Path, override: str) -> None:
+    assert refusal(recipe, [override]) == ""
+
+
 def test_the_number_of_the_readme_is_a_number(recipe: Path) -> None:
     loaded = schema.load(recipe, ["train.trainer.learning_rate=1e-5"]).recipe
     assert loaded.train is not None and loaded.train.trainer["learning_rate"] == 1e-5

@@ -63,9 +63,15 @@ class ModelConfig(BaseModel):
     @field_validator("server")
     @classmethod
     def _check_server(cls, block: Verbatim) -> Verbatim:
-        from core.wire import ServerSpec
+        return checked_server(block)
 
-        if "model" in block:
-            raise ValueError("a `server:` block names no model; write `model:` beside it")
-        ServerSpec(model="model", **block)
-        return block
+
+def checked_server(block: Verbatim) -> Verbatim:
+    """A `server:` block as it is. Raises ValueError for what the class that it ends up in
+    refuses."""
+    from core.wire import ServerSpec
+
+    if "model" in block:
+        raise ValueError("a `server:` block names no model; write `model:` beside it")
+    ServerSpec(model="model", **block)
+    return block

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
-from synth.config.models import STRICT, ModelConfig, Verbatim
+from synth.config.models import STRICT, ModelConfig, Verbatim, checked_server
 
 
 class TagConfig(BaseModel):
@@ -263,6 +263,11 @@ class FitConfig(BaseModel):
     model_config = STRICT
     server: Verbatim = Field(default_factory=dict)
     """As of any model: `args` (vLLM's, verbatim), replicas, urls ..."""
+
+    @field_validator("server")
+    @classmethod
+    def _check_server(cls, block: Verbatim) -> Verbatim:
+        return checked_server(block)
 
 
 class TagsConfig(BaseModel):
