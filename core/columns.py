@@ -33,10 +33,10 @@ import polars as pl
 from filelock import FileLock
 
 from core.cells import merging, references
-from core.cells.damage import damaged, is_hurt, set_aside
+from core.cells.damage import is_hurt, mends, set_aside
 from core.cells.journal import Journal, frames, is_journal, journals, taken_up
 from core.cells.merging import FILES, GROUP, ROWS, merged
-from core.cells.whole import named, told, whole
+from core.cells.whole import ABOUT, about_of, named, note, spoiled, told, whole
 from core.errors import UserError, first_line
 from core.files import add_named, only_holder, write_atomic
 from core.store import canonical, check_version, digest, mark_version
@@ -101,7 +101,10 @@ class Column:
         key = digest(dict(determines))[:16]
         folder = root / "columns" / name / key
         references.opened(folder)
-        return cls(folder, fields, determines, root)
+        column = cls(folder, fields, determines, root)
+        if mends() and folder.is_dir():
+            column._say_what_it_is()
+        return column
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -151,11 +154,13 @@ class Column:
         time, so that parts sort as they were cut), and ends in the digest of what it holds."""
         begins = f"{stem or f'part-t{time.time_ns():020d}'}-{uuid.uuid4().hex[:6]}"
         column = told(self.folder)
-        return add_named(
+        part = add_named(
             self.folder,
             lambda path: cells.write_parquet(path, row_group_size=GROUP),
             lambda path: f"{begins}-{named(path, column)}.parquet",
         )
+        note(part, self.root)
+        return part
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold this column for one run on this machine. Raises UserError while another run holds
@@ -167,11 +172,13 @@ class Column:
         )
 
     def _say_what_it_is(self) -> None:
-        spec = self.folder / "column.json"
-        if not spec.exists():
-            write_atomic(spec, json.dumps(json.loads(self._determines), indent=2))
+        places = [self.folder / ABOUT]
         if self.root is not None:
+            places.append(about_of(self.folder, self.root))
             mark_version(self.root)
+        for place in places:
+            if not place.exists():
+                write_atomic(place, json.dumps(json.loads(self._determines), indent=2))
 
     def take_up(self) -> None:
         """Move what dead writers left in their journals, and no part holds, to this writer's."""
@@ -301,7 +308,7 @@ class Column:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
             why = f"cannot be read as a part of this column ({first_line(error)})"
-            damaged(path, why, self.root)
+            spoiled(path, why, self.root)
             raise FileNotFoundError(path) from error
 
     def read(

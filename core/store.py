@@ -96,22 +96,26 @@ def check_version(root: Path) -> None:
 
 def layout(root: Path) -> int | None:
     """How the files of a store lie, None where nothing says so; by the copy where store.json is
-    damaged. Raises UserError where that does not help."""
+    damaged or gone. Raises UserError where that does not help."""
     path = root / SAYS_LAYOUT
     try:
-        return _layout(path)
+        return said_layout(path)
     except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            version = said_layout(root / COPY)
+            hurt(path, f"{seals.GONE}; the copy of it in {COPY} counts")
+            return version
         return None
     except UserError as error:
         with suppress(FileNotFoundError, UserError):
-            version = _layout(root / COPY)
+            version = said_layout(root / COPY)
             hurt(path, f"is damaged; the copy of it in {COPY} counts")
             return version
         raise error
 
 
-def _layout(path: Path) -> int:
-    """What such a file says."""
+def said_layout(path: Path) -> int:
+    """What a file says of how a store's files lie. Raises UserError where it does not."""
     remedy = 'restore it from a copy, or write {"version": 2} into it'
     written = read_json(path, remedy)
     version = written.get("version") if isinstance(written, dict) else None

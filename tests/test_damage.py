@@ -196,10 +196,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "results/train/*/log.jsonl": (*BYTES, deleted),
     "results/train/*/manifest.json": (*JSON, deleted),
     "results/tokens/*/tokens.arrow": (*BYTES, deleted),
-    "columns/instruction/*/part-*.parquet": BYTES,
-    "columns/response/*/part-*.parquet": BYTES,
-    "columns/judgments-alpaca/*/part-*.parquet": BYTES,
-    "columns/quality/*/column.json": JSON,
+    "columns/instruction/*/part-*.parquet": (*BYTES, deleted),
+    "columns/response/*/part-*.parquet": (*BYTES, deleted),
+    "columns/judgments-alpaca/*/part-*.parquet": (*BYTES, deleted),
+    "columns/quality/*/column.json": (*JSON, deleted),
     "columns/answered/*/journal-*.cells": (flipped, flipped_late, zeroed, swapped),
     "columns/answered/*/journal-*.jsonl": (flipped, flipped_late, other_content),
     "vectors/*/vectors.f32": (*BYTES, deleted),
@@ -219,8 +219,8 @@ KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "recipes/small/spent/spent-*.jsonl": (*BYTES, deleted),
     "selections/*": (flipped, truncated, emptied, zeroed, garbage),
 }
-"""Every kind of file that a store holds, and what is done to one of it. A part or journal that is
-gone or cut short is no damage: its cells are unmeasured, as after a kill."""
+"""Every kind of file that a store holds, and what is done to one of it. A journal that is gone or
+cut short is no damage: its cells are unmeasured, as after a kill."""
 TABLE = [(kind, way) for kind, ways in KINDS.items() for way in ways]
 IDS = [f"{kind}-{way.__name__}" for kind, way in TABLE]
 
@@ -283,6 +283,115 @@ def test_verify_names_what_is_damaged(
     found = verify_one(made.store, path)
     named = path.name in " ".join(found.values())  # vectors are by the part that names them
     assert named or any(path == each or each in path.parents for each in found), found
+
+
+# -- what is gone as a whole -----------------------------------------------------------------------
+
+
+@contextmanager
+def moved_away(path: Path, made: Made) -> Iterator[None]:
+    """Without a file or folder of the store for the block."""
+    away = made.folder / "away"
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [
+        ("results/prompts/*", "recipe small, answers/"),
+        ("results/compare/*", "recipe small, report/"),
+        ("results/report/*", "recipe small;"),
+        ("results/select/*", "recipe pool;"),
+    ],
+)
+def test_verify_names_who_refers_to_a_result_that_is_gone(made: Made, kind: str, by: str) -> None:
+    folder = file_of(made.store, kind)
+    with moved_away(folder, made):
+        found = verify(made.store)
+    assert list(found) == [folder]
+    assert found[folder].startswith(f"is gone, and is referred to by {by}"), found
+    assert folder.name in {path.stem for path in (made.store / "verified").rglob("*.json")}
+
+
+def test_a_result_that_is_gone_and_nobody_refers_to_is_not_missed(made: Made) -> None:
+    with moved_away(file_of(made.store, "results/train/*"), made):
+        assert not verify(made.store)
+
+
+def test_verify_names_a_column_that_is_gone(made: Made) -> None:
+    folder = file_of(made.store, "columns/quality/*")
+    with moved_away(folder, made):
+        found = verify(made.store)
+        assert "quality" in reasons(made.pool)["measure"]
+    assert list(found) == [folder]
+    assert found[folder].startswith("is gone with its 1 parts; a run that needs it"), found
+
+
+def test_a_repair_notes_what_is_gone_and_puts_right_what_has_a_copy(copied: Made) -> None:
+    about = file_of(copied.store, "columns/quality/*/column.json")
+    said = about.read_text()
+    deleted(about)
+    part = file_of(copied.store, "columns/judgments-alpaca/*/part-*.parquet")
+    deleted(part)
+    column = file_of(copied.store, "columns/instruction/*")
+    shutil.rmtree(column)
+    found = verified.verify(copied.store, Damage(lambda line: None, moves=True)).damaged
+    assert {*found} == {about, part, column}
+    assert json.loads(about.read_text()) == json.loads(said)
+    assert not verify(copied.store)
+
+
+def test_a_run_tells_of_a_part_that_is_gone_and_measures_its_cells_again(copied: Made) -> None:
+    part = file_of(copied.store, "columns/response/*/part-*.parquet")
+    deleted(part)
+    with made_again(copied) as outcomes:
+        assert part in outcomes[1].damaged
+    assert not verify(copied.store) and not stale(copied)
+
+
+def test_parts_that_were_merged_are_not_missed(tmp_path: Path) -> None:
+    column = column_of(tmp_path)
+    for number in range(3):
+        column.append([{"id": f"row-{number}", "text": "words"}])
+        column.cut()
+    (tmp_path / "columns/answered/none").mkdir()  # no column, and no parts
+    first = column.parts()[0]
+    column.compact(files=1)
+    assert not first.exists() and len(column.parts()) == 1
+    assert not verify(tmp_path)
+    (left,) = column.parts()
+    deleted(left)
+    assert list(verify(tmp_path)) == [left]
+
+
+def test_a_part_that_is_removed_while_it_is_noted_is_not_missed(tmp_path: Path) -> None:
+    part = tmp_path / "columns/answered/k/part-t0.parquet"
+    whole.note(part, tmp_path)
+    assert whole.count(part.parent, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["store.json", ".store.json"])
+@pytest.mark.parametrize("way", [emptied, garbage, wrong_type, deleted, zeroed])
+def test_either_file_that_says_how_files_lie_is_put_right_from_the_other(
+    tmp_path: Path, name: str, way: Callable[[Path], None]
+) -> None:
+    column_of(tmp_path).append([{"id": "0", "text": "first"}])
+    path = tmp_path / name
+    held = path.read_text()
+    way(path)
+    assert list(verify(tmp_path)) == [path]
+    assert list(verified.verify(tmp_path, Damage(lambda line: None, moves=True)).damaged) == [path]
+    assert path.read_text() == held and not verify(tmp_path)
+
+
+def test_a_newer_version_counts_by_its_copy_too(tmp_path: Path) -> None:
+    (tmp_path / ".store.json").write_text('{"version": 99}')
+    with pytest.raises(UserError, match="install the version that wrote it"):
+        Store(tmp_path)
 
 
 # -- plans and runs --------------------------------------------------------------------------------

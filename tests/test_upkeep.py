@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from core.cells.damage import Damage
 from core.cells.references import REFERS, References
 from core.errors import UserError
 from recipes import schema
 from recipes.cli import app
 from recipes.stages import graph
-from recipes.upkeep import contents, listing, removal, words
+from recipes.upkeep import contents, listing, removal, verified, words
 from recipes.upkeep.contents import Thing
 from tests import small_recipe
 from tests.scripted_server import ScriptedServer
@@ -207,6 +208,35 @@ def test_a_recipe_that_the_store_does_not_have_is_a_sentence(store: Path) -> Non
 def test_a_folder_that_is_no_store_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no store"):
         contents.read(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["ls", "gc"])
+def test_a_store_of_a_newer_version_is_refused_as_by_every_verb(store: Path, verb: str) -> None:
+    for name in ("store.json", ".store.json"):
+        (store / name).write_text('{"version": 99}')
+    result = CliRunner().invoke(app, [verb, str(store)])
+    assert isinstance(result.exception, UserError)
+    assert "install the version that wrote it" in str(result.exception)
+    (store / "store.json").write_text("{")
+    result = CliRunner().invoke(app, [verb, str(store)])
+    assert "install the version that wrote it" in str(result.exception)
+    (store / ".store.json").write_text("{")
+    result = CliRunner().invoke(app, [verb, str(store)])
+    assert 'write {"version": 2} into it' in str(result.exception)
+
+
+def test_a_removed_column_is_not_missed_and_one_that_was_lost_is(store: Path) -> None:
+    going = removal.unreferred(contents.read(store), time.time() + LATER)
+    assert "column quality" in names(going)
+    lost = next((store / "results/select").iterdir())
+    at = f"results/select/{lost.name}"
+    shutil.rmtree(lost)
+    removal._removed(store, (), going)
+    found = verified.verify(store, Damage(lambda line: None, moves=False)).damaged
+    assert not any("columns" in path.parts for path in found)
+    recipes = contents.read(store).recipes.values()
+    referred = {held for refers in recipes for held in refers.results.values()}
+    assert (store / at in found) == (at.removeprefix("results/") in referred)
 
 
 def test_the_listing_says_who_refers_to_what(shared: Path) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from core.cells.whole import replaced
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -43,6 +45,7 @@ class Parts(Protocol):
     folder: Path
     schema: pl.Schema
     key: list[str]
+    root: Path | None
 
     def parts(self) -> list[Path]:
         """The Parquet files that hold cells now, in the order in which they count."""
@@ -122,7 +125,7 @@ def merge(
             column.publish(piece, f"part-m{start + number * rows:012d}")
         for number, part in enumerate(parts):
             if ends.get(number, -1) < start + window:
-                part.path.unlink(missing_ok=True)
+                replaced(part.path, column.root)
 
 
 def _places(column: Parts, parts: list[_Part], order: pl.Series | None) -> pl.DataFrame:

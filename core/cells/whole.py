@@ -1,8 +1,13 @@
-"""Which parts of a column hold what was written.
+"""Which parts of a column hold what was written, and which there must be.
 
 A part's name ends in a digest of its column and its bytes, so a part needs no file beside it to be
 known by. Each is read once, then known by size and times (`core/cells/seals.py`). A part of before
 there were digests is looked at its ends, and read once it was sealed by `magpie verify`.
+
+That there is a part is noted by an empty file of its name in `STORE/verified/columns/NAME/KEY`,
+beside a copy of what determines the cells: so one that was removed since is missed. Whoever removes
+one that others replace removes its note before it and once more behind it, and whoever notes one
+looks whether it is there still: so no two writers leave the note of a part that was merged away.
 """
 
 from __future__ import annotations
@@ -10,15 +15,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from core.cells import seals
-from core.cells.damage import damaged, left_out
+from core.cells.damage import damaged, hurt, left_out, mends
 from core.cells.seals import Memory
 
 _NAMED = re.compile(r"-([0-9a-f]{32})\.parquet")
 _ENDS = b"PAR1"
+ABOUT = "column.json"
+"""What determines a column's cells."""
+LOST = f"{seals.GONE}; its cells count as unmeasured, and a run that needs them measures them again"
 _BLOCK = 2**20
 
 _seen: dict[Path, list[int]] = {}
@@ -65,10 +74,78 @@ def whole(folder: Path, parts: list[Path], root: Path | None) -> list[Path]:
             raise seals.unreadable(path, error) from error
         if why:
             bad.add(path)
-            damaged(path, why, root)
+            spoiled(path, why, root)
     if good and memory is not None:
         memory.remember(folder, good, only=[path.name for path in parts])
     return [path for path in parts if path not in bad and not left_out(path)]
+
+
+# -- the parts that there must be -----------------------------------------------------------------
+
+
+def notes_of(folder: Path, root: Path) -> Path:
+    """The folder that notes which parts a column has."""
+    return root / seals.VERIFIED / "columns" / told(folder)
+
+
+def about_of(folder: Path, root: Path) -> Path:
+    """The copy of what determines a column's cells."""
+    return notes_of(folder, root) / "about"  # what ends in .json is remembered of a file
+
+
+def note(path: Path, root: Path | None) -> None:
+    """Note that a column has a part. `root` is the store's folder, where the column is in one."""
+    if root is None:
+        return
+    kept = notes_of(path.parent, root) / path.name
+    with suppress(OSError):  # a store that cannot be written to is known less well
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        if not path.exists():
+            kept.unlink(missing_ok=True)
+
+
+def forget(path: Path, root: Path | None) -> None:
+    """Note that a column has a part no more."""
+    if root is not None:
+        (notes_of(path.parent, root) / path.name).unlink(missing_ok=True)
+
+
+def replaced(path: Path, root: Path | None) -> None:
+    """Remove a part whose cells others hold."""
+    forget(path, root)
+    path.unlink(missing_ok=True)
+    forget(path, root)
+
+
+def spoiled(path: Path, why: str, root: Path | None) -> None:
+    """Deal with a damaged part (core/cells/damage.py)."""
+    damaged(path, why, root)
+    if mends():
+        forget(path, root)
+
+
+def count(folder: Path, root: Path) -> list[Path]:
+    """Tell of the parts that a column had and has no more, and note those that it has; returns
+    those that are gone. Where damage is mended they are told of once."""
+    noted = {path.name for path in notes_of(folder, root).glob("part-*.parquet")}
+    here = {path.name for path in folder.glob("part-*.parquet")}  # listed after what was noted
+    gone = [folder / name for name in sorted(noted - here) if _is_missed(folder / name, root)]
+    for path in gone:
+        hurt(path, LOST)
+        if mends():
+            forget(path, root)
+    for name in here - noted:
+        note(folder / name, root)
+    return gone
+
+
+def _is_missed(path: Path, root: Path) -> bool:
+    """Whether a part is gone and noted still: of one that was merged the note goes first."""
+    return not path.exists() and (notes_of(path.parent, root) / path.name).exists()
+
+
+# -- what parts hold -------------------------------------------------------------------------------
 
 
 def complaint(path: Path, root: Path | None) -> str | None:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from core import models
-from core.cells import kept
+from core.cells import kept, whole
 from core.cells.references import columns_opened
 from core.errors import UserError
 from core.sending.purse import Bill, Ledger
@@ -172,6 +172,8 @@ def _outcome(
                 kept.open_again(store.root, recipe.name)
             with session.damage.noted(), columns_opened() as columns:
                 _walk(loaded, session)
+                for at in () if planning else sorted(columns):
+                    whole.count(store.root / "columns" / at, store.root)
             if not planning:
                 session.references.write(columns, whole=trainings == ALL)
         except StopHere:

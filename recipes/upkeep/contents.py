@@ -16,7 +16,7 @@ from core.cells.references import REFERS, References
 from core.cells.seals import VERIFIED
 from core.errors import UserError
 from core.files import read_json
-from core.store import MANIFEST, canonical
+from core.store import MANIFEST, canonical, check_version
 from recipes.stages.sets.held import HELD
 from recipes.stages.synthesis import POOL
 
@@ -75,6 +75,7 @@ def read(root: Path, forget: tuple[str, ...] = ()) -> Contents:
     is no store."""
     if not any((root / name).is_dir() for name in ("results", "columns", "recipes")):
         raise UserError(f"{root} is no store: it has no results, columns or recipes.")
+    check_version(root)
     recipes = {
         folder.name: References(folder / REFERS)
         for folder in sorted((root / "recipes").glob("*"))
@@ -94,23 +95,27 @@ def read(root: Path, forget: tuple[str, ...] = ()) -> Contents:
         if _is_set_aside(path):
             size, changed = measured(path, seen)
             found.things.append(Thing(DAMAGED, path.name, path, size, changed))
-    found.things += _leftovers(root, seen)
+    found.things += _leftovers(root, staying, seen)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name not in ("results", "columns", "snapshots", ASIDE):
             found.other[folder.name] = measured(folder, seen)[0]
     return found
 
 
-def _leftovers(root: Path, seen: set[tuple[int, int]]) -> Iterator[Thing]:
+def _leftovers(
+    root: Path, recipes: Mapping[str, References], seen: set[tuple[int, int]]
+) -> Iterator[Thing]:
     """What nobody reads any more."""
     temporary = [path for pattern in (".*.tmp", ".*.grave") for path in root.rglob(pattern)]
     within = {path for path in temporary if not {*path.parents}.isdisjoint(temporary)}
     # a holder touches its lease: one that stood still was left by a process that is gone
     leases = [*(root / "results").glob("*/*.lease")]
+    missed = {f"results/{at}" for refers in recipes.values() for at in refers.results.values()}
     remembered = [
         path
         for path in (root / VERIFIED).rglob("*.json")
-        if not (root / path.relative_to(root / VERIFIED).with_suffix("")).exists()
+        for of in [path.relative_to(root / VERIFIED).with_suffix("")]
+        if not (root / of).exists() and of.as_posix() not in missed
     ]
     old = time.time() - LOGGED
     logs = [path for path in (root / "logs").rglob("*.log") if path.stat().st_mtime < old]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.cells.leases import leased
 from core.cells.seals import VERIFIED
+from core.cells.whole import notes_of
 from core.errors import UserError, nearest
 from core.files import remove
 from core.store import MANIFEST, Store
@@ -123,6 +124,8 @@ def _remove(root: Path, thing: Thing) -> None:
     """Remove one thing; a result under its lease, and so that no half of it is ever read: first
     what is remembered of it, then its manifest, then its files. Raises UserError where a run is
     making it, and where the system refuses."""
+    if thing.kind == COLUMN:  # what is noted of its parts first: nobody misses them
+        remove(notes_of(thing.path, root))
     if thing.kind not in (RESULT, UNFINISHED):
         _files(thing.path)
         return

@@ -23,6 +23,7 @@ from core.errors import UserError, first_line
 from core.files import only_holder, read_json
 from core.store import MANIFEST, broken_files, check_version, digest, manifest_of
 from recipes.stages.tokens import Contents
+from recipes.upkeep import gone
 from synth.duplicates.kept_vectors import Index
 from synth.duplicates.known_texts import Known
 
@@ -60,9 +61,12 @@ def verify(root: Path, damage: Damage) -> Found:
     Raises UserError where there is no store, or one of another version."""
     if not any((root / name).is_dir() for name in ("results", "columns", "recipes")):
         raise UserError(f"{root} is no store: it has no results, columns or recipes.")
-    check_version(root)
     found, began = Found(damaged=damage.found), time.monotonic()
     with damage.noted():
+        check_version(root)
+        gone.check_layout(root)
+        gone.check_columns(root)
+        gone.check_results(root)
         for folder in sorted((root / "recipes").glob("*")):
             kept.look(root, folder.name, anew=True)
             found.recipes += folder.is_dir()
@@ -259,13 +263,8 @@ def _unreadable(path: Path) -> str | None:
 
 def check_column(root: Path, folder: Path, found: Found) -> None:
     """One column: its parts by the digests in their names, and its journals."""
-    about = folder / "column.json"
-    with suppress(FileNotFoundError):
-        held: Any = None
-        with suppress(UserError):
-            held = read_json(about)
-        if held is None or digest(held)[:16] != folder.name:
-            damaged(about, "does not say what determines this column's cells", root)
+    gone.check_about(root, folder)
+    whole.count(folder, root)
     parts = sorted(folder.glob("part-*.parquet"))
     found.parts += len(parts)
     found.read(*parts)
@@ -276,7 +275,7 @@ def check_column(root: Path, folder: Path, found: Found) -> None:
             found.unsealed.append(str(path.relative_to(root)))
             why = _unreadable(path)
         if why is not None:
-            damaged(path, why, root)
+            whole.spoiled(path, why, root)
     for path in journal.journals(folder):
         found.read(path)
         with suppress(FileNotFoundError):
