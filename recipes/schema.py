@@ -65,8 +65,8 @@ class Recipe(BaseModel):
     """How each checkpoint is measured."""
     gpu_hours: float | None = Field(None, gt=0)
     """Begin no training where those that are finished, with one more as long as their mean, reach
-    so many GPU hours (docs/comparing.md); part of no key. `eval.judge.budget` caps the judge's
-    money."""
+    so many GPU hours, and the first where all are forecast to (docs/comparing.md); part of no key.
+    `eval.judge.budget` caps the judge's money."""
     baseline: str | None = None
     """Arm that the others are judged against; default: the first arm that is a finished model, else
     the first random arm."""

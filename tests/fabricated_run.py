@@ -82,6 +82,7 @@ def fabricate(
                         "tokens": 8123,
                         "prompt_tokens": 0,
                         "seconds": 61.2,
+                        "untimed": 0.0,
                     },
                     {
                         "name": "quality",
@@ -89,6 +90,7 @@ def fabricate(
                         "tokens": rows,
                         "prompt_tokens": 61000,
                         "seconds": 112.0,
+                        "untimed": 0.0,
                     },
                     {
                         "name": "response",
@@ -96,6 +98,7 @@ def fabricate(
                         "tokens": 14002,
                         "prompt_tokens": 6100,
                         "seconds": 44.8,
+                        "untimed": 0.0,
                     },
                 ],
                 "tokens_spent": 22317,

@@ -200,6 +200,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "columns/response/*/part-*.parquet": (*BYTES, deleted),
     "columns/judgments-alpaca/*/part-*.parquet": (*BYTES, deleted),
     "columns/quality/*/column.json": (*JSON, deleted),
+    "columns/response/*/seconds-*.json": JSON,
     "columns/answered/*/journal-*.cells": (flipped, flipped_late, zeroed, swapped),
     "columns/answered/*/journal-*.jsonl": (flipped, flipped_late, other_content),
     "vectors/*/vectors.f32": (*BYTES, deleted),

@@ -51,6 +51,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@functools.cache
+def name() -> str | None:
+    """What the driver calls this machine's first GPU ("NVIDIA H100 80GB HBM3"); None where there is
+    none, or it is not NVIDIA's."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    names = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return names[0].strip() if names else None
+
+
 def _before_the_first_invalid(listed: str) -> list[str]:
     devices: list[str] = []
     for entry in listed.split(","):

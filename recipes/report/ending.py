@@ -124,12 +124,13 @@ def _cost(recipe: Recipe, results: Mapping[str, Result]) -> str:
     """Hours, tokens and money of everything that this recipe's results took, whenever they were
     made."""
     inputs: dict[str, Path] = {name: result.path for name, result in results.items()}
-    total = costs.costs(
+    spent = costs.costs(
         inputs | {"measure": recipe.folder / "measure", "spent": recipe.folder / "spent"}
-    )["total"]
+    )
+    total, lacks = spent["total"], spent["lacks"]
     if not total["seconds"]:
         return ""
-    said = [f"{_time(total['seconds'])} of machine time"]
+    said = [f"{_time(total['seconds'])} of machine time{f' ({lacks})' if lacks else ''}"]
     if total["training_hours"]:
         said.append(f"{number(total['training_hours'])} device hours of training")
     said.append(f"{total['tokens']:,} tokens generated or trained on")

@@ -181,7 +181,7 @@ def _origins(inputs: Inputs, provenance: Sequence[Record]) -> Record:
     spent = costs.costs(inputs)
     return {
         "costs": spent,
-        "totals": origins.totals(spent["total"]),
+        "totals": origins.totals(spent),
         "made_with": origins.made_with(provenance),
         "declared": origins.declared(inputs),
     }

@@ -3,14 +3,15 @@ queries, trainings, the cap on GPU hours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.files import write_atomic
 from core.models import check_access
-from core.store import Result
+from core.store import Result, digest
 from recipes.checks import libraries, questions
 from recipes.schema import Recipe, Source
 from recipes.stages import preferences
@@ -103,13 +104,9 @@ def gpu_hours(
     trainings ("train/ARM/SEED") that were finished before this run, also those below in the recipe.
 
     Raises UserError where a training is to be made now and those that are finished, with one more
-    as long as their mean, would reach it. The first is not forecast, one that has begun is not
+    as long as their mean, would reach it. Of the first `forecast` judges; one that has begun is not
     stopped, and what is evaluated is not counted."""
-    only = session.trainings.only
-    wanted = only is None or stage.name == f"train/{only}"
-    if recipe.gpu_hours is None or session.starts_nothing or session.trainings.finished:
-        return
-    if not wanted or session.find(stage) is not None:
+    if recipe.gpu_hours is None or not _begin(session, [stage]):
         return
     from train.settings.machine import processes
 
@@ -124,3 +121,65 @@ def gpu_hours(
             f"hours, and {stage.name} would take about {one:.3g} more; raise `gpu_hours`, or "
             "compare what is trained by `magpie run RECIPE --trained`."
         )
+
+
+def forecast(
+    session: Session, recipe: Recipe, stages: Sequence[Stage], finished: Mapping[str, Result]
+) -> None:
+    """The same cap before the first training, by the forecast of `magpie plan` for this machine's
+    GPUs; trainings with pairs are not forecast, since those may not be made yet.
+
+    Raises UserError where what is finished, with all fine-tunings that this run would begin,
+    exceeds the cap."""
+    if recipe.gpu_hours is None or recipe.train is None:
+        return
+    begun = _begin(session, stages)
+    hours = _forecast(recipe.train, [stage.parents["tokens"] for stage in begun])
+    if not hours:
+        return
+    from train.settings.machine import processes
+    from train.sizes.schedule import MFU
+
+    before = sum(spent({**finished, **session.results}, processes(recipe.train)))
+    if before + hours > recipe.gpu_hours:
+        beside = f" beside the {before:.3g} of those that are finished" if before else ""
+        raise UserError(
+            f"gpu_hours: {len(begun)} trainings are to take about {hours:.3g} GPU hours{beside} "
+            f"(at {MFU:.0%} of the peak of these GPUs), and {recipe.gpu_hours:g} are allowed in "
+            "all; raise `gpu_hours`, or train less (arms, seeds, rows, epochs)."
+        )
+
+
+def _begin(session: Session, stages: Iterable[Stage]) -> list[Stage]:
+    """Those trainings that this run would begin, what two arms share once."""
+    if session.starts_nothing or session.trainings.finished:
+        return []
+    only = session.trainings.only
+    wanted = [stage for stage in stages if only is None or stage.name == f"train/{only}"]
+    begun = {digest(stage.determined): stage for stage in wanted if session.find(stage) is None}
+    return list(begun.values())
+
+
+def _forecast(config: TrainConfig, tokens: Iterable[Result | None]) -> float:
+    """GPU hours of trainings on these tokens; 0 where this machine's GPUs, or the model's shape,
+    are not known."""
+    from core.serving import devices
+    from train.data.tokens import read_ledger
+    from train.settings.machine import processes
+    from train.sizes.schedule import MFU, expected_hours, schedule
+    from train.sizes.shapes import shape_of
+    from train.sizes.speed import peak_flops
+
+    peak = peak_flops(devices.name() or "")
+    if peak is None:
+        return 0.0
+    total = 0.0
+    with suppress(UserError):  # of a base of unknown shape
+        shape = shape_of(config.base, config.revision)
+        for made in tokens:
+            ledger = read_ledger(made.path) if made is not None else {}
+            rows, count = ledger.get("trained_rows"), ledger.get("trained_tokens")
+            if rows and count:
+                planned = schedule(config, rows, count, processes(config))
+                total += expected_hours(config, shape, planned, rows, count, peak * MFU)
+    return total

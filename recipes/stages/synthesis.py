@@ -315,7 +315,7 @@ def _report(session: Session, pool: Pool, frame: pl.DataFrame, chosen: list[Chos
     for."""
     folder = session.folder / "measure"
     kept = [(one.rule, one.selection.ids) for one in chosen]
-    cost = measuring.cost(pool, kept, frame)
+    cost = spending.cost(pool, kept, frame)
     write_changed(folder / "cost.json", json.dumps(cost, indent=1))
     agreed = mode_agreement.report(pool, frame)
     write_changed(folder / "tag_agreement.json", json.dumps(agreed, indent=1))

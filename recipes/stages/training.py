@@ -96,6 +96,7 @@ def stages(
     finished |= _finished_before(session, aligned)
     checkpoints: Results = dict(models)
     further = _alignments(session, recipe, arms, Given(checkpoints, pairs, resolve))
+    checks.forecast(session, recipe, tuned, finished)
     for stage in chain(tuned, further):
         checks.gpu_hours(session, recipe, stage, finished)
         _make(session, arms, stage, checkpoints)

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from filelock import FileLock
 
-from core.cells import journal, kept, seals, whole
+from core.cells import journal, kept, seals, seconds, whole
 from core.cells.damage import Damage, damaged, hurt
 from core.cells.leases import leased
 from core.cells.lines import sealed_lines
@@ -276,6 +276,7 @@ def check_column(root: Path, folder: Path, found: Found) -> None:
             why = _unreadable(path)
         if why is not None:
             whole.spoiled(path, why, root)
+    seconds.took(folder)  # which tells of what it cannot read
     for path in journal.journals(folder):
         found.read(path)
         with suppress(FileNotFoundError):

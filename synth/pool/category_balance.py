@@ -14,6 +14,7 @@ from functools import cached_property
 
 import polars as pl
 
+from core.cells.seconds import filling
 from core.columns import OK
 from core.tracking import Log
 from synth.context import Serving
@@ -68,10 +69,12 @@ class Balance:
         known = self._known.join(rows, on=["id", "of"], how="semi")
         new = rows.join(known, on=["id", "of"], how="anti")
         found = [known]
-        for cells in compute_tag("category", new, self.config, self.context, "label"):
-            labelled = cells.join(new.select("id", "of"), on="id", how="left")
-            self.column.append(labelled)
-            found.append(labelled.select(known.columns).cast(known.schema))
+        with filling(self.column.folder) as made:
+            for cells in compute_tag("category", new, self.config, self.context, "label"):
+                labelled = cells.join(new.select("id", "of"), on="id", how="left")
+                self.column.append(labelled)
+                made(len(labelled))
+                found.append(labelled.select(known.columns).cast(known.schema))
         return pl.concat(found)
 
     @cached_property

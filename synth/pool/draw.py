@@ -8,13 +8,14 @@ for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from core.cells.seconds import filling
 from core.columns import FAILED, OK
 from core.servers import Servers
 from core.store import Counts, canonical, digest
@@ -49,7 +50,9 @@ def draw(pool: Pool, servers: Servers, log: Log, share: Share = (0, 1)) -> Count
     source = pool.config.rows
     if isinstance(source, ImportConfig):
         if pool.to_import():
-            import_rows(pool, source, log)
+            with filling(pool.instruction.folder) as made:
+                import_rows(pool, source, log)
+                made(len(pool.drawn()))
     else:
         _generate(pool, servers, log, share)
     if share == (0, 1):
@@ -125,10 +128,22 @@ def _entries(pool: Pool, tokenizer: PreTrainedTokenizerBase) -> _Entries:
 
 def _generate(pool: Pool, servers: Servers, log: Log, share: Share) -> None:
     """Draw this task's places until each has an instruction or has failed too often."""
-    config = pool.config
     due = mine(pool.missing_instructions(), share)
-    if due.is_empty():
-        return
+    if len(due):
+        with filling(pool.instruction.folder) as made:
+            _generated(pool, servers, log, share, due, made)
+
+
+def _generated(
+    pool: Pool,
+    servers: Servers,
+    log: Log,
+    share: Share,
+    due: pl.DataFrame,
+    made: Callable[[int], None],
+) -> None:
+    """The same where these draws are `due`; `made` is told how many more there are."""
+    config = pool.config
     context = pool.context.serving(servers)
     own_seeds = seeded(config, servers, pool.root)
     served = context.serve(config.teacher)
@@ -147,6 +162,7 @@ def _generate(pool: Pool, servers: Servers, log: Log, share: Share) -> None:
         facts = due.join(recorded, on=["cell", "prompt"], how="left", maintain_order="left")
         for draws in _drawn(due, entries, served, config):
             pool.instruction.append(draws.join(facts, on="id", how="left", maintain_order="left"))
+            made(len(draws))
             done += int((draws["status"] == OK).sum())
             log.progress(done, total)
             if balance:

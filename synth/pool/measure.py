@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import polars as pl
 
+from core.cells.seconds import filling
 from core.columns import FAILED, OK, Column
 from core.errors import UserError
 from core.servers import Servers
@@ -67,7 +68,7 @@ def measure(
         if column is None:
             raise UserError(_unmeasurable(name, pool.measures))
         log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-        _count(counts, name, filled(pool, name, rows, column, context), log)
+        _count(counts, name, filled(pool, name, rows, column, context), column, log)
         del frame, wants, rows  # before the next ones are made
     if task.alone:
         pool.merge(log.say)
@@ -95,7 +96,7 @@ def every(pool: Pool, names: Sequence[str], servers: Servers, log: Log) -> Count
         if len(rows):
             rows = frame if name in POOLED else rows
             log.say(f"measuring {name}: {len(rows)} of {len(frame)} rows")
-            _count(counts, name, filled(pool, name, rows, column, context), log)
+            _count(counts, name, filled(pool, name, rows, column, context), column, log)
     pool.merge(log.say)
     return counts
 
@@ -221,21 +222,28 @@ def _texts_for(name: str, measures: Measures) -> frozenset[str]:
 
 
 def _count(
-    counts: Counts, name: str, batches: Iterable[tuple[pl.DataFrame, int]], log: Log
+    counts: Counts,
+    name: str,
+    batches: Iterable[tuple[pl.DataFrame, int]],
+    column: Column,
+    log: Log,
 ) -> None:
-    """Add cells, seconds and failures by reason to the measure's counts as batches come."""
+    """Add cells, seconds and failures by reason to the measure's counts as batches come; the
+    seconds are kept beside the column too."""
     entry = counts.setdefault(name, {"cells": 0, "seconds": 0.0, "failed": {}})
     started, done, told = time.monotonic(), 0, 0.0
-    for cells, total in batches:
-        done += len(cells)
-        entry["cells"] += len(cells)
-        if "status" in cells.columns:
-            reasons = cells.filter(pl.col("status") == FAILED)["reason"]
-            entry["failed"] = dict(Counter(entry["failed"]) + Counter(reasons.to_list()))
-        log.progress(done, total)
-        if done == total or time.monotonic() - told >= 1:
-            told = time.monotonic()
-            log.metrics({f"{name}/cells": float(entry["cells"])})
+    with filling(column.folder) as made:
+        for cells, total in batches:
+            made(len(cells))
+            done += len(cells)
+            entry["cells"] += len(cells)
+            if "status" in cells.columns:
+                reasons = cells.filter(pl.col("status") == FAILED)["reason"]
+                entry["failed"] = dict(Counter(entry["failed"]) + Counter(reasons.to_list()))
+            log.progress(done, total)
+            if done == total or time.monotonic() - told >= 1:
+                told = time.monotonic()
+                log.metrics({f"{name}/cells": float(entry["cells"])})
     entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 2)
 
 
@@ -283,40 +291,3 @@ def _unmeasurable(name: str, measures: Measures) -> str:
         f"a filter asks for a column of '{name}' ({columns}) "
         f"which this recipe gives no way to measure; {how}."
     )
-
-
-def cost(
-    pool: Pool, rules: Sequence[tuple[Rule, Iterable[str]]], frame: pl.DataFrame
-) -> dict[str, Any]:
-    """What the pool cost in generated tokens, and what answering and tagging every row first would
-    have cost.
-
-    `rules`: each filter with the ids it chose. The avoided tokens are the unmeasured cells times
-    the mean of the measured ones, so they are an estimate; the tokens spent are counted.
-    """
-    drawn = pool.drawn().select("id", "tokens", prompt_tokens=pl.lit(0))
-    bought = {name: pool.spent(name, frame["id"]) for name in pool.columns}
-    columns = [_spent("instruction", drawn)]
-    columns += [_spent(n, cells) for n, cells in bought.items() if cells is not None and len(cells)]
-    total = sum(c["tokens"] for c in columns)
-    naive = columns[0]["tokens"] + sum(
-        round(c["tokens"] / c["cells"] * len(frame)) for c in columns[1:]
-    )
-    kept = {i for _, chosen in rules for i in chosen}
-    each = {"cost_per_kept_row": total, "naive_cost_per_kept_row": naive}
-    return {
-        "columns": columns,
-        "tokens_spent": total,
-        "naive_tokens": naive,
-        "tokens_avoided": naive - total,
-        "rows_pool": len(frame),
-        "rows_answered": sum(c["cells"] for c in columns if c["name"] == "response"),
-        "rows_kept": len(kept),
-        **{name: round(tokens / len(kept), 1) if kept else None for name, tokens in each.items()},
-    }
-
-
-def _spent(name: str, cells: pl.DataFrame) -> dict[str, Any]:
-    """What the cells of a column cost, from their [tokens, prompt_tokens]."""
-    tokens = {n: int(cells[n].sum() or 0) for n in ("tokens", "prompt_tokens")}
-    return {"name": name, "cells": len(cells), **tokens}

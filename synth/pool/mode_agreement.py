@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from core.cells.seconds import filling
 from core.columns import OK, Column
 from core.servers import Servers
 from core.store import Counts
@@ -29,6 +30,7 @@ from synth.pool.computed import compute_tag, tag_config, tag_determines
 from synth.pool.measure import of_rows
 from synth.pool.pool import Pool
 from synth.pool.short_columns import Lean
+from synth.pool.spending import seconds_of
 from synth.tags.asking import own as own_columns
 from synth.tags.asking.tag import MODES, Mode, Tag
 
@@ -91,10 +93,13 @@ def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
         counts[name] = 0
         pair = check.measure.reads == "response"
         texts = ["instruction", "response"] if pair else ["instruction"]
-        for cells in compute_tag(name, pool.with_texts(rows, texts), pool.config, context, mode):
-            check.other.append(of_rows(cells, rows, check.measure))
-            counts[name] += len(cells)
-            log.progress(counts[name], len(rows))
+        asked = pool.with_texts(rows, texts)
+        with filling(check.other.folder) as made:
+            for cells in compute_tag(name, asked, pool.config, context, mode):
+                check.other.append(of_rows(cells, rows, check.measure))
+                made(len(cells))
+                counts[name] += len(cells)
+                log.progress(counts[name], len(rows))
         check.other.cut()
     return counts
 
@@ -102,7 +107,7 @@ def ask(pool: Pool, frame: pl.DataFrame, servers: Servers, log: Log) -> Counts:
 def report(pool: Pool, frame: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """The agreement of both modes by tag, from the cells that are there: what `agreement` returns,
     and of the answers in the other mode how many there are (asked), how many could not be read
-    (failed) and the tokens that they cost."""
+    (failed), the tokens that they cost, and what `seconds_of` says."""
     return {check.name: _reported(check, frame) for check in _checks(pool)}
 
 
@@ -120,6 +125,7 @@ def _reported(check: _Check, frame: pl.DataFrame) -> dict[str, Any]:
         "asked": len(both),
         "failed": len(both) - len(good),
         **cost,
+        **seconds_of(check.other, both["id"]),
         **agreement(
             [tag.place(value) for value in good[f"{tag.label}{label}"]],
             [tag.place(value) for value in good[f"{tag.label}{explain}"]],

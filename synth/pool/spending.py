@@ -1,16 +1,21 @@
-"""What hosted models have cost an experiment, and about what they will cost it."""
+"""What the cells of a pool cost: tokens, seconds, and of hosted models what they were paid and are
+like to be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
+from core.cells.seconds import took
+from core.columns import Column
 from core.sending.chat import most_tokens
 from core.sending.purse import Bill
 from synth.config.models import ModelConfig
 from synth.config.rows import ImportConfig
 from synth.config.synthesis import SynthConfig
+from synth.filters.rule import Rule
 from synth.measures import MEASURES
 from synth.pool.pool import Pool
 
@@ -90,3 +95,72 @@ def lines(bills: Mapping[str, Bill]) -> list[str]:
         f"{bill.tokens:,} generated, {bill.money:.4g} in money so far"
         for model, bill in sorted(bills.items())
     ]
+
+
+def cost(
+    pool: Pool, rules: Sequence[tuple[Rule, Iterable[str]]], frame: pl.DataFrame
+) -> dict[str, Any]:
+    """What the pool cost in generated tokens and in seconds, and what answering and tagging every
+    row first would have cost in tokens.
+
+    `rules`: each filter with the ids it chose. The avoided tokens are the unmeasured cells times
+    the mean of the measured ones, so they are an estimate; the tokens spent are counted.
+    """
+    columns = list(_columns(pool, frame))
+    total = sum(c["tokens"] for c in columns)
+    naive = columns[0]["tokens"] + sum(
+        round(c["tokens"] / c["cells"] * len(frame)) for c in columns[1:]
+    )
+    kept = {i for _, chosen in rules for i in chosen}
+    each = {"cost_per_kept_row": total, "naive_cost_per_kept_row": naive}
+    return {
+        "columns": columns,
+        "tokens_spent": total,
+        "naive_tokens": naive,
+        "tokens_avoided": naive - total,
+        "rows_pool": len(frame),
+        "rows_answered": sum(c["cells"] for c in columns if c["name"] == "response"),
+        "rows_kept": len(kept),
+        **{name: round(tokens / len(kept), 1) if kept else None for name, tokens in each.items()},
+    }
+
+
+def _columns(pool: Pool, frame: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """What each column cost that holds cells of this pool which were made here: the instructions,
+    then what was measured."""
+    drawn = pool.drawn().select("id", "tokens", prompt_tokens=pl.lit(0))
+    yield _spent("instruction", drawn, seconds_of(pool.instruction, drawn["id"]))
+    for name in pool.computed:
+        column = pool.column(name, frame)
+        if column is None or not column.folder.is_dir():
+            continue
+        cells = pool.spent(name, frame["id"]) if name in pool.columns else None
+        if cells is None:
+            cells = _of_pool(column, frame["id"])
+        if len(cells):
+            yield _spent(name, cells, seconds_of(column, frame["id"]))
+
+
+def seconds_of(column: Column, ids: pl.Series) -> dict[str, float | None]:
+    """`seconds` that the cells of these rows took, their share of those of the whole column, which
+    other recipes may have filled too; `untimed`: the share of the cells that were made by a version
+    that kept no seconds, or just before a kill, and are not in them. All of them: None and 1."""
+    known = took(column.folder)
+    if known is None:
+        return {"seconds": None, "untimed": 1.0}
+    cells = column.read(names=[])
+    share = len(cells.filter(pl.col("id").is_in(ids.implode()))) / max(len(cells), 1)
+    untimed = max(0.0, 1 - known.cells / max(len(cells), 1))
+    return {"seconds": round(known.seconds * share, 3), "untimed": round(untimed, 4)}
+
+
+def _of_pool(column: Column, ids: pl.Series) -> pl.DataFrame:
+    """Cells of these rows in a column that costs no tokens: [id, tokens, prompt_tokens]."""
+    cells = column.read(ids, ["id"]).select("id")
+    return cells.with_columns(tokens=pl.lit(0), prompt_tokens=pl.lit(0))
+
+
+def _spent(name: str, cells: pl.DataFrame, seconds: Mapping[str, float | None]) -> dict[str, Any]:
+    """What the cells of a column cost, from their [tokens, prompt_tokens]."""
+    tokens = {n: int(cells[n].sum() or 0) for n in ("tokens", "prompt_tokens")}
+    return {"name": name, "cells": len(cells), **tokens, **seconds}

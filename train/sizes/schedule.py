@@ -83,6 +83,15 @@ def hours(
     return total / peak / 3600
 
 
+def expected_hours(
+    config: TrainConfig, shape: Shape, planned: Schedule, rows: int, tokens: int, peak: float
+) -> float:
+    """`hours` of rows whose lengths spread as an exponential distribution: half of twice the mean
+    is what a token attends to."""
+    context = tokens / (rows * (2 if isinstance(config, DpoConfig) else 1))
+    return hours(config, shape, planned, context, peak)
+
+
 def peak_of(device: str) -> float:
     """Dense bf16 peak in FLOP/s of a device by the name that the table has. Raises UserError for
     another."""

@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.sending.purse import Ledger
 from core.store import MANIFEST
 from recipes.report import sources
+from recipes.report.drawing.marks import number
 from recipes.report.sources import Inputs, Record
 
 STAGES = {
@@ -44,12 +45,21 @@ def costs(inputs: Inputs) -> Record:
     tokens, calls and money (None where nothing counts them); `bills`: what hosted models were paid
     (model, calls, prompt_tokens, tokens, money); `total`: seconds, prompt_tokens, tokens and calls
     of all of it, money as the ledger has it (else as the results count it), and `training_hours`:
-    of every device that trained."""
+    of every device that trained; `lacks`: which seconds the total lacks, as the end of a sentence,
+    "" where it lacks none."""
     rows: dict[str, Record] = {}
-    for name, seconds, counts in [*_pool(inputs), *_results(inputs)]:
+    untimed: list[str] = []
+    for column in _columns(inputs):
+        made = {unit: column.get(unit) for unit in ("prompt_tokens", "tokens")}
+        made["calls"] = column["cells"] if any(made.values()) else None
+        name = f"pool: {column['name']}"
+        row = {"name": name, "results": 1, "seconds": column.get("seconds")}
+        rows[name] = row | {unit: amount for unit, amount in made.items() if amount}
+        untimed += _untimed(column)
+    for name, seconds, counts in _results(inputs):
         row = rows.setdefault(name, {"name": name, "results": 0, "seconds": 0.0})
         row["results"] += 1
-        row["seconds"] += seconds or 0.0
+        row["seconds"] += seconds
         for unit, amount in counts.items():
             if amount:
                 row[unit] = row.get(unit, 0) + amount
@@ -63,6 +73,7 @@ def costs(inputs: Inputs) -> Record:
         "rows": every,
         "bills": [{"model": model, **bill._asdict()} for model, bill in sorted(bills.items())],
         "total": total | {"training_hours": sum(_device_hours(inputs))},
+        "lacks": _left_out(untimed),
     }
 
 
@@ -90,13 +101,21 @@ def _devices(folder: Path) -> int:
     return int(config.get("num_processes") or 1)
 
 
-def _pool(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
-    """The columns of the pool, each a part of the synthesis."""
-    cost = sources.of_stage(inputs, "measure", "cost.json")
-    for column in cost.get("columns", []):
-        made = {unit: column.get(unit) for unit in ("prompt_tokens", "tokens")}
-        calls = column.get("cells") if any(made.values()) else None
-        yield f"pool: {column['name']}", float(column.get("seconds") or 0), {**made, "calls": calls}
+def _columns(inputs: Inputs) -> Iterator[Record]:
+    """What each column of the pool cost, and the tags that were asked for once more to see how far
+    both ways of asking agree."""
+    yield from sources.of_stage(inputs, "measure", "cost.json").get("columns", [])
+    for name, asked in sources.of_stage(inputs, "measure", "tag_agreement.json").items():
+        if asked.get("asked"):
+            yield {**asked, "name": f"{name} asked the other way", "cells": asked["asked"]}
+
+
+def _untimed(column: Record) -> Iterator[str]:
+    """What the seconds of a column lack, where they do."""
+    if column.get("seconds") is None:
+        yield f"{column['name']} (not kept)"
+    elif column.get("untimed"):
+        yield f"{column['name']} ({number(100 * column['untimed'], 2)} % of its cells)"
 
 
 def _results(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
@@ -119,3 +138,13 @@ def _results(inputs: Inputs) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
         apart = stage in ("judge", "looks")
         what = f"{STAGES[stage]}: {rest.partition('/')[0]}" if apart else STAGES[stage]
         yield what, float(manifest.get("seconds") or 0), units
+
+
+def _left_out(untimed: Sequence[str]) -> str:
+    """What the total of the seconds lacks, as the end of a sentence."""
+    if not untimed:
+        return ""
+    return (
+        f"without the hours of the pool's {', '.join(untimed)}: made before seconds were kept, or "
+        "just before a kill"
+    )

@@ -66,11 +66,13 @@ def _words(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def totals(total: Mapping[str, Any]) -> list[Record]:
+def totals(spent: Mapping[str, Any]) -> list[Record]:
     """Hours, tokens and money of all stages as tiles: a name, a figure, what it is of."""
+    total = spent["total"]
     if not total["seconds"]:
         return []
-    tiles = [_tile("hours of machines", number(total["seconds"] / 3600), "all stages together")]
+    of = "all stages together" if not spent["lacks"] else "without a part of the pool (see Costs)"
+    tiles = [_tile("hours of machines", number(total["seconds"] / 3600), of)]
     if total["training_hours"]:
         of = "hours of training times the devices that trained"
         tiles.append(_tile("device hours of training", number(total["training_hours"]), of))

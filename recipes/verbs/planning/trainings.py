@@ -136,7 +136,7 @@ def _steps(
     """Packs, steps, warm-up and accumulation of one seed, and hours where GPUs are known."""
     from recipes.verbs.readiness.memory import machine
     from train.settings.machine import processes
-    from train.sizes.schedule import hours, peak_of, schedule
+    from train.sizes.schedule import expected_hours, peak_of, schedule
     from train.sizes.shapes import shape_of
 
     if not work.rows or not work.tokens:
@@ -155,10 +155,8 @@ def _steps(
         shape = shape_of(config.base, config.revision)
     except UserError:
         return found
-    # lengths that spread as an exponential distribution: half of (2 x mean)
-    sequences = work.rows * (2 if config.block == "dpo" else 1)
-    context = work.tokens / sequences
-    spent = hours(config, shape, planned, context, peak_of(hardware.gpu) * hardware.mfu)
+    peak = peak_of(hardware.gpu) * hardware.mfu
+    spent = expected_hours(config, shape, planned, work.rows, work.tokens, peak)
     each = {"hours": spent / devices, "gpu_hours": spent * seeds}
     return found | each | {"hours_of_all_seeds": spent / devices * seeds, "gpu": hardware.gpu}
 
