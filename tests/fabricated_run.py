@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from core.store import Store
+from core.store import Result, Store
 from eval import compare
 from eval.comparing.metrics import Declared
 from eval.comparing.scores import COLUMNS
@@ -265,3 +266,35 @@ def fabricate(
         compare.run(compared, build.path, Declared("alpaca", "untuned"), resamples=500)
     inputs["comparison"] = store.folder("compare", "f" * 64)
     return inputs
+
+
+def fabricate_judged(
+    root: Path, runs: Sequence[str], rival: str, prompts: int
+) -> dict[str, Result]:
+    """Results by name of `runs` that were judged against the answers of `rival`, which has no
+    scores of its own."""
+    ids = [f"p{i}" for i in range(prompts)]
+    results: dict[str, Result] = {}
+
+    def result(name: str, frame: pl.DataFrame, **inputs: str) -> str:
+        folder = root / name
+        folder.mkdir(parents=True)
+        kind = name.partition("/")[0]
+        file = {"answers": "answers", "judge": "judgments", "score": "scores"}[kind]
+        frame.write_parquet(folder / f"{file}.parquet")
+        results[name] = Result(folder, {"digest": name, "spec": {"inputs": inputs}})
+        return name
+
+    def answers(run: str) -> str:
+        told = {"id": ids, "prompt": ids, "answer": [f"{run} says {each}" for each in ids]}
+        return result(f"answers/{run}", pl.DataFrame(told))
+
+    games = pl.DataFrame({"item": ids, "game": [1] * prompts, "preference": [0.5] * prompts})
+    scored = [("alpaca", "win_rate", each, each, 50.0, "ok", None) for each in ids]
+    scores = pl.DataFrame(scored, schema=COLUMNS, orient="row")
+    baseline = answers(rival)
+    for run in runs:
+        judged = {"answers": answers(run), "baseline": baseline}
+        result(f"judge/alpaca/{run}", games, **judged)
+        result(f"score/{run}", scores)
+    return results

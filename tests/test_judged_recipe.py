@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from core.errors import UserError
@@ -17,6 +18,7 @@ from core.sending.purse import Bill, Ledger
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
+from recipes.verbs import why
 from tests import small_recipe
 from tests.scripted_server import Fault, ScriptedServer, chat, completion
 
@@ -84,12 +86,32 @@ def test_a_recipe_that_only_judges_compares_its_arm_with_the_finished_model_it_i
     tmp_path: Path, models: Path
 ) -> None:
     with ScriptedServer(answer) as server:
-        found = comparison(run(recipe(tmp_path, models, server.url)))
+        path = recipe(tmp_path, models, server.url)
+        found = comparison(run(path))
     (difference,) = [d for d in found["differences"] if d["metric"] == "win_rate"]
     assert (difference["a"], difference["b"], found["baseline"]) == ("two", "one", "one")
     scores = {(s["arm"], s["metric"]): s["value"] for s in found["scores"]}
     assert scores["one", "win_rate"] == 50
     assert difference["difference"] == pytest.approx(scores["two", "win_rate"] - 50)
+    item = found_items(path)[0]
+    told = list(why.explain(schema.load(path), f"one/{item}"))
+    assert any(line.startswith(f"prompt {item}: ") for line in told)
+    assert any(ONE_OF["one"] in line for line in told if line.startswith("answer "))
+    (game,) = [
+        line for line in told if line.startswith("judge/alpaca/two, where one was the rival")
+    ]
+    assert '"preference": ' in game
+    whole = list(why.explain(schema.load(path), "one"))
+    assert whole[0].startswith("one: others are judged against it")
+    assert any(line.startswith("  it was the rival in judge/alpaca/two: ") for line in whole)
+    with pytest.raises(UserError, match="no prompt or item of one is called that"):
+        list(why.explain(schema.load(path), "one/nothing"))
+
+
+def found_items(path: Path) -> list[str]:
+    """The prompts of a judged recipe."""
+    judged = graph.plan(schema.load(path)).results["judge/alpaca/two"].path
+    return list(pl.read_parquet(judged / "judgments.parquet")["item"])
 
 
 def test_an_arm_that_is_judged_against_a_file_scores_nothing_by_definition(

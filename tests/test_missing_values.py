@@ -13,6 +13,7 @@ from eval.comparing.arms import Arm, Asked, Family
 from eval.comparing.differences import differences
 from eval.comparing.estimates import CANNOT_TELL, estimates
 from eval.comparing.missing import limits, missing
+from eval.comparing.shown import scales
 
 NAN = math.nan
 
@@ -97,6 +98,15 @@ def test_pairs_that_lack_nothing_have_no_worst_case() -> None:
     lacking = {name: one is not None for name, one in zip(names, said, strict=True)}
     assert lacking == {"ab": False, "ac": True, "bc": True}
     assert {one["cells"] for one in said if one is not None} == {1}
+
+
+def test_a_rating_has_one_range_wherever_it_is_shown_or_filled_in() -> None:
+    for metric in ("wb_score", "mt_score", "wb_reward"):
+        of_items = limits(Family("bench", metric, [arm("a", [[1.0]])]))
+        assert scales.scale(metric) == of_items, metric
+    assert scales.scale("wb_reward") == (-1.0, 1.0)
+    shown = scales.shown({"metric": "wb_reward", "value": -0.9, "lower": -1.2, "upper": -0.6})
+    assert (shown["lower"], shown["upper"]) == (-1.0, -0.6)
 
 
 @pytest.mark.parametrize(

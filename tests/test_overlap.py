@@ -16,13 +16,14 @@ from recipes.stages.sets.overlap import MEASURED, common, told
 LONG = "please explain in plain words how a canal lock lifts a boat from one level to the next"
 
 
-def conversation(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}, {"role": "assistant", "content": "so"}]
+def conversation(text: str, answer: str = "so") -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
 
-def rows(folder: Path, name: str, texts: list[str]) -> Path:
+def rows(folder: Path, name: str, texts: list[str], answer: str = "so") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"id": [f"{k}" for k in range(len(texts))], "messages": [*map(conversation, texts)]}
+    messages = [conversation(text, answer) for text in texts]
+    made = {"id": [f"{k}" for k in range(len(texts))], "messages": messages}
     pl.DataFrame(made, schema={"id": pl.String, "messages": MESSAGES}).write_parquet(folder / name)
     return folder
 
@@ -61,6 +62,17 @@ def test_arms_are_compared_seed_by_seed(found: dict[str, Any]) -> None:
     }
 
 
+def test_arms_that_ask_the_same_of_two_teachers_have_no_row_in_common(tmp_path: Path) -> None:
+    folders = {}
+    for teacher in ("first", "second"):
+        asked = questions(0, 10)
+        folders[f"{teacher}/0"] = rows(tmp_path / teacher, "selection.parquet", asked, teacher)
+    (pair,) = (made := common([*folders], folders))["pairs"]
+    assert (pair["jaccard"], pair["jaccard_instructions"]) == (0, 1)
+    (said,) = overlap.sentences(made, {frozenset(("first", "second"))})
+    assert "100% of their instructions in common" in said and "0% of their rows" in said
+
+
 def test_a_near_duplicate_of_a_held_out_row_is_found_in_the_run_that_has_it(
     found: dict[str, Any],
 ) -> None:
@@ -85,6 +97,8 @@ def test_the_overlap_stands_beside_every_difference(found: dict[str, Any], tmp_p
     }
     shown = told(comparison, tmp_path)
     assert [row["overlap"] for row in shown["differences"]] == [pytest.approx(0.95), None]
+    asked = [row["overlap_instructions"] for row in shown["differences"]]
+    assert asked == [pytest.approx(0.95), None]
     assert shown["notes"][0] == "first"
     assert any("b/1 was trained on near-duplicates of 1 of 2 texts" in n for n in shown["notes"])
     assert any("a and c have 95% of their rows in common" in note for note in shown["notes"])

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.files import file_digest
 from eval.config import EvalConfig
 from eval.judging import settle, templates
 from eval.judging.official import prompts as official_prompts
 from eval.judging.official import protocols as published
 from eval.presets import judges
-from eval.protocols import AlpacaProtocol, AnswersConfig, JudgeConfig
+from eval.protocols import PAIRWISE, RATED, AlpacaProtocol, AnswersConfig, JudgeConfig
 from recipes import schema
 from recipes.report.sections.judges import asked_by
 from tests import tiny
@@ -202,6 +203,34 @@ def test_wildbench_is_published_with_its_own_prompt_alone() -> None:
     assert asked_by(EvalConfig.model_validate(said)) == [
         "wildbench is WildBench v2 (WB-Score) as published"
     ]
+
+
+def test_every_judged_block_says_which_published_protocol_it_is_or_that_it_is_none() -> None:
+    said: dict[str, Any] = {"judge": {"model": "gpt-4o-2024-05-13"}}
+    blocks = {name: {} for name in (*PAIRWISE, *RATED)}
+    blocks["wildbench"] = {"references": {"haiku": "haiku.json"}}
+    lines = asked_by(EvalConfig.model_validate(said | blocks))
+    figures = [*PAIRWISE, *RATED, published.REWARD]
+    assert sorted(line.partition(" is ")[0] for line in lines) == sorted(figures)
+    assert all("is no published protocol" in line for line in lines)
+
+
+def test_the_second_figure_of_wildbench_has_a_judge_and_rivals_of_its_own(tmp_path: Path) -> None:
+    rivals = ("gpt-4-turbo-2024-04-09", "claude-3-haiku-20240307", "Llama-2-70b-chat-hf")
+    block = {"references": dict.fromkeys(rivals, "x.json"), "margin": 500}
+    said = {"judge": {"model": "gpt-4-turbo-2024-04-09"}, "wildbench": block}
+    of_score, of_reward = asked_by(EvalConfig.model_validate(said))
+    assert "judge gpt-4-turbo-2024-04-09 (gpt-4o-2024-05-13)" in of_score
+    assert of_reward.endswith(
+        "it has reward_prompt wildbench-reward (eval_template.pairwise.v2.md)"
+    )
+    assert "WB-Reward, margin 500" in of_reward
+
+
+@needs_data
+def test_the_published_template_of_wb_reward_is_known_by_its_text() -> None:
+    path = SHARED / "wildbench" / published.WILDBENCH_REWARD
+    assert file_digest(path) == published.WILDBENCHS[published.WILDBENCH_REWARD]
 
 
 def test_the_shipped_recipes_name_no_judge_that_is_gone() -> None:

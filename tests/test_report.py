@@ -284,8 +284,10 @@ def test_a_judge_that_follows_the_order_is_named_and_a_steady_one_is_not() -> No
 
 
 def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:
+    shared = {"overlap": 0.1, "overlap_instructions": 0.8}
     [matrix] = outcome.matrices(
-        {"primary": "alpaca", "differences": [difference("x", "y", "x is better")]}, ["x", "y"]
+        {"primary": "alpaca", "differences": [difference("x", "y", "x is better") | shared]},
+        ["x", "y"],
     )
     (_, (_, right)), (_, (left, _)) = matrix["rows"]
     assert (right["difference"], right["lower"], right["upper"], right["verdict"]) == (
@@ -300,6 +302,7 @@ def test_a_matrix_turns_the_difference_round_with_its_interval() -> None:
         "−3.00",
         "worse",
     )
+    assert right["shared"] == left["shared"] == "10 % of their rows and 80 % of their instructions"
 
 
 # -- the whole page --------------------------------------------------------------------------------

@@ -232,6 +232,10 @@ def test_the_evidence_says_what_would_settle_it_what_is_missing_and_what_arms_sh
         "tell), whatever they are −4.00 to +9.00. The two have 25 % of their rows in common "
         "(Jaccard)."
     )
+    shared = {"overlap": 0.0, "overlap_instructions": 1.0}
+    told = outcome.headline(comparison(differences=[pair("x", "random", "cannot tell") | shared]))
+    said = "The two have 0 % of their rows and 100 % of their instructions in common (Jaccard)."
+    assert told["lines"][0].endswith(said)
 
 
 def test_components_are_shown_as_deviations_and_what_was_not_measured_as_none() -> None:

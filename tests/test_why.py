@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -15,6 +17,7 @@ from recipes.stages import graph
 from recipes.stages.graph import Outcome
 from recipes.verbs import why
 from tests import small_recipe, test_rated_recipe
+from tests.fabricated_run import fabricate_judged
 from tests.scripted_server import ScriptedServer
 from tests.test_data_arms import ids, recipe, run, theirs
 
@@ -106,6 +109,27 @@ def test_a_question_is_told_with_both_of_its_turns(rated: Path) -> None:
 def test_an_item_that_no_benchmark_has_is_one_sentence(rated: Path) -> None:
     with pytest.raises(UserError, match="no prompt or item of one is called that; did you mean"):
         lines(rated, "one/821")
+
+
+def test_a_cell_of_fourteen_arms_with_three_seeds_takes_little_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left out here is the plan, which other verbs make as well."""
+    llama = small_recipe.model(tmp_path / "llama")
+    judged, seeds = [f"arm{n:02d}" for n in range(13)], (0, 1, 2)
+    arms: dict[str, Any] = {name: {"choose": "longest", "budget": {"rows": 4}} for name in judged}
+    arms["rival"] = {"model": str(llama)}
+    path = small_recipe.recipe(tmp_path, llama, "http://127.0.0.1:1", train=True, arms=arms)
+    runs = [f"{arm}/{seed}" for arm in judged for seed in seeds]
+    made = fabricate_judged(tmp_path / "made", runs, "rival", prompts=805)
+    monkeypatch.setattr(graph, "plan", lambda _: Outcome([], made, False))
+    loaded = schema.load(path, [f"train.seeds={list(seeds)}"])
+    before = time.process_time()
+    of_rival = list(why.explain(loaded, "rival/p7"))
+    of_arm = list(why.explain(loaded, "arm03/p7"))
+    assert time.process_time() - before < 4, "two cells, two seconds of one processor each"
+    assert sum("where rival was the rival" in line for line in of_rival) == len(runs)
+    assert sum(line.startswith("judge/alpaca/arm03/") for line in of_arm) == len(seeds)
 
 
 def test_a_mixture_tells_what_each_part_gave(mixed: tuple[Path, Outcome]) -> None:

@@ -24,6 +24,10 @@ AGAINST_BASELINE = {
 """What the baseline that others are judged against scores by definition (percent), so that it needs
 no judgments of itself."""
 
+RATINGS = {"wb_score": (1.0, 10.0), "mt_score": (1.0, 10.0), "wb_reward": (-1.0, 1.0)}
+"""The smallest and the largest value that a judge's rating of an item, and so their mean, can
+have."""
+
 DECIDES = ("length_controlled_winrate",)
 """Metrics that decide for their benchmark when it is the primary one and has them; otherwise its
 first metric does."""

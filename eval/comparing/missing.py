@@ -11,11 +11,11 @@ import numpy as np
 
 from eval.comparing.arms import Arm, Family
 from eval.comparing.estimates import Estimate, estimates, verdicts
+from eval.comparing.metrics import RATINGS
 
 PERCENT = {"win_rate", "discrete_win_rate"}
 """Metrics whose items lie from 0 to 100. Not Arena-Hard's: its score is a rate, but its items are
 what each prompt adds to it, which has no such bounds."""
-RATINGS = {"wb_score": (1.0, 10.0), "mt_score": (1.0, 10.0), "wb_reward": (-1.0, 1.0)}
 
 
 def limits(family: Family) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ by whom it was judged, or what it lost as a held-out row."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,23 @@ TABLES = ("judgments.parquet", "ratings.parquet", "rewards.parquet")
 def lines(results: Results, run: str, item: str) -> Iterator[str]:
     """Everything that a run has of one item of any benchmark (a prompt, a task's document, a
     held-out row), in all of them. Raises UserError where it has nothing of that name."""
-    scores = pl.read_parquet(results[f"score/{run}"].path / "scores.parquet", glob=False)
-    scored = list(_scored(scores, run, item))
+    scored, known = list[str](), set[str]()
+    if (score := results.get(f"score/{run}")) is not None:
+        scores = pl.read_parquet(score.path / "scores.parquet", glob=False)
+        scored = list(_scored(scores, run, item))
+        known |= set(scores["item"])
     answered = list(_answered(results, run, item))
     if not scored and not answered:
-        known = scores["item"].unique(maintain_order=True)
-        raise UserError(f"{item}: no prompt or item of {run} is called that{nearest(item, known)}.")
+        for name in _own_answers(results, run):
+            path = results[name].path / "answers.parquet"
+            known |= set(pl.read_parquet(path, columns=["id"], glob=False)["id"])
+        hint = nearest(item, sorted(known))
+        raise UserError(f"{item}: no prompt or item of {run} is called that{hint}.")
     yield from scored
     yield from answered
-    yield from _judged(results, run, item)
+    judged = [name for name in results if name.startswith("judge/") and name.endswith(f"/{run}")]
+    yield from _judged(results, judged, item)
+    yield from _judged(results, met(results, run), item, f", where {run} was the rival")
 
 
 def _is(item: str, column: str = "item") -> pl.Expr:
@@ -54,11 +62,8 @@ def _scored(scores: pl.DataFrame, run: str, item: str) -> Iterator[str]:
 
 def _answered(results: Results, run: str, item: str) -> Iterator[str]:
     """The run's answers, and those that they were judged against."""
-    own = f"answers/{run}"
     shown: set[str] = set()
-    for name in sorted(results):
-        if not f"{name}/".startswith(f"{own}/"):
-            continue
+    for name in _own_answers(results, run):
         for row in _answers(results[name].path, item):
             if row["id"] not in shown:
                 yield f"prompt {row['id']}: {row.get('prompt')}"
@@ -68,6 +73,24 @@ def _answered(results: Results, run: str, item: str) -> Iterator[str]:
     for name, rival in _rivals(results, run).items():
         for row in _answers(results[rival].path, item):
             yield f"answer it was judged against in {name} ({rival}):\n{row['answer']}"
+
+
+def _own_answers(results: Results, run: str) -> list[str]:
+    """The results that hold a run's answers."""
+    return sorted(name for name in results if f"{name}/".startswith(f"answers/{run}/"))
+
+
+def met(results: Results, run: str) -> list[str]:
+    """The judgings of other runs in which a run's answers were those that theirs were judged
+    against."""
+    own = {results[name].digest for name in _own_answers(results, run)}
+    found = []
+    for name, result in results.items():
+        if name.partition("/")[0] in ("judge", "verdicts") and not name.endswith(f"/{run}"):
+            inputs = (result.manifest.get("spec") or {}).get("inputs") or {}
+            if inputs.get("baseline") in own:
+                found.append(name)
+    return sorted(found)
 
 
 def _answers(folder: Path, item: str) -> list[dict[str, Any]]:
@@ -93,11 +116,10 @@ def _rivals(results: Results, run: str) -> dict[str, str]:
     return found
 
 
-def _judged(results: Results, run: str, item: str) -> Iterator[str]:
-    """Every judgment of the item: games, ratings of its turns, comparisons with references."""
-    for name in sorted(results):
-        if not (name.startswith("judge/") and name.endswith(f"/{run}")):
-            continue
+def _judged(results: Results, names: Iterable[str], item: str, where: str = "") -> Iterator[str]:
+    """Every judgment of the item in some judgings: games, ratings of its turns, comparisons with
+    references; `where` stands behind the name of each."""
+    for name in sorted(names):
         for table in TABLES:
             path = results[name].path / table
             if not path.is_file():
@@ -106,4 +128,4 @@ def _judged(results: Results, run: str, item: str) -> Iterator[str]:
                 pl.scan_parquet(path, glob=False).filter(_is(item)).collect().iter_rows(named=True)
             ):
                 shown = {field: row[field] for field in JUDGED if row.get(field) is not None}
-                yield f"{name}: {json.dumps(shown, ensure_ascii=False)}"
+                yield f"{name}{where}: {json.dumps(shown, ensure_ascii=False)}"

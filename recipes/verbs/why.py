@@ -37,7 +37,7 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
     if arm not in with_random(recipe):
         yield from _row(loaded, what)
         return
-    runs = sorted(name.removeprefix("score/") for name in results if name.startswith("score/"))
+    runs = _runs(recipe, results)
     named = [run for run in runs if f"{what}/".startswith(f"{run}/")]
     of_arm = [run for run in runs if run.startswith(f"{arm}/")]
     if named or rest.partition("/")[0] in _seeds(recipe):
@@ -62,6 +62,16 @@ def explain(loaded: Loaded, what: str) -> Iterator[str]:
     yield from _cell(loaded, results, [run], item) if item else _run(recipe, results, run)
 
 
+def _runs(recipe: Recipe, results: Results) -> list[str]:
+    """The runs that have scores, and those that have none of their own because others were judged
+    against them."""
+    scored = {name.removeprefix("score/") for name in results if name.startswith("score/")}
+    seeds = _seeds(recipe)
+    trained = (f"{arm}/{seed}" for arm in with_random(recipe) for seed in seeds)
+    others = {*with_random(recipe), *trained} - scored
+    return sorted(scored | {run for run in others if cells.met(results, run)})
+
+
 def _by_seed(run: str) -> int:
     """The seed of a run, as a number."""
     return int(run.rpartition("/")[2])
@@ -79,11 +89,16 @@ def _seeds(recipe: Recipe) -> set[str]:
 def _run(recipe: Recipe, results: Results, run: str) -> Iterator[str]:
     """From a score to the answers and judgments behind it, its checkpoint, and the selection that
     trained it."""
-    yield _line(f"score/{run}", results[f"score/{run}"])
-    yield from _scores(results[f"score/{run}"].path / "summary.json")
+    if f"score/{run}" in results:
+        yield _line(f"score/{run}", results[f"score/{run}"])
+        yield from _scores(results[f"score/{run}"].path / "summary.json")
+    else:
+        yield f"{run}: others are judged against it, so it scores by definition"
     kinds = [f"{kind}/{run}" for kind in ("answers", "heldout", "tasks")]
     for name in (*_of_run(results, "judge", run), *filter(results.get, kinds)):
         yield _line(f"  <- {name}", results[name])
+    for name in cells.met(results, run):
+        yield _line(f"  it was the rival in {name}", results[name])
     yield from _made_of(recipe, results, run)
 
 

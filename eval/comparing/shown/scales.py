@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from eval.comparing.metrics import AGAINST_BASELINE, lower_is_better
+from eval.comparing.metrics import AGAINST_BASELINE, RATINGS, lower_is_better
 
-PERCENT, SHARE, GRADE = (0.0, 100.0), (0.0, 1.0), (1.0, 10.0)
+PERCENT, SHARE = (0.0, 100.0), (0.0, 1.0)
 SHARES = (
     "followed all_followed stopped acc acc_norm acc_bytes exact_match em f1 mc1 mc2 pass@1 "
     "prompt_level_strict_acc prompt_level_loose_acc inst_level_strict_acc inst_level_loose_acc"
@@ -17,8 +17,7 @@ SHARES = (
 SCALES = {
     **dict.fromkeys([*AGAINST_BASELINE, "discrete_win_rate"], PERCENT),
     **dict.fromkeys(SHARES.split(), SHARE),
-    **dict.fromkeys(["wb_score", "mt_score"], GRADE),
-    "wb_reward": (-100.0, 100.0),
+    **RATINGS,
     "brier_score": (0.0, 2.0),
 }
 """Ends of the scale of each metric that has one; lm-eval's ("TASK METRIC,FILTER") by their

@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from core.files import file_digest
-from eval.protocols import PairwiseProtocol, WildBenchProtocol
+from eval.protocols import PairwiseProtocol, RatedProtocol, WildBenchProtocol
 
-WILDBENCH_PROMPT = "eval_template.score.v2.md"
-"""WildBench's own template of WB-Score, known by its text (at WildBench d6b8dcaf)."""
-WILDBENCH_PROMPT_DIGEST = "c5984ae77b009f8dad0e8e37093348345f4e8d3099ce812bd7799ef7b73f005f"
+WILDBENCH_SCORE, WILDBENCH_REWARD = "eval_template.score.v2.md", "eval_template.pairwise.v2.md"
+WILDBENCHS = {
+    WILDBENCH_SCORE: "c5984ae77b009f8dad0e8e37093348345f4e8d3099ce812bd7799ef7b73f005f",
+    WILDBENCH_REWARD: "ccd57bd8c4c73f4f83cf8963ef3c2697c1c7b9e907ead91e0d0512cca4ae7a11",
+}
+"""WildBench's own templates of WB-Score and WB-Reward, known by their texts (at WildBench
+d6b8dcaf)."""
+FASTCHATS = "single-v1, single-math-v1"
+"""FastChat's prompts of MT-Bench's grading, which nothing reads here: ours is another one."""
+MARGINS = (None, 500)
+"""What WB-Reward was published with: every slight win counts, and none of an answer that is longer
+by more than so many characters."""
+
+REWARD = "wb_reward"
+"""WB-Reward, the figure that a WildBench block has beside its score."""
 
 PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
     "alpaca": (
@@ -67,9 +79,40 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
             {
                 "prompts": "wildbench",
                 "judge": "gpt-4o-2024-05-13",
-                "prompt": WILDBENCH_PROMPT,
+                "prompt": WILDBENCH_SCORE,
                 "limit": None,
                 "sampling": {"temperature": 0},
+            },
+        ),
+    ),
+    REWARD: tuple(
+        (
+            f"WildBench v2 (WB-Reward, {'no margin' if margin is None else f'margin {margin}'})",
+            {
+                "prompts": "wildbench",
+                "judge": "gpt-4-turbo-2024-04-09",
+                "reward_prompt": WILDBENCH_REWARD,
+                "references": {
+                    "gpt-4-turbo-2024-04-09",
+                    "claude-3-haiku-20240307",
+                    "Llama-2-70b-chat-hf",
+                },
+                "margin": margin,
+                "limit": None,
+                "sampling": {"temperature": 0},
+            },
+        )
+        for margin in MARGINS
+    ),
+    "mtbench": (
+        (
+            "MT-Bench (single-answer grading)",
+            {
+                "prompts": "mt_bench",
+                "judge": "gpt-4",
+                "prompt": FASTCHATS,
+                "limit": None,
+                "sampling": {"temperature": 0, "max_tokens": 2048},
             },
         ),
     ),
@@ -84,9 +127,7 @@ before it."""
 _DATE = re.compile(r"-\d{4}-\d\d-\d\d")
 
 
-def differs(
-    protocol: PairwiseProtocol | WildBenchProtocol, published: Mapping[str, Any]
-) -> list[str]:
+def differs(protocol: PairwiseProtocol | RatedProtocol, published: Mapping[str, Any]) -> list[str]:
     """What a benchmark of a recipe does in another way than a published one, as "SETTING mine
     (theirs)"."""
     mine = dict(protocol) | {
@@ -94,8 +135,10 @@ def differs(
         "system": protocol.answers.system,
         "answers_per_prompt": protocol.answers.answers_per_prompt,
     }
-    if published.get("prompt") == WILDBENCH_PROMPT and _is_wildbenchs(Path(mine["prompt"])):
-        mine["prompt"] = WILDBENCH_PROMPT
+    if isinstance(protocol, WildBenchProtocol):
+        mine["references"] = set(protocol.references)
+        for field in ("prompt", "reward_prompt"):
+            mine[field] = _wildbenchs(mine[field])
     found: list[str] = []
     for name, theirs in {**ALWAYS, **published}.items():
         if name == "sampling":
@@ -117,28 +160,39 @@ def _sampling(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[st
             yield f"sampling.{name} {_said(mine.get(name))} ({_said(theirs.get(name))})"
 
 
-def _is_wildbenchs(prompt: Path) -> bool:
-    return prompt.is_file() and file_digest(prompt) == WILDBENCH_PROMPT_DIGEST
+def _wildbenchs(prompt: str) -> str:
+    """The name of WildBench's own template where a prompt is the path of it; else the prompt."""
+    path = Path(prompt)
+    content = file_digest(path) if path.is_file() else ""
+    return next((name for name, known in WILDBENCHS.items() if known == content), prompt)
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, set):
+        return ", ".join(sorted(value)) or "none"
     return "none" if value is None else str(value)
 
 
 def sentence(
-    protocol: PairwiseProtocol | WildBenchProtocol, limit: int | None = None, judges: int = 1
+    protocol: PairwiseProtocol | RatedProtocol,
+    limit: int | None = None,
+    judges: int = 1,
+    *,
+    figure: str | None = None,
 ) -> str:
     """Which published protocol this is, or that it is none, with what is different from the
-    nearest; `limit`: of the prompts; `judges`: over so many the figure is a mean."""
-    name, known = min(PUBLISHED[protocol.kind], key=lambda each: len(differs(protocol, each[1])))
+    nearest; `limit`: of the prompts; `judges`: over so many the figure is a mean; `figure`: one
+    that a block has beside its first."""
+    figure = figure or protocol.kind
+    name, known = min(PUBLISHED[figure], key=lambda each: len(differs(protocol, each[1])))
     others = differs(protocol, known)
     if limit is not None and "limit" not in known:
         others.append(f"limit {limit} (none)")
     if judges > 1:
         others.append(f"{judges} judges (one)")
     if not others:
-        return f"{protocol.kind} is {name} as published"
+        return f"{figure} is {name} as published"
     return (
-        f"{protocol.kind} is no published protocol and its figures are not to be laid beside "
+        f"{figure} is no published protocol and its figures are not to be laid beside "
         f"published ones; in the place of {name}'s it has {', '.join(others)}"
     )

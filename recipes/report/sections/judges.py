@@ -67,8 +67,9 @@ def asked_by(config: EvalConfig) -> list[str]:
     for name in rated_benchmarks(config):
         rated = config.rating(name)
         who.append(rated.judge)
-        if isinstance(rated, WildBenchProtocol):
-            lines.append(published.sentence(rated))
+        lines.append(published.sentence(rated))
+        if isinstance(rated, WildBenchProtocol) and rated.references:
+            lines.append(published.sentence(rated, figure=published.REWARD))
     lines += [judges.sentence(judge.preset) for judge in who if judge.preset]
     return list(dict.fromkeys(lines))
 

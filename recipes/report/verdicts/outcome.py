@@ -83,7 +83,14 @@ def _more(pair: Entry) -> Iterator[str]:
             f" ({lost['verdict']}), whatever they are {low} to {high}."
         )
     if pair.get("overlap") is not None:
-        yield f"The two have {100 * pair['overlap']:.0f} % of their rows in common (Jaccard)."
+        yield f"The two have {_shared(pair)} in common (Jaccard)."
+
+
+def _shared(pair: Entry) -> str:
+    """How many of their rows two arms share, and of their instructions where those are others."""
+    rows, asked = pair["overlap"], pair.get("overlap_instructions", pair["overlap"])
+    shared = f"{100 * rows:.0f} % of their rows"
+    return shared if asked == rows else f"{shared} and {100 * asked:.0f} % of their instructions"
 
 
 def scores(comparison: Entry, colours: Colours, seeds: Seeds) -> list[Record]:
@@ -132,7 +139,8 @@ def matrices(comparison: Entry, arms: Sequence[str]) -> list[Record]:
 
 def seen_from(arm: str, pair: Entry) -> Record:
     """A difference as `arm`, one of the two, sees it: itself minus the other, with the simultaneous
-    interval, the verdict and its tone (better, worse, untold), and the pair."""
+    interval, the verdict and its tone (better, worse, untold), what rows the two share, and the
+    pair."""
     sign = 1 if pair["a"] == arm else -1
     ends = [pair["simultaneous_lower"], pair["simultaneous_upper"]]
     low, high = (None if end is None else sign * end for end in ends[::sign])
@@ -148,6 +156,7 @@ def seen_from(arm: str, pair: Entry) -> Record:
         "tone": tone,
         "pair": pair,
         "verdict": verdict,
+        "shared": _shared(pair) if pair.get("overlap") is not None else "",
     }
 
 

@@ -1,15 +1,18 @@
 """What the selections of arms have in common with each other, and with what they are measured on.
 
-Two arms that chose nearly the same rows cannot differ much, and a row that repeats a held-out
+Two arms that chose nearly the same rows cannot differ much; those that ask the same and were
+answered by others can. A row that repeats a held-out
 conversation or a prompt of the evaluation makes its arm look better than it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -22,9 +25,11 @@ from recipes.stages.sets.data_arms import first_asked
 from recipes.stages.synthesis import FILE
 from recipes.stages.walk import Arms, Selections
 from synth.duplicates.decontaminate import overlap as shared_grams
-from synth.pool.short_columns import digest_texts
+from synth.pool.short_columns import digest_texts, messages_digest
 
-VERSION = 1
+VERSION = 2
+AT_ONCE = 16_384
+"""Conversations that are read at once."""
 FOUND = "overlap.json"
 NGRAM, NEAR = 8, 0.5
 """A row is near a text of which this share of the words lies in shared 8-grams (the rule of Tulu 3,
@@ -36,9 +41,9 @@ MEASURED = "measured on "
 
 
 def overlaps(session: Session, arms: Arms, selections: Selections, measured: Results) -> Results:
-    """Jaccard similarity of every two arms' rows, seed by seed, and how many of the texts that arms
-    are `measured` on (held-out rows, prompts) each arm has a near-duplicate of, as the input
-    `COMMON` of a comparison. {} where no arm has rows."""
+    """Jaccard similarity of every two arms' rows and of their instructions, seed by seed, and how
+    many of the texts that arms are `measured` on (held-out rows, prompts) each arm has a
+    near-duplicate of, as the input `COMMON` of a comparison. {} where no arm has rows."""
     chosen: Results = {
         f"{arm}/{seed}": selections.get((arm, seed))
         for arm in arms.with_rows
@@ -60,20 +65,43 @@ def overlaps(session: Session, arms: Arms, selections: Selections, measured: Res
 def common(runs: Sequence[str], folders: Mapping[str, Path]) -> dict[str, Any]:
     """`pairs` and `near` of the selections of `runs` ("ARM/SEED"); `folders`: theirs by run, and
     those of what arms are measured on, by `MEASURED` and a name."""
-    rows = {run: _instructions(folders[run] / FILE) for run in runs}
+    read: dict[Path, _Selected] = {}  # seeds of an arm that is drawn once share their rows
+    for run in runs:
+        if folders[run] not in read:
+            read[folders[run]] = _selected(folders[run] / FILE)
+    rows = {run: read[folders[run]] for run in runs}
     texts = {
         name.removeprefix(MEASURED): _measured(path)
         for name, path in folders.items()
         if name.startswith(MEASURED)
     }
-    return {"pairs": _pairs(rows), "near": _near(rows, texts)}
+    asked = {run: selected.asked for run, selected in rows.items()}
+    return {"pairs": _pairs(rows), "near": _near(asked, texts)}
 
 
-def _instructions(path: Path) -> pl.DataFrame:
-    """[text (digest), instruction] of a selection's distinct instructions."""
-    asked = pl.scan_parquet(path, glob=False).select(first_asked().alias("instruction")).collect()
-    texts = asked.with_columns(text=digest_texts(asked["instruction"]))
-    return texts.select("text", "instruction").unique("text", maintain_order=True)
+@dataclass(frozen=True)
+class _Selected:
+    """The distinct rows of a selection."""
+
+    asked: pl.DataFrame
+    """[text (digest), instruction] of the distinct instructions."""
+    conversations: frozenset[str]
+    """Digests of whole conversations."""
+    instructions: frozenset[str]
+
+
+def _selected(path: Path) -> _Selected:
+    asked: list[pl.DataFrame] = []
+    conversations: set[str] = set()
+    rows = pl.scan_parquet(path, glob=False).select("messages").collect()
+    for part in rows.iter_slices(AT_ONCE):
+        conversations.update(messages_digest(part["messages"]))
+        first = part.select(first_asked().alias("instruction"))
+        asked.append(first.with_columns(text=digest_texts(first["instruction"])))
+    schema = {"text": pl.String, "instruction": pl.String}
+    texts = pl.concat([pl.DataFrame(schema=schema), *(part.select(*schema) for part in asked)])
+    distinct = texts.unique("text", maintain_order=True)
+    return _Selected(distinct, frozenset(conversations), frozenset(distinct["text"]))
 
 
 def _measured(folder: Path) -> pl.DataFrame:
@@ -89,21 +117,25 @@ def _measured(folder: Path) -> pl.DataFrame:
     )
 
 
-def _pairs(rows: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    """Each two arms, with the mean over the seeds of the Jaccard similarity of their rows."""
-    texts = {run: set(frame["text"]) for run, frame in rows.items()}
+def _pairs(rows: Mapping[str, _Selected]) -> list[dict[str, Any]]:
+    """Each two arms, with the mean over the seeds of the Jaccard similarity of their rows (whole
+    conversations) and of their instructions."""
     seeds: dict[str, list[str]] = {}
-    for run in texts:
+    for run in rows:
         arm, _, seed = run.rpartition("/")
         seeds.setdefault(arm, []).append(seed)
     found = []
     for a, b in combinations(seeds, 2):
-        shares = []
-        for seed in seeds[a]:
-            one, other = texts[f"{a}/{seed}"], texts[f"{b}/{seed}"]
-            shares.append(len(one & other) / len(one | other) if one | other else 0.0)
-        found.append({"a": a, "b": b, "jaccard": sum(shares) / len(shares)})
+        both = [(rows[f"{a}/{seed}"], rows[f"{b}/{seed}"]) for seed in seeds[a]]
+        whole = [_jaccard(one.conversations, other.conversations) for one, other in both]
+        asked = [_jaccard(one.instructions, other.instructions) for one, other in both]
+        shares = {"jaccard": fmean(whole), "jaccard_instructions": fmean(asked)}
+        found.append({"a": a, "b": b, **shares})
     return found
+
+
+def _jaccard(one: Set[str], other: Set[str]) -> float:
+    return len(one & other) / len(one | other) if one | other else 0.0
 
 
 def _near(
@@ -125,14 +157,17 @@ def _near(
 
 
 def told(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A comparison with what selections have in common: `overlap` beside every difference, and a
-    sentence for every arm that repeats what it is measured on."""
+    """A comparison with what selections have in common: `overlap` (of rows) and
+    `overlap_instructions` beside every difference, and a sentence for every arm that repeats what
+    it is measured on."""
     found = read_json(folder / FOUND)
-    jaccard = {frozenset((one["a"], one["b"])): one["jaccard"] for one in found["pairs"]}
-    differences = [
-        row | {"overlap": jaccard.get(frozenset((row["a"], row["b"])))}
-        for row in comparison["differences"]
-    ]
+    pairs = {frozenset((one["a"], one["b"])): one for one in found["pairs"]}
+    differences = []
+    for row in comparison["differences"]:
+        known = pairs.get(frozenset((row["a"], row["b"])), {})
+        shared = {"overlap": known.get("jaccard")}
+        shared["overlap_instructions"] = known.get("jaccard_instructions")
+        differences.append(row | shared)
     asked = {frozenset((row["a"], row["b"])) for row in comparison["differences"]}
     notes = [*comparison["notes"], *sentences(found, asked)]
     return comparison | {"differences": differences, "overlap": found, "notes": notes}
@@ -156,15 +191,26 @@ def _repeated(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sentences(found: Mapping[str, Any], asked: Collection[frozenset[str]]) -> list[str]:
-    """What a reader must know of these overlaps: repeated texts, and arms that are nearly one,
-    where their difference is `asked` for (a control has the rows of its arm)."""
+    """What a reader must know of these overlaps: repeated texts, and arms that are nearly one or
+    ask the same, where their difference is `asked` for (a control has the rows of its arm)."""
     near: dict[str, list[Mapping[str, Any]]] = {}
     for one in found["near"]:
         if one["near"]:
             near.setdefault(one["measured_on"], []).append(one)
-    return [_repeated(runs) for runs in near.values()] + [
-        f"{one['a']} and {one['b']} have {one['jaccard']:.0%} of their rows in common (Jaccard): "
-        "they can differ by no more than the rest makes."
-        for one in found["pairs"]
-        if one["jaccard"] >= NEAR and frozenset((one["a"], one["b"])) in asked
-    ]
+    pairs = [one for one in found["pairs"] if frozenset((one["a"], one["b"])) in asked]
+    alike = [_alike(one) for one in pairs if one["jaccard_instructions"] >= NEAR]
+    return [*map(_repeated, near.values()), *alike]
+
+
+def _alike(one: Mapping[str, Any]) -> str:
+    """That two arms have most of their rows in common, or only what is asked in them."""
+    arms, rows, asked = f"{one['a']} and {one['b']}", one["jaccard"], one["jaccard_instructions"]
+    if rows >= NEAR:
+        return (
+            f"{arms} have {rows:.0%} of their rows in common (Jaccard): they can differ by no more "
+            "than the rest makes."
+        )
+    return (
+        f"{arms} have {asked:.0%} of their instructions in common (Jaccard) and {rows:.0%} of "
+        "their rows: they differ mostly in how the same was answered."
+    )
