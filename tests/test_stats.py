@@ -4,6 +4,7 @@ seeds."""
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import combinations, product
 
 import numpy as np
@@ -258,6 +259,26 @@ def test_above_twelve_clusters_sign_flips_are_drawn_for_each_cluster_alone() -> 
     (found,) = stats.sign_flips(x, resamples=20_500)
     assert found == pytest.approx(expected, abs=0.01)
     assert (found * 20_501) == pytest.approx(round(found * 20_501))
+
+
+def test_sign_flips_are_the_same_however_few_are_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = np.random.default_rng(6).normal(0.15, 1, (77, 3))
+    whole = stats.sign_flips(x, resamples=2_003)
+    for held in (77 * 100, 77 * 13, 1):
+        monkeypatch.setattr(stats, "FLIPPED", held)
+        assert stats.sign_flips(x, resamples=2_003) == whole
+
+
+def test_sign_flips_of_many_items_take_little_memory() -> None:
+    x = np.random.default_rng(7).normal(0, 1, (100_000, 1))
+    tracemalloc.start()
+    stats.sign_flips(x, resamples=600)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # of the items themselves and their clusters' numbers about 100 octets each
+    assert most < 9 * stats.FLIPPED + 100 * len(x)
 
 
 def test_estimates_on_the_same_clusters_share_their_errors() -> None:
