@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from core import models
 from core.errors import UserError
 from core.store import digest
+from eval import stats
 from recipes import schema
 from recipes.stages import graph
 from recipes.stages.evaluating import steps
@@ -85,6 +87,7 @@ def test_a_difference_that_is_clear_stops_the_judge(
     assert difference["verdict"] == "second is better" and difference["n"] == 40
     (said,) = [note for note in comparison["notes"] if "judged in steps" in note]
     assert "after 40 of 48 every difference is told, so 17% of the calls were saved" in said
+    assert "raw win rate decides: lengths are not controlled" in said
 
 
 def test_the_raw_win_rate_decides_where_judging_stops_early(
@@ -103,6 +106,29 @@ def test_a_difference_that_would_hardly_be_told_by_the_rest_is_given_up(tmp_path
     assert comparison["differences"][0]["verdict"] == "cannot tell"
     (said,) = [note for note in comparison["notes"] if "judged in steps" in note]
     assert "after 45 of 48 every difference is told or (second and first) would hardly be" in said
+
+
+def test_of_prompts_too_few_for_a_look_all_are_judged_and_it_is_said(tmp_path: Path) -> None:
+    judge = Judge(lambda prompt: sum(map(ord, prompt)) % 8 > 0)
+    with ScriptedServer(judge) as server:
+        comparison = _compared(_recipe(tmp_path, server.url, limit=12))
+    (said,) = [note for note in comparison["notes"] if "in steps" in note]
+    assert "12 prompts are too few for a look (none comes before 40): all were judged" in said
+    assert "raw win rate decides: lengths are not controlled" in said
+    (difference,) = comparison["differences"][:1]
+    assert difference["test"] != "sequence", "looks that never were cost nothing"
+    assert difference["simultaneous_upper"] == pytest.approx(difference["upper"])
+
+
+def test_judging_that_no_look_ended_says_what_looking_cost() -> None:
+    pair = {"a": "x", "b": "y", "hopeless": False}
+    told = steps.said({"judged": 729, "stop": False, "pairs": [pair]}, 805)
+    assert "no look ended it, so all 805 were judged and no call was saved" in told
+    assert "raw win rate decides: lengths are not controlled" in told
+    assert "by 14 to 15 % after all prompts" in told and "is found 72 to 74 times" in told
+    for df, share in ((math.inf, 0.14), (40, 0.15)):
+        wider = stats.t_critical(df, 0.975) / stats.t_critical(df, 0.95)
+        assert wider == pytest.approx(1 + share, abs=0.005)
 
 
 def test_looks_come_after_each_tenth_and_none_before_forty_prompts() -> None:
