@@ -109,6 +109,7 @@ def _family(
         primary=primary,
         trained_baseline=metrics.trained_baseline(metric, arms.get(rival or "", [])),
         planned=declared.planned.get(benchmark, 0),
+        beside=declared.beside,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval import compare
+from eval import compare, stats
 from eval.comparing.metrics import Declared
 from eval.scoring import of_checkpoint
 from recipes.stages.evaluating import duels
@@ -31,6 +31,37 @@ def test_a_pair_that_also_wrote_creatively_is_decided_by_the_hard_prompts(tmp_pa
     assert row is not None and row["difference"] == pytest.approx(sum(HARD.values()) / 30 - 50)
     assert row["verdict"] == "two is better"
     assert words.startswith("head to head (arena arena_score): two against one 62.")
+
+
+def test_pairs_of_one_benchmark_hold_at_once(tmp_path: Path) -> None:
+    values = {f"q{i}": 50.0 + (i * 7 % 23) - 8 for i in range(30)}
+    inputs = {"two/0": scores(tmp_path / "two", values, benchmark="arena", metric="arena_score")}
+    rows = {}
+    for beside in (1, 4):
+        declared = Declared("arena", "one", judged_against={"arena": "one"}, beside=beside)
+        compare.run(inputs, tmp_path / "compared", declared, unscored=["one/0"])
+        row, words = duels.shown(f"{duels.DIRECT}/arena/two/one", tmp_path / "compared")
+        assert row is not None and "(exploratory; these two checkpoints)" in words
+        assert row["scope"] == "these two checkpoints; exploratory"
+        rows[beside] = row
+    alone, one = rows[1], rows[4]
+    half = {n: row["simultaneous_upper"] - row["difference"] for n, row in rows.items()}
+    wider = stats.t_critical(29, 1 - 0.05 / 4) / stats.t_critical(29)
+    assert half[4] == pytest.approx(half[1] * wider)
+    assert (one["p"], one["p_holm"]) == (alone["p"], pytest.approx(min(1, 4 * alone["p"])))
+    assert (alone["verdict"], one["verdict"]) == ("two is better", "cannot tell")
+
+
+def test_a_benchmarks_duels_know_how_many_they_are(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Kept:
+        def result(self, stage: Any) -> None:
+            asked.append(stage.spec)
+
+    for beside in (1, 3):
+        duels._compared(Kept(), "head-to-head/alpaca/a/b", {}, ["b"], beside)  # type: ignore[arg-type]
+    assert "beside" not in asked[0] and asked[1]["beside"] == 3
 
 
 def test_a_pair_of_which_no_game_was_judged_is_a_sentence(tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ class Family:
     planned: int = 0
     """Where judging looked at the differences on the way and could stop: the prompts (clusters)
     that it would have gone through at most."""
+    beside: int = 1
+    """How many families hold at once, this one among them (`Declared.beside`)."""
+
+    def level(self, alone: float) -> float:
+        """The level of this family where it would be `alone` by itself (Bonferroni)."""
+        return 1 - (1 - alone) / self.beside
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Estimate:
     errors: Errors
     criticals: tuple[float, float]
     """Of the items' part and of the seeds'."""
+    beside: int = 1
+    """As in the family."""
 
     @property
     def value(self) -> float:
@@ -59,17 +61,23 @@ def estimates(
     if not found:
         return []
     seeds = seed_parts(family, found)
-    level = LOOKED_AT if family.planned else 0.95
+    level = family.level(LOOKED_AT if family.planned else 0.95)
+    of_all = family.level(0.95)
     of_items = _items_critical(found, level, resamples, seed)
     df = np.array([part.df for part in seeds.parts])
-    of_seeds = stats.simultaneous(seeds.covariance, df, resamples=resamples, seed=seed)
+    of_seeds = stats.simultaneous(
+        seeds.covariance, df, level=of_all, resamples=resamples, seed=seed
+    )
     made = []
     for pair, part, critical in zip(found, seeds.parts, of_seeds, strict=True):
         errors = Errors(pair.of_items, part)
         # Never narrower than the interval of one pair.
-        single = stats.t_critical(errors.items.df, level), stats.t_critical(errors.seeds.df)
+        single = (
+            stats.t_critical(errors.items.df, level),
+            stats.t_critical(errors.seeds.df, of_all),
+        )
         wide = float(np.fmax(of_items, single[0])), float(np.fmax(critical, single[1]))
-        made.append(Estimate(pair, errors, (pair.stretch * wide[0], wide[1])))
+        made.append(Estimate(pair, errors, (pair.stretch * wide[0], wide[1]), family.beside))
     return made
 
 
@@ -93,7 +101,10 @@ def verdicts(
         exact = stats.holm([test["p"] for test in tested(found, 10_000, seed)])
     else:
         exact = [math.nan] * len(found)
-    sure = [one.errors.standard_error > 0 or p <= 0.05 for one, p in zip(found, exact, strict=True)]
+    sure = [
+        one.errors.standard_error > 0 or p * one.beside <= 0.05
+        for one, p in zip(found, exact, strict=True)
+    ]
     return [
         _verdict(one, known, lower_is_better, equivalent)
         for one, known in zip(found, sure, strict=True)
@@ -126,13 +137,13 @@ def tested(found: Sequence[Estimate], resamples: int, seed: int) -> list[dict[st
     tests: list[dict[str, Any]] = [_direct(one) for one in found]
     flipped = [one for one, test in zip(found, tests, strict=True) if test["p"] is None]
     # Pairs on the same items flip the same signs, so that all of them cost one.
-    alike: dict[tuple[str, ...], list[Pair]] = {}
+    alike: dict[bytes, list[Pair]] = {}
     for one in flipped:
-        alike.setdefault(tuple(one.pair.clusters), []).append(one.pair)
+        alike.setdefault(one.pair.clusters.tobytes(), []).append(one.pair)
     p_values: dict[int, float] = {}
-    for clusters, of in alike.items():
+    for of in alike.values():
         x = np.column_stack([pair.x[0] - pair.y[0] for pair in of])
-        found_p = stats.sign_flips(x, clusters, resamples, seed)
+        found_p = stats.sign_flips(x, of[0].clusters, resamples, seed)
         p_values |= {id(pair): p for pair, p in zip(of, found_p, strict=True)}
     for one, test in zip(found, tests, strict=True):
         if test["p"] is None:

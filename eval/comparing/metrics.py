@@ -66,6 +66,9 @@ class Declared:
     for those that judge all at once."""
     beforehand: bool = True
     """Whether the primary was declared before there were scores."""
+    beside: int = 1
+    """How many comparisons hold at once, this one among them: each is then made at the level that
+    Bonferroni's inequality asks for."""
 
     def rival(self, benchmark: str) -> str | None:
         """The arm that a benchmark judges all others against; what a benchmark scores apart

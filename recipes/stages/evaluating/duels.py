@@ -28,9 +28,11 @@ def duels(
     prompt_set: PromptSet,
 ) -> Results:
     """The comparison of each pair of arms that a benchmark names, by its stage's name; seeds meet
-    the same seed. `answers`: of each run. Raises UserError for a pair that is none."""
+    the same seed. The intervals of all these pairs hold at once. `answers`: of each run. Raises
+    UserError for a pair that is none."""
     found: Results = {}
-    for a, b in config.protocol(benchmark).head_to_head:
+    wanted = config.protocol(benchmark).head_to_head
+    for a, b in wanted:
         _check(arms, benchmark, a, b)
         rivals = {
             run: judging.same_seed(b, run, answers, arms)
@@ -47,7 +49,8 @@ def duels(
         games = {run: judged[f"{run}-against-{b}"] for run in met}
         if games:
             name = f"{DIRECT}/{benchmark}/{a}/{b}"
-            found[name] = _compared(session, name, games, sorted(set(met.values())))
+            rivals_of = sorted(set(met.values()))
+            found[name] = _compared(session, name, games, rivals_of, len(wanted))
     return found
 
 
@@ -61,8 +64,11 @@ def _check(arms: Arms, benchmark: str, a: str, b: str) -> None:
         raise UserError(f"{where}: {a} cannot be judged against itself; name two arms.")
 
 
-def _compared(session: Session, name: str, games: Results, rivals: list[str]) -> Result | None:
-    """One pair's comparison: the first arm's score against the second, which scores 50."""
+def _compared(
+    session: Session, name: str, games: Results, rivals: list[str], beside: int
+) -> Result | None:
+    """One pair's comparison, of `beside` that hold at once: the first arm's score against the
+    second, which scores 50."""
     from eval import compare
     from eval.comparing.metrics import Declared
     from eval.scoring import of_checkpoint
@@ -74,10 +80,12 @@ def _compared(session: Session, name: str, games: Results, rivals: list[str]) ->
         for run, folder in inputs.items():
             scores[run] = out / "scores" / run.replace("/", "-")
             of_checkpoint.run({f"judgments-{benchmark}": folder}, scores[run])
-        declared = Declared(benchmark, rival, judged_against={benchmark: rival})
+        against = {benchmark: rival}
+        declared = Declared(benchmark, rival, judged_against=against, beside=beside)
         return compare.run(scores, out, declared, unscored=rivals)
 
-    spec = {"rivals": rivals, "score": of_checkpoint.VERSION, "VERSION": compare.VERSION}
+    spec: dict[str, object] = {"rivals": rivals, "score": of_checkpoint.VERSION}
+    spec |= {"VERSION": compare.VERSION} | ({"beside": beside} if beside > 1 else {})
     return session.result(Stage(name, spec, games, make))
 
 
@@ -98,5 +106,7 @@ def shown(name: str, folder: Path) -> tuple[dict[str, object] | None, str]:
         for bound in ("simultaneous_lower", "simultaneous_upper")
     )
     scope = row["scope"].split(";")[0]
-    words = f"{about} {score['value']:.1f} [{low}, {high}], {row['verdict']} ({scope})."
-    return {**row, "benchmark": benchmark}, words
+    words = (
+        f"{about} {score['value']:.1f} [{low}, {high}], {row['verdict']} (exploratory; {scope})."
+    )
+    return {**row, "benchmark": benchmark, "scope": f"{scope}; exploratory"}, words
