@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -346,14 +346,44 @@ def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
     assert (tmp_path / "a/report.html").read_bytes() == (tmp_path / "b/report.html").read_bytes()
 
 
+Opened = tuple[Any, dict[str, list[str]]]
+"""A page in a browser, and what the browser had to say: console errors and requests."""
+
+
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, list[str]]]]:
-    """The fabricated run's page in headless Chromium, and what the browser had to say: console
-    errors and requests."""
+def tabs() -> Iterator[Callable[[Path], Opened]]:
+    """Opens a file in headless Chromium."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on PATH (apt-get install -y chromium)")
     sync_api = pytest.importorskip("playwright.sync_api")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        chrome = playwright.chromium.launch(executable_path=chromium, args=arguments)
+
+        def tab_of(path: Path) -> Opened:
+            seen: dict[str, list[str]] = {"errors": [], "requests": []}
+            tab = chrome.new_page(viewport={"width": 1280, "height": 900})
+            tab.on(
+                "console",
+                lambda message: (
+                    seen["errors"].append(message.text)
+                    if message.type in ("error", "warning")
+                    else None
+                ),
+            )
+            tab.on("pageerror", lambda error: seen["errors"].append(str(error)))
+            tab.on("request", lambda request: seen["requests"].append(request.url))
+            tab.goto(path.as_uri())
+            return tab, seen
+
+        yield tab_of
+        chrome.close()
+
+
+@pytest.fixture(scope="module")
+def opened(tabs: Callable[[Path], Opened], tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """The fabricated run's page."""
     root = tmp_path_factory.mktemp("report")
     page.build(
         fabricate(root),
@@ -361,24 +391,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict
         {"name": "demo", "note": HOSTILE},
         notes=["A small judge says little."],
     )
-    seen: dict[str, list[str]] = {"errors": [], "requests": []}
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        tab = chrome.new_page(viewport={"width": 1280, "height": 900})
-        tab.on(
-            "console",
-            lambda message: (
-                seen["errors"].append(message.text)
-                if message.type in ("error", "warning")
-                else None
-            ),
-        )
-        tab.on("pageerror", lambda error: seen["errors"].append(str(error)))
-        tab.on("request", lambda request: seen["requests"].append(request.url))
-        tab.goto((root / "report.html").as_uri())
-        yield tab, seen
-        chrome.close()
+    return tabs(root / "report.html")
 
 
 def cells(tab: Any, selector: str) -> list[str]:
@@ -519,3 +532,28 @@ def test_five_thousand_prompts_open_in_three_seconds(tmp_path: Path) -> None:
     counts = page.build(inputs, tmp_path, {"name": "many"})
     assert (counts["prompts"], counts["prompts_left_out"]) == (5000, 0)
     assert min(bench_page.opened(tmp_path / "report.html", 3)) < 3
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("media", "scheme", "width"),
+    [("screen", "dark", 1280), ("print", "light", 760), ("screen", "light", 400)],
+)
+def test_the_example_is_whole_in_the_dark_on_paper_and_on_a_phone(
+    tabs: Callable[[Path], Opened], media: str, scheme: str, width: int
+) -> None:
+    example = Path(__file__).parents[1] / "docs/example/report.html"
+    tab, seen = tabs(example)
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(media=media, color_scheme=scheme)
+    tab.reload()
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert tab.locator("#leaderboard tbody tr").count() > 1
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 100
+    assert dark == (scheme == "dark")
+    # set down whole: nothing is wider than the window
+    root = "document.documentElement"
+    assert tab.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+    assert seen == {"errors": [], "requests": [example.as_uri()] * 2}
+    tab.close()
