@@ -226,7 +226,8 @@ def sign_flips(
     """
     index, groups = codes(clusters, len(differences))
     columns = differences.T
-    sums = np.stack([np.bincount(index, weights=x, minlength=groups) for x in columns], axis=1)
+    of_each = [np.bincount(index, weights=x, minlength=groups) for x in columns]
+    sums = np.stack(of_each, axis=1).astype(np.float64, copy=False)
     # Ties count as at least as extreme, rounding included.
     observed = abs(sums.sum(axis=0)) * (1 - 1e-12) - 1e-12
     if groups <= 12:
