@@ -1,5 +1,5 @@
 """What does judging in steps hold to, save and cost? One pair of arms, 805 prompts, a look after
-each 5 % of them; the figures are those of docs/evaluation.md.
+each 5 % of them; the figures are those of docs/statistics.md.
 
     nice python benchmarks/bench_sequential.py [--trials 10000] [--seed 0]
 

@@ -1,5 +1,5 @@
 """What do the intervals and tests of eval/stats.py really cover? Simulation; the figures are those
-of docs/evaluation.md.
+of docs/statistics.md.
 
     python benchmarks/bench_stats_coverage.py [--trials 10000] [--seed 0]
 

@@ -5,7 +5,7 @@ MMLU subject) as the unit that was sampled. Where every item is a cluster of its
 clusters. Sources: Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640) for clustered and
 paired errors; Cameron and Miller 2015 for t(G-1); Chernozhukov, Chetverikov and Kato 2013 and
 Hothorn, Bretz and Westfall 2008 for max-|t| intervals. What these intervals really cover was
-simulated: benchmarks/bench_stats_coverage.py and docs/evaluation.md.
+simulated: benchmarks/bench_stats_coverage.py and docs/statistics.md.
 """
 
 from __future__ import annotations

@@ -52,6 +52,17 @@ def test_pairs_of_one_benchmark_hold_at_once(tmp_path: Path) -> None:
     assert (alone["verdict"], one["verdict"]) == ("two is better", "cannot tell")
 
 
+def test_what_has_no_p_value_has_none_among_several_pairs(tmp_path: Path) -> None:
+    values = {"q0": 60.0}
+    for arm, own in (("two/0", values), ("two/1", values)):
+        scores(tmp_path / arm, own, benchmark="arena", metric="arena_score")
+    inputs = {arm: tmp_path / arm for arm in ("two/0", "two/1")}
+    declared = Declared("arena", "one", judged_against={"arena": "one"}, beside=3)
+    compare.run(inputs, tmp_path / "compared", declared, unscored=["one/0", "one/1"])
+    row, _ = duels.shown(f"{duels.DIRECT}/arena/two/one", tmp_path / "compared")
+    assert row is not None and (row["p"], row["p_holm"]) == (None, None)
+
+
 def test_a_benchmarks_duels_know_how_many_they_are(tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 

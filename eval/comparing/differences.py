@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from eval import stats
 from eval.comparing.arms import Arm, Family, Pair, between_seeds
 from eval.comparing.errors import Errors, Part, detectable
@@ -54,7 +56,8 @@ def differences(
     lacking = missing(family, found, baseline=baseline, lower_is_better=lower_is_better, seed=seed)
     tests = tested(found, resamples, seed)
     rows = [_row(family, one) | test for one, test in zip(found, tests, strict=True)]
-    adjusted = [min(1.0, p * family.beside) for p in stats.holm([row["p"] for row in rows])]
+    within = stats.holm([row["p"] for row in rows])
+    adjusted = [float(np.minimum(1.0, p * family.beside)) for p in within]  # nan stays nan
     said = verdicts(found, lower_is_better=lower_is_better, equivalent=equivalent, seed=seed)
     for row, one, p_holm, verdict, lack in zip(rows, found, adjusted, said, lacking, strict=True):
         row |= {"p_holm": p_holm, "verdict": verdict, "scope": _scope(one.pair, family)}

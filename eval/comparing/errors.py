@@ -7,7 +7,7 @@ Student quantile: half width = sqrt(t_items^2 * v_items + t_seeds^2 * v_seeds). 
 variance that came out small by chance it rejects true nulls in up to 13 %. Nothing is taken off the
 variance between seeds either, though a part of it is the prompts' (they count twice, so the
 interval errs towards "cannot tell"). What this holds to, and what it costs, was simulated:
-benchmarks/bench_stats_coverage.py and docs/evaluation.md.
+benchmarks/bench_stats_coverage.py and docs/statistics.md.
 """
 
 from __future__ import annotations

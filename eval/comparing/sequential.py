@@ -11,7 +11,7 @@ norm. At t = N it costs 2.24 standard errors in place of 1.96; a sequence withou
 place. Like the interval that it replaces it rests on the central limit theorem; the small t where
 that fails decide nothing, since c * sqrt(N) / t is large there. The seeds' part is that of
 eval/comparing/errors.py, at every look. What it holds to, saves and costs was simulated:
-benchmarks/bench_sequential.py and docs/evaluation.md.
+benchmarks/bench_sequential.py and docs/statistics.md.
 
 Arms that `compare` is given with `planned` prompts get the same intervals (`Family.planned`).
 """
