@@ -16,22 +16,33 @@ PER_ITEM = "log_perplexity"
 """What an item of it is called here: the negative log-likelihood, in nats."""
 
 
+NO_FILTER = "none"
+
+
 def scalars(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(metric, value) of each metric of a sample that is a number; a filter other than "none" is
     part of the metric's name, as in lm-eval's own tables."""
-    chosen = sample.get("filter", "none")
-    suffix = "" if chosen == "none" else f",{chosen}"
-    named = sample.get("metrics")
-    if named is None:  # an older lm-eval
-        named = [name for name in sample if name not in OWN and not name.endswith("_hash")]
-    for metric in named:
+    found = sample.get("metrics")
+    if found is None:  # an older lm-eval
+        found = [name for name in sample if name not in OWN and not name.endswith("_hash")]
+    for metric in found:
         value = sample.get(metric)
         if not isinstance(value, (bool, int, float)):
             continue
-        if metric == LOG_LIKELIHOOD:
-            yield PER_ITEM + suffix, -_number(value)
-        else:
-            yield metric + suffix, _number(value)
+        negative = metric == LOG_LIKELIHOOD
+        yield _name(sample, metric), -_number(value) if negative else _number(value)
+
+
+def named(sample: Mapping[str, Any]) -> list[str]:
+    """The metrics that a sample says it has, numbers or not, by the names that `scalars` gives
+    them; none of an older lm-eval's."""
+    return [_name(sample, metric) for metric in sample.get("metrics") or ()]
+
+
+def _name(sample: Mapping[str, Any], metric: str) -> str:
+    chosen = sample.get("filter", NO_FILTER)
+    suffix = "" if chosen == NO_FILTER else f",{chosen}"
+    return (PER_ITEM if metric == LOG_LIKELIHOOD else metric) + suffix
 
 
 def _number(value: float) -> float:

@@ -68,7 +68,8 @@ def _alpaca(
     path: Path, model: alpaca.Judged, metric: str, items: list[str], values: stats.Floats
 ) -> Part:
     name, rival = short_name(model.model), short_name(model.baseline)
-    return Part(name, "alpaca", metric, frame(items, values.tolist()), path, True, rival)
+    rows = frame(items, values.tolist())
+    return Part(name, "alpaca", metric, rows, path, True, rival, model.judges)
 
 
 def of_arena(files: Sequence[Path]) -> Judged:
@@ -88,7 +89,8 @@ def of_arena(files: Sequence[Path]) -> Judged:
         items = frame(list(by_question), list(by_question.values()))
         name, rival = short_name(games.model), short_name(games.baseline)
         origin = files[0] if len(files) == 1 else files[0].parent
-        parts.append(Part(name, benchmark, "arena_score", items, origin, True, rival))
+        judges = tuple(filter(None, games.judges))
+        parts.append(Part(name, benchmark, "arena_score", items, origin, True, rival, judges))
     return Judged(parts, notes)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
@@ -21,7 +21,7 @@ import polars as pl
 from core.errors import UserError, json_kind
 from core.files import read_json
 from eval.checkpoint.lm_eval_tasks import SUBJECTS
-from eval.checkpoint.lm_eval_values import direction, scalars
+from eval.checkpoint.lm_eval_values import NO_FILTER, direction, named, scalars
 from eval.files.parts import Part, frame
 from eval.prompt_sets.records import located
 from eval.scoring.stored import short_name
@@ -38,13 +38,32 @@ class Read:
 
 
 @dataclass
-class _Column:
-    """The items of one metric while a file is read."""
+class _Filtered:
+    """The samples of one filter while a file is read: each item with the digests of its document
+    and of its prompt, its metrics that are numbers, and those that lm-eval names for it."""
 
-    items: list[str] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    documents: list[str | None] = field(default_factory=list)
-    prompts: list[str | None] = field(default_factory=list)
+    items: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    values: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def add(self, sample: Mapping[str, Any], where: str) -> None:
+        """One sample. Raises UserError for an item that was there."""
+        item = str(sample["doc_id"])
+        metrics = dict(scalars(sample))
+        for metric in metrics:
+            if item in self.values[metric]:
+                raise UserError(f"{where}: the item {item} has {metric} a second time; keep one.")
+            self.values[metric][item] = metrics[metric]
+        for metric in named(sample):
+            self.named[metric].add(item)
+        self.items.setdefault(item, (sample.get("doc_hash"), sample.get("prompt_hash")))
+
+    def without(self, metric: str) -> list[str]:
+        """The items that have no number for a metric that others have one for. A newer lm-eval says
+        of each sample which metrics it has; of an older one's each sample has all."""
+        held = self.values[metric]
+        meant = self.named.get(metric) or self.items
+        return [item for item in self.items if item in meant and item not in held]
 
 
 def read(files: Sequence[Path], folder: Path) -> Read:
@@ -58,11 +77,58 @@ def read(files: Sequence[Path], folder: Path) -> Read:
         by_date[date].append((task, path))
     for date, own in by_date.items():
         results = folder / f"results_{date}.json"
-        known = read_json(results, "remove it") if date and results.is_file() else {}
+        known = _known(results) if date and results.is_file() else {}
         read_parts = [part for task, path in own for part in _parts(task, path, folder, known)]
+        notes += _without_samples(known, newest, folder) + _incomplete(read_parts, folder)
         notes += _differing(read_parts, known, folder)
         parts += _pooled(read_parts, known)
     return Read(parts, notes)
+
+
+TABLES = ("results", "groups", "higher_is_better")
+"""Of a results file, what is read by task or group: objects of objects."""
+
+
+def _known(results: Path) -> Mapping[str, Any]:
+    """A results_DATE.json. Raises UserError for a table of it that has another form."""
+    known = read_json(results, "remove it")
+    if not isinstance(known, dict):
+        raise UserError(f"{results} is {json_kind(known)}; lm-eval writes an object. Remove it.")
+    for table in (*TABLES, "group_subtasks"):
+        form, inside = (dict, "objects") if table in TABLES else (list, "lists of names")
+        rows = known.get(table) or {}
+        if not isinstance(rows, dict) or not all(isinstance(row, form) for row in rows.values()):
+            raise UserError(
+                f"{results}: `{table}` is no object of {inside} by name, as lm-eval writes it; "
+                "remove the file (the samples are read without it)."
+            )
+    return known
+
+
+def _without_samples(known: Mapping[str, Any], tasks: Collection[str], folder: Path) -> list[str]:
+    """A sentence on the tasks of lm-eval's own table that no samples are here of."""
+    groups = known.get("groups") or {}
+    listed = known.get("results") or {}
+    lost = [task for task in listed if task not in groups and task not in tasks]
+    if not lost:
+        return []
+    return [
+        f"{folder.name}: lm-eval ran {', '.join(lost)} too, whose sample files are not here; they "
+        "are not compared."
+    ]
+
+
+def _incomplete(parts: Sequence[Part], folder: Path) -> list[str]:
+    """A sentence for each metric that some items have no number for."""
+    notes = []
+    for part in parts:
+        values = part.items["value"]
+        if values.null_count():
+            notes.append(
+                f"{folder.name}: {values.null_count()} of {len(values)} items of {part.benchmark} "
+                f"{part.metric} hold no number; they are items without a value."
+            )
+    return notes
 
 
 def _newest(files: Sequence[Path]) -> tuple[dict[str, tuple[str, Path]], int]:
@@ -77,31 +143,25 @@ def _newest(files: Sequence[Path]) -> tuple[dict[str, tuple[str, Path]], int]:
 
 
 def _parts(task: str, path: Path, folder: Path, known: Mapping[str, Any]) -> Iterator[Part]:
-    """Every metric of one task."""
-    columns: dict[str, _Column] = defaultdict(_Column)
-    seen: set[tuple[str, str]] = set()
+    """Every metric of one task. An item without a number where others have one is kept, without a
+    value."""
+    filters: dict[str, _Filtered] = defaultdict(_Filtered)
     for where, sample in located(path):
         if "doc_id" not in sample:
             raise UserError(f"{where}: no doc_id; a sample of lm-eval has one.")
         _check_metrics(sample, where)
-        _check_digests(sample, where)
-        item = str(sample["doc_id"])
-        for metric, value in scalars(sample):
-            if (metric, item) in seen:
-                raise UserError(f"{where}: the item {item} has {metric} a second time; keep one.")
-            seen.add((metric, item))
-            column = columns[metric]
-            column.items.append(item)
-            column.values.append(value)
-            column.documents.append(sample.get("doc_hash"))
-            column.prompts.append(sample.get("prompt_hash"))
+        _check_texts(sample, where)
+        filters[sample.get("filter", NO_FILTER)].add(sample, where)
+    if not filters:
+        raise UserError(f"{path} holds no samples; remove it, or run the task again.")
     name = short_name(str(known.get("model_name") or folder.resolve().name).rstrip("/"))
     said = known.get("higher_is_better") or {}
-    for metric, column in columns.items():
-        rows = frame(
-            column.items, column.values, documents=column.documents, prompts=column.prompts
-        )
-        yield Part(name, task, metric, rows, folder, direction(said, task, metric))
+    for read_samples in filters.values():
+        for metric, values in read_samples.values.items():
+            items = [*values, *read_samples.without(metric)]
+            documents, prompts = zip(*(read_samples.items[item] for item in items), strict=True)
+            rows = frame(items, list(map(values.get, items)), documents=documents, prompts=prompts)
+            yield Part(name, task, metric, rows, folder, direction(said, task, metric))
 
 
 def _check_metrics(sample: Mapping[str, Any], where: str) -> None:
@@ -113,9 +173,10 @@ def _check_metrics(sample: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: `metrics` is no list of names; lm-eval writes them so.")
 
 
-def _check_digests(sample: Mapping[str, Any], where: str) -> None:
-    """Raise UserError where the digests that tell documents and prompts apart are no texts."""
-    for name in ("doc_hash", "prompt_hash"):
+def _check_texts(sample: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where the filter, or the digests that tell documents and prompts apart, are
+    no texts."""
+    for name in ("doc_hash", "prompt_hash", "filter"):
         if not isinstance(sample.get(name), (str, NoneType)):
             raise UserError(f"{where}: `{name}` is {json_kind(sample[name])}; it is a text.")
 
@@ -164,7 +225,8 @@ def _pooled(parts: Sequence[Part], known: Mapping[str, Any]) -> list[Part]:
             of_group = groups[group]
             own = [p for p in left if p.metric == metric and p.benchmark in of_group]
             stated = _stated(known, "groups", group, metric)
-            mean = _mean(own) if {p.benchmark for p in own} == of_group else None
+            whole = bool(own) and {p.benchmark for p in own} == of_group
+            mean = _mean(own) if whole else None
             if stated is None or mean is None or abs(stated - mean) > 1e-6:
                 continue
             by_subject = len(of_group) >= SUBJECTS

@@ -45,6 +45,8 @@ class Part:
     """None where the metric's name has to say."""
     against: str = ""
     """The model that it was judged against, where it is a comparison."""
+    judges: tuple[str, ...] = ()
+    """Who judged it, as far as a file says."""
 
 
 def frame(
@@ -67,14 +69,20 @@ def frame(
     return pl.DataFrame(columns, schema=COLUMNS).with_columns(pl.col("value").fill_nan(None))
 
 
+NO_NAMES = ("", ".", "..")
+"""What no arm is called: nothing, and folders."""
+
+
 def named(argument: str) -> Named:
     """An argument of the form PATH, NAME=PATH or NAME/SEED=PATH. Raises UserError for a path that
     does not exist and a name of another form."""
     name, sign, path = argument.partition("=")
+    if sign and not path:
+        raise UserError(f"{argument}: no path stands behind the sign; write NAME=PATH.")
     if not sign or Path(argument).exists():
         name, path = "", argument
     arm, slash, seed = name.partition("/")
-    if sign and name != "" and (not arm or "/" in seed or bool(slash) != bool(seed)):
+    if sign and name != "" and (arm in NO_NAMES or "/" in seed or bool(slash) != bool(seed)):
         raise UserError(f"{argument}: `{name}` is no name; write NAME=PATH or NAME/SEED=PATH.")
     if not path or not Path(path).exists():  # an empty name is no name of this folder
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import polars as pl
@@ -66,29 +66,41 @@ def read(arguments: Sequence[str], asked: Asked) -> Items:
     twice.
     """
     is_folder(asked.length_control.data)
-    placed: list[_Placed] = []
     notes: list[str] = []
-    unnamed: list[Part] = []
+    read_parts: list[tuple[Named, list[Part]]] = []
     for given in map(named, arguments):
         found = _of_argument(given, asked)
         notes += found.notes
-        if given.arm:
-            placed += _of_one_model(given, found.parts)
-        else:
-            unnamed += found.parts
-    placed += [_Placed(part.model, "", part) for part in _told_apart(unnamed)]
+        read_parts.append((given, found.parts))
+    placed = _placed(read_parts)
     arms = _arms(placed)
     rows = _table(placed)
     _check_twice(rows)
     _check_documents(rows)
+    _check_directions(placed)
     rivals = _rivals(placed)
-    notes += _prompts_differ(rows)
+    notes += _prompts_differ(rows) + _judges_differ(placed)
     if len({*arms, *rivals.values()}) < 2:
         raise UserError(
             f"there is one arm only ({', '.join(arms)}), and nothing to compare it with; give a "
             "second file, or NAME=PATH for each of them."
         )
     return Items(rows.drop("document", "prompt"), arms, rivals, list(dict.fromkeys(notes)))
+
+
+def _placed(read_parts: Sequence[tuple[Named, list[Part]]]) -> list[_Placed]:
+    """The parts of all arguments with their arms, in the order of the arguments: the first one's
+    arm is the first."""
+    unnamed = [part for given, parts in read_parts if not given.arm for part in parts]
+    told_apart = iter(_told_apart(unnamed))
+    placed: list[_Placed] = []
+    for given, parts in read_parts:
+        if given.arm:
+            placed += _of_one_model(given, parts)
+        else:
+            own = islice(told_apart, len(parts))
+            placed += [_Placed(part.model, "", part) for part in own]
+    return placed
 
 
 def _of_argument(given: Named, asked: Asked) -> _Found:
@@ -100,6 +112,8 @@ def _of_argument(given: Named, asked: Asked) -> _Found:
                 kinds["lm-eval"] += lm_eval_samples.samples_of_results(path)
             continue
         kind = kind_of(path)
+        if kind is None and lm_eval_samples.NAME.fullmatch(path.name):
+            kind = "lm-eval"  # which says what is wrong with it
         if kind is not None:
             kinds[kind].append(path)
     if not kinds:
@@ -147,13 +161,19 @@ def _read_kind(kind: Kind, files: list[Path], asked: Asked, found: _Found) -> No
         _check_finite(part)
 
 
+LARGEST = 1e140
+"""Of a value. Squares of larger ones, and sums of them over all items, are no numbers any more."""
+
+
 def _check_finite(part: Part) -> None:
-    """Raise UserError where a value is infinite: there is no mean, and no interval."""
-    infinite = part.items.filter(pl.col("value").is_infinite())
-    if infinite.height:
+    """Raise UserError where a value is infinite, or so large that its square is: there is no mean,
+    and no interval."""
+    beyond = part.items.filter(pl.col("value").abs() > LARGEST)
+    if beyond.height:
+        kind = "infinite" if beyond["value"].is_infinite()[0] else "beyond what can be squared"
         raise UserError(
-            f"{part.origin}: the {part.benchmark} {part.metric} of item {infinite['item'][0]} is "
-            "infinite, and so would be the mean; leave it out, or give null where there is no "
+            f"{part.origin}: the {part.benchmark} {part.metric} of item {beyond['item'][0]} is "
+            f"{kind}, and so would be the mean; leave it out, or give null where there is no "
             "value."
         )
 
@@ -278,6 +298,41 @@ def _prompts_differ(rows: pl.DataFrame) -> list[str]:
         for benchmark, share in shares.iter_rows()
         if share
     ]
+
+
+def _check_directions(placed: Sequence[_Placed]) -> None:
+    """Raise UserError where two files disagree on whether more of a metric is better."""
+    said: dict[tuple[str, str], dict[bool, Path]] = defaultdict(dict)
+    for one in placed:
+        part = one.part
+        if part.higher_is_better is not None:
+            said[part.benchmark, part.metric].setdefault(part.higher_is_better, part.origin)
+    for (benchmark, metric), ways in said.items():
+        if len(ways) > 1:
+            raise UserError(
+                f"{benchmark} {metric}: more is better in {ways[True]} and worse in {ways[False]}; "
+                "the two measure something else, so compare them apart."
+            )
+
+
+def _judges_differ(placed: Sequence[_Placed]) -> list[str]:
+    """A sentence for each benchmark whose arms were not judged by the same judges."""
+    judged: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for one in placed:
+        if one.part.judges:
+            judged[one.part.benchmark][one.arm] |= set(one.part.judges)
+    notes = []
+    for benchmark, arms in judged.items():
+        by_judges: dict[str, list[str]] = defaultdict(list)
+        for arm, judges in arms.items():
+            by_judges[" and ".join(sorted(judges))].append(arm)
+        if len(by_judges) > 1:
+            said = "; ".join(f"{', '.join(own)} by {who}" for who, own in by_judges.items())
+            notes.append(
+                f"{benchmark}: the arms were not judged alike ({said}), so a difference between "
+                "them may be the judges'."
+            )
+    return notes
 
 
 def _rivals(placed: Sequence[_Placed]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from core.files import read_parquet
 from eval.files.parts import Part, frame
 from eval.prompt_sets.records import located
 
+CLUSTER = "cluster"
 BENCHMARK, METRIC = "values", "value"
 """What figures are called of a file that names neither."""
 
@@ -24,6 +26,8 @@ def of_values(path: Path, *, lower_is_better: bool = False) -> Part:
     UserError, naming the row, for anything else."""
     items: dict[str, tuple[float | None, str]] = {}
     for where, row in located(path):
+        if not items:
+            _check_fields(row, where)
         item = _label(row, "item", where)
         if item in items:
             raise UserError(
@@ -38,6 +42,20 @@ def of_values(path: Path, *, lower_is_better: bool = False) -> Part:
     rows = frame(list(items), values, clusters=clusters)
     name = path.name.removesuffix(".gz").rpartition(".")[0]
     return Part(name, BENCHMARK, METRIC, rows, path, not lower_is_better)
+
+
+def _check_fields(row: dict[str, Any], where: str) -> None:
+    """Raise UserError for a field that is nearly `cluster`, where there is none: without clusters
+    the intervals are too narrow."""
+    if CLUSTER in row:
+        return
+    names = {name.lower(): name for name in row}
+    near = difflib.get_close_matches(CLUSTER, names, cutoff=0.75)
+    if near:
+        raise UserError(
+            f"{where}: no `{CLUSTER}`, but `{names[near[0]]}`; rename it if it says which items "
+            "belong together, else leave it out."
+        )
 
 
 def _label(row: dict[str, Any], field: str, where: str) -> str:

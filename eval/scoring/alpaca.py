@@ -40,6 +40,8 @@ class Judged:
     preference: Floats
     length: Floats  # characters of the model's answer; nan where there is none
     baseline_length: Floats
+    judges: tuple[str, ...] = ()
+    """The annotators, as far as the rows name them."""
 
     @property
     def comparable(self) -> npt.NDArray[np.bool_]:
@@ -57,6 +59,7 @@ class Judged:
             self.preference[chosen],
             self.length[chosen],
             self.baseline_length[chosen],
+            self.judges,
         )
 
 
@@ -110,8 +113,10 @@ def _of_model(model: str, rows: Sequence[Row], where: str) -> Judged:
     preference[preference == 0] = 1.5  # how old files write a tie
     preference[~((preference >= 1) & (preference <= 2))] = np.nan
     preference[[not _answered(row) for row in rows]] = np.nan
-    lengths = [_characters(rows, output) for output in ("output_2", "output_1")]
-    return Judged(model, baselines[0], instructions, preference, *lengths)
+    length, baseline_length = (_characters(rows, output) for output in ("output_2", "output_1"))
+    annotators = [row["annotator"] for row in rows if isinstance(row.get("annotator"), str)]
+    judges = tuple(dict.fromkeys(annotators))
+    return Judged(model, baselines[0], instructions, preference, length, baseline_length, judges)
 
 
 def _answered(row: Row) -> bool:

@@ -287,8 +287,9 @@ def items(own: Design) -> Floats:
     features = np.column_stack([np.zeros(n), own.difficulty, np.ones(n)])
     gradient = (slope[:, None] * features).mean(axis=0)
     # A row pulls the coefficients by curve^-1 times its own gradient. A coefficient that the
-    # penalty holds at 0 stays there.
+    # penalty holds at 0 stays there, but for that of the model: a score of 50 would be certain.
     active = w != 0
+    active[2] = True
     pull = np.zeros(3)
     among = np.ix_(active, active)
     pull[active] = np.linalg.solve(curve[among], gradient[active])
