@@ -319,14 +319,19 @@ def manifest_of(folder: Path, key: str, memory: Memory, root: Path) -> dict[str,
             return None  # there is none, or a run was killed before its manifest
         said, wrong = None, seals.GONE
     except UserError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, IsADirectoryError):
+            said, wrong = None, seals.FOLDER
+        elif isinstance(error.__cause__, OSError):
             raise
-        said, wrong = None, "is not valid JSON"
+        else:
+            said, wrong = None, "is not valid JSON"
     if wrong is None:
         return dict(said)
     if _complaint(copy, key) is None and copy:
         hurt(folder / MANIFEST, f"{wrong}; the copy of it in {memory.path} counts")
         if mends():
+            if wrong == seals.FOLDER:
+                set_aside(folder / MANIFEST, root)
             write_atomic(folder / MANIFEST, json.dumps(copy, indent=2))
         return dict(copy)
     damaged(folder, f"{MANIFEST} {wrong}", root)

@@ -27,12 +27,14 @@ from core.store import Store
 from core.tracking import Log, Tracker
 from eval.judging.asking.journal import Journal
 from recipes import schema
+from recipes.exchange import export_data
+from recipes.exchange.export_data import Target
 from recipes.stages import graph
 from recipes.stages.graph import Outcome
 from recipes.stages.session import Session
 from recipes.stages.sets import held
 from recipes.stages.tokens import Contents
-from recipes.upkeep import verified
+from recipes.upkeep import page, verified
 from synth.duplicates import embeddings
 from tests import small_recipe, test_kept_vectors
 from tests import test_judged_recipe as judged
@@ -175,6 +177,13 @@ def swapped(path: Path) -> None:
 
 
 BYTES = (flipped, flipped_late, truncated, emptied, zeroed, swapped)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 JSON = (*BYTES, garbage, wrong_type, other_content)
 KINDS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "results/answers/*/answers.parquet": (*BYTES, deleted),
@@ -393,6 +402,96 @@ def test_a_newer_version_counts_by_its_copy_too(tmp_path: Path) -> None:
     (tmp_path / ".store.json").write_text('{"version": 99}')
     with pytest.raises(UserError, match="install the version that wrote it"):
         Store(tmp_path)
+
+
+# -- what is no file any more, or cannot be read ---------------------------------------------------
+
+
+def test_verify_names_every_file_that_became_a_folder_and_goes_on(copied: Made) -> None:
+    broken = [file_of(copied.store, kind) for kind in KINDS if not kind.startswith("vectors/")]
+    broken = [*dict.fromkeys([*broken, copied.store / "store.json"])]
+    for path in broken:
+        a_folder(path)
+    found = verify(copied.store)
+    named = " ".join(f"{path} {why}" for path, why in found.items())
+    missing = [path for path in broken if path.name not in named and not {*path.parents} & {*found}]
+    assert not missing
+    assert {path for path in found if path.parent == copied.store} == {copied.store / "store.json"}
+    repaired = verified.verify(copied.store, Damage(lambda line: None, moves=True)).damaged
+    assert {*repaired} >= {path for path in found if "columns" not in path.parts}
+
+
+def test_verify_goes_on_behind_what_cannot_be_read_and_leaves_it_there(
+    copied: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = file_of(copied.store, "results/answers/*/answers.parquet")
+    last = file_of(copied.store, "results/score/*/summary.json")
+    flipped(last)
+    digest = seals.file_digest
+
+    def refuse(path: Path) -> str:
+        if path == first:
+            raise PermissionError(13, "Permission denied", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(seals, "file_digest", refuse)
+    for moves in (False, True):
+        found = verified.verify(copied.store, Damage(lambda line: None, moves=moves)).damaged
+        assert {*found} == {first.parent, last.parent}
+        assert str(first) in found[first.parent] and "permission denied" in found[first.parent]
+    assert first.is_file() and not last.exists()
+
+
+# -- what reads a recipe's files -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [flipped, emptied, deleted, a_folder])
+def test_the_report_is_not_named_where_its_page_is_damaged(
+    copied: Made, way: Callable[[Path], None]
+) -> None:
+    recipe = schema.load(copied.judged).recipe
+    path = copied.store / "recipes/small/report.html"
+    assert page.of_recipe(recipe, "small.yaml") == path
+    way(path)
+    with pytest.raises(UserError, match=r"report.html: .*`magpie verify .* --repair` sets it"):
+        page.of_recipe(recipe, "small.yaml")
+
+
+def test_the_report_is_not_named_where_its_comparison_is_damaged_or_gone(copied: Made) -> None:
+    recipe = schema.load(copied.judged).recipe
+    comparison = file_of(copied.store, "results/compare/*/comparison.json")
+    other_content(comparison)
+    with pytest.raises(UserError, match=r"comparison.json was changed after it was made; `magpie"):
+        page.of_recipe(recipe, "small.yaml")
+    shutil.rmtree(comparison.parent)
+    with pytest.raises(UserError, match=r"is not there; make it with `magpie run small.yaml`"):
+        page.of_recipe(recipe, "small.yaml")
+
+
+def test_a_page_that_nobody_sealed_is_compared_with_the_one_that_was_made(copied: Made) -> None:
+    kept.open_again(copied.store, "small")
+    path = copied.store / "recipes/small/report.html"
+    flipped(path)
+    with pytest.raises(UserError, match=r"report.html: was changed after it was made; make it"):
+        page.of_recipe(schema.load(copied.judged).recipe, "small.yaml")
+
+
+@pytest.mark.parametrize("file", ["measure/pool.parquet", "select/good/selection.parquet"])
+@pytest.mark.parametrize("way", [flipped, emptied, deleted])
+def test_nothing_is_exported_of_a_damaged_pool_or_selection(
+    copied: Made, tmp_path: Path, file: str, way: Callable[[Path], None]
+) -> None:
+    way(copied.store / "recipes/pool" / file)
+    with pytest.raises(UserError, match=r"parquet: .*`magpie verify .* --repair` sets it aside"):
+        export_data.main(str(copied.pool), Target(tmp_path / "out.jsonl", "25"), arm="good")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_an_export_does_not_read_may_be_damaged(copied: Made, tmp_path: Path) -> None:
+    for file in ("report.html", "select/random/0/selection.parquet"):
+        (copied.store / "recipes/pool" / file).write_text("other")
+    export_data.main(str(copied.pool), Target(tmp_path / "out.jsonl", "25"), arm="good")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10
 
 
 # -- plans and runs --------------------------------------------------------------------------------

@@ -31,13 +31,15 @@ _WRITTEN = (*COPIED, "refers.json", "report.html", "select", "measure", "tables"
 """The files and folders that only runs write."""
 
 
-def look(root: Path, recipe: str, *, anew: bool = False) -> None:
+def look(root: Path, recipe: str, *, anew: bool = False, only: tuple[str, ...] = ()) -> None:
     """Deal with what is damaged in the folder of a recipe (see core/cells/damage.py); `anew`: read
-    also what is known by size and times."""
+    also what is known by size and times; `only` files and folders of these names, where given."""
     folder, memory = _folder(root, recipe), _memory(root, recipe)
     kept = memory.held.get("seals")
     if not seals.is_seals(kept) or not folder.is_dir():
         return
+    if only:
+        kept = {name: seal for name, seal in kept.items() if _is_below(name, only)}
     for name, why in seals.broken(folder, kept, memory, anew=anew).items():
         copy = (memory.held.get("copies") or {}).get(name)
         if name.startswith(f"{_SPENT}/"):
@@ -51,6 +53,10 @@ def look(root: Path, recipe: str, *, anew: bool = False) -> None:
             for snapshot in _same(folder / name, root / "snapshots"):
                 damaged(snapshot, why, root)
             damaged(folder / name, why, root)
+
+
+def _is_below(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 def _money(path: Path, why: str, copy: str | None, memory: Memory, root: Path) -> None:
@@ -84,7 +90,7 @@ def said(root: Path, recipe: str, name: str) -> Any:
     except FileNotFoundError:
         return None
     except UserError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError) and path.is_file():
             raise
     copy = (_memory(root, recipe).held.get("copies") or {}).get(name)
     hurt(path, "is not valid JSON" + ("; its copy counts" if copy is not None else ""))

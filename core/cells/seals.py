@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeGuard
 
 from core.errors import UserError
@@ -25,12 +26,13 @@ Seals = dict[str, dict[str, Any]]
 """Seals by the name of the file below a folder: {"bytes": its size, "sha256": hex}."""
 
 VERIFIED = "verified"
-"""The folder of a store that remembers which files were read and found whole; it may be removed at
-the cost of reading them once more."""
+"""The folder of a store that remembers which files were read and found whole, and notes what there
+is; it may be removed at the cost of reading them once more, and of not missing what is gone."""
 
 CHANGED = "was changed after it was made"
 GONE = "is gone"
 EMPTIED = "is empty and was not"
+FOLDER = "is no file any more"
 SETTLED = 2.0
 """Seconds after which a file that is read is taken for finished: the clock of a file system may
 not tell a change within them from the one before."""
@@ -139,8 +141,9 @@ def broken(
             continue
         except OSError as error:
             raise unreadable(folder / name, error) from error
-        if stat.st_size != seal["bytes"]:
-            wrong[name] = CHANGED if stat.st_size else EMPTIED
+        at_once = _unlike(stat, seal["bytes"])
+        if at_once is not None:
+            wrong[name] = at_once
         elif anew or not memory.knows(name, str(seal["sha256"]), stat):
             unread[name] = stat
     good: Seals = {}
@@ -153,6 +156,16 @@ def broken(
     if good:
         memory.remember(folder, good)
     return wrong
+
+
+def _unlike(stat: os.stat_result, size: int) -> str | None:
+    """What is wrong with a file of which nothing but the size is looked at; None where nothing
+    is."""
+    if not S_ISREG(stat.st_mode):
+        return FOLDER
+    if stat.st_size == size:
+        return None
+    return CHANGED if stat.st_size else EMPTIED
 
 
 def with_seal(said: Mapping[str, Any]) -> dict[str, Any]:

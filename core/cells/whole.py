@@ -17,6 +17,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from core.cells import seals
@@ -188,6 +189,8 @@ def _wrong(path: Path, memory: Memory | None, column: str, good: seals.Seals) ->
     stat = path.stat()
     ends = _NAMED.search(path.name)
     known: Any = ends.group(1) if ends else memory and memory.digest(path.name)
+    if not S_ISREG(stat.st_mode):
+        return seals.FOLDER
     if not stat.st_size:
         return seals.EMPTIED
     if not _is_parquet(path):
@@ -225,6 +228,8 @@ def read_anew(path: Path, root: Path) -> str | None:
     folder = path.parent
     memory = memory_of(folder, root)
     _seen.pop(path, None)
+    if not path.is_file():
+        return seals.FOLDER
     stat, sha256 = path.stat(), part_digest(path, told(folder))
     ends = _NAMED.search(path.name)
     known: Any = ends.group(1) if ends else memory and memory.digest(path.name)

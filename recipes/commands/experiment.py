@@ -116,10 +116,11 @@ def plan(
 
 @app.command(rich_help_panel=PANEL)
 def report(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the path of the report."""
-    from core.errors import UserError
+    """Print the path of the report.
 
-    path = load(recipe, overrides).recipe.folder / "report.html"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist yet; make it with `magpie run {recipe}`.")
+    Where it, or the comparison that it shows, is not what was written, says so instead.
+    """
+    from recipes.upkeep import page
+
+    path = page.of_recipe(load(recipe, overrides).recipe, recipe)
     print(json.dumps({"report": str(path)}) if as_json else path)

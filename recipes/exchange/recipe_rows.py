@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from core.cells.kept import look
 from core.columns import OK
 from core.errors import UserError, nearest
 from core.files import read_json
@@ -37,6 +38,8 @@ def of_recipe(loaded: Loaded, arm: str | None, seed: int | None) -> Export:
     """
     recipe = loaded.recipe
     config = _arm(recipe, arm)
+    of_arm = (f"select/{arm}",) if arm else ()
+    look(Path(recipe.store), recipe.name, only=("measure", *of_arm))
     if arm is not None and config is not None and config.kind != "pool":
         place = _folder(recipe.folder / "select" / arm, loaded, seed)
         export = other_rows.of_arm(loaded, arm, config, place, of_recipe)

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from core.cells.damage import hurt
+from core.cells.damage import hurt, mends, set_aside
 from core.columns import MESSAGES, OK, Column
 from core.errors import UserError
 from core.files import write_atomic
@@ -101,7 +101,13 @@ class Contents:
 
     def _read(self, path: Path) -> str | None:
         """What a file holds; None where that is no digest, or was changed since."""
-        content, _, check = path.read_text(errors="replace").partition(" ")
+        text = ""
+        try:
+            text = path.read_text(errors="replace")
+        except IsADirectoryError:
+            if mends():
+                set_aside(path, self.root)
+        content, _, check = text.partition(" ")
         # what was kept of before has no check
         if re.fullmatch("[0-9a-f]{64}", content) and check in ("", _check(path.name, content)):
             return content

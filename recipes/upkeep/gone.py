@@ -57,7 +57,7 @@ def check_columns(root: Path) -> None:
     for notes in sorted((root / seals.VERIFIED / "columns").glob("*/*")):
         folder = root / "columns" / notes.relative_to(root / seals.VERIFIED / "columns")
         parts = len([*notes.glob("part-*.parquet")]) if notes.is_dir() else 0
-        if parts and not folder.exists():
+        if parts and not folder.is_dir():
             hurt(folder, f"{seals.GONE} with its {parts} parts; {AGAIN}")
             if mends():
                 remove(notes)
@@ -125,7 +125,7 @@ def _missed(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for path in sorted(kept.glob("*/*.json")):
         folder = root / "results" / path.relative_to(kept).with_suffix("")
         aside = root / ASIDE / folder.relative_to(root)
-        if folder.exists() or any(aside.parent.glob(f"{aside.name}.*")):
+        if folder.is_dir() or any(aside.parent.glob(f"{aside.name}.*")):
             continue
         manifest = Memory(path).held.get("manifest")
         if isinstance(manifest, dict):

@@ -68,7 +68,8 @@ def verify(root: Path, damage: Damage) -> Found:
         gone.check_columns(root)
         gone.check_results(root)
         for folder in sorted((root / "recipes").glob("*")):
-            kept.look(root, folder.name, anew=True)
+            with _going_on(folder):
+                kept.look(root, folder.name, anew=True)
             found.recipes += folder.is_dir()
             found.read(*(path for path in folder.rglob("*") if path.is_file()))
         for folder in sorted((root / "results").glob("*/*")):
@@ -83,10 +84,12 @@ def verify(root: Path, damage: Damage) -> Found:
             alone = partial(_locked, folder)
             _checked(check_vectors, root, folder, found, damage, alone)
         found.read(*(root / "selections").glob("*"))
-        Contents(root).all()  # which tells of what it cannot read
+        with _going_on(root / "selections"):
+            Contents(root).all()  # which tells of what it cannot read
         for pattern in LINES:
             for path in sorted(root.rglob(pattern)):
-                check_lines(path, found)
+                with _going_on(path):
+                    check_lines(path, found)
     found.seconds = time.monotonic() - began
     return found
 
@@ -107,20 +110,33 @@ def _checked(
     """Check a folder; where something is set aside, no run may be writing there meanwhile: `alone`
     holds it. Where one is, what is damaged is named, and stays."""
     seen = Damage(lambda line: None, moves=False)
-    with seen.noted():
+    with seen.noted(), _going_on(folder):
         check(root, folder, found)
     if not seen.found:
         return
     again = Found()
     if not damage.moves:
-        check(root, folder, again)
+        with _going_on(folder):
+            check(root, folder, again)
         return
     try:
-        with alone():
+        with alone(), _going_on(folder):
             check(root, folder, again)
     except UserError as error:
         damage.say(str(error))
         damage.found.update(seen.found)
+
+
+@contextmanager
+def _going_on(path: Path) -> Iterator[None]:
+    """Name what the system does not let us read below a path, and go on behind the block: it stays
+    where it is, for it may be whole."""
+    try:
+        yield
+    except UserError as error:
+        hurt(path, str(error).removeprefix(f"{path} "))
+    except OSError as error:
+        hurt(path, str(seals.unreadable(path, error)).removeprefix(f"{path} "))
 
 
 @contextmanager
