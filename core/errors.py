@@ -44,7 +44,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint to append to a sentence about an unknown name: "; did you mean 'x'?", or the valid
     names when none is close."""
     names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid names are {', '.join(names)}" if names else ""

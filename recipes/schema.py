@@ -343,14 +343,14 @@ def _explain(error: ValidationError, source: Source, data: Block) -> str:
     key = _dotted(loc)
     if problem["type"] == "extra_forbidden":
         what = f"unknown key `{key}`{nearest(str(loc[-1]), _valid_keys(loc[:-1]))}"
+        if loc == ("extends",):
+            what = "`extends` stands in a recipe's file alone, before what it changes"
         if loc[:-1] in (("train",), ("dpo",)):
-            what += f" (what goes to TRL stands in `{loc[0]}.trainer`)"
-    elif same[0]["type"] == "missing":
-        what = f"`{key}` is missing"
-    elif key:
-        what = f"`{key}`: {refusals.said(same)}"
+            near = what.partition("; valid names")[0]
+            what = f"{near} (what goes to TRL stands in `{loc[0]}.trainer`)"
     else:
-        what = refusals.said(same)
+        told = " is missing" if same[0]["type"] == "missing" else f": {refusals.said(same)}"
+        what = f"`{key}`{told}" if key else told.removeprefix(": ")
     return f"{source.at(loc)}: {what}."
 
 

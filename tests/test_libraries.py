@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,39 @@ SOUND: list[tuple[str, str, dict[str, Any]]] = [
     ("lm_eval", "tasks", {"tasks": ["everyday-science", {"group": "mmlu", "num_fewshot": 5}]}),
     ("lm_eval", "tasks", {"tasks": ["open-llm-leaderboard-v1"], "evaluate": {"limit": 0.1}}),
 ]
+POOR = re.compile(
+    r"Value error|Input should|validation error|\[type=|https?://|<function|pydantic|Names\b|\?\.|"
+    r"refused by \w+Config|is no \w+(Type|Names|Strategy)\b"
+)
+"""What only authors of libraries know."""
+WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
+    ({"model_args": {"zzz": 1}}, "model 'hf' takes no 'zzz'"),
+    ({"model_args": {"max_lenght": 1}, "base": None}, "did you mean 'max_length'?"),
+    ({"model_args": {"dtype": "float17"}}, "no number format 'float17'; did you mean 'float16'?"),
+    ({"model_args": {"backend": "zzz"}}, "needs one of default, causal, seq2seq (it is 'zzz')"),
+    ({"backend": "local-completions", "model_args": {"zzz": 1}}, "takes no 'zzz'"),
+    ({"backend": "local-completions", "model_args": {"num_concurrent": "x"}}, "a whole number"),
+    ({"evaluate": {"apply_chat_template": 5}}, "needs true or false or a text (it is 5)"),
+    ({"evaluate": {"gen_kwargs": 5}}, "gen_kwargs: needs a text or a mapping (it is 5)"),
+    ({"evaluate": {"random_seed": "x"}}, "random_seed: needs a whole number (it is 'x')"),
+    ({"evaluate": {"fewshot_as_multiturn": "maybe"}}, "needs true or false (it is 'maybe')"),
+    ({"evaluate": {"samples": 5}}, "samples: needs a mapping (it is 5)"),
+    ({"tasks": [{"task": "boolq", "metric_list": 5}]}, "metric_list: needs a list (it is 5)"),
+    ({"tasks": [{"task": "boolq", "output_type": "zzz"}]}, "needs one of loglikelihood, "),
+    ({"tasks": [{"task": "boolq", "repeats": -1}]}, "needs a whole number of 1 or more"),
+    ({"tasks": [{"task": "boolq", "generation_kwargs": "x"}]}, "needs a mapping (it is 'x')"),
+]
+SOUND_TASKS: list[dict[str, Any]] = [
+    {"model_args": {"dtype": "half", "max_length": 2048, "attn_implementation": "sdpa"}},
+    {"model_args": {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}},
+    {"model_args": {"a_field_of_its_configuration": 1}, "base": None},
+    {"backend": "local-completions", "model_args": {"base_url": "http://x", "timeout": 0.5}},
+    {"backend": "local-completions", "model_args": {"tokenizer_backend": None}},
+    {"evaluate": {"apply_chat_template": "chatml", "random_seed": None, "device": "cuda:0"}},
+    {"evaluate": {"gen_kwargs": {"temperature": 0.5}, "batch_size": "auto:4"}},
+    {"tasks": [{"task": "boolq", "doc_to_target": 0, "output_type": "multiple_choice"}]},
+    {"tasks": [{"task": "boolq", "metric_list": [{"metric": "acc"}], "repeats": 2}]},
+]
 WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("vllm", "engine", {"args": {"max_modle_len": 5}}, "did you mean 'max_model_len'"),
     ("vllm", "engine", {"args": {"max_model_len": -5}}, "max_model_len: needs -1 or more"),
@@ -178,6 +212,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("lm_eval", "tasks", {"tasks": [], "evaluate": {"limitt": 1}}, "did you mean 'limit'"),
     ("lm_eval", "tasks", {"tasks": [], "evaluate": {"batch_size": "x"}}, "or auto"),
     ("lm_eval", "tasks", {"tasks": [], "backend": "hff"}, "did you mean 'hf'"),
+    *(("lm_eval", "tasks", *each) for each in WRONG_TASKS),
 ]
 
 
@@ -187,7 +222,7 @@ def _question(library: str, kind: str, value: dict[str, Any], model: str) -> Que
         config = TrainConfig(base=model, chat_template_path="chatml", trainer=value["trainer"])
         value = {"block": "train", "config": config.model_dump(mode="json")}
     elif library == "lm_eval":
-        value = {"tasks": [], "backend": None, "evaluate": {}, **value}
+        value = {"tasks": [], "backend": None, "evaluate": {}, "base": model, **value}
     else:
         value = {"api": "completions", "model": None, **value}
         value["model"] = model if value["model"] else None
@@ -197,11 +232,13 @@ def _question(library: str, kind: str, value: dict[str, Any], model: str) -> Que
 @pytest.mark.slow
 def test_vllm_trl_and_lm_eval_judge_what_is_theirs(tmp_path: Path) -> None:
     model = str(small_recipe.model(tmp_path / "model"))
-    asked = [*SOUND, *(case[:3] for case in WRONG)]
+    sound = [*SOUND, *(("lm_eval", "tasks", each) for each in SOUND_TASKS)]
+    asked = [*sound, *(case[:3] for case in WRONG)]
     said = libraries.answers([_question(*case, model) for case in asked])
-    assert said[: len(SOUND)] == [ACCEPTED] * len(SOUND)
-    wrong = zip(WRONG, said[len(SOUND) :], strict=True)
+    assert said[: len(sound)] == [ACCEPTED] * len(sound)
+    wrong = [*zip(WRONG, said[len(sound) :], strict=True)]
     assert [(case, told) for case, told in wrong if case[3] not in (told or "")] == []
+    assert [told for told in said if told and POOR.search(told)] == []
 
 
 def test_a_sampling_parameter_on_the_command_line_is_refused_there() -> None:

@@ -4,10 +4,12 @@ tests/data/refused.txt (overrides, a tab, the sentence)."""
 from __future__ import annotations
 
 import copy
+import gzip
 from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 from typer.testing import CliRunner
 
 from core.errors import UserError
@@ -36,6 +38,7 @@ eval:
   alpaca: {}
   tasks: {}
 """
+ZST = zstandard.ZstdCompressor().compress
 LINES = (Path(__file__).parent / "data" / "refused.txt").read_text().splitlines()
 INTERNAL = ("Value error", "Input should", "Config", "pydantic", "?.", "command line:1")
 
@@ -128,6 +131,18 @@ def test_an_override_reaches_into_a_list_and_into_a_preset(recipe: Path) -> None
         ("d.csv", b"\xff\xfea", "arms.good.data", "is no UTF-8 text"),
         ("d.parquet", b"PAR1 and no more", "arms.good.data", "is no Parquet file"),
         ("d.jsonl.gz", b"{}", "arms.good.data", "is no gzip file"),
+        ("d.jsonl.gz", gzip.compress(b"\n{not json\n"), "arms.good.data", "is not valid JSON"),
+        (
+            "d.jsonl.gz",
+            gzip.compress(b'{"a": 1}' * 99)[:20],
+            "arms.good.data",
+            "cannot be unpacked",
+        ),
+        ("d.jsonl.zst", b"\x00\x01\x02\x03{}", "arms.good.data", "is no Zstandard file"),
+        ("d.jsonl.zst", ZST(b"not json\n"), "arms.good.data", "is not valid JSON"),
+        ("d.csv.gz", gzip.compress(b"\n1,2"), "arms.good.data", "first line names no columns"),
+        ("d.json.gz", gzip.compress(b""), "arms.good.data", "is empty"),
+        ("d.arrow", b"\x07\x08\x09 garbage", "arms.good.data", "save it as Parquet"),
         ("p.jsonl", b"{", "eval.prompts", "its first record is not valid JSON"),
         ("b.parquet", b"x", "eval.alpaca.baseline", "is no Parquet file"),
         ("t.jinja", b"{% for x %}", "train.chat_template_path", "is no Jinja template (line 1"),
@@ -147,6 +162,23 @@ def test_a_file_that_a_recipe_names_is_looked_at_first(
     value = f"{{import: {file}}}" if place == "synth.rows.import" else str(file)
     said = refusal(recipe, [f"{place.removesuffix('.import')}={value}"])
     assert said.startswith(f"command line: {place}: {file}") and says in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.jsonl.gz", gzip.compress(b'\xef\xbb\xbf\n{"instruction": "a"}\n')),
+        ("d.jsonl.zst", ZST(b'{"instruction": "a"}\n')),
+        ("d.json.zst", ZST(b'[{"instruction": "a"}]')),
+        ("d.csv.gz", gzip.compress("instruction,réponse\n".encode())),
+        ("d.tsv", b"instruction\tresponse\n"),
+        ("d.jsonl", b'\xef\xbb\xbf{"instruction": "a"}\r\n'),
+    ],
+)
+def test_packed_files_that_are_fine_are_accepted(recipe: Path, name: str, content: bytes) -> None:
+    file = recipe.parent / name
+    file.write_bytes(content)
+    assert refusal(recipe, [f"arms.good.data={file}"]) == ""
 
 
 def test_files_that_are_fine_are_accepted(recipe: Path) -> None:

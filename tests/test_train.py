@@ -58,7 +58,7 @@ def test_an_unknown_lora_key_names_the_nearest_argument() -> None:
 
 
 def test_a_value_that_sftconfig_refuses_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"refused by SFTConfig: .*notascheduler"):
+    with pytest.raises(UserError, match="lr_scheduler_type: there is no 'notascheduler'"):
         arguments.check(config(trainer={"lr_scheduler_type": "notascheduler"}))
 
 
@@ -78,7 +78,7 @@ def test_a_value_that_sftconfig_refuses_is_one_sentence() -> None:
         ({"trainer": {"max_steps": 0}}, "max_steps: needs 1 or more"),
         ({"trainer": {"adam_beta1": 1}}, "adam_beta1: needs a number from 0 to below 1"),
         ({"trainer": {"report_to": 5}}, "report_to: needs a text or a list"),
-        ({"trainer": {"optim": "adamm"}}, "'adamm' is no OptimizerNames; did you mean"),
+        ({"trainer": {"optim": "adamm"}}, "trainer.optim: there is no 'adamm'; did you mean"),
         ({"lora": {"r": 0}}, "lora.r: needs 1 or more"),
         ({"lora": {"r": 4, "lora_dropout": 2}}, "lora.lora_dropout: needs a share from 0 to 1"),
         ({"lora": {"r": 4, "bias": "some"}}, "lora.bias: needs one of none, all, lora_only"),

@@ -4,11 +4,14 @@ before anything is spent; what a whole file holds is judged where it is read."""
 from __future__ import annotations
 
 import difflib
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from core.errors import UserError, first_line, nearest
 from core.files import DEEP, RepeatedKeyError, each_once, read_json
@@ -212,18 +215,60 @@ def data(file: Path) -> None:
         file = inside[0]
     if file.stat().st_size == 0:
         raise UserError(f"{file} is empty.")
+    kinds = {".parquet": _parquet, ".jsonl": _first_line, ".ndjson": _first_line, ".json": _json}
+    kinds |= {".csv": _header, ".tsv": _header, ".arrow": _arrow}
+    kind = file.with_suffix("") if file.suffix in MAGIC else file
+    if file.suffix in MAGIC:
+        _packed(file)
+        if kind.suffix == ".json":
+            return
+    if kind.suffix in kinds:
+        kinds[kind.suffix](file)
+
+
+MAGIC = {".gz": (b"\x1f\x8b", "gzip"), ".zst": (b"\x28\xb5\x2f\xfd", "Zstandard")}
+"""How packed files begin, and what they are called."""
+
+
+def _packed(file: Path) -> None:
+    """Raise UserError for a file that is not packed as its name says, or holds nothing."""
+    magic, name = MAGIC[file.suffix]
     with file.open("rb") as handle:
-        beginning = handle.read(4)
-    if file.suffix == ".parquet":
-        _parquet(file)
-    elif file.suffix == ".jsonl":
-        _first_line(file)
-    elif file.suffix == ".json":
-        _json(file)
-    elif file.suffix in (".csv", ".tsv"):
-        _header(file)
-    elif file.suffix == ".gz" and beginning[:2] != b"\x1f\x8b":
-        raise UserError(f"{file} is no gzip file, whatever its name says.")
+        if not _begins(handle.read(len(magic)), magic, file.suffix):
+            raise UserError(f"{file} is no {name} file, whatever its name says.")
+    if not _inside(file, lambda handle: handle.read(1)):
+        raise UserError(f"{file} is empty.")
+
+
+def _begins(there: bytes, magic: bytes, suffix: str) -> bool:
+    """Whether a packed file begins as it should; a Zstandard one may with a frame to skip."""
+    skipped = suffix == ".zst" and there[1:] == b"\x2a\x4d\x18" and there[0] >> 4 == 5
+    return there == magic or skipped
+
+
+def _inside(file: Path, read: Callable[[IO[bytes]], bytes]) -> bytes:
+    """What `read` reads of a file, unpacked where its name says that it is packed. Raises UserError
+    where it is damaged, or cut off that early."""
+    from synth.published.json_rows import opened
+
+    try:
+        with opened(file) as handle:
+            return read(handle)
+    except FAILURES as error:
+        raise UserError(f"{file} cannot be unpacked ({first_line(error)}).") from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise UserError(f"{file} cannot be unpacked ({first_line(error)}).") from error
+
+
+FAILURES = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What is raised of a damaged gzip file, and of one that is cut off."""
+
+
+def _arrow(file: Path) -> None:
+    """Raise UserError: no reader of data takes one."""
+    raise UserError(f"{file} is an Arrow file, which is not read here; save it as Parquet.")
 
 
 def _parquet(file: Path) -> None:
@@ -254,8 +299,7 @@ def _json(file: Path) -> None:
 def _header(file: Path) -> None:
     """Raise UserError for a table without the names of its columns, and for one that is no text."""
     try:
-        with file.open(encoding="utf-8-sig") as handle:
-            header = handle.readline()
+        header = _inside(file, lambda handle: handle.readline()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no UTF-8 text (byte {error.start}).") from error
     if not header.strip() or "\0" in header:
@@ -265,9 +309,8 @@ def _header(file: Path) -> None:
 def _first_line(file: Path) -> None:
     """Raise UserError where the first line that is not blank is no JSON."""
     try:
-        with file.open(encoding="utf-8-sig") as handle:
-            line = next((line for line in handle if line.strip()), "")
-        if not line:
+        line = _inside(file, _first_said).decode("utf-8-sig")
+        if not line.strip():
             raise UserError(f"{file} holds no record.")
         json.loads(line)
     except RecursionError as error:
@@ -276,3 +319,8 @@ def _first_line(file: Path) -> None:
         raise UserError(f"{file} is no UTF-8 text ({first_line(error)}).") from error
     except ValueError as error:
         raise UserError(f"{file}: its first record is not valid JSON ({error}).") from error
+
+
+def _first_said(handle: IO[bytes]) -> bytes:
+    """The first line that holds more than blanks and the mark of UTF-8."""
+    return next((line for line in handle if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")

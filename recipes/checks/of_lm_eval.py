@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -13,14 +13,20 @@ from typing import Any
 
 from core.errors import UserError, nearest
 from eval.checkpoint.lm_eval_tasks import YAML, expand
+from recipes.checks import annotated, lm_eval_models
 from recipes.checks.answering import serve
+from train.settings.values import shown
 
 NUMBERS: dict[str, tuple[float, str]] = {
     "num_fewshot": (0, "a whole number of 0 or more"),
     "limit": (0, "a number above 0"),
     "max_batch_size": (1, "a whole number of 1 or more"),
     "bootstrap_iters": (0, "a whole number of 0 or more"),
+    "numpy_random_seed": (0, "a whole number of 0 or more"),
+    "repeats": (1, "a whole number of 1 or more"),
 }
+ANYTHING = re.compile(r"doc_to_|process_|custom_")
+"""Beginnings of a task's settings that hold templates, numbers of answers or functions."""
 
 
 def answer(question: Mapping[str, Any]) -> str | None:
@@ -31,6 +37,12 @@ def answer(question: Mapping[str, Any]) -> str | None:
             _task(f"{place}.tasks.{number}", entry)
         _evaluate(f"{place}.evaluate", value["evaluate"])
         _backend(f"{place}.backend", value["backend"])
+        lm_eval_models.check(
+            f"{place}.model_args",
+            value["backend"],
+            value.get("model_args") or {},
+            value.get("base"),
+        )
     except UserError as error:
         return str(error)
     return None
@@ -53,13 +65,17 @@ def _task(place: str, entry: str | Mapping[str, Any]) -> None:
         elif name not in _known():
             raise UserError(f"{place}: lm-eval knows no task '{name}'{_near(name)}.")
     if isinstance(entry, Mapping):
+        from lm_eval.api.instance import OutputType
         from lm_eval.config.task import TaskConfig
 
-        fields = {field.name for field in dataclasses.fields(TaskConfig)} | {"group"}
+        names = {field.name for field in dataclasses.fields(TaskConfig)} | {"group"}
+        asked = annotated.arguments(TaskConfig) | {"output_type": OutputType}
         for key, value in entry.items():
-            if key not in fields:
-                raise UserError(f"{place}: a task has no setting '{key}'{nearest(key, fields)}.")
+            if key not in names:
+                raise UserError(f"{place}: a task has no setting '{key}'{nearest(key, names)}.")
             _number(f"{place}.{key}", key, value)
+            if not ANYTHING.match(key):
+                annotated.check(f"{place}.{key}", value, asked.get(key, Any))
 
 
 def _near(name: str) -> str:
@@ -86,12 +102,14 @@ def _evaluate(place: str, settings: Mapping[str, Any]) -> None:
     """Raise UserError for what simple_evaluate takes no argument of, or no such value."""
     from lm_eval import simple_evaluate
 
-    known = set(inspect.signature(simple_evaluate).parameters)
+    known = annotated.arguments(simple_evaluate)
     for name, value in settings.items():
         if name not in known:
             hint = nearest(name, known)
             raise UserError(f"{place}: lm_eval.simple_evaluate has no argument '{name}'{hint}.")
         _number(f"{place}.{name}", name, value)
+        if name != "batch_size":
+            annotated.check(f"{place}.{name}", value, known[name])
     size = settings.get("batch_size")
     automatic = isinstance(size, str) and size.startswith("auto")
     if size is not None and not automatic and not (_whole(size) and int(size) >= 1):
@@ -109,7 +127,7 @@ def _number(place: str, name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     whole = number and (name == "limit" or float(value).is_integer())
     if not whole or value < low or (name == "limit" and value == 0):
-        raise UserError(f"{place}: needs {needed} (it is {value!r}).")
+        raise UserError(f"{place}: needs {needed} (it is {shown(value)}).")
 
 
 def _backend(place: str, backend: str | None) -> None:

@@ -60,7 +60,7 @@ def _all(recipe: Recipe, resolve: Resolve) -> Iterator[Question]:
     if recipe.eval is not None:
         yield from map(_sampling, filter(_ours, [*of_evaluation(recipe.eval)]))
         if recipe.eval.tasks is not None:
-            yield _tasks(recipe.eval.tasks)
+            yield _tasks(recipe.eval.tasks, _base(recipe, resolve))
     for config in (recipe.train, recipe.dpo):
         if config is not None:
             yield training(config)
@@ -90,12 +90,23 @@ def training(config: TrainConfig | DpoConfig) -> Question:
     return Question("trl", "training", (config.block, "trainer"), value, [contents, bool(gpus())])
 
 
-def _tasks(config: TasksConfig) -> Question:
+def _base(recipe: Recipe, resolve: Resolve) -> str | None:
+    """The folder of what is trained, where it is here: its configuration is every checkpoint's."""
+    base = recipe.train.base if recipe.train is not None else None
+    if base is None or not _is_local(base):
+        return None
+    folder = _folder(base, resolve)
+    return str(folder) if (folder / "config.json").is_file() else None
+
+
+def _tasks(config: TasksConfig, base: str | None) -> Question:
+    """The block of lm-eval; `base` where something is said of how a model is loaded."""
     names = [
         task if isinstance(task, str) else str(task.get("task") or task.get("group"))
         for task in config.tasks
     ]
     value = config.model_dump(mode="json", include={"tasks", "backend", "model_args", "evaluate"})
+    value["base"] = base if config.model_args else None
     contents = [content_of_files(name) for name in names]
     return Question("lm_eval", "tasks", ("eval", "tasks"), value, contents)
 

@@ -199,21 +199,21 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
         try:
             arguments = kind(**{**settings, **neutral, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(
-                f"{config.block}.trainer is refused by {kind.__name__}: {_refusal(error)}"
-            ) from error
+            raise UserError(f"{config.block}.trainer{_refusal(error, settings)}") from error
     _check_engine(config, arguments)
 
 
-def _refusal(error: Exception) -> str:
-    """What the trainer's arguments say, with the nearest of a long list of names in its place."""
+def _refusal(error: Exception, settings: dict[str, Any]) -> str:
+    """What the trainer's arguments say, with the setting that they mean, and the nearest of a long
+    list of names in its place."""
     said = first_line(error)
-    listed = re.match(r"(\S+) is not a valid (\w+), please select one of \[(.*)\]", said)
+    listed = re.match(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", said)
     if listed is None:
-        return said
-    given, kind, names = listed.groups()
+        return f" is refused: {said}"
+    given, names = listed.groups()
+    name = next((f".{key}" for key, value in settings.items() if str(value) == given), "")
     known = re.findall(r"'([^']+)'", names)
-    return f"'{given}' is no {kind}{nearest(given, known)}"
+    return f"{name}: there is no '{given}'{nearest(given, known)}"
 
 
 def _check_engine(config: TrainConfig, arguments: Any) -> None:

@@ -3,13 +3,14 @@ take a text for a number until a training divides by it."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -164,17 +165,21 @@ def check_model_init(at: str, settings: Mapping[str, Any], base: str) -> None:
     attention = settings.get("attn_implementation")
     if attention is not None and not isinstance(attention, str):
         raise UserError(f"{at}.attn_implementation: needs a text (it is {shown(attention)}).")
-    known, whole = _loading_names(base)
+    known, whole = loading_names(base)
     for name in settings:
-        hint = nearest(name, known)
-        near = "did you mean" in hint
-        if name not in known and (whole or near):
-            raise UserError(
-                f"{at}: from_pretrained knows no argument '{name}'{hint if near else ''}."
-            )
+        if name not in known and (whole or misspelt(name, known)):
+            hint = nearest(name, known)
+            hint = hint if "did you mean" in hint else ""
+            raise UserError(f"{at}: from_pretrained knows no argument '{name}'{hint}.")
 
 
-def _loading_names(base: str) -> tuple[set[str], bool]:
+def misspelt(name: str, known: Collection[str]) -> bool:
+    """Whether a name is so nearly a known one that it is that one misspelt, where others may be
+    right too."""
+    return bool(difflib.get_close_matches(name, known, n=1, cutoff=0.85))
+
+
+def loading_names(base: str) -> tuple[set[str], bool]:
     """(names that from_pretrained takes for a base, whether these are all)."""
     from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
