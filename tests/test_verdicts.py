@@ -189,19 +189,23 @@ def test_where_a_control_failed_the_answer_begins_with_that(
     told = sentence(controls=[shown], differences=won)
     assert told.startswith(f"Not to be believed ({why}): x won on alpaca (win_rate)")
     line = controls.line(comparison(controls=[shown]))
-    assert line["against"] and line["text"].startswith("Controls failed: ")
+    assert line["against"] and line["text"].startswith(f"Controls failed: {why}")
     other = shown | {"metric": "another"}
     assert sentence(controls=[other], differences=won).startswith("x won on ")
     assert controls.line(comparison(controls=[other])) == {}
 
 
 def test_controls_that_came_out_as_they_must_cast_no_doubt() -> None:
-    good = shuffled(0.3, verdict="random is better", smallest_detected=0.3)
+    good = shuffled(0.1, 0.3, verdict="random is better", smallest_detected=0.3)
     good["negative"] = [AGAIN | {"ties": True}]
     assert sentence(controls=[good]).startswith("x won on ")
     line = controls.line(comparison(controls=[good]))
-    assert not line["against"] and "30% wrong answers are detected" in line["text"]
-    assert "\n" not in line["text"] and controls.line(comparison()) == {}
+    assert line == {
+        "text": "Controls: again, a second random sample, ties with random; wrong answers are "
+        "detected from 30% on (10% are not).",
+        "against": False,
+    }
+    assert controls.line(comparison()) == {}
 
 
 @pytest.mark.parametrize(
@@ -233,9 +237,9 @@ def test_the_evidence_says_what_would_settle_it_what_is_missing_and_what_arms_sh
         "(Jaccard)."
     )
     shared = {"overlap": 0.0, "overlap_instructions": 1.0}
-    told = outcome.headline(comparison(differences=[pair("x", "random", "cannot tell") | shared]))
+    [told] = outcome.lines(comparison(differences=[pair("x", "random", "cannot tell") | shared]))
     said = "The two have 0 % of their rows and 100 % of their instructions in common (Jaccard)."
-    assert told["lines"][0].endswith(said)
+    assert told.endswith(said)
 
 
 def test_components_are_shown_as_deviations_and_what_was_not_measured_as_none() -> None:

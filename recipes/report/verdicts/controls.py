@@ -61,13 +61,9 @@ def line(comparison: Mapping[str, Any]) -> Record:
     """What the controls of the figure that decides show, as one line (`text`), and whether it
     speaks `against` the experiment; {} where none was scored."""
     for shown in _deciding(comparison):
-        told = lines(shown)
-        text = " ".join(each["text"] for each in told)
-        against = any(each["against"] for each in told)
-        return {
-            "text": f"{'Controls failed' if against else 'Controls'}: {text}",
-            "against": against,
-        }
+        failed = list(_reasons(shown))
+        text = "; ".join([*failed, *_held(shown)])
+        return {"text": f"Controls{' failed' if failed else ''}: {text}.", "against": bool(failed)}
     return {}
 
 
@@ -91,6 +87,18 @@ def _reasons(shown: Shown) -> Iterator[str]:
     for row in shown.get("negative", []):
         if not row["ties"]:
             yield f"{row['arm']}, a second random sample, is no tie with {row['of']}"
+
+
+def _held(shown: Shown) -> Iterator[str]:
+    """What came out as it must."""
+    for row in shown.get("negative", []):
+        if row["ties"]:
+            yield f"{row['arm']}, a second random sample, ties with {row['of']}"
+    smallest = shown.get("smallest_detected")
+    if smallest is not None:
+        missed = [f"{row['share']:.0%}" for row in shown["shuffled"] if row["share"] < smallest]
+        unseen = f" ({' and '.join(missed)} are not)" if missed else ""
+        yield f"wrong answers are detected from {smallest:.0%} on{unseen}"
 
 
 def _rows(shown: Shown, colours: Colours) -> Iterator[Interval]:
