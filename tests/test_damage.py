@@ -35,6 +35,7 @@ from recipes.stages.session import Session
 from recipes.stages.sets import held
 from recipes.stages.tokens import Contents
 from recipes.upkeep import page, verified
+from recipes.verbs import why
 from synth.duplicates import embeddings
 from tests import small_recipe, test_kept_vectors
 from tests import test_judged_recipe as judged
@@ -338,7 +339,7 @@ def test_verify_names_a_column_that_is_gone(made: Made) -> None:
         found = verify(made.store)
         assert "quality" in reasons(made.pool)["measure"]
     assert list(found) == [folder]
-    assert found[folder].startswith("is gone with its 1 parts; a run that needs it"), found
+    assert found[folder].startswith("is gone with its 1 part; a run that needs it"), found
 
 
 def test_a_repair_notes_what_is_gone_and_puts_right_what_has_a_copy(copied: Made) -> None:
@@ -485,6 +486,15 @@ def test_nothing_is_exported_of_a_damaged_pool_or_selection(
     with pytest.raises(UserError, match=r"parquet: .*`magpie verify .* --repair` sets it aside"):
         export_data.main(str(copied.pool), Target(tmp_path / "out.jsonl", "25"), arm="good")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("way", [flipped, emptied])
+def test_why_believes_no_damaged_pool(copied: Made, way: Callable[[Path], None]) -> None:
+    loaded = schema.load(copied.pool)
+    assert any("rows: " in line for line in why.explain(loaded, "good"))
+    way(copied.store / "recipes/pool/measure/pool.parquet")
+    with pytest.raises(UserError, match=r"parquet: .*`magpie verify .* --repair` sets it aside"):
+        list(why.explain(loaded, "good"))
 
 
 def test_what_an_export_does_not_read_may_be_damaged(copied: Made, tmp_path: Path) -> None:

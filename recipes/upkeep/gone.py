@@ -58,7 +58,7 @@ def check_columns(root: Path) -> None:
         folder = root / "columns" / notes.relative_to(root / seals.VERIFIED / "columns")
         parts = len([*notes.glob("part-*.parquet")]) if notes.is_dir() else 0
         if parts and not folder.is_dir():
-            hurt(folder, f"{seals.GONE} with its {parts} parts; {AGAIN}")
+            hurt(folder, f"{seals.GONE} with its {parts} part{'s' * (parts > 1)}; {AGAIN}")
             if mends():
                 remove(notes)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from core.cells.kept import look
 from core.columns import FAILED
 from core.errors import UserError, nearest
 from core.files import read_json
@@ -31,8 +32,10 @@ Results = Mapping[str, Result]
 
 def explain(loaded: Loaded, what: str) -> Iterator[str]:
     """Lines that lead from `what` back to where it came from. Raises UserError when nothing is
-    called that."""
-    recipe, results = loaded.recipe, graph.plan(loaded).results
+    called that, and where the files that it reads are damaged."""
+    recipe = loaded.recipe
+    look(Path(recipe.store), recipe.name, only=("measure", "select"))
+    results = graph.plan(loaded).results
     arm, _, rest = what.partition("/")
     if arm not in with_random(recipe):
         yield from _row(loaded, what)
