@@ -14,6 +14,7 @@ from eval.comparing.differences import differences
 from eval.comparing.estimates import CANNOT_TELL, estimates
 from eval.comparing.missing import limits, missing
 from eval.comparing.shown import scales
+from eval.comparing.shown.notes import without_bounds
 
 NAN = math.nan
 
@@ -130,3 +131,32 @@ def test_the_range_of_a_metric_is_known_or_there_is_none(
     metric: str, values: list[float], expected: tuple[float, float] | None
 ) -> None:
     assert limits(Family("bench", metric, [arm("a", [values])])) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("length_controlled_winrate", "win_rate's bounds stand among the exploratory figures"),
+        ("arena_score", "one fit over all games"),
+        ("loss", "a value can be of any size"),
+    ],
+)
+def test_a_figure_that_decides_without_bounds_is_named(metric: str, says: str) -> None:
+    names = {"benchmark": "bench", "metric": metric}
+    scores = [
+        names | {"arm": arm, "unjudged": holes, "primary": True}
+        for arm, holes in (("a", 3), ("b", 0))
+    ]
+    lacking = {"scores": scores, "differences": [names | {"a": "a", "b": "b", "missing": None}]}
+    (said,) = without_bounds(lacking)
+    assert said.startswith(f"bench {metric}, which decides, has no bounds for its 3 missing values")
+    assert says in said
+    bounded = [names | {"a": "a", "b": "b", "missing": {"cells": 3}}]
+    assert without_bounds(lacking | {"differences": bounded}) == []
+    whole = [score | {"unjudged": 0} for score in scores]
+    assert without_bounds(lacking | {"scores": whole}) == without_bounds({}) == []
+
+
+def test_a_length_controlled_win_rate_and_an_arena_score_have_no_range() -> None:
+    for metric in ("length_controlled_winrate", "arena_score"):
+        assert limits(Family("bench", metric, [arm("a", [[-3.0, 104.0]])])) is None

@@ -12,6 +12,7 @@ from typing import Any
 from core.errors import UserError, nearest
 from core.files import read_json, write_atomic
 from eval.comparing.metrics import Declared
+from eval.comparing.shown.notes import without_bounds
 from eval.files.reading import Asked, Items, read
 
 COMPARISON = "comparison.json"
@@ -79,7 +80,7 @@ def compared(items: Items, out: Path, wanted: Wanted) -> dict[str, Any]:
     comparison: dict[str, Any] = read_json(out / COMPARISON)
     _, *notes = comparison["notes"]
     comparison["notes"] = [_of_primary(comparison, wanted.primary), *_gain(comparison), *notes]
-    comparison["notes"] += items.notes
+    comparison["notes"] += [*without_bounds(comparison), *items.notes]
     write_atomic(
         out / COMPARISON, json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
     )

@@ -11,6 +11,7 @@ from typing import Any
 from core.files import read_json
 from core.sending.purse import Ledger
 from core.store import Result
+from eval.comparing.shown.notes import without_bounds
 from recipes.report.drawing.marks import number
 from recipes.report.sections import costs
 from recipes.report.sections.judges import judge_lines
@@ -56,7 +57,7 @@ def notes(
     doubted = words.doubts(comparison)
     primary = [one for one in comparison.get("controls", []) if one["primary"]]
     found = [said for one in primary for said in one["sentences"] if said not in doubted]
-    found += comparison.get("notes", [])
+    found += [*comparison.get("notes", []), *without_bounds(comparison)]
     cost = recipe.folder / "measure" / "cost.json"
     if cost.is_file():
         found.append(_synthesis(read_json(cost)))

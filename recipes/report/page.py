@@ -26,6 +26,7 @@ from markupsafe import Markup
 from core.files import write_atomic
 from core.store import Counts, canonical
 from eval.comparing.shown import scales
+from eval.comparing.shown.notes import without_bounds
 from eval.judging.people import labelled
 from recipes.report import beside, sources, tables
 from recipes.report.drawing import figures, marks
@@ -53,7 +54,7 @@ from recipes.report.verdicts import (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 6
+VERSION = 7
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -88,7 +89,7 @@ def build(
         "date": _date(provenance),
         "recipe": _yaml(json.loads(canonical(dict(recipe))), 120),
         "arms": [{"name": arm, "css": css} for arm, css in colours.items()],
-        "notes": [*comparison.get("notes", []), *notes],
+        "notes": _notes(comparison, notes),
         **_compared(inputs, comparison, colours),
         **_judged(inputs, recipe, people or {}),
         **_chosen(inputs, recipe, colours),
@@ -150,6 +151,12 @@ def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
         "controls": controls.controls(comparison, colours),
         "control_arms": controls.arms(comparison),
     }
+
+
+def _notes(comparison: Record, further: Sequence[str]) -> list[str]:
+    """What stands below the answer, each sentence once."""
+    own = [*comparison.get("notes", []), *without_bounds(comparison)]
+    return list(dict.fromkeys([*own, *further]))
 
 
 def _inside(comparison: Record) -> Record:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 from eval.comparing.arms import Family, shared_items
 from eval.comparing.differences import Row
 from eval.comparing.estimates import IS_BETTER
+
+UNBOUNDED = {
+    "length_controlled_winrate": "they come from one fit over all items; win_rate's bounds stand "
+    "among the exploratory figures",
+    "length_controlled_minimal": "they come from one fit over all items; win_rate's bounds stand "
+    "among the exploratory figures",
+    "arena_score": "a prompt's value is what it adds to one fit over all games",
+}
+"""Why the missing values of a metric have no bounds (eval/comparing/missing.py)."""
 
 
 def of_primary(deciding: tuple[str, str], *, beforehand: bool) -> str:
@@ -65,6 +75,29 @@ def notes(
     for compared in families:
         said += _few_items(compared)
     return said + _open(differences) + _turned_by_missing(differences)
+
+
+def without_bounds(comparison: Mapping[str, Any]) -> list[str]:
+    """That the figure which decides lacks values, and that nobody knows how far these could change
+    it. Of a comparison as comparison.json has it."""
+    scores = [s for s in comparison.get("scores", []) if s.get("primary")]
+    names = [(s["benchmark"], s["metric"]) for s in scores]
+    lacking = {s["arm"]: s["unjudged"] for s in scores if s.get("unjudged")}
+    pairs = [
+        d
+        for d in comparison.get("differences", [])
+        if (d["benchmark"], d["metric"]) in names
+        and not lacking.keys().isdisjoint((d["a"], d["b"]))
+    ]
+    if not pairs or any(d.get("missing") for d in pairs):
+        return []
+    benchmark, metric = names[0]
+    cells = sum(lacking.values())
+    why = UNBOUNDED.get(metric, "a value can be of any size")
+    return [
+        f"{benchmark} {metric}, which decides, has no bounds for its {cells} missing values "
+        f"({why}): its verdicts speak of the items that have values."
+    ]
 
 
 def _few_items(family: Family) -> list[str]:
