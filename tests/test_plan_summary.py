@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from recipes.verbs.planning.grouped import groups
 from recipes.verbs.planning.trainings import Hardware, trainings
 
 EIGHT_B = "llama3-8b-magpie-pro-300k"
+
+
+FOUR = ["eval.answers.answers_per_prompt=4", "eval.answers.sampling.temperature=0.7"]
+JUDGES = "['preset:gpt-5.4', 'preset:qwen3-32b']"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,9 @@ def test_an_earlier_comparison_says_how_much_the_metric_varies(tmp_path: Path) -
     # of one run 20 on each prompt, of three runs and two arms:
     assert found["prompt_sd"] == pytest.approx(20 * (2 / 3) ** 0.5, rel=0.1)
     assert 1.5 < found["seed_sd"] < 5
-    assert found["rests_on"] == "an earlier comparison, KEY"
+    assert found["rests_on"] == (
+        "an earlier comparison, KEY (its win_rate, in place of length_controlled_winrate)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,13 @@ def test_an_earlier_comparison_says_how_much_the_metric_varies(tmp_path: Path) -
         (["eval.alpaca.baseline=instruct"], Design(2, 805, 3, "finished", judged=True)),
         (["eval.alpaca.baseline=random"], Design(2, 805, 3, "trained", judged=True)),
         (["arms.instruct=null", "train.seeds=[4]"], Design(2, 805, 1, "none")),
+        (FOUR, Design(2, 805, 3, "finished", answers=4)),
+        ([f"eval.alpaca.judges={JUDGES}"], Design(2, 805, 3, "finished", judges=2)),
+        (
+            [f"eval.alpaca.judges={JUDGES}", "eval.alpaca.judges_share=true"],
+            Design(2, 805, 3, "finished"),
+        ),
+        (["eval.judging=sequential"], Design(2, 805, 3, "finished", sequential=True)),
     ],
     ids=str,
 )
@@ -136,7 +150,7 @@ def test_a_recipe_is_the_design_that_it_says(changes: list[str], expected: Desig
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["eval.primary=tasks"], "how many items it has is not known yet"),
+        (["eval.primary=tasks"], "no earlier comparison in the store has lm-eval's ifeval: run a"),
         (["eval.primary=arena"], "state `expected.prompt_sd`, or run a pilot"),
     ],
 )
@@ -144,6 +158,102 @@ def test_what_is_not_known_is_said(tmp_path: Path, changes: list[str], says: str
     recipe = load(EIGHT_B, [*changes, f"store={tmp_path}"]).recipe
     found = of_recipe(recipe, Arms.of(recipe), None if "tasks" in changes[0] else 500)
     assert found["difference"] is None and says in found["rests_on"]
+
+
+def earlier(store: Path, *rows: dict[str, Any]) -> None:
+    """Put a comparison into a store that knows these components."""
+    none = dict.fromkeys(("seeds", "rest", "answers", "judges"))
+    told = [{"benchmark": "alpaca", "clusters": 805, **none, **row} for row in rows]
+    folder = store / "results/compare/BEFORE"
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps({"components": told}))
+
+
+def found(store: Path, *changes: str, prompts: int | None = 805) -> dict[str, Any]:
+    """What a plan of the 8B recipe says over this store."""
+    recipe = load(EIGHT_B, [f"store={store}", *changes]).recipe
+    return of_recipe(recipe, Arms.of(recipe), prompts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt_sd"),
+    [
+        ([], 20),  # AlpacaEval's prompts and baseline
+        (["eval.alpaca.baseline=random"], 30),
+        (["eval.prompts=magpie-48"], 30),
+        (["eval.judging=sequential"], 30),
+        (["eval.primary=alpaca/length_controlled_minimal"], 10),
+    ],
+)
+def test_the_metric_that_will_decide_is_what_is_planned_for(
+    tmp_path: Path, changes: list[str], prompt_sd: float
+) -> None:
+    sds = {
+        "win_rate": 30,
+        "length_controlled_minimal": 10,
+        "length_controlled_winrate": 20,
+    }
+    earlier(tmp_path, *({"metric": name, "prompts": sd**2} for name, sd in sds.items()))
+    assert found(tmp_path, *changes)["prompt_sd"] == pytest.approx(prompt_sd)
+
+
+def test_answers_that_were_measured_make_a_difference_and_others_are_said_not_to(
+    tmp_path: Path,
+) -> None:
+    stated = found(tmp_path, "expected.prompt_sd=20", *FOUR)
+    assert stated["difference"] == found(tmp_path, "expected.prompt_sd=20")["difference"]
+    assert "what 4 answers a prompt save is not known" in stated["rests_on"]
+    measured = {"prompts": 100.0, "answers": 900.0, "rest": 0.0}
+    earlier(tmp_path, {"metric": "length_controlled_winrate", **measured})
+    four, one = found(tmp_path, *FOUR), found(tmp_path)
+    assert "not known" not in four["rests_on"]
+    # of two arms and three seeds: 100 + 2 * 900 / 3, and 100 + 2 * 225 / 3
+    assert one["difference"] / four["difference"] == pytest.approx((700 / 250) ** 0.5, rel=0.02)
+
+
+def test_judging_in_steps_finds_less_and_says_so(tmp_path: Path) -> None:
+    whole = found(tmp_path, "expected.prompt_sd=20")
+    steps = found(tmp_path, "expected.prompt_sd=20", "eval.judging=sequential")
+    assert 1.07 < steps["difference"] / whole["difference"] < 1.16
+    (line,) = planning._of_detectable(steps)
+    assert "judged to the end, in steps, whose intervals are wider" in line
+
+
+def test_lm_eval_has_the_clusters_and_the_variance_of_an_earlier_comparison(
+    tmp_path: Path,
+) -> None:
+    tasks = {"benchmark": "tasks", "prompts": 0.25, "clusters": 541}
+    other = {**tasks, "metric": "ifeval_other acc,none", "prompts": 9.0}
+    earlier(tmp_path, other, {**tasks, "metric": "ifeval prompt_level_strict_acc,none"})
+    told = found(tmp_path, "eval.primary=tasks", prompts=None)
+    assert (told["prompts"], told["prompt_sd"]) == (541, 0.5)
+    assert told["difference"] == pytest.approx(3.2 * 0.5 / 541**0.5, rel=0.05)
+    gsm = found(tmp_path, "eval.primary=tasks/gsm8k exact_match,strict-match", prompts=None)
+    assert "no earlier comparison in the store has lm-eval's gsm8k" in gsm["rests_on"]
+
+
+def test_a_comparison_of_before_that_says_no_clusters_plans_no_lm_eval(tmp_path: Path) -> None:
+    row = {"benchmark": "tasks", "prompts": 0.25, "clusters": None}
+    earlier(tmp_path, {**row, "metric": "ifeval prompt_level_strict_acc,none"})
+    told = found(tmp_path, "eval.primary=tasks", prompts=None)
+    assert told["difference"] is None and "how many clusters ifeval has" in told["rests_on"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llama3-8b-magpie-pro-300k-lora", "by eval.lora=served"),
+        (EIGHT_B, ""),
+    ],
+)
+def test_a_plan_proposes_one_server_for_all_adapters(name: str, said: str) -> None:
+    recipe = load(name).recipe
+    served = planning._served(recipe, Arms.of(recipe))
+    assert (served is not None) == bool(said)
+    if served is not None:
+        line = planning._of_served(served)
+        assert line.startswith("each of 6 trainings is answered by a server of its own: ")
+        assert said in line
 
 
 def test_a_kind_of_stages_is_one_line_with_the_reason_of_its_own() -> None:

@@ -168,7 +168,9 @@ def test_a_plan_says_that_one_server_answers_for_all(
     (line,) = [line for line in planning.lines(told, Hardware()) if "eval.lora" in line]
     assert line.startswith(f"one server of {folder / 'base'} answers for 4 trainings by their ad")
     merged = recipe(folder, server.url, eval__lora="merged")
-    assert planning.summary(merged.recipe, outcome, [])["served"] is None
+    assert planning.summary(merged.recipe, outcome, [])["served"]["proposed"]
+    odd = recipe(folder, server.url, eval__lora="merged", train__lora={**LORA, "use_dora": True})
+    assert planning.summary(odd.recipe, outcome, [])["served"] is None, "vLLM would refuse it"
     apart = recipe(folder, server.url, eval__heldout={"server": {"urls": [server.url]}})
     told = planning.summary(apart.recipe, outcome, [])
     assert "2 servers of" in "".join(planning.lines(told, Hardware()))

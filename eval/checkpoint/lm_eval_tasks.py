@@ -220,6 +220,12 @@ def _names(wanted: Sequence[str | Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def first_name(wanted: Sequence[str | Mapping[str, Any]]) -> str:
+    """What the metrics of the first of these tasks begin with: its name, of a file's the file's."""
+    name = _names(expand(wanted))[0]
+    return Path(name).stem if name.endswith(YAML) else name
+
+
 def requested(
     expanded: Sequence[str | Mapping[str, Any]], folder: Path
 ) -> list[str | dict[str, Any]]:

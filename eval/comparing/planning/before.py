@@ -12,6 +12,7 @@ import numpy as np
 
 from eval import stats
 from eval.comparing.errors import Errors, Part, detectable, power
+from eval.comparing.estimates import LOOKED_AT
 from eval.comparing.planning.components import Components
 
 
@@ -33,6 +34,8 @@ class Design:
     """A prompt."""
     judges: int = 1
     """An answer."""
+    sequential: bool = False
+    """Whether judging may stop on the way, which costs wider intervals at its end."""
     beside: int = 0
     """Arms of as many seeds that are not among these differences (controls): they only help to know
     how much seeds vary."""
@@ -88,7 +91,8 @@ def detectable_before(design: Design, known: Components) -> Planned:
     paired = design.judged and design.baseline == "trained"
     df = np.array([_seeds_df(design, base in pair) for pair in found])
     spread = contrast @ np.diag(items) @ contrast.T
-    of_items = stats.simultaneous(spread, np.full(len(found), design.prompts - 1.0))
+    level = LOOKED_AT if design.sequential else 0.95
+    of_items = stats.simultaneous(spread, np.full(len(found), design.prompts - 1.0), level=level)
     # a judged arm's score holds the trained baseline's luck
     shares = np.where(np.arange(names) == base, runs[0] if paired else runs, runs)
     of_seeds = stats.simultaneous(contrast @ np.diag(shares) @ contrast.T, df)
@@ -103,7 +107,7 @@ def detectable_before(design: Design, known: Components) -> Planned:
         if left:
             errors = Errors(errors.items, Part(left, float(df[row])))
             true += left - _twice(design, known, with_base)
-        single = stats.t_critical(errors.items.df), stats.t_critical(errors.seeds.df)
+        single = stats.t_critical(errors.items.df, level), stats.t_critical(errors.seeds.df)
         wide = float(np.fmax(of_items[row], single[0])), float(np.fmax(of_seeds[row], single[1]))
         kinds.setdefault(with_base, Kind(errors, wide, math.sqrt(true)))
     return Planned(kinds.get(False), kinds.get(True))

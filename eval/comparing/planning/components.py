@@ -83,9 +83,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def shown(family: Family, made: Sequence[Estimate]) -> dict[str, Any]:
-    """The components of a metric as comparison.json has them."""
+    """The components of a metric as comparison.json has them, and of how many prompts (clusters)
+    they are known."""
     names = {"benchmark": family.benchmark, "metric": family.metric, "primary": family.primary}
-    return names | asdict(components(family, made))
+    clusters = max((len(one.pair.part.sums) for one in made), default=0)
+    return {**names, "clusters": clusters, **asdict(components(family, made))}
 
 
 def of_prompts(pair: Pair, known: Components) -> float:

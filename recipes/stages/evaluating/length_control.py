@@ -34,15 +34,8 @@ def reference(session: Session, config: EvalConfig, arms: Arms, prompts: Result 
     protocol = config.protocol("alpaca")
     if protocol.kind != "alpaca" or config.alpaca is None:
         return {}
-    arm = rival(config, arms, "alpaca")
-    if arm is not None:
-        return _none(session, f"its baseline is the arm {arm}, not gpt4_1106_preview")
-    if protocol.data is None and str(protocol.prompts) != "alpaca_eval":
-        return _none(
-            session,
-            f"its prompts are {protocol.prompts}; should they be AlpacaEval's, say by "
-            "`eval.alpaca.data` where its tables are",
-        )
+    if why := unfit(config, arms):
+        return _none(session, why)
     found = _tables(session, protocol.data)
     if found is None:
         return _none(
@@ -53,6 +46,22 @@ def reference(session: Session, config: EvalConfig, arms: Arms, prompts: Result 
     made = session.result(_stage(session, found, prompts))
     why = made.manifest["counts"]["why"] if made is not None else ""
     return _none(session, why) if why else {"alpaca-data": made}
+
+
+def unfit(config: EvalConfig, arms: Arms) -> str:
+    """Why a recipe's prompts or baseline are not AlpacaEval's own, as far as it says so itself; ""
+    where they may be."""
+    protocol = config.protocol("alpaca")
+    arm = rival(config, arms, "alpaca")
+    if arm is not None:
+        return f"its baseline is the arm {arm}, not gpt4_1106_preview"
+    data = protocol.data if protocol.kind == "alpaca" else None
+    if data is None and str(protocol.prompts) != "alpaca_eval":
+        return (
+            f"its prompts are {protocol.prompts}; should they be AlpacaEval's, say by "
+            "`eval.alpaca.data` where its tables are"
+        )
+    return ""
 
 
 def _none(session: Session, why: str) -> Results:

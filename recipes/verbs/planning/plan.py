@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recipes.schema import Loaded, Recipe
     from recipes.stages.graph import Outcome
     from recipes.verbs.planning.trainings import Hardware
+    from train.config import TrainConfig
 
 BEFORE = ("instructions", "measure")
 """Stages whose reasons say what is missing of the synthesis."""
@@ -96,15 +97,28 @@ def summary(recipe: Recipe, outcome: Outcome, trained: list[dict[str, Any]]) -> 
 
 
 def _served(recipe: Recipe, arms: Arms) -> dict[str, Any] | None:
-    """Of which base servers answer for trainings by their adapters, how many servers (one for each
-    distinct block), and for whom; None where each checkpoint has a server of its own."""
+    """Of which base servers answer for trainings by their adapters, or could (`proposed`), how many
+    servers (one for each distinct block), and for whom; None where each checkpoint has to have a
+    server of its own."""
     config = recipe.eval
-    if config is None or recipe.train is None or config.lora == "merged":
+    if config is None or recipe.train is None or recipe.train.lora is None:
         return None
     tuned = [name for name, arm in arms.configs.items() if arm.model is None and arm.dpo is None]
     runs = [f"{name}/{seed}" for name in tuned for seed in arms.seeds]
+    if config.lora == "merged" and not (len(runs) > 1 and _servable(recipe.train, config)):
+        return None
     blocks = {digest(dict(server)) for _, server in adapters.servers(config)}
-    return {"base": recipe.train.base, "servers": len(blocks), "trainings": runs}
+    served = {"base": recipe.train.base, "servers": len(blocks), "trainings": runs}
+    return served | {"proposed": config.lora == "merged"}
+
+
+def _servable(train: TrainConfig, config: EvalConfig) -> bool:
+    """Whether `eval.lora: served` would be taken."""
+    try:
+        adapters.check(train, config.model_copy(update={"lora": "served"}))
+    except UserError:
+        return False
+    return True
 
 
 def _training(trained: list[dict[str, Any]], left: list[str]) -> dict[str, Any]:
@@ -240,6 +254,11 @@ def _of_served(one: Mapping[str, Any]) -> str:
     """That one server answers for several trainings."""
     servers = f"{one['servers']} servers" if one["servers"] > 1 else "one server"
     trainings = len(one["trainings"])
+    if one["proposed"]:
+        return (
+            f"each of {trainings} trainings is answered by a server of its own: {servers} of "
+            f"{one['base']} could, with their adapters, by eval.lora=served (results of its own)"
+        )
     answer = f"answer{'s' * (one['servers'] == 1)} for {trainings} training{'s' * (trainings > 1)}"
     return f"{servers} of {one['base']} {answer} by their adapters (eval.lora: served)"
 
@@ -257,7 +276,9 @@ def _of_detectable(one: Mapping[str, Any]) -> Iterator[str]:
         alone = "; one seed: of these checkpoints, not of the filters"
     elif one["seed_sd"] is None:
         alone = "; how much seeds vary is not known and not in it (`expected.seed_sd`)"
+    steps = "judged to the end, in steps, whose intervals are wider " if one["sequential"] else ""
     yield (
         f"{what}; it finds a difference of {one['difference']:.2g} {one['unit']} 8 times in 10 "
-        f"({one['prompts']} items, {one['pairs']} pairs at once; rests on {one['rests_on']}{alone})"
+        f"{steps}({one['prompts']} items, {one['pairs']} pairs at once; rests on "
+        f"{one['rests_on']}{alone})"
     )
