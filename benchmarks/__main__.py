@@ -70,7 +70,7 @@ GROUPS: Mapping[str, tuple[Benchmark, ...]] = {
     "Filters: against `datasets` and DuckDB": (
         Benchmark("bench_filtering", ("--rows", "500000", "--runs", "2")),
     ),
-    "Neighbours: against FAISS": (Benchmark("bench_neighbors", ("--rows", "50000")),),
+    "Neighbours: against FAISS": (Benchmark("bench_neighbors", ("--rows", "100000")),),
     "Training: a step of ours against plain TRL": (
         Benchmark("bench_training_overhead", ("--pairs", "20", "--max-length", "128")),
     ),
