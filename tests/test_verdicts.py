@@ -338,6 +338,30 @@ def test_prompts_that_lie_as_far_apart_as_the_last_are_counted() -> None:
     assert (len(apart["rows"]), apart["ties"], apart["means"]) == (10, 4, False)
 
 
+def test_controls_do_not_count_among_the_arms_furthest_apart() -> None:
+    told = {"x": {"a": 1.0, "b": 2.0}, "y": {"a": 1.5, "b": 2.1}, "wrong": {"a": 1.0, "b": 90.0}}
+    table = items({(arm, ""): values for arm, values in told.items()})
+    shown = comparison() | {"controls": [{"shuffled": [{"arm": "wrong", "share": 1.0}]}]}
+    apart = disagreement.prompts(shown, table, COLOURS)
+    assert [row["item"] for row in apart["rows"]] == ["a", "b"]
+    assert [arm for arm, _, _ in apart["rows"][1]["values"]] == ["wrong", "y", "x"]
+
+
+def test_a_held_out_item_is_shown_by_its_first_message_with_three_rows_an_arm(
+    tmp_path: Path,
+) -> None:
+    talk = [[{"role": "user", "content": f"how do rivers bend {n}"}] for n in range(5)]
+    rows = pl.DataFrame({"id": [f"r{n}" for n in range(5)], "messages": talk})
+    for folder, file in (("held", "heldout.parquet"), ("chosen", "selection.parquet")):
+        (tmp_path / folder).mkdir()
+        rows.write_parquet(tmp_path / folder / file)
+    inputs = {"made/select/heldout": tmp_path / "held", "select/x": tmp_path / "chosen"}
+    first = nearest.first_messages(inputs, ["r1", "gone"])
+    assert first == {"r1": "how do rivers bend 1"}
+    (near,) = nearest.nearest(inputs, list(first.values()), COLOURS, None)["rows"]
+    assert len(near) == nearest.ROWS and near[0]["likeness"] >= near[1]["likeness"]
+
+
 def test_one_arm_disagrees_with_nobody() -> None:
     assert disagreement.prompts(comparison(), items({("x", ""): {"a": 1.0}}), COLOURS)["rows"] == []
 
@@ -608,7 +632,8 @@ def test_the_nearest_training_row_of_each_arm_is_found_by_its_words(tmp_path: Pa
         "select/y": selection(tmp_path / "y", ["bread of rye", "write a poem"]),
     }
     near = nearest.nearest(inputs, ["How do I bake bread?", "aaa"], COLOURS, None)
-    assert [(row["arm"], row["id"]) for row in near["rows"][0]] == [("x", "r1"), ("y", "r0")]
+    first = {row["arm"]: row["id"] for row in reversed(near["rows"][0])}
+    assert first == {"x": "r1", "y": "r0"}
     assert 0 < near["rows"][0][0]["likeness"] <= 1
     assert near["sentence"] == "Compared: the words of 2 rows of y, the words of 3 rows of x."
 

@@ -54,7 +54,7 @@ from recipes.report.verdicts import (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 7
+VERSION = 8
 """Part of the key of a report; raised when the same inputs would give another page."""
 
 
@@ -122,8 +122,11 @@ def _add_prompts(
     """To the items on which arms lie furthest apart: their prompts, and the rows of each arm's
     training data that are most like them."""
     browser.name_prompts(apart["rows"], prompts, apart.get("benchmark", ""))
-    known = [row for row in apart["rows"] if row.get("prompt")]
-    near = nearest.nearest(inputs, [row["prompt"] for row in known], colours, stored)
+    first = nearest.first_messages(inputs, [row["item"] for row in apart["rows"]])
+    for row in apart["rows"]:
+        row["text"] = row.get("prompt") or first.get(row["item"], "")
+    known = [row for row in apart["rows"] if row["text"]]
+    near = nearest.nearest(inputs, [row["text"] for row in known], colours, stored)
     for row, rows in zip(known, near.get("rows", []), strict=False):
         row["nearest"] = rows
     apart["nearest"] = near.get("sentence", "")

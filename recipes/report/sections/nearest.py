@@ -3,7 +3,7 @@ its answer from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from recipes.report.sources import Colours, Inputs, Record
 EMBEDDED, READ = 50_000, 4_000
 """Rows of an arm that are looked through, a fixed sample: where the store holds embeddings of them
 and of the prompts, and where only their words are compared."""
+ROWS = 3
+"""Rows of an arm that are shown for a prompt at most."""
 CHARACTERS = 240
 """Of a row that the page shows."""
+HELDOUT = "heldout.parquet"
+"""The file of held-out conversations among a result's."""
 
 
 def nearest(
     inputs: Inputs, prompts: Sequence[str], colours: Colours, stored: Stored | None
 ) -> Record:
-    """`rows`: for each of the `prompts` a list of arms (arm, css, id, text, likeness: the cosine of
-    the two), each with the row of its selection whose instruction is most like it; `sentence`: what
+    """`rows`: for each of the `prompts` a list of rows (arm, css, id, text, likeness: the cosine of
+    the two): of each arm's selection those whose instructions are most like it; `sentence`: what
     was compared. {} where no arm has a selection. Of an arm with a selection a seed, its first."""
     found: list[list[Record]] = [[] for _ in prompts]
     said = set()
@@ -43,7 +47,7 @@ def nearest(
             every = words([*rows["text"], *prompts])
             vectors = every[: len(rows)], every[len(rows) :]
         said.add(f"{by} of {len(rows):,} rows of {run.arm}")
-        for at, (best, likeness) in enumerate(_best(*vectors)):
+        for at, best, likeness in _best(*vectors):
             name, text = rows.row(best)
             shown = {"arm": run.arm, "css": colours.get(run.arm, ""), "id": name}
             found[at].append({**shown, "text": text[:CHARACTERS], "likeness": likeness})
@@ -80,8 +84,23 @@ def _vectors(
     return None if of_rows is None or of_prompts is None else (of_rows, of_prompts)
 
 
-def _best(rows: NDArray[Any], prompts: NDArray[Any]) -> list[tuple[int, float]]:
-    """For each prompt the place of the row that is most like it, and the cosine of the two."""
+def _best(rows: NDArray[Any], prompts: NDArray[Any]) -> Iterator[tuple[int, int, float]]:
+    """(place of a prompt, place of one of the rows that are most like it, the cosine of the two),
+    the most alike first; of those behind it only what is alike at all."""
     likeness = prompts @ rows.T
-    places = likeness.argmax(axis=1)
-    return [(int(at), float(likeness[k, at])) for k, at in enumerate(places)]
+    for at, own in enumerate(likeness):
+        for rank, best in enumerate((-own).argsort(kind="stable")[:ROWS]):
+            if rank == 0 or own[best] > 0:
+                yield at, int(best), float(own[best])
+
+
+def first_messages(inputs: Inputs, ids: Collection[str]) -> dict[str, str]:
+    """What the held-out conversations of these ids begin with."""
+    found: dict[str, str] = {}
+    for name, folder in inputs.items():
+        path = folder / HELDOUT
+        if name.startswith(sources.MADE) and path.is_file():
+            content = pl.col("messages").list.first().struct.field("content")
+            rows = pl.scan_parquet(path, glob=False).filter(pl.col("id").is_in([*ids]))
+            found |= dict(rows.select("id", content).drop_nulls().collect().iter_rows())
+    return found

@@ -6,6 +6,7 @@ import polars as pl
 
 from recipes.report.drawing.figures import Interval, strip
 from recipes.report.sources import Colours, Record
+from recipes.report.verdicts import controls
 from recipes.report.verdicts.outcome import Entry, deciding
 
 MOST = 10
@@ -16,7 +17,8 @@ def prompts(comparison: Entry, table: pl.DataFrame, colours: Colours) -> Record:
     arms, the largest first: item, distance, what the arms scored (`values`, the highest first) and
     a `figure`; `ties`: how many more lie as far apart as the last of them; `of`: among how many
     items; `means`: whether a value is a mean over seeds. Only items that every compared arm has a
-    value of.
+    value of. Controls do not count in the distance: that wrong answers lie far from right ones
+    says nothing of the arms.
 
     `table`: the items of the comparison (`seeds.ITEMS`).
     """
@@ -24,11 +26,12 @@ def prompts(comparison: Entry, table: pl.DataFrame, colours: Colours) -> Record:
     if family is None:
         return {"rows": [], "of": 0}
     own = table.filter((pl.col("benchmark") == family[0]) & (pl.col("metric") == family[1]))
-    arms = own["arm"].n_unique()
     by_arm = own.group_by("item", "arm").agg(pl.col("value").mean())
+    in_question = by_arm.filter(~pl.col("arm").is_in([*controls.arms(comparison)]))
+    arms = in_question["arm"].n_unique()
     value = pl.col("value")
     apart = (
-        by_arm.group_by("item")
+        in_question.group_by("item")
         .agg((value.max() - value.min()).alias("distance"), pl.len().alias("arms"))
         .filter(pl.col("arms") == arms)
         .sort("distance", "item", descending=[True, False])
