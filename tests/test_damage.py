@@ -441,6 +441,7 @@ def test_verify_goes_on_behind_what_cannot_be_read_and_leaves_it_there(
         assert {*found} == {first.parent, last.parent}
         assert str(first) in found[first.parent] and "permission denied" in found[first.parent]
     assert first.is_file() and not last.exists()
+    assert list(verify(copied.store)) == [first.parent], "what was set aside is not missed"
 
 
 # -- what reads a recipe's files -------------------------------------------------------------------
@@ -759,6 +760,7 @@ def test_what_killed_runs_left_half_written_in_a_store_is_swept_by_a_run_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planning: bool
 ) -> None:
     places = ["columns/quality/k", "snapshots", "recipes/small/select/good", "verified/results/x"]
+    places.append("verified/columns/quality/k")
     monkeypatch.setattr(os, "getpid", lambda: 99_999_999)  # no process has this number
     for place in places:
         with pytest.raises(KeyError), replacing(tmp_path / place / "x.json") as temporary:

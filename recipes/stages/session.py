@@ -167,7 +167,8 @@ class Session:
     def _sweep(self) -> None:
         """Remove what killed runs left half written, where small files are written."""
         root = self.store.root
-        patterns = ("snapshots", "selections", "columns/*/*", "results/*", f"{VERIFIED}/*/*")
+        known = (f"{VERIFIED}/*/*", f"{VERIFIED}/columns/*/*")
+        patterns = ("snapshots", "selections", "columns/*/*", "results/*", *known)
         shared = (folder for pattern in patterns for folder in root.glob(pattern))
         for folder in (root, *shared, self.folder, *self.folder.rglob("*")):
             if folder.is_dir():
