@@ -350,8 +350,10 @@ def test_a_repair_notes_what_is_gone_and_puts_right_what_has_a_copy(copied: Made
     deleted(part)
     column = file_of(copied.store, "columns/instruction/*")
     shutil.rmtree(column)
+    spoiled = file_of(copied.store, "columns/response/*/part-*.parquet")
+    flipped(spoiled)
     found = verified.verify(copied.store, Damage(lambda line: None, moves=True)).damaged
-    assert {*found} == {about, part, column}
+    assert {*found} == {about, part, column, spoiled}
     assert json.loads(about.read_text()) == json.loads(said)
     assert not verify(copied.store)
 
