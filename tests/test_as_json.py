@@ -67,7 +67,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("json")
     llama = small_recipe.model(folder / "llama")
     with ScriptedServer(small_recipe.answer) as server:
-        yield small_recipe.recipe(folder, llama, server.url, synth__rows=8)
+        yield small_recipe.recipe(folder, llama, server.url, synth__rows=60)
 
 
 def test_answer(rows: Path, tmp_path: Path) -> None:
@@ -77,6 +77,15 @@ def test_answer(rows: Path, tmp_path: Path) -> None:
         said, words = told("answer", rows, *model, *more, "--out", tmp_path / "a.parquet")
     assert said["written"] == 3 and said["answered"] + sum(said["failed"].values()) == 3
     assert "rows written to" in words and said["out"] == str(tmp_path / "a.parquet")
+
+
+def test_run(recipe: Path) -> None:
+    said, words = told("run", recipe, "--until", "select")
+    assert said["recipe"] == "small" and said["answer"] is said["report"] is None
+    assert said["scores"] == said["doubts"] == [] and said["unusable"] == {}
+    assert said["made"].startswith("60 rows of which ") and "selections of" in said["made"]
+    assert any(note.startswith("synthesis generated ") for note in said["notes"])
+    assert "select/random/0: run" in words
 
 
 def test_the_report_that_is_there(recipe: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from eval.comparing.shown.scales import scale, shown
 from eval.comparing.shown.table import figures, values
+from recipes.report import ending
 from recipes.report.verdicts import sentence, words
 from recipes.verbs import terminal
 
@@ -208,6 +209,14 @@ def test_a_control_stands_beside_the_arm_that_it_is_made_of() -> None:
 def test_a_score_whose_judge_looks_at_the_order_is_called_unusable() -> None:
     [figure] = figures(comparison(), {"alpaca": "the judge kept its verdict in 30 % of 9 pairs"})
     assert "UNUSABLE: the judge kept its verdict in 30 %" in figure.title
+
+
+def test_an_answer_by_a_judge_that_looks_at_the_order_begins_with_that() -> None:
+    told, why = comparison(pair("a", "c", "a is better")), "the judge kept its verdict in 30 %"
+    assert ending.answer(told, {})[0].startswith("a won on alpaca")
+    first = ending.answer(told, {"alpaca": why})[0]
+    assert first.startswith(f"Not to be believed ({why}): a won on alpaca")
+    assert ending.answer(told, {"mtbench": why}) == ending.answer(told, {}), "it decides nothing"
 
 
 def test_a_comparison_in_a_terminal_is_a_table_a_figure_and_in_a_pipe_one_of_values(

@@ -78,7 +78,7 @@ def run(
         raise UserError("--only makes one training and nothing else: no --until, no --trained.")
     loaded = load(recipe, overrides)
     outcome = graph.run(loaded, until, Trainings(only, trained), retry=retry, judged=True)
-    if not outcome.stopped:
+    if as_json or not outcome.stopped:
         terminal.show(loaded, outcome, as_json=as_json)
 
 

@@ -31,9 +31,10 @@ MADE = {
 """What a run makes of each kind, one and several of it, and what its results count."""
 
 
-def answer(comparison: Mapping[str, Any]) -> list[str]:
-    """The answer first, then what speaks against believing it."""
-    return [sentence.answer(comparison), *words.doubts(comparison)]
+def answer(comparison: Mapping[str, Any], unusable: Mapping[str, str]) -> list[str]:
+    """The answer first, then what speaks against believing it. `unusable`: benchmark -> why its
+    scores say nothing."""
+    return [sentence.answer(comparison, unusable), *words.doubts(comparison)]
 
 
 def unusable(results: Mapping[str, Result]) -> dict[str, str]:
@@ -87,13 +88,14 @@ def plain(
 
     report = recipe.folder / "report.html"
     said: dict[str, Any] = {"answer": None, "doubts": [], "scores": []}
+    of_judges = unusable(results)
     if comparison:
-        first, *doubts = answer(comparison)
+        first, *doubts = answer(comparison, of_judges)
         said = {"answer": first, "doubts": doubts, "scores": values(comparison)}
     return {
         "recipe": recipe.name,
         **said,
-        "unusable": unusable(results),
+        "unusable": of_judges,
         "notes": notes(recipe, results, comparison),
         **closing(recipe, results, comparison),
         "report": str(report) if report.is_file() else None,

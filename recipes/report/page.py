@@ -134,12 +134,13 @@ def _add_prompts(
 
 def _compared(inputs: Inputs, comparison: Record, colours: Colours) -> Record:
     """What the comparison says."""
+    unusable = outcome.unusable(judge_card.judgings(inputs))
     table = seeds.items(inputs)
     by_seed = seeds.scores(table)
     return {
         "comparison": comparison,
         "headline": {
-            "sentence": sentence.answer(comparison),
+            "sentence": sentence.answer(comparison, unusable),
             "lines": outcome.lines(comparison),
             "controls": controls.line(comparison),
         },

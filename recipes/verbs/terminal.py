@@ -174,9 +174,10 @@ def show(loaded: Loaded, outcome: Outcome, *, as_json: bool = False) -> None:
         print(json.dumps(finite(told), indent=2, allow_nan=False, ensure_ascii=False))
         return
     if comparison:
-        for line in ending.answer(comparison):
+        unusable = ending.unusable(outcome.results)
+        for line in ending.answer(comparison, unusable):
             say(line)
-        of_comparison(comparison, ending.unusable(outcome.results))
+        of_comparison(comparison, unusable)
     for note in ending.notes(recipe, outcome.results, comparison):
         say(note, "- ")
     for name, text in ending.closing(recipe, outcome.results, comparison).items():

@@ -187,7 +187,7 @@ def unusable(judges: Sequence[Entry]) -> dict[str, str]:
             kept[judge["benchmark"]] += pairs * judge["position_consistency"]
     return {
         benchmark: f"the judge kept its verdict in {100 * kept[benchmark] / pairs:.0f} % of "
-        f"{pairs:,} pairs"
+        f"{pairs:,} pairs when the answers changed places"
         for benchmark, pairs in asked.items()
         if kept[benchmark] < pairs / 2
     }
@@ -196,8 +196,7 @@ def unusable(judges: Sequence[Entry]) -> dict[str, str]:
 def judge_warnings(judges: Sequence[Entry]) -> list[str]:
     """A sentence for each benchmark whose scores are unusable for its judge."""
     return [
-        f"{benchmark}: with the two answers in changed places {why}, so its scores say more about "
-        "the order than about the answers."
+        f"{benchmark}: {why}, so its scores say more about the order than about the answers."
         for benchmark, why in unusable(judges).items()
     ]
 

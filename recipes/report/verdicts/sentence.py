@@ -6,7 +6,7 @@ Never more than the comparison's own verdicts say, and as short for twelve arms 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recipes.report.verdicts import controls
 from recipes.report.verdicts.outcome import (
@@ -29,14 +29,18 @@ NOBODY, NO_ARM = "nobody won", "no arm won against all others"
 NOTHING = "No difference between arms was measured on a primary benchmark."
 
 
-def answer(comparison: Entry) -> str:
+def answer(comparison: Entry, unusable: Mapping[str, str] | None = None) -> str:
     """The answer in one sentence. Where a control of the figure that decides came out otherwise
-    than it must, it begins with that."""
+    than it must, or its judge goes by the order of the answers, it begins with that.
+
+    `unusable`: benchmark -> why its scores say nothing, as `outcome.unusable` has it.
+    """
     pairs = asked(comparison)
     if not pairs:
         return NOTHING
     who, found = _found(comparison, pairs)
-    doubts = controls.doubts(comparison)
+    judge = (unusable or {}).get(str(pairs[0]["benchmark"]))
+    doubts = [*controls.doubts(comparison), *filter(None, [judge])]
     if doubts:
         who = f"Not to be believed ({'; '.join(doubts)}): {who}"
     elif who in (NOBODY, NO_ARM):
