@@ -50,6 +50,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid names are {', '.join(names)}" if names else ""
 
 
+def near(name: str, valid: Iterable[str]) -> str:
+    """The hint alone, "" where no name is close: of names too many to list."""
+    hint = nearest(name, valid)
+    return hint if "did you mean" in hint else ""
+
+
 def json_kind(value: object) -> str:
     """What a value is called in JSON: null, a number, a list ..."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a text"}

@@ -162,7 +162,7 @@ SOUND: list[tuple[str, str, dict[str, Any]]] = [
 ]
 POOR = re.compile(
     r"Value error|Input should|validation error|\[type=|https?://|<function|pydantic|Names\b|\?\.|"
-    r"refused by \w+Config|is no \w+(Type|Names|Strategy)\b"
+    r"\w+Config\b (has|is)|refused by \w+Config|is no \w+(Type|Names|Strategy)\b"
 )
 """What only authors of libraries know."""
 WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
@@ -193,6 +193,36 @@ SOUND_TASKS: list[dict[str, Any]] = [
     {"tasks": [{"task": "boolq", "doc_to_target": 0, "output_type": "multiple_choice"}]},
     {"tasks": [{"task": "boolq", "metric_list": [{"metric": "acc"}], "repeats": 2}]},
 ]
+WRONG_ENGINES: list[tuple[dict[str, Any], str]] = [
+    ({"load_format": "zzz"}, "load_format: there is no 'zzz'; valid names are auto, "),
+    ({"tokenizer_mode": "zzz"}, "tokenizer_mode: there is no 'zzz'"),
+    (
+        {"reasoning_parser": "qwen33"},
+        "reasoning_parser: there is no 'qwen33'; did you mean 'qwen3'?",
+    ),
+    ({"tool_call_parser": "hermess"}, "did you mean 'hermes'?"),
+    ({"attention_backend": "zzz"}, "attention_backend: there is no 'zzz'"),
+    ({"distributed_executor_backend": "zzz"}, "there is no 'zzz'; valid names are external_"),
+    ({"generation_config": "/no/such"}, "the folder /no/such does not exist"),
+    ({"generation_config": "vlm"}, "did you mean 'vllm'?"),
+    ({"chat_template": "/no/such"}, "chat_template: /no/such does not exist"),
+    ({"hf_overrides": 5}, "hf_overrides: needs a mapping (it is 5)"),
+    ({"speculative_config": {"methd": 1}}, "unknown key `methd`; did you mean 'method'?"),
+    ({"compilation_config": {"zzz": 1}}, "compilation_config: unknown key `zzz`"),
+    ({"compilation_config": 3}, "compilation_config: needs a mapping"),
+    ({"limit_mm_per_prompt": "x"}, "limit_mm_per_prompt: needs a mapping (it is 'x')"),
+    ({"max_model_len": True}, "max_model_len: needs a whole number (or 8k, or auto)"),
+]
+SOUND_ENGINES: list[dict[str, Any]] = [
+    {"load_format": "AUTO", "tokenizer_mode": "mistral", "generation_config": "org/model"},
+    {"reasoning_parser": "mine", "reasoning_parser_plugin": "/x.py", "max_model_len": -1},
+    {"tool_call_parser": "hermes", "enable_auto_tool_choice": True, "max_model_len": "8k"},
+    {"attention_backend": "flashinfer", "distributed_executor_backend": "my.module.Executor"},
+    {"attention_backend": "auto", "distributed_executor_backend": "ray", "seed": 5},
+    {"chat_template": "{{ messages }}", "hf_overrides": '{"a": 1}', "generation_config": "vllm"},
+    {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}, "dtype": "half"},
+    {"compilation_config": {"mode": 3}, "limit_mm_per_prompt": {"image": 1}, "max_logprobs": -1},
+]
 WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("vllm", "engine", {"args": {"max_modle_len": 5}}, "did you mean 'max_model_len'"),
     ("vllm", "engine", {"args": {"max_model_len": -5}}, "max_model_len: needs -1 or more"),
@@ -213,6 +243,8 @@ WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("lm_eval", "tasks", {"tasks": [], "evaluate": {"batch_size": "x"}}, "or auto"),
     ("lm_eval", "tasks", {"tasks": [], "backend": "hff"}, "did you mean 'hf'"),
     *(("lm_eval", "tasks", *each) for each in WRONG_TASKS),
+    *(("vllm", "engine", {"args": args}, said) for args, said in WRONG_ENGINES),
+    ("trl", "training", {"trainer": {"optim": "adamm"}}, "trainer.optim: there is no 'adamm'"),
 ]
 
 
@@ -233,6 +265,7 @@ def _question(library: str, kind: str, value: dict[str, Any], model: str) -> Que
 def test_vllm_trl_and_lm_eval_judge_what_is_theirs(tmp_path: Path) -> None:
     model = str(small_recipe.model(tmp_path / "model"))
     sound = [*SOUND, *(("lm_eval", "tasks", each) for each in SOUND_TASKS)]
+    sound += [("vllm", "engine", {"args": each}) for each in SOUND_ENGINES]
     asked = [*sound, *(case[:3] for case in WRONG)]
     said = libraries.answers([_question(*case, model) for case in asked])
     assert said[: len(sound)] == [ACCEPTED] * len(sound)

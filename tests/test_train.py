@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from core.errors import UserError
+from tests import small_recipe
 from train import launch
-from train.config import Job, TrainConfig
+from train.config import DpoConfig, Job, TrainConfig
 from train.machines import await_opening, closed, command, command_here, opened
 from train.settings import arguments, engine, machine
 
@@ -77,6 +78,14 @@ def test_a_value_that_sftconfig_refuses_is_one_sentence() -> None:
         ({"trainer": {"num_train_epochs": 0}}, "num_train_epochs: needs more than 0"),
         ({"trainer": {"max_steps": 0}}, "max_steps: needs 1 or more"),
         ({"trainer": {"adam_beta1": 1}}, "adam_beta1: needs a number from 0 to below 1"),
+        ({"trainer": {"loss_type": "zzz"}}, "loss_type: there is no 'zzz'; valid names are .*nll"),
+        ({"trainer": {"report_to": ["wandb", "zzz"]}}, "report_to: there is no 'zzz'; valid"),
+        ({"trainer": {"lr_scheduler_kwargs": {"zzz": 1}}}, "schedule 'linear' takes no 'zzz'"),
+        ({"trainer": {"lr_scheduler_type": "cosine_with_min_lr"}}, "cannot be made: One of min_lr"),
+        ({"trainer": {"dataset_num_proc": 0}}, "dataset_num_proc: needs 1 or more"),
+        ({"trainer": {"save_strategy": "zzz"}}, "save_strategy: there is no 'zzz'; valid names"),
+        ({"model_init": {"low_cpu_mem_usage": "maybe"}}, "low_cpu_mem_usage: needs true or false"),
+        ({"model_init": {"max_position_embeddings": -5}}, "needs 1 or more"),
         ({"trainer": {"report_to": 5}}, "report_to: needs a text or a list"),
         ({"trainer": {"optim": "adamm"}}, "trainer.optim: there is no 'adamm'; did you mean"),
         ({"lora": {"r": 0}}, "lora.r: needs 1 or more"),
@@ -100,6 +109,42 @@ def test_a_setting_that_would_fail_in_training_is_refused_before(
 ) -> None:
     with pytest.raises(UserError, match=words):
         arguments.check(config(**changes))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"loss_type": "dft", "report_to": "all"},
+        {"report_to": [], "dataset_num_proc": 4},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr": 1e-6}'},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 9}},
+        {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 0.05},
+    ],
+)
+def test_names_and_arguments_that_libraries_know_are_accepted(trainer: dict[str, Any]) -> None:
+    arguments.check(config(trainer=trainer))
+
+
+def test_the_losses_of_preferences_are_names_of_their_own() -> None:
+    def check(*losses: str) -> None:
+        given = {"loss_type": [*losses], "label_smoothing": 0.1}
+        arguments.check(DpoConfig(base="b", chat_template_path="chatml", trainer=given))
+
+    check("sigmoid", "sft", "robust")
+    with pytest.raises(UserError, match=r"dpo.trainer.loss_type: there is no 'nll'; valid names"):
+        check("sigmoid", "nll")
+
+
+@pytest.mark.parametrize("targets", [["nosuch"], "nosuch.*", ["q_proj", "nosuch"], r".*\.v_proj"])
+def test_an_adapter_needs_a_module_of_its_base(tmp_path: Path, targets: str | list[str]) -> None:
+    base = small_recipe.model(tmp_path / "base")
+    adapted = config(base=str(base), lora={"r": 4, "target_modules": targets})
+    if "nosuch" not in str(targets) or "q_proj" in targets:
+        return arguments.check(adapted)
+    with pytest.raises(UserError, match=r"the base has no module 'nosuch.*; it has .*q_proj"):
+        arguments.check(adapted)
+    # where the base is not here, training says so
+    return arguments.check(adapted.model_copy(update={"base": "some/base"}))
 
 
 def test_the_shipped_settings_pass_the_check() -> None:

@@ -27,7 +27,7 @@ from recipes.checks.questions import Question, of_recipe
 from recipes.schema import Recipe, Source
 from synth.context import Resolve
 
-VERSION = 2
+VERSION = 3
 """Raised where a checker refuses what it accepted before: what is remembered is asked again."""
 PATIENCE = 600.0
 """Seconds until a checker counts as hanging, on a machine that is busy."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+import types
+import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from types import NoneType
 from typing import Any
 
-from core.errors import UserError, first_line, nearest
+from core.errors import UserError, first_line, near, nearest
 from core.serving.devices import gpus
 from core.serving.vllm_server import command_line, cpu_defaults, sampling_defaults
 from recipes.blocks import refusals
+from recipes.checks import vllm_names
 from recipes.checks.answering import serve
 
 ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
@@ -76,6 +80,7 @@ def _engine(place: str, args: Mapping[str, Any], model: str | None) -> None:
 
     read = _parsed(place, args)
     _quantization(place, args.get("quantization"))
+    vllm_names.check(place, args, read)
     for name in args:
         _field(place, name, getattr(read, name, None))
     if model is None:
@@ -117,7 +122,7 @@ def _cause(error: Exception) -> str:
     """The first sentence of what vLLM says; of a pydantic error the first problem."""
     if hasattr(error, "errors"):
         with suppress(LookupError, TypeError):
-            return _sentence(str(error.errors()[0]["msg"]).removeprefix("Value error, "))
+            return _sentence(_needs(str(error.errors()[0]["msg"])))
     return _sentence(first_line(error))
 
 
@@ -141,10 +146,13 @@ def _parsed(place: str, args: Mapping[str, Any]) -> Any:
     known = {action.dest: action for action in parser._actions}
     for name, value in args.items():
         if name not in known:
-            raise UserError(f"{place}: vLLM knows no argument '{name}'{nearest(name, known)}")
+            raise UserError(f"{place}: vLLM knows no argument '{name}'{near(name, known)}")
+        shown = refusals.shown(value)
         if known[name].nargs == 0 and not isinstance(value, (bool, NoneType)):
-            shown = refusals.shown(value)
             raise UserError(f"{place}.{name}: needs true or false (it is {shown})")
+        if known[name].nargs is None and isinstance(value, bool):
+            needed = READ.get(getattr(known[name].type, "__name__", ""), "a text")
+            raise UserError(f"{place}.{name}: needs {needed} (it is {shown})")
     try:
         return parser.parse_args(command_line(args))
     except UserError as error:
@@ -163,7 +171,25 @@ def _of_parser(place: str, said: str) -> str:
     value = re.fullmatch(r"invalid (\w+) value: (.*)", found[2])
     if value is not None:
         return f"{at}: needs {READ.get(value[1], 'another kind of value')} (it is {value[2]})"
-    return f"{at}: vLLM refuses it: {found[2]}"
+    unreadable = re.fullmatch(r"Value (.*) cannot be converted to <function.*", found[2])
+    if unreadable is not None:
+        return f"{at}: needs a mapping (it is '{unreadable[1]}')"
+    inner = re.search(r"validation errors? for \w+ (?:([a-z_]\S*) )?(.*?) \[type=(\w+)", found[2])
+    if inner is None:
+        return f"{at}: vLLM refuses it: {found[2]}"
+    if inner[3] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{at}: unknown key `{inner[1]}`"
+    return f"{at}{f'.{inner[1]}' if inner[1] else ''}: {_needs(inner[2])}"
+
+
+def _needs(said: str) -> str:
+    """What pydantic says of one value, in words."""
+    said = said.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    kind = re.sub(r"^Input should be (an? valid )?", "", said)
+    words = {"dictionary": "a mapping", "boolean": "true or false", "integer": "a whole number"}
+    words |= {"an object": "a mapping", "string": "a text"}
+    listed = "one of " if kind.startswith("'") and "," in kind else ""
+    return f"needs {listed}{words.get(kind, kind)}" if kind != said else said
 
 
 def _field(place: str, name: str, value: Any) -> None:
@@ -176,11 +202,14 @@ def _field(place: str, name: str, value: Any) -> None:
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+    owner = _owner(name)
     for kind in vars(vllm.config).values():
         if value is None or not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             continue
+        if owner not in ("", kind.__name__):
+            continue
         info = getattr(kind, "__pydantic_fields__", {}).get(name)
-        if info is None or not info.metadata:
+        if info is None or not (info.metadata or _is_told(info.annotation)):
             continue
         try:
             whole: Any = Annotated[info.annotation, *info.metadata]
@@ -189,6 +218,27 @@ def _field(place: str, name: str, value: Any) -> None:
             raise UserError(_first(f"{place}.{name}", error)) from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue
+
+
+def _owner(name: str) -> str:
+    """The configuration class that an engine argument is of, where its default says so: other
+    classes may have a field of the same name and another range."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    source = inspect.getsource(EngineArgs)
+    told = re.search(rf"^    {name}: [^=]+= (?:get_field\()?\s*(\w+)[.,]", source, re.MULTILINE)
+    return told[1] if told else ""
+
+
+def _is_told(annotation: Any) -> bool:
+    """Whether an annotation asks for one of some words alone, or for a plain value."""
+    kinds = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    plain = (bool, int, float, NoneType)
+    return all(kind in plain or typing.get_origin(kind) is typing.Literal for kind in kinds)
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 if __name__ == "__main__":

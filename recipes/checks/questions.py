@@ -81,7 +81,7 @@ def training(config: TrainConfig | DpoConfig) -> Question:
     """The block of a training, without what no library judges; files count by content."""
     neutral: dict[str, Any] = {"seeds": (0,), "revision": None, "machine_rank": None}
     neutral |= {"main_process_ip": None, "main_process_port": None, "grace": 0}
-    if not config.model_init:
+    if not config.model_init and not (config.lora or {}).get("target_modules"):
         neutral["base"] = ""
     files = [config.deepspeed, config.chat_template_path, config.inference_template]
     contents = [content_of_files(each) if isinstance(each, str) else None for each in files]

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError, first_line, nearest
+from core.errors import UserError, first_line, near, nearest
 from core.serving.devices import gpus
 from train import chat
 from train.config import OWNED, DpoConfig, Job, TrainConfig
-from train.settings import contradictions, engine, machine, values
+from train.settings import choices, contradictions, engine, machine, values
 
 KEEPS_DOCUMENTS_APART = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """Attention implementations that read position ids and so keep packed documents from attending to
@@ -171,12 +171,12 @@ def _check_lora(config: TrainConfig, lora: dict[str, Any]) -> None:
     known = set(inspect.signature(LoraConfig).parameters)
     for key in lora:
         if key not in known:
-            hint = nearest(key, known)
-            raise UserError(f"{config.block}.lora: peft's LoraConfig has no argument '{key}'{hint}")
+            hint = near(key, known)
+            raise UserError(f"{config.block}.lora: peft knows no argument '{key}'{hint}")
     try:
         LoraConfig(**lora)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{config.block}.lora is refused by peft: {first_line(error)}") from error
+        raise UserError(f"{config.block}.lora: peft refuses it: {first_line(error)}") from error
 
 
 def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
@@ -188,10 +188,8 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(kind)}
     for key in settings:
         if key not in known:
-            hint = nearest(key, known - OWNED.keys())
-            raise UserError(
-                f"{config.block}.trainer: {kind.__name__} has no argument '{key}'{hint}"
-            )
+            hint = near(key, known - OWNED.keys())
+            raise UserError(f"{config.block}.trainer: TRL knows no argument '{key}'{hint}")
     # On the CPU whatever the machine, so that the command line never starts CUDA; number formats
     # are judged where they run.
     neutral = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
@@ -200,6 +198,7 @@ def _check_trainer(config: TrainConfig, settings: dict[str, Any]) -> None:
             arguments = kind(**{**settings, **neutral, "output_dir": folder})
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(f"{config.block}.trainer{_refusal(error, settings)}") from error
+        choices.check(config, arguments)
     _check_engine(config, arguments)
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError, nearest
+from core.errors import UserError, near, nearest
 
 ONE_OR_MORE = frozenset(
     (
@@ -26,6 +26,8 @@ ONE_OR_MORE = frozenset(
         "dataloader_prefetch_factor",
         "save_total_limit",
         "logging_steps",
+        "dataset_num_proc",
+        "max_position_embeddings",
         "r",
     )
 )
@@ -150,6 +152,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+TRUE_OR_FALSE = (
+    "low_cpu_mem_usage",
+    "use_cache",
+    "use_safetensors",
+    "local_files_only",
+    "force_download",
+    "tie_word_embeddings",
+)
+"""What from_pretrained reads as that, without a look at its type."""
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -165,11 +176,16 @@ def check_model_init(at: str, settings: Mapping[str, Any], base: str) -> None:
     attention = settings.get("attn_implementation")
     if attention is not None and not isinstance(attention, str):
         raise UserError(f"{at}.attn_implementation: needs a text (it is {shown(attention)}).")
+    for name, value in settings.items():
+        if name in TRUE_OR_FALSE and not isinstance(value, (bool, type(None))):
+            raise UserError(f"{at}.{name}: needs true or false (it is {shown(value)}).")
+        bound = out_of_range(name, value)
+        if bound is not None:
+            raise UserError(f"{at}.{name}: needs {bound} (it is {shown(value)}).")
     known, whole = loading_names(base)
     for name in settings:
         if name not in known and (whole or misspelt(name, known)):
-            hint = nearest(name, known)
-            hint = hint if "did you mean" in hint else ""
+            hint = near(name, known)
             raise UserError(f"{at}: from_pretrained knows no argument '{name}'{hint}.")
 
 
