@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ from core.pretrained.hub import (
 )
 from synth.config.rows import Reading
 from synth.published import json_rows
+from synth.published.cells.texts import Untold, without_bytes
+from synth.published.forms import KNOWN
+from synth.published.layouts import text_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,8 +48,9 @@ _CSV_BLOCK = 1 << 24
 @dataclass(frozen=True)
 class Part:
     """Some rows of one file: `name` of the file, what its places are called ("row" or "line"), the
-    place of each row, the places whose texts hold half a character (`json_rows.spelled`), and
-    those that name a key twice, with that key."""
+    place of each row, the places whose texts hold half a character (`json_rows.spelled`), those
+    that name a key twice, with that key, and what stands in place of texts
+    (`cells.texts.untold`)."""
 
     frame: pl.DataFrame
     name: str
@@ -53,6 +58,7 @@ class Part:
     places: pl.Series
     halves: frozenset[int] = frozenset()
     repeated: Mapping[int, str] = field(default_factory=dict)
+    untold: Untold = field(default_factory=dict)
 
     def head(self, rows: int) -> Part:
         """The first rows only."""
@@ -108,12 +114,12 @@ def parts_of(
     types. `first`: how many rows are wanted; some more may come. Raises UserError for what cannot
     be read, with file and line."""
     if isinstance(source, str):
-        yield from hub(source, batch, how)
+        yield from map(partial(_without_bytes, how=how), hub(source, batch, how))
         return
     try:
-        for part in _file(source, batch, first):
+        for part in _file(source, batch, first, text_names(how)):
             _check_names(part.frame.schema, source)
-            yield part
+            yield _without_bytes(part, how)
     except UserError:
         raise
     except Exception as error:  # how a packed file is damaged: zstandard has errors of its own
@@ -122,6 +128,12 @@ def parts_of(
         raise UserError(
             f"{source} cannot be read: {first_line(error)}; repair it, or get it again."
         ) from error
+
+
+def _without_bytes(part: Part, how: Reading) -> Part:
+    """The same rows, where what may be read as texts or tags holds none but UTF-8 texts."""
+    frame, found = without_bytes(part.frame, part.places, text_names(how) | KNOWN)
+    return part if frame is part.frame else replace(part, frame=frame, untold=found)
 
 
 def _check_names(schema: Mapping[str, pl.DataType], source: Path) -> None:
@@ -173,14 +185,15 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _file(path: Path, batch: int, first: int | None) -> Iterator[Part]:
+def _file(path: Path, batch: int, first: int | None, texts: frozenset[str]) -> Iterator[Part]:
     if path.name.endswith(".parquet"):
         yield from _parquet(path, batch)
     elif path.name.endswith(tuple(e for e in ENDINGS if e.startswith((".csv", ".tsv")))):
         yield from _csv(path, batch)
     else:
-        for held in json_rows.frames(path, batch, first):
-            yield Part(held.rows, path.name, held.unit, held.places, held.halves, held.repeated)
+        for held in json_rows.frames(path, batch, first, texts):
+            told = (held.halves, held.repeated, held.untold)
+            yield Part(held.rows, path.name, held.unit, held.places, *told)
 
 
 def _rows(tables: Iterable[pa.RecordBatch | pa.Table], name: str, batch: int) -> Iterator[Part]:

@@ -97,6 +97,10 @@ def names_of(column: str) -> tuple[str, ...]:
     )
 
 
+KNOWN = frozenset(name for column in DECLARED for name in names_of(column))
+"""Every name that a column of ours goes by."""
+
+
 def name_in(form: str, column: str) -> str:
     """The name of a column of ours in the form "23" or "25"."""
     declared = DECLARED[column]

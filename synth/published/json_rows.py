@@ -30,6 +30,7 @@ from synth.published.cells.alike import (
     with_truths_told,
 )
 from synth.published.cells.repeated import repeated
+from synth.published.cells.texts import Untold, untold
 
 Numbered = tuple[int, bytes]
 """A row of a file, with its line or its number from 1."""
@@ -166,18 +167,23 @@ def _broken(path: Path, why: str) -> NoReturn:
 @dataclass(frozen=True)
 class Frame:
     """Some rows of a file: what their places are called, the place of each, those places whose
-    texts hold half a character (see `spelled`), and those that name a key twice, with that key."""
+    texts hold half a character (see `spelled`), those that name a key twice, with that key, and
+    those that hold something else in a text (`cells.texts.untold`)."""
 
     rows: pl.DataFrame
     unit: str
     places: pl.Series
     halves: frozenset[int]
     repeated: Mapping[int, str]
+    untold: Untold
 
 
-def frames(path: Path, batch: int, first: int | None = None) -> Iterator[Frame]:
+def frames(
+    path: Path, batch: int, first: int | None = None, texts: frozenset[str] = frozenset()
+) -> Iterator[Frame]:
     """The rows of a JSON or JSON Lines file, in batches that all have the columns and types that
-    follow from the whole file, or from those `first` rows that are wanted of it.
+    follow from the whole file, or from those `first` rows that are wanted of it. `texts`: the names
+    of columns that may be read as texts.
 
     The file is read twice: a first batch may hold nothing but nulls where a later one holds texts.
     Raises UserError with the line or row of what is not valid, and for a column of values that no
@@ -195,7 +201,7 @@ def frames(path: Path, batch: int, first: int | None = None) -> Iterator[Frame]:
         pairs = zip(held, whole, strict=True)
         halves = frozenset(number for (number, line), (_, now) in pairs if now is not line)
         rows = _frame(whole, path, unit, schema, level)
-        yield Frame(rows, unit, places, halves, repeated(whole))
+        yield Frame(rows, unit, places, halves, repeated(whole), untold(rows, whole, texts))
 
 
 def _spelled(held: Sequence[Numbered]) -> list[Numbered]:
@@ -274,13 +280,19 @@ def _schema(
 
 
 def _alike(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The same frame. Raises where texts and lists of parts seem to stand in one column of
-    contents: polars spells the lists out then."""
+    """The same frame. Raises where texts and lists of parts, or lists of texts and of parts, seem
+    to stand in one column of contents: polars spells the parts out then."""
     for column, kind in frame.schema.items():
         turn = kind.inner if isinstance(kind, pl.List) else None
         fields = turn.fields if isinstance(turn, pl.Struct) else []
-        for name in (f.name for f in fields if f.name in CONTENTS and f.dtype == pl.String):
-            spelled = pl.element().struct.field(name).str.starts_with('[{"')
+        for name, given in ((f.name, f.dtype) for f in fields if f.name in CONTENTS):
+            content = pl.element().struct.field(name)
+            if given == pl.String:
+                spelled = content.str.starts_with('[{"')
+            elif given == pl.List(pl.String):
+                spelled = content.list.eval(pl.element().str.starts_with('{"')).list.any()
+            else:
+                continue
             if frame.select(pl.col(column).list.eval(spelled).list.any().any()).item():
                 raise _unlike(path, ValueError(f"{column}: texts and lists of parts"))
     return frame

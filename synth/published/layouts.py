@@ -13,6 +13,7 @@ import polars as pl
 from core.errors import UserError, nearest
 from synth.config.rows import Reading
 from synth.measures import DECLARED
+from synth.published.cells.texts import as_texts, is_text
 from synth.published.forms import names_of
 from synth.published.turns import fields_of, is_talk, is_turn, shown
 
@@ -31,6 +32,13 @@ _KNOWN = {*ASKED, *ANSWERED, *TALKS, *_RATED, "context", "system", "history", "d
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 Schema = Mapping[str, pl.DataType]
+
+
+def text_names(how: Reading) -> frozenset[str]:
+    """The names, without capitals, of columns that may be read as texts."""
+    given = {*how.map.values(), *_FIELD.findall(how.join or "")}
+    known = {*_KNOWN, *_MAPPED, "system_prompt", "thinking"}
+    return frozenset(name.lower() for name in known | given)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,20 @@ class Layout:
     """The column of preferred answers, in whose place `rejected` has the others."""
     rejected: str | None = None
     line: str = field(default="", compare=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns whose values must be texts, as they are called from here on."""
+        joined = _FIELD.findall(self.join or "")
+        talk = dict(self.talk)
+        both = (self.asked, self.answered, *joined, self.chosen, self.rejected, *talk)
+        return tuple(dict.fromkeys(name for name in both if name and name != JOINED))
+
+    @property
+    def loose(self) -> tuple[str, ...]:
+        """Those of them that may hold lists of bare texts: conversations without speakers."""
+        strict = (self.asked, self.answered, self.chosen, self.rejected, JOINED)
+        return tuple(name for name, _ in self.talk if name not in strict)
 
     @property
     def published(self) -> bool:
@@ -129,11 +151,6 @@ def _truth(column: str, kind: pl.DataType | None) -> bool:
     return kind == pl.Boolean or (column == "kto_tag" and kind is not None)
 
 
-def _is_text(kind: pl.DataType | None) -> bool:
-    """Whether a column may hold texts; one that is null throughout may."""
-    return kind in (pl.String, pl.Null) or isinstance(kind, (pl.Categorical, pl.Enum))
-
-
 def _talk(columns: Schema, name: str, how: Reading) -> str | None:
     """The column of whole conversations. Raises UserError where there are two."""
     if "messages" in how.map:
@@ -194,7 +211,7 @@ def _of_talk(columns: Schema, name: str, talk: str, stated: bool) -> Layout:
     """Conversations; where a published set's texts stand beside, those are the row's, unless the
     conversation is `stated`."""
     asked, answered = None, None
-    texts = [c for c in ("instruction", "input") if _is_text(columns.get(c)) and not stated]
+    texts = [c for c in ("instruction", "input") if is_text(columns.get(c)) and not stated]
     if len(texts) > 1:
         raise UserError(
             f"{name} may be Alpaca (instruction + input) or conversations ({talk}); say "
@@ -203,7 +220,7 @@ def _of_talk(columns: Schema, name: str, talk: str, stated: bool) -> Layout:
     if texts:
         asked = texts[0]
         answers = ("response", "output") if asked == "instruction" else ("output", "response")
-        answered = next((c for c in answers if _is_text(columns.get(c))), None)
+        answered = next((c for c in answers if is_text(columns.get(c))), None)
     fields = fields_of(columns[talk])
     kind = "messages" if "role" in fields else "ShareGPT"
     if not fields:
@@ -226,9 +243,9 @@ def _asked(columns: Schema, name: str, how: Reading) -> tuple[str | None, str | 
         return None, how.join
     if "instruction" in how.map:
         return "instruction", None
-    found = [c for c in ASKED if _is_text(columns.get(c))]
+    found = [c for c in ASKED if is_text(columns.get(c))]
     for second in ("input", "context"):
-        if {*found, second} == {"instruction", second} and _is_text(columns.get(second)):
+        if {*found, second} == {"instruction", second} and is_text(columns.get(second)):
             return None, f"{{instruction}}\n\n{{{second}}}"
     if "input" not in found and is_given(columns, ("instruction", "response")):
         return "instruction", None
@@ -246,11 +263,13 @@ def _answered(columns: Schema, name: str, how: Reading, asked: str | None) -> st
     """The column of the response, if there is one."""
     if "response" in how.map:
         return "response"
-    found = [c for c in ANSWERED if _is_text(columns.get(c)) and c != asked]
+    found = [c for c in ANSWERED if is_text(columns.get(c)) and c != asked]
     if asked == "instruction" and "response" in found and "input" not in columns:
         return "response"
     if len(found) > 1:
         _ambiguous(name, "response", found, [f"--map response={c}" for c in found])
+    if not found and asked == "instruction":  # one that holds no text makes failed rows
+        found = [c for c in ("response", "output") if is_given(columns, [c])]
     return found[0] if found else None
 
 
@@ -299,7 +318,7 @@ def _preferences(columns: Schema, name: str, how: Reading) -> Layout:
     known = ("prompt", "conversations", "conversation")
     if talk := next((c for c in known if is_talk(columns.get(c))), None):
         return replace(layout, talk=((talk, "user"), last))
-    if any(_is_text(columns.get(c)) for c in ASKED):
+    if any(is_text(columns.get(c)) for c in ASKED):
         asked, join = _asked(columns, name, how)
         return replace(layout, asked=asked, join=join, talk=((JOINED, "user"), last))
     if not is_talk(columns[chosen]):
@@ -337,6 +356,9 @@ def laid_out(frame: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """A file's rows with the columns that the layout speaks of: renamed, and `_instruction` where
     it is made of others."""
     frame = frame.rename(layout.renames)
+    talks = [n for n in layout.texts if is_talk(frame.schema[n]) or is_turn(frame.schema[n])]
+    lists = [n for n in layout.loose if frame.schema[n].is_nested()]
+    frame = as_texts(frame, [n for n in layout.texts if n not in (*talks, *lists)])
     if layout.join is not None:
         return frame.with_columns(_joined(layout.join).alias(JOINED))
     if JOINED in dict(layout.talk):

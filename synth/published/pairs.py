@@ -12,6 +12,7 @@ from core.columns import FAILED, MESSAGES, OK
 from core.errors import UserError
 from synth.config.rows import Reading
 from synth.published import files
+from synth.published.cells.failed import OF_A_PART, no_texts
 from synth.published.files import Notes, Part
 from synth.published.forms import TROUBLE, names_of
 from synth.published.layouts import JOINED, Layout, laid_out, recognised
@@ -42,6 +43,7 @@ def read(source: str, limit: int | None, how: Reading, notes: Notes) -> Iterator
 def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
     """One batch in TRL's form."""
     layout = recognised(part.frame.schema, part.name, how)
+    wrong = no_texts(part, layout)
     frame = laid_out(part.frame, layout)
     if layout.rejected:
         made, names = _pairs(frame, layout), ("prompt", "chosen", "rejected")
@@ -69,7 +71,8 @@ def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
     whole = pl.concat([frame.select(*ids, *rest), made], how="horizontal")
     where = [f" ({part.name} {part.unit} {place})" for place in part.places]
     twice = pl.lit(part.twice)
-    reason = pl.coalesce(twice, pl.col("reason") + pl.Series(where))
+    why = pl.coalesce(pl.lit(wrong), pl.col("reason"))
+    reason = pl.coalesce(twice, why + pl.Series(where, dtype=pl.String))
     return whole.with_columns(
         reason=reason,
         status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
@@ -80,13 +83,21 @@ def _trained(part: Part, how: Reading, notes: Notes) -> pl.DataFrame:
 def _pairs(frame: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """[prompt, chosen, rejected, reason] of each row."""
     *before, (chosen, speaker) = layout.talk
-    sides = [
-        conversations(frame, [*before, (answer, speaker)], whole=True)["_messages"].to_list()
+    told = [
+        conversations(frame, [*before, (answer, speaker)], whole=True)
         for answer in (chosen, str(layout.rejected))
     ]
+    sides = [side["_messages"].to_list() for side in told]
     rows = [_pair(good or [], bad or []) for good, bad in zip(*sides, strict=True)]
     schema = {name: MESSAGES for name in ("prompt", "chosen", "rejected")}
-    return pl.DataFrame(rows, {**schema, "reason": pl.String}, orient="row")
+    made = pl.DataFrame(rows, {**schema, "reason": pl.String}, orient="row")
+    return _without_odd(made, *told)
+
+
+def _without_odd(made: pl.DataFrame, *told: pl.DataFrame) -> pl.DataFrame:
+    """Rows that also fail where a turn holds something else than texts."""
+    odd = pl.coalesce(*(pl.lit(side["_odd"]) for side in told))
+    return made.with_columns(reason=pl.coalesce(pl.format(OF_A_PART, odd), "reason"))
 
 
 def _pair(good: Turns, bad: Turns) -> tuple[Turns, Turns, Turns, str | None]:
@@ -109,11 +120,13 @@ def _pair(good: Turns, bad: Turns) -> tuple[Turns, Turns, Turns, str | None]:
 
 def _rated(frame: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """[prompt, completion, label, reason] of each row."""
-    told = conversations(frame, layout.talk or _texts(layout))["_messages"].to_list()
+    spoken = conversations(frame, layout.talk or _texts(layout))
+    told = spoken["_messages"].to_list()
     labels = frame.select(truth(str(layout.rated)))[str(layout.rated)].to_list()
     rows = [_split(turns or [], label) for turns, label in zip(told, labels, strict=True)]
     schema: Mapping[str, Any] = {"prompt": MESSAGES, "completion": MESSAGES, "label": pl.Boolean}
-    return pl.DataFrame(rows, {**schema, "reason": pl.String}, orient="row")
+    made = pl.DataFrame(rows, {**schema, "reason": pl.String}, orient="row")
+    return _without_odd(made, spoken)
 
 
 def _texts(layout: Layout) -> list[tuple[str, str]]:

@@ -25,9 +25,11 @@ from synth.measures import SHIPPED, Field_, Measures
 from synth.published import rows
 from synth.published.cells.derived import MIN_SIMILAR_ID, derived, inputs
 from synth.published.cells.failed import NO_NUMBER, NO_WHOLE, worded
+from synth.published.cells.texts import holds_bytes, is_text
 from synth.published.files import AS_IT_IS, files, first_line
-from synth.published.forms import failed_value, is_ours, names_of
+from synth.published.forms import KNOWN, failed_value, is_ours, names_of
 from synth.published.layouts import recognised
+from synth.published.turns import WHAT, fields_of
 from synth.tags import text_figures
 from synth.tags.language_codes import code_of
 
@@ -152,6 +154,8 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
         schemas = [scan.collect_schema() for scan in scans]
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source} cannot be read as Parquet: {first_line(error)}") from error
+    if not all(map(_holds_texts, schemas)):
+        return []
     needed = ("id", *asked.wanted)
     found = [_inputs(c, schema, asked.derived) for schema in schemas for c in needed]
     if not all(found):
@@ -160,6 +164,16 @@ def _scans(source: str | Path, asked: _Asked) -> list[pl.LazyFrame]:
     texts = {"instruction", "response"} & set().union(*found)
     straight = not texts or all(map(_as_published, schemas, held))
     return scans if straight else []
+
+
+def _holds_texts(schema: Mapping[str, pl.DataType]) -> bool:
+    """Whether nothing but texts stands where the published sets have texts."""
+    names = [n for text in ("instruction", "response") for n in names_of(text)]
+    if any(holds_bytes(kind) for name, kind in schema.items() if name in KNOWN or kind.is_nested()):
+        return False
+    texts = all(is_text(schema[n]) for n in names if n in schema)
+    contents = [f.get(n, pl.Null()) for f in map(fields_of, schema.values()) for n in WHAT]
+    return texts and all(is_text(kind) or isinstance(kind, pl.List) for kind in contents)
 
 
 def _as_published(schema: pl.Schema, file: Path) -> bool:

@@ -32,9 +32,13 @@ from synth.published.cells.failed import (
     damaged,
     finite,
     labels,
+    no_texts,
+    of_ours,
+    own_no_texts,
     with_status,
     worded,
 )
+from synth.published.cells.texts import as_texts
 from synth.published.files import AS_IT_IS, Notes, Part
 from synth.published.forms import (
     PLAIN_TURNS,
@@ -102,10 +106,11 @@ def to_ours(
     added to; the others as in `rows.read`."""
     frame = part.frame
     if is_ours(frame.columns):
-        return damaged(finite(_typed(part, seen)), part)
+        return damaged(of_ours(finite(_typed(part, seen)), own_no_texts(part), part), part)
     layout = recognised(frame.schema, part.name, how)
     if notes is not None:
         notes.layouts.setdefault(layout.line, part.name)
+    wrong = no_texts(part, layout)
     frame = laid_out(frame, layout)
     held = {name: aliases for name in PUBLISHED if (aliases := _there(name, frame, layout))}
     plain = _plain_talk(frame, layout)
@@ -129,13 +134,13 @@ def to_ours(
     if {"min_similar_id", "repeat_count"} <= set(ours.columns):
         ours = ours.with_columns(MIN_SIMILAR_ID)
     silent = bool(prompts) or (prompts is None and not layout.answered and not layout.talk)
-    return _ordered(with_status(ours, part, prompts=silent))
+    return _ordered(with_status(ours.with_columns(wrong), part, prompts=silent))
 
 
 def _typed(part: Part, seen: Seen) -> pl.DataFrame:
     """Rows of our form in its types: JSON does not say what a null or an empty list is of. Raises
     UserError for a column that holds something else."""
-    frame = part.frame
+    frame = as_texts(part.frame, ("instruction", "response", "thinking"))
     for name, kind in _OWN_TYPES.items():
         if name in frame.columns:
             try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.columns import MESSAGES
+from synth.published.cells.texts import LIST, odd
 
 if TYPE_CHECKING:
     pass
@@ -157,7 +158,8 @@ def _long(rows: pl.DataFrame, kind: pl.DataType, speaker: str) -> pl.DataFrame:
 def _said(held: Mapping[str, pl.DataType], names: Sequence[str]) -> pl.Expr:
     """The first of these fields of a turn that holds a text."""
     turn = pl.col("_turn").struct
-    known = [turn.field(n).cast(pl.String) for n in names if n in held and not held[n].is_nested()]
+    plain = [n for n in names if n in held and not held[n].is_nested()]
+    known = [turn.field(n).cast(pl.String, strict=False) for n in plain]
     return pl.coalesce(*known, pl.lit(None, pl.String))
 
 
@@ -175,11 +177,15 @@ def _finished(turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def _plain(turns: pl.DataFrame, held: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    odd = pl.lit(None, pl.String)
-    if nested := [n for n in WHAT if n in held and held[n].is_nested()]:
-        there = pl.col("_turn").struct.field(nested[0]).is_not_null()
-        odd = pl.when(there).then(pl.lit("object"))
-    return _finished(turns.with_columns(content=_said(held, WHAT), odd=odd))
+    thoughts = [n for n in _THOUGHTS if n in held and not held[n].is_nested()]
+    strange = _strange(pl.col("_turn"), held, (*WHAT, *thoughts))
+    return _finished(turns.with_columns(content=_said(held, WHAT), odd=strange))
+
+
+def _strange(turn: pl.Expr, held: Mapping[str, pl.DataType], names: Sequence[str]) -> pl.Expr:
+    """What the first of these fields that holds no text holds."""
+    found = [odd(turn.struct.field(n), held[n]) for n in names if n in held]
+    return pl.coalesce(*found, pl.lit(None, pl.String))
 
 
 def _bare(turns: pl.DataFrame, speaker: str) -> pl.DataFrame:
@@ -195,7 +201,10 @@ def _pairs(turns: pl.DataFrame, held: Mapping[str, pl.DataType]) -> pl.DataFrame
     asked, answered = ("input", "output") if "input" in held else ("user", "assistant")
     sides = [
         turns.with_columns(
-            role=pl.lit(role), content=_said(held, [name]), _sub=pl.lit(sub, pl.Int32)
+            role=pl.lit(role),
+            content=_said(held, [name]),
+            _sub=pl.lit(sub, pl.Int32),
+            odd=_strange(pl.col("_turn"), held, [name]),
         )
         for sub, (role, name) in enumerate((("user", asked), ("assistant", answered)))
     ]
@@ -211,10 +220,13 @@ def _parts(turns: pl.DataFrame, held: Mapping[str, pl.DataType]) -> pl.DataFrame
     if inner:
         part = pl.col("_part").struct
         texts = [n for n in _PART_TEXTS if n in inner and not inner[n].is_nested()]
-        said = pl.coalesce(*(part.field(n).cast(pl.String) for n in texts), pl.lit(None, pl.String))
+        said = pl.coalesce(
+            *(part.field(n).cast(pl.String, strict=False) for n in texts), pl.lit(None, pl.String)
+        )
         given = part.field("type").cast(pl.String) if "type" in inner else pl.lit("text")
+        given = pl.coalesce(_strange(pl.col("_part"), inner, texts), given)
     else:
-        said, given = pl.col("_part").cast(pl.String), pl.lit("text")
+        said, given = pl.lit(None, pl.String), pl.lit(LIST)
     parts = parts.drop_nulls("_part").with_columns(said=said, given=given)
     parts = parts.with_columns(kind=pl.col("given").replace_strict(_PARTS, default="odd"))
 

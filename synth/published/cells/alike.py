@@ -10,20 +10,27 @@ from typing import Any
 
 import polars as pl
 
+from synth.published.cells.texts import no_content
+
 CONTENTS = ("content", "value")
 """The fields of a turn that hold what is said."""
 
 
 def levelled(value: Any) -> Any:
-    """The same value with every turn's content as a list of parts."""
+    """The same value with every turn's content as a list of parts; what is neither text nor parts
+    is a part of the kind that it is."""
     if isinstance(value, list):
         return [levelled(each) for each in value]
     if not isinstance(value, dict):
         return value
     told = {name: levelled(each) for name, each in value.items()}
     for name in CONTENTS:
-        if isinstance(told.get(name), str) and ({"role", "from"} & {*told}):
+        if name not in told or not {"role", "from"} & {*told}:
+            continue
+        if isinstance(told[name], str):
             told[name] = [{"type": "text", "text": told[name]}]
+        elif (what := next(no_content(told[name]), None)) is not None:
+            told[name] = [{"type": what, "text": None}]
     return told
 
 

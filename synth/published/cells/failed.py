@@ -7,15 +7,17 @@ failed row. Neither is dropped, and nothing of it is altered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import polars as pl
 
 from core.columns import FAILED, MESSAGES, OK
 from synth.measures import DECLARED
+from synth.published.cells.texts import odd as odd_text
 from synth.published.files import Part
 from synth.published.forms import PUBLISHED, TAG_LABELS, TROUBLE, of_turn, or_null
-from synth.published.turns import KNOWN_ROLES
+from synth.published.layouts import Layout
+from synth.published.turns import KNOWN_ROLES, is_talk, is_turn
 
 GOOD = "_good"
 """Whether a rated answer is a good one."""
@@ -123,13 +125,68 @@ def _added(ours: pl.DataFrame, tags: Sequence[pl.Expr]) -> pl.DataFrame:
     return ours.with_columns(failed_tags=before.list.concat(more))
 
 
+OF_A_PART = "a part of kind '{}' in a turn"
+"""Why a row failed that has a turn with something else than texts, thoughts and tool calls."""
+_OWN_TEXTS = ("instruction", "response", "thinking")
+
+
+def no_texts(part: Part, layout: Layout) -> pl.Series:
+    """[_untold] Why a row's texts are none, or its conversation holds what is none, where the rows
+    are taken so; null for the others."""
+    named = {now: before for before, now in layout.renames.items()}
+    loose = [named.get(n, n) for n in layout.loose]
+    return _untold(part, [named.get(n, n) for n in layout.texts], loose)
+
+
+def own_no_texts(part: Part) -> pl.Series:
+    """The same of a file of our form."""
+    found = _untold(part, (*_OWN_TEXTS, "messages"), {"messages"})
+    kind = part.frame.schema["messages"]
+    if is_talk(kind):
+        held = {f.name: f.dtype for f in kind.inner.fields}  # type: ignore[attr-defined]
+        content = odd_text(of_turn("content"), held.get("content", pl.Null()))
+        first = pl.col("messages").list.eval(content).list.drop_nulls().list.first()
+        told = part.frame.select(pl.format(OF_A_PART, first)).to_series()
+        found = found.zip_with(found.is_not_null(), told)
+    return found
+
+
+def of_ours(ours: pl.DataFrame, why: pl.Series, part: Part) -> pl.DataFrame:
+    """Rows of our form, where those fail that there is a reason for."""
+    told = ours.with_columns(why.alias("_untold"))
+    reason = pl.format("{} ({})", "_untold", _place(part))
+    return _failing(told, reason).drop("_untold")
+
+
+def _untold(part: Part, columns: Sequence[str], loose: Collection[str]) -> pl.Series:
+    """Why rows fail that hold something else in these columns of texts. `loose`: those that may
+    hold lists of texts."""
+    why: list[pl.Expr] = []
+    for name in columns:
+        kind = part.frame.schema.get(name, pl.Null())
+        turns = is_talk(kind) or is_turn(kind)
+        # A list of bare texts is a conversation, where it is taken for one.
+        if not turns and not (name in loose and kind.is_nested()):
+            told = odd_text(pl.col(name), kind) if name in part.frame.columns else pl.lit(None)
+            why.append(pl.format("no text in `{}`: {}", pl.lit(name), told))
+        if held := part.untold.get(name):
+            kinds = pl.Series([held.get(place) for place in part.places], dtype=pl.String)
+            at = OF_A_PART if kind.is_nested() else f"no text in `{name}`: {{}}"
+            why.append(pl.format(at, pl.lit(kinds)))
+    if not why:
+        return pl.Series("_untold", [None] * len(part.frame), dtype=pl.String)
+    # As columns of the frame: a literal alone would be one row.
+    found = part.frame.with_columns(_untold=pl.coalesce(why).cast(pl.String))
+    return found["_untold"]
+
+
 def with_status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFrame:
     """Which rows are failed rows, and why; every id is made the row's own. `prompts`: a row needs
     no response."""
     again = pl.col("_again")
     ours = ours.with_columns(
         or_null(name, ours.columns, kind)
-        for name, kind in ((GOOD, pl.Boolean), ("_odd", pl.String))
+        for name, kind in ((GOOD, pl.Boolean), ("_odd", pl.String), ("_untold", pl.String))
     )
     place = _place(part)
     at = pl.format(" ({})", place)
@@ -137,10 +194,11 @@ def with_status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFram
     turns = pl.col("messages").list
     strange = turns.eval(role.filter(~role.is_in(KNOWN_ROLES))).list.first()
     silent = turns.eval(_blank(text) & (role != "tool")).list.any().fill_null(False)
-    odd = pl.format("a part of kind '{}' in a turn{}", "_odd", at)
+    odd = pl.format(OF_A_PART + "{}", "_odd", at)
     reasons = (
         pl.when(again).then(pl.format("the id {} occurs twice{}", "id", at)),
         pl.when(pl.col(GOOD).not_()).then(pl.format("a rejected answer{}", at)),
+        pl.when(pl.col("_untold").is_not_null()).then(pl.format("{}{}", "_untold", at)),
         pl.when(pl.col("_odd").is_not_null()).then(odd),
         pl.when(_blank(pl.col("instruction"))).then(pl.format("no instruction{}", at)),
         pl.when(_blank(pl.col("response")) & ~pl.lit(prompts)).then(pl.format("no response{}", at)),
@@ -153,7 +211,7 @@ def with_status(ours: pl.DataFrame, part: Part, *, prompts: bool) -> pl.DataFram
         reason=reason,
         status=pl.when(reason.is_null()).then(pl.lit(OK)).otherwise(pl.lit(FAILED)),
     )
-    return damaged(ours.drop("_again", "_odd", GOOD), part)
+    return damaged(ours.drop("_again", "_odd", "_untold", GOOD), part)
 
 
 def _place(part: Part) -> pl.Expr:
