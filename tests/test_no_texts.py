@@ -160,7 +160,8 @@ def test_a_file_of_our_form_is_looked_at_too(tmp_path: Path) -> None:
     path = tmp_path / "ours.jsonl"
     rows.write(rows.read(saved(tmp_path / "a.jsonl", GOOD, ALIKE)), path, "magpie")
     first, second = map(json.loads, path.read_text().splitlines())
-    for held in ([{**first, "response": 5}, second], [{**first, "response": 5}]):
+    bare = {name: value for name, value in first.items() if name != "messages"} | {"response": 5}
+    for held in ([{**first, "response": 5}, second], [{**first, "response": 5}], [bare]):
         frame, counted = imported(saved(path, *held))
         assert counted.failed == {"no text in `response`: number": 1}
         assert frame["response"][0] == "5"

@@ -141,7 +141,7 @@ def no_texts(part: Part, layout: Layout) -> pl.Series:
 def own_no_texts(part: Part) -> pl.Series:
     """The same of a file of our form."""
     found = _untold(part, (*_OWN_TEXTS, "messages"), {"messages"})
-    kind = part.frame.schema["messages"]
+    kind = part.frame.schema.get("messages")
     if is_talk(kind):
         held = {f.name: f.dtype for f in kind.inner.fields}  # type: ignore[attr-defined]
         content = odd_text(of_turn("content"), held.get("content", pl.Null()))
