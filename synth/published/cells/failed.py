@@ -17,7 +17,7 @@ from synth.published.cells.texts import odd as odd_text
 from synth.published.files import Part
 from synth.published.forms import PUBLISHED, TAG_LABELS, TROUBLE, of_turn, or_null
 from synth.published.layouts import Layout
-from synth.published.turns import KNOWN_ROLES, is_talk, is_turn
+from synth.published.turns import KNOWN_ROLES, fields_of, is_talk, is_turn
 
 GOOD = "_good"
 """Whether a rated answer is a good one."""
@@ -143,8 +143,7 @@ def own_no_texts(part: Part) -> pl.Series:
     found = _untold(part, (*_OWN_TEXTS, "messages"), {"messages"})
     kind = part.frame.schema.get("messages")
     if is_talk(kind):
-        held = {f.name: f.dtype for f in kind.inner.fields}  # type: ignore[attr-defined]
-        content = odd_text(of_turn("content"), held.get("content", pl.Null()))
+        content = odd_text(of_turn("content"), fields_of(kind).get("content", pl.Null()))
         first = pl.col("messages").list.eval(content).list.drop_nulls().list.first()
         told = part.frame.select(pl.format(OF_A_PART, first)).to_series()
         found = found.zip_with(found.is_not_null(), told)
