@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import UserError
+from recipes.exchange import import_data
 from recipes.verbs import filter as filtering
 from synth.config.rows import Reading
 from synth.published import files, pairs, rows, tagged
@@ -165,3 +167,23 @@ def test_a_file_of_our_form_is_looked_at_too(tmp_path: Path) -> None:
         frame, counted = imported(saved(path, *held))
         assert counted.failed == {"no text in `response`: number": 1}
         assert frame["response"][0] == "5"
+
+
+@pytest.mark.parametrize("test", ["> 1e400", "> -1e400", "IN (1, 1e400)", "= 1e400"])
+def test_a_condition_with_an_infinite_number_is_refused(test: str) -> None:
+    stated = {"where": f"instruct_reward {test}", "choose": "all"}
+    with pytest.raises(UserError, match=r"number .*beyond every float"):
+        filtering.rules_of([filtering.UNNAMED], stated)
+
+
+@pytest.mark.parametrize("budget", [{"rows": 10**18}, {"tokens": 10**20}, {"rows": 0}])
+def test_a_budget_that_no_recipe_may_have_is_one_sentence(budget: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"^--(rows|tokens) \d+: give a number from 1 to [\d,]+\.$"):
+        filtering.Asked(**budget).arm()
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_an_import_of_no_rows_is_refused(tmp_path: Path, rows: int) -> None:
+    wanted = import_data.Wanted(limit=rows)
+    with pytest.raises(UserError, match=f"--limit {rows}: give a number"):
+        import_data.verb("a.jsonl", tmp_path / "b.jsonl", wanted, files.AS_IT_IS)

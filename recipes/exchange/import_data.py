@@ -46,6 +46,9 @@ class Wanted:
 
 def verb(source: str, out: Path | None, wanted: Wanted, how: Reading) -> Told:
     """`magpie import`. Raises UserError for options that do not go together."""
+    for option, rows in (("--limit", wanted.limit), ("--head", wanted.head)):
+        if rows is not None and rows < 1:
+            raise UserError(f"{option} {rows}: give a number of rows from 1 on.")
     if wanted.head is not None:
         return show_head(source, wanted.head, how)
     if out is None:

@@ -19,6 +19,7 @@ from recipes.exchange.free_columns import with_free
 from recipes.exchange.import_data import spare
 from recipes.exchange.likeness import NO_MODELS, Comparer, Embedder, Models
 from recipes.verbs.terminal import say, table
+from synth.config.rows import MOST_ROWS
 from synth.filters.arm import ArmConfig
 from synth.filters.choices import CHOICES
 from synth.filters.choosing.candidates import Vectors
@@ -34,6 +35,9 @@ UNNAMED = "filter"
 """What is stated without a strategy goes by this name."""
 NOTHING = Strategy(None, "", None, "")
 """A strategy that states nothing."""
+
+MOST = (MOST_ROWS, 10_000 * MOST_ROWS)
+"""Rows and tokens of a budget, as recipes have it."""
 
 Block = dict[str, Any]
 
@@ -67,6 +71,9 @@ class Asked:
         if self.rows is not None and self.tokens is not None:
             raise UserError("a budget is either --rows or --tokens; give one.")
         budget = {"rows": self.rows, "tokens": self.tokens}
+        for (unit, amount), most in zip(budget.items(), MOST, strict=True):
+            if amount is not None and not 1 <= amount <= most:
+                raise UserError(f"--{unit} {amount}: give a number from 1 to {most:,}.")
         fields = {
             "where": self.where,
             "choose": self.choose,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -147,7 +148,10 @@ def parse(text: str, columns: Mapping[str, Field_], at: str = "where") -> Where:
     except (pl.exceptions.PolarsError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{at}: cannot read {text!r} as a SQL predicate ({reason}).") from error
-    root = _Checker(columns, at).boolean(tree)
+    try:
+        root = _Checker(columns, at).boolean(tree)
+    except pl.exceptions.PolarsError as error:  # JSON has no infinity: the number is not written
+        raise UserError(f"{at}: a number in {text!r} is beyond every float; correct it.") from error
     if not root.columns:
         raise UserError(
             f"{at}: {text!r} names no column, so it keeps every row or none; "
@@ -346,6 +350,10 @@ class _Checker:
             raise self.fail(
                 f"{column} compared with {shown} is never true; leave that comparison out"
             )
+        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+            raise self.fail(
+                f"{column} compared with a number that is beyond every float: correct it"
+            )
         if field.labels and value not in field.labels:
             near = nearest(str(value), field.labels)
             raise self.fail(f"{value!r} is not a label of {column}{near}")
@@ -358,6 +366,7 @@ class _Checker:
             raise self.fail(f"{column} is text and would compare alphabetically; use =, IN or LIKE")
 
 
+_LARGEST = sys.float_info.max
 _CONSTANTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "number": (lambda value: not isinstance(value, bool | str), "is a number; {!r} is not"),
     "bool": (lambda value: isinstance(value, bool), "is true or false; {!r} is neither"),
