@@ -16,6 +16,7 @@ from PIL import Image
 from core.sending.purse import Bill, Ledger
 from recipes.report import beside, page, tables
 from recipes.report.drawing import figures, marks, raster, standalone
+from recipes.report.sections import browser, nearest
 from tests.fabricated_run import fabricate
 from tests.test_verdicts import AGAIN, shuffled
 
@@ -114,6 +115,22 @@ def test_controls_labels_and_duels_are_tables_with_the_pages_numbers(made: Path)
         "head_to_head", "a", "over_baseline_difference", "over_baseline_simultaneous_upper"
     )
     assert duel == ("random", pytest.approx(-size), pytest.approx(-low))
+
+
+def test_items_that_nobody_was_asked_stand_in_the_tables_with_their_first_message(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As held-out conversations, of which the page's browser knows no prompt."""
+    asked = pl.read_parquet(made / "tables/nearest.parquet").select("item", "prompt").unique()
+    texts = dict(asked.iter_rows())
+    monkeypatch.setattr(browser, "name_prompts", lambda *_: None)
+    monkeypatch.setattr(nearest, "first_messages", lambda *_: texts)
+    inputs = fabricate(tmp_path, seeds=("0", "1"))
+    page.build(inputs, tmp_path, {"name": "demo"})
+    for name, column in (("nearest", "prompt"), ("disagreements", "text")):
+        table = pl.read_parquet(tmp_path / f"tables/{name}.parquet")
+        assert dict(table.select("item", column).iter_rows()).items() <= texts.items()
+        assert table.height
 
 
 def test_each_table_is_there_in_three_formats_that_hold_the_same(made: Path) -> None:

@@ -35,7 +35,8 @@ def of_page(shown: Record) -> dict[str, pl.DataFrame]:
     tables["leaderboard"] = table([_ranked(row) for row in shown["board"].get("rows", [])])
     tables["disagreements"] = table(
         [
-            {"item": row["item"], "distance": row["distance"], "arm": arm, "value": value}
+            {"item": row["item"], "text": row["text"], "distance": row["distance"]}
+            | {"arm": arm, "value": value}
             for row in shown["apart"]["rows"]
             for arm, _, value in row["values"]
         ]
@@ -44,7 +45,7 @@ def of_page(shown: Record) -> dict[str, pl.DataFrame]:
     tables["lengths"] = table(lengths)
     tables["nearest"] = table(
         [
-            {"item": row["item"], "prompt": row["prompt"], **near}
+            {"item": row["item"], "prompt": row["text"], **near}
             for row in shown["apart"]["rows"]
             for near in row.get("nearest", [])
         ]
