@@ -176,6 +176,14 @@ def test_a_condition_with_an_infinite_number_is_refused(test: str) -> None:
         filtering.rules_of([filtering.UNNAMED], stated)
 
 
+def test_more_conditions_than_can_be_read_are_refused() -> None:
+    stated = {"where": " AND ".join(["instruct_reward > 0"] * 800), "choose": "all"}
+    with pytest.raises(
+        UserError, match=r"more conditions than can be read|cannot read .* recursion"
+    ):
+        filtering.rules_of([filtering.UNNAMED], stated)
+
+
 @pytest.mark.parametrize("budget", [{"rows": 10**18}, {"tokens": 10**20}, {"rows": 0}])
 def test_a_budget_that_no_recipe_may_have_is_one_sentence(budget: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"^--(rows|tokens) \d+: give a number from 1 to [\d,]+\.$"):

@@ -145,11 +145,13 @@ def parse(text: str, columns: Mapping[str, Field_], at: str = "where") -> Where:
     """
     try:
         tree = sql_tree.read(text)
-    except (pl.exceptions.PolarsError, ValueError) as error:
+    except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{at}: cannot read {text!r} as a SQL predicate ({reason}).") from error
     try:
         root = _Checker(columns, at).boolean(tree)
+    except RecursionError as error:
+        raise UserError(f"{at}: more conditions than can be read; use IN, or fewer.") from error
     except pl.exceptions.PolarsError as error:  # JSON has no infinity: the number is not written
         raise UserError(f"{at}: a number in {text!r} is beyond every float; correct it.") from error
     if not root.columns:
