@@ -55,7 +55,7 @@ def filter_data(
     param: Annotated[
         list[str] | None, Option(help="A threshold of the strategy: tau1=-10 (repeatable).")
     ] = None,
-    seed: Annotated[int, Option(help="Redraws what is chosen by hash_order.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Redraws what is chosen by hash_order.")] = 0,
     out: Annotated[
         Path | None,
         Option(

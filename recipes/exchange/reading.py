@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,13 @@ def of(map_: Sequence[str] | None, **given: Any) -> Reading:
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:
     """Our column -> the file's, of texts such as instruction=question,response=answer. Raises
-    UserError for one of another form."""
-    return dict(_pair(pair) for text in texts for pair in text.split(","))
+    UserError for one of another form, and for a column of ours that is said twice."""
+    said = [_pair(pair) for text in texts for pair in text.split(",")]
+    made = dict(said)
+    if len(made) < len(said):
+        twice = Counter(ours for ours, _ in said).most_common(1)[0][0]
+        raise UserError(f"--map names {twice} twice; say which one column it is.")
+    return made
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -106,6 +106,8 @@ class Applied:
 def main(source: str, asked: Asked, output: Output, seed: int, models: Models) -> None:
     """Apply, write the chosen rows, print the funnels."""
     form = _form(output.form)
+    if asked.where is not None and not asked.where.strip():
+        raise UserError("--where is empty; leave it out to keep every row.")
     names, arm = asked.names, asked.arm()
     paths: dict[str, Path] = {}
     if output.path is not None and len(names) > 1:
@@ -115,7 +117,9 @@ def main(source: str, asked: Asked, output: Output, seed: int, models: Models) -
     for path in paths.values():
         spare(source, path)
     try:
-        applied = apply_all(source, names, seed, models, **arm)
+        # Some libraries log to stdout when they are imported, where the table is read.
+        with redirect_stdout(sys.stderr):
+            applied = apply_all(source, names, seed, models, **arm)
     except Unfilled as error:
         raise UserError(f"{error.problem}, or add --allow-short.") from error
     for name, path in paths.items():
@@ -232,12 +236,10 @@ def _counter(source: str | Path, models: Models) -> TokenCounter:
     def count(frame: pl.DataFrame) -> pl.Series:
         if not counts:
             base = resolve(config.base, None)
-            # Some libraries log to stdout when they are imported, where --json is read.
-            with redirect_stdout(sys.stderr):
-                for batch in rows.read(source):
-                    answered = to_form(batch, "messages")
-                    if len(answered):
-                        counts.update(count_tokens(config, base, answered))
+            for batch in rows.read(source):
+                answered = to_form(batch, "messages")
+                if len(answered):
+                    counts.update(count_tokens(config, base, answered))
             if not counts:
                 raise UserError(
                     f"--tokens: no row of {source} has a response whose tokens could be counted; "
