@@ -133,7 +133,8 @@ def test_rows_of_which_no_answer_could_be_scored_are_counted(
     loaded = room.run("best", responses={"n": 4})
     funnel = json.loads((loaded.recipe.folder / "select/every/funnel.json").read_text())
     assert sum(funnel["failed"].values()) == 2
-    cells = [pl.read_parquet(path) for path in (room.folder / "store").rglob("part-*.parquet")]
+    parts = (room.folder / "store/columns").rglob("part-*.parquet")
+    cells = list(map(pl.read_parquet, parts))
     reasons = [reason for frame in cells for reason in frame["reason"].drop_nulls()]
     assert Counter(reason for reason in reasons if reason.startswith("none of")) == {
         "none of 4 answers could be scored: cut off at max_tokens": 1,
