@@ -211,7 +211,7 @@ def _section(benchmark: Benchmark, kept: Path) -> list[str]:
     )
     crashed = any("Error" in line for line in found["said"])
     why = found["said"][0] if crashed else "a bar that it holds itself to was missed"
-    missed = [f"It ended with an error: {why}.", ""]
+    missed = [f"It ended with status {found['status']}: {why}.", ""]
     ended = missed if found["status"] else []
     return [*asked, "```text", found["printed"], "```", "", *ended, conditions]
 

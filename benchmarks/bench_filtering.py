@@ -357,7 +357,8 @@ def main() -> None:
             f"datasets.Dataset.filter, whole rows: {slow:.1f} s on {rows:,}, "
             f"in proportion {scaled:.0f} s; {scaled / alone:.0f} times as long"
         )
-    if (queried := by_duckdb(path, given.runs)) is None:
+        queried = by_duckdb(path, given.runs)
+    if queried is None:
         print("DuckDB is not installed (pip install duckdb): left out")
     else:
         seconds_of_it, counted = queried

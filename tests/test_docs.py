@@ -245,3 +245,15 @@ def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
             else value
         )
     return out
+
+
+def test_the_readmes_ratios_are_those_of_the_benchmarks_page() -> None:
+    rows = [line for line in PAGES["README"].splitlines() if "`bench_" in line and line[0] == "|"]
+    on_page = [row for row in rows if "cost_per_kept" not in row and "standard error" not in row]
+    assert len(on_page) >= 6
+    for row in on_page:
+        told = row.rpartition("| `bench_")[0].replace("1.5.3", "").replace("0.6.6", "")
+        for figure in re.findall(r"\d+\.\d+(?!e)", told):
+            rounded = re.escape(figure) + r"\d*"
+            exact = {"1.9": r"1\.[89]\d*"}.get(figure, rounded)
+            assert re.search(rf"\b{exact}", PAGES["benchmarks"]), f"{figure} of {row}"
