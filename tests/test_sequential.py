@@ -249,6 +249,16 @@ def test_so_many_prompts_as_would_decide_are_what_a_pair_without_spread_waits_fo
         assert (pair.lower > 0) == apart
 
 
+@pytest.mark.parametrize("planned", [45, 120, 230])
+def test_so_many_differing_prompts_decide_whatever_is_planned(planned: int) -> None:
+    (one,) = estimates(family({"a": np.ones(planned), "b": np.ones(planned)}, planned), None)
+    for differing, apart in ((_differing(one) - 1, False), (_differing(one), True)):
+        values = np.zeros(planned)
+        values[:differing] = 1.0
+        (pair,) = look(family({"a": values, "b": np.zeros(planned)}, planned)).pairs
+        assert (pair.lower > 0) == apart
+
+
 def test_a_judge_that_prefers_an_arm_everywhere_is_believed_at_the_first_look_that_may_stop() -> (
     None
 ):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pytest
 
 from core.errors import UserError
 from train.config import DpoConfig
-from train.data import pairs, parts, tools
+from train.data import pairs, parts, tokens, tools
 from train.data.order import Steps, accumulation_of_pairs, steps
 from train.data.packs import Packs, pack, split
 
@@ -154,6 +157,18 @@ def test_without_a_capacity_the_longest_document_is_one() -> None:
     assert written(pack(lengths, None, "alone")) == [[(0, 0, 3)], [(1, 0, 7)], [(2, 0, 4)]]
     assert written(pack(lengths, 4, "alone")) == [[(0, 0, 3)], [(1, 0, 4)], [(2, 0, 4)]]
     assert len(pack(np.array([], dtype=np.int64), None, "bfd")) == 0
+
+
+@pytest.mark.parametrize(("room", "full"), [(8, 7 / 8), (None, 7 / 8), (4, 7 / 8)])
+def test_packs_are_as_full_as_their_tokens_of_their_room(
+    room: int | None, full: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a room it is the longest document's: two packs of 4, one of them with 3."""
+    monkeypatch.setattr(tokens, "_write", lambda *_: None)
+    config: Any = SimpleNamespace(max_length=room, trainer={"packing": True})
+    documents: Any = SimpleNamespace(input_ids=[[1] * 3, [1] * 4])
+    monkeypatch.setattr(tokens, "_strategy", lambda _: "bfd")
+    assert tokens._packed(config, documents, tmp_path, 0)["packing_efficiency"] == full
 
 
 def test_a_document_is_split_after_each_room_of_tokens() -> None:
