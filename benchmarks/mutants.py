@@ -69,7 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/data/pairs.py": ("training_parts", "dpo"),
     "train/data/parts.py": ("training_parts", "train_data"),
     "train/data/rows.py": ("train_data",),
-    "train/data/tokens.py": ("train_data", "order"),
+    "train/data/tokens.py": ("training_parts", "train_data", "order"),
     "train/data/tools.py": ("training_parts", "train_data"),
     "train/sizes/schedule.py": ("plan",),
     "eval/judging/verdicts.py": ("verdicts_read", "wildbench", "rewarding"),

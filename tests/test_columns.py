@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from core import columns, store
-from core.cells import merging
+from core.cells import merging, whole
 from core.columns import Column
 from core.errors import UserError
 
@@ -418,3 +418,9 @@ def test_a_store_of_a_newer_version_is_refused_in_one_sentence(tmp_path: Path) -
             UserError, match=r"has layout 99 and this version .* knows layouts up to"
         ):
             use(tmp_path)
+
+
+def test_a_part_that_nothing_was_kept_of_has_no_digest_to_be_compared_with(tmp_path: Path) -> None:
+    folder = tmp_path / "columns" / "quality" / "abc"
+    assert not whole.is_known(folder / "part-00000.parquet", tmp_path)
+    assert whole.is_known(folder / f"part-00000-{'0' * 32}.parquet", tmp_path)

@@ -43,6 +43,14 @@ def server() -> Iterator[ScriptedServer]:
         yield running
 
 
+def test_the_digest_of_a_frame_is_what_it_was() -> None:
+    """Keys of results hang on it, in stores of before too."""
+    frame = pl.DataFrame({"b": [True, None, False], "n": [1.5, None, 2.0], "t": ["a", None, "ü"]})
+    assert frame_digest(frame) == (
+        "e5625e7f7a2f277177aefc08a0069274c06ca9b4fd484579753701a556fd405e"
+    )
+
+
 def test_requests_of_the_next_slice_are_sent_while_those_of_this_one_are_in_flight(
     tmp_path: Path, llama: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_damaged_store_json_is_made_again_of_its_copy(
     assert "store.json: is damaged" in capsys.readouterr().err
     mark_version(tmp_path)
     assert json.loads((tmp_path / "store.json").read_text()) == {"version": LAYOUT}
+    assert LAYOUT == 2, "another number shuts out every store that there is"
 
 
 def test_the_copy_of_a_newer_stores_layout_counts_too(tmp_path: Path) -> None:
