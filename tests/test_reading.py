@@ -205,6 +205,14 @@ def test_map_takes_texts_in_place_of_a_conversation_and_the_other_way_round(tmp_
     assert texts(told(tmp_path, row, how=Reading(map={"messages": "talk"}))) == [("q", "r")]
 
 
+def test_texts_that_are_empty_beside_a_conversation_are_its_own(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]
+    empty = {"instruction": "", "response": "", "conversations": turns}
+    said = empty | {"instruction": "ask", "response": "answer"}
+    assert texts(told(tmp_path, empty)) == [("ask", "answer")]
+    assert texts(told(tmp_path, empty, said)) == [("ask", "answer")] * 2
+
+
 def test_join_puts_columns_together_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
     join = Reading(join="Read: {context}\\n\\nDo: {instruction}!")  # as a shell passes it
     rows = [{"instruction": "sum", "context": c, "response": "r"} for c in ("text", "", None)]
