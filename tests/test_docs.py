@@ -253,7 +253,11 @@ def test_the_readmes_ratios_are_those_of_the_benchmarks_page() -> None:
     assert len(on_page) >= 6
     for row in on_page:
         told = row.rpartition("| `bench_")[0].replace("1.5.3", "").replace("0.6.6", "")
+        if "distilabel" in row:  # its ratio is of two benchmarks
+            theirs, ours, ratio = map(float, re.findall(r"\d+\.\d+", told)[:3])
+            assert ratio == pytest.approx(ours / theirs, abs=0.05)
+            told = told.replace(str(ratio), "")
         for figure in re.findall(r"\d+\.\d+(?!e)", told):
-            rounded = re.escape(figure) + r"\d*"
-            exact = {"1.9": r"1\.[89]\d*"}.get(figure, rounded)
-            assert re.search(rf"\b{exact}", PAGES["benchmarks"]), f"{figure} of {row}"
+            assert re.search(rf"\b{re.escape(figure)}\d*", PAGES["benchmarks"]), (
+                f"{figure} of {row}"
+            )

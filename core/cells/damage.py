@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import UserError, shown
+from core.files import write_atomic
 
 ASIDE = "aside"
 """The folder of a store that holds what was set aside, under the paths that it had."""
@@ -95,6 +96,15 @@ def is_hurt(path: Path) -> bool:
 def mends() -> bool:
     """Whether what is damaged may be put right now."""
     return _noting is not None and _noting.moves
+
+
+def put_right(path: Path, data: bytes | str, root: Path) -> None:
+    """Where that may be now: move a file out of the way and write what it should say."""
+    if not mends():
+        return
+    if path.exists():
+        set_aside(path, root)
+    write_atomic(path, data)
 
 
 def left_out(path: Path) -> bool:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from core.cells import seals
-from core.cells.damage import damaged, hurt, mends, set_aside
+from core.cells.damage import damaged, hurt, mends, put_right, set_aside
 from core.cells.lines import records
 from core.cells.seals import Memory
 from core.errors import UserError
-from core.files import read_json, write_atomic
+from core.files import read_json
 
 SPECS = "specs.json"
 DECLARED = "declared.json"
@@ -46,9 +46,7 @@ def look(root: Path, recipe: str, *, anew: bool = False, only: tuple[str, ...] =
             _money(folder / name, why, copy, memory, root)
         elif copy is not None:
             hurt(folder / name, f"{why}; the copy of it in {memory.path} counts")
-            if mends():
-                set_aside(folder / name, root)
-                write_atomic(folder / name, copy)
+            put_right(folder / name, copy, root)
         else:
             for snapshot in _same(folder / name, root / "snapshots"):
                 damaged(snapshot, why, root)
@@ -69,10 +67,7 @@ def _money(path: Path, why: str, copy: str | None, memory: Memory, root: Path) -
         hurt(path, f"{why}; it says no less than it did, and counts")
         return
     hurt(path, f"{why}; the copy of it in {memory.path} counts")
-    if mends():
-        if path.exists():
-            set_aside(path, root)
-        write_atomic(path, copy)
+    put_right(path, copy, root)
 
 
 def _paid(ledger: bytes) -> float:

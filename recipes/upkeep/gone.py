@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cells import journal, seals, whole
-from core.cells.damage import ASIDE, damaged, hurt, is_hurt, mends, set_aside
+from core.cells.damage import ASIDE, damaged, hurt, is_hurt, mends, put_right
 from core.cells.references import REFERS, References
 from core.cells.seals import Memory
 from core.errors import UserError
@@ -43,10 +43,7 @@ def check_layout(root: Path) -> None:
         if not is_hurt(path):
             wrong = "is damaged" if path.exists() else seals.GONE
             hurt(path, f"{wrong}; {other} counts")
-        if mends():
-            if path.exists():
-                set_aside(path, root)
-            write_atomic(path, text)
+        put_right(path, text, root)
 
 
 # -- columns ---------------------------------------------------------------------------------------
@@ -76,10 +73,7 @@ def check_about(root: Path, folder: Path) -> None:
         return  # there is nothing in it
     if _wrong(copy, folder.name) is None:
         hurt(path, f"{wrong}; the copy of it in {copy} counts")
-        if mends():
-            if path.exists():
-                set_aside(path, root)
-            write_atomic(path, copy.read_bytes())
+        put_right(path, copy.read_bytes(), root)
     elif wrong == seals.GONE:
         hurt(path, f"{wrong}; a run that reads this column writes it again")
     else:
